@@ -1,0 +1,96 @@
+"""When replicas agree: `Strategy`, and `ServerPolicy`, all that a parameter-server strategy supplies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.compression import Compression
+from benchsuite.topology import Topology
+from benchsuite.workload import Batch, Part, Recipe, Shapes
+
+# Recorded counts: name -> one number per world rank, e.g. {"pushes": [121, 119, 0]}.
+Events = Mapping[str, Sequence[int]]
+Apply = Callable[[Tensor], None]
+Work = tuple[int, int, int]  # (global batch index, shard, num_shards)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a traffic prediction may depend on besides shapes and events."""
+
+    num_workers: int  # replicas: ranks of the sync axis that compute
+    num_servers: int
+    itemsize: int
+    topology: Topology
+    compression: Compression
+    clip: bool
+
+
+class Strategy(Protocol):
+    """One file in `sync/`, a dataclass whose fields are its options; state is created in `start`.
+
+    `survives = "worker"` (a class attribute, not an option) says that a worker's death does not end the run.
+    `snapshot_of`: whose parameters count: "replica" (any, rank 0's is taken), "servers" (their slices) or
+    "mean" (over replicas).
+    """
+
+    events: dict[str, int]  # this rank's counts
+
+    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+        """Called on every rank, servers too; `topology` is started."""
+
+    def next_index(self) -> Work | None:
+        """What to compute next; None = the budget is used."""
+
+    def step(self, batch: Batch) -> float:
+        """One gradient, one agreement as far as the strategy asks for it; returns this rank's loss."""
+
+    def finish(self) -> None:
+        """Drains what is under way and says goodbye."""
+
+    def snapshot(self) -> Tensor:
+        """This rank's share of the parameters that count (flat)."""
+
+    def policy(self) -> ServerPolicy | None:
+        """What a server does with pushes; None where the strategy needs no server."""
+
+    def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        """The counts of an undisturbed run over `num_batches` global batches, for a dry run."""
+
+    def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        """Bytes by (source, destination) of the whole run, from its recorded events."""
+
+
+class ServerPolicy(Protocol):
+    """What a parameter server does with pushes. Called by the one loop, `topology/parameter_server.py: serve`."""
+
+    def start(self, shard: Tensor, apply: Apply) -> None:
+        """`shard` is the server's slice; `apply(gradient)` is one optimiser step on it and version += 1."""
+
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        """Takes a gradient computed on `version`; returns the workers to answer now."""
+
+    def on_goodbye(self, worker: int) -> list[int]:
+        """A worker has finished; returns the workers to answer now."""
+
+    def answer(self, worker: int) -> Tensor:
+        """What `worker` is answered (default: the shard)."""
+
+    def snapshot(self) -> Tensor:
+        """The server's share of the parameters that count."""
+
+
+def count(events: Events, name: str, rank: int) -> int:
+    """events[name][rank], 0 where nothing was recorded."""
+    counts = events.get(name, ())
+    return int(counts[rank]) if rank < len(counts) else 0
+
+
+def options_of(strategy: Any) -> dict[str, Any]:
+    """The option values of a dataclass instance by name."""
+    return {name: getattr(strategy, name) for name in getattr(strategy, "__dataclass_fields__", {})}

@@ -1,0 +1,146 @@
+"""What is trained (`Workload`) and what a rank holds of it (`Part`).
+
+A workload knows nothing of ranks: it is a model as a chain of layers, data that any worker can be handed,
+a loss, an evaluation, a target. `parallel/` makes a `Part` of it on each rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite.comm import Handle
+
+Shapes = Mapping[str, torch.Size]  # parameter name -> shape, in the order of the flat vector
+Infer = Callable[[Tensor], Tensor]
+Ready = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that one gradient is computed on."""
+
+    x: Any
+    y: Any
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """When a run has arrived. `criterion = "twice"`: in two consecutive evaluations."""
+
+    metric: str
+    easy: float
+    target: float
+    hard: float
+    direction: str = "max"  # or "min"
+    criterion: str = "once"  # or "twice"
+    evaluate_every: int = 0  # samples between two evaluations
+    unit: str = ""  # of the metric, e.g. "%"
+
+    def reached(self, value: float, bound: float) -> bool:
+        """Whether one evaluation satisfies `bound` (NaN never does)."""
+        return value >= bound if self.direction == "max" else value <= bound
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How it is trained. The learning rate is a function of progress = samples consumed / budget, so it is the
+    same schedule for every strategy."""
+
+    make_optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+    lr: Callable[[float], float]
+    global_batch: int
+    budget: int  # samples
+    clip_norm: float | None = None
+    elementwise: bool = True  # the optimiser treats every element alike: it may work on a flat vector or a slice of it
+
+
+class Workload(Protocol):
+    """One file in `workloads/`, a dataclass whose fields are its options; `presets` stands in the module."""
+
+    target: Target
+
+    def start(self, *, seed: int, dtype: torch.dtype) -> None:
+        """Loads data and fixes every random stream. Called once before anything else."""
+
+    def layers(self) -> list[nn.Module]:
+        """The model as a chain, built on the CPU from the seed: two calls give equal parameters."""
+
+    def tensor_plan(self) -> Mapping[int, str]:
+        """Layer -> how it splits by weight ({} = it does not)."""
+
+    def recipe(self) -> Recipe:
+        """Optimiser, schedule, clipping, batch and budget of the single-process run."""
+
+    def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
+        """Global batch `index`, slice `shard` of `num_shards`: pure in (seed, index)."""
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Mean over the batch."""
+
+    def evaluate(self, infer: Infer) -> float:
+        """The metric on the held-out set, once over every sample."""
+
+
+class RolloutWorkload(Workload, Protocol):
+    """A workload whose batches come from acting (reinforcement learning)."""
+
+    def collect(self, act: Infer, index: int, *, shard: int, num_shards: int, state: Any) -> list[Batch]:
+        """Rollouts with the current policy, then its minibatches."""
+
+
+class Part(Protocol):
+    """What one rank holds of the model: `params` and `grad` are flat vectors with named views."""
+
+    module: nn.Module
+    shapes: Shapes
+    params: Tensor  # (P,)
+    grad: Tensor  # (P,)
+
+    def infer(self, x: Tensor) -> Tensor:
+        """Forward without gradient; the result stands on every rank of the replica."""
+
+    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+        """Fills `grad` with the gradient of the mean loss, never steps; returns the loss.
+
+        `ready(start, stop)` is called for slices of `grad` in backward order as they become final.
+        `until`: when it completes first the gradient is abandoned and None returned (virtual clock only).
+        """
+
+
+def numel(shapes: Shapes) -> int:
+    """Elements of the flat vector."""
+    return sum(shape.numel() for shape in shapes.values())
+
+
+def views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
+    """Named views into a flat vector."""
+    pieces = flat.split([shape.numel() for shape in shapes.values()])
+    return {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
+
+
+@dataclass
+class Evaluations:
+    """The curve of a run: one entry per evaluation, in the order of samples."""
+
+    samples: list[int] = field(default_factory=list)
+    metric: list[float] = field(default_factory=list)
+
+
+def first_reached(target: Target, bound: float, metrics: Sequence[float]) -> int | None:
+    """Index of the evaluation that satisfies the criterion for `bound`; None = a miss.
+
+    Not interpolated back before it was seen; with `twice` it is the second of two in a row.
+    """
+    needed = 2 if target.criterion == "twice" else 1
+    in_a_row = 0
+    for position, value in enumerate(metrics):
+        in_a_row = in_a_row + 1 if target.reached(value, bound) else 0
+        if in_a_row >= needed:
+            return position
+    return None
