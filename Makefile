@@ -1,0 +1,32 @@
+# make report   set up, run reports/quick.toml where results are missing, write reports/build/quick/index.html
+# make test     set up, lint, types, tests
+PYTHON ?= python3
+REPORT ?= quick
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.benchsuite-installed
+
+.PHONY: setup report test lint clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev,asv]'
+	touch $@
+
+report: $(STAMP)
+	$(BIN)/benchsuite run $(REPORT)
+	$(BIN)/benchsuite report $(REPORT)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist reports/build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

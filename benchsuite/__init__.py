@@ -1,0 +1,28 @@
+"""A benchmark suite for distributed training strategies: throughput, communication volume, convergence side by side.
+
+`run(plan_or_cell)` runs what is missing, `load_results(path)` is the tidy table of ECOSYSTEM.md section 2, `Cell` is
+one experiment. Importing the package imports neither torch nor pandas: names are resolved when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchsuite.api import load_results, run
+    from benchsuite.cell import Cell
+
+__version__ = "0.1.0"
+__all__ = ["Cell", "__version__", "load_results", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Cell":
+        from benchsuite.cell import Cell
+
+        return Cell
+    if name in ("run", "load_results"):
+        from benchsuite import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
