@@ -1,0 +1,1 @@
+"""From the tidy table of runs to what a figure or a table prints. Works from files alone; imports no torch."""

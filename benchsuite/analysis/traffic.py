@@ -1,0 +1,37 @@
+"""Bytes: predicted, counted (or derived), and seen by the kernel, per step, and at the busiest port."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from benchsuite.analysis.scaling import per_cell
+
+PER_STEP = (
+    "predicted_bytes_per_step", "payload_bytes_per_step", "control_bytes_per_step", "wire_bytes_per_step",
+    "busiest_port_bytes_per_step", "messages_per_step",
+)  # fmt: skip
+
+
+def traffic(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell with a `Summary` per quantity (bytes per step; per update where asynchronous).
+
+    Adds `payload_bytes_per_sample`, `wire_ratio` = wire / (payload + control) over the whole run, `payload_source`,
+    and `law`: `holds` where payload equals predicted exactly in every counted run, `broken` where it does not, and
+    empty for derived rows (a formula compared with itself proves nothing).
+    """
+    table = frame.copy()
+    sent = pd.to_numeric(table["payload_bytes"]) + pd.to_numeric(table["control_bytes"]).fillna(0)
+    table["wire_ratio"] = (pd.to_numeric(table["wire_bytes"]) / sent).where(sent > 0)
+    merged = cells.merge(per_cell(table, (*PER_STEP, "payload_bytes_per_sample", "wire_ratio")), on="cell_id")
+    grouped = table.groupby("cell_id", sort=False)
+    sources = grouped["payload_source"].first()
+    merged["payload_source"] = merged["cell_id"].map(sources)
+    merged["law"] = merged["cell_id"].map({str(cell_id): _law(group) for cell_id, group in grouped})
+    return merged
+
+
+def _law(group: pd.DataFrame) -> str:
+    if not (group["payload_source"] == "counted").all():
+        return ""
+    equal = pd.to_numeric(group["predicted_bytes"]) == pd.to_numeric(group["payload_bytes"])
+    return "holds" if bool(equal.all()) else "broken"

@@ -1,0 +1,115 @@
+"""The `[[figures]]` entries of a plan: which kinds there are, what each may say. Light: no pandas, no matplotlib.
+
+    [[figures]]
+    kind = "metric_against"                 # one of KINDS
+    title = "Does it train?"                # heading on the page, default: the kind's own
+    name = "curves"                         # file name under figures/ or tables/, default: the kind
+    x = ["samples", "seconds", "bytes"]     # metric_against only: one figure each
+    y = ["loss", "metric"]                  # metric_against only: one row of panels each
+    columns = ["samples_per_s"]             # table only, default all
+    where = { straggler = false, replicas = [1, 2, 4], topology = "ring" }   # cells that are drawn, default all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from benchsuite import plugins
+from benchsuite.cell import Cell
+from benchsuite.errors import UsageError
+
+# kind -> (title, keys of its own with their values)
+KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyType({
+    "metric_against": (
+        "Does it train, and what does it take?",
+        {"x": ("samples", "seconds", "bytes"), "y": ("loss", "metric")},
+    ),
+    "throughput": ("How many samples per second, at how much CPU?", {}),
+    "traffic": ("How many bytes?", {}),
+    "staleness": ("How stale are the gradients?", {}),
+    "rank_split": ("Where does each rank's time go?", {}),
+    "table": (
+        "All numbers",
+        {"columns": (
+            "samples_per_s", "cpu_ms_per_sample", "final_metric", "samples_to_target", "seconds_to_target",
+            "bytes_to_target", "bytes_per_sample", "bytes_per_step", "wire_ratio", "staleness", "notes",
+        )},
+    ),
+})  # fmt: skip
+WHERE = ("workload", "preset", "parallel", "sync", "topology", "compression", "replicas", "servers", "straggler")
+_SHARED = ("kind", "title", "name", "where")
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One entry, checked and with its defaults."""
+
+    kind: str
+    name: str
+    title: str
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # x, y, columns
+    where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def wants(self, cell: Cell) -> bool:
+        """Whether the entry's filter lets this cell in."""
+        for key, allowed in self.where.items():
+            if key == "straggler":
+                value: Any = bool(cell.straggler)
+            elif key == "servers":
+                value = cell.num_servers
+            else:
+                value = getattr(cell, key)
+                value = plugins.stem(value) if isinstance(value, str) else value
+            if value not in allowed:
+                return False
+        return True
+
+
+def parse(entries: Iterable[Mapping[str, Any]]) -> list[FigureSpec]:
+    """Checked entries with unique names; none at all means one of each kind.
+
+    UsageError for an unknown kind, key or value (the nearest known one first).
+    """
+    listed = list(entries) or [{"kind": kind} for kind in KINDS]
+    specs: list[FigureSpec] = []
+    for entry in listed:
+        spec = _parse_one(entry)
+        taken = [other.name for other in specs if other.kind == spec.kind or other.name == spec.name]
+        if spec.name in taken:
+            if "name" in entry:
+                raise UsageError(f"two figures are named {spec.name!r}: give each its own name")
+            spec = FigureSpec(spec.kind, f"{spec.name}_{len(taken) + 1}", spec.title, spec.values, spec.where)
+        specs.append(spec)
+    return specs
+
+
+def _parse_one(entry: Mapping[str, Any]) -> FigureSpec:
+    kind = str(entry.get("kind", ""))
+    if kind not in KINDS:
+        raise UsageError(plugins.unknown("figure kind", kind, KINDS))
+    title, own = KINDS[kind]
+    for key in entry:
+        if key not in (*_SHARED, *own):
+            raise UsageError(plugins.unknown("key", key, (*_SHARED, *own), of=f"figure {kind}"))
+    values = {}
+    for key, known in own.items():
+        values[key] = tuple(str(value) for value in _listed(entry.get(key, known)))
+        for value in values[key]:
+            if value not in known:
+                raise UsageError(plugins.unknown(key, value, known, of=f"figure {kind}"))
+    where = {}
+    for key, wanted in entry.get("where", {}).items():
+        if key not in WHERE:
+            raise UsageError(plugins.unknown("filter", key, WHERE, of=f"figure {kind}"))
+        where[key] = tuple(_listed(wanted))
+    name = str(entry.get("name", kind))
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise UsageError(f"figure name {name!r} becomes a file name: letters, digits, '-' and '_' only")
+    return FigureSpec(kind, name, str(entry.get("title", title)), values, where)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,111 @@
+"""How names and numbers are written: labels of strategies, units, values rounded to their interval."""
+
+from __future__ import annotations
+
+import math
+
+from benchsuite.analysis.statistics import Summary
+
+_WORDS = {"native": "native all-reduce", "parameter_server": "parameter server", "ddp/native": "DistributedDataParallel"}
+_SHORT = {"synchronous": "sync", "asynchronous": "async", "parameter_server": "server", "ddp/native": "DDP"}
+_SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+EMPTY = "–"
+
+
+def label(series: str) -> str:
+    """`synchronous/parameter_server lock=none` -> `synchronous, parameter server (lock=none)`."""
+    return _named(series, _WORDS, ", ")
+
+
+def short(series: str) -> str:
+    """The same for the axis of a small panel: `sync, server`."""
+    return _named(series, _SHORT, ", ")
+
+
+def _named(series: str, words: dict[str, str], separator: str) -> str:
+    strategy, _, variant = series.partition(" ")
+    named = words.get(strategy) or separator.join(words.get(p, p.replace("_", " ")) for p in strategy.split("/"))
+    return f"{named} ({variant})" if variant else named
+
+
+def workers(count: int) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{count} worker" if count == 1 else f"{count} workers"
+
+
+def number(value: float, *, width: float = 0.0, digits: int = 3) -> str:
+    """The value with as many digits as its interval bears (two of the width), at least `digits` where width is 0."""
+    if math.isnan(value):
+        return EMPTY
+    if math.isinf(value):
+        return "> budget"
+    decimals = _decimals(value, width, digits)
+    rounded = round(value, decimals)
+    return f"{rounded:,.{max(decimals, 0)}f}"
+
+
+def _decimals(value: float, width: float, digits: int) -> int:
+    if value == int(value) and width == 0 and abs(value) < 1e7:
+        return 0
+    size = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    if width > 0 and math.isfinite(width):
+        return min(1 - math.floor(math.log10(width)), size + 1)
+    return size
+
+
+def quantity(summary: Summary, *, scale: float = 1.0) -> str:
+    """`5,120 [4,800–5,440]`; `1,310` where exact; `> budget (2 of 3)` for a median that was never reached.
+
+    `scale` multiplies the values (1000 for milliseconds of seconds). A finite median with misses says so:
+    `9,600 [8,320–> budget (1 of 3)]`.
+    """
+    if summary.n == 0:
+        return EMPTY
+    missed = f"> budget ({summary.misses} of {summary.n})"
+    if math.isinf(summary.center):
+        return missed
+    low, high = summary.low * scale, summary.high * scale
+    ends = [value for value in (low, high, *(p * scale for p in summary.points)) if math.isfinite(value)]
+    width = max(ends) - min(ends)
+    center = number(summary.center * scale, width=width)
+    if summary.kind == "exact" or summary.n == 1:
+        return center
+    top = missed if math.isinf(high) else number(high, width=width)
+    return f"{center} [{number(low, width=width)}–{top}]"
+
+
+def si(value: float, unit: str = "B", digits: int = 3) -> str:
+    """Decimal prefixes: `si(101480) == "101 kB"` (k = 1000)."""
+    if math.isnan(value):
+        return EMPTY
+    for factor, prefix in _SCALES:
+        if abs(value) >= factor * (1 - 0.5 * 10**-digits):
+            return f"{_significant(value / factor, digits)} {prefix}{unit}"
+    return f"{_significant(value, digits)} {unit}"
+
+
+def si_quantity(summary: Summary, unit: str = "B") -> str:
+    """`quantity` with a decimal prefix chosen by the centre."""
+    if summary.n == 0 or not math.isfinite(summary.center):
+        return quantity(summary)
+    factor, prefix = next(((f, p) for f, p in _SCALES if abs(summary.center) >= f), (1.0, ""))
+    return f"{quantity(summary, scale=1 / factor)} {prefix}{unit}"
+
+
+def tick(value: float) -> str:
+    """Short axis label: 0, 5k, 1.5M."""
+    text = si(value, "", 3).strip()
+    return text.replace(" ", "")
+
+
+def _significant(value: float, digits: int) -> str:
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def count_of(n: int, what: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
