@@ -1,9 +1,15 @@
-"""What a launcher hands to one rank: `RankJob`. Plain data, no torch, crosses the fork server by pickle."""
+"""What a launcher hands to one rank, `RankJob`, and how the rank hands its record back. No torch.
+
+A `RankJob` is plain data and crosses the fork server by pickle. The record is a file in the run directory.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -32,10 +38,57 @@ class RankJob:
 
 EXIT_OK = 0
 EXIT_ERROR = 1
+EXIT_NO_NAMESPACE = 70  # of the cell host: no private network
 EXIT_CANNOT_WRITE = 74  # disk full or not writable
+EXIT_ABORTED = 98  # another rank's end was announced
 EXIT_PARENT_GONE = 99
 
 
 def rank_file(rank: int) -> str:
     """File name of a rank's record inside the run directory."""
     return f"rank{rank}.json"
+
+
+def error_file(run_dir: str | Path, rank: int) -> Path:
+    """Where a rank that raised leaves the last line of its traceback."""
+    return Path(run_dir) / f"rank{rank}.error"
+
+
+class CannotWrite(OSError):
+    """The run directory takes no more: disk full, quota, read-only. The rank ends with EXIT_CANNOT_WRITE."""
+
+
+def write_rank_file(run_dir: str | Path, rank: int, content: str | bytes) -> Path:
+    """Writes a rank's record whole or not at all, then its marker. CannotWrite where the directory takes no more.
+
+    The marker `rank<k>.ok` holds the record's size: whoever waits can see that it is complete without parsing it.
+    """
+    path = Path(run_dir) / rank_file(rank)
+    data = content.encode() if isinstance(content, str) else content
+    write_atomic(path, data)
+    write_atomic(path.with_suffix(".ok"), b"%d\n" % len(data))
+    return path
+
+
+def rank_complete(run_dir: str | Path, rank: int) -> bool:
+    """The rank's record is there and as long as its marker says."""
+    path = Path(run_dir) / rank_file(rank)
+    try:
+        return path.stat().st_size == int(path.with_suffix(".ok").read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Temporary file in the same directory, fsync, replace; on failure nothing is left behind."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise CannotWrite(error.errno, error.strerror, str(path)) from error

@@ -1,0 +1,148 @@
+"""Who is to blame: from what was seen of each rank before anything was killed, to the outcome of the cell.
+
+A pure function. In order: all files complete; a rank that cannot write; the fork server lost; a rank killed by a
+signal; exit 0 without a result; an error of a rank's own; the deadline; errors that only follow from a lost peer.
+A file proves success, an exit code proves nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchsuite.job import EXIT_ABORTED, EXIT_CANNOT_WRITE, EXIT_PARENT_GONE
+from benchsuite.measure.beat import WAITING, Pulse
+from benchsuite.record import LOST_WORKER, Outcome, Status
+
+SERVER_LOST = 255  # what multiprocessing reports for a child whose fork server is gone
+_FOLLOW_UP_SIGNALS = frozenset({-signal.SIGABRT, -signal.SIGPIPE, -signal.SIGTERM})
+# What torch and gloo raise in a rank because ANOTHER one is gone.
+_FOLLOW_UP_ERRORS = re.compile(
+    r"closed by peer|reset by peer|broken pipe|connection refused|socket closed|connection closed|timed? ?out"
+    r"|DistNetworkError|DistStoreError|recvValue|failed to (recv|send)|EOFError",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankEnd:
+    """What was seen of one rank at the end of its cell, before the rest was killed."""
+
+    rank: int
+    role: str  # "worker" or "server"
+    exit_code: int | None  # negative: the signal; None: it was still there
+    state: str = ""  # of /proc/PID/stat while it was there: R, S, D, T ..
+    pulse: Pulse = field(default_factory=Pulse)
+    complete: bool = False  # its file is there, whole
+    order: int = 0  # 1 = the first whose end was noticed; equal where noticed at once; 0 = still there
+    error: str = ""  # last line of its traceback
+
+
+def classify(
+    ends: Sequence[RankEnd], *, timeout_s: float, at_deadline: bool, survives: bool = False, disk: str = ""
+) -> Outcome:
+    """The outcome of a cell.
+
+    timeout_s: the cell's deadline in seconds. at_deadline: it has passed. survives: the strategy goes on without
+    a lost worker. disk: what the run directory says to a write now, "" = it takes it.
+    """
+    missing = [end for end in ends if not end.complete]
+    if not missing:
+        return Outcome(Status.OK)
+    lost = [end for end in missing if _died(end) and end.role == "worker"]
+    if survives and lost and len(lost) == len(missing) and any(end.complete and end.role == "worker" for end in ends):
+        first = min(lost, key=_died_first)
+        return Outcome(Status.OK, culprit=_culprit(first, _signal_name(first)), flags=(LOST_WORKER,))
+    return _blame(missing, timeout_s=timeout_s, at_deadline=at_deadline, disk=disk)
+
+
+def _blame(missing: list[RankEnd], *, timeout_s: float, at_deadline: bool, disk: str) -> Outcome:
+    for end in missing:
+        if end.exit_code == EXIT_CANNOT_WRITE:
+            why = end.error or disk or "the run directory takes no more"
+            return _failed(end, "cannot write", f"rank {end.rank} ({end.role}) could not write its record: {why}")
+    if all(end.exit_code == SERVER_LOST for end in missing):
+        return Outcome(Status.FAILED, "the fork server of the ranks was lost; the next cell gets a new one")
+    if died := [end for end in missing if _died(end)]:
+        first = min(died, key=_died_first)
+        name = _signal_name(first)
+        return _failed(first, name, f"rank {first.rank} ({first.role}) was ended by {name} {_where(first)}")
+    if silent := [end for end in missing if end.exit_code == 0]:
+        first = min(silent, key=lambda end: (end.order, *_progress(end)))
+        how = "exit 0 without a result"
+        return _failed(first, how, f"rank {first.rank} ({first.role}) ended with exit code 0 and no result {_where(first)}")
+    raised = [end for end in missing if end.exit_code is not None]
+    own = [end for end in raised if not _follows(end)]
+    if at_deadline and not own:
+        return _timeout(missing, timeout_s)
+    if own or raised:
+        return _raised(min(own or raised, key=lambda end: (*_progress(end)[:2], end.order)))
+    return Outcome(Status.FAILED, "the ranks were ended before they were done")
+
+
+def _raised(end: RankEnd) -> Outcome:
+    what = end.error or f"exit code {end.exit_code}"
+    return _failed(end, f"error: {what}", f"rank {end.rank} ({end.role}) failed {_where(end)}: {what}")
+
+
+def _timeout(missing: list[RankEnd], timeout_s: float) -> Outcome:
+    alive = [end for end in missing if end.exit_code is None] or missing
+    stopped = [end for end in alive if end.state in ("T", "t")]
+    first = min(stopped or alive, key=_least_advanced)
+    how, verb = ("stopped", "was stopped") if stopped else ("no progress", "made no progress")
+    reason = f"not finished after {timeout_s:g} s (budget.timeout_s): rank {first.rank} ({first.role}) {verb} {_where(first)}"
+    return Outcome(Status.TIMEOUT, reason, _culprit(first, how))
+
+
+def _least_advanced(end: RankEnd) -> tuple[bool, bool, int, int, int]:
+    """A rank that runs or works holds up those that sleep in communication; among equals the one furthest behind."""
+    return (end.state != "R", end.pulse.phase in WAITING, *_progress(end))
+
+
+def _progress(end: RankEnd) -> tuple[int, int, int]:
+    return (end.pulse.seq, end.pulse.phase, end.pulse.time_ns)
+
+
+def _died(end: RankEnd) -> bool:
+    return end.exit_code is not None and end.exit_code < 0
+
+
+def _died_first(end: RankEnd) -> tuple[bool, int, int, int, int]:
+    return (end.exit_code in _FOLLOW_UP_SIGNALS, end.order, *_progress(end))
+
+
+def _follows(end: RankEnd) -> bool:
+    if end.exit_code in (EXIT_ABORTED, EXIT_PARENT_GONE, SERVER_LOST):
+        return True
+    return bool(_FOLLOW_UP_ERRORS.search(end.error))
+
+
+def _signal_name(end: RankEnd) -> str:
+    number = -(end.exit_code or 0)
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _where(end: RankEnd) -> str:
+    if not end.pulse.pid:
+        return "before it had begun"
+    return f"in {end.pulse.phase_name} of step {end.pulse.step}"
+
+
+def _failed(end: RankEnd, how: str, reason: str) -> Outcome:
+    return Outcome(Status.FAILED, reason, _culprit(end, how))
+
+
+def _culprit(end: RankEnd, how: str) -> dict[str, Any]:
+    return {
+        "rank": end.rank,
+        "role": end.role,
+        "how": how,
+        "phase": end.pulse.phase_name,
+        "step": end.pulse.step,
+    }

@@ -1,0 +1,193 @@
+"""The ranks of one cell on this machine: start them from the fork server, wait, look, kill. No torch.
+
+Used by the cell host (all ranks of a cell) and by a supervisor under torchrun (its one rank).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from multiprocessing import connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from benchsuite import job as jobs
+from benchsuite.cluster import child, preload
+from benchsuite.cluster.classify import RankEnd
+from benchsuite.job import RankJob
+from benchsuite.measure import beat
+
+GRACE_S = 1.0  # after the first bad exit the others have this long to end by themselves
+
+
+class Ending(Enum):
+    """Why the waiting is over."""
+
+    DONE = "every rank has ended, or has handed in its record"
+    BAD_EXIT = "a rank ended without its record"
+    DEADLINE = "the deadline has passed"
+    LET_GO = "whoever asked for this cell has gone"
+
+
+@dataclass
+class _Member:
+    job: RankJob
+    role: str
+    process: ForkServerProcess
+    order: int = 0
+
+
+def start_fork_server(context: ForkServerContext, modules: Sequence[str]) -> None:
+    """Starts the fork server and returns when it has imported `modules`. EOFError or OSError where it dies.
+
+    Call it from the main thread: the server ends with the thread that started it.
+    """
+    os.environ[preload.PARENT_VARIABLE] = str(os.getpid())
+    os.environ[preload.MODULES_VARIABLE] = ",".join(modules)
+    try:
+        context.set_forkserver_preload([preload.__name__])
+        probe = context.Process(target=child.warm_up, daemon=True)
+        probe.start()
+        probe.join()
+    finally:
+        del os.environ[preload.PARENT_VARIABLE], os.environ[preload.MODULES_VARIABLE]
+    if probe.exitcode != 0:
+        raise EOFError(f"the fork server does not start ranks (exit code {probe.exitcode})")
+
+
+class Crew:
+    """The processes of some ranks of one cell, from start to end."""
+
+    def __init__(self, context: ForkServerContext, entry: str) -> None:
+        self._context = context
+        self._entry = entry
+        self._members: list[_Member] = []
+        self._batch = 0
+
+    def start(self, job: RankJob, *, role: str, listener: socket.socket | None = None) -> None:
+        """Starts a rank. OSError where its beat cannot be allocated; EOFError where the fork server died."""
+        if job.beat_path:
+            beat.create(job.beat_path)
+        process = self._context.Process(target=child.main, args=(job, listener, self._entry), daemon=True)
+        process.start()
+        self._members.append(_Member(job, role, process))
+
+    def pulse(self, rank: int) -> beat.Pulse:
+        """Where a rank is."""
+        return beat.read(next(member.job.beat_path for member in self._members if member.job.rank == rank))
+
+    def wait(self, deadline: float, *, expendable: Collection[int] = (), lifeline: int | None = None) -> Ending:
+        """Waits until nothing more is to be expected.
+
+        deadline: in seconds of time.monotonic. expendable: ranks whose death by a signal does not end the cell.
+        lifeline: a descriptor; something to read there means that nobody waits for this cell any more.
+        """
+        limit, ending = deadline, Ending.DEADLINE
+        while alive := [member for member in self._members if not member.order]:
+            remaining = limit - time.monotonic()
+            if remaining <= 0:
+                return ending
+            if len(alive) < len(self._members):
+                remaining = min(remaining, 0.25)  # a record can be handed in while nobody ends
+            handles: list[Any] = [member.process.sentinel for member in alive]
+            ready = connection.wait(handles if lifeline is None else [*handles, lifeline], remaining)
+            if lifeline is not None and lifeline in ready:
+                return Ending.LET_GO
+            if ready:
+                self._note(alive, ready)
+            if ending is Ending.DEADLINE and any(self._bad(member, expendable) for member in self._members):
+                limit, ending = min(limit, time.monotonic() + GRACE_S), Ending.BAD_EXIT
+            elif ending is Ending.DEADLINE and len(alive) < len(self._members) and self._all_complete():
+                limit, ending = min(limit, time.monotonic() + GRACE_S), Ending.DONE
+        return Ending.DONE
+
+    def look(self) -> list[RankEnd]:
+        """What is to be seen of the ranks now. Call it before `kill`."""
+        return [
+            RankEnd(
+                rank=member.job.rank,
+                role=member.role,
+                exit_code=member.process.exitcode,
+                state=_state(member.process.pid) if member.process.exitcode is None else "",
+                pulse=beat.read(member.job.beat_path),
+                complete=jobs.rank_complete(member.job.run_dir, member.job.rank),
+                order=member.order,
+                error=_error(member.job),
+            )
+            for member in self._members
+        ]
+
+    def kill(self) -> bool:
+        """Ends what is left, and waits for it. False where a process would not go within 5 s."""
+        for member in self._members:
+            if member.process.exitcode is None:
+                member.process.kill()
+        end = time.monotonic() + 5.0
+        for member in self._members:
+            member.process.join(max(0.0, end - time.monotonic()))
+        while any(_exists(member.process.pid) for member in self._members) and time.monotonic() < end:
+            time.sleep(0.005)  # where the fork server was lost, the kernel is ending its children
+        return not any(_exists(member.process.pid) for member in self._members)
+
+    def clean(self) -> None:
+        """Removes what only the waiting needed."""
+        for member in self._members:
+            for path in (Path(member.job.beat_path), jobs.error_file(member.job.run_dir, member.job.rank)):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _note(self, alive: Sequence[_Member], ready: Sequence[Any]) -> None:
+        self._batch += 1
+        for member in alive:
+            if member.process.sentinel in ready and member.process.exitcode is not None:
+                member.order = self._batch
+
+    def _bad(self, member: _Member, expendable: Collection[int]) -> bool:
+        code = member.process.exitcode if member.order else None
+        if code is None or jobs.rank_complete(member.job.run_dir, member.job.rank):
+            return False
+        return not (code < 0 and member.job.rank in expendable)
+
+    def _all_complete(self) -> bool:
+        return all(jobs.rank_complete(member.job.run_dir, member.job.rank) for member in self._members)
+
+
+def probe_disk(run_dir: Path) -> str:
+    """What the run directory says to a small write: "" or the reason."""
+    try:
+        jobs.write_atomic(run_dir / "probe", b"x" * 4096)
+        (run_dir / "probe").unlink()
+    except OSError as error:
+        return f"{error.strerror} ({run_dir})"
+    return ""
+
+
+def _error(job: RankJob) -> str:
+    try:
+        return jobs.error_file(job.run_dir, job.rank).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _state(pid: int | None) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def _exists(pid: int | None) -> bool:
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return _state(pid) not in ("Z", "X", "")

@@ -1,0 +1,236 @@
+"""This machine: fresh processes per cell from a preloaded fork server, alone in a private network where allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from benchsuite import plugins
+from benchsuite.cell import Cell
+from benchsuite.cluster import preload
+from benchsuite.errors import UsageError
+from benchsuite.job import EXIT_NO_NAMESPACE
+from benchsuite.measure import faults
+from benchsuite.record import Outcome, Status, now_iso
+
+WORKER = "benchsuite.worker:run_rank"
+GRACE_S = 15.0  # the host is the judge of a cell's deadline; this much later it is lost itself
+START_S = 120.0  # a cold import of torch on a slow disk
+CLOSE_S = 10.0
+
+
+class _HostLost(Exception):
+    """The host said nothing, or is gone."""
+
+
+class Cluster:
+    """Runs cells on this machine. Use it as a context manager, from the main thread.
+
+    entry: what a rank calls with its job, `module:function`. modules: what to import before the first cell besides
+    torch and the built-in plug-ins. path: folders to import from besides the usual ones.
+    """
+
+    def __init__(self, *, entry: str = WORKER, modules: Sequence[str] = (), path: Sequence[str] = ()) -> None:
+        self._entry = entry
+        self._modules = [*preload.MODULES, *_built_in(), *modules]
+        self._path = path
+        self._host: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self._outcomes = -1
+        self._buffer = b""
+        self._ready = False
+        self.network_reason = ""  # why the ranks have no private network; known after `start`
+
+    def start(self) -> None:
+        """Starts the host and waits until it can start ranks (about 3.5 s). RuntimeError where it cannot."""
+        if self._host is not None:
+            return
+        reason = self.network_reason
+        for attempt in range(2):
+            self._spawn(network_reason=reason)
+            try:
+                hello = self._read(START_S)
+            except _HostLost as lost:
+                code = self._kill()
+                if code == EXIT_NO_NAMESPACE and attempt == 0:
+                    reason = self._last_words or "no private network"
+                    continue
+                raise RuntimeError(f"the cell host does not start: {self._last_words or lost}") from lost
+            self.network_reason = hello["network_reason"]
+            self._ready = True
+            return
+
+    def run(self, cell: Cell, run_dir: Path) -> Outcome:
+        """Runs a resolved cell; its ranks leave their files in `run_dir`, which is created."""
+        begin, started_at = time.monotonic(), now_iso()
+        try:
+            faults.check(cell.faults, cell.world_size)
+            survives = plugins.find("sync", cell.sync).constants.get("survives", "none")
+        except UsageError as error:
+            return Outcome(Status.UNSUPPORTED, str(error), started_at=started_at)
+        try:
+            run_dir = run_dir.resolve()
+            run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            return Outcome(Status.FAILED, f"cannot write to {run_dir}: {error.strerror}", started_at=started_at)
+        try:
+            self.start()
+            begin, started_at = time.monotonic(), now_iso()
+            self._write({"cell": cell.to_json(), "run_dir": str(run_dir), "survives": survives})
+            answer = self._read(cell.budget.timeout_s + GRACE_S)["outcome"]
+        except (_HostLost, RuntimeError) as error:
+            self._kill()
+            seconds = time.monotonic() - begin
+            return Outcome(Status.FAILED, f"host lost: {error}", started_at=started_at, seconds=seconds)
+        if self._host is not None and "fork server" in (answer["reason"] or ""):
+            self._kill()  # its last outcome: it goes by itself, this only makes sure
+        answer["status"], answer["flags"] = Status(answer["status"]), tuple(answer["flags"])
+        return Outcome(**answer)
+
+    def close(self) -> None:
+        """Ends the host and its ranks; a Ctrl-C during the few milliseconds that this takes is ignored."""
+        if self._host is None:
+            return
+        with _ignoring(signal.SIGINT, signal.SIGTERM):
+            if self._ready and self._host.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self._host.stdin.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._host.wait(CLOSE_S)
+            self._kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _spawn(self, *, network_reason: str) -> None:
+        main_thread = threading.current_thread() is threading.main_thread()
+        settings = {
+            "parent": os.getpid() if main_thread else 0,  # the host would end with a thread, not with the process
+            "private_network": not network_reason,
+            "network_reason": network_reason,
+            "entry": self._entry,
+            "modules": self._modules,
+        }
+        outcomes, outcomes_w = os.pipe()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the host; no name, so nothing is left
+        self._buffer, self._ready = b"", False
+        try:
+            self._host = subprocess.Popen(
+                [sys.executable, "-P", "-m", "benchsuite.cluster.host", str(outcomes_w), json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=(outcomes_w,),
+                start_new_session=True,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": python_path(self._path)},
+            )
+        finally:
+            os.close(outcomes_w)
+        self._outcomes = outcomes
+
+    def _write(self, document: dict[str, Any]) -> None:
+        assert self._host is not None and self._host.stdin is not None
+        try:
+            self._host.stdin.write(json.dumps(document).encode() + b"\n")
+            self._host.stdin.flush()
+        except OSError as error:
+            raise _HostLost(self._last_words or str(error)) from error
+
+    def _read(self, timeout_s: float) -> dict[str, Any]:
+        end = time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._outcomes], [], [], max(0.0, end - time.monotonic()))
+            data = os.read(self._outcomes, 1 << 16) if ready else b""
+            if not data:
+                raise _HostLost(self._last_words if ready else f"no word from it for {timeout_s:g} s")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        document: dict[str, Any] = json.loads(line)
+        return document
+
+    @property
+    def _last_words(self) -> str:
+        """The last line that the host or its fork server wrote, how the host ended."""
+        if self._host is None or self._log is None:
+            return ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._host.wait(1.0)
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"it ended with code {self._host.returncode}"
+
+    def _kill(self) -> int | None:
+        """Ends the host; the kernel ends its fork server and its ranks with it. Returns its exit code."""
+        if self._host is None:
+            return None
+        self._host.kill()
+        code = self._host.wait()
+        if self._host.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._host.stdin.close()
+        os.close(self._outcomes)
+        self._host, self._outcomes, self._ready = None, -1, False
+        return code
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Within it SIGTERM is a KeyboardInterrupt, so that it ends a suite as Ctrl-C does. Main thread only."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _ignoring(*numbers: signal.Signals) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def python_path(more: Sequence[str] = ()) -> str:
+    """PYTHONPATH for our own processes: this package where it is not installed, then what the user had."""
+    parent = Path(__file__).resolve().parents[2]
+    installed = "site-packages" in parent.parts
+    entries = [*more, *([] if installed else [str(parent)]), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(entry for entry in entries if entry)
+
+
+def _built_in() -> list[str]:
+    """Modules of all plug-ins that ship with the suite, and what they import at first use."""
+    modules = ["sklearn.datasets"]
+    for kind, (_, prefix, _) in plugins.KINDS.items():
+        if kind != "cluster":
+            with contextlib.suppress(UsageError, OSError):  # a file that cannot be read costs its rank, not all
+                modules += [f"{prefix}.{name}" for name in plugins.names(kind)]
+    return modules

@@ -1,0 +1,99 @@
+"""The beat: where a rank is right now, readable by others also when the rank hangs or is dead.
+
+One 40-byte file per rank, mapped into memory: pid, step, sequence, phase, time. `enter` writes all five, so
+whoever waits for the ranks can say which one stopped where. The file is allocated before it is mapped: writing
+to a sparse mapping on a full disk is a SIGBUS. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple
+
+_LAYOUT = struct.Struct("=qqqqq")
+_pack = _LAYOUT.pack_into
+_clock = time.monotonic_ns  # one clock for all processes of a machine
+
+
+class Phase(IntEnum):
+    """What a rank is doing; the order is that of a step, so a lower value is further behind."""
+
+    START = 0
+    DATA = 1
+    COMPUTE = 2
+    SEND = 3
+    RECV = 4
+    BARRIER = 5
+    UPDATE = 6
+    SERVE = 7
+    EVALUATE = 8
+    WRITE = 9
+
+
+WAITING = frozenset({Phase.SEND, Phase.RECV, Phase.BARRIER, Phase.SERVE})  # others may be the reason to be here
+
+
+class Pulse(NamedTuple):
+    """One reading of a beat."""
+
+    pid: int = 0
+    step: int = 0
+    seq: int = 0  # number of `enter`s so far
+    phase: int = 0
+    time_ns: int = 0  # CLOCK_MONOTONIC
+
+    @property
+    def phase_name(self) -> str:
+        """Lower case, as in a cell's `faults`."""
+        return Phase(self.phase).name.lower()
+
+
+class Beat:
+    """The writer's side, one per rank."""
+
+    def __init__(self, path: str | Path = "", *, faults: Mapping[int, Callable[[int], None]] | None = None) -> None:
+        """Maps `path`; "" = nobody reads. `faults`: phase -> what to call with the step after it was entered."""
+        self._pid = os.getpid()
+        self._seq = 0
+        self._faults = faults
+        self._view: mmap.mmap | bytearray = _map(path) if path else bytearray(_LAYOUT.size)
+        _pack(self._view, 0, self._pid, 0, 0, Phase.START, _clock())
+
+    def enter(self, phase: int, step: int) -> None:
+        """This rank is now in `phase` of `step`. Under 1 us."""
+        self._seq += 1
+        _pack(self._view, 0, self._pid, step, self._seq, phase, _clock())
+        if self._faults is not None and phase in self._faults:
+            self._faults[phase](step)
+
+
+def create(path: str | Path) -> None:
+    """Allocates an empty beat (all zero), before the rank exists. OSError where the disk is full."""
+    _map(path).close()
+
+
+def read(path: str | Path) -> Pulse:
+    """The last beat; all zero where the rank never got as far."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError:
+        return Pulse()
+    if len(data) != _LAYOUT.size:
+        return Pulse()
+    pulse = Pulse(*_LAYOUT.unpack(data))
+    return pulse if pulse.phase in Phase._value2member_map_ else Pulse()
+
+
+def _map(path: str | Path) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, _LAYOUT.size)
+        return mmap.mmap(descriptor, _LAYOUT.size)
+    finally:
+        os.close(descriptor)

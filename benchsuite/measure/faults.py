@@ -1,0 +1,62 @@
+"""Faults that a cell asks for: a rank strikes itself when its beat enters a phase at a step.
+
+`faults = [{rank = 1, phase = "send", step = 3, signal = "SIGKILL"}]`: tests (and users who doubt) see which
+ending a lost rank leads to. The step is a lower bound: a server's steps need not be the workers' steps.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchsuite.errors import UsageError
+from benchsuite.measure.beat import Beat, Phase
+
+SIGNALS = ("SIGKILL", "SIGSTOP", "exit0", "raise", "spin")
+
+
+class InjectedFault(RuntimeError):
+    """What `signal = "raise"` raises."""
+
+
+def check(faults: Sequence[Mapping[str, Any]], world_size: int) -> None:
+    """UsageError where a fault names no rank, phase or signal of this cell."""
+    for fault in faults:
+        if set(fault) != {"rank", "phase", "step", "signal"}:
+            raise UsageError(f"fault {dict(fault)} needs exactly the keys rank, phase, step, signal")
+        if fault["phase"] not in {phase.name.lower() for phase in Phase}:
+            known = ", ".join(phase.name.lower() for phase in Phase)
+            raise UsageError(f"fault phase {fault['phase']!r} is unknown; known: {known}")
+        if fault["signal"] not in SIGNALS:
+            raise UsageError(f"fault signal {fault['signal']!r} is unknown; known: {', '.join(SIGNALS)}")
+        if not 0 <= int(fault["rank"]) < world_size:
+            raise UsageError(f"fault rank {fault['rank']} is not below the cell's {world_size} ranks")
+
+
+def open_beat(path: str, *, rank: int, faults: Sequence[Mapping[str, Any]] = ()) -> Beat:
+    """The beat of this rank, with the faults of the cell that are meant for it."""
+    mine: dict[int, Callable[[int], None]] = {}
+    for fault in faults:
+        if int(fault["rank"]) == rank:
+            mine[Phase[str(fault["phase"]).upper()]] = _striker(int(fault["step"]), str(fault["signal"]))
+    return Beat(path, faults=mine or None)
+
+
+def _striker(at: int, how: str) -> Callable[[int], None]:
+    def strike(step: int) -> None:
+        if step >= at:
+            _strike(how)
+
+    return strike
+
+
+def _strike(how: str) -> None:
+    if how == "exit0":
+        os._exit(0)
+    if how == "raise":
+        raise InjectedFault("the fault that this cell asked for")
+    while how == "spin":
+        pass
+    os.kill(os.getpid(), signal.Signals[how])
