@@ -1,0 +1,177 @@
+"""The loop behind `benchsuite run`: refuse, order, launch, assemble, store; one cell after the other.
+
+A refused cell becomes one `unsupported` row with rule and remedy; a failed one is recorded and the rest runs. Cells
+are launched in blocks of one seed, in random order inside a block, so that a drift of the machine favours no
+strategy; the seed of that order and the position stand in the run file. The process that runs this has no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import secrets
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from benchsuite.cell import Cell
+from benchsuite.cluster import Launcher
+from benchsuite.progress import Progress
+from benchsuite.record import Outcome, Run, Status, now_iso
+from benchsuite.store import Store
+
+
+class Assemble(Protocol):
+    """Rank files of one cell -> its run."""
+
+    def __call__(self, cell: Cell, run_dir: Path, outcome: Outcome) -> Run: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all runs of one command share."""
+
+    machine: str
+    environment_id: str
+    code_id: Callable[[Cell], str]
+    refusal: Callable[[Cell], str | None]  # rule, reason and remedy in one line; None = the cell may run
+    assemble: Assemble
+
+
+@dataclass
+class Tally:
+    """What became of the cells of one command."""
+
+    stored: int = 0  # were there already
+    counts: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
+    paths: list[Path] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def num_failed(self) -> int:
+        """Runs that ended as failed or timeout."""
+        return self.counts[Status.FAILED] + self.counts[Status.TIMEOUT]
+
+    @property
+    def exit_code(self) -> int:
+        """0, 4 where some runs failed, 130 where interrupted."""
+        if self.interrupted:
+            return 130
+        return 4 if self.num_failed else 0
+
+
+def run_cells(
+    cells: Iterable[Cell],
+    store: Store,
+    *,
+    setting: Setting,
+    cluster: Launcher,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Tally:
+    """Runs what is missing (all of it where `fresh`) and stores every run as soon as it ends.
+
+    The cluster starts with the first cell that is launched; the caller closes it. Ctrl-C keeps the finished runs and
+    returns with `interrupted`.
+    """
+    cells = list(cells)
+    progress = progress or Progress()
+    store.check_writable()
+    todo = cells if fresh else store.missing(cells, None, setting.code_id)
+    tally = Tally(stored=len(cells) - len(todo))
+    order_seed = secrets.randbelow(2**32)
+    refused = {cell.id: reason for cell in todo if (reason := setting.refusal(cell)) is not None}
+    launched = interleaved([cell for cell in todo if cell.id not in refused], order_seed)
+    seconds = _Estimate(store, launched)
+    progress.start(total=len(launched), stored=tally.stored, refused=sum(cell.id in refused for cell in todo))
+    try:
+        for cell in todo:
+            if cell.id in refused:
+                _record(tally, store, _unsupported(cell, refused[cell.id], setting))
+        for position, cell in enumerate(launched):
+            progress.begin(cell, position, seconds.left(position))
+            started = time.monotonic()
+            run = _launch(cell, setting, cluster, extra={"order": {"seed": order_seed, "position": position}})
+            _record(tally, store, run)
+            seconds.took(cell, time.monotonic() - started)
+            progress.end(cell, run, position, seconds.left(position + 1))
+    except KeyboardInterrupt:
+        tally.interrupted = True
+    finally:
+        progress.stop()
+    return tally
+
+
+def interleaved(cells: Sequence[Cell], order_seed: int) -> list[Cell]:
+    """Blocks of one seed, in the order the seeds appear; inside a block a random order fixed by `order_seed`."""
+    blocks: dict[int, list[Cell]] = {}
+    for cell in cells:
+        blocks.setdefault(cell.seed, []).append(cell)
+    ordered = []
+    for seed, block in blocks.items():
+        random.Random(f"{order_seed}:{seed}").shuffle(block)
+        ordered += block
+    return ordered
+
+
+def estimated_seconds(store: Store) -> dict[str, float]:
+    """Cell id -> median seconds of its stored runs (the training loop; launching adds some tenths)."""
+    seconds: dict[str, list[float]] = {}
+    for row in store.rows():
+        if row["wall_s"] is not None:
+            seconds.setdefault(row["cell_id"], []).append(row["wall_s"])
+    return {cell_id: statistics.median(values) for cell_id, values in seconds.items()}
+
+
+class _Estimate:
+    """Seconds left: stored runs of the same cell, else this command's, else the mean of this command's."""
+
+    def __init__(self, store: Store, launched: Sequence[Cell]) -> None:
+        self.known: dict[str, float] = estimated_seconds(store)
+        self.launched = launched
+        self.taken: list[float] = []
+
+    def took(self, cell: Cell, seconds: float) -> None:
+        self.taken.append(seconds)
+        self.known[cell.id] = seconds
+
+    def left(self, position: int) -> float | None:
+        """None while nothing is known of a cell that is still to run."""
+        guess = statistics.fmean(self.taken) if self.taken else None
+        left = [self.known.get(cell.id, guess) for cell in self.launched[position:]]
+        return None if None in left else sum(value for value in left if value is not None)
+
+
+def _launch(cell: Cell, setting: Setting, cluster: Launcher, *, extra: Mapping[str, object]) -> Run:
+    run_dir = Path(tempfile.mkdtemp(prefix="benchsuite-"))  # mode 0700
+    try:
+        outcome = cluster.run(cell, run_dir)
+        run = setting.assemble(cell, run_dir, outcome)
+    finally:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    return dataclasses.replace(run, extra={**run.extra, **extra})
+
+
+def _unsupported(cell: Cell, reason: str, setting: Setting) -> Run:
+    return Run(
+        cell=cell,
+        code_id=setting.code_id(cell),
+        status=Status.UNSUPPORTED,
+        reason=reason,
+        started_at=now_iso(),
+        machine=setting.machine,
+        environment_id=setting.environment_id,
+    )
+
+
+def _record(tally: Tally, store: Store, run: Run) -> None:
+    tally.paths.append(store.write(run))
+    tally.counts[run.status] += 1
+    if run.status in (Status.FAILED, Status.TIMEOUT):
+        tally.failures.append(f"{run.cell.label} seed {run.cell.seed}: {run.status}: {run.reason}")
