@@ -49,6 +49,15 @@ def main(job: RankJob, listener: socket.socket | None, entry: str) -> None:
         os._exit(code)  # no teardown of process groups: a peer may be gone
 
 
+def farewell(job: RankJob, entry: str) -> None:
+    """Tells the servers that the rank of `job` is gone, where the entry's module has a `goodbye(job)`."""
+    hold_lifeline()
+    goodbye = getattr(importlib.import_module(entry.partition(":")[0]), "goodbye", None)
+    if goodbye is not None:
+        goodbye(job)
+    os._exit(jobs.EXIT_OK)
+
+
 def hold_lifeline() -> None:
     """This process ends when the fork server or its owner ends, also while it is stopped."""
     if preload.server_pid:
@@ -88,7 +97,7 @@ def _call(job: RankJob, entry: str) -> int:
         getattr(importlib.import_module(module), function)(job)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else jobs.EXIT_OK if stop.code is None else jobs.EXIT_ERROR
-    except BaseException as error:  # the outermost frame: recorded, then the end
+    except BaseException as error:  # noqa: BLE001  the outermost frame: recorded, then the end
         cannot_write = isinstance(error, jobs.CannotWrite) or (isinstance(error, OSError) and error.errno in _DISK)
         _record(job, error)
         return jobs.EXIT_CANNOT_WRITE if cannot_write else jobs.EXIT_ERROR
@@ -99,5 +108,8 @@ def _record(job: RankJob, error: BaseException) -> None:
     with contextlib.suppress(OSError, ValueError):
         traceback.print_exception(error)
     lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    text = lines[0] if lines else repr(error)
+    if isinstance(error, jobs.CannotWrite):
+        text = f"{error.strerror}: {error.filename}"
     with contextlib.suppress(OSError):
-        jobs.write_atomic(jobs.error_file(job.run_dir, job.rank), (lines[0] if lines else repr(error)).encode())
+        jobs.write_atomic(jobs.error_file(job.run_dir, job.rank), text.encode(errors="replace"))

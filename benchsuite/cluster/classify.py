@@ -72,8 +72,8 @@ def _blame(missing: list[RankEnd], *, timeout_s: float, at_deadline: bool, disk:
         return _failed(first, name, f"rank {first.rank} ({first.role}) was ended by {name} {_where(first)}")
     if silent := [end for end in missing if end.exit_code == 0]:
         first = min(silent, key=lambda end: (end.order, *_progress(end)))
-        how = "exit 0 without a result"
-        return _failed(first, how, f"rank {first.rank} ({first.role}) ended with exit code 0 and no result {_where(first)}")
+        reason = f"rank {first.rank} ({first.role}) ended with exit code 0 and no result {_where(first)}"
+        return _failed(first, "exit 0 without a result", reason)
     raised = [end for end in missing if end.exit_code is not None]
     own = [end for end in raised if not _follows(end)]
     if at_deadline and not own:
@@ -93,7 +93,8 @@ def _timeout(missing: list[RankEnd], timeout_s: float) -> Outcome:
     stopped = [end for end in alive if end.state in ("T", "t")]
     first = min(stopped or alive, key=_least_advanced)
     how, verb = ("stopped", "was stopped") if stopped else ("no progress", "made no progress")
-    reason = f"not finished after {timeout_s:g} s (budget.timeout_s): rank {first.rank} ({first.role}) {verb} {_where(first)}"
+    rule = f"not finished after {timeout_s:g} s (budget.timeout_s)"
+    reason = f"{rule}: rank {first.rank} ({first.role}) {verb} {_where(first)}"
     return Outcome(Status.TIMEOUT, reason, _culprit(first, how))
 
 

@@ -6,6 +6,7 @@ Used by the cell host (all ranks of a cell) and by a supervisor under torchrun (
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import socket
@@ -69,6 +70,7 @@ class Crew:
         self._context = context
         self._entry = entry
         self._members: list[_Member] = []
+        self._helpers: list[ForkServerProcess] = []  # each says goodbye for a lost worker
         self._batch = 0
 
     def start(self, job: RankJob, *, role: str, listener: socket.socket | None = None) -> None:
@@ -101,7 +103,7 @@ class Crew:
             if lifeline is not None and lifeline in ready:
                 return Ending.LET_GO
             if ready:
-                self._note(alive, ready)
+                self._note(alive, ready, expendable)
             if ending is Ending.DEADLINE and any(self._bad(member, expendable) for member in self._members):
                 limit, ending = min(limit, time.monotonic() + GRACE_S), Ending.BAD_EXIT
             elif ending is Ending.DEADLINE and len(alive) < len(self._members) and self._all_complete():
@@ -126,15 +128,16 @@ class Crew:
 
     def kill(self) -> bool:
         """Ends what is left, and waits for it. False where a process would not go within 5 s."""
-        for member in self._members:
-            if member.process.exitcode is None:
-                member.process.kill()
+        processes = [*(member.process for member in self._members), *self._helpers]
+        for process in processes:
+            if process.exitcode is None:
+                process.kill()
         end = time.monotonic() + 5.0
-        for member in self._members:
-            member.process.join(max(0.0, end - time.monotonic()))
-        while any(_exists(member.process.pid) for member in self._members) and time.monotonic() < end:
+        for process in processes:
+            process.join(max(0.0, end - time.monotonic()))
+        while (left := any(_exists(process.pid) for process in processes)) and time.monotonic() < end:
             time.sleep(0.005)  # where the fork server was lost, the kernel is ending its children
-        return not any(_exists(member.process.pid) for member in self._members)
+        return not left
 
     def clean(self) -> None:
         """Removes what only the waiting needed."""
@@ -143,11 +146,21 @@ class Crew:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def _note(self, alive: Sequence[_Member], ready: Sequence[Any]) -> None:
+    def _note(self, alive: Sequence[_Member], ready: Sequence[Any], expendable: Collection[int]) -> None:
         self._batch += 1
         for member in alive:
-            if member.process.sentinel in ready and member.process.exitcode is not None:
-                member.order = self._batch
+            if member.process.sentinel not in ready or member.process.exitcode is None:
+                continue
+            member.order = self._batch
+            if member.process.exitcode < 0 and member.job.rank in expendable:
+                self._say_goodbye(member.job)
+
+    def _say_goodbye(self, job: RankJob) -> None:
+        """A process that speaks for a lost worker: this one has no torch."""
+        job = dataclasses.replace(job, store_is_hosted=True, store_listen_fd=None)
+        helper = self._context.Process(target=child.farewell, args=(job, self._entry), daemon=True)
+        helper.start()
+        self._helpers.append(helper)
 
     def _bad(self, member: _Member, expendable: Collection[int]) -> bool:
         code = member.process.exitcode if member.order else None

@@ -45,7 +45,7 @@ class _Host:
             outcome, usable = self._run(json.loads(line))
             if outcome is None:
                 return 0
-            self._say({"outcome": outcome_json(outcome)})
+            self._say({**outcome_json(outcome), "last": not usable})
             if not usable:
                 return 1
         return 0

@@ -38,13 +38,15 @@ class _HostLost(Exception):
 class Cluster:
     """Runs cells on this machine. Use it as a context manager, from the main thread.
 
-    entry: what a rank calls with its job, `module:function`. modules: what to import before the first cell besides
-    torch and the built-in plug-ins. path: folders to import from besides the usual ones.
+    entry: what a rank calls with its job, `module:function`. modules: what the fork server imports before the first
+    cell; None = torch, the worker and the built-in plug-ins. path: folders to import from besides the usual ones.
     """
 
-    def __init__(self, *, entry: str = WORKER, modules: Sequence[str] = (), path: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, entry: str = WORKER, modules: Sequence[str] | None = None, path: Sequence[str] = ()
+    ) -> None:
         self._entry = entry
-        self._modules = [*preload.MODULES, *_built_in(), *modules]
+        self._modules = [*preload.MODULES, *built_in_modules()] if modules is None else list(modules)
         self._path = path
         self._host: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -63,11 +65,10 @@ class Cluster:
             try:
                 hello = self._read(START_S)
             except _HostLost as lost:
-                code = self._kill()
-                if code == EXIT_NO_NAMESPACE and attempt == 0:
-                    reason = self._last_words or "no private network"
+                if self._kill() == EXIT_NO_NAMESPACE and attempt == 0:
+                    reason = str(lost)
                     continue
-                raise RuntimeError(f"the cell host does not start: {self._last_words or lost}") from lost
+                raise RuntimeError(f"the cell host does not start: {lost}") from lost
             self.network_reason = hello["network_reason"]
             self._ready = True
             return
@@ -89,13 +90,13 @@ class Cluster:
             self.start()
             begin, started_at = time.monotonic(), now_iso()
             self._write({"cell": cell.to_json(), "run_dir": str(run_dir), "survives": survives})
-            answer = self._read(cell.budget.timeout_s + GRACE_S)["outcome"]
+            answer = self._read(cell.budget.timeout_s + GRACE_S)
         except (_HostLost, RuntimeError) as error:
             self._kill()
             seconds = time.monotonic() - begin
             return Outcome(Status.FAILED, f"host lost: {error}", started_at=started_at, seconds=seconds)
-        if self._host is not None and "fork server" in (answer["reason"] or ""):
-            self._kill()  # its last outcome: it goes by itself, this only makes sure
+        if answer.pop("last"):
+            self._kill()  # the host has no fork server any more; the next cell gets a new one
         answer["status"], answer["flags"] = Status(answer["status"]), tuple(answer["flags"])
         return Outcome(**answer)
 
@@ -152,7 +153,7 @@ class Cluster:
             self._host.stdin.write(json.dumps(document).encode() + b"\n")
             self._host.stdin.flush()
         except OSError as error:
-            raise _HostLost(self._last_words or str(error)) from error
+            raise _HostLost(self._last_words()) from error
 
     def _read(self, timeout_s: float) -> dict[str, Any]:
         end = time.monotonic() + timeout_s
@@ -160,22 +161,23 @@ class Cluster:
             ready, _, _ = select.select([self._outcomes], [], [], max(0.0, end - time.monotonic()))
             data = os.read(self._outcomes, 1 << 16) if ready else b""
             if not data:
-                raise _HostLost(self._last_words if ready else f"no word from it for {timeout_s:g} s")
+                raise _HostLost(self._last_words() if ready else f"no word from it for {timeout_s:g} s")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         document: dict[str, Any] = json.loads(line)
         return document
 
-    @property
     def _last_words(self) -> str:
-        """The last line that the host or its fork server wrote, how the host ended."""
-        if self._host is None or self._log is None:
-            return ""
+        """How the host ended: its signal, or the last line that it or its fork server wrote."""
+        assert self._host is not None and self._log is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._host.wait(1.0)
+        code = self._host.returncode
+        if code is not None and code < 0:
+            return f"it was ended by {signal.Signals(-code).name}"
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"it ended with code {self._host.returncode}"
+        return lines[-1] if lines else f"it ended with code {code}"
 
     def _kill(self) -> int | None:
         """Ends the host; the kernel ends its fork server and its ranks with it. Returns its exit code."""
@@ -226,7 +228,7 @@ def python_path(more: Sequence[str] = ()) -> str:
     return os.pathsep.join(entry for entry in entries if entry)
 
 
-def _built_in() -> list[str]:
+def built_in_modules() -> list[str]:
     """Modules of all plug-ins that ship with the suite, and what they import at first use."""
     modules = ["sklearn.datasets"]
     for kind, (_, prefix, _) in plugins.KINDS.items():
