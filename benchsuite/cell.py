@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from benchsuite import plugins
+from benchsuite import members, plugins
 from benchsuite.errors import UsageError
 
 Scalar = bool | int | float | str
@@ -123,7 +123,8 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form; `from_json` restores an equal cell."""
-        return _plain(dataclasses.asdict(self))
+        document: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return document
 
     def with_seed(self, seed: int) -> Cell:
         """The same cell with another seed; its id stays."""
@@ -160,73 +161,96 @@ def canonical(document: Any) -> str:
 def resolve(cell: Cell) -> Cell:
     """Fills in all that was left open: preset, options' defaults, servers, samples; hashes path plug-ins.
 
-    Two cells that mean the same have the same id afterwards ("an omitted default equals the written one").
+    Two cells that mean the same have the same id afterwards ("an omitted default equals the written one"). A member
+    that the design knows and this version has no file for keeps its options as given; `rules.validate` says so.
     Raises UsageError for an unknown member, preset or option (the known ones in the message, nearest first).
     """
-    sources: dict[str, str] = {}
-    options: dict[str, dict[str, Scalar]] = {}
-    members = {}
-    for axis in AXES:
-        member = plugins.find(axis, getattr(cell, axis))
-        members[axis] = member
-        if member.given_by_path:
-            sources[axis] = member.digest
-    preset = cell.preset or next(iter(members["workload"].presets), "")
-    presets = members["workload"].presets
-    if preset not in presets:
-        raise UsageError(plugins.unknown("preset", preset, presets, of=members["workload"].name))
-    preset_values = presets[preset]
-    names = {member.name for member in members.values()}
-    stray = sorted(set(cell.options) - names)
-    if stray:
-        raise UsageError(f"options given for {stray[0]!r}, which this cell does not use; it uses: {', '.join(sorted(names))}")
-    for axis in AXES:
-        member = members[axis]
-        given = dict(cell.options.get(member.name, {}))
-        if axis == "workload":
-            given = {k: v for k, v in preset_values.items() if k in member.options} | given
-        values = member.resolve_options(given)
-        if values:
-            options[member.name] = values
-    budget = cell.budget
-    global_batch = int(options.get(members["workload"].name, {}).get("global_batch", preset_values.get("global_batch", 0)))
-    if budget.samples is not None and budget.steps is not None:
-        raise UsageError(f"budget has samples = {budget.samples} and steps = {budget.steps}: give one of them")
-    if budget.samples is None:
-        scale = cell.replicas if cell.batch_mode == "fixed_per_worker" else 1
-        samples = (
-            int(preset_values.get("budget_samples", 0)) if budget.steps is None else budget.steps * global_batch * scale
-        )
-        budget = Budget(samples=samples, timeout_s=float(budget.timeout_s))
-    else:
-        budget = Budget(samples=int(budget.samples), timeout_s=float(budget.timeout_s))
-    paths = {axis: str(members[axis].path) for axis in sources}
     for name, allowed in CHOICES.items():
         if getattr(cell, name) not in allowed:
             raise UsageError(plugins.unknown(name, getattr(cell, name), allowed))
+    found = {axis: members.find(axis, getattr(cell, axis)) for axis in AXES}
+    if cell.cluster not in members.KNOWN["cluster"]:
+        members.find("cluster", cell.cluster)
+    by_path = {axis: member for axis, member in found.items() if member is not None and member.given_by_path}
+    preset, presets = _preset(cell, found["workload"])
+    paths: dict[str, Any] = {axis: str(member.path) for axis, member in by_path.items()}
     return dataclasses.replace(
         cell,
         preset=preset,
-        options=options,
+        options=_options(cell, found, presets),
         servers=cell.num_servers,
         straggler={str(int(k)): float(v) for k, v in sorted(cell.straggler.items(), key=lambda kv: int(kv[0]))},
-        budget=budget,
-        sources=sources,
+        budget=_budget(cell, found["workload"], presets),
+        sources={axis: member.digest for axis, member in by_path.items()},
         **paths,
     )
 
 
-def global_batch(cell: Cell) -> int:
-    """Samples of one synchronous step of a resolved cell (fixed_per_worker: replicas x the preset's)."""
-    member = plugins.find("workload", cell.workload)
-    base = cell.options.get(member.name, {}).get("global_batch", member.presets[cell.preset].get("global_batch", 0))
+def _preset(cell: Cell, workload: plugins.Plugin | None) -> tuple[str, Mapping[str, Any]]:
+    """The preset's name and values; those of a workload without a file are not known."""
+    if workload is None:
+        return cell.preset, {}
+    if not workload.presets:
+        raise UsageError(
+            f"{workload.path} has no presets: a workload needs at least one, as a literal, e.g. "
+            'presets = {"default": {"global_batch": 64, "budget_samples": 15360}}'
+        )
+    preset = cell.preset or next(iter(workload.presets))
+    if preset not in workload.presets:
+        raise UsageError(plugins.unknown("preset", preset, workload.presets, of=workload.name))
+    return preset, workload.presets[preset]
+
+
+def _options(
+    cell: Cell, found: Mapping[str, plugins.Plugin | None], preset: Mapping[str, Any]
+) -> dict[str, dict[str, Scalar]]:
+    """Every option of every member with its value: default, then the preset's, then what the cell says."""
+    used = {axis: plugins.stem(getattr(cell, axis)) for axis in AXES}
+    stray = sorted(set(cell.options) - set(used.values()))
+    if stray:
+        uses = ", ".join(sorted(set(used.values())))
+        raise UsageError(f"options given for {stray[0]!r}, which this cell does not use; it uses: {uses}")
+    options: dict[str, dict[str, Scalar]] = {}
+    for axis, member in found.items():
+        given = dict(cell.options.get(used[axis], {}))
+        if member is not None:
+            if axis == "workload":
+                given = {k: v for k, v in preset.items() if k in member.options} | given
+            given = member.resolve_options(given)
+        if given:
+            options[used[axis]] = given
+    return options
+
+
+def _budget(cell: Cell, workload: plugins.Plugin | None, preset: Mapping[str, Any]) -> Budget:
+    """The budget in samples, where the workload has a file that can tell how many a step has."""
+    budget = dataclasses.replace(cell.budget, timeout_s=float(cell.budget.timeout_s))
+    if budget.samples is not None and budget.steps is not None:
+        raise UsageError(f"budget has samples = {budget.samples} and steps = {budget.steps}: give one of them")
+    if budget.samples is not None or workload is None:
+        return budget
+    if budget.steps is None:
+        return dataclasses.replace(budget, samples=int(preset.get("budget_samples", 0)))
+    return dataclasses.replace(budget, samples=budget.steps * _global_batch(cell, workload, preset), steps=None)
+
+
+def _global_batch(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any]) -> int:
+    option = workload.options.get("global_batch")
+    stated = preset.get("global_batch", option.default if option else 0)
+    base = cell.options.get(workload.name, {}).get("global_batch", stated)
     return int(base) * (cell.replicas if cell.batch_mode == "fixed_per_worker" else 1)
+
+
+def global_batch(cell: Cell) -> int:
+    """Samples of one synchronous step (fixed_per_worker: replicas x the preset's); 0 = the workload has no file."""
+    workload = members.find("workload", cell.workload)
+    return 0 if workload is None else _global_batch(cell, workload, _preset(cell, workload)[1])
 
 
 def num_layers(cell: Cell) -> int:
     """Layers of the workload's chain as its preset states them (0 = not stated)."""
-    member = plugins.find("workload", cell.workload)
-    return int(member.presets.get(cell.preset, {}).get("num_layers", 0))
+    workload = members.find("workload", cell.workload)
+    return 0 if workload is None else int(_preset(cell, workload)[1].get("num_layers", 0))
 
 
 def _plain(value: Any) -> Any:

@@ -78,7 +78,7 @@ class Plugin:
 
 def stem(reference: str) -> str:
     """The member's name: a path's file name without `.py`, or the name itself."""
-    return Path(reference).stem if _is_path(reference) else reference
+    return Path(reference).stem if is_path(reference) else reference
 
 
 def unknown(what: str, value: object, known: Iterable[str], *, of: str = "") -> str:
@@ -107,11 +107,12 @@ def names(kind: str) -> list[str]:
 def find(kind: str, reference: str) -> Plugin:
     """A member by file name (`ring`) or by path (`/home/me/my_net.py`). PluginError where there is none."""
     folder, _, _ = KINDS[kind]
-    by_path = _is_path(reference)
+    by_path = is_path(reference)
     if by_path:
         path = Path(reference).expanduser().resolve()
         if not path.is_file():
-            raise PluginError(f"{kind} {reference!r}: no such file; give an existing .py file or one of: {', '.join(names(kind))}")
+            known = ", ".join(names(kind))
+            raise PluginError(f"{kind} {reference!r}: no such file; give an existing .py file or one of: {known}")
     else:
         path = folder / f"{reference}.py"
         if reference.startswith("_") or not path.is_file():
@@ -145,7 +146,8 @@ def _import_path(module_name: str, path: Path) -> Any:
     return module
 
 
-def _is_path(reference: str) -> bool:
+def is_path(reference: str) -> bool:
+    """Whether a reference is a path (`my_net.py`, `../nets/mine.py`) rather than a member's name."""
     return reference.endswith(".py") or "/" in reference
 
 
@@ -199,7 +201,8 @@ def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str
         try:
             default = ast.literal_eval(item.value)
         except ValueError as error:
-            raise PluginError(f"{path}: option {name!r} needs a literal default, not {ast.unparse(item.value)}") from error
+            text = ast.unparse(item.value)
+            raise PluginError(f"{path}: option {name!r} needs a literal default, not {text}") from error
         following = node.body[position + 1] if position + 1 < len(node.body) else None
         text = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
