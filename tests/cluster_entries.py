@@ -121,3 +121,13 @@ def lingering(job: RankJob) -> None:
     write_rank_file(job.run_dir, job.rank, "{}")
     if job.rank == 1:
         time.sleep(1000)
+
+
+def first_asleep(job: RankJob) -> None:
+    """Sleeps with seed 0, else writes its record."""
+    (asleep if job.cell["seed"] == 0 else trivial)(job)
+
+
+def named(job: RankJob) -> None:
+    """The record is the run directory."""
+    write_rank_file(job.run_dir, job.rank, job.run_dir)
