@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchsuite.cell import Budget, Cell
@@ -80,7 +79,7 @@ def quick_runs(seeds: Sequence[int] = (0, 1, 2)) -> list[Run]:
             run = dataclasses.replace(run, flags=(*run.flags, "contended"))
         elif key == ("asynchronous", "parameter_server", 4, 2) and not run.cell.straggler:
             run = diverged(run)
-        if not (key == ("synchronous", "native", 4, 1)):  # this one was not run
+        if key != ("synchronous", "native", 4, 1):  # this one was not run
             done.append(run)
     return done
 
@@ -122,46 +121,6 @@ def diverged(run: Run) -> Run:
     cost = dict(run.cost) | {"time_to": dict.fromkeys(("easy", "target", "hard")), "bytes_to": dict.fromkeys(("easy", "target", "hard"))}
     cost["evaluation_s"], cost["evaluation_bytes"] = cost["evaluation_s"][:stop], cost["evaluation_bytes"][:stop]
     return dataclasses.replace(run, result=result, cost=cost, flags=(*run.flags, "diverged"))
-
-
-def frame_records(runs: Iterable[Run], columns: Iterable[str]) -> list[dict[str, Any]]:
-    """Rows with the columns of `export csv`, written apart from the store so that each checks the other."""
-    rows = []
-    for run in runs:
-        result, cost, cell = run.result, run.cost, run.cell
-        steps = result.get("steps")
-        values: dict[str, Any] = {**dataclasses.asdict(cell), **{k: v for k, v in cost.items() if not isinstance(v, (list, dict))}}
-        values |= {k: v for k, v in result.items() if not isinstance(v, (list, dict))}
-        values |= {
-            "run_id": run.run_id, "cell_id": run.cell_id, "code_id": run.code_id, "started_at": run.started_at,
-            "machine": run.machine, "commit": ENVIRONMENT["commit"], "dirty": ENVIRONMENT["dirty"], "seed": cell.seed,
-            "world_size": cell.world_size, "servers": cell.num_servers, "status": str(run.status), "reason": run.reason or "",
-            "flags": " ".join(sorted(run.flags)), "options": json.dumps(cell.options), "straggler": json.dumps(dict(cell.straggler)),
-        }  # fmt: skip
-        if result:
-            values |= _derived(result, cost, steps)
-        rows.append({column: values.get(column) for column in columns})
-    return rows
-
-
-def _derived(result: Mapping[str, Any], cost: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    per_step = {
-        f"{name}_per_step": values[name] / steps if values.get(name) is not None else None
-        for values in (result, cost)
-        for name in ("predicted_bytes", "payload_bytes", "shm_bytes", "control_bytes", "wire_bytes", "busiest_port_bytes")
-        if name in values
-    }
-    staleness = result["staleness"] or {}
-    return per_step | {
-        "messages_per_step": result["messages"] / steps,
-        "payload_bytes_per_sample": result["payload_bytes"] / result["samples"],
-        "staleness_mean": staleness.get("mean"),
-        "staleness_max": staleness.get("max"),
-        "target_metric": result["target"]["target"],
-        "samples_to_target": result["samples_to"]["target"],
-        "bytes_to_target": cost["bytes_to"]["target"],
-        **{f"time_to_{name}_s": cost["time_to"][name] for name in ("easy", "target", "hard")},
-    }
 
 
 def _traffic(cell: Cell, steps: int) -> dict[str, Any]:

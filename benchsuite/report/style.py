@@ -45,6 +45,11 @@ class Look:
     dash: tuple[float, ...]
     label: str
 
+    @property
+    def line(self) -> Any:
+        """matplotlib's `linestyle`."""
+        return (0, self.dash) if self.dash else "-"
+
 
 def looks(series: Iterable[str]) -> dict[str, Look]:
     """Series name -> look. Known strategies keep theirs; new ones get free colours in alphabetical order."""

@@ -6,7 +6,11 @@ import math
 
 from benchsuite.analysis.statistics import Summary
 
-_WORDS = {"native": "native all-reduce", "parameter_server": "parameter server", "ddp/native": "DistributedDataParallel"}
+_WORDS = {
+    "native": "native all-reduce",
+    "parameter_server": "parameter server",
+    "ddp/native": "DistributedDataParallel",
+}
 _SHORT = {"synchronous": "sync", "asynchronous": "async", "parameter_server": "server", "ddp/native": "DDP"}
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 EMPTY = "–"
@@ -18,8 +22,8 @@ def label(series: str) -> str:
 
 
 def short(series: str) -> str:
-    """The same for the axis of a small panel: `sync, server`."""
-    return _named(series, _SHORT, ", ")
+    """The same for the axis of a small panel: `sync server`."""
+    return _named(series, _SHORT, " ")
 
 
 def _named(series: str, words: dict[str, str], separator: str) -> str:
@@ -59,28 +63,34 @@ def quantity(summary: Summary, *, scale: float = 1.0) -> str:
     `scale` multiplies the values (1000 for milliseconds of seconds). A finite median with misses says so:
     `9,600 [8,320–> budget (1 of 3)]`.
     """
+    center, spread = parts(summary, scale=scale)
+    return f"{center} [{spread}]" if spread else center
+
+
+def parts(summary: Summary, *, scale: float = 1.0) -> tuple[str, str]:
+    """Centre and spread of `quantity` apart; the spread is empty where there is none."""
     if summary.n == 0:
-        return EMPTY
+        return EMPTY, ""
     missed = f"> budget ({summary.misses} of {summary.n})"
     if math.isinf(summary.center):
-        return missed
+        return missed, ""
     low, high = summary.low * scale, summary.high * scale
     ends = [value for value in (low, high, *(p * scale for p in summary.points)) if math.isfinite(value)]
     width = max(ends) - min(ends)
     center = number(summary.center * scale, width=width)
     if summary.kind == "exact" or summary.n == 1:
-        return center
+        return center, ""
     top = missed if math.isinf(high) else number(high, width=width)
-    return f"{center} [{number(low, width=width)}–{top}]"
+    return center, f"{number(low, width=width)}–{top}"
 
 
 def si(value: float, unit: str = "B", digits: int = 3) -> str:
     """Decimal prefixes: `si(101480) == "101 kB"` (k = 1000)."""
     if math.isnan(value):
         return EMPTY
-    for factor, prefix in _SCALES:
+    for factor, name in _SCALES:
         if abs(value) >= factor * (1 - 0.5 * 10**-digits):
-            return f"{_significant(value / factor, digits)} {prefix}{unit}"
+            return f"{_significant(value / factor, digits)} {name}{unit}"
     return f"{_significant(value, digits)} {unit}"
 
 
@@ -88,14 +98,21 @@ def si_quantity(summary: Summary, unit: str = "B") -> str:
     """`quantity` with a decimal prefix chosen by the centre."""
     if summary.n == 0 or not math.isfinite(summary.center):
         return quantity(summary)
-    factor, prefix = next(((f, p) for f, p in _SCALES if abs(summary.center) >= f), (1.0, ""))
-    return f"{quantity(summary, scale=1 / factor)} {prefix}{unit}"
+    factor, name = prefix(summary.center)
+    return f"{quantity(summary, scale=1 / factor)} {name}{unit}"
 
 
-def tick(value: float) -> str:
-    """Short axis label: 0, 5k, 1.5M."""
-    text = si(value, "", 3).strip()
-    return text.replace(" ", "")
+def prefix(value: float) -> tuple[float, str]:
+    """Decimal prefix for a value of this size: (1000.0, "k")."""
+    return next(((factor, name) for factor, name in _SCALES if abs(value) >= factor), (1.0, ""))
+
+
+def tick(value: float, unit: str = "") -> str:
+    """Short axis label: 0, 5k, 1.5 MB."""
+    if value == 0:
+        return "0"
+    text = si(value, unit).strip()
+    return text if unit else text.replace(" ", "")
 
 
 def _significant(value: float, digits: int) -> str:

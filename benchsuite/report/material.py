@@ -1,0 +1,120 @@
+"""What every figure, table and sentence of one page is made of: the selected runs and the tidy tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from benchsuite.analysis import cells as naming
+from benchsuite.analysis import convergence, ranks, scaling, traffic
+from benchsuite.analysis.select import Selection
+from benchsuite.cell import Cell
+from benchsuite.frame import COLUMNS, row
+from benchsuite.record import Run
+from benchsuite.report.spec import FigureSpec
+from benchsuite.report.style import Look, looks
+
+_TYPES = {"str": "string", "int": "Int64", "float": "Float64", "bool": "boolean"}
+
+
+@dataclass(frozen=True)
+class Material:
+    """Tables are computed once and filtered per figure by cell id."""
+
+    cells: Sequence[Cell]  # of the plan, resolved
+    seeds: Sequence[int]
+    selection: Selection
+    environments: Sequence[Mapping[str, Any]]  # of the selected runs, each once, oldest run first
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The ok runs under the wall clock; virtual seconds never share a figure with them."""
+        return [run for run in self.selection.runs if run.cell.clock == "wall"]
+
+    @cached_property
+    def names(self) -> pd.DataFrame:
+        """`cells.describe` of the plan."""
+        return naming.describe(self.cells)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row per ok run, the columns of `export csv`."""
+        rows = [row(run) for run in self.runs]
+        return pd.DataFrame({
+            name: pd.Series([values[name] for values in rows], dtype=_TYPES[kind]) for name, kind in COLUMNS.items()
+        })  # fmt: skip
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """`convergence.curves`."""
+        return convergence.curves(self.runs)
+
+    @cached_property
+    def scaling(self) -> pd.DataFrame:
+        """`scaling.scaling`."""
+        return scaling.scaling(self.frame, self.names)
+
+    @cached_property
+    def targets(self) -> pd.DataFrame:
+        """`convergence.to_target`."""
+        return convergence.to_target(self.frame, self.names)
+
+    @cached_property
+    def traffic(self) -> pd.DataFrame:
+        """`traffic.traffic`."""
+        return traffic.traffic(self.frame, self.names)
+
+    @cached_property
+    def split(self) -> pd.DataFrame:
+        """`ranks.median_split`."""
+        return ranks.median_split(ranks.rank_split(self.runs))
+
+    @cached_property
+    def staleness(self) -> pd.DataFrame:
+        """`ranks.pooled_staleness`."""
+        return ranks.pooled_staleness(ranks.staleness(self.runs))
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """Series -> look, for all cells of the plan."""
+        return looks(self.names["series"])
+
+    def wanted(self, spec: FigureSpec) -> list[str]:
+        """Ids of the cells a figure may draw, in the plan's order."""
+        return list(dict.fromkeys(cell.id for cell in self.cells if spec.wants(cell)))
+
+    def of(self, table: pd.DataFrame, spec: FigureSpec) -> pd.DataFrame:
+        """Rows of `table` (with a cell_id) that the figure may draw."""
+        return table[table["cell_id"].isin(self.wanted(spec))]
+
+    def target(self, workload: str) -> Mapping[str, Any]:
+        """The target as the newest run of that workload states it; {} without runs."""
+        ids = set(self.names.loc[self.names["workload"] == workload, "cell_id"])
+        stated = [run.result.get("target") or {} for run in self.runs if run.cell_id in ids]
+        return stated[-1] if stated else {}
+
+    @property
+    def commits(self) -> list[str]:
+        """Commits of the code that ran, short, `+changes` where the tree was dirty."""
+        named = []
+        for environment in self.environments:
+            commit = str(environment.get("commit") or "unknown commit")
+            short = commit[:10] if len(commit) >= 40 else commit
+            named.append(short + (" + uncommitted changes" if environment.get("dirty") else ""))
+        return list(dict.fromkeys(named)) or ["unknown commit"]
+
+    def provenance(self, cell_ids: Sequence[str]) -> str:
+        """`n = 3 runs per point; machine ..; commit ..`: what every caption ends with."""
+        counts = [sum(run.cell_id == cell_id for run in self.runs) for cell_id in dict.fromkeys(cell_ids)]
+        low, high = min(counts, default=0), max(counts, default=0)
+        number = f"{low}" if low == high else f"{low} to {high}"
+        preview = ", a preview: fewer than 5 seeds" if high < 5 else ""
+        commit = ", ".join(self.commits)
+        return (
+            f"n = {number} runs per cell (one fresh launch per seed{preview}); "
+            f"machine {self.selection.machine or 'unknown'}; commit {commit}."
+        )

@@ -1,0 +1,303 @@
+"""One plan and its stored runs become `index.html` with figures/, tables/ and MANIFEST.json. Never runs a cell.
+
+The page is one file: figures are inlined SVG, styles and the few lines of script stand in it, nothing is fetched.
+Rendered twice from the same runs it is the same, byte for byte: the only date in it is that of the newest run
+(or SOURCE_DATE_EPOCH).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+from markupsafe import Markup
+
+from benchsuite import record
+from benchsuite.analysis.select import Selection, select
+from benchsuite.cell import Cell
+from benchsuite.plan import Plan
+from benchsuite.record import Run
+from benchsuite.report import canvas, figures, limits, spec, style, tables, words
+from benchsuite.report.answer import answer
+from benchsuite.report.canvas import Drawing
+from benchsuite.report.material import Material
+from benchsuite.report.style import Look
+from benchsuite.store import Store
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+MANIFEST = "MANIFEST.json"
+_SHAPES = {
+    "o": '<circle cx="15" cy="6" r="3.2"/>',
+    "s": '<rect x="12" y="3" width="6" height="6"/>',
+    "D": '<path d="M15 2 19 6 15 10 11 6Z"/>',
+    "^": '<path d="M15 2 19 9.5 11 9.5Z"/>',
+    "v": '<path d="M15 10 19 2.5 11 2.5Z"/>',
+    "<": '<path d="M11 6 18 2 18 10Z"/>',
+    ">": '<path d="M19 6 12 2 12 10Z"/>',
+}
+
+
+@dataclass
+class Section:
+    """One `[[figures]]` entry on the page."""
+
+    id: str
+    title: str
+    drawings: list[dict[str, Any]] = field(default_factory=list)
+    table: tables.Table | None = None
+
+
+def render_stored(
+    plan: Plan, store: Store, out_dir: Path, *, code_id: Callable[[Cell], str] | None = None, machine: str | None = None
+) -> Path:
+    """`render` from a results folder. `code_id`: the current code of a cell; runs of other code are stale."""
+    runs = store.runs(plan.cells, seeds=plan.seeds)
+    used = {(run.machine, run.environment_id) for run in runs}
+    environments = {identity: store.environment(where, identity) for where, identity in used}
+    code_ids = {cell.id: code_id(cell) for cell in plan.cells} if code_id else None
+    return render(plan, runs, out_dir, environments=environments, code_ids=code_ids, machine=machine)
+
+
+def render(
+    plan: Plan,
+    runs: Iterable[Run],
+    out_dir: Path,
+    *,
+    environments: Mapping[str, Mapping[str, Any]] | None = None,
+    code_ids: Mapping[str, str] | None = None,
+    machine: str | None = None,
+) -> Path:
+    """Writes the page of `plan` under `out_dir`; returns the path of index.html.
+
+    `environments`: environment id -> stored environment. `code_ids`: cell id -> current code id (default: that of its
+    newest run). `machine`: default that of the newest run. UsageError for a figure entry that is not one.
+    """
+    specs = spec.parse(plan.figures)
+    selection = select(plan.cells, plan.seeds, runs, code_ids=code_ids, machine=machine)
+    by_age = sorted(selection.runs, key=lambda run: run.started_at)
+    known = environments or {}
+    ids = dict.fromkeys(run.environment_id for run in by_age)
+    material = Material(plan.cells, plan.seeds, selection, [known.get(each, {}) for each in ids])
+    epoch = _epoch(by_age)
+    _clear(out_dir)
+    for folder in ("figures", "tables"):
+        (out_dir / folder).mkdir(parents=True, exist_ok=True)
+    sections = _sections(specs, material, out_dir, epoch=epoch)
+    page = _html(plan, material, sections)
+    path = out_dir / "index.html"
+    path.write_text(page, encoding="utf-8")
+    _write_manifest(plan, selection, known, out_dir, epoch=epoch)
+    return path
+
+
+def _epoch(runs: Sequence[Run]) -> int:
+    """Seconds since 1970 that files may carry: SOURCE_DATE_EPOCH, else the newest run's start, else 0."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if given.isdecimal():
+        return int(given)
+    stamps = [datetime.fromisoformat(run.started_at) for run in runs if run.started_at]
+    return int(max(stamps).replace(tzinfo=UTC).timestamp()) if stamps else 0
+
+
+def _clear(out_dir: Path) -> None:
+    """Removes what an earlier rendering wrote here, by its manifest, so that no old figure stays beside new ones."""
+    try:
+        listed = json.loads((out_dir / MANIFEST).read_text(encoding="utf-8"))["outputs"]
+    except (OSError, ValueError, KeyError):
+        return
+    for name in listed:
+        path = (out_dir / name).resolve()
+        if path.is_relative_to(out_dir.resolve()):
+            path.unlink(missing_ok=True)
+
+
+def _sections(specs: Sequence[spec.FigureSpec], material: Material, out_dir: Path, *, epoch: int) -> list[Section]:
+    sections = []
+    number = 0
+    with matplotlib.rc_context(style.theme()):
+        for entry in specs:
+            section = Section(entry.name, entry.title)
+            if entry.kind == "table":
+                section.table = tables.build(entry, material)
+                tables.save(section.table, out_dir / "tables")
+            elif material.runs:
+                for drawing in figures.draw(entry, material):
+                    number += 1
+                    section.drawings.append(_placed(drawing, out_dir, number=number, epoch=epoch))
+            sections.append(section)
+    return sections
+
+
+def _placed(drawing: Drawing, out_dir: Path, *, number: int, epoch: int) -> dict[str, Any]:
+    """Saves a drawing and returns what the template needs of it."""
+    svg = canvas.save(drawing, out_dir / "figures", epoch=epoch)
+    shown = drawing.legend if len(drawing.legend) > 1 else ()
+    return {
+        "id": f"f{number}",
+        "name": drawing.name,
+        "svg": Markup(canvas.inline(svg, f"f{number}-")),  # our own matplotlib output, text in it is escaped
+        "whole": _view(drawing.whole),
+        "panels": [_view(box) for box in drawing.panels],
+        "alt": drawing.alt,
+        "caption": f"Figure {number}. {drawing.caption}",
+        "legend": [_legend(entry) for entry in shown],
+    }
+
+
+def _view(box: canvas.Box) -> str:
+    return " ".join(f"{value:g}" for value in box)
+
+
+def _legend(entry: canvas.Entry) -> dict[str, Any]:
+    if not isinstance(entry, Look):
+        color, label = entry
+        return {"label": label, "swatch": _swatch(f'<rect x="9" y="0.5" width="11" height="11" fill="{color}"/>')}
+    dash = f' stroke-dasharray="{" ".join(f"{d * 1.5:g}" for d in entry.dash)}"' if entry.dash else ""
+    line = f'<path d="M0 6H30" stroke="{entry.color}" stroke-width="1.8"{dash}/>'
+    shape = _SHAPES.get(entry.marker, _SHAPES["o"])
+    mark = f'<g fill="#fff" stroke="{entry.color}" stroke-width="1.4">{shape}</g>'
+    return {"label": entry.label, "swatch": _swatch(line + mark)}
+
+
+def _swatch(body: str) -> Markup:
+    return Markup(f'<svg viewBox="0 0 30 12" aria-hidden="true">{body}</svg>')
+
+
+def _html(plan: Plan, material: Material, sections: Sequence[Section]) -> str:
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    selection = material.selection
+    absent = [
+        {"cell": absence.cell.label, "seed": str(absence.seed), "status": absence.status, "reason": absence.reason}
+        for absence in selection.absent
+    ]
+    for refused in plan.refused:
+        absent.append({"cell": refused.cell.label, "seed": "all", "status": "unsupported", "reason": refused.reason})
+    stale = [f"{run.cell.label} seed {run.cell.seed}: {run.run_id}, code {run.code_id}" for run in selection.stale]
+    page: str = environment.get_template("page.html").render(
+        name=plan.name,
+        question=plan.question or f"Plan {plan.name}",
+        lede=_lede(plan, material),
+        preview=0 < len(plan.seeds) < 5,
+        answer=answer(material),
+        facts=_facts(material),
+        sections=sections,
+        limits=limits.limits(material),
+        definitions=limits.DEFINITIONS,
+        tally=_tally(plan, selection),
+        absent=absent,
+        asides=_asides(material),
+        stale=stale,
+        footer=_footer(material),
+        css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        script=Markup((TEMPLATES / "sort.js").read_text(encoding="utf-8")),
+    )
+    return page
+
+
+def _lede(plan: Plan, material: Material) -> str:
+    names = material.names
+    if names.empty:
+        return "This plan has no cell that can run."
+    workloads = ", ".join(dict.fromkeys(names["workload"]))
+    counts = ", ".join(str(count) for count in sorted(set(names["replicas"])))
+    series = names["series"].nunique()
+    budgets = sorted({budget for budget in names["budget_samples"] if budget})
+    budget = f", {budgets[0]:,} samples each" if len(budgets) == 1 else ""
+    return (
+        f"{workloads} trained under {words.count_of(series, 'strategy').replace('strategys', 'strategies')} by {counts} "
+        f"workers, {words.count_of(len(plan.seeds), 'seed')}{budget}. Same initial parameters, same data, same schedule."
+    )
+
+
+def _facts(material: Material) -> list[tuple[str, str]]:
+    """What stands under the answer: where and when."""
+    runs = material.runs
+    if not runs:
+        return []
+    dates = sorted(run.started_at for run in runs)
+    span = dates[0][:10] if dates[0][:10] == dates[-1][:10] else f"{dates[0][:10]} to {dates[-1][:10]}"
+    cores = sorted({str(run.cost["cores"]) for run in runs if run.cost.get("cores")})
+    facts = [("machine", material.selection.machine), ("cores", ", ".join(cores)), ("runs", f"{len(runs)} ok"), ("measured", span)]
+    facts.append(("commit", ", ".join(material.commits)))
+    for key in ("torch", "python"):
+        values = {str(e.get(key) or e.get("versions", {}).get(key) or "") for e in material.environments} - {""}
+        if values:
+            facts.append((key, ", ".join(sorted(values))))
+    return [(key, value) for key, value in facts if value]
+
+
+def _tally(plan: Plan, selection: Selection) -> str:
+    """Every (cell, seed) under one of the five words."""
+    counts = Counter({"ok": len(selection.runs)})
+    counts.update(absence.status for absence in selection.absent)
+    asked = sum(counts.values())
+    listed = ", ".join(f"{counts[word]} {word}" for word, _ in limits.STATUS_WORDS if counts[word])
+    cells = words.count_of(len(set(cell.id for cell in plan.cells)), "cell")
+    refused = f" {words.count_of(len(plan.refused), 'further cell')} refused before running." if plan.refused else ""
+    meanings = "; ".join(f"{word}: {meaning}" for word, meaning in limits.STATUS_WORDS if counts[word])
+    return f"{cells} × {words.count_of(len(plan.seeds), 'seed')} = {asked} runs asked for: {listed or 'none'}.{refused} ({meanings}.)"
+
+
+def _asides(material: Material) -> list[str]:
+    selection = material.selection
+    said = []
+    diverged = [run for run in material.runs if run.result.get("diverged_step") is not None]
+    for run in diverged:
+        said.append(f"Diverged: {run.cell.label} seed {run.cell.seed} at step {run.result['diverged_step']}; it counts as a miss.")
+    virtual = len(selection.runs) - len(material.runs)
+    if virtual:
+        said.append(f"{words.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds are not wall seconds.")
+    if selection.elsewhere:
+        machines = ", ".join(sorted({run.machine for run in selection.elsewhere}))
+        said.append(f"{words.count_of(len(selection.elsewhere), 'run')} of other machines ({machines}) not drawn here.")
+    if selection.repeats:
+        said.append(f"{words.count_of(selection.repeats, 'run')} repeated a cell and seed; the newest ok one counts.")
+    reasons = Counter(str(run.cost["wire_reason"]) for run in material.runs if run.cost.get("wire_reason"))
+    for reason, count in sorted(reasons.items()):
+        said.append(f"No wire bytes in {words.count_of(count, 'run')}: {reason}.")
+    return said
+
+
+def _footer(material: Material) -> str:
+    codes = sorted({run.code_id for run in material.runs})
+    return f"Machine {material.selection.machine or 'unknown'}, commit {', '.join(material.commits)}, {words.count_of(len(codes), 'code id')}."
+
+
+def _write_manifest(
+    plan: Plan, selection: Selection, environments: Mapping[str, Mapping[str, Any]], out_dir: Path, *, epoch: int
+) -> None:
+    """sha256 of every input (runs, environments, the plan), of the code that rendered, and of every file written."""
+    package = Path(__file__).resolve().parents[1]
+    sources = sorted(p for folder in ("analysis", "report") for p in (package / folder).rglob("*") if p.suffix in _CODE)
+    outputs = sorted(p for p in out_dir.rglob("*") if p.is_file() and p.name != MANIFEST)
+    document = {
+        "plan": {"name": plan.name, "sha256": _sha256(plan.text.encode())},
+        "runs": {run.run_id: _sha256(record.dumps(run.to_json()).encode()) for run in selection.runs},
+        "environments": {
+            run.environment_id: _sha256(json.dumps(environments.get(run.environment_id, {}), sort_keys=True).encode())
+            for run in selection.runs
+        },
+        "code": {str(path.relative_to(package.parent)): _sha256(path.read_bytes()) for path in sources},
+        "outputs": {path.relative_to(out_dir).as_posix(): _sha256(path.read_bytes()) for path in outputs},
+        "epoch": epoch,
+    }
+    (out_dir / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+_CODE = (".py", ".html", ".css", ".js")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

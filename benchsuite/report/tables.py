@@ -1,0 +1,242 @@
+"""The table with n and ranges: one row per cell of the plan, also for cells without a run, as HTML, TeX, csv, Markdown.
+
+Best values, and those whose interval touches the best one's, are bold within one number of workers; a flagged row takes
+no part where the wall clock decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchsuite.analysis.scaling import per_cell
+from benchsuite.analysis.statistics import Summary, summarize
+from benchsuite.report import words
+from benchsuite.report.material import Material
+from benchsuite.report.spec import FigureSpec
+
+
+@dataclass(frozen=True)
+class Column:
+    """One numeric column: where it comes from, how it is printed, what it means."""
+
+    key: str
+    heading: str
+    meaning: str
+    scale: float = 1.0
+    better: str = ""  # "max", "min" or "" = nothing is best
+    wall: bool = False  # a flagged row claims nothing here
+    si: bool = False  # bytes: printed with a decimal prefix
+
+
+@dataclass(frozen=True)
+class Value:
+    """One field: centre and spread as printed, and the number it sorts by."""
+
+    text: str
+    spread: str = ""
+    sort: float | str = ""
+    bold: bool = False
+
+    @property
+    def plain(self) -> str:
+        """`5,120 [4,800–5,440]`."""
+        return f"{self.text} [{self.spread}]" if self.spread else self.text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A printed table: headings with their meanings, rows of values, and the numbers behind them."""
+
+    name: str
+    caption: str
+    headings: list[tuple[str, str]]
+    rows: list[list[Value]]
+    numbers: pd.DataFrame
+    cell_ids: list[str] = field(default_factory=list)
+
+
+COLUMNS: Mapping[str, Column] = {
+    column.key: column
+    for column in (
+        Column("samples_per_s", "samples/s", "total samples over total wall time after warm-up, summed over workers",
+               better="max", wall=True),
+        Column("cpu_ms_per_sample", "CPU ms per sample", "CPU time of all ranks, servers included, over samples", 1e3, "min"),
+        Column("final_metric", "final metric", "the workload's metric at the last evaluation"),
+        Column("samples_to_target", "samples to target", "samples used when an evaluation first met the target", better="min"),
+        Column("seconds_to_target", "seconds to target", "wall seconds since the start of the loop until then, warm-up "
+               "included, evaluation excluded", better="min", wall=True),
+        Column("bytes_to_target", "bytes to target", "payload of all ranks until then", better="min", si=True),
+        Column("bytes_per_sample", "bytes per sample", "payload of all ranks over samples", better="min", si=True),
+        Column("bytes_per_step", "bytes per step", "payload of all ranks over steps; over updates where asynchronous", si=True),
+        Column("wire_ratio", "wire ratio", "bytes the kernel counted on the interface over payload + control bytes"),
+        Column("staleness", "staleness", "mean over updates: version at the update minus version of the gradient"),
+    )
+}  # fmt: skip
+_SOURCES = {
+    "cpu_ms_per_sample": "cpu_s_per_sample", "seconds_to_target": "time_to_target_s", "staleness": "staleness_mean",
+    "bytes_per_sample": "payload_bytes_per_sample", "bytes_per_step": "payload_bytes_per_step",
+}  # fmt: skip
+_NONE = summarize([])
+
+
+def build(spec: FigureSpec, material: Material) -> Table:
+    """The table of one `kind = "table"` entry."""
+    facts = _facts(material)
+    names = material.of(material.names, spec).sort_values(["replicas", "straggler", "order"], kind="stable")
+    columns = [COLUMNS[key] for key in spec.values["columns"] if key in COLUMNS]
+    with_notes = "notes" in spec.values["columns"]
+    several = names["workload"].nunique() > 1
+    records = [(name, facts.get(name["cell_id"], {})) for name in names.to_dict("records")]
+    bold = {column.key: _best(column, records) for column in columns}
+    rows = []
+    for name, fact in records:
+        row = [Value(name["workload"])] if several else []
+        label = words.label(name["series"]) + (f" ({name['straggler']} slower)" if name["straggler"] else "")
+        row += [Value(label), Value(str(name["replicas"]), sort=float(name["replicas"])), _count(name["cell_id"], material)]
+        for column in columns:
+            summary = fact.get(column.key, _NONE)
+            row.append(_value(column, summary, fact.get("n", 0), bold=name["cell_id"] in bold[column.key]))
+        if with_notes:
+            row.append(Value(_notes(name["cell_id"], fact, material)))
+        rows.append(row)
+    headings = [("workload", "what is trained")] if several else []
+    headings += [("strategy", "sync, topology"), ("workers", "ranks that compute gradients"), ("n", "fresh launches")]
+    headings += [(column.heading, column.meaning) for column in columns]
+    headings += [("notes", "flags, and what is missing")] if with_notes else []
+    ids = list(names["cell_id"])
+    return Table(spec.name, _caption(material, ids), headings, rows, _numbers(records, columns), ids)
+
+
+def _caption(material: Material, ids: list[str]) -> str:
+    targets = {workload: material.target(workload) for workload in dict.fromkeys(material.names["workload"])}
+    stated = "; ".join(
+        f"target of {workload}: {t['metric']} {'≥' if t['direction'] == 'max' else '≤'} {t['target']:g}"
+        + (f" {t['unit']}" if t.get("unit") else "") + f", looked at every {t['evaluate_every']:,} samples"
+        for workload, t in targets.items() if t
+    )  # fmt: skip
+    return (
+        f"Median [range] where n < 5. {stated[:1].upper()}{stated[1:]}. A miss is infinite and stays in the median: "
+        "> budget (k of n) means that k of n runs did not arrive. Bold: best for that number of workers, and what its "
+        f"range touches; oversubscribed or contended rows take no part where the wall clock decides. {material.provenance(ids)}"
+    )
+
+
+def _facts(material: Material) -> dict[str, dict[str, Any]]:
+    """Cell id -> column key -> Summary, and the flags."""
+    tables = (material.scaling, material.targets, material.traffic)
+    table = per_cell(material.frame, ["staleness_mean"]).set_index("cell_id")
+    for other in tables:
+        fresh = other.set_index("cell_id")
+        table = table.join(fresh[[column for column in fresh if column not in table]])
+    return {
+        str(cell_id): {key: row[_SOURCES.get(key, key)] for key in COLUMNS}
+        | {"oversubscribed": row["oversubscribed"], "num_contended": row["num_contended"], "n": row["n"]}
+        for cell_id, row in table.iterrows()
+    }
+
+
+def _value(column: Column, summary: Summary, n: int, *, bold: bool) -> Value:
+    """One field; a value that fewer than the row's n runs have says how many."""
+    if summary.n == 0:
+        return Value(words.EMPTY, sort=math.inf)
+    factor, prefix = words.prefix(summary.center) if column.si and math.isfinite(summary.center) else (1.0, "")
+    text, spread = words.parts(summary, scale=column.scale / factor)
+    if column.si and math.isfinite(summary.center):
+        text = f"{text} {prefix}B"
+    if summary.n < n:
+        spread = f"{spread}, n = {summary.n}".removeprefix(", ")
+    return Value(text, spread, summary.center, bold)
+
+
+def _best(column: Column, records: list[tuple[Any, dict[str, Any]]]) -> set[str]:
+    """Cell ids that are printed bold: the best of each group and the ties within its interval."""
+    groups: dict[tuple[Any, ...], list[tuple[str, Summary]]] = {}
+    for name, fact in records:
+        summary = fact.get(column.key, _NONE)
+        flagged = column.wall and fact and (fact["oversubscribed"] or fact["num_contended"])
+        if column.better and summary.n and not flagged and math.isfinite(summary.center):
+            key = (name["workload"], name["replicas"], name["straggler"])
+            groups.setdefault(key, []).append((name["cell_id"], summary))
+    chosen: set[str] = set()
+    for members in groups.values():
+        pick: Callable[..., Any] = max if column.better == "max" else min
+        best: Summary = pick((summary for _, summary in members), key=lambda summary: summary.center)
+        if best.center == 0:
+            continue  # one worker without a server sends nothing: no merit
+        ties = {cell_id for cell_id, s in members if s.low <= best.high and s.high >= best.low}
+        if len(ties) < len(members):
+            chosen |= ties
+    return chosen
+
+
+def _count(cell_id: str, material: Material) -> Value:
+    n = sum(run.cell_id == cell_id for run in material.runs)
+    return Value(str(n), sort=float(n))
+
+
+def _notes(cell_id: str, fact: Mapping[str, Any], material: Material) -> str:
+    notes = []
+    if fact.get("oversubscribed"):
+        notes.append("oversubscribed")
+    if fact.get("num_contended"):
+        notes.append(f"contended ({fact['num_contended']} of {fact['n']})")
+    diverged = sum(run.cell_id == cell_id and run.result.get("diverged_step") is not None for run in material.runs)
+    if diverged:
+        notes.append(f"diverged ({diverged} of {fact['n']})")
+    absent = Counter(absence.status for absence in material.selection.absent if absence.cell.id == cell_id)
+    notes += [f"{count} {status}" for status, count in sorted(absent.items())]
+    return ", ".join(notes)
+
+
+def _numbers(records: list[tuple[Any, dict[str, Any]]], columns: list[Column]) -> pd.DataFrame:
+    """The same as plain numbers for csv: centre, low, high, kind of spread, misses per column."""
+    rows = []
+    for name, fact in records:
+        keys = ("cell_id", "workload", "series", "straggler", "replicas")
+        row: dict[str, Any] = {str(key): name[key] for key in keys} | {"n": fact.get("n", 0)}
+        for column in columns:
+            summary: Summary = fact.get(column.key, _NONE)
+            row |= {f"{column.key}_{end}": getattr(summary, end) * column.scale for end in ("center", "low", "high")}
+            row |= {f"{column.key}_spread": summary.kind, f"{column.key}_misses": summary.misses}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def save(table: Table, folder: Path) -> None:
+    """Writes name.tex (booktabs), .csv (numbers) and .md (as printed) under `folder`."""
+    (folder / f"{table.name}.csv").write_text(table.numbers.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+    (folder / f"{table.name}.md").write_text(markdown(table), encoding="utf-8")
+    (folder / f"{table.name}.tex").write_text(latex(table), encoding="utf-8")
+
+
+def markdown(table: Table) -> str:
+    """A GitHub table, best values in bold, the caption below."""
+    lines = ["| " + " | ".join(heading for heading, _ in table.headings) + " |"]
+    lines.append("|" + "---|" * len(table.headings))
+    for row in table.rows:
+        cells = [f"**{value.plain}**" if value.bold else value.plain for value in row]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + f"\n\n{table.caption}\n"
+
+
+def latex(table: Table) -> str:
+    """booktabs by `Styler.to_latex(hrules=True)`; needs only the booktabs package."""
+    frame = pd.DataFrame([[value.plain for value in row] for row in table.rows])
+    bold = pd.DataFrame([["font-weight: bold" if value.bold else "" for value in row] for row in table.rows])
+    styler = frame.style.format(escape="latex").apply(lambda _: bold, axis=None).hide(axis="index")
+    styler = styler.relabel_index([_escaped(heading) for heading, _ in table.headings], axis="columns")
+    text: str = styler.to_latex(
+        hrules=True, convert_css=True, column_format="l" + "r" * (len(table.headings) - 2) + "l", caption=_escaped(table.caption)
+    )
+    return text.replace("–", "--").replace("≥", r"$\geq$").replace("≤", r"$\leq$")
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{c}" if c in "%&#_$" else c for c in text)
