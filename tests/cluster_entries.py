@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 import time
 from datetime import timedelta
 from typing import Any
@@ -131,3 +132,9 @@ def first_asleep(job: RankJob) -> None:
 def named(job: RankJob) -> None:
     """The record is the run directory."""
     write_rank_file(job.run_dir, job.rank, job.run_dir)
+
+
+if __name__ == "__main__":  # what `python -m benchsuite.worker` does under torchrun
+    from benchsuite.cluster import supervisor
+
+    sys.exit(supervisor.main(sys.argv[1:]))

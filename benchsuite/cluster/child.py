@@ -94,6 +94,8 @@ def _call(job: RankJob, entry: str) -> int:
     """Calls `module:function` with the job and turns what comes out into an exit code."""
     module, _, function = entry.partition(":")
     try:
+        if job.store_is_hosted:  # under a supervisor: the ranks come one by one
+            importlib.import_module("benchsuite.cluster.meet").meet(job)
         getattr(importlib.import_module(module), function)(job)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else jobs.EXIT_OK if stop.code is None else jobs.EXIT_ERROR

@@ -61,9 +61,11 @@ class Cluster:
             return
         reason = self.network_reason
         for attempt in range(2):
-            self._spawn(network_reason=reason)
             try:
+                self._spawn(network_reason=reason)
                 hello = self._read(START_S)
+            except OSError as error:
+                raise RuntimeError(f"the cell host does not start: {error}") from error
             except _HostLost as lost:
                 if self._kill() == EXIT_NO_NAMESPACE and attempt == 0:
                     reason = str(lost)

@@ -7,6 +7,7 @@ to a sparse mapping on a full disk is a SIGBUS. Imports the standard library onl
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -74,8 +75,13 @@ class Beat:
 
 
 def create(path: str | Path) -> None:
-    """Allocates an empty beat (all zero), before the rank exists. OSError where the disk is full."""
-    _map(path).close()
+    """Allocates an empty beat (all zero), before the rank exists. OSError, and no file, where the disk is full."""
+    try:
+        _map(path).close()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def read(path: str | Path) -> Pulse:

@@ -1,0 +1,96 @@
+"""From what all supervisors of a job wrote to one outcome per cell. No torch, no processes: reads files only.
+
+The folders of several hosts may have been copied together. A cell is `ok` only if every rank's record is there and
+complete.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchsuite import plugins
+from benchsuite.cell import Cell, from_json
+from benchsuite.cluster.classify import RankEnd, classify
+from benchsuite.errors import UsageError
+from benchsuite.job import rank_complete
+from benchsuite.measure.beat import Pulse
+from benchsuite.record import Outcome, Status
+
+
+def collect(run_dir: Path) -> list[tuple[Cell, Path, Outcome]]:
+    """The cells of a job in their order, each with its folder and how it ended. UsageError where there is none."""
+    found = []
+    for path in run_dir.glob("*-*-s*/cell.json"):
+        index = path.parent.name.partition("-")[0]
+        if index.isdigit():
+            found.append((int(index), path.parent))
+    if not found:
+        raise UsageError(f"{run_dir} holds no cells: give the --out folder of a job that has run")
+    results = []
+    for _, folder in sorted(found):
+        try:
+            cell = from_json(json.loads((folder / "cell.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{folder / 'cell.json'} cannot be read: {error}") from error
+        results.append((cell, folder, _outcome(cell, folder)))
+    return results
+
+
+def _outcome(cell: Cell, folder: Path) -> Outcome:
+    records = _records(folder)
+    for record in records.values():
+        if "unsupported" in record:
+            return Outcome(Status.UNSUPPORTED, record["unsupported"])
+    ordered = sorted(records.values(), key=lambda record: record["ended_at_s"])
+    order = {record["rank"]: position + 1 for position, record in enumerate(ordered)}
+    ends = [_end(cell, folder, rank, records.get(rank), order.get(rank, 0)) for rank in range(cell.world_size)]
+    outcome = classify(
+        ends,
+        timeout_s=cell.budget.timeout_s,
+        at_deadline=any(record["at_deadline"] for record in records.values()),
+        survives=plugins.find("sync", cell.sync).constants.get("survives") == "worker",
+    )
+    unseen = [end.rank for end in ends if not end.complete and end.rank not in records]
+    if unseen and (outcome.culprit is None or outcome.culprit["rank"] in unseen):
+        ranks = ", ".join(str(rank) for rank in unseen)
+        reason = f"nothing was recorded of rank {ranks}: copy the folders of all hosts together, or run the cell again"
+        outcome = Outcome(Status.FAILED, reason)
+    return Outcome(
+        outcome.status,
+        outcome.reason,
+        outcome.culprit,
+        outcome.flags,
+        started_at=min((record["started_at"] for record in records.values()), default=""),
+        seconds=max((record["seconds"] for record in records.values()), default=0.0),
+    )
+
+
+def _records(folder: Path) -> dict[int, dict[str, Any]]:
+    """Rank -> what its supervisor wrote. A truncated file counts as none."""
+    records = {}
+    for path in folder.glob("supervisor*.json"):
+        try:
+            record = json.loads(path.read_text())
+            records[int(record["rank"])] = record
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return records
+
+
+def _end(cell: Cell, folder: Path, rank: int, record: dict[str, Any] | None, order: int) -> RankEnd:
+    role = "worker" if rank < cell.num_workers else "server"
+    complete = rank_complete(folder, rank)
+    if record is None:
+        return RankEnd(rank=rank, role=role, exit_code=None, complete=complete)
+    return RankEnd(
+        rank=rank,
+        role=role,
+        exit_code=record["exit_code"],
+        state=record["state"],
+        pulse=Pulse(**record["pulse"]),
+        complete=complete,
+        order=order if record["exit_code"] is not None else 0,
+        error=record["error"],
+    )

@@ -1,0 +1,219 @@
+"""A rank as torchrun starts it: forks one fresh process per cell, waits for it, records how it ended, stays alive.
+
+`torchrun ... -m benchsuite.worker --cells cells.json --out RUN` on every host. Every supervisor leaves
+`RUN/<index>-<cell id>-s<seed>/supervisor<k>.json` beside its rank's record; `collect.py` reads them together. A dead
+rank costs its cell, never the job: the supervisor's own exit code is 0 unless the input is unusable (2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from benchsuite import plugins
+from benchsuite.cell import Cell, from_json
+from benchsuite.cluster import launchers, local, preload
+from benchsuite.cluster.crew import Crew, Ending, start_fork_server
+from benchsuite.cluster.namespace import die_with_parent
+from benchsuite.errors import UsageError
+from benchsuite.job import EXIT_PARENT_GONE, RankJob, write_atomic
+from benchsuite.measure import faults
+from benchsuite.record import now_iso
+
+SCHEMA = 1
+MEET_S = 120.0  # beyond the previous cell's deadline: how long a rank waits for the others to arrive
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Becomes a supervisor: replaces this process (which may have imported torch) by a small one."""
+    os.environ["PYTHONPATH"] = local.python_path()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "benchsuite.cluster.supervisor", *arguments])
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """The cells of a cells.json. UsageError where it is none."""
+    try:
+        document = json.loads(path.read_text())
+        if document["schema"] != SCHEMA:
+            raise UsageError(f"{path} has schema {document['schema']}, this version reads {SCHEMA}: write it again")
+        return [from_json(cell) for cell in document["cells"]]
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}: write it with `benchsuite plan PLAN --write {path}`") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise error if isinstance(error, UsageError) else UsageError(f"{path} is no cells file: {error!r}") from error
+
+
+def cell_folder(out: Path, index: int, cell: Cell) -> Path:
+    """Where everything about one cell of a job goes."""
+    return out / f"{index}-{cell.id}-s{cell.seed}"
+
+
+class _Supervisor:
+    def __init__(self, place: launchers.Place, out: Path, entry: str) -> None:
+        self._place = place
+        self._out = out
+        self._entry = entry
+        self._interface = launchers.interface_towards(place.store_host)
+        self._context = multiprocessing.get_context("forkserver")
+
+    def run(self, cells: list[Cell], modules: list[str]) -> None:
+        start_fork_server(self._context, modules)
+        store = None if self._place.agent_store else self._host_store()
+        allowance_s = MEET_S
+        for index, cell in enumerate(cells):
+            self._run_cell(index, cell, meet_s=allowance_s)
+            allowance_s = MEET_S + cell.budget.timeout_s
+            if self._place.rank == 0:
+                print(f"[{index + 1}/{len(cells)}] {cell.label} seed {cell.seed}", file=sys.stderr, flush=True)
+        if not self._place.agent_store:
+            self._call("leave", self._place.store_host, self._place.store_port)
+        if store is not None:
+            store.join(MEET_S)
+            store.kill()
+
+    def _run_cell(self, index: int, cell: Cell, *, meet_s: float) -> None:
+        place, folder = self._place, cell_folder(self._out, index, cell)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(folder / "cell.json", json.dumps(cell.to_json()).encode())
+        refusal = _refusal(cell, place.world_size)
+        if refusal or place.rank >= cell.world_size:
+            if refusal:
+                self._record(folder, {"unsupported": refusal})
+            return
+        job = RankJob(
+            cell=cell.to_json(),
+            rank=place.rank,
+            world_size=cell.world_size,
+            local_rank=place.local_rank,
+            hosts=place.hosts[: cell.world_size],
+            run_dir=str(folder),
+            store_host=place.store_host,
+            store_port=place.store_port,
+            store_is_hosted=True,
+            store_prefix=f"{index}-{cell.id}-s{cell.seed}-{place.attempt}",
+            timeout_s=cell.budget.timeout_s,
+            interface=self._interface,
+            network_reason=f"started by {place.launcher} in the machine's own network",
+            beat_path=str(folder / f"rank{place.rank}.beat"),
+        )
+        self._wait_for(job, cell, folder, meet_s=meet_s)
+
+    def _wait_for(self, job: RankJob, cell: Cell, folder: Path, *, meet_s: float) -> None:
+        role = "worker" if job.rank < cell.num_workers else "server"
+        expendable = (job.rank,) if role == "worker" and _survives(cell) else ()
+        crew = Crew(self._context, self._entry)
+        started_at, begin = now_iso(), time.monotonic()
+        try:
+            crew.start(job, role=role)
+            ending = Ending.DEADLINE
+            while ending is Ending.DEADLINE and not crew.pulse(job.rank).pid and time.monotonic() < begin + meet_s:
+                ending = crew.wait(time.monotonic() + 0.1, expendable=expendable)
+            if ending is Ending.DEADLINE and crew.pulse(job.rank).pid:
+                begin = time.monotonic()
+                ending = crew.wait(begin + job.timeout_s, expendable=expendable)
+            (end,) = crew.look()
+            crew.kill()
+            document = {
+                "role": role,
+                "exit_code": end.exit_code,
+                "state": end.state,
+                "pulse": end.pulse._asdict(),
+                "error": end.error,
+                "at_deadline": ending is Ending.DEADLINE,
+                "started_at": started_at,
+                "ended_at_s": time.time(),
+                "seconds": time.monotonic() - begin,
+            }
+            self._record(folder, document)
+            if ending is Ending.BAD_EXIT or (ending is Ending.DONE and not end.complete and not expendable):
+                self._call("announce_end", job)
+        finally:
+            crew.kill()
+            crew.clean()
+
+    def _record(self, folder: Path, fields: Mapping[str, object]) -> None:
+        rank = self._place.rank
+        document = {"schema": SCHEMA, "rank": rank, "launcher": self._place.launcher, **fields}
+        write_atomic(folder / f"supervisor{rank}.json", json.dumps(document).encode())
+
+    def _host_store(self) -> multiprocessing.process.BaseProcess | None:
+        """The store of the whole job, on the given address only, in a process that outlives the cells."""
+        if self._place.rank != 0:
+            return None
+        with socket.create_server((self._place.store_host, self._place.store_port), backlog=1024) as listener:
+            return _start(self._context, "host_store", listener, self._place.world_size)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        process = _start(self._context, name, *arguments)
+        process.join(10.0)
+        process.kill()
+
+
+def _start(context: ForkServerContext, name: str, *arguments: object) -> multiprocessing.process.BaseProcess:
+    process = context.Process(target=_in_meet, args=(name, *arguments), daemon=True)
+    process.start()
+    return process
+
+
+def _in_meet(name: str, *arguments: object) -> None:
+    from benchsuite.cluster import meet  # imports torch: only in a process of the fork server
+
+    getattr(meet, name)(*arguments)
+
+
+def _refusal(cell: Cell, started: int) -> str:
+    if cell.world_size > started:
+        formula = f"replicas({cell.replicas}) x model_parallel({cell.model_parallel}) + servers({cell.num_servers})"
+        needed = cell.world_size
+        return f"{formula} = {needed} ranks, but {started} were started: lower replicas or start {needed}"
+    try:
+        faults.check(cell.faults, cell.world_size)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def _survives(cell: Cell) -> bool:
+    return plugins.find("sync", cell.sync).constants.get("survives") == "worker"
+
+
+def _supervise(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchsuite.worker", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--cells", type=Path, required=True, help="cells.json of `benchsuite plan PLAN --write`")
+    parser.add_argument("--out", type=Path, required=True, help="run directory; `benchsuite collect` reads it")
+    parser.add_argument("--entry", default=local.WORKER, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        place = launchers.resolve(os.environ)
+        cells = read_cells(options.cells)
+        out = options.out.resolve()
+        if any((cell_folder(out, i, cell) / f"supervisor{place.rank}.json").exists() for i, cell in enumerate(cells)):
+            raise UsageError(f"{out} holds records of an earlier job: collect them and give another --out")
+        if place.launcher == "torchrun":
+            die_with_parent(os.getppid(), exit_code=EXIT_PARENT_GONE)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = "1"  # read when the libraries are loaded: in the fork server, not in the rank
+        _Supervisor(place, out, options.entry).run(cells, [*preload.MODULES, *local.built_in_modules()])
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or options.out}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_supervise(sys.argv[1:]))
