@@ -1,0 +1,78 @@
+"""`code_id`: a hash of the code that a cell's numbers come from. Editing such a file makes its runs missing again.
+
+It covers the cell's plug-in files and what they import on their own axis (`hierarchical` may use `ring`), `comm/`,
+`worker.py`, and what every rank shares (`training.py`, `update.py`, `workload.py`, the protocols of the four folders).
+It does not cover the members that a cell does not use: editing `ring.py` leaves the runs of `native` valid.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchsuite import members, plugins
+from benchsuite.cell import AXES, Cell
+
+SHARED = ("worker.py", "training.py", "update.py", "workload.py")
+FOLDERS = ("parallel", "sync", "topology", "compression")
+
+
+def code_id(cell: Cell) -> str:
+    """First 12 hex digits of sha256 over names and contents of the files (no machine's path is in it)."""
+    digest = hashlib.sha256()
+    for name, path in sorted(files(cell).items()):
+        digest.update(f"{name}\0{_hash(path, path.stat().st_mtime_ns)}\0".encode())
+    return digest.hexdigest()[:12]
+
+
+def files(cell: Cell) -> dict[str, Path]:
+    """The files by a name that is the same on every machine. Members without a file have none."""
+    package = plugins.PACKAGE
+    fixed = [package / name for name in SHARED]
+    fixed += [package / folder / "__init__.py" for folder in FOLDERS]
+    fixed += sorted((package / "comm").glob("*.py"))
+    found = {path.relative_to(package).as_posix(): path for path in fixed if path.is_file()}
+    for axis in AXES:
+        member = members.find(axis, getattr(cell, axis))
+        if member is None:
+            continue
+        found[f"{axis}/{member.name}.py"] = member.path
+        for sibling in _siblings(axis, member.path):
+            found.setdefault(f"{axis}/{sibling.name}", sibling)
+    return found
+
+
+def _siblings(axis: str, path: Path) -> Iterator[Path]:
+    """Members of the same axis that a file imports, and those they import."""
+    folder, prefix, _ = plugins.KINDS[axis]
+    seen, waiting = {path}, [path]
+    while waiting:
+        current = waiting.pop()
+        for name in _imports(current, current.stat().st_mtime_ns):
+            sibling = folder / f"{name.removeprefix(prefix + '.').split('.')[0]}.py"
+            if name.startswith(prefix + ".") and sibling not in seen and sibling.is_file():
+                seen.add(sibling)
+                waiting.append(sibling)
+                yield sibling
+
+
+@functools.lru_cache(maxsize=256)
+def _imports(path: Path, mtime_ns: int) -> tuple[str, ...]:
+    """Dotted names that a file imports, `from a.b import c` as `a.b.c`."""
+    del mtime_ns  # part of the cache key only
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(names)
+
+
+@functools.lru_cache(maxsize=512)
+def _hash(path: Path, mtime_ns: int) -> str:
+    del mtime_ns  # part of the cache key only
+    return hashlib.sha256(path.read_bytes()).hexdigest()

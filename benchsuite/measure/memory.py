@@ -1,0 +1,46 @@
+"""Peak memory of a rank: the highest resident set of this process, shared pages included. No torch.
+
+A forked child does not inherit its parent's peak, but starts at what was resident when it was forked: a rank from a
+preloaded fork server starts at the size of torch. `reset_peak` sets the mark down to what is resident now.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+
+def peak_rss_bytes() -> int:
+    """Highest resident set since the start, the fork, or the last `reset_peak`."""
+    peak = _status("VmHWM")
+    if peak is not None:
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024  # KiB everywhere but there
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def rss_bytes() -> int | None:
+    """Resident now; None where the system does not say."""
+    return _status("VmRSS")
+
+
+def reset_peak() -> bool:
+    """Sets the peak to what is resident now; False where that is not allowed (then a peak is since the fork)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(name: str) -> int | None:
+    """A size in /proc/self/status, in bytes."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith(f"{name}:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
