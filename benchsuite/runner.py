@@ -1,4 +1,4 @@
-"""The loop behind `benchsuite run`: refuse, order, launch, assemble, store; one cell after the other.
+"""The loop behind `benchsuite run`: refuse, order, launch, store; one cell after the other.
 
 A refused cell becomes one `unsupported` row with rule and remedy; a failed one is recorded and the rest runs. Cells
 are launched in blocks of one seed, in random order inside a block, so that a drift of the machine favours no
@@ -10,26 +10,16 @@ from __future__ import annotations
 import dataclasses
 import random
 import secrets
-import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from benchsuite.cell import Cell
-from benchsuite.cluster import Launcher
 from benchsuite.progress import Progress
-from benchsuite.record import Outcome, Run, Status, now_iso
+from benchsuite.record import Run, Status, now_iso
 from benchsuite.store import Store
-
-
-class Assemble(Protocol):
-    """Rank files of one cell -> its run."""
-
-    def __call__(self, cell: Cell, run_dir: Path, outcome: Outcome) -> Run: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +29,6 @@ class Setting:
     machine: str
     environment_id: str
     code_id: Callable[[Cell], str]
-    refusal: Callable[[Cell], str | None]  # rule, reason and remedy in one line; None = the cell may run
-    assemble: Assemble
 
 
 @dataclass
@@ -52,6 +40,13 @@ class Tally:
     paths: list[Path] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     interrupted: bool = False
+
+    def add(self, run: Run, path: Path) -> None:
+        """Counts a run that has been stored at `path`."""
+        self.paths.append(path)
+        self.counts[run.status] += 1
+        if run.status in (Status.FAILED, Status.TIMEOUT):
+            self.failures.append(f"{run.cell.label} seed {run.cell.seed}: {run.status}: {run.reason}")
 
     @property
     def num_failed(self) -> int:
@@ -71,34 +66,40 @@ def run_cells(
     store: Store,
     *,
     setting: Setting,
-    cluster: Launcher,
+    launch: Callable[[Cell], Run],
+    refused: Sequence[tuple[Cell, str]] = (),
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Tally:
     """Runs what is missing (all of it where `fresh`) and stores every run as soon as it ends.
 
-    The cluster starts with the first cell that is launched; the caller closes it. Ctrl-C keeps the finished runs and
-    returns with `interrupted`.
+    cells: resolved, each with its seed. refused: cells that are not launched, each with reason and remedy in one line.
+    launch: starts the ranks of a cell, waits for them, and makes a run of what they left (`api.launcher`). Ctrl-C keeps
+    the finished runs and returns with `interrupted`.
     """
-    cells = list(cells)
     progress = progress or Progress()
     store.check_writable()
-    todo = cells if fresh else store.missing(cells, None, setting.code_id)
-    tally = Tally(stored=len(cells) - len(todo))
+    launched, recorded = list(cells), [cell for cell, _ in refused]
+    num_cells = len(launched) + len(recorded)
+    recorded = store.missing(recorded, None, setting.code_id)
+    if not fresh:
+        launched = store.missing(launched, None, setting.code_id)
+    tally = Tally(stored=num_cells - len(launched) - len(recorded))
     order_seed = secrets.randbelow(2**32)
-    refused = {cell.id: reason for cell in todo if (reason := setting.refusal(cell)) is not None}
-    launched = interleaved([cell for cell in todo if cell.id not in refused], order_seed)
+    launched = interleaved(launched, order_seed)
     seconds = _Estimate(store, launched)
-    progress.start(total=len(launched), stored=tally.stored, refused=sum(cell.id in refused for cell in todo))
+    progress.start(total=len(launched), stored=tally.stored, refused=len(refused))
     try:
-        for cell in todo:
-            if cell.id in refused:
-                _record(tally, store, _unsupported(cell, refused[cell.id], setting))
+        reasons = {cell.id: reason for cell, reason in refused}
+        for cell in recorded:
+            run = _unsupported(cell, reasons[cell.id], setting)
+            tally.add(run, store.write(run))
         for position, cell in enumerate(launched):
             progress.begin(cell, position, seconds.left(position))
             started = time.monotonic()
-            run = _launch(cell, setting, cluster, extra={"order": {"seed": order_seed, "position": position}})
-            _record(tally, store, run)
+            run = launch(cell)
+            run = dataclasses.replace(run, extra={**run.extra, "order": {"seed": order_seed, "position": position}})
+            tally.add(run, store.write(run))
             seconds.took(cell, time.monotonic() - started)
             progress.end(cell, run, position, seconds.left(position + 1))
     except KeyboardInterrupt:
@@ -148,16 +149,6 @@ class _Estimate:
         return None if None in left else sum(value for value in left if value is not None)
 
 
-def _launch(cell: Cell, setting: Setting, cluster: Launcher, *, extra: Mapping[str, object]) -> Run:
-    run_dir = Path(tempfile.mkdtemp(prefix="benchsuite-"))  # mode 0700
-    try:
-        outcome = cluster.run(cell, run_dir)
-        run = setting.assemble(cell, run_dir, outcome)
-    finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
-    return dataclasses.replace(run, extra={**run.extra, **extra})
-
-
 def _unsupported(cell: Cell, reason: str, setting: Setting) -> Run:
     return Run(
         cell=cell,
@@ -168,10 +159,3 @@ def _unsupported(cell: Cell, reason: str, setting: Setting) -> Run:
         machine=setting.machine,
         environment_id=setting.environment_id,
     )
-
-
-def _record(tally: Tally, store: Store, run: Run) -> None:
-    tally.paths.append(store.write(run))
-    tally.counts[run.status] += 1
-    if run.status in (Status.FAILED, Status.TIMEOUT):
-        tally.failures.append(f"{run.cell.label} seed {run.cell.seed}: {run.status}: {run.reason}")

@@ -1,0 +1,203 @@
+"""The verbs in Python: `run`, `load_results`, `compare`, `collect`. Imports no torch; what is heavy is imported inside.
+
+The process that calls `run` never touches torch or the accelerator: ranks are processes of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchsuite import cell as cells
+from benchsuite.cell import Cell
+from benchsuite.errors import UsageError
+from benchsuite.record import Run
+from benchsuite.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchsuite.analysis.regression import Comparison
+    from benchsuite.cluster import Launcher
+    from benchsuite.plan import Plan
+    from benchsuite.progress import Progress
+    from benchsuite.runner import Setting, Tally
+
+
+def run(
+    plan_or_cell: Plan | Cell | str | Path,
+    *,
+    results: str | Path = "results",
+    seeds: Sequence[int] | None = None,
+    fresh: bool = False,
+) -> Tally:
+    """Runs what is missing of a plan (its name, path or `Plan`) or of one cell; returns what became of the runs.
+
+    UsageError where the plan or the cell cannot be used; StoreError where `results` cannot be written.
+    """
+    from benchsuite import plan as plans
+
+    if isinstance(plan_or_cell, Cell):
+        plan = _of_cell(plan_or_cell, seeds)
+    elif isinstance(plan_or_cell, (str, Path)):
+        plan = plans.load(plan_or_cell, seeds=seeds)
+    else:
+        plan = plan_or_cell
+    return run_plan(plan, Store(results), fresh=fresh)
+
+
+def load_results(path: str | Path = "results") -> pd.DataFrame:
+    """The tidy table of a results folder, one row per run (ECOSYSTEM.md section 2). UsageError where it is none."""
+    return existing(path).frame()
+
+
+def run_plan(plan: Plan, store: Store, *, fresh: bool = False, progress: Progress | None = None) -> Tally:
+    """Runs the missing runs of a plan on this machine. SIGTERM ends it as Ctrl-C does."""
+    from benchsuite.cluster.local import Cluster, sigterm_as_interrupt
+    from benchsuite.runner import run_cells
+
+    _startable(plan)
+    refused = [(each.cell.with_seed(seed), each.reason) for seed in plan.seeds for each in plan.refused]
+    with sigterm_as_interrupt(), Cluster() as cluster:
+        here = setting(store)
+        launch = launcher(cluster, here)
+        return run_cells(
+            plan.runs(), store, setting=here, launch=launch, refused=refused, fresh=fresh, progress=progress
+        )
+
+
+def compare(base: str | Path, head: str | Path, *, loss_tolerance: float | None = None) -> Comparison:
+    """Deterministic quantities of two results folders. UsageError where one of them holds no run."""
+    from benchsuite.analysis import regression
+
+    old, new = existing(base), existing(head)
+
+    def same_build(a: Run, b: Run) -> bool:
+        environments = old.environment(a.machine, a.environment_id), new.environment(b.machine, b.environment_id)
+        versions = [(environment.get("versions") or {}).get("torch") for environment in environments]
+        return a.machine == b.machine and versions[0] == versions[1] is not None
+
+    runs = [store.runs() for store in (old, new)]
+    for folder, found in zip((base, head), runs, strict=True):
+        if not found:
+            raise UsageError(f"{folder} holds no run: give a results folder (<machine>/<cell id>/<run id>.json)")
+    return regression.compare(*runs, same_build=same_build, loss_tolerance=loss_tolerance)
+
+
+def collect(run_dir: Path, store: Store) -> Tally:
+    """Stores the runs that a user's own torchrun left in `run_dir`; those taken before are left alone.
+
+    UsageError where there are none. Machine and environment are those of the host that collects.
+    """
+    from benchsuite.assemble import assemble
+    from benchsuite.cluster import collect as jobs
+    from benchsuite.measure import load
+    from benchsuite.runner import Tally
+
+    found = jobs.collect(run_dir)
+    here = setting(store)
+    taken = {(row["cell_id"], row["seed"], row["started_at"]) for row in store.rows()}
+    tally = Tally()
+    for cell, folder, outcome in found:
+        if (cell.id, cell.seed, outcome.started_at) in taken:
+            tally.stored += 1
+            continue
+        made = assemble(
+            cell,
+            folder,
+            outcome,
+            code_id=here.code_id(cell),
+            machine=here.machine,
+            environment_id=here.environment_id,
+            cores=load.num_cores(),
+            foreign_cpu_share=None,
+        )
+        tally.add(made, store.write(made))
+    return tally
+
+
+def existing(path: str | Path) -> Store:
+    """The store in a folder that is there; UsageError where it is not."""
+    if not Path(path).is_dir():
+        raise UsageError(f"{path}: no such results folder; `benchsuite run` makes one (default: results)")
+    return Store(path)
+
+
+def setting(store: Store) -> Setting:
+    """Machine, environment and code of this process; the environment is stored."""
+    from benchsuite.measure import code, environment
+    from benchsuite.runner import Setting
+
+    store.check_writable()
+    machine = environment.machine()
+    return Setting(
+        machine=machine,
+        environment_id=store.write_environment(machine, environment.collect()),
+        code_id=code.code_id,
+    )
+
+
+def launcher(cluster: Launcher, here: Setting) -> Callable[[Cell], Run]:
+    """Starts a cell's ranks, waits for them, makes a run of their files; the run directory is private and removed."""
+    from benchsuite.assemble import assemble
+    from benchsuite.measure.load import CpuMeter
+
+    def launch(cell: Cell) -> Run:
+        with _run_dir() as run_dir:
+            meter = CpuMeter()
+            outcome = cluster.run(cell, run_dir)
+            load = meter.read()
+            return assemble(
+                cell,
+                run_dir,
+                outcome,
+                code_id=here.code_id(cell),
+                machine=here.machine,
+                environment_id=here.environment_id,
+                cores=load.cores,
+                foreign_cpu_share=load.foreign_share,
+            )
+
+    return launch
+
+
+@contextlib.contextmanager
+def _run_dir() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="benchsuite-"))  # mode 0700
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_cell(cell: Cell, seeds: Sequence[int] | None) -> Plan:
+    from benchsuite import rules
+    from benchsuite.plan import Plan, Refused
+
+    resolved = cells.resolve(cell)
+    problems = tuple(rules.validate(resolved))
+    return Plan(
+        name="cell",
+        path=None,
+        question="",
+        seeds=tuple(seeds) if seeds is not None else (cell.seed,),
+        cells=() if problems else (resolved,),
+        refused=(Refused(resolved, problems),) if problems else (),
+        num_excluded=0,
+        figures=(),
+        text="",
+    )
+
+
+def _startable(plan: Plan) -> None:
+    """Only `local` starts ranks itself in this version."""
+    for cell in plan.cells:
+        if cell.cluster != "local":
+            raise UsageError(
+                f"{cell.label}: cluster {cell.cluster!r} is started by your own command: "
+                "benchsuite plan PLAN --write cells.json, torchrun .. -m benchsuite.worker, benchsuite collect RUNDIR"
+            )

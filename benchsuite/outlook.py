@@ -1,0 +1,124 @@
+"""What `benchsuite plan` says before anything runs: ranks, predicted bytes, estimated time, refusals.
+
+The predicted bytes come from the strategy's own file and the parameters' shapes, so torch is imported for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchsuite.cell import Cell
+from benchsuite.errors import UsageError
+from benchsuite.plan import Plan
+from benchsuite.progress import duration
+from benchsuite.runner import estimated_seconds
+from benchsuite.store import CodeId, Store
+
+CELLS_SCHEMA = 1
+
+
+def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
+    """`{"plan", "question", "seeds", "cells", "refused", "runs", "missing", "estimated_s"}`.
+
+    estimated_s: of one run, from stored runs of the same cell, else None; in all: of the missing runs, None where one
+    is unknown. predicted_bytes: of one run, all ranks together.
+    """
+    from benchsuite.predict import predicted
+
+    seconds = estimated_seconds(store)
+    missing = Counter(cell.id for cell in store.missing(plan.cells, plan.seeds, code_id))
+    cells = []
+    for cell in plan.cells:
+        traffic = predicted(cell)
+        cells.append({
+            "cell_id": cell.id,
+            "label": cell.label,
+            "ranks": cell.world_size,
+            "workers": cell.num_workers,
+            "servers": cell.num_servers,
+            "samples": cell.budget.samples,
+            "missing": missing[cell.id],
+            "predicted_bytes": traffic.payload_bytes,
+            "predicted_messages": traffic.num_messages,
+            "busiest_port_bytes": traffic.busiest_port_bytes,
+            "estimated_s": seconds.get(cell.id),
+        })  # fmt: skip
+    left = [seconds.get(cell_id) for cell_id, count in missing.items() for _ in range(count)]
+    return {
+        "plan": plan.name,
+        "question": plan.question,
+        "seeds": list(plan.seeds),
+        "cells": cells,
+        "refused": [_refused(each.cell, each.problems) for each in plan.refused],
+        "excluded": plan.num_excluded,
+        "runs": len(plan.cells) * len(plan.seeds),
+        "missing": missing.total(),
+        "estimated_s": None if None in left else sum(value for value in left if value is not None),
+    }
+
+
+def table(document: dict[str, Any]) -> str:
+    """The forecast as plain text."""
+    header = ("cell", "", "ranks", "missing", "predicted per run", "messages", "estimated per run")
+    rows = [
+        (
+            cell["cell_id"],
+            cell["label"],
+            f"{cell['workers']}+{cell['servers']}",
+            f"{cell['missing']}/{len(document['seeds'])}",
+            binary(cell["predicted_bytes"]),
+            str(cell["predicted_messages"]),
+            duration(cell["estimated_s"]),
+        )
+        for cell in document["cells"]
+    ]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [document["question"]] if document["question"] else []
+    for row in [header, *rows]:
+        lines.append("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    for refusal in document["refused"]:
+        lines.append(f"refused  {refusal['cell_id']}  {refusal['label']}")
+        lines += [f"         {problem['reason']}: {problem['remedy']}" for problem in refusal["problems"]]
+    lines.append(
+        f"{document['runs']} runs ({len(document['cells'])} cells, seeds {', '.join(map(str, document['seeds']))}), "
+        f"{document['missing']} missing, estimated {duration(document['estimated_s'])}; "
+        f"{len(document['refused'])} refused, {document['excluded']} excluded"
+    )
+    return "\n".join(lines)
+
+
+def write_cells(plan: Plan, path: Path) -> str:
+    """Writes `{"schema": 1, "cells": [..]}`, one entry per cell and seed; returns the ranks that they need, in words.
+
+    UsageError where no cell is left, or the file cannot be written.
+    """
+    cells = plan.runs()
+    if not cells:
+        reasons = "; ".join(each.reason for each in plan.refused) or "the plan has none"
+        raise UsageError(f"{plan.name}: no cell to write: {reasons}")
+    text = json.dumps({"schema": CELLS_SCHEMA, "cells": [cell.to_json() for cell in cells]}, indent=1, sort_keys=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    ranks = sorted(Counter(cell.world_size for cell in cells).items())
+    return ", ".join(f"{size} ranks for {count} of them" for size, count in ranks)
+
+
+def binary(count: int) -> str:
+    """`812 B`, `4.0 KiB`, `1.5 MiB`, `2.00 GiB`."""
+    for unit, size, digits in (("GiB", 2**30, 2), ("MiB", 2**20, 1), ("KiB", 2**10, 1)):
+        if count >= size:
+            return f"{count / size:.{digits}f} {unit}"
+    return f"{count} B"
+
+
+def _refused(cell: Cell, problems: Any) -> dict[str, Any]:
+    stated = [{"rule": p.rule, "reason": p.reason, "remedy": p.remedy} for p in problems]
+    return {"cell_id": cell.id, "label": cell.label, "problems": stated}

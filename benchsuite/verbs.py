@@ -1,0 +1,225 @@
+"""What each verb of the command line does: calls the library, prints the answer. Heavy imports stay inside.
+
+The answer goes to standard output (one JSON document with `--json`), everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchsuite import cli, plugins
+from benchsuite.errors import UsageError
+
+if TYPE_CHECKING:
+    from benchsuite.plan import Plan
+    from benchsuite.store import Store
+
+
+def list_members(args: Namespace) -> int:
+    """Members of an axis with their options; plans with their question."""
+    kinds = [args.kind] if args.kind else [*plugins.KINDS, "report"]
+    listing = {kind: _members(kind) for kind in kinds}
+    if args.json:
+        return _print_json(listing)
+    for kind, members in listing.items():
+        print(kind if args.kind is None else f"{kind}:")
+        width = max((len(member["name"]) for member in members), default=0)
+        for member in members:
+            print(f"  {member['name']:<{width}}  {member['summary']}  [{member['path']}]")
+            for option in member.get("options", ()):
+                print(f"  {'':<{width}}    {option['name']} = {option['default']!r}  {option['help']}")
+    return 0
+
+
+def show_plan(args: Namespace) -> int:
+    """Dry run: nothing is started."""
+    from benchsuite import outlook
+
+    if args.write:
+        plan = _plan(args, "cluster=torchrun")
+        ranks = outlook.write_cells(plan, Path(args.write))
+        print(f"{args.write}: {len(plan.runs())} runs, {ranks}", file=sys.stderr)
+        return 0
+    from benchsuite.measure import code
+
+    plan = _plan(args)
+    forecast = outlook.forecast(plan, _store(args), code_id=code.code_id)
+    if args.json:
+        return _print_json(forecast)
+    print(outlook.table(forecast))
+    return 0
+
+
+def run(args: Namespace) -> int:
+    """Runs what is missing."""
+    from benchsuite import api
+    from benchsuite.progress import Lines
+
+    plan = _plan(args)
+    tally = api.run_plan(plan, _store(args), fresh=args.fresh, progress=Lines())
+    counts = {str(status): count for status, count in tally.counts.items()}
+    if args.json:
+        document = {"plan": plan.name, "stored_before": tally.stored, "counts": counts, "failures": tally.failures}
+        document |= {"interrupted": tally.interrupted, "files": [str(path) for path in tally.paths]}
+        _print_json(document)
+    else:
+        said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        print(f"{plan.name}: {said or 'nothing to run'}; {tally.stored} stored before, in {args.results}")
+    if tally.failures:
+        print("\n".join(["not ok, run again by the same command (a timeout stays):", *tally.failures]), file=sys.stderr)
+    if tally.interrupted:
+        print("interrupted: finished runs are stored, the same command continues", file=sys.stderr)
+    return tally.exit_code
+
+
+def report(args: Namespace) -> int:
+    """Figures, tables, page; runs nothing."""
+    from benchsuite.measure import code
+    from benchsuite.report import page
+
+    plan = _plan(args)
+    out = Path(args.out) if args.out else Path("reports") / "build" / plan.name
+    index = page.render_stored(plan, _store(args), out, code_id=code.code_id)
+    if args.json:
+        return _print_json({"plan": plan.name, "index": str(index)})
+    print(index)
+    return 0
+
+
+def compare(args: Namespace) -> int:
+    """Exit 0 same, 1 something differs, 2 nothing to compare."""
+    from benchsuite import api
+    from benchsuite.analysis import regression
+
+    comparison = api.compare(args.base, args.head, loss_tolerance=args.loss_tolerance)
+    if args.json:
+        _print_json(comparison.to_json())
+    else:
+        print(regression.table(comparison))
+    return comparison.exit_code
+
+
+def export(args: Namespace) -> int:
+    """csv: one row per run, to standard output or a file; the series into a folder."""
+    from benchsuite import api
+    from benchsuite import export as forms
+
+    store = api.existing(args.results)
+    if args.series:
+        for path in forms.series(store, Path(args.series)):
+            print(path, file=sys.stderr)
+    if args.out:
+        with open(args.out, "w", encoding="utf-8", newline="") as stream:
+            forms.csv(store, stream)
+    else:
+        forms.csv(store, sys.stdout)
+    return 0
+
+
+def collect(args: Namespace) -> int:
+    """Takes the ranks' files of a user's own torchrun into the results folder."""
+    from benchsuite import api
+
+    tally = api.collect(Path(args.run_dir), _store(args))
+    counts = {str(status): count for status, count in tally.counts.items() if count}
+    if args.json:
+        _print_json({"counts": counts, "failures": tally.failures, "files": [str(path) for path in tally.paths]})
+    else:
+        print("\n".join(map(str, tally.paths)))
+        said = ", ".join(f"{count} {status}" for status, count in counts.items())
+        print(f"{said or 'nothing new'}; {tally.stored} taken before")
+    return tally.exit_code
+
+
+def doctor(args: Namespace) -> int:
+    """What this machine can do."""
+    from benchsuite import doctor as machine
+
+    findings = machine.examine()
+    return _print_json(findings) if args.json else _print(machine.table(findings))
+
+
+def selfcheck(args: Namespace) -> int:
+    """What the suite itself costs."""
+    from benchsuite.measure import selfcheck as checks
+
+    figures = checks.run()
+    return _print_json(figures) if args.json else _print(checks.table(figures))
+
+
+def _plan(args: Namespace, *settings: str) -> Plan:
+    """The plan that PLAN names, or the one of the cell flags. UsageError where both or neither are given."""
+    from benchsuite import plan
+
+    if args.hosts is not None or args.link is not None:
+        flag = "--hosts" if args.hosts is not None else "--link"
+        raise UsageError(
+            f"{flag} needs a cluster of several hosts, which this version has not: leave it out, or start the ranks "
+            "with your own torchrun (benchsuite plan PLAN --write cells.json)"
+        )
+    flags = {name: getattr(args, f"cell_{name}") for name in cli.CELL_FLAGS}
+    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None]
+    if bool(args.plan) == bool(given):
+        said = f"PLAN {args.plan!r} and {given[0]}" if given else "neither"
+        raise UsageError(f"give a PLAN (benchsuite list report) or a cell by flags (--workload cnn ...), not {said}")
+    settings = (*args.set, *([f"cluster={args.cluster}"] if args.cluster else []), *settings)
+    seeds = _seeds(args.seeds)
+    if args.plan:
+        return plan.load(args.plan, settings=settings, only=args.only, seeds=seeds)
+    return plan.from_flags(flags, settings=settings, only=args.only, seeds=seeds)
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--seeds {text!r}: give integers separated by commas, e.g. 0,1,2") from error
+
+
+def _store(args: Namespace) -> Store:
+    from benchsuite.store import Store
+
+    return Store(args.results)
+
+
+def _members(kind: str) -> list[dict[str, Any]]:
+    return _plans() if kind == "report" else [_member(kind, name) for name in plugins.names(kind)]
+
+
+def _member(kind: str, name: str) -> dict[str, Any]:
+    member = plugins.find(kind, name)
+    options = [{"name": o.name, "type": o.type, "default": o.default, "help": o.help} for o in member.options.values()]
+    listing: dict[str, Any] = {"name": name, "summary": member.summary, "path": str(member.path), "options": options}
+    return listing | ({"presets": list(member.presets)} if member.presets else {})
+
+
+def _plans() -> list[dict[str, Any]]:
+    import tomllib
+
+    from benchsuite import plan
+
+    found = []
+    for name, path in plan.available().items():
+        try:
+            question = tomllib.loads(path.read_text(encoding="utf-8")).get("question", "")
+        except (OSError, ValueError) as error:
+            question = f"cannot be read: {error}"
+        found.append({"name": name, "summary": question, "path": str(path)})
+    return found
+
+
+def _print(text: str) -> int:
+    print(text)
+    return 0
+
+
+def _print_json(document: Any) -> int:
+    json.dump(document, sys.stdout, indent=1, sort_keys=True, allow_nan=False)
+    print()
+    return 0
