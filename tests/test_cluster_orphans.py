@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchsuite.cell import Budget, Cell
+from benchsuite.cluster import local
 from benchsuite.cluster.local import Cluster
 from benchsuite.measure import beat
 from benchsuite.record import Status
@@ -141,6 +142,34 @@ def test_the_next_cell_runs_after_the_death_of_the_host_or_its_fork_server(
     assert first.culprit is None
     assert first.seconds < LIMIT_S
     assert second.status is Status.OK, second
+
+
+def test_a_silent_host_is_lost_after_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        until(lambda: rank_pids(tmp_path), limit_s=10, what="ranks")
+        os.kill(host_of(rank_pids(tmp_path)[0]), signal.SIGSTOP)
+
+    monkeypatch.setattr(local, "GRACE_S", 0.5)
+    with Cluster(entry="cluster_entries:asleep", modules=(), path=(str(HERE),)) as cluster:
+        thread = threading.Thread(target=stop)
+        thread.start()
+        outcome = cluster.run(Cell(replicas=2, budget=Budget(timeout_s=0.5)), tmp_path)
+        thread.join()
+    assert outcome.reason == "host lost: no word from it for 1 s"
+
+
+def test_an_interrupted_cell_leaves_the_cluster_usable(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        until(lambda: rank_pids(tmp_path / "0"), limit_s=10, what="ranks")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with Cluster(entry="cluster_entries:first_asleep", modules=(), path=(str(HERE),)) as cluster:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            cluster.run(Cell(replicas=2), tmp_path / "0")
+        thread.join()
+        assert cluster.run(Cell(replicas=2, seed=1), tmp_path / "1").status is Status.OK
 
 
 def test_two_suites_at_once_do_not_mix(tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def _redirect_output(path: Path) -> None:
 
 
 def _prepare(job: RankJob) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = job.interface  # read by each process; a thread count set here does nothing
+    if job.interface:  # read by each process; a thread count set here would do nothing
+        os.environ["GLOO_SOCKET_IFNAME"] = job.interface
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={job.interface}"  # exactly this one, not those that begin so
     torch = sys.modules.get("torch")
     if torch is None:
         print("torch was not preloaded: this rank imports it itself", file=sys.stderr)

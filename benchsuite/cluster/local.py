@@ -93,6 +93,9 @@ class Cluster:
             begin, started_at = time.monotonic(), now_iso()
             self._write({"cell": cell.to_json(), "run_dir": str(run_dir), "survives": survives})
             answer = self._read(cell.budget.timeout_s + GRACE_S)
+        except KeyboardInterrupt:
+            self.close()  # the next cell, if any, must not read this one's outcome
+            raise
         except (_HostLost, RuntimeError) as error:
             self._kill()
             seconds = time.monotonic() - begin

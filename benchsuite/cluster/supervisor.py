@@ -21,6 +21,7 @@ from pathlib import Path
 from benchsuite import plugins
 from benchsuite.cell import Cell, from_json
 from benchsuite.cluster import launchers, local, preload
+from benchsuite.cluster.classify import SERVER_LOST
 from benchsuite.cluster.crew import Crew, Ending, start_fork_server
 from benchsuite.cluster.namespace import die_with_parent
 from benchsuite.errors import UsageError
@@ -59,15 +60,16 @@ def cell_folder(out: Path, index: int, cell: Cell) -> Path:
 
 
 class _Supervisor:
-    def __init__(self, place: launchers.Place, out: Path, entry: str) -> None:
+    def __init__(self, place: launchers.Place, out: Path, *, entry: str, modules: Sequence[str]) -> None:
         self._place = place
         self._out = out
         self._entry = entry
+        self._modules = modules
         self._interface = launchers.interface_towards(place.store_host)
         self._context = multiprocessing.get_context("forkserver")
 
-    def run(self, cells: list[Cell], modules: list[str]) -> None:
-        start_fork_server(self._context, modules)
+    def run(self, cells: list[Cell]) -> None:
+        start_fork_server(self._context, self._modules)
         store = None if self._place.agent_store else self._host_store()
         allowance_s = MEET_S
         for index, cell in enumerate(cells):
@@ -123,6 +125,8 @@ class _Supervisor:
                 ending = crew.wait(begin + job.timeout_s, expendable=expendable)
             (end,) = crew.look()
             crew.kill()
+            if end.exit_code == SERVER_LOST:
+                start_fork_server(self._context, self._modules)
             document = {
                 "role": role,
                 "exit_code": end.exit_code,
@@ -203,10 +207,14 @@ def _supervise(arguments: Sequence[str]) -> int:
             die_with_parent(os.getppid(), exit_code=EXIT_PARENT_GONE)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = "1"  # read when the libraries are loaded: in the fork server, not in the rank
-        _Supervisor(place, out, options.entry).run(cells, [*preload.MODULES, *local.built_in_modules()])
+        modules = [*preload.MODULES, *local.built_in_modules()]
+        _Supervisor(place, out, entry=options.entry, modules=modules).run(cells)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except EOFError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or options.out}", file=sys.stderr)
         return 1

@@ -37,17 +37,19 @@ def check(faults: Sequence[Mapping[str, Any]], world_size: int) -> None:
 
 def open_beat(path: str, *, rank: int, faults: Sequence[Mapping[str, Any]] = ()) -> Beat:
     """The beat of this rank, with the faults of the cell that are meant for it."""
-    mine: dict[int, Callable[[int], None]] = {}
+    planned: dict[int, list[tuple[int, str]]] = {}
     for fault in faults:
         if int(fault["rank"]) == rank:
-            mine[Phase[str(fault["phase"]).upper()]] = _striker(int(fault["step"]), str(fault["signal"]))
-    return Beat(path, faults=mine or None)
+            phase = Phase[str(fault["phase"]).upper()]
+            planned.setdefault(phase, []).append((int(fault["step"]), str(fault["signal"])))
+    return Beat(path, faults={phase: _striker(strikes) for phase, strikes in planned.items()} or None)
 
 
-def _striker(at: int, how: str) -> Callable[[int], None]:
+def _striker(strikes: Sequence[tuple[int, str]]) -> Callable[[int], None]:
     def strike(step: int) -> None:
-        if step >= at:
-            _strike(how)
+        for at, how in strikes:
+            if step >= at:
+                _strike(how)
 
     return strike
 
