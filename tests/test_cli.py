@@ -1,0 +1,198 @@
+"""The command line: golden help, one-line errors, exit codes, one JSON document on standard output."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchsuite import __version__, api, cli, outlook, plan, verbs
+from benchsuite.cell import Cell, from_json
+from benchsuite.errors import UsageError
+from benchsuite.record import Run, Status
+from benchsuite.runner import Tally
+from benchsuite.store import Store, StoreError
+
+GOLDEN = Path(__file__).parent / "golden"
+VERBS = ("list", "plan", "run", "report", "compare", "export", "collect", "doctor", "selfcheck")
+CELL = ["--workload", "cnn", "--preset", "smoke", "--topology", "ring", "--replicas", "2"]
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        code = cli.main(arguments)
+    except SystemExit as exit_:
+        code = int(exit_.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_is_as_committed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
+    pages = [said(capsys, *verb, "--help")[1] for verb in [(), *((verb,) for verb in VERBS)]]
+    assert "\n".join(pages) == (GOLDEN / "help.txt").read_text()
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "--version") == (0, f"benchsuite {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "qick"], "did you mean 'quick'?"),
+        (["run"], "give a PLAN (benchsuite list report) or a cell by flags"),
+        (["run", "quick", "--workload", "cnn"], "not PLAN 'quick' and --workload"),
+        (["plan", "quick", "--set", "snc=ring"], "did you mean 'sync'?"),
+        (["plan", "quick", "--only", "replicas > 99"], "keeps none of"),
+        (["plan", "quick", "--seeds", "one"], "give integers separated by commas, e.g. 0,1,2"),
+        (["run", "quick", "--hosts", "2"], "--hosts needs a cluster of several hosts"),
+        (["run", "quick", "--link", "100mbit"], "--link needs a cluster of several hosts"),
+        (["run", "--workload", "cnnn"], "unknown workload 'cnnn'; did you mean 'cnn'?"),
+        (["run", *CELL, "--set", "options.cnn.lerning_rate=1"], "unknown option 'lerning_rate' of cnn"),
+        (["compare", "no-such-folder", "neither"], "no-such-folder: no such results folder"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = said(capsys, *arguments)
+    assert (code, out) == (2, "") and says in err, err
+    assert err.startswith("benchsuite: error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "traceback"),
+    [
+        (StoreError("results folder x cannot be written: disk full"), 5, False),
+        (KeyError("a defect of ours"), 5, True),
+        (KeyboardInterrupt(), 130, False),
+        (UsageError("no"), 2, False),
+    ],
+)
+def test_every_ending_has_its_exit_code(
+    error: BaseException,
+    code: int,
+    traceback: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(_args: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(verbs, "list_members", fails)
+    ended, _, err = said(capsys, "list")
+    assert ended == code and ("Traceback" in err) == traceback
+
+
+def test_list_names_members_with_options_and_file(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, "list", "sync", "--json")
+    members = {member["name"]: member for member in json.loads(out)["sync"]}
+    assert code == 0 and {"synchronous", "asynchronous", "k_sync", "ddp"} <= members.keys()
+    lock = next(option for option in members["asynchronous"]["options"] if option["name"] == "lock")
+    assert lock["default"] == "exclusive" and lock["help"]
+    assert Path(members["asynchronous"]["path"]).is_file()
+    text = said(capsys, "list", "sync")[1]
+    assert "asynchronous" in text and "lock = 'exclusive'" in text
+    assert "quick" in said(capsys, "list", "report")[1]
+
+
+def test_plan_write_makes_the_cells_of_a_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cells.json"
+    code, out, err = said(capsys, "plan", *CELL, "--seeds", "0,1", "--write", str(path))
+    document = json.loads(path.read_text())
+    cells = [from_json(entry) for entry in document["cells"]]
+    assert (code, out, document["schema"]) == (0, "", 1) and "2 ranks for 2 of them" in err
+    assert [(cell.cluster, cell.seed, cell.replicas) for cell in cells] == [("torchrun", 0, 2), ("torchrun", 1, 2)]
+    assert said(capsys, "plan", *CELL, "--write", str(tmp_path / "no" / "cells.json"))[0] == 2
+
+
+def test_plan_prints_ranks_bytes_time_and_refusals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sys
+
+    traffic = SimpleNamespace(payload_bytes=3 * 2**20, num_messages=12, busiest_port_bytes=2**20)
+    monkeypatch.setitem(sys.modules, "benchsuite.predict", SimpleNamespace(predicted=lambda cell: traffic))
+    flags = {"workload": "cnn", "preset": "smoke", "topology": "ring,parameter_server", "replicas": "2"}
+    grid = plan.from_flags(flags, seeds=[0, 1])
+    store = Store(tmp_path)
+    ring, server = grid.cells
+    store.write(Run(cell=ring, code_id="c", status=Status.OK, machine="m", cost={"wall_s": 7.0}))
+    refused = plan.Refused(Cell(), (SimpleNamespace(rule="r", reason="a ring is a collective", remedy="use a server"),))
+    grid = dataclasses.replace(grid, refused=(refused,), question="Why?")
+    document = outlook.forecast(grid, store, code_id="c")
+    by_label = {cell["label"]: cell for cell in document["cells"]}
+    assert by_label[ring.label] | {"missing": 1, "estimated_s": 7.0, "ranks": 2} == by_label[ring.label]
+    assert by_label[server.label] | {"missing": 2, "estimated_s": None, "ranks": 3} == by_label[server.label]
+    assert (document["runs"], document["missing"], document["estimated_s"]) == (4, 3, None)
+    text = outlook.table(document)
+    for words in (
+        "Why?",
+        "2+0",
+        "2+1",
+        "3.0 MiB",
+        "7 s",
+        "unknown",
+        "a ring is a collective: use a server",
+        "1 refused",
+    ):
+        assert words in text, text
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_run_says_what_became_of_the_cells(
+    failed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tally = Tally(stored=2)
+    tally.counts[Status.OK] = 3
+    tally.counts[Status.FAILED] = failed
+    tally.failures += ["cnn ring N=2 seed 0: failed: rank 1 was killed"] * failed
+    monkeypatch.setattr(api, "run_plan", lambda *_, **__: tally)
+    code, out, err = said(capsys, "run", *CELL, "--json")
+    assert code == (4 if failed else 0)
+    document = json.loads(out)
+    assert (document["counts"]["ok"], document["stored_before"]) == (3, 2)
+    assert ("rank 1 was killed" in err) == bool(failed)
+
+
+def test_another_cluster_is_pointed_to_torchrun(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = said(capsys, "run", *CELL, "--cluster", "torchrun", "--results", str(tmp_path))
+    assert code == 2 and "benchsuite plan PLAN --write cells.json" in err
+
+
+def test_compare_judges_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = plan.cell_from_flags({"workload": "cnn", "preset": "smoke", "topology": "ring", "replicas": "2"})
+    result = {"loss": [2.0, 1.0], "final_loss": 1.0, "payload_bytes": 480, "predicted_bytes": 480, "messages": 4}
+    for name, change in (("base", {}), ("same", {}), ("bytes", {"payload_bytes": 484}), ("loss", {"loss": [2.0, 1.5]})):
+        store = Store(tmp_path / name)
+        environment_id = store.write_environment("m", {"versions": {"torch": "2.13.0"}})
+        run = Run(
+            cell=cell, code_id="c", status=Status.OK, machine="m", environment_id=environment_id, result=result | change
+        )
+        store.write(run)
+    base = str(tmp_path / "base")
+    assert said(capsys, "compare", base, base)[0] == 0
+    assert said(capsys, "compare", base, str(tmp_path / "same"))[0] == 0
+    for name, metric, numbers in (
+        ("bytes", "payload_bytes", ("480", "484")),
+        ("loss", "loss at step 1", ("1.0", "1.5")),
+    ):
+        code, out, _ = said(capsys, "compare", base, str(tmp_path / name))
+        (line,) = [line for line in out.splitlines() if "differs (" in line]
+        assert code == 1 and all(words in line for words in (cell.id, metric, *numbers)), out
+    code, out, _ = said(capsys, "compare", base, str(tmp_path / "bytes"), "--json")
+    assert code == 1 and json.loads(out)["verdict"] == "regression"
+    (tmp_path / "empty").mkdir()
+    code, _, err = said(capsys, "compare", base, str(tmp_path / "empty"))
+    assert code == 2 and "holds no run" in err
+
+
+def test_a_foreign_file_is_a_warning_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "m" / "0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "foreign.json").write_text("{}")
+    code, _, err = said(capsys, "export", "csv", "--results", str(tmp_path))
+    assert code == 0 and err.startswith("benchsuite: warning: ") and "foreign.json" in err and err.count("\n") == 1
