@@ -65,8 +65,14 @@ def quick_runs(seeds: Sequence[int] = (0, 1, 2)) -> list[Run]:
     """One run per cell and seed; then single runs are spoiled so that every status and flag occurs."""
     runs = [make_run(cell, seed) for cell in quick_cells() for seed in seeds]
     spoil = {
-        ("synchronous", "ring", 4, 2): {"status": Status.FAILED, "reason": "rank 3 (worker) was killed by signal 9 in step 17"},
-        ("ddp", "native", 4, 1): {"status": Status.TIMEOUT, "reason": "rank 1 (worker) gave no sign of life for 60 s, in barrier"},
+        ("synchronous", "ring", 4, 2): {
+            "status": Status.FAILED,
+            "reason": "rank 3 (worker) was killed by signal 9 in step 17",
+        },
+        ("ddp", "native", 4, 1): {
+            "status": Status.TIMEOUT,
+            "reason": "rank 1 (worker) gave no sign of life for 60 s, in barrier",
+        },
         ("ddp", "native", 1, 0): {"status": Status.UNSUPPORTED, "reason": "no gloo in this torch"},
     }
     done = []
@@ -95,7 +101,9 @@ def make_run(cell: Cell, seed: int) -> Run:
     ranks = _ranks(cell, draw, steps=steps, cores=cores)
     wall_s = max(rank["wall_s"] for rank in ranks)
     traffic = _traffic(cell, steps)
-    curve_seed = random.Random(f"{cell.sync if asynchronous else 'synchronous'}/{workers if asynchronous else 0}/{seed}")
+    curve_seed = random.Random(
+        f"{cell.sync if asynchronous else 'synchronous'}/{workers if asynchronous else 0}/{seed}"
+    )
     result = _result(cell, curve_seed, steps=steps, traffic=traffic)
     cost = _cost(cell, draw, result=result, ranks=ranks, wall_s=wall_s, cores=cores)
     raw: dict[str, Any] = {"step_s": [[wall_s / steps] * steps for _ in range(workers)]}
@@ -118,7 +126,10 @@ def diverged(run: Run) -> Run:
     result["evaluations"] = {key: values[:stop] for key, values in result["evaluations"].items()}
     result |= {"diverged_step": 100, "final_loss": None, "final_metric": None}
     result["samples_to"] = dict.fromkeys(("easy", "target", "hard"))
-    cost = dict(run.cost) | {"time_to": dict.fromkeys(("easy", "target", "hard")), "bytes_to": dict.fromkeys(("easy", "target", "hard"))}
+    cost = dict(run.cost) | {
+        "time_to": dict.fromkeys(("easy", "target", "hard")),
+        "bytes_to": dict.fromkeys(("easy", "target", "hard")),
+    }
     cost["evaluation_s"], cost["evaluation_bytes"] = cost["evaluation_s"][:stop], cost["evaluation_bytes"][:stop]
     return dataclasses.replace(run, result=result, cost=cost, flags=(*run.flags, "diverged"))
 
@@ -145,12 +156,19 @@ def _result(cell: Cell, draw: random.Random, *, steps: int, traffic: Mapping[str
     at = list(range(320, SAMPLES + 1, 320))
     ceiling = 98.4 - (0.9 if asynchronous and cell.replicas == 4 else 0.0)
     metric = [ceiling - 88.0 * math.exp(-s / (1300 * slow)) - 0.5 * draw.random() for s in at]
-    reached = {name: next((s for s, m in zip(at, metric, strict=True) if m >= TARGET[name]), None) for name in ("easy", "target", "hard")}
+    reached = {
+        name: next((s for s, m in zip(at, metric, strict=True) if m >= TARGET[name]), None)
+        for name in ("easy", "target", "hard")
+    }
     staleness = None
     if asynchronous:
         histogram = _histogram(cell.replicas, steps)
         total = sum(k * n for k, n in histogram.items())
-        staleness = {"histogram": {str(k): n for k, n in histogram.items()}, "mean": total / steps, "max": max(histogram)}
+        staleness = {
+            "histogram": {str(k): n for k, n in histogram.items()},
+            "mean": total / steps,
+            "max": max(histogram),
+        }
     return {
         "samples": SAMPLES, "steps": steps, "updates": steps, "num_parameters": PARAMETERS, "loss": loss,
         "loss_samples": loss_samples, "evaluations": {"samples": at, "metric": metric, "version": [round(s / per_step) for s in at]},
@@ -186,7 +204,9 @@ def _ranks(cell: Cell, draw: random.Random, *, steps: int, cores: int) -> list[d
     for worker in range(workers):
         data_s, update_s = 0.02 * total_s, (0.03 * total_s if servers == 0 else 0.0)
         blocked_s = max(0.0, total_s - busy[worker] - data_s - update_s)
-        rows.append(_rank(worker, "worker", (data_s, busy[worker], blocked_s, update_s), total_s, steps, factors[worker]))
+        rows.append(
+            _rank(worker, "worker", (data_s, busy[worker], blocked_s, update_s), total_s, steps, factors[worker])
+        )
     for server in range(servers):
         update_s = 0.06 * total_s
         rows.append(_rank(workers + server, "server", (0.0, 0.0, total_s - update_s, update_s), total_s, steps, 1.0))
@@ -204,7 +224,13 @@ def _rank(rank: int, role: str, parts: tuple[float, ...], wall_s: float, steps: 
 
 
 def _cost(
-    cell: Cell, draw: random.Random, *, result: Mapping[str, Any], ranks: list[dict[str, Any]], wall_s: float, cores: int
+    cell: Cell,
+    draw: random.Random,
+    *,
+    result: Mapping[str, Any],
+    ranks: list[dict[str, Any]],
+    wall_s: float,
+    cores: int,
 ) -> dict[str, Any]:
     at = result["evaluations"]["samples"]
     seconds = [wall_s * s / SAMPLES for s in at]

@@ -29,20 +29,22 @@ def describe(cells: Sequence[Cell]) -> pd.DataFrame:
         workload = plugins.stem(cell.workload)
         strategy = strategy_of(cell)
         variant = variants.get(cell.id, "")
-        rows.append({
-            "cell_id": cell.id,
-            "order": order,
-            "workload": f"{workload}/{cell.preset}" if cell.preset else workload,
-            "strategy": strategy,
-            "variant": variant,
-            "series": f"{strategy} {variant}".strip(),
-            "replicas": cell.replicas,
-            "servers": cell.num_servers,
-            "world_size": cell.world_size,
-            "straggler": straggler_text(cell.straggler),
-            "clock": cell.clock,
-            "budget_samples": cell.budget.samples,
-        })
+        rows.append(
+            {
+                "cell_id": cell.id,
+                "order": order,
+                "workload": f"{workload}/{cell.preset}" if cell.preset else workload,
+                "strategy": strategy,
+                "variant": variant,
+                "series": f"{strategy} {variant}".strip(),
+                "replicas": cell.replicas,
+                "servers": cell.num_servers,
+                "world_size": cell.world_size,
+                "straggler": straggler_text(cell.straggler),
+                "clock": cell.clock,
+                "budget_samples": cell.budget.samples,
+            }
+        )
     return pd.DataFrame(rows).drop_duplicates("cell_id", ignore_index=True)
 
 

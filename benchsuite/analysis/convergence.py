@@ -60,13 +60,15 @@ def band(curve: pd.DataFrame, *, x: str, y: str) -> pd.DataFrame:
     """
     finite = curve.dropna(subset=[y])
     grouped = finite.groupby("point", sort=True)
-    return pd.DataFrame({
-        "x": grouped[x].median(),
-        "center": grouped[y].median(),
-        "low": grouped[y].min(),
-        "high": grouped[y].max(),
-        "n": grouped[y].size(),
-    }).reset_index(drop=True)
+    return pd.DataFrame(
+        {
+            "x": grouped[x].median(),
+            "center": grouped[y].median(),
+            "low": grouped[y].min(),
+            "high": grouped[y].max(),
+            "n": grouped[y].size(),
+        }
+    ).reset_index(drop=True)
 
 
 def to_target(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:

@@ -29,16 +29,18 @@ def rank_split(runs: Sequence[Run]) -> pd.DataFrame:
             shares: dict[str, Any] = {part: (rank.get(f"{part}_s") or 0.0) / wall_s for part in PARTS}
             shares["idle"] = max(0.0, 1.0 - sum(shares[part] for part in PARTS if part != "idle"))
             slowed = rank.get("straggler")
-            rows.append({
-                "cell_id": run.cell_id,
-                "seed": run.cell.seed,
-                "rank": rank["rank"],
-                "role": rank["role"],
-                "straggler": float(slowed["factor"]) if slowed else 1.0,
-                "wall_s": wall_s,
-                **shares,
-                "separable": rank.get("blocked_s") is not None,
-            })
+            rows.append(
+                {
+                    "cell_id": run.cell_id,
+                    "seed": run.cell.seed,
+                    "rank": rank["rank"],
+                    "role": rank["role"],
+                    "straggler": float(slowed["factor"]) if slowed else 1.0,
+                    "wall_s": wall_s,
+                    **shares,
+                    "separable": rank.get("blocked_s") is not None,
+                }
+            )
     return pd.DataFrame(rows, columns=list(SPLIT_COLUMNS))
 
 

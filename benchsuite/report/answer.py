@@ -47,22 +47,42 @@ def _largest(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["replicas"] == several.index.max()] if len(several) else table.iloc[:0]
 
 
-def _who(series: str) -> str:
-    return words.label(series)
+def _names(material: Material) -> Callable[[str], str]:
+    """Series -> how a sentence calls it: without its topology where its sync has no other one in this plan."""
+    series = list(dict.fromkeys(material.names["series"]))
+
+    def name(one: str) -> str:
+        sync = one.partition("/")[0]
+        alone = sum(other.partition("/")[0] == sync for other in series) == 1 and sync != "ddp"
+        return sync.replace("_", " ") if alone else words.label(one).replace(", ", " ")
+
+    return name
 
 
-def _versus(rows: pd.DataFrame, column: str, *, better: str, unit: str, scale: float = 1.0) -> str:
-    """`ring 23,310 [..] .., then ..`: best against worst of a group, or that they are not told apart."""
-    pairs = [(str(s), v) for s, v in zip(rows["series"], rows[column], strict=True) if v.n]
-    pairs.sort(key=lambda pair: pair[1].center, reverse=better == "max")
+@dataclass(frozen=True)
+class Ends:
+    """How the best and the worst of a comparison are called, and the unit."""
+
+    column: str
+    better: str  # "max" or "min"
+    best: str
+    worst: str
+    unit: str = ""
+    scale: float = 1.0
+
+
+def _versus(rows: pd.DataFrame, ends: Ends, name: Callable[[str], str]) -> str:
+    """`ring fastest: 23,310 [..] samples/s; .. slowest: ..`, or that the ranges of all of them touch."""
+    pairs = [(name(str(s)), v) for s, v in zip(rows["series"], rows[ends.column], strict=True) if v.n]
+    pairs.sort(key=lambda pair: pair[1].center, reverse=ends.better == "max")
     (best_name, best), (worst_name, worst) = pairs[0], pairs[-1]
-    apart = best.low > worst.high if better == "max" else best.high < worst.low
-    low, high = words.quantity(best, scale=scale), words.quantity(worst, scale=scale)
+    apart = best.low > worst.high if ends.better == "max" else best.high < worst.low
+    high, low = (words.quantity(v, scale=ends.scale) + ends.unit for v in (best, worst))
     if not apart:
-        return f"the ranges touch, from {low}{unit} ({_who(best_name)}) to {high}{unit} ({_who(worst_name)}): not told apart"
-    ties = [name for name, v in pairs[1:-1] if (v.high >= best.low if better == "max" else v.low <= best.high)]
-    close = f", with {_listed([_who(name) for name in ties])} in reach" if ties else ""
-    return f"{_who(best_name)} {low}{unit}{close}; {_who(worst_name)} {high}{unit}"
+        return f"no difference seen between {best_name}, {high}, and {worst_name}, {low} (the ranges touch)"
+    ties = [n for n, v in pairs[1:-1] if (v.high >= best.low if ends.better == "max" else v.low <= best.high)]
+    close = f" (in its range: {_listed(ties)})" if ties else ""
+    return f"{best_name} {ends.best}, {high}{close}; {worst_name} {ends.worst}, {low}"
 
 
 def _listed(names: list[str]) -> str:
@@ -80,14 +100,15 @@ def _speed(material: Material) -> list[Sentence]:
     clean = table[~(table["oversubscribed"] | table["contended"]) & (table["samples_per_s"].map(lambda s: s.n) > 0)]
     rows = _largest(clean)
     if rows.empty:
-        return [Sentence(
-            "Throughput", "no two strategies ran with a core for every rank: wall-clock times rank nothing here."
-        )]  # fmt: skip
+        return [
+            Sentence("Throughput", "No two strategies had a core for every rank: wall-clock times rank nothing here.")
+        ]
+    ends = Ends("samples_per_s", "max", "fastest", "slowest", " samples/s")
     count = int(rows["replicas"].iloc[0])
-    hidden = int((table["replicas"] > count).any())
-    limit = " More workers are oversubscribed on this machine and rank nothing." if hidden else ""
-    text = _versus(rows, "samples_per_s", better="max", unit=" samples/s")
-    return [Sentence("Throughput", f"{words.workers(count)}, a core for every rank: {text} ({_n(rows)}).{limit}")]
+    crowded = table.loc[table["oversubscribed"] & (table["replicas"] > count), "replicas"]
+    limit = f" With {words.workers(int(crowded.min()))} the cores are shared and rank nothing." if len(crowded) else ""
+    text = f"With {words.workers(count)} and a core for every rank: {_versus(rows, ends, _names(material))}"
+    return [Sentence("Throughput", f"{text} ({_n(rows)}).{limit}")]
 
 
 def _arrival(material: Material) -> list[Sentence]:
@@ -96,37 +117,40 @@ def _arrival(material: Material) -> list[Sentence]:
     rows = _largest(table[table["samples_to_target"].map(lambda s: s.n) > 0])
     if rows.empty:
         return []
+    name = _names(material)
     target = material.target(str(rows["workload"].iloc[0]))
     unit = f" {target['unit']}" if target.get("unit") else ""
     goal = f"{target['target']:g}{unit} {target['metric']}"
-    missed = rows[rows["samples_to_target"].map(lambda s: math.isinf(s.center))]
-    arrived = rows.drop(missed.index)
+    missed = rows["samples_to_target"].map(lambda s: math.isinf(s.center))
+    arrived = rows[~missed]
+    ends = Ends("samples_to_target", "min", "needed least", "needed most", " samples")
     said = []
     if len(arrived) > 1:
-        said.append(f"{goal} took samples: {_versus(arrived, 'samples_to_target', better='min', unit='')}")
+        said.append(f"With {words.workers(int(rows['replicas'].iloc[0]))}, to {goal}: {_versus(arrived, ends, name)}")
     elif len(arrived) == 1:
         only = arrived.iloc[0]
-        said.append(f"{goal} took {_who(only['series'])} {words.quantity(only['samples_to_target'])} samples")
-    for row in missed.to_dict("records"):
+        said.append(
+            f"Only {name(only['series'])} reached {goal}, after {words.quantity(only['samples_to_target'])} samples"
+        )
+    for row in rows[missed].to_dict("records"):
         summary: Summary = row["samples_to_target"]
-        said.append(f"{_who(row['series'])} missed {goal}: {words.quantity(summary)} runs")
-    return [Sentence("Convergence", f"{words.workers(int(rows['replicas'].iloc[0]))}: {'; '.join(said)} ({_n(rows)}).")]
+        said.append(f"{name(row['series'])} missed {goal}: {words.quantity(summary)}")
+    return [Sentence("Convergence", f"{'; '.join(said)} ({_n(rows)}).")]
 
 
 def _same_training(material: Material) -> list[Sentence]:
-    """Whether the synchronous forms trained alike, at two workers (where addition order cannot matter) or more."""
+    """Whether the synchronous forms trained alike, seed by seed."""
     names = _plain(material.names)
     names = names[names["strategy"].str.startswith("synchronous/") & (names["replicas"] > 1)]
     said = []
     for count, group in names.groupby("replicas"):
         gap = convergence.largest_gap(material.curves, list(group["cell_id"]))
-        if math.isnan(gap):
-            continue
-        alike = "are equal in every digit" if gap == 0 else f"differ by at most {gap:.2g}"
-        said.append(f"with {words.workers(int(str(count)))} they {alike}")
+        if not math.isnan(gap):
+            alike = "equal in every digit" if gap == 0 else f"at most {gap:.2g} apart"
+            said.append(f"{alike} with {words.workers(int(str(count)))}")
     if not said:
         return []
-    return [Sentence("Same training", f"losses of the synchronous topologies, seed by seed: {'; '.join(said)}.")]
+    return [Sentence("Same training", f"Losses of the synchronous topologies, seed by seed: {'; '.join(said)}.")]
 
 
 def _bytes(material: Material) -> list[Sentence]:
@@ -135,17 +159,25 @@ def _bytes(material: Material) -> list[Sentence]:
     rows = _largest(table[table["payload_bytes_per_sample"].map(lambda s: s.n) > 0])
     if rows.empty:
         return []
-    ordered = sorted(zip(rows["payload_bytes_per_sample"], rows["series"], strict=True), key=lambda pair: pair[0].center)
-    (least, least_name), (most, most_name) = ordered[0], ordered[-1]
-    text = f"{words.workers(int(rows['replicas'].iloc[0]))}: {words.si(least.center)} per sample ({_who(least_name)})"
-    if most.center > least.center:
-        text += f" to {words.si(most.center)} ({_who(most_name)})"
+    name = _names(material)
+    amount = rows["payload_bytes_per_sample"].map(lambda s: s.center)
+    least, most = (
+        _listed([name(s) for s in rows.loc[amount == end, "series"]]) for end in (amount.min(), amount.max())
+    )
+    text = f"With {words.workers(int(rows['replicas'].iloc[0]))}, per sample: {words.si(amount.min())} ({least})"
+    if amount.max() > amount.min():
+        text += f", up to {words.si(amount.max())} ({most})"
     counted = table[table["payload_source"] == "counted"]
-    broken = list(counted.loc[counted["law"] == "broken", "series"])
-    law = f"payload differs from its prediction for {_listed(broken)}" if broken else "payload equals its prediction exactly"
-    wires = [value for summary in material.traffic["wire_ratio"] for value in summary.points]
-    wire = f"; the wire carried {min(wires):.2f} to {max(wires):.2f} of it" if wires else ""
-    return [Sentence("Bytes", f"{text}; over {len(counted)} counted cells {law}{wire}.")]
+    broken = [name(s) for s in dict.fromkeys(counted.loc[counted["law"] == "broken", "series"])]
+    law = (
+        f"payload DIFFERS from its prediction for {_listed(broken)}"
+        if broken
+        else "payload equals its prediction exactly"
+    )
+    runs = f"in {words.count_of(int(counted['n'].sum()), 'counted run')} {law}" if len(counted) else ""
+    ratios = [value for summary in table["wire_ratio"] for value in summary.points]
+    wire = f"on the wire, headers included, {min(ratios):.2f} to {max(ratios):.2f} times the payload" if ratios else ""
+    return [Sentence("Bytes", "; ".join(part for part in (text, runs, wire) if part) + ".")]
 
 
 def _cpu(material: Material) -> list[Sentence]:
@@ -154,13 +186,15 @@ def _cpu(material: Material) -> list[Sentence]:
     rows = _largest(table[table["cpu_s_per_sample"].map(lambda s: s.n) > 0])
     if rows.empty:
         return []
-    text = _versus(rows, "cpu_s_per_sample", better="min", unit=" ms", scale=1e3)
-    return [Sentence("CPU per sample", f"{words.workers(int(rows['replicas'].iloc[0]))}: {text} ({_n(rows)}).")]
+    ends = Ends("cpu_s_per_sample", "min", "cheapest", "dearest", " ms", 1e3)
+    text = f"With {words.workers(int(rows['replicas'].iloc[0]))}: {_versus(rows, ends, _names(material))}"
+    return [Sentence("CPU per sample", f"{text} ({_n(rows)}).")]
 
 
 def _straggler(material: Material) -> list[Sentence]:
     """Asynchronous against synchronous with one worker slowed, and the blocked share that explains it."""
     table = material.scaling[material.scaling["straggler"] != ""]
+    name = _names(material)
     sentences = []
     for (replicas, slowed, _), group in table.groupby(["replicas", "straggler", "workload"], sort=False):
         waits = group[group["strategy"].str.startswith("synchronous/")]
@@ -168,23 +202,28 @@ def _straggler(material: Material) -> list[Sentence]:
         if len(waits) != 1 or len(goes_on) != 1:
             continue
         slow, fast = waits.iloc[0], goes_on.iloc[0]
+        if not (slow["samples_per_s"].n and fast["samples_per_s"].n):
+            continue
         gain = ratio(fast["samples_per_s"].points, slow["samples_per_s"].points)
-        flagged = " Oversubscribed: the direction is explained by the waiting, the factor is this machine's." \
-            if slow["oversubscribed"] or fast["oversubscribed"] else ""  # fmt: skip
+        crowded = bool(slow["oversubscribed"] or fast["oversubscribed"])
+        flagged = " The ranks shared the cores: the factor is this machine's." if crowded else ""
         sentences.append(Sentence(
             "A slow worker",
-            f"{words.workers(int(str(replicas)))}, {slowed} slower: {_who(fast['series'])} gave {words.quantity(gain)} times "
-            f"the samples per second of {_who(slow['series'])} (n = {gain.n}). The workers that were not slowed were blocked "
-            f"{_blocked(material, slow['cell_id'])} of the time when synchronous, "
+            f"With {words.workers(int(str(replicas)))}, {slowed} slower, {name(fast['series'])} gave "
+            f"{words.quantity(gain)} times the samples/s of {name(slow['series'])} (n = {gain.n}). Why: the other "
+            f"workers "
+            f"were blocked {_blocked(material, slow['cell_id'])} of the time when synchronous, "
             f"{_blocked(material, fast['cell_id'])} when asynchronous.{flagged}",
         ))  # fmt: skip
     return sentences
 
 
 def _blocked(material: Material, cell_id: str) -> str:
+    """Blocked share of the workers that were not slowed, with its range."""
     rows = material.split[(material.split["cell_id"] == cell_id) & (material.split["role"] == "worker")]
     rows = rows[rows["straggler"] == 1]
     if rows.empty:
         return words.EMPTY
-    low, high = float(rows["blocked_low"].min()), float(rows["blocked_high"].max())
-    return f"{float(rows['blocked'].median()):.0%} [{low:.0%}–{high:.0%}]"
+    low, high = f"{float(rows['blocked_low'].min()):.0%}", f"{float(rows['blocked_high'].max()):.0%}"
+    center = f"{float(rows['blocked'].median()):.0%}"
+    return center if low == high else f"{center} [{low}–{high}]"

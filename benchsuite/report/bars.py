@@ -37,7 +37,9 @@ def traffic(spec: FigureSpec, material: Material) -> list[Drawing]:
         ax.set_title(title, loc="left")
         ax.set_yticks(places, [words.short(series) for series in table["series"]])
         for place, heading in headings:
-            ax.text(-0.01, place, heading, transform=ax.get_yaxis_transform(), ha="right", va="center", fontweight="bold")
+            ax.text(
+                -0.01, place, heading, transform=ax.get_yaxis_transform(), ha="right", va="center", fontweight="bold"
+            )
         ax.set_ylim(max(places) + 0.8, -1.4)
         ax.set_xlim(left=0)
         ax.margins(x=0.12)
@@ -48,9 +50,11 @@ def traffic(spec: FigureSpec, material: Material) -> list[Drawing]:
         ax.set_axisbelow(True)
     derived = int((table["payload_source"] == "derived").sum())
     caption = (
-        "Dark: payload; light: what the kernel counted on the wire, with the ratio wire / (payload + control); black tick: "
+        "Dark: payload; light: what the kernel counted on the wire, with the ratio wire / (payload + control); black "
+        "tick: "
         "predicted from the cell alone. An asynchronous update is counted as a step: it is 1/N of a synchronous one. "
-        f"{derived} of {len(table)} rows are derived (library collectives): their payload is a formula, so only the wire "
+        f"{derived} of {len(table)} rows are derived (library collectives): their payload is a formula, so only the "
+        f"wire "
         f"checks it. Busiest port: the most one rank sends, or receives. {material.provenance(list(table['cell_id']))}"
     )
     return [Drawing(
@@ -134,8 +138,8 @@ def staleness(spec: FigureSpec, material: Material) -> list[Drawing]:
         ax.grid(axis="y")
         ax.set_axisbelow(True)
     caption = (
-        "Share of the updates of a run by staleness = version at the update minus version that the gradient was computed "
-        f"with. Bar: median over the runs; line: range. {material.provenance(list(names['cell_id']))}"
+        "Share of the updates of a run by staleness = version at the update minus version that the gradient was "
+        f"computed with. Bar: median over the runs; line: range. {material.provenance(list(names['cell_id']))}"
     )
     return [Drawing(
         spec.name, layout.figure, caption, list(names["cell_id"]), legend, layout.whole,
@@ -155,7 +159,9 @@ def rank_split(spec: FigureSpec, material: Material) -> list[Drawing]:
     """Share of each rank's wall time by what it did, one panel per cell; the title says what came out of it."""
     split = material.of(material.split, spec)
     names = material.of(material.scaling, spec)
-    names = names[names["cell_id"].isin(set(split["cell_id"]))].sort_values(["straggler", "replicas", "order"], kind="stable")
+    names = names[names["cell_id"].isin(set(split["cell_id"]))].sort_values(
+        ["straggler", "replicas", "order"], kind="stable"
+    )
     if names.empty:
         return []
     columns = min(len(names), 2 if len(names) <= 4 else 3)
@@ -172,11 +178,12 @@ def rank_split(spec: FigureSpec, material: Material) -> list[Drawing]:
         ax.set_visible(False)
     for place, (ax, name) in enumerate(zip(flat, names.to_dict("records"), strict=False)):
         bars = round((heights[place // columns] - 0.06) / 0.19)
-        _ranks(ax, split[split["cell_id"] == name["cell_id"]].sort_values("rank"), bars)
+        _ranks(ax, split[split["cell_id"] == name["cell_id"]].sort_values("rank"), bars, readable=0.05 * columns)
         _split_title(ax, name)
     caption = (
-        "Share of each rank's wall time (median over the runs). Blocked time on loopback is CPU-bound waiting for other "
-        "ranks and for the scheduler, not exposed network time. ° oversubscribed: more ranks than cores, so samples/s ranks "
+        "Share of each rank's wall time (median over the runs). Blocked time on loopback is CPU-bound waiting for "
+        "other ranks and for the scheduler, not exposed network time. ° oversubscribed: more ranks than cores, so "
+        "samples/s ranks "
         f"nothing beyond this machine. {material.provenance(list(names['cell_id']))}"
     )
     return [Drawing(
@@ -185,8 +192,11 @@ def rank_split(spec: FigureSpec, material: Material) -> list[Drawing]:
     )]  # fmt: skip
 
 
-def _ranks(ax: Axes, rows: pd.DataFrame, bars: int) -> None:
-    """One bar per rank; room for `bars`, so that all panels of a line have equally thick ones."""
+def _ranks(ax: Axes, rows: pd.DataFrame, bars: int, *, readable: float) -> None:
+    """One bar per rank; room for `bars`, so that all panels of a line have equally thick ones.
+
+    `readable`: the least share whose percentage is written into the bar.
+    """
     labels = []
     for place, row in enumerate(rows.to_dict("records")):
         left = 0.0
@@ -194,7 +204,7 @@ def _ranks(ax: Axes, rows: pd.DataFrame, bars: int) -> None:
             share = float(row[part])
             hatch = "////" if part == "compute" and not row["separable"] else None
             ax.barh(place, share, left=left, height=0.74, color=color, linewidth=0, hatch=hatch, edgecolor="white")
-            if share >= 0.1 and part in ("compute", "blocked"):
+            if share > readable and part in ("compute", "blocked"):
                 ink = "white" if part == "compute" else INK
                 ax.text(left + share / 2, place, f"{share:.0%}", ha="center", va="center", color=ink, fontsize=6.5)
             left += share

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,10 +25,11 @@ X_LABELS = {
     "seconds": "seconds (wall clock, evaluation excluded)",
     "bytes": "payload bytes over all ranks",
 }
-_WHY_BAND = {
+_BANDS = {
     "samples": "band: range over the runs",
-    "seconds": "x: median over the runs at the same evaluation",
-    "bytes": "x: median over the runs at the same evaluation",
+    "seconds": "band: range over the runs, evaluation by evaluation (x: their median). Hollow marks: oversubscribed or "
+    "contended, no claim about time",
+    "bytes": "band: range over the runs, evaluation by evaluation (x: their median)",
 }
 MAX_COLUMNS = 4
 
@@ -92,12 +94,14 @@ def _curve_caption(x: str, ys: Sequence[str], target: Mapping[str, object]) -> s
     what = " and ".join(shown[y] for y in ys)
     by_error = _is_accuracy(target) and "metric" in ys
     logarithmic = " Accuracy is spaced by its error: equal steps halve what is still wrong." if by_error else ""
-    return f"{what[0].upper()}{what[1:]} against {x}; line: median, {_WHY_BAND[x]}.{logarithmic}"
+    return f"{what[0].upper()}{what[1:]} against {x}; line: median, {_BANDS[x]}.{logarithmic}"
 
 
 def _lines(ax: Axes, group: pd.DataFrame, material: Material, *, x: str, y: str) -> list[str]:
     """Draws one line per cell; returns the short names of series that never moved along x."""
     silent = []
+    flags = material.scaling
+    hollow = set(flags.loc[flags["oversubscribed"] | flags["contended"], "cell_id"]) if x == "seconds" else set()
     for position, cell in enumerate(group.itertuples()):
         look = material.looks[str(cell.series)]
         line = band(material.curves[material.curves["cell_id"] == cell.cell_id], x=x, y=y)
@@ -110,9 +114,15 @@ def _lines(ax: Axes, group: pd.DataFrame, material: Material, *, x: str, y: str)
         every = max(1, len(line) // 7)
         ax.plot(
             line["x"], line["center"], color=look.color, marker=look.marker, linestyle=look.line, markersize=3.2,
-            markevery=(position * every // 5 + 1, every), markerfacecolor="white", zorder=2 + position * 0.1,
+            markevery=(position * every // 5 + 1, every), zorder=2 + position * 0.1,
+            **_marker(look, hollow=cell.cell_id in hollow),
         )  # fmt: skip
     return silent
+
+
+def _marker(look: Look, *, hollow: bool) -> dict[str, Any]:
+    """Hollow where a flag forbids a claim; the id lets a reader of the SVG (and a test) tell them apart."""
+    return {"markerfacecolor": "white" if hollow else look.color, "gid": "hollow" if hollow else "filled"}
 
 
 def _is_accuracy(target: Mapping[str, object]) -> bool:
@@ -201,7 +211,8 @@ def throughput(spec: FigureSpec, material: Material) -> list[Drawing]:
         ax.grid(axis="y")
     flagged = int((table["oversubscribed"] | table["contended"]).sum())
     hollow = (
-        f" Hollow ({flagged} of {len(table)} points): oversubscribed or contended, so no line joins them and no efficiency "
+        f" Hollow ({flagged} of {len(table)} points): oversubscribed or contended, so no line joins them and no "
+        f"efficiency "
         "is claimed." if flagged else ""
     )  # fmt: skip
     caption = (
@@ -232,6 +243,6 @@ def _points(
         if summary.n < 10:
             ax.plot([x] * summary.n, [p * scale for p in summary.points], ".", color=look.color, markersize=2, zorder=2)
         ax.plot(
-            [x], [summary.center * scale], marker=look.marker, linestyle="none", color=look.color, markersize=4.6, zorder=3,
-            markerfacecolor="white" if hollow else look.color, gid="hollow" if hollow else "filled",
+            [x], [summary.center * scale], marker=look.marker, linestyle="none", color=look.color, markersize=4.6,
+            zorder=3, **_marker(look, hollow=bool(hollow)),
         )  # fmt: skip

@@ -8,17 +8,20 @@ from benchsuite.report import words
 from benchsuite.report.material import Material
 
 DEFINITIONS = (
-    ("throughput", "total samples over total wall time of the window after warm-up, summed over workers; never a mean of rates"),
+    ("throughput", "total samples over total wall time of the window after warm-up, summed over workers; never a "
+                   "mean of rates"),
     ("step, update", "a synchronous step uses one global batch; an asynchronous update uses 1/N of one"),
     ("payload", "bytes of every send of our own topologies (counted), or for library collectives the calls seen on one "
                 "untimed step times the algorithm's factor (derived)"),
     ("predicted", "from the cell, the parameter shapes and recorded events only; must equal a counted payload exactly"),
-    ("wire", "the kernel's counters of the run's private interface, transmit side, an idle reading subtracted; headers included"),
+    ("wire", "the kernel's counters of the run's private interface, transmit side, an idle reading subtracted; "
+             "headers included"),
     ("busiest port", "the most payload that one rank sends, or receives"),
     ("CPU per sample", "user and system time of all ranks of the run, servers and spinning included, over samples"),
     ("staleness", "version at the update minus the version the gradient was computed with"),
     ("blocked", "time a rank waits inside a communication call"),
-    ("to target", "at the first evaluation that meets the target, not interpolated; evaluation itself is off the clock"),
+    ("to target", "at the first evaluation that meets the target, not interpolated; evaluation itself is off the "
+                  "clock"),
     ("prefixes", "k, M, G are powers of 1000"),
 )  # fmt: skip
 STATUS_WORDS = (
@@ -40,14 +43,15 @@ def limits(material: Material) -> list[tuple[str, str]]:
         ))  # fmt: skip
         said.append((
             "Blocked is not network time.",
-            "On loopback a rank that is blocked waits for the other ranks' computation and for the scheduler: it is bound by "
-            "the CPU.",
+            "On loopback a rank that is blocked waits for the other ranks' computation and for the scheduler: it is "
+            "bound by the CPU.",
         ))  # fmt: skip
     n = max((sum(run.cell_id == cell_id for run in material.runs) for cell_id in material.names["cell_id"]), default=0)
     if n < 5:
         said.append((
             "They are a preview.",
-            f"n = {n} seeds per cell at most. The spread printed is the range of the runs, not a confidence interval; a "
+            f"n = {n} seeds per cell at most. The spread printed is the range of the runs, not a confidence "
+            f"interval; a "
             "published convergence figure has at least 5 seeds, and no rank test can tell 3 from 3 apart (p ≥ 0.10).",
         ))  # fmt: skip
     if material.names["strategy"].str.startswith("asynchronous").any():
@@ -72,9 +76,10 @@ def _crowding(material: Material) -> Iterable[tuple[str, str]]:
         sizes = words.count_of(len(crowded), "cell")
         yield (
             "They rank no wall time beyond the cores.",
-            f"{sizes} of {len(table)} ran more ranks (workers + servers) than the {machine} of this machine: hollow marks. "
-            "Their samples/s and seconds say how long it took here, not which strategy is faster. CPU time, bytes, updates "
-            "and staleness are counted and stay valid.",
+            f"{sizes} of {len(table)} ran more ranks (workers + servers) than the {machine} of this machine: hollow "
+            f"marks. "
+            "Their samples/s and seconds say how long it took here, not which strategy is faster. CPU time, bytes, "
+            "updates and staleness are counted and stay valid.",
         )
     contended = int(table["num_contended"].sum())
     if contended:

@@ -108,13 +108,10 @@ class Material:
         return list(dict.fromkeys(named)) or ["unknown commit"]
 
     def provenance(self, cell_ids: Sequence[str]) -> str:
-        """`n = 3 runs per point; machine ..; commit ..`: what every caption ends with."""
+        """`n = 3 launches per cell; machine ..; commit ..`: what every caption ends with."""
         counts = [sum(run.cell_id == cell_id for run in self.runs) for cell_id in dict.fromkeys(cell_ids)]
         low, high = min(counts, default=0), max(counts, default=0)
         number = f"{low}" if low == high else f"{low} to {high}"
-        preview = ", a preview: fewer than 5 seeds" if high < 5 else ""
-        commit = ", ".join(self.commits)
-        return (
-            f"n = {number} runs per cell (one fresh launch per seed{preview}); "
-            f"machine {self.selection.machine or 'unknown'}; commit {commit}."
-        )
+        preview = ", preview" if high < 5 else ""
+        machine = self.selection.machine or "unknown"
+        return f"n = {number} launches per cell{preview}; machine {machine}; commit {', '.join(self.commits)}."

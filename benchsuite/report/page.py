@@ -7,8 +7,7 @@ Rendered twice from the same runs it is the same, byte for byte: the only date i
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,12 +20,11 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 
-from benchsuite import record
 from benchsuite.analysis.select import Selection, select
 from benchsuite.cell import Cell
 from benchsuite.plan import Plan
 from benchsuite.record import Run
-from benchsuite.report import canvas, figures, limits, spec, style, tables, words
+from benchsuite.report import canvas, figures, limits, manifest, spec, style, tables, words
 from benchsuite.report.answer import answer
 from benchsuite.report.canvas import Drawing
 from benchsuite.report.material import Material
@@ -34,7 +32,6 @@ from benchsuite.report.style import Look
 from benchsuite.store import Store
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-MANIFEST = "MANIFEST.json"
 _SHAPES = {
     "o": '<circle cx="15" cy="6" r="3.2"/>',
     "s": '<rect x="12" y="3" width="6" height="6"/>',
@@ -88,14 +85,14 @@ def render(
     ids = dict.fromkeys(run.environment_id for run in by_age)
     material = Material(plan.cells, plan.seeds, selection, [known.get(each, {}) for each in ids])
     epoch = _epoch(by_age)
-    _clear(out_dir)
+    manifest.clear(out_dir)
     for folder in ("figures", "tables"):
         (out_dir / folder).mkdir(parents=True, exist_ok=True)
     sections = _sections(specs, material, out_dir, epoch=epoch)
     page = _html(plan, material, sections)
     path = out_dir / "index.html"
     path.write_text(page, encoding="utf-8")
-    _write_manifest(plan, selection, known, out_dir, epoch=epoch)
+    manifest.write(plan, selection, known, out_dir, epoch=epoch)
     return path
 
 
@@ -108,22 +105,10 @@ def _epoch(runs: Sequence[Run]) -> int:
     return int(max(stamps).replace(tzinfo=UTC).timestamp()) if stamps else 0
 
 
-def _clear(out_dir: Path) -> None:
-    """Removes what an earlier rendering wrote here, by its manifest, so that no old figure stays beside new ones."""
-    try:
-        listed = json.loads((out_dir / MANIFEST).read_text(encoding="utf-8"))["outputs"]
-    except (OSError, ValueError, KeyError):
-        return
-    for name in listed:
-        path = (out_dir / name).resolve()
-        if path.is_relative_to(out_dir.resolve()):
-            path.unlink(missing_ok=True)
-
-
 def _sections(specs: Sequence[spec.FigureSpec], material: Material, out_dir: Path, *, epoch: int) -> list[Section]:
     sections = []
     number = 0
-    with matplotlib.rc_context(style.theme()):
+    with matplotlib.rc_context(style.theme()):  # type: ignore[arg-type]  # a Literal of all keys, which a dict[str] is not
         for entry in specs:
             section = Section(entry.name, entry.title)
             if entry.kind == "table":
@@ -146,7 +131,7 @@ def _placed(drawing: Drawing, out_dir: Path, *, number: int, epoch: int) -> dict
         "name": drawing.name,
         "svg": Markup(canvas.inline(svg, f"f{number}-")),  # our own matplotlib output, text in it is escaped
         "whole": _view(drawing.whole),
-        "panels": [_view(box) for box in drawing.panels],
+        "panels": [{"view": _view(box), "width": _phone_width(box)} for box in drawing.panels],
         "alt": drawing.alt,
         "caption": f"Figure {number}. {drawing.caption}",
         "legend": [_legend(entry) for entry in shown],
@@ -157,19 +142,25 @@ def _view(box: canvas.Box) -> str:
     return " ".join(f"{value:g}" for value in box)
 
 
+def _phone_width(box: canvas.Box) -> int:
+    """CSS pixels of a panel on a phone: two narrow ones side by side, else one, its text at about 10 px or more."""
+    width = box[2]
+    return round(width * (1.34 if width <= 130 else 1.95))
+
+
 def _legend(entry: canvas.Entry) -> dict[str, Any]:
     if not isinstance(entry, Look):
         color, label = entry
-        return {"label": label, "swatch": _swatch(f'<rect x="9" y="0.5" width="11" height="11" fill="{color}"/>')}
+        return {"label": label, "swatch": _swatch(f'<rect width="12" height="12" fill="{color}"/>', width=12)}
     dash = f' stroke-dasharray="{" ".join(f"{d * 1.5:g}" for d in entry.dash)}"' if entry.dash else ""
     line = f'<path d="M0 6H30" stroke="{entry.color}" stroke-width="1.8"{dash}/>'
     shape = _SHAPES.get(entry.marker, _SHAPES["o"])
-    mark = f'<g fill="#fff" stroke="{entry.color}" stroke-width="1.4">{shape}</g>'
+    mark = f'<g fill="{entry.color}" stroke="#fff" stroke-width="0.6">{shape}</g>'
     return {"label": entry.label, "swatch": _swatch(line + mark)}
 
 
-def _swatch(body: str) -> Markup:
-    return Markup(f'<svg viewBox="0 0 30 12" aria-hidden="true">{body}</svg>')
+def _swatch(body: str, *, width: int = 30) -> Markup:
+    return Markup(f'<svg width="{width}" height="12" viewBox="0 0 {width} 12" aria-hidden="true">{body}</svg>')
 
 
 def _html(plan: Plan, material: Material, sections: Sequence[Section]) -> str:
@@ -187,6 +178,7 @@ def _html(plan: Plan, material: Material, sections: Sequence[Section]) -> str:
     stale = [f"{run.cell.label} seed {run.cell.seed}: {run.run_id}, code {run.code_id}" for run in selection.stale]
     page: str = environment.get_template("page.html").render(
         name=plan.name,
+        inf=math.inf,
         question=plan.question or f"Plan {plan.name}",
         lede=_lede(plan, material),
         preview=0 < len(plan.seeds) < 5,
@@ -216,8 +208,10 @@ def _lede(plan: Plan, material: Material) -> str:
     budgets = sorted({budget for budget in names["budget_samples"] if budget})
     budget = f", {budgets[0]:,} samples each" if len(budgets) == 1 else ""
     return (
-        f"{workloads} trained under {words.count_of(series, 'strategy').replace('strategys', 'strategies')} by {counts} "
-        f"workers, {words.count_of(len(plan.seeds), 'seed')}{budget}. Same initial parameters, same data, same schedule."
+        f"{workloads} trained under {words.count_of(series, 'strategy').replace('strategys', 'strategies')} by "
+        f"{counts} "
+        f"workers, {words.count_of(len(plan.seeds), 'seed')}{budget}. Same initial parameters, same data, same "
+        f"schedule."
     )
 
 
@@ -229,7 +223,12 @@ def _facts(material: Material) -> list[tuple[str, str]]:
     dates = sorted(run.started_at for run in runs)
     span = dates[0][:10] if dates[0][:10] == dates[-1][:10] else f"{dates[0][:10]} to {dates[-1][:10]}"
     cores = sorted({str(run.cost["cores"]) for run in runs if run.cost.get("cores")})
-    facts = [("machine", material.selection.machine), ("cores", ", ".join(cores)), ("runs", f"{len(runs)} ok"), ("measured", span)]
+    facts = [
+        ("machine", material.selection.machine),
+        ("cores", ", ".join(cores)),
+        ("runs", f"{len(runs)} ok"),
+        ("measured", span),
+    ]
     facts.append(("commit", ", ".join(material.commits)))
     for key in ("torch", "python"):
         values = {str(e.get(key) or e.get("versions", {}).get(key) or "") for e in material.environments} - {""}
@@ -244,10 +243,11 @@ def _tally(plan: Plan, selection: Selection) -> str:
     counts.update(absence.status for absence in selection.absent)
     asked = sum(counts.values())
     listed = ", ".join(f"{counts[word]} {word}" for word, _ in limits.STATUS_WORDS if counts[word])
-    cells = words.count_of(len(set(cell.id for cell in plan.cells)), "cell")
+    cells = words.count_of(len({cell.id for cell in plan.cells}), "cell")
     refused = f" {words.count_of(len(plan.refused), 'further cell')} refused before running." if plan.refused else ""
     meanings = "; ".join(f"{word}: {meaning}" for word, meaning in limits.STATUS_WORDS if counts[word])
-    return f"{cells} × {words.count_of(len(plan.seeds), 'seed')} = {asked} runs asked for: {listed or 'none'}.{refused} ({meanings}.)"
+    size = f"{cells} × {words.count_of(len(plan.seeds), 'seed')} = {asked} runs asked for"
+    return f"{size}: {listed or 'none'}.{refused} ({meanings}.)"
 
 
 def _asides(material: Material) -> list[str]:
@@ -255,10 +255,15 @@ def _asides(material: Material) -> list[str]:
     said = []
     diverged = [run for run in material.runs if run.result.get("diverged_step") is not None]
     for run in diverged:
-        said.append(f"Diverged: {run.cell.label} seed {run.cell.seed} at step {run.result['diverged_step']}; it counts as a miss.")
+        said.append(
+            f"Diverged: {run.cell.label} seed {run.cell.seed} at step {run.result['diverged_step']}; it counts as a "
+            f"miss."
+        )
     virtual = len(selection.runs) - len(material.runs)
     if virtual:
-        said.append(f"{words.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds are not wall seconds.")
+        said.append(
+            f"{words.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds are not wall seconds."
+        )
     if selection.elsewhere:
         machines = ", ".join(sorted({run.machine for run in selection.elsewhere}))
         said.append(f"{words.count_of(len(selection.elsewhere), 'run')} of other machines ({machines}) not drawn here.")
@@ -272,32 +277,5 @@ def _asides(material: Material) -> list[str]:
 
 def _footer(material: Material) -> str:
     codes = sorted({run.code_id for run in material.runs})
-    return f"Machine {material.selection.machine or 'unknown'}, commit {', '.join(material.commits)}, {words.count_of(len(codes), 'code id')}."
-
-
-def _write_manifest(
-    plan: Plan, selection: Selection, environments: Mapping[str, Mapping[str, Any]], out_dir: Path, *, epoch: int
-) -> None:
-    """sha256 of every input (runs, environments, the plan), of the code that rendered, and of every file written."""
-    package = Path(__file__).resolve().parents[1]
-    sources = sorted(p for folder in ("analysis", "report") for p in (package / folder).rglob("*") if p.suffix in _CODE)
-    outputs = sorted(p for p in out_dir.rglob("*") if p.is_file() and p.name != MANIFEST)
-    document = {
-        "plan": {"name": plan.name, "sha256": _sha256(plan.text.encode())},
-        "runs": {run.run_id: _sha256(record.dumps(run.to_json()).encode()) for run in selection.runs},
-        "environments": {
-            run.environment_id: _sha256(json.dumps(environments.get(run.environment_id, {}), sort_keys=True).encode())
-            for run in selection.runs
-        },
-        "code": {str(path.relative_to(package.parent)): _sha256(path.read_bytes()) for path in sources},
-        "outputs": {path.relative_to(out_dir).as_posix(): _sha256(path.read_bytes()) for path in outputs},
-        "epoch": epoch,
-    }
-    (out_dir / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-_CODE = (".py", ".html", ".css", ".js")
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    where = f"Machine {material.selection.machine or 'unknown'}, commit {', '.join(material.commits)}"
+    return f"{where}, {words.count_of(len(codes), 'code id')}."

@@ -1,13 +1,13 @@
 """The `[[figures]]` entries of a plan: which kinds there are, what each may say. Light: no pandas, no matplotlib.
 
-    [[figures]]
-    kind = "metric_against"                 # one of KINDS
-    title = "Does it train?"                # heading on the page, default: the kind's own
-    name = "curves"                         # file name under figures/ or tables/, default: the kind
-    x = ["samples", "seconds", "bytes"]     # metric_against only: one figure each
-    y = ["loss", "metric"]                  # metric_against only: one row of panels each
-    columns = ["samples_per_s"]             # table only, default all
-    where = { straggler = false, replicas = [1, 2, 4], topology = "ring" }   # cells that are drawn, default all
+[[figures]]
+kind = "metric_against"                 # one of KINDS
+title = "Does it train?"                # heading on the page, default: the kind's own
+name = "curves"                         # file name under figures/ or tables/, default: the kind
+x = ["samples", "seconds", "bytes"]     # metric_against only: one figure each
+y = ["loss", "metric"]                  # metric_against only: one row of panels each
+columns = ["samples_per_s"]             # table only, default all
+where = { straggler = false, replicas = [1, 2, 4], topology = "ring" }   # cells that are drawn, default all
 """
 
 from __future__ import annotations

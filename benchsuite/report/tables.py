@@ -58,6 +58,7 @@ class Table:
     caption: str
     headings: list[tuple[str, str]]
     rows: list[list[Value]]
+    breaks: list[bool]  # row -> it starts a group
     numbers: pd.DataFrame
     cell_ids: list[str] = field(default_factory=list)
 
@@ -67,14 +68,17 @@ COLUMNS: Mapping[str, Column] = {
     for column in (
         Column("samples_per_s", "samples/s", "total samples over total wall time after warm-up, summed over workers",
                better="max", wall=True),
-        Column("cpu_ms_per_sample", "CPU ms per sample", "CPU time of all ranks, servers included, over samples", 1e3, "min"),
+        Column("cpu_ms_per_sample", "CPU ms per sample", "CPU time of all ranks, servers included, over samples",
+               1e3, "min"),
         Column("final_metric", "final metric", "the workload's metric at the last evaluation"),
-        Column("samples_to_target", "samples to target", "samples used when an evaluation first met the target", better="min"),
+        Column("samples_to_target", "samples to target", "samples used when an evaluation first met the target",
+               better="min"),
         Column("seconds_to_target", "seconds to target", "wall seconds since the start of the loop until then, warm-up "
                "included, evaluation excluded", better="min", wall=True),
         Column("bytes_to_target", "bytes to target", "payload of all ranks until then", better="min", si=True),
         Column("bytes_per_sample", "bytes per sample", "payload of all ranks over samples", better="min", si=True),
-        Column("bytes_per_step", "bytes per step", "payload of all ranks over steps; over updates where asynchronous", si=True),
+        Column("bytes_per_step", "bytes per step", "payload of all ranks over steps; over updates where "
+                                                   "asynchronous", si=True),
         Column("wire_ratio", "wire ratio", "bytes the kernel counted on the interface over payload + control bytes"),
         Column("staleness", "staleness", "mean over updates: version at the update minus version of the gradient"),
     )
@@ -96,10 +100,16 @@ def build(spec: FigureSpec, material: Material) -> Table:
     records = [(name, facts.get(name["cell_id"], {})) for name in names.to_dict("records")]
     bold = {column.key: _best(column, records) for column in columns}
     rows = []
+    groups = [(name["workload"], name["replicas"], name["straggler"]) for name, _ in records]
+    breaks = [index > 0 and groups[index] != groups[index - 1] for index in range(len(groups))]
     for name, fact in records:
         row = [Value(name["workload"])] if several else []
         label = words.label(name["series"]) + (f" ({name['straggler']} slower)" if name["straggler"] else "")
-        row += [Value(label), Value(str(name["replicas"]), sort=float(name["replicas"])), _count(name["cell_id"], material)]
+        row += [
+            Value(label),
+            Value(str(name["replicas"]), sort=float(name["replicas"])),
+            _count(name["cell_id"], material),
+        ]
         for column in columns:
             summary = fact.get(column.key, _NONE)
             row.append(_value(column, summary, fact.get("n", 0), bold=name["cell_id"] in bold[column.key]))
@@ -108,10 +118,12 @@ def build(spec: FigureSpec, material: Material) -> Table:
         rows.append(row)
     headings = [("workload", "what is trained")] if several else []
     headings += [("strategy", "sync, topology"), ("workers", "ranks that compute gradients"), ("n", "fresh launches")]
-    headings += [(column.heading, column.meaning) for column in columns]
+    metrics = {str(material.target(workload).get("metric", "final metric")) for workload in names["workload"]}
+    final = metrics.pop() if len(metrics) == 1 else "final metric"
+    headings += [(final if column.key == "final_metric" else column.heading, column.meaning) for column in columns]
     headings += [("notes", "flags, and what is missing")] if with_notes else []
     ids = list(names["cell_id"])
-    return Table(spec.name, _caption(material, ids), headings, rows, _numbers(records, columns), ids)
+    return Table(spec.name, _caption(material, ids), headings, rows, breaks, _numbers(records, columns), ids)
 
 
 def _caption(material: Material, ids: list[str]) -> str:
@@ -124,7 +136,8 @@ def _caption(material: Material, ids: list[str]) -> str:
     return (
         f"Median [range] where n < 5. {stated[:1].upper()}{stated[1:]}. A miss is infinite and stays in the median: "
         "> budget (k of n) means that k of n runs did not arrive. Bold: best for that number of workers, and what its "
-        f"range touches; oversubscribed or contended rows take no part where the wall clock decides. {material.provenance(ids)}"
+        f"range touches; oversubscribed or contended rows take no part where the wall clock decides. "
+        f"{material.provenance(ids)}"
     )
 
 
@@ -233,7 +246,10 @@ def latex(table: Table) -> str:
     styler = frame.style.format(escape="latex").apply(lambda _: bold, axis=None).hide(axis="index")
     styler = styler.relabel_index([_escaped(heading) for heading, _ in table.headings], axis="columns")
     text: str = styler.to_latex(
-        hrules=True, convert_css=True, column_format="l" + "r" * (len(table.headings) - 2) + "l", caption=_escaped(table.caption)
+        hrules=True,
+        convert_css=True,
+        column_format="l" + "r" * (len(table.headings) - 2) + "l",
+        caption=_escaped(table.caption),
     )
     return text.replace("–", "--").replace("≥", r"$\geq$").replace("≤", r"$\leq$")
 
