@@ -8,8 +8,9 @@ of a single cell; both take `--set`, `--only` and `--seeds`.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,16 @@ class Plan:
     num_excluded: int
     figures: tuple[Mapping[str, Any], ...]
     text: str  # of the file, as it was read
+
+    def on(self, look: Callable[[], rules.Machine]) -> Plan:
+        """The plan with what this machine cannot run among the refused. `look` is only called where it matters."""
+        if not any(rules.needs_machine(cell) for cell in self.cells):
+            return self
+        machine = look()
+        found = {cell.id: tuple(rules.machine_problems(cell, machine)) for cell in self.cells}
+        refused = [Refused(cell, found[cell.id]) for cell in self.cells if found[cell.id]]
+        kept = tuple(cell for cell in self.cells if not found[cell.id])
+        return dataclasses.replace(self, cells=kept, refused=(*self.refused, *refused))
 
     def runs(self) -> list[Cell]:
         """Every cell with every seed, all cells of a seed before the next seed."""

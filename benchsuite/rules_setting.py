@@ -1,0 +1,181 @@
+"""The rules on clock, backend, device, cluster and links, and what this version has no code for. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchsuite import members, plugins
+from benchsuite.cell import AXES
+from benchsuite.legal import Problem, Problems, View
+from benchsuite.rules_members import MODEL_PARALLEL
+
+MULTI_HOST = ("namespaces", "torchrun", "slurm", "mpirun", "kubernetes")
+COMPUTE_TIMES = ("fixed", "exponential", "gamma", "log_normal", "pareto", "markov", "resampled")
+LARGEST_VIRTUAL_RING = 128
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the torch of a machine can do; None = nobody has looked."""
+
+    torch: str | None = None
+    num_cuda_devices: int | None = None
+    gloo: bool | None = None
+    nccl: bool | None = None
+    mpi: bool | None = None
+
+
+def clock(view: View) -> Problems:
+    """The virtual clock simulates compute and network of plain data-parallel ranks."""
+    cell = view.cell
+    if cell.clock == "wall":
+        if cell.compute_time is not None:
+            yield Problem(
+                "compute_time", "compute_time with clock = wall: real ranks take the time they take",
+                "set clock = virtual, or leave compute_time out",
+            )  # fmt: skip
+        if view.option("sync", "late") == "cancel":
+            yield Problem(
+                "late", "late = cancel with clock = wall: a real backward pass is not abandoned",
+                "set late = finish, or clock = virtual",
+            )  # fmt: skip
+        return
+    refusals = (
+        (view.name("sync") == "ddp", "sync = ddp", "the library runs by the wall clock", "sync = synchronous"),
+        (view.name("parallel") in MODEL_PARALLEL, f"parallel = {view.label('parallel')}",
+         "the library runs by the wall clock", "parallel = data"),
+        (_without_lock(view), "lock = none", "torn reads need real threads", "lock = exclusive"),
+        (cell.device != "cpu", f"device = {cell.device}", "simulated workers share one process", "device = cpu"),
+        (cell.backend != "gloo", f"backend = {cell.backend}", "nothing is sent", "backend = gloo"),
+        (cell.cluster != "local", f"cluster = {cell.cluster}", "one process simulates all hosts", "cluster = local"),
+        (view.name("topology") == "ring" and cell.replicas > LARGEST_VIRTUAL_RING,
+         f"topology = ring with replicas = {cell.replicas}",
+         f"explicit rings are simulated up to {LARGEST_VIRTUAL_RING}", "topology = native (one priced rendezvous)"),
+    )  # fmt: skip
+    for holds, what, why, remedy in refusals:
+        if holds:
+            yield Problem("virtual clock", f"{what} with clock = virtual: {why}", f"set {remedy}, or clock = wall")
+    yield from _compute_time(view)
+
+
+def _compute_time(view: View) -> Problems:
+    table = view.cell.compute_time
+    if table is None:
+        return
+    kind = table.get("kind")
+    if kind not in COMPUTE_TIMES:
+        yield Problem(
+            "compute_time", plugins.unknown("compute_time kind", kind, COMPUTE_TIMES),
+            f"set compute_time.kind to one of {', '.join(COMPUTE_TIMES)}",
+        )  # fmt: skip
+    mean, cv = table.get("mean_s", 1.0), table.get("cv", 0.0)
+    if not (isinstance(mean, (int, float)) and mean > 0) or not (isinstance(cv, (int, float)) and cv >= 0):
+        yield Problem(
+            "compute_time", f"mean_s = {mean!r}, cv = {cv!r}: mean_s > 0 and cv >= 0 are needed",
+            "set e.g. compute_time = { kind = \"gamma\", mean_s = 1.0, cv = 0.1 }",
+        )  # fmt: skip
+
+
+def backend(view: View) -> Problems:
+    """What NCCL cannot do."""
+    cell = view.cell
+    if cell.backend != "nccl":
+        return
+    if cell.device != "cuda":
+        yield Problem(
+            "nccl", f"backend = nccl with device = {cell.device}: NCCL moves GPU memory, one device per local rank",
+            "set device = cuda, or backend = gloo",
+        )  # fmt: skip
+    if view.name("sync") == "hogwild":
+        yield Problem("nccl", "backend = nccl with sync = hogwild, which works on CPU memory", "set backend = gloo")
+    elif _without_lock(view):
+        yield Problem(
+            "nccl", "backend = nccl with lock = none: threads on one device's communicator can deadlock",
+            "set lock = exclusive, or backend = gloo",
+        )  # fmt: skip
+
+
+def cluster(view: View) -> Problems:
+    """Several hosts and links need somebody who has them."""
+    cell = view.cell
+    if cell.hosts > 1 and cell.clock == "wall" and cell.cluster not in MULTI_HOST:
+        yield Problem(
+            "hosts", f"hosts = {cell.hosts} with cluster = {cell.cluster}, which starts ranks on this machine only",
+            f"set hosts = 1, or cluster to one of {', '.join(MULTI_HOST)}",
+        )  # fmt: skip
+    for name in ("link_mbit", "link_latency_us"):
+        value = getattr(cell, name)
+        if value is None:
+            continue
+        if value < 0 or (name == "link_mbit" and value == 0):
+            yield Problem("links", f"{name} = {value:g}: a link needs a positive rate", f"set {name} above 0")
+        if cell.clock == "wall" and cell.cluster != "namespaces":
+            yield Problem(
+                "links", f"{name} = {value:g} with cluster = {cell.cluster}: nobody shapes its links",
+                f"set cluster = namespaces, clock = virtual, or leave {name} out",
+            )  # fmt: skip
+
+
+def not_built(view: View) -> Problems:
+    """Known to the design, without code in this version."""
+    cell = view.cell
+    package = plugins.PACKAGE
+    kinds = (*AXES, "cluster")
+    missing = [(kind, view.label(kind)) for kind in kinds if not members.is_built(kind, getattr(cell, kind))]
+    if cell.clock == "virtual" and not (package / "comm" / "virtual.py").is_file():
+        missing.append(("clock", "virtual"))
+    if cell.tuning == "per_strategy" and not (package / "tune.py").is_file():
+        missing.append(("tuning", "per_strategy"))
+    if cell.precision == "bf16":
+        missing.append(("precision", "bf16"))
+    for field, value in missing:
+        built = _built(field)
+        yield Problem(
+            "not built",
+            f"{field} = {value} is known, but this version has no code for it",
+            f"set {field} to {built}" + (", or give your own file by path" if field in AXES else ""),
+        )
+
+
+def _built(field: str) -> str:
+    fixed = {"clock": "wall", "tuning": "same", "precision": "fp32 or fp64"}
+    if field in fixed:
+        return fixed[field]
+    names = list(members.WITHOUT_FILE) if field == "cluster" else plugins.names(field)
+    return names[0] if len(names) == 1 else "one of " + ", ".join(names)
+
+
+def machine(view: View, machine: Machine) -> Problems:
+    """What a legal cell asks of the machine; silent where nobody has looked."""
+    cell, devices = view.cell, machine.num_cuda_devices
+    if cell.device == "cuda" and devices == 0:
+        yield Problem(
+            "cuda", f"device = cuda, but torch {machine.torch} sees no CUDA device here",
+            "set device = cpu, or install a CUDA build of torch on a machine with a GPU",
+        )  # fmt: skip
+    if cell.backend == "nccl" and machine.nccl is False:
+        yield Problem("nccl", f"torch {machine.torch} is built without NCCL", "set backend = gloo")
+    ranks_here = math.ceil(cell.world_size / max(cell.hosts, 1))
+    if cell.backend == "nccl" and machine.nccl and devices and devices < ranks_here:
+        yield Problem(
+            "nccl", f"{ranks_here} local ranks, but {devices} CUDA devices: NCCL needs a device per local rank",
+            f"start at most {devices} ranks on this host, or set backend = gloo",
+        )  # fmt: skip
+    if cell.backend == "mpi" and machine.mpi is False:
+        yield Problem(
+            "mpi", f"torch {machine.torch} is built without MPI (is_mpi_available() is False)",
+            "set backend = gloo, or build torch from source against MPI",
+        )  # fmt: skip
+    if cell.backend == "gloo" and machine.gloo is False:
+        yield Problem("gloo", f"torch {machine.torch} is built without gloo", "install the torch wheel")
+
+
+def _without_lock(view: View) -> bool:
+    """Threads or workers that write at once."""
+    lock = view.option("sync", "lock")
+    return lock == "none" or (view.name("sync") == "hogwild" and lock is None)
+
+
+RULES: tuple[Callable[[View], Problems], ...] = (clock, backend, cluster, not_built)
