@@ -6,6 +6,7 @@ a loss, an evaluation, a target. `parallel/` makes a `Part` of it on each rank.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -69,7 +70,7 @@ class Workload(Protocol):
         """Loads data and fixes every random stream. Called once before anything else."""
 
     def layers(self) -> list[nn.Module]:
-        """The model as a chain, built on the CPU from the seed: two calls give equal parameters."""
+        """The model as a chain, built on the CPU. The suite seeds torch before it calls (`seeded_layers`)."""
 
     def tensor_plan(self) -> Mapping[int, str]:
         """Layer -> how it splits by weight ({} = it does not)."""
@@ -111,6 +112,22 @@ class Part(Protocol):
         `ready(start, stop)` is called for slices of `grad` in backward order as they become final.
         `until`: when it completes first the gradient is abandoned and None returned (virtual clock only).
         """
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        """Puts a library's wrapper around the module that `backward` calls (ddp only)."""
+
+    def backward(self, batch: Batch) -> float:
+        """`loss.backward()` through the wrapped module, gradients left in the parameters' own `.grad` (ddp only)."""
+
+
+_global_random_state = threading.Lock()
+
+
+def seeded_layers(workload: Workload, seed: int) -> list[nn.Module]:
+    """`workload.layers()` under the seed. Torch's random state is global: thread ranks take turns."""
+    with _global_random_state, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return workload.layers()
 
 
 def numel(shapes: Shapes) -> int:

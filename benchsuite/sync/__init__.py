@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.topology import Topology
+from benchsuite.update import Updater
 from benchsuite.workload import Batch, Part, Recipe, Shapes
 
 # Recorded counts: name -> one number per world rank, e.g. {"pushes": [121, 119, 0]}.
 Events = Mapping[str, Sequence[int]]
-Apply = Callable[[Tensor], None]
 Work = tuple[int, int, int]  # (global batch index, shard, num_shards)
 
 
@@ -40,6 +40,8 @@ class Strategy(Protocol):
     """
 
     events: dict[str, int]  # this rank's counts
+    snapshot_of: str
+    clips_mean: bool  # whether clipping acts on the mean (synchronous forms) or on each push
 
     def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
         """Called on every rank, servers too; `topology` is started."""
@@ -59,11 +61,24 @@ class Strategy(Protocol):
     def policy(self) -> ServerPolicy | None:
         """What a server does with pushes; None where the strategy needs no server."""
 
+    def make_updater(self, params: Tensor) -> Updater:
+        """How a server steps its slice (the strategy's learning-rate rule is in it)."""
+
+    def num_pushes(self) -> int:
+        """Pushes that a server will see in an undisturbed run."""
+
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         """The counts of an undisturbed run over `num_batches` global batches, for a dry run."""
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         """Bytes by (source, destination) of the whole run, from its recorded events."""
+
+
+class Apply(Protocol):
+    """One optimiser step on the server's slice."""
+
+    def __call__(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
+        """`num_gradients`: how many pushes are in it. Version += 1."""
 
 
 class ServerPolicy(Protocol):

@@ -54,3 +54,20 @@ def rank_order_sum(rows: Sequence[Tensor], out: Tensor) -> None:
         out.copy_(rows[0])
     for row in rows[1:]:
         out.add_(row)
+
+
+def ring_traffic(numel: int, itemsize: int, num_workers: int, *, longest: int) -> Traffic:
+    """One ring all-reduce: rank i sends every chunk but one to i+1 in each of the two phases.
+
+    `longest` is the most elements of one message; an empty chunk is not sent.
+    """
+    traffic = Traffic()
+    ranges = bounds(numel, num_workers)
+    for rank in range(num_workers if num_workers > 1 else 0):
+        # reduce-scatter sends all chunks but rank+1 (which ends here); all-gather all but rank+2
+        for kept in (rank + 1, rank + 2):
+            for chunk, (start, stop) in enumerate(ranges):
+                if chunk != kept % num_workers and stop > start:
+                    num_messages = -(-(stop - start) // longest)
+                    traffic.add(rank, (rank + 1) % num_workers, (stop - start) * itemsize, num_messages)
+    return traffic

@@ -1,0 +1,344 @@
+"""`ProcessComm`: the `Comm` protocol on torch.distributed process-group objects, under the wall clock.
+
+It wraps group OBJECTS and never the default group, so that thread ranks (each with its own gloo group) run
+the same code as processes. It is the only file that resolves renamed torch.distributed names. Only this class
+counts payload; library collectives are not counted here but derived (`measure/traffic_mode.py`).
+
+`strict = "nccl"` refuses on gloo what NCCL cannot do, so that CPU tests prove GPU validity: a receive from
+any source, two threads on one group, tags other than 0 (NCCL matches in posting order only), and receives
+posted ahead of their round.
+"""
+
+from __future__ import annotations
+
+import queue
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.comm.shared_memory import FileLock, attach_vector, create_vector
+from benchsuite.errors import UsageError
+
+ANY_SOURCE = -1  # gloo only: `strict = "nccl"` refuses it
+
+# torch 2.13 renamed the two flat collectives; older versions carry the old names.
+_ALL_GATHER = "all_gather_single" if hasattr(dist.ProcessGroup, "all_gather_single") else "_allgather_base"
+_REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist.ProcessGroup, "reduce_scatter_single") else "_reduce_scatter_base"
+
+_TICKET = struct.Struct("<iqq")  # source, tag, sent_ns
+COUNTER_BYTES = 8
+
+Phase = Callable[[str], None]
+
+
+class StrictError(RuntimeError):
+    """A use that gloo accepts and NCCL does not."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What new groups are made from; one per rank."""
+
+    store: Any  # torch.distributed.Store: this rank's client for rendezvous and counters
+    connect: Callable[[], Any]  # makes a new client of the same store
+    backend: str = "gloo"
+    interface: str = "lo"
+    timeout_s: float = 60.0
+    strict: str = ""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+def prefixed(store: Any, prefix: str) -> Any:
+    """A view of a part of the store."""
+    own = getattr(store, "prefixed", None)
+    return own(prefix) if own is not None else dist.PrefixStore(prefix, store)
+
+
+def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGroup:
+    """A process group of its own, outside torch's global table: legal for threads and for subsets of ranks."""
+    store = prefixed(world.store, f"group/{name}")
+    group = dist.ProcessGroup(store, rank, size)
+    timeout = timedelta(seconds=world.timeout_s)
+    if world.backend == "nccl":
+        kind, backend = dist.ProcessGroup.BackendType.NCCL, dist.ProcessGroupNCCL(store, rank, size, timeout)
+    elif world.backend == "gloo":
+        options = dist.ProcessGroupGloo._Options()
+        options._devices = [dist.ProcessGroupGloo.create_device(interface=world.interface)]
+        options._timeout = timeout
+        kind, backend = dist.ProcessGroup.BackendType.GLOO, dist.ProcessGroupGloo(store, rank, size, options)
+    else:
+        raise UsageError(f"backend {world.backend!r}: process groups are made for gloo and nccl")
+    group._set_default_backend(kind)
+    group._register_backend(world.device, kind, backend)
+    return group
+
+
+class _Work:
+    """A torch Work whose waiting time is charged to its comm."""
+
+    __slots__ = ("_comm", "_phase", "_work")
+
+    def __init__(self, comm: ProcessComm, work: Any, phase: str) -> None:
+        self._comm, self._work, self._phase = comm, work, phase
+
+    def wait(self) -> None:
+        self._comm._wait(self._work, self._phase)
+
+
+class ProcessComm:
+    """See `Comm`. One thread uses one instance; `lane` gives the second thread its own."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        rank: int,
+        size: int,
+        name: str = "world",
+        group: dist.ProcessGroup | None = None,
+        world_ranks: Sequence[int] = (),
+        hosts: Sequence[int] = (),
+        traffic: Traffic | None = None,
+        on_phase: Phase | None = None,
+    ) -> None:
+        self.rank, self.size = rank, size
+        self.world_ranks = tuple(world_ranks) or tuple(range(size))
+        self.hosts = tuple(hosts) or (0,) * size
+        self.traffic = traffic if traffic is not None else Traffic()
+        self.wait_ns = 0
+        self.ticket_wait_ns = 0  # a server's time without work
+        self.posts_ahead = world.backend == "gloo" and not world.strict
+        self._world, self._name = world, name
+        self._group = group if group is not None else make_group(world, name, rank, size)
+        self._store = prefixed(world.store, f"comm/{name}")
+        self._ticket_client: Any = None
+        self._splits = 0
+        self._on_phase = on_phase
+        self._owner: int | None = None
+        self._lane: _Lane | None = None
+        self._kept: list[Any] = []  # shared memory that must outlive its tensors
+
+    # -- point to point ---------------------------------------------------------------------------------------
+
+    def send(self, x: Tensor, dst: int, *, tag: int = 0) -> None:
+        self.isend(x, dst, tag=tag).wait()
+
+    def recv(self, x: Tensor, src: int, *, tag: int = 0) -> None:
+        self.irecv(x, src, tag=tag).wait()
+
+    def isend(self, x: Tensor, dst: int, *, tag: int = 0) -> _Work:
+        self._check(tag)
+        self._count(x, dst)
+        return _Work(self, self._group.send([x], dst, tag), "send")
+
+    def irecv(self, x: Tensor, src: int, *, tag: int = 0) -> _Work:
+        self._check(tag)
+        if src == ANY_SOURCE:
+            if self._world.strict == "nccl" or self._world.backend == "nccl":
+                raise StrictError("receive from any source: NCCL has none; receive from the rank that a ticket names")
+            return _Work(self, self._group.recv_anysource([x], tag), "recv")
+        return _Work(self, self._group.recv([x], src, tag), "recv")
+
+    def sendrecv(self, x: Tensor, dst: int, y: Tensor, src: int) -> None:
+        self._check(0)
+        if self._world.backend == "nccl":  # both in one group call, or two ranks wait for each other
+            self._count(x, dst)
+            self._group._start_coalescing(self._world.device)
+            self._group.recv([y], src, 0)
+            self._group.send([x], dst, 0)
+            self._wait(self._group._end_coalescing(self._world.device), "recv")
+            return
+        receiving = self.irecv(y, src)
+        self.isend(x, dst).wait()
+        receiving.wait()
+
+    # -- collectives of the library (derived, not counted) ----------------------------------------------------
+
+    def all_reduce(self, x: Tensor) -> None:
+        self._check(0)
+        self._wait(self._group.allreduce([x]), "send")
+
+    def all_gather(self, out: Tensor, x: Tensor) -> None:
+        self._check(0)
+        self._wait(getattr(self._group, _ALL_GATHER)(out, x), "send")
+
+    def reduce_scatter(self, out: Tensor, x: Tensor) -> None:
+        self._check(0)
+        self._wait(getattr(self._group, _REDUCE_SCATTER)(out, x), "send")
+
+    def broadcast(self, x: Tensor, root: int) -> None:
+        self._check(0)
+        options = dist.BroadcastOptions()
+        options.rootRank = root
+        self._wait(self._group.broadcast([x], options), "send")
+
+    def barrier(self) -> None:
+        self._check(0)
+        self._wait(self._group.barrier(), "barrier")
+
+    # -- lanes and groups -------------------------------------------------------------------------------------
+
+    def lane(self, fn: Callable[..., Any], *args: Any) -> Any:
+        if self._lane is None:
+            self._lane = _Lane(self)
+        return self._lane.submit(fn, *args)
+
+    def split(self, ranks: Sequence[int]) -> ProcessComm | None:
+        name = f"{self._name}/{self._splits}:{'-'.join(map(str, ranks))}"
+        self._splits += 1
+        if self.rank not in ranks:
+            return None
+        return self._child(name, list(ranks))
+
+    def _child(self, name: str, ranks: Sequence[int]) -> ProcessComm:
+        return ProcessComm(
+            self._world,
+            rank=list(ranks).index(self.rank),
+            size=len(ranks),
+            name=name,
+            world_ranks=[self.world_ranks[rank] for rank in ranks],
+            hosts=[self.hosts[rank] for rank in ranks],
+            traffic=self.traffic,
+            on_phase=self._on_phase,
+        )
+
+    # -- clock, counters, tickets -----------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        return time.perf_counter_ns()
+
+    def fetch_add(self, name: str, n: int) -> int:
+        self.traffic.add_control(self.world_ranks[self.rank], COUNTER_BYTES)
+        start = time.perf_counter_ns()
+        value = int(self._store.add(name, n)) - n
+        self.wait_ns += time.perf_counter_ns() - start
+        return value
+
+    def ticket(self, dst: int, tag: int) -> None:
+        self.traffic.add_control(self.world_ranks[self.rank], _TICKET.size)
+        self._ticket_store.queue_push(f"tickets/{dst}", _TICKET.pack(self.rank, tag, time.perf_counter_ns()))
+
+    def next_ticket(self) -> tuple[int, int, int]:
+        if self._on_phase is not None:
+            self._on_phase("serve")
+        start = time.perf_counter_ns()
+        source, tag, sent_ns = _TICKET.unpack(self._ticket_store.queue_pop(f"tickets/{self.rank}"))
+        self.ticket_wait_ns += time.perf_counter_ns() - start
+        return source, tag, sent_ns
+
+    @property
+    def _ticket_store(self) -> Any:
+        """A client of its own: a pop that waits holds its client's connection. (`clone()` of a store can stall.)"""
+        if self._ticket_client is None:
+            self._ticket_client = prefixed(self._world.connect(), f"comm/{self._name}")
+        return self._ticket_client
+
+    # -- one host only ----------------------------------------------------------------------------------------
+
+    def shared(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
+        self._one_host(f"shared({name!r})")
+        key = f"shared/{name}"
+        if self.rank == 0:
+            vector, kept, address = create_vector(numel, dtype)
+            self._store.set(key, address)
+        else:
+            vector, kept = attach_vector(self._store.get(key).decode(), numel, dtype)
+        self._kept.append(kept)
+        self.barrier()
+        return vector
+
+    def lock(self, name: str) -> AbstractContextManager[Any]:
+        self._one_host(f"lock({name!r})")
+        key = f"lock/{name}"
+        if self.rank == 0:
+            lock, address = FileLock.create()
+            self._store.set(key, address)
+        else:
+            lock = FileLock.attach(self._store.get(key).decode())
+        self.barrier()
+        return lock
+
+    def _one_host(self, what: str) -> None:
+        if len(set(self.hosts)) > 1:
+            raise UsageError(f"{what}: shared memory joins ranks of one host, these are on {len(set(self.hosts))}: split by host")
+
+    # -- book-keeping -----------------------------------------------------------------------------------------
+
+    def _wait(self, work: Any, phase: str) -> None:
+        if self._on_phase is not None:
+            self._on_phase(phase)
+        start = time.perf_counter_ns()
+        work.wait()
+        self.wait_ns += time.perf_counter_ns() - start
+
+    def _count(self, x: Tensor, dst: int) -> None:
+        self.traffic.add(self.world_ranks[self.rank], self.world_ranks[dst], x.numel() * x.element_size())
+
+    def _check(self, tag: int) -> None:
+        if not self._world.strict:
+            return
+        if tag != 0:
+            raise StrictError(f"tag {tag}: NCCL has no tags, it matches in posting order; use tag 0")
+        thread = threading.get_ident()
+        if self._owner is None:
+            self._owner = thread
+        if thread != self._owner:
+            raise StrictError("two threads on one group: NCCL can deadlock; use `lane` or `split`")
+
+
+class _LaneHandle:
+    """What one lane call returned or raised."""
+
+    def __init__(self, comm: ProcessComm) -> None:
+        self._comm, self._done = comm, threading.Event()
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def wait(self) -> Any:
+        start = time.perf_counter_ns()
+        self._done.wait()
+        self._comm.wait_ns += time.perf_counter_ns() - start
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class _Lane:
+    """A thread with its own group that runs what it is handed, in order."""
+
+    def __init__(self, comm: ProcessComm) -> None:
+        self._comm = comm
+        self._queue: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], _LaneHandle]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="lane", daemon=True).start()
+
+    def submit(self, fn: Callable[..., Any], *args: Any) -> _LaneHandle:
+        handle = _LaneHandle(self._comm)
+        self._queue.put((fn, args, handle))
+        return handle
+
+    def _run(self) -> None:
+        lane_comm: ProcessComm | None = None
+        while True:
+            fn, args, handle = self._queue.get()
+            try:
+                if lane_comm is None:
+                    lane_comm = self._comm._child(f"{self._comm._name}/lane", range(self._comm.size))
+                handle._value = fn(lane_comm, *args)
+            except BaseException as error:  # handed to whoever waits
+                handle._error = error
+            handle._done.set()
+
+
+def _is_a_comm(comm: ProcessComm) -> Comm:
+    """Lets the type checker hold ProcessComm against the protocol."""
+    return comm

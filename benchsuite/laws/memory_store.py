@@ -1,0 +1,80 @@
+"""A torch.distributed store inside one process, for thread ranks.
+
+Why not torch's own: TCPStore formats every connection's address with a reverse look-up of ::ffff:127.0.0.1, which costs 5 s
+where the resolver is slow (processes run in a private network namespace, where it fails at once); HashStore wakes
+one waiter only, so that tickets get lost.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from datetime import timedelta
+
+import torch.distributed as dist
+
+
+class _Shared:
+    """What all prefixed views of one store share."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.values: dict[str, bytes] = {}
+        self.queues: dict[str, deque[bytes]] = {}
+
+
+class MemoryStore(dist.Store):  # type: ignore[misc]
+    """set, get, add, wait and queues over a dictionary. `prefixed` gives a view of a part of it."""
+
+    def __init__(self, *, timeout_s: float, prefix: str = "", shared: _Shared | None = None) -> None:
+        super().__init__()
+        self._timeout_s, self._prefix = timeout_s, prefix
+        self._shared = shared if shared is not None else _Shared()
+
+    def prefixed(self, prefix: str) -> MemoryStore:
+        """The same store under `prefix/`."""
+        return MemoryStore(timeout_s=self._timeout_s, prefix=f"{self._prefix}{prefix}/", shared=self._shared)
+
+    def set(self, key: str, value: str | bytes) -> None:
+        with self._shared.changed:
+            self._shared.values[self._prefix + key] = value.encode() if isinstance(value, str) else bytes(value)
+            self._shared.changed.notify_all()
+
+    def get(self, key: str) -> bytes:
+        self.wait([key])
+        return self._shared.values[self._prefix + key]
+
+    def add(self, key: str, amount: int) -> int:
+        with self._shared.changed:
+            value = int(self._shared.values.get(self._prefix + key, b"0")) + amount
+            self._shared.values[self._prefix + key] = str(value).encode()
+            self._shared.changed.notify_all()
+            return value
+
+    def check(self, keys: list[str]) -> bool:
+        return all(self._prefix + key in self._shared.values for key in keys)
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+        limit = self._timeout_s if timeout is None else timeout.total_seconds()
+        with self._shared.changed:
+            if not self._shared.changed.wait_for(lambda: self.check(keys), limit):
+                raise dist.DistStoreError(f"{keys} not set within {limit} s")
+
+    def delete_key(self, key: str) -> bool:
+        with self._shared.changed:
+            return self._shared.values.pop(self._prefix + key, None) is not None
+
+    def num_keys(self) -> int:
+        return len(self._shared.values)
+
+    def queue_push(self, key: str, value: bytes) -> None:
+        with self._shared.changed:
+            self._shared.queues.setdefault(self._prefix + key, deque()).append(value)
+            self._shared.changed.notify_all()
+
+    def queue_pop(self, key: str) -> bytes:
+        queue = self._shared.queues.setdefault(self._prefix + key, deque())
+        with self._shared.changed:
+            if not self._shared.changed.wait_for(lambda: bool(queue), self._timeout_s):
+                raise dist.DistStoreError(f"no ticket in {key} within {self._timeout_s} s")
+            return queue.popleft()

@@ -1,0 +1,50 @@
+"""Ranks for laws: threads of this process, each with its own gloo group, model and store view. Never timed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from benchsuite.comm.process import ProcessComm, World
+from benchsuite.laws.memory_store import MemoryStore
+
+T = TypeVar("T")
+
+
+def thread_ranks(
+    size: int,
+    body: Callable[[ProcessComm], T],
+    *,
+    strict: str = "",
+    hosts: Sequence[int] = (),
+    timeout_s: float = 30.0,
+) -> list[T]:
+    """Runs `body(comm)` on `size` thread ranks, returns what each returned; the first error is raised.
+
+    Each thread makes its own `Traffic`; groups meet in a store in memory.
+    """
+    store = MemoryStore(timeout_s=timeout_s)
+    results: list[Any] = [None] * size
+    errors: list[tuple[int, BaseException]] = []
+
+    def run(rank: int) -> None:
+        try:
+            world = World(store, lambda: store, timeout_s=timeout_s, strict=strict)
+            results[rank] = body(ProcessComm(world, rank=rank, size=size, hosts=hosts))
+        except BaseException as error:
+            errors.append((rank, error))
+
+    threads = [threading.Thread(target=run, args=(rank,), name=f"rank{rank}", daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout_s + 10)
+    if errors:
+        rank, error = errors[0]
+        error.add_note(f"on thread rank {rank} of {size}")
+        raise error
+    stuck = [thread.name for thread in threads if thread.is_alive()]
+    if stuck:
+        raise TimeoutError(f"{', '.join(stuck)} did not end within {timeout_s + 10} s")
+    return results

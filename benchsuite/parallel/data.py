@@ -1,0 +1,108 @@
+"""Data parallelism: one rank holds the whole model and a share of every batch (the article's section 3.1.1).
+
+The chain of layers is used whole. Parameters and gradients are views into two flat vectors, so that a strategy
+moves one vector and an optimiser steps one tensor. Inside a replica nothing is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite.comm import Comm, Handle
+from benchsuite.workload import Batch, Ready, Shapes, Workload, numel, seeded_layers, views
+
+
+@dataclass
+class Parallel:
+    """One rank per replica."""
+
+    def build(
+        self, workload: Workload, comm: Comm | None, *, seed: int, dtype: torch.dtype, device: torch.device
+    ) -> DataPart:
+        return DataPart(workload, seed=seed, dtype=dtype, device=device)
+
+
+class DataPart:
+    """A whole replica on one rank. `params` and `grad` are (P,)."""
+
+    def __init__(self, workload: Workload, *, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.module: nn.Module = nn.Sequential(*seeded_layers(workload, seed)).to(dtype).to(device)
+        self._workload = workload
+        named = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self.shapes: Shapes = {name: p.shape for name, p in named.items()}
+        self.params = torch.zeros(numel(self.shapes), dtype=dtype, device=device)
+        self.grad = torch.zeros_like(self.params)
+        self._parameters = list(named.values())
+        for p, view in zip(self._parameters, views(self.params, self.shapes).values(), strict=True):
+            view.copy_(p.detach())
+            p.data = view
+        self._bind_grad()
+        self._forward = self.module
+
+    def use_grad_buffer(self, buffer: Tensor) -> None:
+        """Lets the gradient live in memory that a topology owns."""
+        self.grad = buffer
+        self._bind_grad()
+
+    def _bind_grad(self) -> None:
+        self._grads = list(views(self.grad, self.shapes).values())
+
+    def infer(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            output: Tensor = self.module(x)
+            return output
+
+    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+        if until is not None:
+            raise ValueError("a real backward pass is not abandoned: `until` is for the virtual clock")
+        loss = self._workload.loss(self.module(batch.x), batch)
+        if ready is None:
+            torch._foreach_copy_(self._grads, torch.autograd.grad(loss, self._parameters))
+        else:
+            self._backward_with_hooks(loss, ready)
+        return float(loss.detach())
+
+    def _backward_with_hooks(self, loss: Tensor, ready: Ready) -> None:
+        """Copies each gradient into the flat vector the moment autograd has it, and says so.
+
+        A parameter that the loss does not reach has gradient 0 and is announced at the end.
+        """
+        ends, stop = [], 0
+        for shape in self.shapes.values():
+            ends.append((stop, stop + shape.numel()))
+            stop += shape.numel()
+        missing = set(range(len(self._parameters)))
+
+        def hook(position: int) -> Callable[[Tensor], None]:
+            def copy(parameter: Tensor) -> None:
+                assert parameter.grad is not None
+                self._grads[position].copy_(parameter.grad)
+                parameter.grad = None
+                missing.discard(position)
+                ready(*ends[position])
+
+            return copy
+
+        hooks = [p.register_post_accumulate_grad_hook(hook(i)) for i, p in enumerate(self._parameters)]
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            for handle in hooks:
+                handle.remove()
+        for position in sorted(missing, reverse=True):
+            self._grads[position].zero_()
+            ready(*ends[position])
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        self._forward = wrapper(self.module)
+
+    def backward(self, batch: Batch) -> float:
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss = self._workload.loss(self._forward(batch.x), batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())

@@ -1,0 +1,117 @@
+"""Asynchronous update: a gradient is applied the moment it arrives (the article's section 3.2.2; Dean et al. 2012).
+
+A worker pushes its gradient, the server applies it at once (version += 1) and answers at once with the newest
+parameters, so nobody waits for the slowest; the price is staleness = version at apply - version read.
+Sends M bytes each way per push. `lock = exclusive` is the article's: ask for the lock (the ticket), update, release;
+one server thread is the lock, and the lock wait runs from the ticket's sending until its apply starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.compression import Compression
+from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.topology import Topology
+from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.topology.parameter_server import push_pull_traffic
+from benchsuite.update import Updater, clip
+from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
+
+
+@dataclass
+class Strategy:
+    """Apply at once, answer at once."""
+
+    lock: Literal["exclusive", "none"] = "exclusive"
+    """`none`: `server_threads` threads apply without a lock; torn reads are allowed and counted."""
+    server_threads: int = 2
+    """Threads per server when lock = none."""
+    lr_rule: Literal["equal_sample", "same"] = "equal_sample"
+    """A push is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous lr."""
+
+    survives = "worker"
+    snapshot_of = "servers"
+    clips_mean = False
+    needs_topology = ("parameter_server",)
+
+    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+        assert isinstance(topology, ParameterServer), "rules: asynchronous needs parameter_server"
+        self._comm, self._part, self._recipe, self._topology = comm, part, recipe, topology
+        self._num_workers = topology.num_workers
+        self._num_pushes = recipe.budget // recipe.global_batch * self._num_workers
+        self._index = 0
+        self.events = {"pushes": 0, "replies": 0}
+        if self.lock == "none":
+            topology.use_threads(min(self.server_threads, self._num_workers))
+
+    def make_updater(self, params: Tensor) -> Updater:
+        scale = 1 / self._num_workers if self.lr_rule == "equal_sample" else 1.0
+        return Updater(params, self._recipe, lr_scale=scale)
+
+    def next_index(self) -> Work | None:
+        """Batches are handed out, so that every sample of the budget is used once whoever is fast."""
+        self._index = self._comm.fetch_add("next batch", 1)
+        if self._index >= self._num_pushes:
+            return None
+        return self._index // self._num_workers, self._index % self._num_workers, self._num_workers
+
+    def step(self, batch: Batch) -> float:
+        part = self._part
+        loss = part.gradient(batch)
+        assert loss is not None
+        clip(part.grad, self._recipe.clip_norm)
+        self._topology.exchange(part.grad, part.params, tag=self._index)
+        self.events["pushes"] += 1
+        self.events["replies"] += 1
+        return loss
+
+    def finish(self) -> None:
+        self._topology.goodbye()
+
+    def snapshot(self) -> Tensor:
+        return self._part.params
+
+    def policy(self) -> ApplyAtOnce:
+        return ApplyAtOnce()
+
+    def num_pushes(self) -> int:
+        return self._num_pushes
+
+    def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        each = [num_batches] * setting.num_workers  # equal workers; the total is exact
+        return {"pushes": each, "replies": each}
+
+    def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        workers = range(setting.num_workers)
+        return push_pull_traffic(
+            numel(shapes),
+            setting.itemsize,
+            pushes=[count(events, "pushes", worker) for worker in workers],
+            replies=[count(events, "replies", worker) for worker in workers],
+            num_servers=setting.num_servers,
+        )
+
+
+class ApplyAtOnce:
+    """Every push is one optimiser step, its worker is answered at once."""
+
+    def start(self, shard: Tensor, apply: Apply) -> None:
+        self._shard, self._apply = shard, apply
+
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        self._apply(flat)
+        return [worker]
+
+    def on_goodbye(self, worker: int) -> list[int]:
+        return []
+
+    def answer(self, worker: int) -> Tensor:
+        return self._shard
+
+    def snapshot(self) -> Tensor:
+        return self._shard

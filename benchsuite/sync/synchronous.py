@@ -1,0 +1,124 @@
+"""Synchronous update: every replica waits for the mean gradient of all (the article's section 3.2.1; Chen et al. 2016).
+
+g = (1/N) sum g_i, where g_i is the gradient of the mean loss on shard i; then one optimiser step, the same on every
+replica. Collective: each replica steps itself. Parameter server: the server steps once all N pushes of a version
+are in and answers everybody. Both equal one process on the concatenated batch.
+Sends per step what one mean of M bytes costs on its topology (ring 2 (N-1)/N * M per rank, server 2 N M in all).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.compression import Compression
+from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.topology import Topology, rank_order_sum
+from benchsuite.topology.parameter_server import clip_traffic, push_pull_traffic
+from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.update import Updater, clip
+from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
+
+
+@dataclass
+class Strategy:
+    """All replicas agree after every step."""
+
+    survives = "none"
+    snapshot_of = "replica"
+    clips_mean = True
+
+    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+        self._part, self._recipe, self._topology, self._compression = part, recipe, topology, compression
+        self._rank, self._num_workers = comm.rank, topology.num_workers
+        self._server = topology if isinstance(topology, ParameterServer) else None
+        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+        self.events = {"synchronisations": 0}
+        self._updater = None if self._server else self.make_updater(part.params)
+
+    def make_updater(self, params: Tensor) -> Updater:
+        return Updater(params, self._recipe)
+
+    def next_index(self) -> Work | None:
+        if self._step == self._steps:
+            return None
+        return self._step, self._rank, self._num_workers
+
+    def step(self, batch: Batch) -> float:
+        part = self._part
+        loss = part.gradient(batch)
+        assert loss is not None
+        if self._server is not None:
+            self._server.exchange(part.grad, part.params, tag=self._step)
+        else:
+            assert self._updater is not None
+            self._compression.mean(part.grad, self._topology)
+            clip(part.grad, self._recipe.clip_norm)
+            self._updater.step(part.grad, samples=self._step * self._recipe.global_batch)
+        self._step += 1
+        self.events["synchronisations"] += 1
+        return loss
+
+    def finish(self) -> None:
+        if self._server is not None:
+            self._server.goodbye()
+
+    def snapshot(self) -> Tensor:
+        return self._part.params
+
+    def policy(self) -> ServerMean:
+        return ServerMean(self._num_workers)
+
+    def num_pushes(self) -> int:
+        return self._steps * self._num_workers
+
+    def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        return {"synchronisations": [num_batches] * setting.num_workers}
+
+    def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        steps = [count(events, "synchronisations", worker) for worker in range(setting.num_workers)]
+        if setting.num_servers:
+            traffic = push_pull_traffic(
+                numel(shapes), setting.itemsize, pushes=steps, replies=steps, num_servers=setting.num_servers
+            )
+            return traffic + clip_traffic(setting.num_workers, setting.num_servers, max(steps) if setting.clip else 0)
+        one = setting.compression.predicted_traffic(
+            shapes, setting.itemsize, setting.topology, num_workers=setting.num_workers
+        )
+        return one.times(max(steps))
+
+
+class ServerMean:
+    """Waits for all N gradients of a version, adds them in rank order, divides once, applies, answers all."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._num_workers = num_workers
+
+    def start(self, shard: Tensor, apply: Apply) -> None:
+        self._shard, self._apply = shard, apply
+        self._slots = [torch.empty_like(shard) for _ in range(self._num_workers)]
+        self._mean = torch.empty_like(shard)
+        self._arrived: set[int] = set()
+
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        self._slots[worker].copy_(flat)
+        self._arrived.add(worker)
+        if len(self._arrived) < self._num_workers:
+            return []
+        rank_order_sum(self._slots, self._mean)
+        self._mean.div_(self._num_workers)
+        self._apply(self._mean, num_gradients=self._num_workers)
+        self._arrived.clear()
+        return list(range(self._num_workers))
+
+    def on_goodbye(self, worker: int) -> list[int]:
+        return []  # all workers make the same number of steps: nobody waits when one leaves
+
+    def answer(self, worker: int) -> Tensor:
+        return self._shard
+
+    def snapshot(self) -> Tensor:
+        return self._shard

@@ -1,0 +1,122 @@
+"""Ring all-reduce: the decentralised synchronisation of the article's section 3.3.2 (Patarasuk and Yuan 2009).
+
+The vector is cut into N chunks. N-1 rounds of reduce-scatter: in round k rank i sends its partial sum of chunk
+i-k and adds its own part to chunk i-k-1 that comes from the left; then it owns chunk i+1, sums first and divides
+once. N-1 rounds of all-gather pass the finished chunks on. Every rank ends with the same bits.
+Sends 2 (N-1)/N * M bytes, 2 (N-1) messages (more where a chunk is cut into segments).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Handle, Traffic
+from benchsuite.topology import bounds, ring_traffic, segments
+
+
+@dataclass
+class Topology:
+    """Point-to-point ring in two phases."""
+
+    segment_kib: int = 1024
+    """Longest message in KiB; a chunk is cut into such segments so that adding overlaps receiving."""
+
+    payload_source = "counted"
+    num_workers = 0
+    num_servers = 0
+
+    def start(self, comm: Comm, *, num_servers: int = 0) -> None:
+        assert num_servers == 0, "rules: servers need parameter_server"
+        self._comm, self.num_workers = comm, comm.size
+        self._plans: dict[tuple[int, int, torch.dtype], _Plan] = {}
+
+    def buffer(self, numel: int, like: Tensor) -> Tensor:
+        return torch.zeros(numel, dtype=like.dtype, device=like.device)
+
+    def mean(self, flat: Tensor) -> None:
+        if self.num_workers == 1:
+            return
+        key = (flat.data_ptr(), flat.numel(), flat.dtype)
+        if key not in self._plans:
+            self._plans[key] = _Plan(flat, self._comm, self._longest(flat.element_size()))
+        if self._comm.posts_ahead:
+            self._mean_ahead(self._plans[key])
+        else:
+            self._mean_in_rounds(self._plans[key])
+
+    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
+        return ring_traffic(numel, itemsize, num_workers, longest=self._longest(itemsize))
+
+    def _longest(self, itemsize: int) -> int:
+        return max(1, self.segment_kib * 1024 // itemsize)
+
+    def _mean_ahead(self, plan: _Plan) -> None:
+        """Every receive of both phases is posted first, so that a segment is taken the moment it comes.
+
+        Safe although the all-gather's receives point into the vector itself: a final chunk arrives only after
+        our partial sum of it was sent, that is, after our own part of it was read.
+        """
+        comm, right = self._comm, (self._comm.rank + 1) % self.num_workers
+        left = (self._comm.rank - 1) % self.num_workers
+        arriving = [[comm.irecv(piece, left) for piece in pieces] for pieces in plan.scratch]
+        finished = [[comm.irecv(piece, left) for piece in pieces] for pieces in plan.final]
+        sending: list[Handle] = [comm.isend(piece, right) for piece in plan.own]
+        last = len(plan.scratch) - 1
+        for round_, (handles, pieces) in enumerate(zip(arriving, plan.scratch, strict=True)):
+            for handle, partial, mine in zip(handles, pieces, plan.mine[round_], strict=True):
+                handle.wait()
+                if round_ == last:  # the chunk is whole: it is ours, and its send is the all-gather's first
+                    mine.add_(partial).div_(self.num_workers)
+                    sending.append(comm.isend(mine, right))
+                else:
+                    sending.append(comm.isend(partial.add_(mine), right))
+        for round_, (handles, pieces) in enumerate(zip(finished, plan.final, strict=True)):
+            for handle, piece in zip(handles, pieces, strict=True):
+                handle.wait()
+                if round_ < last:
+                    sending.append(comm.isend(piece, right))
+        for send in sending:
+            send.wait()
+
+    def _mean_in_rounds(self, plan: _Plan) -> None:
+        """The textbook's rounds, one `sendrecv` each: what NCCL can do."""
+        right, left = (self._comm.rank + 1) % self.num_workers, (self._comm.rank - 1) % self.num_workers
+        last = len(plan.scratch) - 1
+        outgoing = plan.own
+        for round_, pieces in enumerate(plan.scratch):
+            self._exchange(outgoing, right, pieces, left)
+            for partial, mine in zip(pieces, plan.mine[round_], strict=True):
+                if round_ == last:
+                    mine.add_(partial).div_(self.num_workers)
+                else:
+                    partial.add_(mine)
+            outgoing = plan.mine[round_] if round_ == last else pieces
+        for pieces in plan.final:
+            self._exchange(outgoing, right, pieces, left)
+            outgoing = pieces
+
+    def _exchange(self, outgoing: list[Tensor], right: int, incoming: list[Tensor], left: int) -> None:
+        """Chunks of one round may differ by one element, so by one segment."""
+        for position in range(max(len(outgoing), len(incoming))):
+            if position >= len(outgoing):
+                self._comm.recv(incoming[position], left)
+            elif position >= len(incoming):
+                self._comm.send(outgoing[position], right)
+            else:
+                self._comm.sendrecv(outgoing[position], right, incoming[position], left)
+
+
+class _Plan:
+    """Views and scratch for one vector, built once."""
+
+    def __init__(self, flat: Tensor, comm: Comm, longest: int) -> None:
+        size, rank = comm.size, comm.rank
+        ranges = bounds(flat.numel(), size)
+        cut = lambda chunk: [flat[a:b] for a, b in segments(*ranges[chunk % size], longest)]  # noqa: E731
+        self.own = cut(rank)
+        self.mine = [cut(rank - round_ - 1) for round_ in range(size - 1)]
+        self.final = [cut(rank - round_) for round_ in range(size - 1)]
+        self.scratch = [[torch.empty_like(piece) for piece in pieces] for pieces in self.mine]

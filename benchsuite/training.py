@@ -1,0 +1,159 @@
+"""One rank's pieces, put together from a cell: workload, part, topology, compression, strategy.
+
+Shared by the worker (which measures around it) and the laws (which compare what comes out).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite import cell as cells
+from benchsuite import plugins
+from benchsuite.cell import Cell
+from benchsuite.comm import Comm, Traffic
+from benchsuite.compression import Compression
+from benchsuite.sync import Events, Setting, Strategy
+from benchsuite.topology import Topology
+from benchsuite.topology.parameter_server import ServerLog
+from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.workload import Part, Recipe, Workload
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass
+class Training:
+    """What one rank works with. `is_server`: it owns a slice instead of computing gradients."""
+
+    cell: Cell
+    comm: Comm
+    workload: Workload
+    recipe: Recipe
+    part: Part
+    topology: Topology
+    compression: Compression
+    strategy: Strategy
+
+    @property
+    def is_server(self) -> bool:
+        return self.comm.rank >= self.topology.num_workers
+
+    @property
+    def setting(self) -> Setting:
+        return setting(self.cell, self.topology, self.compression, clip=self.recipe.clip_norm is not None)
+
+    def serve(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
+        """The life of a server rank, until every worker has said goodbye."""
+        assert isinstance(self.topology, ParameterServer)
+        start, stop = self.topology.slice_of(self.topology.server, self.part.params.numel())
+        shard = self.part.params[start:stop]
+        policy = self.strategy.policy()
+        assert policy is not None
+        return self.topology.serve(
+            shard,
+            lambda: self.strategy.make_updater(shard),
+            policy,
+            samples_per_push=self.recipe.global_batch / self.topology.num_workers,
+            num_pushes=self.strategy.num_pushes(),
+            clip_norm=self.recipe.clip_norm if self.strategy.clips_mean else None,
+            on_update=on_update,
+        )
+
+    def shard(self) -> Tensor:
+        """A server's slice of the parameters."""
+        assert isinstance(self.topology, ParameterServer)
+        start, stop = self.topology.slice_of(self.topology.server, self.part.params.numel())
+        return self.part.params[start:stop]
+
+
+def make(kind: str, reference: str, options: Mapping[str, Any]) -> Any:
+    """An instance of a plug-in with its options."""
+    return plugins.load(kind, reference)(**options)
+
+
+def make_workload(cell: Cell) -> Workload:
+    """The workload with the cell's options and the cell's global batch; not started."""
+    plugin = plugins.find("workload", cell.workload)
+    options = dict(cell.options.get(plugin.name, {}))
+    if "global_batch" in options:
+        options["global_batch"] = cells.global_batch(cell)
+    workload: Workload = make("workload", cell.workload, options)
+    return workload
+
+
+def make_recipe(cell: Cell, workload: Workload) -> Recipe:
+    """The workload's recipe with the cell's batch and budget."""
+    assert cell.budget.samples is not None, "resolve the cell first"
+    return dataclasses.replace(workload.recipe(), global_batch=cells.global_batch(cell), budget=cell.budget.samples)
+
+
+def options_for(cell: Cell, kind: str) -> Mapping[str, Any]:
+    """The cell's options of its member on this axis."""
+    return cell.options.get(plugins.stem(getattr(cell, kind)), {})
+
+
+def setting(cell: Cell, topology: Topology, compression: Compression, *, clip: bool) -> Setting:
+    """What predictions depend on besides shapes and events."""
+    return Setting(
+        num_workers=cell.replicas,
+        num_servers=cell.num_servers,
+        itemsize=DTYPES[cell.precision].itemsize,
+        topology=topology,
+        compression=compression,
+        clip=clip,
+    )
+
+
+def build(cell: Cell, comm: Comm, *, wrap: Callable[[Part, int], Part] | None = None) -> Training:
+    """Builds and starts everything on this rank. `wrap(part, worker)` may stand between strategy and part.
+
+    The full model is built on the CPU from the one seed, so that every rank starts equal.
+    """
+    workload = make_workload(cell)
+    workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
+    parallel = make("parallel", cell.parallel, options_for(cell, "parallel"))
+    part: Part = parallel.build(
+        workload, None, seed=cell.seed, dtype=DTYPES[cell.precision], device=torch.device(cell.device)
+    )
+    topology: Topology = make("topology", cell.topology, options_for(cell, "topology"))
+    topology.start(comm, num_servers=cell.num_servers)
+    compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
+    compression.start(part.shapes, seed=cell.seed)
+    if wrap is not None:
+        part = wrap(part, comm.rank)
+    recipe = make_recipe(cell, workload)
+    strategy: Strategy = make("sync", cell.sync, options_for(cell, "sync"))
+    strategy.start(comm, part, recipe, topology, compression)
+    return Training(cell, comm, workload, recipe, part, topology, compression, strategy)
+
+
+def gather_events(per_rank: Sequence[Mapping[str, int]]) -> Events:
+    """One mapping per rank -> one list per name."""
+    names = sorted({name for events in per_rank for name in events})
+    return {name: [events.get(name, 0) for events in per_rank] for name in names}
+
+
+def predict(cell: Cell) -> Traffic:
+    """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta device)."""
+    workload = make_workload(cell)
+    workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
+    with torch.device("meta"):
+        shapes = {
+            f"{position}.{name}": p.shape
+            for position, layer in enumerate(workload.layers())
+            for name, p in layer.named_parameters()
+        }
+    topology: Topology = make("topology", cell.topology, options_for(cell, "topology"))
+    compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
+    compression.start(shapes, seed=cell.seed)
+    strategy: Strategy = make("sync", cell.sync, options_for(cell, "sync"))
+    recipe = make_recipe(cell, workload)
+    described = setting(cell, topology, compression, clip=recipe.clip_norm is not None)
+    events = strategy.expected_events(recipe.budget // recipe.global_batch, described)
+    return strategy.predicted_traffic(shapes, events, described)

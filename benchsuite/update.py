@@ -1,0 +1,50 @@
+"""One optimiser step: the learning rate of this progress, the clipping, the step.
+
+Shared by workers that hold all parameters and by servers that hold a slice, so that both update alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from benchsuite.workload import Recipe
+
+
+class Updater:
+    """Steps one vector (or a list of tensors) with the recipe's optimiser.
+
+    `lr_scale` is the equal-sample rule of asynchronous training: batch/N per push goes with lr/N.
+    """
+
+    def __init__(self, params: Tensor | Iterable[Tensor], recipe: Recipe, *, lr_scale: float = 1.0) -> None:
+        # An alias: several updaters of one vector (server threads) must not share its `.grad`.
+        self.params = [params.detach()] if isinstance(params, Tensor) else list(params)
+        self.optimizer = recipe.make_optimizer(self.params)
+        self._recipe, self._lr_scale = recipe, lr_scale
+
+    def step(self, grad: Tensor | None, *, samples: int) -> None:
+        """Applies `grad` (None: the tensors carry their own) after `samples` of the budget were consumed."""
+        progress = min(samples / self._recipe.budget, 1.0)
+        lr = self._recipe.lr(progress) * self._lr_scale
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if grad is not None:
+            self.params[0].grad = grad
+        self.optimizer.step()
+
+
+def clip_factor(norm: float, clip_norm: float) -> float:
+    """Factor that brings a gradient of this global norm to at most `clip_norm` (torch's rule, eps 1e-6)."""
+    return min(1.0, clip_norm / (norm + 1e-6))
+
+
+def clip(grad: Tensor, clip_norm: float | None) -> None:
+    """Scales a whole gradient in place so that its norm is at most `clip_norm`; nothing without one."""
+    if clip_norm is None:
+        return
+    factor = clip_factor(float(torch.linalg.vector_norm(grad)), clip_norm)
+    if factor < 1.0:
+        grad.mul_(factor)

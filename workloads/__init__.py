@@ -1,0 +1,1 @@
+"""Workloads that ship with benchsuite: one file each, found by file name."""
