@@ -48,6 +48,7 @@ def test_a_rank_that_cannot_write_goes_before_everything_else() -> None:
 def test_a_lost_fork_server_has_no_culprit() -> None:
     outcome = judge(end(0, SERVER_LOST), end(1, SERVER_LOST))
     assert (outcome.status, outcome.culprit) == (Status.FAILED, None)
+    assert judge(end(0, EXIT_ABORTED), end(1, SERVER_LOST)).culprit is None
 
 
 def test_a_killed_rank_goes_before_those_that_raised_because_of_it() -> None:

@@ -64,7 +64,8 @@ def _blame(missing: list[RankEnd], *, timeout_s: float, at_deadline: bool, disk:
         if end.exit_code == EXIT_CANNOT_WRITE:
             why = end.error or disk or "the run directory takes no more"
             return _failed(end, "cannot write", f"rank {end.rank} ({end.role}) could not write its record: {why}")
-    if all(end.exit_code == SERVER_LOST for end in missing):
+    ended = [end for end in missing if end.exit_code is not None]
+    if any(end.exit_code == SERVER_LOST for end in ended) and all(_follows(end) for end in ended):
         return Outcome(Status.FAILED, "the fork server of the ranks was lost; the next cell gets a new one")
     if died := [end for end in missing if _died(end)]:
         first = min(died, key=_died_first)
@@ -74,12 +75,11 @@ def _blame(missing: list[RankEnd], *, timeout_s: float, at_deadline: bool, disk:
         first = min(silent, key=lambda end: (end.order, *_progress(end)))
         reason = f"rank {first.rank} ({first.role}) ended with exit code 0 and no result {_where(first)}"
         return _failed(first, "exit 0 without a result", reason)
-    raised = [end for end in missing if end.exit_code is not None]
-    own = [end for end in raised if not _follows(end)]
+    own = [end for end in ended if not _follows(end)]
     if at_deadline and not own:
         return _timeout(missing, timeout_s)
-    if own or raised:
-        return _raised(min(own or raised, key=lambda end: (*_progress(end)[:2], end.order)))
+    if ended:
+        return _raised(min(own or ended, key=lambda end: (*_progress(end)[:2], end.order)))
     return Outcome(Status.FAILED, "the ranks were ended before they were done")
 
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class _Host:
 
     def serve(self, modules: list[str]) -> int:
         start_fork_server(self._context, modules)
-        self._say({"ready": True, "private_network": not self._network_reason, "network_reason": self._network_reason})
+        self._say({"network_reason": self._network_reason, "scratch": util.get_temp_dir()})
         while (line := self._next_line()) is not None:
             outcome, usable = self._run(json.loads(line))
             if outcome is None:

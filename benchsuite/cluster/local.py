@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,7 +53,7 @@ class Cluster:
         self._log: IO[bytes] | None = None
         self._outcomes = -1
         self._buffer = b""
-        self._ready = False
+        self._scratch = ""  # the host's folder for its fork server's socket; "" = it cannot start ranks yet
         self.network_reason = ""  # why the ranks have no private network; known after `start`
 
     def start(self) -> None:
@@ -71,8 +72,7 @@ class Cluster:
                     reason = str(lost)
                     continue
                 raise RuntimeError(f"the cell host does not start: {lost}") from lost
-            self.network_reason = hello["network_reason"]
-            self._ready = True
+            self.network_reason, self._scratch = hello["network_reason"], hello["scratch"]
             return
 
     def run(self, cell: Cell, run_dir: Path) -> Outcome:
@@ -110,7 +110,7 @@ class Cluster:
         if self._host is None:
             return
         with _ignoring(signal.SIGINT, signal.SIGTERM):
-            if self._ready and self._host.stdin is not None:
+            if self._scratch and self._host.stdin is not None:
                 with contextlib.suppress(OSError):
                     self._host.stdin.close()
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -136,7 +136,7 @@ class Cluster:
         }
         outcomes, outcomes_w = os.pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the host; no name, so nothing is left
-        self._buffer, self._ready = b"", False
+        self._buffer = b""
         try:
             self._host = subprocess.Popen(
                 [sys.executable, "-P", "-m", "benchsuite.cluster.host", str(outcomes_w), json.dumps(settings)],
@@ -194,7 +194,9 @@ class Cluster:
             with contextlib.suppress(OSError):
                 self._host.stdin.close()
         os.close(self._outcomes)
-        self._host, self._outcomes, self._ready = None, -1, False
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)  # still there if the host could not say goodbye
+        self._host, self._outcomes, self._scratch = None, -1, ""
         return code
 
 
