@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.benchsuite-installed
 
-.PHONY: setup report test lint clean
+.PHONY: setup report test lint reference clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,12 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The runs that CI compares against. Commit them with the change that moved the numbers, and say why.
+reference: $(STAMP)
+	rm -rf results/reference
+	$(BIN)/benchsuite run reference --results results/reference
+	rm -f results/reference/.frame-cache.json
 
 clean:
 	rm -rf build dist reports/build .pytest_cache .mypy_cache .ruff_cache *.egg-info

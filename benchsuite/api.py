@@ -6,6 +6,7 @@ The process that calls `run` never touches torch or the accelerator: ranks are p
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,24 +30,26 @@ if TYPE_CHECKING:
 
 
 def run(
-    plan_or_cell: Plan | Cell | str | Path,
+    plan_or_cell: Plan | Cell | Sequence[Cell] | str | Path,
     *,
     results: str | Path = "results",
     seeds: Sequence[int] | None = None,
     fresh: bool = False,
 ) -> Tally:
-    """Runs what is missing of a plan (its name, path or `Plan`) or of one cell; returns what became of the runs.
+    """Runs what is missing of a plan (its name, path or `Plan`) or of cells; returns what became of the runs.
+
+    seeds: default those of the plan, of a cell its own.
 
     UsageError where the plan or the cell cannot be used; StoreError where `results` cannot be written.
     """
     from benchsuite import plan as plans
 
-    if isinstance(plan_or_cell, Cell):
-        plan = _of_cell(plan_or_cell, seeds)
-    elif isinstance(plan_or_cell, (str, Path)):
+    if isinstance(plan_or_cell, (str, Path)):
         plan = plans.load(plan_or_cell, seeds=seeds)
+    elif isinstance(plan_or_cell, plans.Plan):
+        plan = plan_or_cell if seeds is None else dataclasses.replace(plan_or_cell, seeds=tuple(seeds))
     else:
-        plan = plan_or_cell
+        plan = _of_cells([plan_or_cell] if isinstance(plan_or_cell, Cell) else plan_or_cell, seeds)
     return run_plan(plan, Store(results), fresh=fresh)
 
 
@@ -174,19 +177,20 @@ def _run_dir() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _of_cell(cell: Cell, seeds: Sequence[int] | None) -> Plan:
+def _of_cells(given: Sequence[Cell], seeds: Sequence[int] | None) -> Plan:
+    """A plan without figures: the legal ones of the cells, the refused ones with their reasons."""
     from benchsuite import rules
     from benchsuite.plan import Plan, Refused
 
-    resolved = cells.resolve(cell)
-    problems = tuple(rules.validate(resolved))
+    resolved = [cells.resolve(cell) for cell in given]
+    problems = [tuple(rules.validate(cell)) for cell in resolved]
     return Plan(
-        name="cell",
+        name="cells",
         path=None,
         question="",
-        seeds=tuple(seeds) if seeds is not None else (cell.seed,),
-        cells=() if problems else (resolved,),
-        refused=(Refused(resolved, problems),) if problems else (),
+        seeds=tuple(dict.fromkeys(seeds if seeds is not None else [cell.seed for cell in given])),
+        cells=tuple(cell for cell, found in zip(resolved, problems, strict=True) if not found),
+        refused=tuple(Refused(cell, found) for cell, found in zip(resolved, problems, strict=True) if found),
         num_excluded=0,
         figures=(),
         text="",
