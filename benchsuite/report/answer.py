@@ -108,7 +108,16 @@ def _speed(material: Material) -> list[Sentence]:
     crowded = table.loc[table["oversubscribed"] & (table["replicas"] > count), "replicas"]
     limit = f" With {words.workers(int(crowded.min()))} the cores are shared and rank nothing." if len(crowded) else ""
     text = f"With {words.workers(count)} and a core for every rank: {_versus(rows, ends, _names(material))}"
-    return [Sentence("Throughput", f"{text} ({_n(rows)}).{limit}")]
+    return [Sentence("Throughput", f"{text} ({_n(rows)}).{_efficiency(rows, _names(material))}{limit}")]
+
+
+def _efficiency(rows: pd.DataFrame, name: Callable[[str], str]) -> str:
+    """Throughput over N times that of 1 worker; only rows without a flag carry one."""
+    known = [(name(str(s)), e) for s, e in zip(rows["series"], rows["efficiency"], strict=True) if e.n]
+    if not known or int(rows["replicas"].iloc[0]) < 2:
+        return ""
+    listed = ", ".join(f"{who} {words.quantity(efficiency)}" for who, efficiency in known)
+    return f" Efficiency against 1 worker: {listed}."
 
 
 def _arrival(material: Material) -> list[Sentence]:

@@ -174,7 +174,7 @@ def _share_limits(rows: Sequence[Sequence[Axes]]) -> None:
     """Equal y ranges along each row, so that columns can be compared."""
     for row in rows:
         limits = [ax.get_ylim() for ax in row if ax.has_data()]
-        for ax in row:
+        for ax in row if limits else ():
             ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 

@@ -50,9 +50,8 @@ def limits(material: Material) -> list[tuple[str, str]]:
     if n < 5:
         said.append((
             "They are a preview.",
-            f"n = {n} seeds per cell at most. The spread printed is the range of the runs, not a confidence "
-            f"interval; a "
-            "published convergence figure has at least 5 seeds, and no rank test can tell 3 from 3 apart (p ≥ 0.10).",
+            f"n = {n} seeds per cell at most. The spread printed is the range of the runs, not a confidence interval; "
+            "a published convergence figure has at least 5 seeds, and no rank test can tell 3 from 3 apart (p ≥ 0.10).",
         ))  # fmt: skip
     if material.names["strategy"].str.startswith("asynchronous").any():
         said.append((

@@ -7,7 +7,6 @@ Rendered twice from the same runs it is the same, byte for byte: the only date i
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -178,7 +177,6 @@ def _html(plan: Plan, material: Material, sections: Sequence[Section]) -> str:
     stale = [f"{run.cell.label} seed {run.cell.seed}: {run.run_id}, code {run.code_id}" for run in selection.stale]
     page: str = environment.get_template("page.html").render(
         name=plan.name,
-        inf=math.inf,
         question=plan.question or f"Plan {plan.name}",
         lede=_lede(plan, material),
         preview=0 < len(plan.seeds) < 5,

@@ -47,7 +47,8 @@ class Value:
     @property
     def plain(self) -> str:
         """`5,120 [4,800–5,440]`."""
-        return f"{self.text} [{self.spread}]" if self.spread else self.text
+        spread = self.spread if self.spread.startswith("(") else f"[{self.spread}]"
+        return f"{self.text} {spread}" if self.spread else self.text
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,10 @@ def _value(column: Column, summary: Summary, n: int, *, bold: bool) -> Value:
     text, spread = words.parts(summary, scale=column.scale / factor)
     if column.si and math.isfinite(summary.center):
         text = f"{text} {prefix}B"
-    if summary.n < n:
+    if math.isinf(summary.center):
+        text, _, spread = text.partition(" (")
+        spread = f"({spread}"
+    elif summary.n < n:
         spread = f"{spread}, n = {summary.n}".removeprefix(", ")
     return Value(text, spread, summary.center, bold)
 

@@ -53,7 +53,7 @@ def _decimals(value: float, width: float, digits: int) -> int:
         return 0
     size = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
     if width > 0 and math.isfinite(width):
-        return min(1 - math.floor(math.log10(width)), size + 1)
+        return min(1 - math.floor(math.log10(width)), size + 2)
     return size
 
 
