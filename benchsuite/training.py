@@ -63,6 +63,7 @@ class Training:
             num_pushes=self.strategy.num_pushes(),
             clip_norm=self.recipe.clip_norm if self.strategy.clips_mean else None,
             on_update=on_update,
+            survives=getattr(self.strategy, "survives", "none") == "worker",
         )
 
     def shard(self) -> Tensor:

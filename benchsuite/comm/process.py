@@ -29,6 +29,7 @@ from benchsuite.comm import Comm, Traffic
 from benchsuite.comm.shared_memory import FileLock, attach_vector, create_vector
 from benchsuite.errors import UsageError
 
+NO_GROUP = object()  # a comm for tickets only: of a process that speaks for a dead rank
 ANY_SOURCE = -1  # gloo only: `strict = "nccl"` refuses it
 
 # torch 2.13 renamed the two flat collectives; older versions carry the old names.
@@ -105,7 +106,7 @@ class ProcessComm:
         rank: int,
         size: int,
         name: str = "world",
-        group: dist.ProcessGroup | None = None,
+        group: Any = None,  # a ProcessGroup, NO_GROUP, or None = make one
         world_ranks: Sequence[int] = (),
         hosts: Sequence[int] = (),
         traffic: Traffic | None = None,
@@ -210,6 +211,7 @@ class ProcessComm:
             hosts=[self.hosts[rank] for rank in ranks],
             traffic=self.traffic,
             on_phase=self._on_phase,
+            group=NO_GROUP if self._group is NO_GROUP else None,
         )
 
     # -- clock, counters, tickets -----------------------------------------------------------------------------

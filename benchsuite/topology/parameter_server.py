@@ -108,13 +108,15 @@ class Topology:
         num_pushes: int,
         clip_norm: float | None = None,
         on_update: Callable[[int, int], None] | None = None,
+        survives: bool = False,
     ) -> ServerLog:
         """The one server loop; returns when every worker has said goodbye.
 
         `clip_norm` is given where the policy applies means: the norm is taken over all servers' slices.
-        `on_update(samples, version)` is called after each optimiser step.
+        `on_update(samples, version)` is called after each optimiser step. `survives`: a worker whose connection
+        breaks is taken as one that said goodbye.
         """
-        loop = _Loop(self, shard, make_updater, policy, samples_per_push, num_pushes, clip_norm, on_update)
+        loop = _Loop(self, shard, make_updater, policy, samples_per_push, num_pushes, clip_norm, on_update, survives)
         comms = [comm for comm in self._doors[self.server] if comm is not None and comm.size > 1]
         threads = [threading.Thread(target=loop.guarded, args=(comm,), daemon=True) for comm in comms[1:]]
         for thread in threads:
@@ -249,9 +251,11 @@ class _Loop:
         num_pushes: int,
         clip_norm: float | None,
         on_update: Callable[[int, int], None] | None,
+        survives: bool,
     ) -> None:
         self._topology, self._shard, self._policy = topology, shard, policy
         self._samples_per_push, self._clip_norm, self._on_update = samples_per_push, clip_norm, on_update
+        self._survives = survives
         self._updaters = threading.local()
         self._make_updater = make_updater
         self._shared_state: Any = None
@@ -277,22 +281,38 @@ class _Loop:
         while active:
             source, tag, sent_ns = comm.next_ticket()
             worker = names[source]
-            if tag == GOODBYE:
+            if worker not in active:
+                continue  # lost before: its goodbye comes from whoever found it dead
+            if tag == GOODBYE or not self._reached(active, worker, lambda: comm.recv(buffer, source)):
                 active.discard(worker)
                 answers = policy.on_goodbye(worker)
             else:
-                if buffer.numel():
-                    comm.recv(buffer, source)
                 row = log.push(worker, tag, sent_ns, comm.now_ns())
                 answers = policy.on_push(worker, log.last_read[worker], buffer)
                 log.done(row, comm.now_ns())
             for answered in answers:
-                log.answered(answered)
-                started, applying = log.version, self._applying
-                if buffer.numel():
-                    comm.send(policy.answer(answered), local[self._topology._comm.world_ranks[answered]])
-                if applying or self._applying or log.version != started:
-                    log.overlapped_replies += 1
+                self._answer(comm, active, answered, local[self._topology._comm.world_ranks[answered]])
+
+    def _answer(self, comm: Comm, active: set[int], worker: int, dst: int) -> None:
+        log = self.log
+        log.answered(worker)
+        started, applying = log.version, self._applying
+        self._reached(active, worker, lambda: comm.send(self._policy.answer(worker), dst))
+        if applying or self._applying or log.version != started:
+            log.overlapped_replies += 1
+
+    def _reached(self, active: set[int], worker: int, transfer: Callable[[], None]) -> bool:
+        """Does the transfer (nothing for an empty slice); False where the worker is lost and the strategy survives it."""
+        if not self._shard.numel():
+            return True
+        try:
+            transfer()
+        except RuntimeError:
+            if not self._survives:
+                raise
+            active.discard(worker)
+            return False
+        return True
 
     def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
         """One optimiser step on the shard; `num_gradients` pushes went into it. Version += 1."""

@@ -1,0 +1,110 @@
+"""Where a rank's time goes: step by step, in preallocated arrays, nothing else inside the timed region.
+
+`TimedPart` stands between strategy and part: it times the gradient, notices a loss that is not finite, and makes a
+straggler slow. `StepClock` keeps one row per step. Times are `perf_counter_ns`, which on one host is one clock for all ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchsuite.comm import Handle
+from benchsuite.workload import Batch, Part, Ready
+
+
+class Diverged(Exception):
+    """The parameters are not finite: raised before anything is sent, at the same step on every replica that agrees."""
+
+
+class TimedPart:
+    """A `Part` whose gradients are timed. `slow_down` > 1 makes a straggler of it."""
+
+    def __init__(self, part: Part, *, slow_down: float = 1.0, busy: bool = True) -> None:
+        self._part, self._slow_down, self._busy = part, slow_down, busy
+        self.module, self.shapes, self.params = part.module, part.shapes, part.params
+        self.compute_ns = 0
+        self.library_wait_ns = 0  # inside a library's backward pass, after the last gradient
+        self._last_gradient_ns = 0
+
+    @property
+    def grad(self) -> Tensor:
+        return self._part.grad
+
+    def infer(self, x: Tensor) -> Tensor:
+        return self._part.infer(x)
+
+    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+        start = time.perf_counter_ns()
+        loss = self._part.gradient(batch, ready, until)
+        self._end(start, time.perf_counter_ns(), loss)
+        return loss
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        """Also marks when the first layer, the last in a backward pass, has its gradient."""
+        first = next(p for p in self._part.module.parameters() if p.requires_grad)
+
+        def mark(_: Tensor) -> None:
+            self._last_gradient_ns = time.perf_counter_ns()
+
+        first.register_post_accumulate_grad_hook(mark)
+        self._part.wrap(wrapper)
+
+    def backward(self, batch: Batch) -> float:
+        start = time.perf_counter_ns()
+        loss = self._part.backward(batch)
+        end = time.perf_counter_ns()
+        last = self._last_gradient_ns if self._last_gradient_ns > start else end
+        self.library_wait_ns += end - last
+        self._end(start, last, loss)
+        return loss
+
+    def _end(self, start: int, end: int, loss: float | None) -> None:
+        if loss is not None and not math.isfinite(loss) and not bool(torch.isfinite(self.params).all()):
+            raise Diverged
+        if self._slow_down > 1.0:
+            self._wait_until(end + int((self._slow_down - 1.0) * (end - start)))
+            end = time.perf_counter_ns()
+        self.compute_ns += end - start
+
+    def _wait_until(self, deadline: int) -> None:
+        if self._busy:
+            while time.perf_counter_ns() < deadline:
+                pass
+        else:
+            time.sleep(max(0, deadline - time.perf_counter_ns()) / 1e9)
+
+
+class StepClock:
+    """One row per step of this rank."""
+
+    FIELDS = ("start_ns", "end_ns", "data_ns", "compute_ns", "blocked_ns", "index", "samples")
+
+    def __init__(self, capacity: int) -> None:
+        self._rows = np.zeros((max(capacity, 1), len(self.FIELDS)), dtype=np.int64)
+        self._loss = np.full(max(capacity, 1), np.nan)
+        self.num_steps = 0
+
+    def add(self, row: tuple[int, int, int, int, int, int, int], loss: float) -> None:
+        """Appends one step; grows only where a strategy makes more steps than planned."""
+        position = self.num_steps
+        if position == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+            self._loss = np.concatenate([self._loss, np.full_like(self._loss, np.nan)])
+        self._rows[position] = row
+        self._loss[position] = loss
+        self.num_steps = position + 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Columns of plain numbers; a loss that is not finite is null."""
+        columns: dict[str, Any] = {
+            name: self._rows[: self.num_steps, position].tolist() for position, name in enumerate(self.FIELDS)
+        }
+        columns["loss"] = [value if math.isfinite(value) else None for value in self._loss[: self.num_steps].tolist()]
+        return columns

@@ -1,0 +1,57 @@
+"""Timed snapshots: copies of the parameters that count, evaluated after the run, so that evaluation never disturbs.
+
+The copy is inside the clock. Over 64 MiB in all they are spilled to the run directory.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SPILL_ABOVE_BYTES = 64 * 2**20
+
+
+class Snapshots:
+    """One rank's copies, taken when the samples consumed pass a multiple of `every` (0 = only the last)."""
+
+    def __init__(self, every: int, run_dir: str | Path, name: str) -> None:
+        self._every, self._next = every, 0
+        self._folder, self._name = Path(run_dir), name
+        self._kept: list[Tensor | Path] = []
+        self._bytes = 0
+        self.samples: list[int] = []
+        self.time_ns: list[int] = []
+        self.version: list[int] = []
+
+    def offer(self, flat: Tensor, *, samples: int, version: int, last: bool = False) -> None:
+        """Takes a copy where one is due; `last` takes it in any case, once per number of samples."""
+        due = self._every > 0 and samples >= self._next
+        if not due and not (last and (not self.samples or self.samples[-1] != samples)):
+            return
+        if self._every > 0:
+            self._next = (samples // self._every + 1) * self._every
+        self._keep(flat)
+        self.samples.append(samples)
+        self.version.append(version)
+        self.time_ns.append(time.perf_counter_ns())
+
+    def _keep(self, flat: Tensor) -> None:
+        num_bytes = flat.numel() * flat.element_size()
+        self._bytes += num_bytes
+        if self._bytes <= SPILL_ABOVE_BYTES or not self._kept:
+            self._kept.append(flat.detach().clone())
+            return
+        path = self._folder / f"snapshot-{self._name}-{len(self._kept)}.npy"
+        np.save(path, flat.detach().cpu().numpy(), allow_pickle=False)
+        self._kept.append(path)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, position: int) -> Tensor:
+        kept = self._kept[position]
+        return kept if isinstance(kept, Tensor) else torch.from_numpy(np.load(kept, allow_pickle=False))

@@ -1,0 +1,65 @@
+"""Traffic of library collectives, as seen by a dispatch mode: every c10d operation with its tensors.
+
+It slows every operator, so it sees ONE untimed step after the run, and the result is multiplied. What is seen are
+calls and sizes; the bytes follow from the algorithm's factor (STRATEGIES: ring all-reduce 2 (N-1) M in all), so
+such rows are `derived` and held against the wire, never against the prediction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchsuite.comm import Traffic
+from benchsuite.topology import ring_traffic
+
+
+@dataclass(frozen=True)
+class Call:
+    """One collective: its name in the c10d namespace, elements and bytes per element of its largest tensor."""
+
+    name: str
+    numel: int
+    itemsize: int
+
+
+class TrafficMode(TorchDispatchMode):
+    """`with TrafficMode() as seen: step()`; then `seen.calls`. DDP's bucket all-reduces are seen too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            largest = max(tensors, key=lambda t: t.numel() * t.element_size(), default=None)
+            if largest is not None:
+                name = func.overloadpacket.__name__.rstrip("_")
+                self.calls.append(Call(name, largest.numel(), largest.element_size()))
+        return func(*args, **(kwargs or {}))
+
+
+def derive(calls: list[Call], num_ranks: int) -> Traffic:
+    """Traffic of one step from its calls: on gloo an all-reduce is a ring, and a reduce-scatter costs as much as one.
+
+    `numel` of a gather or scatter is that of the whole vector. ValueError for a call whose cost is not known.
+    """
+    traffic = Traffic()
+    for call in calls:
+        whole = ring_traffic(call.numel, call.itemsize, num_ranks, longest=max(call.numel, 1))
+        if call.name in ("allreduce", "reduce_scatter", "_reduce_scatter_base", "reduce_scatter_tensor_coalesced"):
+            traffic = traffic + whole
+        elif call.name in ("allgather", "_allgather_base", "broadcast"):
+            # (N-1) M in all: half of an all-reduce, on the same edges
+            traffic = traffic + Traffic(
+                {edge: count // 2 for edge, count in whole.payload.items()},
+                {edge: -(-count // 2) for edge, count in whole.messages.items()},
+            )
+        elif call.name not in ("barrier", "monitored_barrier"):
+            raise ValueError(f"c10d::{call.name}: its cost on the wire is not known; add it to derive()")
+    return traffic
