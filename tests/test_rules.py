@@ -1,0 +1,346 @@
+"""The legality table: every rule refuses its case, and the legal twin beside it passes.
+
+A twin whose member has no file in this version has exactly the problem "not built".
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+
+from benchsuite import members, plugins, rules, rules_members, rules_numbers, rules_setting
+from benchsuite.cell import AXES, Budget, Cell, resolve
+from benchsuite.errors import UsageError
+from benchsuite.rules import Machine, Problem, validate
+
+SERVER = {"topology": "parameter_server"}
+TINY = str(Path(__file__).parent / "workloads" / "tiny.py")  # global batch 24, 9 layers
+VIRTUAL = {"clock": "virtual"}
+
+
+def problems(**fields) -> list[Problem]:
+    """Of the cell as it is written and, the same ones, of the resolved cell."""
+    cell = Cell(**fields)
+    found = validate(cell)
+    try:
+        resolved = resolve(cell)
+    except UsageError:  # e.g. an option value that comes with a later version
+        return found
+    assert [p.rule for p in validate(resolved)] == [p.rule for p in found]
+    return found
+
+
+def real(found: list[Problem]) -> list[Problem]:
+    return [problem for problem in found if problem.rule != "not built"]
+
+
+# rule, words of the reason, refused, legal twin
+CASES = [
+    # parallel x sync
+    ("parallel x sync", "synchronous by construction", {"sync": "asynchronous", **SERVER, "parallel": "pipeline"},
+     {"sync": "asynchronous", **SERVER}),
+    ("parallel x sync", "parallel = tensor", {"sync": "gossip", "topology": "exponential", "parallel": "tensor"},
+     {"sync": "gossip", "topology": "exponential"}),
+    ("parallel x sync", "parallel = fsdp", {"sync": "ddp", "parallel": "fsdp"}, {"sync": "local_sgd", "parallel": "fsdp"}),
+    ("parallel x sync", "hogwild", {"sync": "hogwild", "parallel": "tensor"}, {"sync": "diloco", "parallel": "tensor"}),
+    ("parallel x sync", "delayed", {"sync": "delayed", "parallel": "pipeline"},
+     {"sync": "elastic_averaging", "parallel": "pipeline"}),
+    # sync x topology
+    ("sync x topology", "a ring is a collective: every rank must enter the same step",
+     {"sync": "asynchronous", "topology": "ring"}, {"sync": "asynchronous", **SERVER}),
+    ("sync x topology", "stale_synchronous", {"sync": "stale_synchronous"}, {"sync": "stale_synchronous", **SERVER}),
+    ("sync x topology", "k_sync", {"sync": "k_sync", "topology": "direct", "replicas": 2},
+     {"sync": "k_sync", **SERVER, "replicas": 2}),
+    ("sync x topology", "no such mean", {"topology": "exponential"}, {"topology": "tree"}),
+    ("sync x topology", "no such mean", {"sync": "local_sgd", "topology": "ring_neighbours"},
+     {"sync": "local_sgd", **SERVER}),
+    ("sync x topology", "no such mean", {"sync": "diloco", "topology": "exponential"},
+     {"sync": "diloco", "topology": "hierarchical"}),
+    ("sync x topology", "no such mean", {"sync": "elastic_averaging", "topology": "exponential"},
+     {"sync": "elastic_averaging", **SERVER}),
+    ("sync x topology", "delayed", {"sync": "delayed", **SERVER}, {"sync": "delayed", "topology": "halving_doubling"}),
+    ("sync x topology", "neighbours of a graph", {"sync": "gossip", "topology": "ring"},
+     {"sync": "gossip", "topology": "ring_neighbours"}),
+    ("sync x topology", "native by definition", {"sync": "hogwild", "topology": "ring"}, {"sync": "hogwild"}),
+    ("sync x topology", "native by definition", {"sync": "ddp", **SERVER}, {"sync": "ddp"}),
+    ("sync x topology", "the learner is the server", {"sync": "actor_learner", "workload": "rl_agent"},
+     {"sync": "actor_learner", "workload": "rl_agent", **SERVER}),
+    # actor_learner, hogwild
+    ("actor_learner", "workload = cnn", {"sync": "actor_learner", **SERVER},
+     {"sync": "actor_learner", "workload": "rl_agent", **SERVER}),
+    ("actor_learner", "servers = 2", {"sync": "actor_learner", "workload": "rl_agent", **SERVER, "servers": 2},
+     {"sync": "actor_learner", "workload": "rl_agent", **SERVER, "servers": 1}),
+    ("parallel x sync", "actor_learner", {"sync": "actor_learner", "workload": "rl_agent", **SERVER, "parallel": "fsdp"},
+     {"sync": "actor_learner", "workload": "rl_agent", **SERVER}),
+    ("hogwild", "hosts = 2", {"sync": "hogwild", "replicas": 2, "hosts": 2, "cluster": "torchrun"},
+     {"sync": "hogwild", "replicas": 2, "cluster": "torchrun"}),
+    ("hogwild", "device = cuda", {"sync": "hogwild", "device": "cuda"}, {"sync": "hogwild", "device": "cpu"}),
+    # compression
+    ("compression", "0 bytes on the wire", {"sync": "hogwild", "compression": "fp16"}, {"sync": "hogwild"}),
+    ("compression", "learner", {"sync": "actor_learner", "workload": "rl_agent", **SERVER, "compression": "bf16"},
+     {"sync": "actor_learner", "workload": "rl_agent", **SERVER}),
+    ("compression x topology", "not on a server", {**SERVER, "compression": "powersgd"},
+     {"topology": "ring", "compression": "powersgd"}),
+    ("compression x topology", "powersgd", {"sync": "gossip", "topology": "exponential", "compression": "powersgd"},
+     {"sync": "gossip", "topology": "exponential", "compression": "topk"}),
+    *[("compression x topology", "is not k-sparse", {"topology": topology, "compression": compression},
+       {"topology": legal, "compression": compression})
+      for compression in ("topk", "sign", "ef_sign")
+      for topology, legal in (("ring", "native"), ("tree", "parameter_server"), ("halving_doubling", "native"))],
+    *[("compression x topology", "100 + 100 = -56", {"topology": topology, "compression": "int8"},
+       {"topology": legal, "compression": "int8"})
+      for topology, legal in (("ring", "direct"), ("native", "parameter_server"), ("hierarchical", "direct"))],
+    ("compression x sync", "majority vote", {"sync": "asynchronous", **SERVER, "compression": "sign"},
+     {"sync": "asynchronous", **SERVER, "compression": "ef_sign"}),
+    ("compression x sync", "hook", {"sync": "ddp", "compression": "topk"}, {"sync": "ddp", "compression": "powersgd"}),
+    *[("compression x parallel", "inside one", {"parallel": parallel, "compression": "fp16"},
+       {"parallel": parallel, "compression": "fp16", "replicas": 2})
+      for parallel in ("fsdp", "tensor", "pipeline")],
+    # counts
+    *[("counts", f"{name} = 0", {name: 0}, {name: 1}) for name in ("replicas", "model_parallel", "threads", "hosts")],
+    ("servers", "it needs one at least", {**SERVER, "servers": 0}, {**SERVER, "servers": 3}),
+    ("servers", "which has none", {"topology": "ring", "servers": 1}, {"topology": "ring", "servers": 0}),
+    ("servers", "no server", {"server_placement": "with_worker"}, {**SERVER, "server_placement": "with_worker"}),
+    ("servers", "servers(3) > workers(2)", {**SERVER, "servers": 3, "replicas": 2, "server_placement": "with_worker"},
+     {**SERVER, "servers": 2, "replicas": 2, "server_placement": "with_worker"}),
+    ("model_parallel", "one rank is one replica", {"model_parallel": 2}, {"model_parallel": 2, "parallel": "tensor"}),
+    ("hosts", "hosts(3) > ranks(2)", {"hosts": 3, "replicas": 2, "cluster": "torchrun"},
+     {"hosts": 2, "replicas": 2, "cluster": "torchrun"}),
+    # budget
+    ("budget", "steps = 0", {"budget": Budget(steps=0)}, {"budget": Budget(steps=1)}),
+    ("budget", "samples(63) < global batch(64)", {"budget": Budget(samples=63)}, {"budget": Budget(samples=64)}),
+    ("budget", "timeout_s = 0", {"budget": Budget(timeout_s=0)}, {"budget": Budget(timeout_s=1)}),
+    # divisibility
+    ("global batch", "64 % 3 = 1", {"replicas": 3}, {"replicas": 4}),
+    ("global batch", "24 % 5 = 4", {"workload": TINY, "replicas": 5}, {"workload": TINY, "replicas": 6}),
+    ("global batch", "num_micro_batches(5)",
+     {"workload": TINY, "parallel": "pipeline", "replicas": 2, "options": {"pipeline": {"num_micro_batches": 5}}},
+     {"workload": TINY, "parallel": "pipeline", "replicas": 2, "options": {"pipeline": {"num_micro_batches": 4}}}),
+    ("global batch", "model_parallel(5)", {"workload": TINY, "parallel": "fsdp", "model_parallel": 5},
+     {"workload": TINY, "parallel": "tensor", "model_parallel": 5}),
+    *[("local steps", "would not end with a synchronisation",
+       {"sync": sync, "budget": Budget(steps=20), "options": {sync: {"local_steps": 8, "warmup_steps": 2}}},
+       {"sync": sync, "budget": Budget(steps=20), "options": {sync: {"local_steps": 8, "warmup_steps": 4}}})
+      for sync in ("local_sgd", "diloco")],
+    ("local steps", "local_steps = 0", {"sync": "local_sgd", "options": {"local_sgd": {"local_steps": 0}}},
+     {"sync": "local_sgd", "options": {"local_sgd": {"local_steps": 1}}}),
+    ("stages", "layers(9) < stages(5) x num_chunks(2)",
+     {"workload": TINY, "parallel": "pipeline", "model_parallel": 5, "options": {"pipeline": {"num_chunks": 2}}},
+     {"workload": TINY, "parallel": "pipeline", "model_parallel": 4, "options": {"pipeline": {"num_chunks": 2}}}),
+    ("random matching", "is odd", {"workload": TINY, "sync": "gossip", "topology": "random_matching", "replicas": 3},
+     {"workload": TINY, "sync": "gossip", "topology": "random_matching", "replicas": 4}),
+    ("moving rate", "replicas(4) x moving_rate(0.3)",
+     {"sync": "elastic_averaging", "replicas": 4, "options": {"elastic_averaging": {"moving_rate": 0.3}}},
+     {"sync": "elastic_averaging", "replicas": 4, "options": {"elastic_averaging": {"moving_rate": 0.25}}}),
+    ("moving rate", "moving_rate = 1", {"sync": "elastic_averaging", "options": {"elastic_averaging": {"moving_rate": 1.0}}},
+     {"sync": "elastic_averaging", "options": {"elastic_averaging": {"moving_rate": 0.9}}}),
+    ("slack", "slack = -2", {"sync": "stale_synchronous", **SERVER, "options": {"stale_synchronous": {"slack": -2}}},
+     {"sync": "stale_synchronous", **SERVER, "options": {"stale_synchronous": {"slack": -1}}}),
+    ("backup workers", "backup_workers(2) of replicas(2)",
+     {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"backup_workers": 2}}},
+     {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"backup_workers": 1}}}),
+    ("straggler", "numbered 0 to 1", {"replicas": 2, "straggler": {"2": 4.0}}, {"replicas": 2, "straggler": {"1": 4.0}}),
+    ("straggler", "1 or more", {"straggler": {"0": 0.5}}, {"straggler": {"0": 1.0}}),
+    ("faults", "rank 2 of 2 ranks", {"replicas": 2, "faults": ({"rank": 2, "phase": "compute"},)},
+     {"replicas": 2, "faults": ({"rank": 1, "phase": "compute"},)}),
+    # clock
+    ("compute_time", "clock = wall", {"compute_time": {"kind": "gamma"}}, {"compute_time": {"kind": "gamma"}, **VIRTUAL}),
+    ("compute_time", "unknown compute_time kind 'gama'; did you mean 'gamma'?",
+     {"compute_time": {"kind": "gama"}, **VIRTUAL}, {"compute_time": {"kind": "pareto"}, **VIRTUAL}),
+    ("compute_time", "mean_s = 0", {"compute_time": {"kind": "fixed", "mean_s": 0.0}, **VIRTUAL},
+     {"compute_time": {"kind": "fixed", "mean_s": 0.1}, **VIRTUAL}),
+    ("late", "not abandoned", {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"late": "cancel"}}},
+     {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"late": "cancel"}}, **VIRTUAL}),
+    ("virtual clock", "sync = ddp", {"sync": "ddp", **VIRTUAL}, {**VIRTUAL}),
+    *[("virtual clock", f"parallel = {parallel}", {"parallel": parallel, **VIRTUAL}, {**VIRTUAL})
+      for parallel in ("pipeline", "tensor", "fsdp")],
+    ("virtual clock", "lock = none", {"sync": "asynchronous", **SERVER, **VIRTUAL, "options": {"asynchronous": {"lock": "none"}}},
+     {"sync": "asynchronous", **SERVER, **VIRTUAL, "options": {"asynchronous": {"lock": "exclusive"}}}),
+    ("virtual clock", "torn reads", {"sync": "hogwild", **VIRTUAL},
+     {"sync": "hogwild", **VIRTUAL, "options": {"hogwild": {"lock": "exclusive"}}}),
+    ("virtual clock", "device = cuda", {"device": "cuda", **VIRTUAL}, {"device": "cpu", **VIRTUAL}),
+    ("virtual clock", "backend = mpi", {"backend": "mpi", **VIRTUAL}, {"backend": "gloo", **VIRTUAL}),
+    ("virtual clock", "cluster = torchrun", {"cluster": "torchrun", **VIRTUAL}, {**VIRTUAL}),
+    ("virtual clock", "up to 128",
+     {"topology": "ring", "replicas": 256, "batch_mode": "fixed_per_worker", "budget": Budget(steps=2), **VIRTUAL},
+     {"topology": "ring", "replicas": 128, "batch_mode": "fixed_per_worker", "budget": Budget(steps=2), **VIRTUAL}),
+    # backend, cluster, links
+    ("nccl", "device = cpu", {"backend": "nccl"}, {"backend": "nccl", "device": "cuda"}),
+    ("nccl", "CPU memory", {"backend": "nccl", "device": "cuda", "sync": "hogwild"}, {"backend": "gloo", "sync": "hogwild"}),
+    ("nccl", "threads", {"backend": "nccl", "device": "cuda", "sync": "asynchronous", **SERVER,
+                         "options": {"asynchronous": {"lock": "none"}}},
+     {"backend": "nccl", "device": "cuda", "sync": "asynchronous", **SERVER}),
+    ("hosts", "on this machine only", {"hosts": 2, "replicas": 2}, {"hosts": 2, "replicas": 2, "cluster": "torchrun"}),
+    ("links", "nobody shapes", {"link_mbit": 100.0}, {"link_mbit": 100.0, "cluster": "namespaces"}),
+    ("links", "nobody shapes", {"link_latency_us": 50.0}, {"link_latency_us": 50.0, **VIRTUAL}),
+    ("links", "positive rate", {"link_mbit": 0.0, **VIRTUAL}, {"link_mbit": 1.0, **VIRTUAL}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "words", "refused", "twin"), CASES, ids=[f"{c[0]}: {c[1]}" for c in CASES])
+def test_rule_refuses_its_case_and_passes_the_twin(rule, words, refused, twin):
+    found = problems(**refused)
+    matching = [p for p in found if p.rule == rule and words in p.reason]
+    assert matching, f"expected {rule}: {words!r}, found {found}"
+    assert all(p.reason and p.remedy for p in found)
+    assert found[0].rule != "not built", "the rule that no later version lifts is named first"
+    assert real(problems(**twin)) == []
+
+
+def test_every_rule_has_a_case():
+    """Each Problem in the sources names a rule that a test here refuses."""
+    named = set()
+    for module in (rules, rules_members, rules_numbers, rules_setting):
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
+                named.add(ast.literal_eval(node.args[0]))
+    elsewhere = {"not built", "muon", "environments", "cuda", "mpi", "gloo", "batch norm", "laws"}  # further down
+    assert named == {case[0] for case in CASES} | elsewhere
+
+
+# what this version has no file for
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in AXES for name in members.KNOWN[kind]])
+def test_every_planned_member_resolves_and_is_not_built_or_legal(kind, name):
+    companions = {
+        "stale_synchronous": SERVER, "asynchronous": SERVER, "gossip": {"topology": "exponential"},
+        "actor_learner": {**SERVER, "workload": "rl_agent"}, "ring_neighbours": {"sync": "gossip"},
+        "exponential": {"sync": "gossip"}, "random_matching": {"sync": "gossip"}, "k_sync": SERVER,
+        "int8": {"topology": "direct"}, "pipeline": {"model_parallel": 2}, "tensor": {"model_parallel": 2},
+        "fsdp": {"model_parallel": 2},
+    }  # fmt: skip
+    found = problems(**{kind: name, "replicas": 2, **companions.get(name, {})})
+    assert real(found) == []
+    mentioned = [p for p in found if f"{kind} = {name} is known" in p.reason]
+    assert len(mentioned) == (0 if members.is_built(kind, name) else 1)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"clock": "virtual"}, {"tuning": "per_strategy"}, {"precision": "bf16"}, {"cluster": "kubernetes"}]
+)
+def test_settings_without_code_are_not_built(fields):
+    ((name, value),) = fields.items()
+    there = {"clock": plugins.PACKAGE / "comm" / "virtual.py", "tuning": plugins.PACKAGE / "tune.py"}
+    if (name in there and there[name].exists()) or (name == "cluster" and members.is_built(name, value)):
+        assert problems(**fields) == []
+    else:
+        assert [p.rule for p in problems(**fields)] == ["not built"]
+
+
+@pytest.mark.parametrize("kind", [*AXES, "cluster"])
+def test_a_name_that_nobody_knows_is_a_usage_error_with_the_known_ones(kind):
+    with pytest.raises(UsageError, match=f"unknown {kind} 'nosuch'.* known: .*{members.KNOWN[kind][0]}"):
+        resolve(Cell(**{kind: "nosuch"}))
+
+
+def test_every_pair_of_sync_and_topology_is_answered():
+    """No crash, no gap: each pair is legal, not built, or refused with a reason and a remedy."""
+    legal = set()
+    for sync, topology in itertools.product(members.KNOWN["sync"], members.KNOWN["topology"]):
+        found = validate(Cell(sync=sync, topology=topology, workload="rl_agent", replicas=2))
+        assert all(p.reason and p.remedy for p in found)
+        if not real(found):
+            legal.add((sync, topology))
+    reducing = 7 * 4  # synchronous, local_sgd, diloco, elastic_averaging
+    assert len(legal) == reducing + 3 + 1 + 6 + 3 + 2  # async x 3, actor_learner, delayed, gossip, hogwild and ddp
+
+
+# a user's own files
+
+
+def _own(tmp_path: Path, name: str, class_name: str, body: str = "    pass\n") -> str:
+    path = tmp_path / f"{name}.py"
+    path.write_text(f"class {class_name}:\n{body}")
+    return str(path)
+
+
+def test_own_plugins_are_legal_whatever_their_file_is_called(tmp_path):
+    own_ring = _own(tmp_path, "ring", "Topology")
+    assert problems(topology=own_ring, compression="topk", sync="gossip") != []  # topk, gossip: not built
+    assert real(problems(topology=own_ring, compression="topk", sync="gossip", replicas=2)) == []
+    own_sync = _own(tmp_path, "hogwild", "Strategy")
+    assert problems(sync=own_sync, topology="ring", replicas=2) == []
+    assert problems(sync=own_sync, **SERVER, replicas=2) == []
+    assert real(problems(sync=own_sync, parallel="tensor", model_parallel=2)) == []
+
+
+def test_own_plugins_obey_the_numbers(tmp_path):
+    own_sync = _own(tmp_path, "mine", "Strategy")
+    assert [p.rule for p in problems(sync=own_sync, replicas=3)] == ["global batch"]
+
+
+def test_needs_topology_of_an_own_strategy_is_honoured(tmp_path):
+    pushes = _own(tmp_path, "pushes", "Strategy", '    needs_topology = ("parameter_server",)\n')
+    (problem,) = problems(sync=pushes, topology="ring", replicas=2)
+    assert problem.rule == "sync x topology" and "needs_topology = parameter_server" in problem.reason
+    assert problems(sync=pushes, **SERVER, replicas=2) == []
+    graph = _own(tmp_path, "graph", "Strategy", '    needs_topology = "exponential"\n')
+    assert real(problems(sync=graph, topology="exponential", replicas=2)) == []
+    plain = _own(tmp_path, "plain", "Strategy")
+    assert real(problems(sync=plain, topology="exponential", replicas=2)) != []
+
+
+def test_an_exact_topology_is_not_replaced_by_an_own_one(tmp_path):
+    own = _own(tmp_path, "my_topology", "Topology")
+    assert [p.rule for p in problems(sync="asynchronous", topology=own, replicas=2)] == ["sync x topology"]
+    assert [p.rule for p in problems(sync="ddp", topology=own, replicas=2)] == ["sync x topology"]
+    assert problems(topology=own, replicas=2) == []
+
+
+def _own_workload(tmp_path: Path, preset: str) -> str:
+    path = tmp_path / "my_net.py"
+    path.write_text(f"presets = {{'default': {preset}}}\n\n\nclass Workload:\n    dropout: float = 0.0\n    norm: str = 'group'\n")
+    return str(path)
+
+
+def test_muon_needs_whole_matrices(tmp_path):
+    net = _own_workload(tmp_path, "{'global_batch': 64, 'budget_samples': 640, 'optimizer': 'muon'}")
+    assert [p.rule for p in problems(workload=net, **SERVER, replicas=2)] == ["muon"]
+    assert [p.rule for p in real(problems(workload=net, parallel="fsdp", model_parallel=2))] == ["muon"]
+    assert [p.rule for p in real(problems(workload=net, parallel="tensor", model_parallel=2))] == ["muon"]
+    assert problems(workload=net, topology="ring", replicas=2) == []
+
+
+def test_workers_divide_the_environments(tmp_path):
+    net = _own_workload(tmp_path, "{'global_batch': 512, 'budget_samples': 65536, 'num_environments': 16}")
+    assert [p.rule for p in problems(workload=net, replicas=32)] == ["environments"]
+    assert problems(workload=net, replicas=16) == []
+
+
+def test_batch_norm_is_a_notice_and_dropout_is_refused_in_laws_only(tmp_path):
+    net = _own_workload(tmp_path, "{'global_batch': 64, 'budget_samples': 640}")
+    normed = Cell(workload=net, replicas=2, options={"my_net": {"norm": "batch", "dropout": 0.1}})
+    assert validate(normed) == []
+    assert [p.rule for p in rules.notices(normed)] == ["batch norm"]
+    assert rules.notices(dataclasses.replace(normed, replicas=1)) == []
+    assert [p.rule for p in rules.law_problems(normed)] == ["laws"]
+    assert rules.law_problems(dataclasses.replace(normed, options={})) == []
+
+
+# the machine
+
+
+@pytest.mark.parametrize(
+    ("rule", "words", "fields", "lacking", "having"),
+    [
+        ("cuda", "no CUDA device", {"device": "cuda"}, {"num_cuda_devices": 0}, {"num_cuda_devices": 1}),
+        ("nccl", "without NCCL", {"backend": "nccl", "device": "cuda"}, {"nccl": False}, {"nccl": True}),
+        ("nccl", "4 local ranks, but 2 CUDA devices", {"backend": "nccl", "device": "cuda", "replicas": 4},
+         {"nccl": True, "num_cuda_devices": 2}, {"nccl": True, "num_cuda_devices": 4}),
+        ("nccl", "2 local ranks, but 1 CUDA", {"backend": "nccl", "device": "cuda", "replicas": 4, "hosts": 2},
+         {"nccl": True, "num_cuda_devices": 1}, {"nccl": True, "num_cuda_devices": 2}),
+        ("mpi", "without MPI", {"backend": "mpi"}, {"mpi": False}, {"mpi": True}),
+        ("gloo", "without gloo", {}, {"gloo": False}, {"gloo": True}),
+    ],
+)  # fmt: skip
+def test_the_machine_decides_on_devices_and_backends(rule, words, fields, lacking, having):
+    cell = Cell(**fields)
+    (problem,) = rules.machine_problems(cell, Machine(torch="2.13.0", **lacking))
+    assert problem.rule == rule and words in problem.reason and problem.remedy
+    assert rules.machine_problems(cell, Machine(torch="2.13.0", **having)) == []
+    assert rules.machine_problems(cell, Machine()) == []  # nobody has looked
