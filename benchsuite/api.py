@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +66,8 @@ def run_plan(plan: Plan, store: Store, *, fresh: bool = False, progress: Progres
 
     _startable(plan)
     refused = [(each.cell.with_seed(seed), each.reason) for seed in plan.seeds for each in plan.refused]
-    with sigterm_as_interrupt(), Cluster() as cluster:
+    main = threading.current_thread() is threading.main_thread()  # only there a signal can be handled
+    with sigterm_as_interrupt() if main else contextlib.nullcontext(), Cluster() as cluster:
         here = setting(store)
         launch = launcher(cluster, here)
         return run_cells(
