@@ -32,7 +32,8 @@ ENVIRONMENT = {
     "congestion_control": "bbr",
     "cpu": "Example CPU",
     "cores": 2,
-    "torch": "2.13.0",
+    "python": "3.11.7",
+    "versions": {"torch": "2.13.0", "gymnasium": None},
 }
 MACHINE = "example-cpu-2c-1a2b3c"
 

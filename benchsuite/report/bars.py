@@ -180,11 +180,15 @@ def rank_split(spec: FigureSpec, material: Material) -> list[Drawing]:
         bars = round((heights[place // columns] - 0.06) / 0.19)
         _ranks(ax, split[split["cell_id"] == name["cell_id"]].sort_values("rank"), bars, readable=0.05 * columns)
         _split_title(ax, name)
+    crowded = (
+        " ° oversubscribed: more ranks than cores, its samples/s rank nothing." if names["oversubscribed"].any() else ""
+    )
+    slowed = " A slowed worker's added wait counts as forward + backward." if (names["straggler"] != "").any() else ""
+    mixed = " Hatched: communication inside the backward pass, not told apart." if not split["separable"].all() else ""
     caption = (
         "Share of each rank's wall time (median over the runs). Blocked time on loopback is CPU-bound waiting for "
-        "other ranks and for the scheduler, not exposed network time. ° oversubscribed: more ranks than cores, so "
-        "samples/s ranks "
-        f"nothing beyond this machine. {material.provenance(list(names['cell_id']))}"
+        f"other ranks and for the scheduler, not exposed network time.{slowed}{mixed}{crowded} "
+        f"{material.provenance(list(names['cell_id']))}"
     )
     return [Drawing(
         spec.name, layout.figure, caption, list(names["cell_id"]), used, layout.whole,

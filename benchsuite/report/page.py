@@ -228,7 +228,7 @@ def _facts(material: Material) -> list[tuple[str, str]]:
         ("measured", span),
     ]
     facts.append(("commit", ", ".join(material.commits)))
-    for key in ("torch", "python"):
+    for key in ("cpu", "torch", "python"):
         values = {str(e.get(key) or e.get("versions", {}).get(key) or "") for e in material.environments} - {""}
         if values:
             facts.append((key, ", ".join(sorted(values))))
