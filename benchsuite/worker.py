@@ -95,6 +95,7 @@ class Rank:
         evaluations = self._evaluate(training, measured)
         self.beat.enter(Phase.WRITE, self.step)
         record = self._record(training, measured, evaluations)
+        record["predicted"] = self._predicted(training, measured)
         write_rank_file(self.job.run_dir, self.job.rank, json.dumps(record, allow_nan=False))
         self._leave()
 
@@ -123,14 +124,14 @@ class Rank:
             try:
                 loss = strategy.step(batch)
             except Diverged:
-                clock.add((begin, now(), data, 0, 0, index, 0), math.nan)
+                clock.add((begin, now(), data, 0, 0, index * num_shards + shard, 0), math.nan)
                 break
             self.step += 1
             if owner:
                 measured.snapshots.offer(strategy.snapshot(), samples=self.step * global_batch, version=self.step)
             end = now()
             compute, blocked = part.compute_ns - compute, comm.wait_ns + part.library_wait_ns - blocked
-            clock.add((begin, end, data, compute, blocked, index, batch.num_samples), loss)
+            clock.add((begin, end, data, compute, blocked, index * num_shards + shard, batch.num_samples), loss)
             begin = end
         strategy.finish()
         self._stop(measured, meter, training)
@@ -318,6 +319,16 @@ class Rank:
             "budget": training.recipe.budget,
             "target": vars(training.workload.target),
         }
+
+    def _predicted(self, training: Training, measured: Measured) -> dict[str, Any] | None:
+        """On rank 0: what the strategy's own file says this run must have sent, from shapes and recorded events."""
+        self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))
+        if self.comm.rank != 0 or self.lost:
+            return None
+        events = trainings.gather_events(
+            [json.loads(self.store.get(f"events/{rank}")) for rank in range(self.comm.size)]
+        )
+        return training.strategy.predicted_traffic(training.part.shapes, events, training.setting).to_json()
 
     def _straggler_json(self) -> dict[str, Any] | None:
         return {"factor": self.slow_down, "how": "busy" if self.busy else "sleep"} if self.slow_down > 1 else None

@@ -7,14 +7,17 @@ a loss, an evaluation, a target. `parallel/` makes a `Part` of it on each rank.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from benchsuite.comm import Handle
+from benchsuite.target import Target
+
+__all__ = ["Batch", "Infer", "Part", "Ready", "Recipe", "Shapes", "Target", "Workload"]  # what a workload file needs
 
 Shapes = Mapping[str, torch.Size]  # parameter name -> shape, in the order of the flat vector
 Infer = Callable[[Tensor], Tensor]
@@ -28,24 +31,6 @@ class Batch:
     x: Any
     y: Any
     num_samples: int
-
-
-@dataclass(frozen=True)
-class Target:
-    """When a run has arrived. `criterion = "twice"`: in two consecutive evaluations."""
-
-    metric: str
-    easy: float
-    target: float
-    hard: float
-    direction: str = "max"  # or "min"
-    criterion: str = "once"  # or "twice"
-    evaluate_every: int = 0  # samples between two evaluations
-    unit: str = ""  # of the metric, e.g. "%"
-
-    def reached(self, value: float, bound: float) -> bool:
-        """Whether one evaluation satisfies `bound` (NaN never does)."""
-        return value >= bound if self.direction == "max" else value <= bound
 
 
 @dataclass(frozen=True)
@@ -139,25 +124,3 @@ def views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     """Named views into a flat vector."""
     pieces = flat.split([shape.numel() for shape in shapes.values()])
     return {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
-
-
-@dataclass
-class Evaluations:
-    """The curve of a run: one entry per evaluation, in the order of samples."""
-
-    samples: list[int] = field(default_factory=list)
-    metric: list[float] = field(default_factory=list)
-
-
-def first_reached(target: Target, bound: float, metrics: Sequence[float]) -> int | None:
-    """Index of the evaluation that satisfies the criterion for `bound`; None = a miss.
-
-    Not interpolated back before it was seen; with `twice` it is the second of two in a row.
-    """
-    needed = 2 if target.criterion == "twice" else 1
-    in_a_row = 0
-    for position, value in enumerate(metrics):
-        in_a_row = in_a_row + 1 if target.reached(value, bound) else 0
-        if in_a_row >= needed:
-            return position
-    return None
