@@ -96,4 +96,8 @@ def test_asv_run_and_publish_show_the_three_cells(tmp_path: Path) -> None:
     for cell in CELLS:
         assert cell in out
     asv("publish")
-    assert (tmp_path / "html_dir" / "index.html").is_file()
+    found = (tmp_path / "html_dir" / "graphs").rglob("cells.Cells.track_payload_bytes.json")
+    graphs = [path for path in found if "summary" not in path.parts]
+    assert graphs, "asv publish drew nothing"
+    ((_, values),) = json.loads(graphs[0].read_text())
+    assert len(values) == len(CELLS) and all(value > 0 for value in values)
