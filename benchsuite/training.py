@@ -16,12 +16,12 @@ from torch import Tensor
 from benchsuite import cell as cells
 from benchsuite import plugins
 from benchsuite.cell import Cell
-from benchsuite.comm import Comm, Traffic
+from benchsuite.comm import Comm
 from benchsuite.compression import Compression
 from benchsuite.sync import Events, Setting, Strategy
 from benchsuite.topology import Topology
-from benchsuite.topology.parameter_server import ServerLog
 from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.topology.serving import ServerLog
 from benchsuite.workload import Part, Recipe, Workload
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
@@ -138,23 +138,3 @@ def gather_events(per_rank: Sequence[Mapping[str, int]]) -> Events:
     """One mapping per rank -> one list per name."""
     names = sorted({name for events in per_rank for name in events})
     return {name: [events.get(name, 0) for events in per_rank] for name in names}
-
-
-def predict(cell: Cell) -> Traffic:
-    """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta device)."""
-    workload = make_workload(cell)
-    workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
-    with torch.device("meta"):
-        shapes = {
-            f"{position}.{name}": p.shape
-            for position, layer in enumerate(workload.layers())
-            for name, p in layer.named_parameters()
-        }
-    topology: Topology = make("topology", cell.topology, options_for(cell, "topology"))
-    compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
-    compression.start(shapes, seed=cell.seed)
-    strategy: Strategy = make("sync", cell.sync, options_for(cell, "sync"))
-    recipe = make_recipe(cell, workload)
-    described = setting(cell, topology, compression, clip=recipe.clip_norm is not None)
-    events = strategy.expected_events(recipe.budget // recipe.global_batch, described)
-    return strategy.predicted_traffic(shapes, events, described)

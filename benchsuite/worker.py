@@ -25,50 +25,29 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from benchsuite import cell as cells
 from benchsuite import training as trainings
-from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
-from benchsuite.comm.process import NO_GROUP, ProcessComm, World
+from benchsuite.comm.groups import World
+from benchsuite.comm.process import NO_GROUP, ProcessComm
+from benchsuite.comm.rendezvous import connect, open_client, open_store
 from benchsuite.job import RankJob, write_rank_file
 from benchsuite.measure import faults, load, memory
 from benchsuite.measure.beat import Beat, Phase
 from benchsuite.measure.clock import Diverged, StepClock, TimedPart
+from benchsuite.measure.evaluation import evaluate
+from benchsuite.measure.rank_record import Measured, payload_source, rank_record
 from benchsuite.measure.snapshots import Snapshots
 from benchsuite.measure.traffic_mode import TrafficMode, derive
 from benchsuite.measure.wire import WireBytes, WireMeter
-from benchsuite.topology.parameter_server import ServerLog
 from benchsuite.training import Training
 from benchsuite.workload import Part
 
-PROCESS_GROUP_GRACE_S = 5.0  # one judge: the launcher's deadline comes first
 _PHASES = {"send": Phase.SEND, "recv": Phase.RECV, "barrier": Phase.BARRIER, "serve": Phase.SERVE}
-
-
-@dataclass
-class Measured:
-    """What the loop left behind on this rank."""
-
-    clock: StepClock
-    snapshots: Snapshots
-    start_ns: int = 0
-    end_ns: int = 0
-    cpu_s: float = 0.0
-    wire: WireBytes = field(default_factory=WireBytes)
-    traffic: Traffic = field(default_factory=Traffic)
-    events: dict[str, int] = field(default_factory=dict)
-    server: ServerLog | None = None
-    derived: Traffic | None = None
-    barrier_ns: int = 0  # waiting for the others at the end
 
 
 class Rank:
@@ -92,9 +71,10 @@ class Rank:
         self._check_equal_start(training)
         measured = self._serve(training) if training.is_server else self._work(training)
         self.beat.enter(Phase.EVALUATE, self.step)
-        evaluations = self._evaluate(training, measured)
+        evaluations = evaluate(training, measured.snapshots)
         self.beat.enter(Phase.WRITE, self.step)
-        record = self._record(training, measured, evaluations)
+        record = rank_record(self.job, training, self.part, measured, evaluations)
+        record["straggler"] = self._straggler()
         record["predicted"] = self._predicted(training, measured)
         write_rank_file(self.job.run_dir, self.job.rank, json.dumps(record, allow_nan=False))
         self._leave()
@@ -238,88 +218,6 @@ class Rank:
 
     # -- after the loop ---------------------------------------------------------------------------------------
 
-    def _evaluate(self, training: Training, measured: Measured) -> dict[str, Any] | None:
-        """The curve, on the rank that owns the snapshots; with several servers the first one gathers the slices."""
-        snapshots, topology = measured.snapshots, training.topology
-        if training.strategy.snapshot_of == "servers" and training.is_server:
-            vectors = self._gather_slices(training, snapshots)
-        elif training.strategy.snapshot_of == "replica" and self.comm.rank == 0:
-            vectors = [snapshots[position] for position in range(len(snapshots))]
-        else:
-            return None
-        if self.comm.rank not in (0, topology.num_workers):
-            return None
-        metrics: list[float | None] = []
-        for vector in vectors:
-            training.part.params.copy_(vector)
-            value = training.workload.evaluate(training.part.infer)
-            metrics.append(value if math.isfinite(value) else None)
-        last = vectors[-1].detach().cpu().contiguous().numpy() if vectors else np.zeros(0)
-        return {
-            "samples": snapshots.samples[: len(vectors)],
-            "version": snapshots.version[: len(vectors)],
-            "time_ns": snapshots.time_ns[: len(vectors)],
-            "metric": metrics,
-            "checksum": hashlib.sha256(last.tobytes()).hexdigest(),
-        }
-
-    def _gather_slices(self, training: Training, snapshots: Snapshots) -> list[Tensor]:
-        """Slices of equal position, joined on the first server (traffic outside the run)."""
-        topology, comm = training.topology, self.comm
-        first, ranks = topology.num_workers, range(topology.num_workers + 1, comm.size)
-        mine = [snapshots[position] for position in range(len(snapshots))]
-        count = torch.tensor([len(mine)])
-        if comm.rank != first:
-            comm.send(count, first)
-            for vector in mine:
-                if vector.numel():
-                    comm.send(vector.contiguous(), first)
-            return []
-        slices = [mine]
-        for rank in ranks:
-            comm.recv(count, rank)
-            start, stop = topology.slice_of(rank - first, training.part.params.numel())  # type: ignore[attr-defined]
-            received = [torch.empty(stop - start, dtype=training.part.params.dtype) for _ in range(int(count))]
-            for vector in received:
-                if vector.numel():
-                    comm.recv(vector, rank)
-            slices.append(received)
-        return [torch.cat(pieces) for pieces in zip(*slices, strict=False)]
-
-    def _record(self, training: Training, measured: Measured, evaluations: dict[str, Any] | None) -> dict[str, Any]:
-        """This rank's file. Everything in integers of ns and bytes; `assemble.py` makes the run of it."""
-        server = measured.server
-        return {
-            "rank": self.job.rank,
-            "role": "server" if training.is_server else "worker",
-            "start_ns": measured.start_ns,
-            "end_ns": measured.end_ns,
-            "ready_s": time.process_time(),
-            "steps": measured.clock.to_json(),
-            "compute_ns": self.part.compute_ns,
-            "blocked_ns": self.comm.wait_ns + self.part.library_wait_ns,
-            "blocked_reason": getattr(training.strategy, "blocked_reason", None),
-            "ticket_wait_ns": self.comm.ticket_wait_ns,
-            "barrier_ns": measured.barrier_ns,
-            "cpu_s": measured.cpu_s,
-            "peak_rss_bytes": memory.peak_rss_bytes(),
-            "traffic": measured.traffic.to_json(),
-            "derived": measured.derived.to_json() if measured.derived is not None else None,
-            "payload_source": payload_source(training),
-            "events": measured.events,
-            "wire": measured.wire.to_json(),
-            "server": _server_json(server),
-            "evaluations": evaluations,
-            "straggler": self._straggler_json(),
-            "num_parameters": training.part.params.numel(),
-            "shapes": {name: list(shape) for name, shape in training.part.shapes.items()},
-            "snapshot_of": training.strategy.snapshot_of,
-            "clip": training.recipe.clip_norm is not None,
-            "global_batch": training.recipe.global_batch,
-            "budget": training.recipe.budget,
-            "target": vars(training.workload.target),
-        }
-
     def _predicted(self, training: Training, measured: Measured) -> dict[str, Any] | None:
         """On rank 0: what the strategy's own file says this run must have sent, from shapes and recorded events."""
         self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))
@@ -330,7 +228,7 @@ class Rank:
         )
         return training.strategy.predicted_traffic(training.part.shapes, events, training.setting).to_json()
 
-    def _straggler_json(self) -> dict[str, Any] | None:
+    def _straggler(self) -> dict[str, Any] | None:
         return {"factor": self.slow_down, "how": "busy" if self.busy else "sleep"} if self.slow_down > 1 else None
 
     # -- small things ----------------------------------------------------------------------------------------
@@ -363,66 +261,9 @@ def run_rank(job: RankJob) -> None:
 
 def goodbye(job: RankJob) -> None:
     """Says goodbye to every server in the place of a dead worker (strategies with `survives = "worker"`)."""
-    cell, store = cells.from_json(job.cell), _client(job)
+    cell, store = cells.from_json(job.cell), open_client(job)
     comm = ProcessComm(World(store, lambda: store), rank=job.rank, size=cell.world_size, group=NO_GROUP)
     topology = trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
     topology.start(comm, num_servers=cell.num_servers)
     topology.goodbye()
     store.add("lost", 1)
-
-
-def connect(job: RankJob, cell: Cell, store: Any, on_phase: Any) -> ProcessComm:
-    """Joins the run's process group. torch's default group is made too: DDP and the other libraries use it."""
-    timeout_s = job.timeout_s + PROCESS_GROUP_GRACE_S
-    dist.init_process_group(
-        cell.backend,
-        store=dist.PrefixStore("default", store),
-        rank=job.rank,
-        world_size=job.world_size,
-        timeout=timedelta(seconds=timeout_s),
-    )
-    world = World(store, lambda: _client(job), backend=cell.backend, interface=job.interface, timeout_s=timeout_s)
-    return ProcessComm(
-        world, rank=job.rank, size=job.world_size, group=dist.group.WORLD, hosts=job.hosts, on_phase=on_phase
-    )
-
-
-def open_store(job: RankJob) -> Any:
-    """This rank's client of the store; rank 0 hosts it on the socket it was handed, unless somebody else does."""
-    if job.store_is_hosted or job.rank != 0:
-        return _client(job)
-    hosted = dist.TCPStore(
-        job.store_host,
-        job.store_port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=job.timeout_s + PROCESS_GROUP_GRACE_S),
-        master_listen_fd=job.store_listen_fd,
-    )
-    return dist.PrefixStore(f"cell/{job.store_prefix}", hosted)
-
-
-def _client(job: RankJob) -> Any:
-    timeout = timedelta(seconds=job.timeout_s + PROCESS_GROUP_GRACE_S)
-    client = dist.TCPStore(job.store_host, job.store_port, is_master=False, wait_for_workers=False, timeout=timeout)
-    return dist.PrefixStore(f"cell/{job.store_prefix}", client)
-
-
-def payload_source(training: Training) -> str:
-    """`counted` by our own sends, or `derived` from library calls."""
-    source = getattr(training.strategy, "payload_source", None) or getattr(training.topology, "payload_source", "counted")
-    return str(source)
-
-
-def _server_json(log: ServerLog | None) -> dict[str, Any] | None:
-    if log is None:
-        return None
-    return {
-        "log": log.columns(),
-        "versions": log.version,
-        "replies": log.replies,
-        "first_read": log.first_read,
-        "last_read": log.last_read,
-        "overlapped_replies": log.overlapped_replies,
-    }
-

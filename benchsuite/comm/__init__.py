@@ -20,6 +20,7 @@ __all__ = ["GOODBYE", "Comm", "Edge", "Handle", "Traffic"]
 
 GOODBYE = -1  # ticket tag of a worker that sends no more pushes
 
+
 class Handle(Protocol):
     """An operation under way."""
 

@@ -11,14 +11,11 @@ posted ahead of their round.
 
 from __future__ import annotations
 
-import queue
 import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -26,6 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchsuite.comm import Comm, Traffic
+from benchsuite.comm.groups import World, make_group, prefixed
+from benchsuite.comm.lane import Lane
 from benchsuite.comm.shared_memory import FileLock, attach_vector, create_vector
 from benchsuite.errors import UsageError
 
@@ -34,7 +33,9 @@ ANY_SOURCE = -1  # gloo only: `strict = "nccl"` refuses it
 
 # torch 2.13 renamed the two flat collectives; older versions carry the old names.
 _ALL_GATHER = "all_gather_single" if hasattr(dist.ProcessGroup, "all_gather_single") else "_allgather_base"
-_REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist.ProcessGroup, "reduce_scatter_single") else "_reduce_scatter_base"
+_REDUCE_SCATTER = (
+    "reduce_scatter_single" if hasattr(dist.ProcessGroup, "reduce_scatter_single") else "_reduce_scatter_base"
+)
 
 _TICKET = struct.Struct("<iqq")  # source, tag, sent_ns
 COUNTER_BYTES = 8
@@ -44,44 +45,6 @@ Phase = Callable[[str], None]
 
 class StrictError(RuntimeError):
     """A use that gloo accepts and NCCL does not."""
-
-
-@dataclass(frozen=True)
-class World:
-    """What new groups are made from; one per rank."""
-
-    store: Any  # torch.distributed.Store: this rank's client for rendezvous and counters
-    connect: Callable[[], Any]  # makes a new client of the same store
-    backend: str = "gloo"
-    interface: str = "lo"
-    timeout_s: float = 60.0
-    strict: str = ""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-def prefixed(store: Any, prefix: str) -> Any:
-    """A view of a part of the store."""
-    own = getattr(store, "prefixed", None)
-    return own(prefix) if own is not None else dist.PrefixStore(prefix, store)
-
-
-def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGroup:
-    """A process group of its own, outside torch's global table: legal for threads and for subsets of ranks."""
-    store = prefixed(world.store, f"group/{name}")
-    group = dist.ProcessGroup(store, rank, size)
-    timeout = timedelta(seconds=world.timeout_s)
-    if world.backend == "nccl":
-        kind, backend = dist.ProcessGroup.BackendType.NCCL, dist.ProcessGroupNCCL(store, rank, size, timeout)
-    elif world.backend == "gloo":
-        options = dist.ProcessGroupGloo._Options()
-        options._devices = [dist.ProcessGroupGloo.create_device(interface=world.interface)]
-        options._timeout = timeout
-        kind, backend = dist.ProcessGroup.BackendType.GLOO, dist.ProcessGroupGloo(store, rank, size, options)
-    else:
-        raise UsageError(f"backend {world.backend!r}: process groups are made for gloo and nccl")
-    group._set_default_backend(kind)
-    group._register_backend(world.device, kind, backend)
-    return group
 
 
 class _Work:
@@ -113,8 +76,8 @@ class ProcessComm:
         on_phase: Phase | None = None,
     ) -> None:
         self.rank, self.size = rank, size
-        self.world_ranks = tuple(world_ranks) or tuple(range(size))
-        self.hosts = tuple(hosts) or (0,) * size
+        self.world_ranks: Sequence[int] = tuple(world_ranks) or tuple(range(size))
+        self.hosts: Sequence[int] = tuple(hosts) or (0,) * size
         self.traffic = traffic if traffic is not None else Traffic()
         self.wait_ns = 0
         self.ticket_wait_ns = 0  # a server's time without work
@@ -126,7 +89,7 @@ class ProcessComm:
         self._splits = 0
         self._on_phase = on_phase
         self._owner: int | None = None
-        self._lane: _Lane | None = None
+        self._lane: Lane | None = None
         self._kept: list[Any] = []  # shared memory that must outlive its tensors
 
     # -- point to point ---------------------------------------------------------------------------------------
@@ -191,7 +154,7 @@ class ProcessComm:
 
     def lane(self, fn: Callable[..., Any], *args: Any) -> Any:
         if self._lane is None:
-            self._lane = _Lane(self)
+            self._lane = Lane(self)
         return self._lane.submit(fn, *args)
 
     def split(self, ranks: Sequence[int]) -> ProcessComm | None:
@@ -272,7 +235,9 @@ class ProcessComm:
 
     def _one_host(self, what: str) -> None:
         if len(set(self.hosts)) > 1:
-            raise UsageError(f"{what}: shared memory joins ranks of one host, these are on {len(set(self.hosts))}: split by host")
+            raise UsageError(
+                f"{what}: shared memory joins ranks of one host, these are on {len(set(self.hosts))}: split by host"
+            )
 
     # -- book-keeping -----------------------------------------------------------------------------------------
 
@@ -296,49 +261,6 @@ class ProcessComm:
             self._owner = thread
         if thread != self._owner:
             raise StrictError("two threads on one group: NCCL can deadlock; use `lane` or `split`")
-
-
-class _LaneHandle:
-    """What one lane call returned or raised."""
-
-    def __init__(self, comm: ProcessComm) -> None:
-        self._comm, self._done = comm, threading.Event()
-        self._value: Any = None
-        self._error: BaseException | None = None
-
-    def wait(self) -> Any:
-        start = time.perf_counter_ns()
-        self._done.wait()
-        self._comm.wait_ns += time.perf_counter_ns() - start
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-
-class _Lane:
-    """A thread with its own group that runs what it is handed, in order."""
-
-    def __init__(self, comm: ProcessComm) -> None:
-        self._comm = comm
-        self._queue: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], _LaneHandle]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="lane", daemon=True).start()
-
-    def submit(self, fn: Callable[..., Any], *args: Any) -> _LaneHandle:
-        handle = _LaneHandle(self._comm)
-        self._queue.put((fn, args, handle))
-        return handle
-
-    def _run(self) -> None:
-        lane_comm: ProcessComm | None = None
-        while True:
-            fn, args, handle = self._queue.get()
-            try:
-                if lane_comm is None:
-                    lane_comm = self._comm._child(f"{self._comm._name}/lane", range(self._comm.size))
-                handle._value = fn(lane_comm, *args)
-            except BaseException as error:  # handed to whoever waits
-                handle._error = error
-            handle._done.set()
 
 
 def _is_a_comm(comm: ProcessComm) -> Comm:

@@ -50,16 +50,19 @@ class Traffic:
         """The same traffic `factor` times; nothing where factor is 0."""
         if factor == 0:
             return Traffic()
-        scale = lambda counts: {key: count * factor for key, count in counts.items()}  # noqa: E731
-        return Traffic(scale(self.payload), scale(self.messages), scale(self.shm), scale(self.control))
+        payload, messages, shm = (
+            {edge: count * factor for edge, count in counts.items()}
+            for counts in (self.payload, self.messages, self.shm)
+        )
+        return Traffic(payload, messages, shm, {rank: count * factor for rank, count in self.control.items()})
 
     def mapped(self, ranks: Sequence[int]) -> Traffic:
         """Local ranks 0..n-1 renamed to `ranks`."""
-        edges = lambda counts: {(ranks[a], ranks[b]): count for (a, b), count in counts.items()}  # noqa: E731
-        return Traffic(
-            edges(self.payload), edges(self.messages), edges(self.shm),
-            {ranks[a]: count for a, count in self.control.items()},
-        )  # fmt: skip
+        payload, messages, shm = (
+            {(ranks[a], ranks[b]): count for (a, b), count in counts.items()}
+            for counts in (self.payload, self.messages, self.shm)
+        )
+        return Traffic(payload, messages, shm, {ranks[rank]: count for rank, count in self.control.items()})
 
     @property
     def payload_bytes(self) -> int:
@@ -92,19 +95,16 @@ class Traffic:
 
     def to_json(self) -> dict[str, Any]:
         """`{payload: [[source, destination, bytes]], messages: .., shm: .., control: [[source, bytes]]}`, sorted."""
-        rows = lambda counts: [[a, b, count] for (a, b), count in sorted(counts.items())]  # noqa: E731
-        return {
-            "payload": rows(self.payload),
-            "messages": rows(self.messages),
-            "shm": rows(self.shm),
-            "control": [[rank, count] for rank, count in sorted(self.control.items())],
+        document: dict[str, Any] = {
+            name: [[a, b, count] for (a, b), count in sorted(getattr(self, name).items())]
+            for name in ("payload", "messages", "shm")
         }
+        return document | {"control": [[rank, count] for rank, count in sorted(self.control.items())]}
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Traffic:
         """Inverse of `to_json`."""
-        edges = lambda rows: {(int(a), int(b)): int(count) for a, b, count in rows}  # noqa: E731
-        return Traffic(
-            edges(document["payload"]), edges(document["messages"]), edges(document["shm"]),
-            {int(rank): int(count) for rank, count in document["control"]},
-        )  # fmt: skip
+        payload, messages, shm = (
+            {(int(a), int(b)): int(count) for a, b, count in document[name]} for name in ("payload", "messages", "shm")
+        )
+        return Traffic(payload, messages, shm, {int(rank): int(count) for rank, count in document["control"]})

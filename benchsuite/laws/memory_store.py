@@ -1,8 +1,8 @@
 """A torch.distributed store inside one process, for thread ranks.
 
-Why not torch's own: TCPStore formats every connection's address with a reverse look-up of ::ffff:127.0.0.1, which costs 5 s
-where the resolver is slow (processes run in a private network namespace, where it fails at once); HashStore wakes
-one waiter only, so that tickets get lost.
+Why not torch's own: TCPStore formats every connection's address with a reverse look-up of ::ffff:127.0.0.1, which
+costs 5 s where the resolver is slow (processes run in a private network namespace, where it fails at once);
+HashStore wakes one waiter only, so that tickets get lost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Shared:
         self.queues: dict[str, deque[bytes]] = {}
 
 
-class MemoryStore(dist.Store):  # type: ignore[misc]
+class MemoryStore(dist.Store):
     """set, get, add, wait and queues over a dictionary. `prefixed` gives a view of a part of it."""
 
     def __init__(self, *, timeout_s: float, prefix: str = "", shared: _Shared | None = None) -> None:
@@ -67,14 +67,15 @@ class MemoryStore(dist.Store):  # type: ignore[misc]
     def num_keys(self) -> int:
         return len(self._shared.values)
 
-    def queue_push(self, key: str, value: bytes) -> None:
+    def queue_push(self, key: str, value: str | bytes) -> None:
+        item = value.encode() if isinstance(value, str) else value
         with self._shared.changed:
-            self._shared.queues.setdefault(self._prefix + key, deque()).append(value)
+            self._shared.queues.setdefault(self._prefix + key, deque()).append(item)
             self._shared.changed.notify_all()
 
-    def queue_pop(self, key: str) -> bytes:
+    def queue_pop(self, key: str, block: bool = True) -> bytes:
         queue = self._shared.queues.setdefault(self._prefix + key, deque())
         with self._shared.changed:
-            if not self._shared.changed.wait_for(lambda: bool(queue), self._timeout_s):
+            if not self._shared.changed.wait_for(lambda: bool(queue), self._timeout_s if block else 0):
                 raise dist.DistStoreError(f"no ticket in {key} within {self._timeout_s} s")
             return queue.popleft()

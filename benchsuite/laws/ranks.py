@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from benchsuite.comm.process import ProcessComm, World
+from benchsuite.comm.groups import World
+from benchsuite.comm.process import ProcessComm
 from benchsuite.laws.memory_store import MemoryStore
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ def thread_ranks(
         try:
             world = World(store, lambda: store, timeout_s=timeout_s, strict=strict)
             results[rank] = body(ProcessComm(world, rank=rank, size=size, hosts=hosts))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  raised by the caller's thread
             errors.append((rank, error))
 
     threads = [threading.Thread(target=run, args=(rank,), name=f"rank{rank}", daemon=True) for rank in range(size)]

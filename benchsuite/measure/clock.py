@@ -1,7 +1,7 @@
 """Where a rank's time goes: step by step, in preallocated arrays, nothing else inside the timed region.
 
 `TimedPart` stands between strategy and part: it times the gradient, notices a loss that is not finite, and makes a
-straggler slow. `StepClock` keeps one row per step. Times are `perf_counter_ns`, which on one host is one clock for all ranks.
+straggler slow. `StepClock` keeps one row per step. Times are `perf_counter_ns`: on one host one clock for all ranks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ class TimedPart:
 
     @property
     def grad(self) -> Tensor:
+        """The part's flat gradient."""
         return self._part.grad
+
+    @grad.setter
+    def grad(self, value: Tensor) -> None:
+        self._part.grad = value
 
     def infer(self, x: Tensor) -> Tensor:
         return self._part.infer(x)

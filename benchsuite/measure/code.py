@@ -16,7 +16,8 @@ from pathlib import Path
 from benchsuite import members, plugins
 from benchsuite.cell import AXES, Cell
 
-SHARED = ("worker.py", "training.py", "update.py", "workload.py")
+SHARED = ("worker.py", "training.py", "update.py", "workload.py", "target.py")
+MEASURES = ("clock.py", "evaluation.py", "snapshots.py")  # what stands around the loop
 FOLDERS = ("parallel", "sync", "topology", "compression")
 
 
@@ -33,6 +34,7 @@ def files(cell: Cell) -> dict[str, Path]:
     package = plugins.PACKAGE
     fixed = [package / name for name in SHARED]
     fixed += [package / folder / "__init__.py" for folder in FOLDERS]
+    fixed += [package / "measure" / name for name in MEASURES]
     fixed += sorted((package / "comm").glob("*.py"))
     found = {path.relative_to(package).as_posix(): path for path in fixed if path.is_file()}
     for axis in AXES:

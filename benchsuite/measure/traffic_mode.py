@@ -31,7 +31,7 @@ class TrafficMode(TorchDispatchMode):
     """`with TrafficMode() as seen: step()`; then `seen.calls`. DDP's bucket all-reduces are seen too."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch
         self.calls: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

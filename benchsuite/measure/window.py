@@ -23,7 +23,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Window:
-    """Samples and seconds between two moments; low and high of samples/s where the run is long enough for an interval."""
+    """Samples and seconds between two moments; `low` and `high` of samples/s where the run is long enough."""
 
     warmup_steps: int
     start_s: float
@@ -36,9 +36,9 @@ class Window:
 
 
 def warmup(step_s: Sequence[float] | Floats) -> int:
-    """Steps to drop: at least 5, then until MSER-5 says steady, at most 30 % (all of it stays where a run is shorter than that).
+    """Steps to drop: at least 5, then until MSER-5 says steady, at most 30 % (fewer than 5 where 30 % are fewer).
 
-    MSER-5 (White 1997): of the means of 5 consecutive steps drop the first d that minimise the standard error of the rest.
+    MSER-5 (White 1997): of the means of 5 consecutive steps drop the first d that minimise the rest's standard error.
     """
     steps = np.asarray(step_s, dtype=np.float64)
     most = int(len(steps) * MAX_WARMUP_SHARE)
@@ -85,7 +85,7 @@ def _window(dropped: int, begin: float, stop: float, samples: Floats, gaps: Floa
 
 
 def interval(gaps: Floats, samples_per_gap: float) -> tuple[float | None, float | None]:
-    """95 % interval of samples/s by batch means; (None, None) with fewer than 10 batches of 10 autocorrelation times."""
+    """95 % interval of samples/s by batch means; (None, None) below 10 batches of 10 autocorrelation times."""
     length = max(1, math.ceil(10 * autocorrelation_time(gaps)))
     count = len(gaps) // length
     if count < MIN_BATCHES:

@@ -41,7 +41,7 @@ class DataPart:
             view.copy_(p.detach())
             p.data = view
         self._bind_grad()
-        self._forward = self.module
+        self._forward: nn.Module = self.module
 
     def use_grad_buffer(self, buffer: Tensor) -> None:
         """Lets the gradient live in memory that a topology owns."""
@@ -89,7 +89,7 @@ class DataPart:
 
         hooks = [p.register_post_accumulate_grad_hook(hook(i)) for i, p in enumerate(self._parameters)]
         try:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         finally:
             for handle in hooks:
                 handle.remove()
@@ -104,5 +104,5 @@ class DataPart:
         for parameter in self._parameters:
             parameter.grad = None
         loss = self._workload.loss(self._forward(batch.x), batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return float(loss.detach())

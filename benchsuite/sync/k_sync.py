@@ -30,8 +30,8 @@ class Strategy:
 
     backup_workers: int = 1
     """c: a version is over when N - c gradients are in (0 = synchronous)."""
-    late: Literal["finish"] = "finish"
-    """What a slow worker does with a gradient whose version is over: finishes it (it is dropped)."""
+    late: Literal["finish", "cancel"] = "finish"
+    """A gradient whose version is over: `finish` computes it (it is dropped); `cancel`: virtual clock only."""
 
     survives = "none"
     snapshot_of = "servers"

@@ -23,7 +23,7 @@ class Topology(Protocol):
         """Where the flat gradient should live (default: ordinary memory)."""
 
     def mean(self, flat: Tensor) -> None:
-        """Replaces `flat` by its mean over the workers, in place, the same bits on all of them. Sums first, divides once."""
+        """Replaces `flat` by its mean over the workers, in place, the same bits on all. Sums first, divides once."""
 
     def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
         """Traffic of ONE mean, by local rank."""

@@ -115,7 +115,11 @@ class _Plan:
     def __init__(self, flat: Tensor, comm: Comm, longest: int) -> None:
         size, rank = comm.size, comm.rank
         ranges = bounds(flat.numel(), size)
-        cut = lambda chunk: [flat[a:b] for a, b in segments(*ranges[chunk % size], longest)]  # noqa: E731
+
+        def cut(chunk: int) -> list[Tensor]:
+            start, stop = ranges[chunk % size]
+            return [flat[a:b] for a, b in segments(start, stop, longest)]
+
         self.own = cut(rank)
         self.mine = [cut(rank - round_ - 1) for round_ in range(size - 1)]
         self.final = [cut(rank - round_) for round_ in range(size - 1)]

@@ -1,0 +1,162 @@
+"""The `cost` and `raw` sections of a run file: times, load, memory, bytes on the wire, samples as measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchsuite.assemble.result import Rank, apart, taken
+from benchsuite.cell import Cell
+from benchsuite.measure import window
+from benchsuite.measure.window import Window
+
+NS = 1e-9
+PUSH_LOG = ("worker", "tag", "version_read", "version_before", "version_next")
+
+
+def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sections `cost` and `raw`."""
+    workers = [rank for rank in ranks if rank["role"] == "worker"]
+    server = next((rank["server"] for rank in ranks if rank["role"] == "server"), None)
+    begin = min(rank["start_ns"] for rank in ranks)
+    wall_s = (max(rank["end_ns"] for rank in ranks) - begin) * NS
+    inside = _window(ranks, workers, begin)
+    splits = [_split(rank, wall_s) for rank in ranks]
+    waiting = [(s["blocked_s"] + s["idle_s"]) / wall_s for s in splits if s["role"] == "worker"]
+    samples, cpu_s = result["samples"], sum(rank["cpu_s"] for rank in ranks)
+    cost: dict[str, Any] = {
+        "wall_s": wall_s,
+        "samples_per_s": inside.samples_per_s if inside else None,
+        "samples_per_s_low": inside.low if inside else None,
+        "samples_per_s_high": inside.high if inside else None,
+        "step_time_s_median": float(np.median(inside.step_s)) if inside and len(inside.step_s) else None,
+        "warmup_steps": inside.warmup_steps if inside else None,
+        "window": inside and {"start_s": inside.start_s, "stop_s": inside.stop_s, "samples": inside.samples},
+        "idle_share": statistics.fmean(waiting),
+        "ranks": splits,
+        "control_bytes": sum(count for rank in ranks for _, count in rank["traffic"]["control"]),
+        "cpu_s": cpu_s,
+        "cpu_s_per_sample": cpu_s / samples if samples else None,
+        "peak_memory_bytes": max(rank["peak_rss_bytes"] for rank in ranks),
+        "lock_wait_share": _lock_wait_share(cell, server, len(workers) * wall_s),
+        "overlapped_replies": server["overlapped_replies"] if server else None,
+        "blocked_reason": ranks[0]["blocked_reason"],
+    }
+    cost |= _medians(workers, inside)
+    cost |= _wire(ranks)
+    cost |= _curve_costs(ranks, result, begin)
+    raw: dict[str, Any] = {
+        "step_s": [[(b - a) * NS for a, b in zip(*_edges(worker), strict=True)] for worker in workers],
+        "ready_s": [rank["ready_s"] for rank in ranks],
+    }
+    if server is not None:
+        raw["push_log"] = {
+            name: server["log"][name] for name in ("worker", "tag", "version_read", "version_before", "version_next")
+        }
+        raw["first_read"], raw["last_read"] = server["first_read"], server["last_read"]
+        raw["lock_wait_s"] = [
+            (a - s) * NS for a, s in zip(server["log"]["apply_ns"], server["log"]["sent_ns"], strict=True)
+        ]
+    return cost, raw
+
+
+def _edges(worker: Rank) -> tuple[list[int], list[int]]:
+    return worker["steps"]["start_ns"], worker["steps"]["end_ns"]
+
+
+def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Window | None:
+    counts = [taken(worker) for worker in workers]
+    if min(counts) < 2:
+        return None
+    starts, ends, sizes = [], [], []
+    for worker, taken_steps in zip(workers, counts, strict=True):
+        steps = worker["steps"]
+        starts.append((np.array(steps["start_ns"][:taken_steps], dtype=np.float64) - begin) * NS)
+        ends.append((np.array(steps["end_ns"][:taken_steps], dtype=np.float64) - begin) * NS)
+        sizes.append(np.array(steps["samples"][:taken_steps], dtype=np.float64))
+    if apart(ranks):
+        return window.apart(starts, ends, sizes)
+    shortest = min(counts)
+    return window.together(*(np.stack([row[:shortest] for row in rows]) for rows in (starts, ends, sizes)))
+
+
+def _split(rank: Rank, wall_s: float) -> dict[str, Any]:
+    """Where a rank's time went. A server's time without a ticket is idle, so is a worker's after its last step."""
+    own_s = (rank["end_ns"] - rank["start_ns"]) * NS
+    data_s, compute_s = sum(rank["steps"]["data_ns"]) * NS, rank["compute_ns"] * NS
+    blocked_s, tickets_s = rank["blocked_ns"] * NS, rank["ticket_wait_ns"] * NS
+    return {
+        "rank": rank["rank"],
+        "role": rank["role"],
+        "wall_s": own_s,
+        "data_s": data_s,
+        "compute_s": compute_s,
+        "blocked_s": blocked_s,
+        "update_s": max(0.0, own_s - data_s - compute_s - blocked_s - tickets_s),
+        "idle_s": max(0.0, wall_s - own_s) + tickets_s,
+        "cpu_s": rank["cpu_s"],
+        "peak_rss_bytes": rank["peak_rss_bytes"],
+        "steps": len(rank["steps"]["loss"]),
+        "straggler": rank["straggler"],
+    }
+
+
+def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]:
+    """Medians over the worker steps after the warm-up."""
+    dropped = measured.warmup_steps if measured else 0
+    columns: dict[str, list[float]] = {"data": [], "compute": [], "blocked": [], "update": []}
+    for worker in workers:
+        steps = worker["steps"]
+        per_worker = dropped if worker["snapshot_of"] != "servers" else dropped // len(workers)
+        for at in range(per_worker, taken(worker)):
+            parts = [steps[f"{name}_ns"][at] for name in ("data", "compute", "blocked")]
+            columns["data"].append(parts[0])
+            columns["compute"].append(parts[1])
+            columns["blocked"].append(parts[2])
+            columns["update"].append(steps["end_ns"][at] - steps["start_ns"][at] - sum(parts))
+    names = {"data": "data_s", "compute": "compute_s", "blocked": "blocked_comm_s", "update": "update_s"}
+    return {
+        f"{names[part]}_median": statistics.median(values) * NS if values else None for part, values in columns.items()
+    }
+
+
+def _lock_wait_share(cell: Cell, server: Mapping[str, Any] | None, worker_s: float) -> float | None:
+    """Share of the workers' time from a ticket's sending until its apply starts (asynchronous, one lock)."""
+    if server is None or cell.options.get("asynchronous", {}).get("lock") != "exclusive":
+        return None
+    log = server["log"]
+    waited_ns = sum(log["apply_ns"]) - sum(log["sent_ns"])
+    return float(waited_ns * NS / worker_s)
+
+
+def _wire(ranks: Sequence[Rank]) -> dict[str, Any]:
+    read = [rank["wire"] for rank in ranks if rank["wire"]["bytes"] is not None]
+    if not read:
+        return {"wire_bytes": None, "wire_idle_bytes": None, "wire_reason": ranks[0]["wire"]["reason"]}
+    return {
+        "wire_bytes": sum(wire["bytes"] for wire in read),
+        "wire_idle_bytes": sum(wire["idle_bytes"] for wire in read),
+        "wire_packets": sum(wire["packets"] for wire in read),
+        "wire_retransmits": sum(wire["retransmits"] for wire in read),
+        "wire_reason": None,
+    }
+
+
+def _curve_costs(ranks: Sequence[Rank], result: Mapping[str, Any], begin: int) -> dict[str, Any]:
+    """Seconds and payload bytes at each evaluation. Every strategy here sends evenly over its samples."""
+    curve = next((rank["evaluations"] for rank in ranks if rank["evaluations"]), None)
+    seconds = [(at - begin) * NS for at in curve["time_ns"]] if curve else []
+    samples = result["evaluations"]["samples"]
+    total, payload = result["samples"], result["payload_bytes"]
+    known = payload is not None and total
+    sent = [round(payload * min(count / total, 1.0)) for count in samples] if known else [None for _ in samples]
+    at = {level: samples.index(count) if count is not None else None for level, count in result["samples_to"].items()}
+    return {
+        "evaluation_s": seconds,
+        "evaluation_bytes": sent,
+        "time_to": {level: None if i is None else seconds[i] for level, i in at.items()},
+        "bytes_to": {level: None if i is None else sent[i] for level, i in at.items()},
+    }

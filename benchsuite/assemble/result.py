@@ -1,0 +1,128 @@
+"""The `result` section of a run file: byte-identical when a deterministic cell is repeated."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchsuite.cell import Cell
+from benchsuite.comm.traffic import Traffic
+from benchsuite.target import Target, first_reached
+
+Rank = Mapping[str, Any]
+LEVELS = ("easy", "target", "hard")
+
+
+def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
+    """The `result` section: samples, losses, curve, events, staleness, traffic."""
+    workers = [rank for rank in ranks if rank["role"] == "worker"]
+    server = next((rank["server"] for rank in ranks if rank["role"] == "server"), None)
+    asynchronous = apart(ranks)
+    losses, consumed = _losses_apart(workers, server) if asynchronous else _losses_together(workers)
+    diverged = next((step for step, loss in enumerate(losses) if loss is None), None)
+    evaluations = next((rank["evaluations"] for rank in ranks if rank["evaluations"]), None) or {}
+    metric = evaluations.get("metric", [])
+    first = ranks[0]
+    target = Target(**first["target"])
+    reached = {level: first_reached(target, getattr(target, level), metric) for level in LEVELS}
+    steps = server["versions"] if asynchronous and server else max(taken(worker) for worker in workers)
+    result: dict[str, Any] = {
+        "samples": sum(sum(worker["steps"]["samples"]) for worker in workers),
+        "steps": steps,
+        "updates": steps,
+        "num_parameters": first["num_parameters"],
+        "loss": losses,
+        "loss_samples": consumed,
+        "evaluations": {name: evaluations.get(name, []) for name in ("samples", "metric", "version")},
+        "target": first["target"],
+        "samples_to": {level: None if at is None else evaluations["samples"][at] for level, at in reached.items()},
+        "final_loss": next((loss for loss in reversed(losses)), None),
+        "final_metric": metric[-1] if metric else None,
+        "diverged_step": diverged,
+        "checksum": evaluations.get("checksum"),
+        "events": _events(cell, ranks),
+        "staleness": _staleness(server) if asynchronous else None,
+    }
+    return result | _traffic(ranks, steps)
+
+
+def apart(ranks: Sequence[Rank]) -> bool:
+    """Workers that do not step together: the servers' parameters count."""
+    return bool(ranks[0]["snapshot_of"] == "servers")
+
+
+def taken(worker: Rank) -> int:
+    """Steps that consumed samples (a diverged step did not)."""
+    return sum(1 for samples in worker["steps"]["samples"] if samples)
+
+
+def _losses_together(workers: Sequence[Rank]) -> tuple[list[float | None], list[int]]:
+    """Per step the mean over workers; None from the first step on where one of them is not finite."""
+    losses: list[float | None] = []
+    consumed, total = [], 0
+    for step in range(min(len(worker["steps"]["loss"]) for worker in workers)):
+        values = [worker["steps"]["loss"][step] for worker in workers]
+        finite = [value for value in values if value is not None]
+        losses.append(sum(finite) / len(finite) if len(finite) == len(values) else None)
+        total += sum(worker["steps"]["samples"][step] for worker in workers)
+        consumed.append(total)
+    return losses, consumed
+
+
+def _losses_apart(workers: Sequence[Rank], server: Mapping[str, Any] | None) -> tuple[list[float | None], list[int]]:
+    """Per push in the order the first server took them; a batch's loss is found by its number."""
+    assert server is not None
+    loss_of = {
+        index: (loss, samples)
+        for worker in workers
+        for index, loss, samples in zip(
+            worker["steps"]["index"], worker["steps"]["loss"], worker["steps"]["samples"], strict=True
+        )
+    }
+    losses: list[float | None] = []
+    consumed, total = [], 0
+    for tag in server["log"]["tag"]:
+        loss, samples = loss_of.get(tag, (None, 0))
+        losses.append(loss)
+        total += samples
+        consumed.append(total)
+    return losses, consumed
+
+
+def _events(cell: Cell, ranks: Sequence[Rank]) -> dict[str, list[int]]:
+    names = sorted({name for rank in ranks for name in rank["events"]})
+    by_rank = {rank["rank"]: rank["events"] for rank in ranks}
+    return {name: [by_rank.get(rank, {}).get(name, 0) for rank in range(cell.world_size)] for name in names}
+
+
+def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if server is None or not server["log"]["worker"]:
+        return None
+    values = [b - r for b, r in zip(server["log"]["version_before"], server["log"]["version_read"], strict=True)]
+    histogram: dict[str, int] = {}
+    for value in sorted(values):
+        histogram[str(value)] = histogram.get(str(value), 0) + 1
+    return {"histogram": histogram, "mean": statistics.fmean(values), "max": max(values)}
+
+
+def _traffic(ranks: Sequence[Rank], steps: int) -> dict[str, Any]:
+    counted = sum((Traffic.from_json(rank["traffic"]) for rank in ranks), Traffic())
+    source = ranks[0]["payload_source"]
+    payload: Traffic | None = counted
+    if source == "derived":
+        one = next((rank["derived"] for rank in ranks if rank["derived"]), None)
+        alone = sum(rank["role"] == "worker" for rank in ranks) == 1
+        payload = Traffic.from_json(one).times(steps) if one else (Traffic() if alone else None)
+    predicted = next((rank["predicted"] for rank in ranks if rank["predicted"]), None)
+    expected = Traffic.from_json(predicted) if predicted else None
+    return {
+        "predicted": predicted,
+        "predicted_bytes": expected.payload_bytes if expected is not None else None,
+        "payload": payload.to_json() if payload is not None else None,
+        "payload_source": source,
+        "payload_bytes": payload.payload_bytes if payload is not None else None,
+        "shm_bytes": counted.shm_bytes,
+        "messages": payload.num_messages if payload is not None else None,
+        "busiest_port_bytes": payload.busiest_port_bytes if payload is not None else None,
+    }

@@ -1,0 +1,55 @@
+"""Process groups of our own: `World` says what they are made from, `make_group` makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchsuite.errors import UsageError
+
+
+@dataclass(frozen=True)
+class World:
+    """What new groups are made from; one per rank."""
+
+    store: Any  # torch.distributed.Store: this rank's client for rendezvous and counters
+    connect: Callable[[], Any]  # makes a new client of the same store
+    backend: str = "gloo"
+    interface: str = "lo"
+    timeout_s: float = 60.0
+    strict: str = ""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+def prefixed(store: Any, prefix: str) -> Any:
+    """A view of a part of the store."""
+    own = getattr(store, "prefixed", None)
+    return own(prefix) if own is not None else dist.PrefixStore(prefix, store)
+
+
+def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGroup:
+    """A process group of its own, outside torch's global table: legal for threads and for subsets of ranks."""
+    store = prefixed(world.store, f"group/{name}")
+    group = dist.ProcessGroup(store, rank, size)
+    timeout = timedelta(seconds=world.timeout_s)
+    if world.backend == "nccl":
+        nccl = dist.ProcessGroupNCCL.Options()
+        nccl._timeout = timeout
+        kind = dist.ProcessGroup.BackendType.NCCL
+        backend: Any = dist.ProcessGroupNCCL(store, rank, size, nccl)
+    elif world.backend == "gloo":
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # missing in torch's stubs
+        options._devices = [dist.ProcessGroupGloo.create_device(interface=world.interface)]
+        options._timeout = timeout
+        kind = dist.ProcessGroup.BackendType.GLOO
+        backend = dist.ProcessGroupGloo(store, rank, size, options)
+    else:
+        raise UsageError(f"backend {world.backend!r}: process groups are made for gloo and nccl")
+    group._set_default_backend(kind)
+    group._register_backend(world.device, kind, backend)
+    return group

@@ -1,0 +1,93 @@
+"""What one rank writes down: everything in integers of ns and bytes; `benchsuite/assemble/` makes the run of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchsuite.comm.process import ProcessComm
+from benchsuite.comm.traffic import Traffic
+from benchsuite.job import RankJob
+from benchsuite.measure import memory
+from benchsuite.measure.clock import StepClock, TimedPart
+from benchsuite.measure.snapshots import Snapshots
+from benchsuite.measure.wire import WireBytes
+from benchsuite.topology.serving import ServerLog
+from benchsuite.training import Training
+
+
+@dataclass
+class Measured:
+    """What the loop left behind on this rank."""
+
+    clock: StepClock
+    snapshots: Snapshots
+    start_ns: int = 0
+    end_ns: int = 0
+    cpu_s: float = 0.0
+    wire: WireBytes = field(default_factory=WireBytes)
+    traffic: Traffic = field(default_factory=Traffic)
+    events: dict[str, int] = field(default_factory=dict)
+    server: ServerLog | None = None
+    derived: Traffic | None = None
+    barrier_ns: int = 0  # waiting for the others at the end
+
+
+def rank_record(
+    job: RankJob, training: Training, part: TimedPart, measured: Measured, evaluations: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The document of this rank's file."""
+    comm = training.comm
+    assert isinstance(comm, ProcessComm)
+    server = measured.server
+    return {
+        "rank": job.rank,
+        "role": "server" if training.is_server else "worker",
+        "start_ns": measured.start_ns,
+        "end_ns": measured.end_ns,
+        "ready_s": time.process_time(),
+        "steps": measured.clock.to_json(),
+        "compute_ns": part.compute_ns,
+        "blocked_ns": comm.wait_ns + part.library_wait_ns,
+        "blocked_reason": getattr(training.strategy, "blocked_reason", None),
+        "ticket_wait_ns": comm.ticket_wait_ns,
+        "barrier_ns": measured.barrier_ns,
+        "cpu_s": measured.cpu_s,
+        "peak_rss_bytes": memory.peak_rss_bytes(),
+        "traffic": measured.traffic.to_json(),
+        "derived": measured.derived.to_json() if measured.derived is not None else None,
+        "payload_source": payload_source(training),
+        "events": measured.events,
+        "wire": measured.wire.to_json(),
+        "server": _server_json(server),
+        "evaluations": evaluations,
+        "num_parameters": training.part.params.numel(),
+        "shapes": {name: list(shape) for name, shape in training.part.shapes.items()},
+        "snapshot_of": training.strategy.snapshot_of,
+        "clip": training.recipe.clip_norm is not None,
+        "global_batch": training.recipe.global_batch,
+        "budget": training.recipe.budget,
+        "target": vars(training.workload.target),
+    }
+
+
+def payload_source(training: Training) -> str:
+    """`counted` by our own sends, or `derived` from library calls."""
+    source = getattr(training.strategy, "payload_source", None) or getattr(
+        training.topology, "payload_source", "counted"
+    )
+    return str(source)
+
+
+def _server_json(log: ServerLog | None) -> dict[str, Any] | None:
+    if log is None:
+        return None
+    return {
+        "log": log.columns(),
+        "versions": log.version,
+        "replies": log.replies,
+        "first_read": log.first_read,
+        "last_read": log.last_read,
+        "overlapped_replies": log.overlapped_replies,
+    }

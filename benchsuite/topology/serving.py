@@ -1,0 +1,193 @@
+"""The one server loop of a parameter server, and its log: receive, let the policy decide, answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchsuite.comm import GOODBYE, Comm
+from benchsuite.sync import ServerPolicy
+from benchsuite.update import Updater, clip_factor
+
+if TYPE_CHECKING:
+    from benchsuite.topology.parameter_server import Topology as ParameterServer
+
+
+class ServerLog:
+    """One row per push in the order of arrival, preallocated. Times are this server's clock in ns."""
+
+    FIELDS = ("worker", "tag", "version_read", "version_before", "version_next", "sent_ns", "apply_ns", "done_ns")
+
+    def __init__(self, num_pushes: int, num_workers: int) -> None:
+        self._rows = np.full((max(num_pushes, 1), len(self.FIELDS)), -1, dtype=np.int64)
+        self._claimed = 0
+        self._lock = threading.Lock()
+        self.version = 0  # optimiser steps done
+        self.overlapped_replies = 0  # without lock: answers sent while another thread was applying
+        self.replies = [0] * num_workers
+        self.drops = [0] * num_workers
+        self.first_read = [0] * num_workers
+        self.last_read = [0] * num_workers
+        self._open_row = [-1] * num_workers  # the worker's last push, unanswered
+
+    def push(self, worker: int, tag: int, sent_ns: int, now_ns: int) -> int:
+        """Notes an arrival, returns its row."""
+        with self._lock:
+            row, self._claimed = self._claimed, self._claimed + 1
+            if row >= len(self._rows):
+                self._rows = np.concatenate([self._rows, np.full_like(self._rows, -1)])
+        self._rows[row] = (worker, tag, self.last_read[worker], self.version, -1, sent_ns, now_ns, -1)
+        self._open_row[worker] = row
+        return row
+
+    def answered(self, worker: int) -> None:
+        """Notes that `worker` now holds the current version."""
+        self.last_read[worker] = self.version
+        self.replies[worker] += 1
+        row = self._open_row[worker]
+        if row >= 0:
+            self._rows[row, 4] = self.version
+
+    def done(self, row: int, now_ns: int) -> None:
+        """Notes that the policy has taken the push."""
+        self._rows[row, 7] = now_ns
+
+    def applied(self) -> None:
+        """One optimiser step is done."""
+        with self._lock:
+            self.version += 1
+
+    @property
+    def num_pushes(self) -> int:
+        """Pushes taken so far."""
+        return self._claimed
+
+    def columns(self) -> dict[str, list[int]]:
+        """The log as columns of plain integers."""
+        taken = self._rows[: self._claimed]
+        return {name: taken[:, position].tolist() for position, name in enumerate(self.FIELDS)}
+
+    @property
+    def staleness(self) -> list[int]:
+        """Per push: version just before its apply minus version read."""
+        taken = self._rows[: self._claimed]
+        return list((taken[:, 3] - taken[:, 2]).tolist())
+
+
+class ServerLoop:
+    """State of one `serve`. Several threads may run it at once: then nothing but the log's counter is locked."""
+
+    def __init__(
+        self,
+        topology: ParameterServer,
+        shard: Tensor,
+        make_updater: Callable[[], Updater],
+        policy: ServerPolicy,
+        *,
+        samples_per_push: float,
+        num_pushes: int,
+        clip_norm: float | None,
+        on_update: Callable[[int, int], None] | None,
+        survives: bool,
+    ) -> None:
+        self._topology, self._shard, self._policy = topology, shard, policy
+        self._samples_per_push, self._clip_norm, self._on_update = samples_per_push, clip_norm, on_update
+        self._survives = survives
+        self._updaters = threading.local()
+        self._make_updater = make_updater
+        self._shared_state: Any = None
+        self._first_step = threading.Lock()
+        self._applying = 0
+        self.log = ServerLog(num_pushes, topology.num_workers)
+        self.errors: list[BaseException] = []
+        policy.start(shard, self.apply)
+
+    def guarded(self, comm: Comm) -> None:
+        """Runs the loop in its thread; an error is kept for `serve` to raise."""
+        try:
+            self._run(comm)
+        except BaseException as error:  # noqa: BLE001  the thread's outermost frame
+            self.errors.append(error)
+
+    def _run(self, comm: Comm) -> None:
+        policy, log = self._policy, self.log
+        local = {world: position for position, world in enumerate(comm.world_ranks)}
+        names = [self._topology._comm.world_ranks.index(world) for world in comm.world_ranks]  # -> worker numbers
+        buffer = torch.empty_like(self._shard)
+        active = {worker for worker in names if worker < self._topology.num_workers}
+        while active:
+            source, tag, sent_ns = comm.next_ticket()
+            worker = names[source]
+            if worker not in active:
+                continue  # lost before: its goodbye comes from whoever found it dead
+            if tag == GOODBYE or not self._reached(active, worker, partial(comm.recv, buffer, source)):
+                active.discard(worker)
+                answers = policy.on_goodbye(worker)
+            else:
+                row = log.push(worker, tag, sent_ns, comm.now_ns())
+                answers = policy.on_push(worker, log.last_read[worker], buffer)
+                log.done(row, comm.now_ns())
+            for answered in answers:
+                self._answer(comm, active, answered, local[self._topology._comm.world_ranks[answered]])
+
+    def _answer(self, comm: Comm, active: set[int], worker: int, dst: int) -> None:
+        log = self.log
+        log.answered(worker)
+        started, applying = log.version, self._applying
+        self._reached(active, worker, lambda: comm.send(self._policy.answer(worker), dst))
+        if applying or self._applying or log.version != started:
+            log.overlapped_replies += 1
+
+    def _reached(self, active: set[int], worker: int, transfer: Callable[[], None]) -> bool:
+        """Does the transfer (nothing for an empty slice); False where the worker is lost and is survived."""
+        if not self._shard.numel():
+            return True
+        try:
+            transfer()
+        except RuntimeError:
+            if not self._survives:
+                raise
+            active.discard(worker)
+            return False
+        return True
+
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
+        """One optimiser step on the shard; `num_gradients` pushes went into it. Version += 1."""
+        samples = int((self.log.num_pushes - num_gradients) * self._samples_per_push)
+        if self._clip_norm is not None:
+            square = float(torch.dot(gradient, gradient))
+            factor = clip_factor(self._topology.square_sum_over_servers(square) ** 0.5, self._clip_norm)
+            if factor < 1.0:
+                gradient.mul_(factor)
+        self._count_applying(+1)
+        self._step(gradient, max(samples, 0))
+        self._count_applying(-1)
+        self.log.applied()
+        if self._on_update is not None:
+            self._on_update(int(self.log.num_pushes * self._samples_per_push), self.log.version)
+
+    def _step(self, gradient: Tensor, samples: int) -> None:
+        """Each thread has an updater of its own; parameters and, from the first step on, state are shared."""
+        updater: Updater | None = getattr(self._updaters, "mine", None)
+        if updater is None:
+            updater = self._updaters.mine = self._make_updater()
+        if self._shared_state is None:
+            with self._first_step:
+                if self._shared_state is None:
+                    updater.step(gradient, samples=samples)
+                    self._shared_state = updater.optimizer.state[updater.params[0]]
+                    return
+        if updater.optimizer.state.get(updater.params[0]) is not self._shared_state:
+            updater.optimizer.state[updater.params[0]] = self._shared_state
+        updater.step(gradient, samples=samples)
+
+    def _count_applying(self, change: int) -> None:
+        with self._first_step if self._topology.num_threads > 1 else nullcontext():
+            self._applying += change
