@@ -237,7 +237,7 @@ def python_path(more: Sequence[str] = ()) -> str:
 
 def built_in_modules() -> list[str]:
     """Modules of all plug-ins that ship with the suite, and what they import at first use."""
-    modules = ["sklearn.datasets"]
+    modules = ["sklearn.datasets", "sklearn.model_selection"]
     for kind, (_, prefix, _) in plugins.KINDS.items():
         if kind != "cluster":
             with contextlib.suppress(UsageError, OSError):  # a file that cannot be read costs its rank, not all
