@@ -25,6 +25,7 @@ MODULES = (
     "torch.nn.parallel",
     "numpy",
     "benchsuite.cluster.child",
+    "benchsuite.cluster.crew",  # what the main module imports: every fresh process executes that module again
     "benchsuite.worker",
 )
 
