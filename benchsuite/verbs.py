@@ -145,7 +145,7 @@ def doctor(args: Namespace) -> int:
 
 def selfcheck(args: Namespace) -> int:
     """What the suite itself costs."""
-    from benchsuite.measure import selfcheck as checks
+    import benchsuite.measure.selfcheck as checks
 
     figures = checks.run()
     return _print_json(figures) if args.json else _print(checks.table(figures))
