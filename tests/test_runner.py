@@ -23,6 +23,10 @@ def finished(cell: Cell, status: Status = Status.OK) -> Run:
     return Run(cell=cell, code_id="code", status=status, machine="m", reason="why", cost={"wall_s": 2.0})
 
 
+def fails_at_two_workers(cell: Cell) -> Run:
+    return finished(cell, Status.FAILED if cell.replicas == 2 else Status.OK)
+
+
 def test_what_is_stored_is_not_run_again_unless_fresh(tmp_path: Path) -> None:
     store, launched = Store(tmp_path), Counter[str]()
 
@@ -39,8 +43,7 @@ def test_what_is_stored_is_not_run_again_unless_fresh(tmp_path: Path) -> None:
 
 def test_a_failed_cell_is_recorded_the_rest_runs_and_it_is_tried_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    fails = lambda cell: finished(cell, Status.FAILED if cell.replicas == 2 else Status.OK)
-    tally = run_cells(CELLS, store, setting=SETTING, launch=fails)
+    tally = run_cells(CELLS, store, setting=SETTING, launch=fails_at_two_workers)
     assert (tally.counts[Status.OK], tally.num_failed, tally.exit_code) == (4, 2, 4)
     assert len(tally.failures) == 2 and "why" in tally.failures[0]
     again = run_cells(CELLS, store, setting=SETTING, launch=finished)
@@ -93,8 +96,7 @@ def test_the_order_is_recorded_with_every_run(tmp_path: Path) -> None:
 
 def test_progress_is_plain_lines_with_the_remaining_time_where_the_stream_is_no_terminal(tmp_path: Path) -> None:
     stream = io.StringIO()
-    fails = lambda cell: finished(cell, Status.FAILED if cell.replicas == 2 else Status.OK)
-    run_cells(CELLS[:3], Store(tmp_path), setting=SETTING, launch=fails, progress=Lines(stream))
+    run_cells(CELLS[:3], Store(tmp_path), setting=SETTING, launch=fails_at_two_workers, progress=Lines(stream))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "3 to run, 0 stored, 0 refused"
     assert "seed 0: " in lines[1] and lines[1].startswith("[1/3] ") and lines[1].endswith(" left")
