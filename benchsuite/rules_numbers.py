@@ -143,6 +143,12 @@ def strategies(view: View) -> Problems:
             f"and 1 <= K <= {cell.replicas} is needed",
             f"set backup_workers to 0 .. {max(cell.replicas, 1) - 1}",
         )
+    if sync == "k_sync" and cell.num_servers > 1:
+        yield Problem(
+            "k_sync servers",
+            f"servers = {cell.num_servers} with sync = k_sync: each server would close a version with other workers' gradients",
+            "set servers = 1",
+        )
     if view.name("topology") == "random_matching" and cell.replicas % 2:
         yield Problem(
             "random matching", f"replicas = {cell.replicas} is odd: in a matching every worker has a partner",

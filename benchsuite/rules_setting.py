@@ -11,6 +11,13 @@ from benchsuite.cell import AXES
 from benchsuite.legal import Problem, Problems, View
 from benchsuite.rules_members import MODEL_PARALLEL
 
+# Values that a later version gives a meaning to; ignoring them would be a lie.
+NOT_BUILT_YET = {
+    "precision": "bf16",
+    "device": "cuda",
+    "server_placement": "with_worker",
+    "rank_placement": "part_major",
+}
 MULTI_HOST = ("namespaces", "torchrun", "slurm", "mpirun", "kubernetes")
 COMPUTE_TIMES = ("fixed", "exponential", "gamma", "log_normal", "pareto", "markov", "resampled")
 LARGEST_VIRTUAL_RING = 128
@@ -128,8 +135,7 @@ def not_built(view: View) -> Problems:
         missing.append(("clock", "virtual"))
     if cell.tuning == "per_strategy" and not (package / "tune.py").is_file():
         missing.append(("tuning", "per_strategy"))
-    if cell.precision == "bf16":
-        missing.append(("precision", "bf16"))
+    missing += [(field, value) for field, value in NOT_BUILT_YET.items() if getattr(cell, field) == value]
     for field, value in missing:
         built = _built(field)
         yield Problem(
@@ -140,7 +146,14 @@ def not_built(view: View) -> Problems:
 
 
 def _built(field: str) -> str:
-    fixed = {"clock": "wall", "tuning": "same", "precision": "fp32 or fp64"}
+    fixed = {
+        "clock": "wall",
+        "tuning": "same",
+        "precision": "fp32 or fp64",
+        "device": "cpu",
+        "server_placement": "own_host",
+        "rank_placement": "replica_major",
+    }
     if field in fixed:
         return fixed[field]
     names = list(members.WITHOUT_FILE) if field == "cluster" else plugins.names(field)

@@ -143,6 +143,8 @@ CASES = [
     ("backup workers", "backup_workers(2) of replicas(2)",
      {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"backup_workers": 2}}},
      {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"backup_workers": 1}}}),
+    ("k_sync servers", "servers = 2", {"sync": "k_sync", **SERVER, "replicas": 2, "servers": 2},
+     {"sync": "k_sync", **SERVER, "replicas": 2, "servers": 1}),
     ("straggler", "numbered 0 to 1", {"replicas": 2, "straggler": {"2": 4.0}}, {"replicas": 2, "straggler": {"1": 4.0}}),
     ("straggler", "1 or more", {"straggler": {"0": 0.5}}, {"straggler": {"0": 1.0}}),
     ("faults", "rank 2 of 2 ranks", {"replicas": 2, "faults": ({"rank": 2, "phase": "compute"},)},
@@ -221,7 +223,11 @@ def test_every_planned_member_resolves_and_is_not_built_or_legal(kind, name):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"clock": "virtual"}, {"tuning": "per_strategy"}, {"precision": "bf16"}, {"cluster": "kubernetes"}]
+    "fields",
+    [
+        {"clock": "virtual"}, {"tuning": "per_strategy"}, {"precision": "bf16"}, {"cluster": "kubernetes"},
+        {"device": "cuda"}, {"server_placement": "with_worker"}, {"rank_placement": "part_major"},
+    ],
 )
 def test_settings_without_code_are_not_built(fields):
     ((name, value),) = fields.items()
