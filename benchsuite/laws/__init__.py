@@ -1,0 +1,76 @@
+"""What strategies must obey: laws, each with a broken twin that it must catch.
+
+One file per family; its `LAWS` are found by file name (`families`). A law is called with ranks and a resolved cell and
+answers with a `Figure`: a value and the bound that it may not pass. Ranks are threads of this process
+(`ranks.thread_ranks`) or whatever runs `body(comm)` on so many ranks. Called by the tests and by `benchsuite verify`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from benchsuite.cell import Cell
+from benchsuite.comm.process import ProcessComm
+
+T = TypeVar("T")
+
+
+class MakeRanks(Protocol):
+    """Runs `body(comm)` on `size` ranks, returns what each returned, raises the first error."""
+
+    def __call__(self, size: int, body: Callable[[ProcessComm], T], *, strict: str = "") -> list[T]:
+        """`strict = "nccl"`: refuses on gloo what NCCL cannot do."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a law found. It holds where the value is at most the bound; 0 as a bound means exactly."""
+
+    value: float
+    bound: float
+    detail: str = ""  # where the value was found, with both numbers
+
+    @property
+    def holds(self) -> bool:
+        return not math.isnan(self.value) and self.value <= self.bound
+
+    def __str__(self) -> str:
+        relation = "<=" if self.holds else "is not <="
+        return f"{self.value:.3g} {relation} {self.bound:.3g}" + (f": {self.detail}" if self.detail else "")
+
+
+Check = Callable[[MakeRanks, Cell], Figure]
+
+
+@dataclass(frozen=True)
+class Control:
+    """A negative control: the law, handed something broken, must not hold."""
+
+    broken: str  # what is broken
+    check: Check
+    on: Mapping[str, Any] = field(default_factory=dict)  # fields of the cell that it is shown on
+
+
+@dataclass(frozen=True)
+class Law:
+    """A statement, how it is checked, the cells that it speaks about, its negative controls."""
+
+    name: str
+    check: Check
+    applies: Callable[[Cell], bool]  # of a resolved, legal cell
+    controls: tuple[Control, ...]
+
+
+def families() -> dict[str, tuple[Law, ...]]:
+    """Family (file name) -> its laws."""
+    found = {}
+    for module_info in pkgutil.iter_modules(__path__):
+        laws = getattr(importlib.import_module(f"{__name__}.{module_info.name}"), "LAWS", None)
+        if laws is not None:
+            found[module_info.name] = tuple(laws)
+    return found

@@ -1,0 +1,54 @@
+"""Laws of parameter servers: the number of servers changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+from benchsuite.cell import Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws.runs import Change, count_different, recipe_of, run, worst
+from benchsuite.laws.synchronous import is_synchronous
+
+
+def servers_do_not_matter(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Every worker pulls, after every step, the bits that one server would have answered.
+
+    Elementwise optimisers only, and without clipping: a norm over slices is added in another order.
+    """
+    one = run(make_ranks, dataclasses.replace(cell, servers=1))
+    many = run(make_ranks, cell, change=change)
+    value, where = worst([
+        (count_different(mine, theirs), f"worker {a.rank} after step {step}")
+        for a, b in zip(many.workers, one.workers, strict=True)
+        for step, (mine, theirs) in enumerate(zip(a.params, b.params, strict=True))
+    ])  # fmt: skip
+    return Figure(value, 0, f"{value:.0f} elements differ from one server's, worst {where}, {cell.label}")
+
+
+def _applies(cell: Cell) -> bool:
+    recipe = recipe_of(cell)
+    return cell.num_servers > 1 and cell.sync == "synchronous" and is_synchronous(cell) and recipe.clip_norm is None
+
+
+_ON = {"sync": "synchronous", "topology": "parameter_server", "servers": 2, "replicas": 3}
+
+LAWS = (
+    Law(
+        "the number of servers changes no bit",
+        servers_do_not_matter,
+        _applies,
+        (
+            Control(
+                "the second server adds from the last rank down",
+                partial(servers_do_not_matter, change=twins.with_policy(twins.Backwards, from_server=1)),
+                _ON,
+            ),
+            Control(
+                "the second server does not divide",
+                partial(servers_do_not_matter, change=twins.with_policy(twins.Undivided, from_server=1)),
+                _ON,
+            ),
+        ),
+    ),
+)

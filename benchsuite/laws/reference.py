@@ -1,0 +1,36 @@
+"""The plain loop on one process that strategies are held against: torch alone, nothing of the suite's strategies.
+
+torch's own modules, optimiser and clipping on the model's own tensors, one whole batch per step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite import training as trainings
+from benchsuite.cell import Cell
+from benchsuite.workload import seeded_layers
+
+
+def one_process(cell: Cell, *, clip_norm: float | None = None) -> list[Tensor]:
+    """Flat parameters (P,) at the start and after every step of the budget. `clip_norm` in place of the recipe's."""
+    dtype = trainings.DTYPES[cell.precision]
+    workload = trainings.make_workload(cell)
+    workload.start(seed=cell.seed, dtype=dtype)
+    recipe = trainings.make_recipe(cell, workload)
+    model = nn.Sequential(*seeded_layers(workload, cell.seed)).to(dtype)
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = recipe.make_optimizer(params)
+    flat = [nn.utils.parameters_to_vector(params).detach().clone()]
+    for step in range(recipe.budget // recipe.global_batch):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr(step * recipe.global_batch / recipe.budget)
+        batch = workload.batch(step, shard=0, num_shards=1)
+        optimizer.zero_grad()
+        workload.loss(model(batch.x), batch).backward()  # type: ignore[no-untyped-call]
+        if (limit := clip_norm or recipe.clip_norm) is not None:
+            torch.nn.utils.clip_grad_norm_(params, limit)
+        optimizer.step()
+        flat.append(nn.utils.parameters_to_vector(params).detach().clone())
+    return flat

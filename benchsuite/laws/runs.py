@@ -1,0 +1,248 @@
+"""A cell, run on ranks for the laws: parameters after every step, losses, traffic, events, the servers' push logs.
+
+What is run can be changed on each rank by a `Change` (another recipe, given gradients, a broken twin). Everything that
+is handed over is plain data, so that ranks may be threads or processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite import cell as cells
+from benchsuite import training as trainings
+from benchsuite.cell import Cell, Scalar
+from benchsuite.comm import Comm, Traffic
+from benchsuite.laws import MakeRanks
+from benchsuite.sync import Events, Work
+from benchsuite.topology import bounds
+from benchsuite.topology.serving import ServerLog
+from benchsuite.training import Training
+from benchsuite.workload import Batch, Handle, Part, Ready, Recipe, Shapes
+
+Change = Callable[[Training], Training]
+
+
+@dataclass(frozen=True)
+class PushLog:
+    """A server's log as plain integers; one entry per push in the order of arrival."""
+
+    worker: list[int]
+    tag: list[int]  # number of the batch
+    version_read: list[int]
+    version_before: list[int]  # just before its apply, or at its arrival where it was not applied at once
+    version_next: list[int]  # of the answer to it; -1 = not answered
+    version: int  # updates in all
+    replies: list[int]
+    first_read: list[int]
+    last_read: list[int]
+    overlapped_replies: int
+
+    @property
+    def staleness(self) -> list[int]:
+        return [before - read for before, read in zip(self.version_before, self.version_read, strict=True)]
+
+
+def push_log(log: ServerLog) -> PushLog:
+    """The log of a server that has ended."""
+    columns = log.columns()
+    return PushLog(
+        worker=columns["worker"],
+        tag=columns["tag"],
+        version_read=columns["version_read"],
+        version_before=columns["version_before"],
+        version_next=columns["version_next"],
+        version=log.version,
+        replies=list(log.replies),
+        first_read=list(log.first_read),
+        last_read=list(log.last_read),
+        overlapped_replies=log.overlapped_replies,
+    )
+
+
+@dataclass(frozen=True)
+class RankRun:
+    """What one rank left behind. `params`: at the start, then after every step (a server: of its slice, per version)."""
+
+    rank: int
+    params: list[Tensor]
+    losses: list[float]
+    work: list[Work]
+    traffic: Traffic
+    events: dict[str, int]
+    shapes: Shapes
+    log: PushLog | None
+    after: Any = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """All ranks of one run."""
+
+    cell: Cell
+    ranks: list[RankRun]
+
+    @property
+    def workers(self) -> list[RankRun]:
+        return self.ranks[: self.cell.num_workers]
+
+    @property
+    def servers(self) -> list[RankRun]:
+        return self.ranks[self.cell.num_workers :]
+
+    @property
+    def logs(self) -> list[PushLog]:
+        return [server.log for server in self.servers if server.log is not None]
+
+    @property
+    def traffic(self) -> Traffic:
+        """Sum over the ranks."""
+        return sum((rank.traffic for rank in self.ranks), Traffic())
+
+    @property
+    def events(self) -> Events:
+        return trainings.gather_events([rank.events for rank in self.ranks])
+
+    @property
+    def slices(self) -> list[tuple[int, int]]:
+        """Range of the flat vector that each server owns."""
+        return bounds(self.workers[0].params[0].numel(), max(1, self.cell.num_servers))
+
+
+def run(
+    make_ranks: MakeRanks,
+    cell: Cell,
+    *,
+    change: Change | None = None,
+    after: Callable[[Training], Any] | None = None,
+    strict: str = "",
+) -> Run:
+    """Runs the cell to its budget. `change` is made on each rank before its first step; `after` is called at its end."""
+    cell = cells.resolve(cell)
+    return Run(cell, make_ranks(cell.world_size, partial(one_rank, cell=cell, change=change, after=after), strict=strict))
+
+
+def one_rank(
+    comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[Training], Any] | None
+) -> RankRun:
+    """The life of one rank, without measuring."""
+    training = trainings.build(cell, comm)
+    if change is not None:
+        training = change(training)
+    params: list[Tensor] = []
+    losses: list[float] = []
+    done: list[Work] = []
+    log = None
+    if training.is_server:
+        shard = training.shard()
+        params.append(shard.clone())
+        log = training.serve(lambda samples, version: params.append(shard.clone()))
+    else:
+        params.append(training.part.params.clone())
+        while (work := training.strategy.next_index()) is not None:
+            index, shard_number, num_shards = work
+            batch = training.workload.batch(index, shard=shard_number, num_shards=num_shards)
+            losses.append(training.strategy.step(batch))
+            done.append(work)
+            params.append(training.part.params.clone())
+        training.strategy.finish()
+    events = dict(training.strategy.events) if log is None else {"updates": log.version}
+    traffic = comm.traffic + Traffic()  # a copy: what `after` sends is not the run's
+    return RankRun(
+        rank=comm.rank,
+        params=params,
+        losses=losses,
+        work=done,
+        traffic=traffic,
+        events=events,
+        shapes=dict(training.part.shapes),
+        log=None if log is None else push_log(log),
+        after=None if after is None else after(training),
+    )
+
+
+# -- changes ---------------------------------------------------------------------------------------------------
+
+
+def rebuilt(training: Training, **pieces: Any) -> Training:
+    """The same rank with other pieces (started, where they need it), and a fresh strategy on them unless one is given."""
+    strategy = trainings.make("sync", training.cell.sync, trainings.options_for(training.cell, "sync"))
+    changed = dataclasses.replace(training, **{"strategy": strategy, **pieces})
+    changed.strategy.start(changed.comm, changed.part, changed.recipe, changed.topology, changed.compression)
+    return changed
+
+
+def both(first: Change | None, second: Change | None) -> Change:
+    """One change after the other."""
+
+    def change(training: Training) -> Training:
+        for one in (first, second):
+            training = training if one is None else one(training)
+        return training
+
+    return change
+
+
+class GivenGradient:
+    """A part whose gradient is given instead of computed: `fill(grad, step)`."""
+
+    def __init__(self, part: Part, fill: Callable[[Tensor, int], None]) -> None:
+        self._part, self._fill, self._step = part, fill, 0
+        self.module, self.shapes, self.params = part.module, part.shapes, part.params
+        self.infer, self.wrap, self.backward = part.infer, part.wrap, part.backward
+
+    @property
+    def grad(self) -> Tensor:
+        return self._part.grad
+
+    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+        self._fill(self.grad, self._step)
+        self._step += 1
+        return 0.0
+
+
+# -- cells -----------------------------------------------------------------------------------------------------
+
+
+def with_options(cell: Cell, member: str, **values: Scalar) -> Cell:
+    """The cell with other options of one of its members."""
+    options = {name: dict(given) for name, given in cell.options.items()}
+    options[member] = {**options.get(member, {}), **values}
+    return dataclasses.replace(cell, options=options)
+
+
+def option(cell: Cell, member: str, name: str) -> Any:
+    """An option's value in a resolved cell, None where it has no such option."""
+    return cell.options.get(member, {}).get(name)
+
+
+def recipe_of(cell: Cell) -> Recipe:
+    """The recipe that the cell trains with."""
+    cell = cells.resolve(cell)
+    return trainings.make_recipe(cell, trainings.make_workload(cell))
+
+
+def with_servers(cell: Cell) -> bool:
+    """Whether the cell has parameter servers."""
+    return cell.num_servers > 0
+
+
+def count_different(one: Tensor, other: Tensor) -> int:
+    """Elements whose values differ (a NaN differs from everything)."""
+    return int((one != other).sum())
+
+
+def relative(difference: Tensor, reference: Tensor) -> float:
+    """||difference|| / ||reference||."""
+    return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference))
+
+
+def worst(figures: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """The largest value with where it was found; a NaN is larger than all."""
+    return max(figures, key=lambda pair: (pair[0] != pair[0], pair[0]), default=(float("nan"), "nothing was compared"))

@@ -1,0 +1,198 @@
+"""Laws of synchronous training: it is one process on the concatenated batch, whatever travels how.
+
+Speaks about `synchronous` on every topology, `ddp`, and `k_sync` without backup workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite.cell import Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws.reference import one_process
+from benchsuite.laws.runs import (
+    Change, GivenGradient, both, count_different, option, rebuilt, recipe_of, relative, run, worst,
+)  # fmt: skip
+from benchsuite.training import Training
+
+FLOAT64 = 1e-10
+FLOAT32 = 1e-6  # plain SGD over 10 steps; correct float32 code with AdamW drifts by 1e-4
+
+
+def is_synchronous(cell: Cell) -> bool:
+    """Whether every update is the mean over all workers of one version."""
+    return cell.sync in ("synchronous", "ddp") or option(cell, "k_sync", "backup_workers") == 0
+
+
+def equals_one_process(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, clip_norm: float | None = None, strict: str = ""
+) -> Figure:
+    """Every worker's parameters after every step are those of one process on the whole batch.
+
+    `clip_norm` clips both, where the recipe does not.
+    """
+    clipped = None if clip_norm is None else partial(with_clip_norm, clip_norm=clip_norm)
+    result = run(make_ranks, cell, change=both(clipped, change), strict=strict)
+    reference = one_process(result.cell, clip_norm=clip_norm)
+    value, where = worst([
+        (relative(mine - theirs, theirs), f"worker {worker.rank} after step {step}")
+        for worker in result.workers
+        for step, (mine, theirs) in enumerate(zip(worker.params, reference, strict=True))
+    ])  # fmt: skip
+    steps = len(reference) - 1
+    bound = FLOAT64 if result.cell.precision == "fp64" else FLOAT32
+    return Figure(value, bound, f"||difference|| / ||parameters||, largest of {steps} steps: {where}, {cell.label}")
+
+
+def replicas_agree(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, strict: str = "") -> Figure:
+    """After every step all workers hold the same bits."""
+    result = run(make_ranks, cell, change=change, strict=strict)
+    first = result.workers[0].params
+    different = sum(
+        count_different(mine, theirs)
+        for worker in result.workers[1:]
+        for mine, theirs in zip(worker.params, first, strict=True)
+    )
+    elements = first[0].numel() * len(first) * (len(result.workers) - 1)
+    return Figure(different, 0, f"{different} of {elements} elements differ from worker 0's, {cell.label}")
+
+
+def alone_is_the_plain_loop(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """One worker: bit for bit the plain loop. (Clipped, torch takes a norm of norms, which rounds otherwise.)"""
+    result = run(make_ranks, cell, change=change)
+    reference = one_process(result.cell)
+    different = sum(count_different(a, b) for a, b in zip(result.workers[0].params, reference, strict=True))
+    elements = reference[0].numel() * len(reference)
+    return Figure(different, 0, f"{different} of {elements} elements differ from the plain loop, {cell.label}")
+
+
+def integers_are_exact(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Integer-valued float32 gradients: sum first, divide once, so all topologies give the bits of the serial sum."""
+    cell = dataclasses.replace(cell, precision="fp32")
+    result = run(make_ranks, cell, change=both(with_integer_gradients, change))
+    num_workers, recipe = result.cell.num_workers, recipe_of(result.cell)
+    flat = result.workers[0].params[0].clone()
+    optimizer = recipe.make_optimizer([flat])
+    different = 0
+    for step in range(recipe.budget // recipe.global_batch):
+        total = torch.zeros_like(flat)
+        for worker in range(num_workers):
+            total += integers(worker, step, flat.numel())
+        flat.grad = total / num_workers
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr(step * recipe.global_batch / recipe.budget)
+        optimizer.step()
+        different += sum(count_different(worker.params[step + 1], flat) for worker in result.workers)
+    return Figure(different, 0, f"{different} elements differ from the serial sum, {cell.label}")
+
+
+def integers(worker: int, step: int, numel: int) -> Tensor:
+    """Small integers, other ones for every worker and step."""
+    generator = torch.Generator().manual_seed(1000 * step + worker)
+    return torch.randint(-50, 51, (numel,), generator=generator).float()
+
+
+def with_integer_gradients(training: Training) -> Training:
+    """Gives every worker integers as gradients, unclipped."""
+    rank = training.comm.rank
+
+    def fill(grad: Tensor, step: int) -> None:
+        grad.copy_(integers(rank, step, grad.numel()))
+
+    recipe = dataclasses.replace(training.recipe, clip_norm=None)
+    return rebuilt(training, part=GivenGradient(training.part, fill), recipe=recipe)
+
+
+def with_clip_norm(training: Training, *, clip_norm: float) -> Training:
+    """Clips, whatever the recipe says."""
+    return rebuilt(training, recipe=dataclasses.replace(training.recipe, clip_norm=clip_norm))
+
+
+def _on(change: Change, law: Any, broken: str, **on: Any) -> Control:
+    return Control(broken, partial(law, change=change), on)
+
+
+_RING: Mapping[str, Any] = {"sync": "synchronous", "topology": "ring", "replicas": 3}
+_SERVER: Mapping[str, Any] = {"sync": "synchronous", "topology": "parameter_server", "servers": 1, "replicas": 3}
+
+
+def _backup(make_ranks: MakeRanks, cell: Cell) -> Figure:
+    """One backup worker: the server does not wait for the last, whose gradient is dropped."""
+    result = run(make_ranks, cell)
+    reference = one_process(result.cell)
+    last = torch.cat([server.params[-1] for server in result.servers])
+    return Figure(relative(last - reference[-1], reference[-1]), FLOAT64, "with one backup worker")
+
+
+LAWS = (
+    Law(
+        "synchronous training equals one process on the whole batch",
+        equals_one_process,
+        is_synchronous,
+        (
+            _on(twins.with_mean(twins.sum_only), equals_one_process, "the divide by N is missing", **_RING),
+            _on(twins.with_mean(twins.silent), equals_one_process, "nothing is synchronised", **_RING),
+            _on(twins.with_mean(twins.chunk_skipped), equals_one_process, "one element is not reduced", **_RING),
+            _on(twins.with_policy(twins.Undivided), equals_one_process, "the server does not divide", **_SERVER),
+            _on(twins.with_policy(twins.Early), equals_one_process, "applied before all pushes are in", **_SERVER),
+            _on(twins.with_server(twins.Deaf), equals_one_process, "the answer is dropped", **_SERVER),
+            Control(
+                "a backup worker's gradient is dropped",
+                _backup,
+                {**_SERVER, "sync": "k_sync", "options": {"k_sync": {"backup_workers": 1}}},
+            ),
+            Control(
+                "each replica's gradient is clipped instead of the mean",
+                partial(equals_one_process, change=twins.clips_each, clip_norm=0.5),
+                _RING,
+            ),
+        ),
+    ),
+    Law(
+        "replicas hold the same bits after every step",
+        replicas_agree,
+        lambda cell: is_synchronous(cell) and cell.replicas > 1,
+        (
+            _on(twins.with_mean(twins.silent), replicas_agree, "nothing is synchronised", **_RING),
+            _on(twins.with_mean(twins.chunk_skipped), replicas_agree, "one element is not reduced", **_RING),
+            _on(twins.with_server(twins.Deaf), replicas_agree, "the answer is dropped", **_SERVER),
+        ),
+    ),
+    Law(
+        "one worker is bit for bit the plain loop",
+        alone_is_the_plain_loop,
+        lambda cell: cell.replicas == 1 and recipe_of(cell).clip_norm is None and cell.sync != "ddp",
+        (
+            Control(
+                "a mean that rounds once more",
+                partial(alone_is_the_plain_loop, change=twins.with_mean(twins.detour)),
+                {**_RING, "replicas": 1},
+            ),
+            _on(
+                twins.with_server(twins.Deaf), alone_is_the_plain_loop, "the answer is dropped",
+                **{**_SERVER, "replicas": 1},
+            ),
+            _on(
+                twins.with_server(twins.Deaf), alone_is_the_plain_loop, "the answer is dropped, asynchronous",
+                **{**_SERVER, "replicas": 1, "sync": "asynchronous"},
+            ),
+        ),
+    ),
+    Law(
+        "integer gradients give the bits of the serial sum on every topology",
+        integers_are_exact,
+        lambda cell: is_synchronous(cell) and cell.sync != "ddp" and cell.compression == "none",
+        (
+            _on(twins.with_mean(twins.divided_first), integers_are_exact, "divides before it adds", **_RING),
+            _on(twins.with_mean(twins.chunk_skipped), integers_are_exact, "one element is not reduced", **_RING),
+            _on(twins.with_policy(twins.Undivided), integers_are_exact, "the server does not divide", **_SERVER),
+        ),
+    ),
+)
+

@@ -1,0 +1,133 @@
+"""Laws of traffic: what a whole run sent is what its strategy's file predicts from shapes and recorded events."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+from benchsuite import training as trainings
+from benchsuite.cell import Cell
+from benchsuite.comm import Traffic
+from benchsuite.compression import Compression
+from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws.runs import Change, Run, recipe_of, run
+from benchsuite.laws.topology import compare, is_counted
+from benchsuite.measure.traffic_mode import Call, TrafficMode, derive
+from benchsuite.sync import Events, Setting, Strategy
+from benchsuite.topology import Topology
+from benchsuite.training import Training
+
+
+def counted_is_predicted(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, forgets_clipping: bool = False
+) -> Figure:
+    """Bytes and messages per (source, destination), over the whole run, goodbyes and clipping included."""
+    result = run(make_ranks, cell, change=change)
+    return compare(result.traffic, predicted(result, forgets_clipping=forgets_clipping), result.cell)
+
+
+def predicted(result: Run, *, forgets_clipping: bool = False) -> Traffic:
+    """What a strategy that never ran says of this run."""
+    strategy, setting = described(result.cell)
+    if forgets_clipping:
+        setting = dataclasses.replace(setting, clip=False)
+    return strategy.predicted_traffic(result.workers[0].shapes, result.events, setting)
+
+
+def described(cell: Cell) -> tuple[Strategy, Setting]:
+    """The strategy, not started, and what its prediction may depend on."""
+    topology: Topology = trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
+    compression: Compression = trainings.make("compression", cell.compression, trainings.options_for(cell, "compression"))
+    strategy: Strategy = trainings.make("sync", cell.sync, trainings.options_for(cell, "sync"))
+    clip = recipe_of(cell).clip_norm is not None
+    return strategy, trainings.setting(cell, topology, compression, clip=clip)
+
+
+def undisturbed_is_expected(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """An undisturbed run's total bytes are those announced before it ran (who is fast decides the edges)."""
+    result = run(make_ranks, cell, change=change)
+    strategy, setting = described(result.cell)
+    recipe = recipe_of(result.cell)
+    events: Events = strategy.expected_events(recipe.budget // recipe.global_batch, setting)
+    before = strategy.predicted_traffic(result.workers[0].shapes, events, setting)
+    counted, told = result.traffic.payload_bytes, before.payload_bytes
+    return Figure(abs(counted - told), 0, f"{counted} bytes counted, {told} expected, {result.cell.label}")
+
+
+def library_is_seen(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """One more step under the dispatch mode: the library's all-reduces carry the whole gradient once, and nothing else.
+
+    Our own counters saw nothing. The value is what is missing or too much, in elements and bytes.
+    """
+    result = run(make_ranks, cell, change=change, after=_one_step_seen)
+    strategy, setting = described(result.cell)
+    shapes, workers = result.workers[0].shapes, result.cell.num_workers
+    once = {name: [1] * workers for name in result.events}
+    told = strategy.predicted_traffic(shapes, once, setting)
+    numel = sum(shape.numel() for shape in shapes.values())
+    value, seen = float(result.traffic.payload_bytes), 0
+    for worker in result.workers:
+        calls: list[Call] = worker.after
+        seen = sum(call.numel for call in calls if call.name == "allreduce")
+        value += abs(seen - numel) + sum(call.name != "allreduce" for call in calls)
+        gap = abs(derive(calls, workers).payload_bytes - told.payload_bytes)
+        # buckets round their chunks: a bucket's bytes are exact, its edges may differ by an element
+        value += 0 if gap == 0 else gap
+    return Figure(value, 0, f"{seen} elements seen in all-reduces, {numel} in the gradient, {result.cell.label}")
+
+
+def _one_step_seen(training: Training) -> list[Call]:
+    with TrafficMode() as mode:
+        training.strategy.step(
+            training.workload.batch(0, shard=training.comm.rank, num_shards=training.topology.num_workers)
+        )
+    return mode.calls
+
+
+_TWICE = partial(counted_is_predicted, change=twins.with_mean(twins.twice))
+_SERVER = {"topology": "parameter_server", "servers": 2, "replicas": 2}
+
+LAWS = (
+    Law(
+        "counted traffic of a run is the predicted",
+        counted_is_predicted,
+        is_counted,
+        (
+            Control("the ring synchronises twice", _TWICE, {"topology": "ring", "replicas": 3}),
+            Control(
+                "pushes twice",
+                partial(counted_is_predicted, change=twins.with_server(twins.Repeating)),
+                {**_SERVER, "sync": "synchronous"},
+            ),
+        ),
+    ),
+    Law(
+        "counted traffic of a run is what was expected before it",
+        undisturbed_is_expected,
+        lambda cell: is_counted(cell) and recipe_of(cell).clip_norm is None,
+        (
+            Control(
+                "the ring synchronises twice",
+                partial(undisturbed_is_expected, change=twins.with_mean(twins.twice)),
+                {"topology": "ring", "replicas": 3},
+            ),
+        ),
+    ),
+    Law(
+        "the library's collectives are seen with their sizes",
+        library_is_seen,
+        lambda cell: not is_counted(cell) and cell.replicas > 1,
+        (
+            Control(
+                "nothing is synchronised",
+                partial(library_is_seen, change=twins.with_mean(twins.silent)),
+                {"topology": "native", "replicas": 2},
+            ),
+            Control(
+                "synchronises twice",
+                partial(library_is_seen, change=twins.with_mean(twins.twice)),
+                {"topology": "native", "replicas": 2},
+            ),
+        ),
+    ),
+)
