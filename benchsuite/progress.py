@@ -18,6 +18,9 @@ class Progress:
     def start(self, *, total: int, stored: int, refused: int) -> None:
         """Before the first cell."""
 
+    def refuse(self, cell: Cell, reason: str) -> None:
+        """A cell is not launched: which rule says so, and the remedy."""
+
     def begin(self, cell: Cell, position: int, left_s: float | None) -> None:
         """A cell is launched."""
 
@@ -44,6 +47,9 @@ class Lines(Progress):
 
             self.live = Console(file=self.stream).status("starting")
             self.live.start()
+
+    def refuse(self, cell: Cell, reason: str) -> None:
+        self._line(f"unsupported: {cell.label}: {reason}")
 
     def begin(self, cell: Cell, position: int, left_s: float | None) -> None:
         if self.live:

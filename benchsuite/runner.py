@@ -91,6 +91,8 @@ def run_cells(
     progress.start(total=len(launched), stored=tally.stored, refused=len(refused))
     try:
         reasons = {cell.id: reason for cell, reason in refused}
+        for cell in {cell.id: cell for cell, _ in refused}.values():
+            progress.refuse(cell, reasons[cell.id])
         for cell in recorded:
             run = _unsupported(cell, reasons[cell.id], setting)
             tally.add(run, store.write(run))

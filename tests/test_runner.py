@@ -114,3 +114,13 @@ def test_exit_codes() -> None:
 
 def test_durations_are_read_at_a_glance() -> None:
     assert [duration(s) for s in (None, 0.4, 59, 200, 7500)] == ["unknown", "0 s", "59 s", "3 min 20 s", "2 h 5 min"]
+
+
+def test_a_refused_cell_is_said_on_stderr_once_whatever_the_number_of_seeds(tmp_path: Path) -> None:
+    cell, stream = Cell(topology="ring", sync="asynchronous"), io.StringIO()
+    refused = [(cell.with_seed(seed), "a ring is a collective: use ..") for seed in (0, 1)]
+    run_cells(
+        [], Store(tmp_path), setting=SETTING, launch=lambda _: pytest.fail("launched"), refused=refused,
+        progress=Lines(stream),
+    )  # fmt: skip
+    assert stream.getvalue().count("unsupported: cnn asynchronous ring N=1: a ring is a collective: use ..") == 1
