@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -128,12 +129,20 @@ def load(kind: str, reference: str) -> type[Any]:
         module = importlib.import_module(f"{prefix}.{plugin.name}")
     else:
         module_name = f"benchsuite_user_{kind}_{plugin.name}_{plugin.digest[:8]}"
-        module = sys.modules.get(module_name) or _import_path(module_name, plugin.path)
+        module = _import_path(module_name, plugin.path)
     loaded: type[Any] = getattr(module, class_name)
     return loaded
 
 
+_importing = threading.RLock()  # thread ranks load at once; one must not see another's half-imported module
+
+
 def _import_path(module_name: str, path: Path) -> Any:
+    with _importing:
+        return sys.modules.get(module_name) or _execute(module_name, path)
+
+
+def _execute(module_name: str, path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

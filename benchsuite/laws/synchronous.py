@@ -161,7 +161,7 @@ LAWS = (
         (
             _on(twins.with_mean(twins.silent), replicas_agree, "nothing is synchronised", **_RING),
             _on(twins.with_mean(twins.chunk_skipped), replicas_agree, "one element is not reduced", **_RING),
-            _on(twins.with_server(twins.Deaf), replicas_agree, "the answer is dropped", **_SERVER),
+            _on(twins.with_server(twins.Deaf, from_rank=2), replicas_agree, "one worker drops the answer", **_SERVER),
         ),
     ),
     Law(

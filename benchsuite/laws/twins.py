@@ -102,10 +102,12 @@ class Repeating(ParameterServer):
         super().exchange(push, pull, tag=tag)
 
 
-def with_server(twin: Callable[[], ParameterServer]) -> Change:
-    """The ranks with this parameter server."""
+def with_server(twin: Callable[[], ParameterServer], *, from_rank: int = 0) -> Change:
+    """The ranks from number `from_rank` on with this parameter server."""
 
     def change(training: Training) -> Training:
+        if training.comm.rank < from_rank:
+            return training
         topology = twin()
         topology.start(training.comm, num_servers=training.cell.num_servers)
         return rebuilt(training, topology=topology)

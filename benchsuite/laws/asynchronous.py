@@ -1,0 +1,87 @@
+"""Laws of asynchronous training that need the lock: with gradients of ones, every answer is one whole version."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchsuite.cell import Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws.runs import Change, GivenGradient, both, rebuilt, run, with_options
+from benchsuite.laws.server_log import has_lock
+from benchsuite.training import Training
+
+
+def answers_are_whole_versions(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Start vector 0, lr 1, every gradient 1: each pulled slice is constant, each of -1 .. -U is pulled once, and the
+    server ends at -U (exact while U < 2^24)."""
+    cell = with_options(cell, "asynchronous", lr_rule="same")
+    result = run(make_ranks, cell, change=both(_ones, change))
+    updates = sum(result.events["pushes"])
+    torn, values, ends = 0, [], []
+    for server, (start, stop) in zip(result.servers, result.slices, strict=True):
+        pulled = [vector[start:stop] for worker in result.workers for vector in worker.params[1:]]
+        torn += sum(not bool((piece == piece[0]).all()) for piece in pulled)
+        values.append(sorted(-int(piece[0]) for piece in pulled))
+        ends.append(-float(server.params[-1].max()))
+    expected = list(range(1, updates + 1))
+    strange = sum(1 for read in values for mine, theirs in zip(read, expected, strict=False) if mine != theirs)
+    missing = sum(abs(len(read) - updates) for read in values)
+    gap = sum(abs(end - updates) for end in ends)
+    return Figure(
+        torn + strange + missing + gap,
+        0,
+        f"{torn} torn answers, {strange + missing} versions not pulled once, servers end at -{ends}, U = {updates}, "
+        f"{cell.label}",
+    )
+
+
+def _ones(training: Training) -> Training:
+    training.part.params.zero_()
+    part = GivenGradient(training.part, _one)
+    recipe = dataclasses.replace(
+        training.recipe,
+        make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
+        lr=lambda progress: 1.0,
+        clip_norm=None,
+    )
+    return rebuilt(training, part=part, recipe=recipe)
+
+
+def _one(grad: Tensor, step: int) -> None:
+    grad.fill_(1.0)
+
+
+_ON = {"sync": "asynchronous", "topology": "parameter_server", "servers": 1, "replicas": 3}
+
+
+class _Twofold(twins.Policy):
+    """Applies every gradient twice."""
+
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
+        super().apply(gradient, num_gradients=num_gradients)
+        super().apply(gradient, num_gradients=num_gradients)
+
+
+LAWS = (
+    Law(
+        "gradients of ones: every answer is one whole version, the last one -U",
+        answers_are_whole_versions,
+        has_lock,
+        (
+            Control("torn answers", partial(answers_are_whole_versions, change=twins.with_policy(twins.Torn)), _ON),
+            Control(
+                "every fourth update is lost",
+                partial(answers_are_whole_versions, change=twins.with_policy(twins.Forgetful)),
+                _ON,
+            ),
+            Control(
+                "every update is made twice", partial(answers_are_whole_versions, change=twins.with_policy(_Twofold)), _ON
+            ),
+            Control("answers are lost", partial(answers_are_whole_versions, change=twins.with_server(twins.Deaf)), _ON),
+        ),
+    ),
+)

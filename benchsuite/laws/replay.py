@@ -1,0 +1,177 @@
+"""Laws by replay: from the push log alone, one process computes the parameters of every version again.
+
+Each push's gradient is computed again from its batch and the version that it claims to have read; with several servers
+that is one version per slice. This is what ties the log to the run: a gradient of another version, a push applied
+twice, an answer that was lost, all end elsewhere.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite import training as trainings
+from benchsuite.cell import Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws.runs import Change, PushLog, Run, option, relative, run, worst
+from benchsuite.laws.server_log import Read, as_written, is_asynchronous, reads_forgotten
+from benchsuite.workload import seeded_layers
+
+FLOAT64 = 1e-10
+
+
+def push_log_replay(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written
+) -> Figure:
+    """Every version of every server's slice, computed again from the push log."""
+    result = run(make_ranks, cell, change=change)
+    versions = Replay(result, [read(log) for log in result.logs]).versions()
+    value, where = worst([
+        (relative(mine - theirs, theirs) if mine.shape == theirs.shape else float("nan"), f"server {j}, version {v}")
+        for j, server in enumerate(result.servers)
+        for v, (mine, theirs) in enumerate(_paired(server.params, versions[j]))
+    ])  # fmt: skip
+    stale = sum(sum(log.staleness) for log in result.logs)
+    return Figure(value, FLOAT64, f"||difference|| / ||slice||, {where}, staleness {stale} in all, {cell.label}")
+
+
+def _paired(mine: list[Tensor], theirs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Version by version; where one list is longer, its rest is compared with nothing."""
+    none = torch.zeros(0)
+    length = max(len(mine), len(theirs))
+    longer = [side + [none] * (length - len(side)) for side in (mine, theirs)]
+    return list(zip(*longer, strict=True))
+
+
+class Replay:
+    """The servers' updates in the order of their logs, with gradients computed here."""
+
+    def __init__(self, result: Run, logs: list[PushLog]) -> None:
+        cell = self._cell = result.cell
+        dtype = trainings.DTYPES[cell.precision]
+        self._workload = trainings.make_workload(cell)
+        self._workload.start(seed=cell.seed, dtype=dtype)
+        self._recipe = trainings.make_recipe(cell, self._workload)
+        self._model = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        start = nn.utils.parameters_to_vector(self._parameters).detach()
+        self._at_once = cell.sync == "asynchronous"
+        self._gradients: dict[int, Tensor] = {}
+        self._read = [dict(zip(log.tag, log.version_read, strict=True)) for log in logs]
+        self._slices = result.slices
+        self._servers = [
+            _Server(start[begin:end].clone(), _updates(log, at_once=self._at_once), self)
+            for (begin, end), log in zip(self._slices, logs, strict=True)
+        ]
+
+    def versions(self) -> list[list[Tensor]]:
+        """Per server: its slice at the start and after every update."""
+        progress = True
+        while progress:
+            progress = False
+            for server, (begin, end) in zip(self._servers, self._slices, strict=True):
+                while server.pending and all(self._known(tag) for tag in server.pending[0][0]):
+                    tags, pushes_before = server.pending.pop(0)
+                    rows = [self._gradient(tag)[begin:end] for tag in tags]
+                    server.step(torch.stack(rows).sum(0) / len(rows), pushes_before)
+                    progress = True
+        return [server.versions for server in self._servers]
+
+    def optimizer(self, params: Tensor) -> torch.optim.Optimizer:
+        """The recipe's, on one slice."""
+        return self._recipe.make_optimizer([params])
+
+    def lr(self, pushes_before: int) -> float:
+        """The learning rate after so many pushes; a push of batch/N samples goes with lr/N."""
+        samples = int(pushes_before * self._recipe.global_batch / self._cell.num_workers)
+        lr = self._recipe.lr(min(samples / self._recipe.budget, 1.0))
+        shared = self._at_once and option(self._cell, "asynchronous", "lr_rule") == "equal_sample"
+        return lr / self._cell.num_workers if shared else lr
+
+    def clip(self, gradient: Tensor) -> None:
+        """Clips one gradient, as the recipe says."""
+        if self._recipe.clip_norm is not None:
+            holder = nn.Parameter(torch.zeros_like(gradient))
+            holder.grad = gradient
+            nn.utils.clip_grad_norm_([holder], self._recipe.clip_norm)
+
+    @property
+    def clips_means(self) -> bool:
+        return not self._at_once
+
+    def _known(self, tag: int) -> bool:
+        """Whether every slice has reached the version that this push has read. An impossible read never is."""
+        return all(read.get(tag, 0) < len(s.versions) for read, s in zip(self._read, self._servers, strict=True))
+
+    def _gradient(self, tag: int) -> Tensor:
+        if tag not in self._gradients:
+            read = [server.versions[versions[tag]] for server, versions in zip(self._servers, self._read, strict=True)]
+            nn.utils.vector_to_parameters(torch.cat(read), self._parameters)
+            index, shard = divmod(tag, self._cell.num_workers)
+            batch = self._workload.batch(index, shard=shard, num_shards=self._cell.num_workers)
+            loss = self._workload.loss(self._model(batch.x), batch)
+            flat = torch.cat([g.flatten() for g in torch.autograd.grad(loss, self._parameters)])
+            if not self.clips_means:
+                self.clip(flat)
+            self._gradients[tag] = flat
+        return self._gradients[tag]
+
+
+class _Server:
+    """One slice, stepped by torch's optimiser."""
+
+    def __init__(self, start: Tensor, updates: list[tuple[list[int], int]], replay: Replay) -> None:
+        self.versions, self.pending = [start.clone()], updates
+        self._params, self._replay = start, replay
+        self._optimizer = replay.optimizer(start)
+
+    def step(self, gradient: Tensor, pushes_before: int) -> None:
+        if self._replay.clips_means:
+            self._replay.clip(gradient)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._replay.lr(pushes_before)
+        self._params.grad = gradient
+        self._optimizer.step()
+        self.versions.append(self._params.clone())
+
+
+def _updates(log: PushLog, *, at_once: bool) -> list[tuple[list[int], int]]:
+    """Per update: the batches whose gradients are in it, and how many pushes came before those."""
+    if at_once:
+        return [([tag], row) for row, tag in enumerate(log.tag)]
+    updates = []
+    for version in range(log.version):
+        members = [row for row, before in enumerate(log.version_before) if before == version == log.version_read[row]]
+        in_rank_order = sorted(members, key=lambda row: log.worker[row])
+        arrived = sum(before <= version for before in log.version_before)
+        updates.append(([log.tag[row] for row in in_rank_order], arrived - len(members)))
+    return updates
+
+
+def _applies(cell: Cell) -> bool:
+    single = cell.num_servers == 1 or trainings.make_recipe(cell, trainings.make_workload(cell)).clip_norm is None
+    if is_asynchronous(cell):
+        return option(cell, "asynchronous", "lock") == "exclusive"
+    return cell.sync == "k_sync" and single  # a mean is clipped over all slices of one version
+
+
+_ON = {"sync": "asynchronous", "topology": "parameter_server", "servers": 1, "replicas": 3}
+_K = {**_ON, "sync": "k_sync"}
+
+LAWS = (
+    Law(
+        "the push log replays to the same parameters",
+        push_log_replay,
+        _applies,
+        (
+            Control("the version read is miscounted", partial(push_log_replay, read=reads_forgotten), _ON),
+            Control("gradients are one batch late", partial(push_log_replay, change=twins.late_gradient), _ON),
+            Control("the answers are lost", partial(push_log_replay, change=twins.with_server(twins.Deaf)), _ON),
+            Control("torn answers", partial(push_log_replay, change=twins.with_policy(twins.Torn)), _ON),
+            Control("gradients are one batch late, k_sync", partial(push_log_replay, change=twins.late_gradient), _K),
+            Control("a mean that is not divided", partial(push_log_replay, change=twins.with_policy(twins.Undivided)), _K),
+        ),
+    ),
+)
