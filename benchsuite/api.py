@@ -143,6 +143,7 @@ def setting(store: Store) -> Setting:
         machine=machine,
         environment_id=store.write_environment(machine, environment.collect()),
         code_id=code.code_id,
+        rules_id=code.rules_id(),
     )
 
 

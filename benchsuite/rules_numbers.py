@@ -146,7 +146,7 @@ def strategies(view: View) -> Problems:
     if sync == "k_sync" and cell.num_servers > 1:
         yield Problem(
             "k_sync servers",
-            f"servers = {cell.num_servers} with sync = k_sync: each would close a version with other workers' gradients",
+            f"servers = {cell.num_servers} with sync = k_sync: each would close its versions with other workers'",
             "set servers = 1",
         )
     if view.name("topology") == "random_matching" and cell.replicas % 2:

@@ -29,6 +29,7 @@ class Setting:
     machine: str
     environment_id: str
     code_id: Callable[[Cell], str]
+    rules_id: str  # stands for the code of a refused cell
 
 
 @dataclass
@@ -81,7 +82,7 @@ def run_cells(
     store.check_writable()
     launched, recorded = list(cells), [cell for cell, _ in refused]
     num_cells = len(launched) + len(recorded)
-    recorded = store.missing(recorded, None, setting.code_id)
+    recorded = store.missing(recorded, None, setting.rules_id)
     if not fresh:
         launched = store.missing(launched, None, setting.code_id)
     tally = Tally(stored=num_cells - len(launched) - len(recorded))
@@ -154,7 +155,7 @@ class _Estimate:
 def _unsupported(cell: Cell, reason: str, setting: Setting) -> Run:
     return Run(
         cell=cell,
-        code_id=setting.code_id(cell),
+        code_id=setting.rules_id,
         status=Status.UNSUPPORTED,
         reason=reason,
         started_at=now_iso(),

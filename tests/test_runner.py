@@ -15,7 +15,7 @@ from benchsuite.record import Run, Status
 from benchsuite.runner import Setting, Tally, interleaved, run_cells
 from benchsuite.store import Store, StoreError
 
-SETTING = Setting(machine="m", environment_id="e", code_id=lambda cell: "code")
+SETTING = Setting(machine="m", environment_id="e", code_id=lambda cell: "code", rules_id="rules")
 CELLS = [Cell(replicas=n, seed=seed) for seed in (0, 1) for n in (1, 2, 4)]
 
 
@@ -124,3 +124,11 @@ def test_a_refused_cell_is_said_on_stderr_once_whatever_the_number_of_seeds(tmp_
         progress=Lines(stream),
     )  # fmt: skip
     assert stream.getvalue().count("unsupported: cnn asynchronous ring N=1: a ring is a collective: use ..") == 1
+
+
+def test_a_refusal_of_other_rules_does_not_stand_for_a_run(tmp_path: Path) -> None:
+    """A cell that this version refuses is run by the version that no longer does."""
+    store, cell = Store(tmp_path), Cell(replicas=2)
+    run_cells([], store, setting=SETTING, launch=lambda _: pytest.fail("launched"), refused=[(cell, "not built")])
+    tally = run_cells([cell], store, setting=SETTING, launch=finished)
+    assert tally.counts[Status.OK] == 1

@@ -29,6 +29,15 @@ def code_id(cell: Cell) -> str:
     return digest.hexdigest()[:12]
 
 
+def rules_id() -> str:
+    """What a refusal depends on besides the cell: the rules. A refusal of an older version does not stand for a run."""
+    package = plugins.PACKAGE
+    digest = hashlib.sha256()
+    for path in sorted([*package.glob("rules*.py"), package / "legal.py", package / "members.py"]):
+        digest.update(f"{path.name}\0{_hash(path, path.stat().st_mtime_ns)}\0".encode())
+    return f"rules-{digest.hexdigest()[:12]}"
+
+
 def files(cell: Cell) -> dict[str, Path]:
     """The files by a name that is the same on every machine. Members without a file have none."""
     package = plugins.PACKAGE
