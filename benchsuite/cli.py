@@ -89,7 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     each.add_argument("run_dir", metavar="RUNDIR", help="what --out named in `torchrun ... -m benchsuite.worker`")
 
     verbs.add_parser("doctor", parents=[json_output], help="what this machine can do, and what is missing for what")
-    verbs.add_parser("selfcheck", parents=[json_output], help="what the suite itself costs")
+    each = verbs.add_parser("selfcheck", parents=[results, json_output], help="what the suite itself costs")
+    each.add_argument("--only", metavar="NAME", help="commands | launch | harness | ring | server | store | report")
+    each.add_argument("--launches", type=int, default=5, metavar="N", help="fresh launches per quantity (default: 5)")
     return parser
 
 

@@ -34,7 +34,6 @@ STDIN = 0
 class _Host:
     def __init__(self, outcome_fd: int, settings: dict[str, Any]) -> None:
         self._outcome_fd = outcome_fd
-        self._entry: str = settings["entry"]
         self._network_reason: str = settings["network_reason"]
         self._context = multiprocessing.get_context("forkserver")
         self._buffer = b""
@@ -56,7 +55,7 @@ class _Host:
         cell, run_dir = from_json(order["cell"]), Path(order["run_dir"])
         survives = order["survives"] == "worker"
         begin, started_at = time.monotonic(), now_iso()
-        crew = Crew(self._context, self._entry)
+        crew = Crew(self._context, order["entry"])
         usable = True
         try:
             self._start(crew, cell, run_dir)

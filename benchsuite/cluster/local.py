@@ -75,8 +75,11 @@ class Cluster:
             self.network_reason, self._scratch = hello["network_reason"], hello["scratch"]
             return
 
-    def run(self, cell: Cell, run_dir: Path) -> Outcome:
-        """Runs a resolved cell; its ranks leave their files in `run_dir`, which is created."""
+    def run(self, cell: Cell, run_dir: Path, *, entry: str = "") -> Outcome:
+        """Runs a resolved cell; its ranks leave their files in `run_dir`, which is created.
+
+        entry: what the ranks of this cell call; "" = the cluster's.
+        """
         begin, started_at = time.monotonic(), now_iso()
         try:
             faults.check(cell.faults, cell.world_size)
@@ -91,7 +94,8 @@ class Cluster:
         try:
             self.start()
             begin, started_at = time.monotonic(), now_iso()
-            self._write({"cell": cell.to_json(), "run_dir": str(run_dir), "survives": survives})
+            order = {"cell": cell.to_json(), "run_dir": str(run_dir), "survives": survives}
+            self._write(order | {"entry": entry or self._entry})
             answer = self._read(cell.budget.timeout_s + GRACE_S)
         except KeyboardInterrupt:
             self.close()  # the next cell, if any, must not read this one's outcome
@@ -131,7 +135,6 @@ class Cluster:
             "parent": os.getpid() if main_thread else 0,  # the host would end with a thread, not with the process
             "private_network": not network_reason,
             "network_reason": network_reason,
-            "entry": self._entry,
             "modules": self._modules,
         }
         outcomes, outcomes_w = os.pipe()

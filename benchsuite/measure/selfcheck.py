@@ -1,105 +1,102 @@
-"""`benchsuite selfcheck`: what the suite itself costs on this machine. Medians of fresh repetitions with their range.
+"""`benchsuite selfcheck`: what the suite itself costs on this machine, held against what its design asks for.
 
-Each check is a function that gives figures; a bound is what the design asks for, and is printed, not enforced: a busy
-machine is no defect. No torch in this process.
+One value per fresh launch or process, medians with intervals, whatever is compared takes turns. Nothing here gates a
+change: a busy machine is no defect, and says `too noisy`. No torch in this process.
 """
 
 from __future__ import annotations
 
-import functools
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchsuite.cell import Budget, Cell, resolve
-from benchsuite.record import Run, Status, dumps
-from benchsuite.store import Store
+from benchsuite import plugins
+from benchsuite.errors import UsageError
+from benchsuite.measure import selfcheck_cells, selfcheck_files, verdict
+from benchsuite.measure.load import CONTENDED_ABOVE
+from benchsuite.measure.selfcheck_cells import Bench, Effort
+from benchsuite.measure.verdict import Figure
 
+ITEMS = ("commands", *selfcheck_cells.CHECKS, "store", "report")
 NUM_RUNS = 10_000  # of the results folder that is loaded
 
-
-@dataclass(frozen=True)
-class Figure:
-    """One quantity in seconds: all repetitions are kept."""
-
-    name: str
-    seconds: Sequence[float]
-    bound_s: float | None = None
-
-    @property
-    def median_s(self) -> float:
-        """Median over the repetitions."""
-        return statistics.median(self.seconds)
+Say = Callable[[str], None]
 
 
-def run() -> dict[str, Any]:
-    """`{"figures": [{"name", "seconds", "bound_s", "median_s", "within"}]}`; takes about half a minute."""
-    figures = [figure for check in (_commands, _cells, _store) for figure in check()]
+def run(
+    only: str | None = None, launches: int = 5, *, results: str | Path = "results", say: Say = lambda _: None
+) -> dict[str, Any]:
+    """`{"figures": [..], "exit_code"}`; all items take about four minutes on two cores.
+
+    only: one of ITEMS. launches: fresh launches per quantity, at least 2. say: is told what is being measured.
+    """
+    if only is not None and only not in ITEMS:
+        raise UsageError(plugins.unknown("item", only, ITEMS, of="selfcheck"))
+    if launches < 2:
+        raise UsageError(f"--launches {launches}: a spread needs at least 2")
+    items = ITEMS if only is None else (only,)
+    figures = list(_figures(items, Effort(launches=launches), results, say))
     return {
-        "figures": [
-            asdict(f) | {"median_s": f.median_s, "within": None if f.bound_s is None else f.median_s <= f.bound_s}
-            for f in figures
-        ]
+        "figures": [figure.to_json() for figure in figures],
+        "exit_code": verdict.exit_code([figure.verdict for figure in figures]),
     }
 
 
+def _figures(items: Sequence[str], effort: Effort, results: str | Path, say: Say) -> Iterator[Figure]:
+    if "commands" in items:
+        say("commands")
+        yield from selfcheck_files.commands(3 * effort.launches)
+    if wanted := [item for item in items if item in selfcheck_cells.CHECKS]:
+        with Bench() as bench:
+            for item in wanted:
+                say(item)
+                yield from selfcheck_cells.CHECKS[item](bench, effort)
+    if "store" in items:
+        say("store")
+        yield from selfcheck_files.store(NUM_RUNS)
+    if "report" in items:
+        say("report")
+        yield from selfcheck_files.page(results)
+
+
 def table(document: Mapping[str, Any]) -> str:
-    """Plain text, one line per figure."""
-    lines = [f"{'':<44}{'median':>10}{'range':>20}{'bound':>9}   n"]
+    """Plain text: quantity, median, interval or range, n, bar, verdict; notes below their line."""
+    rows = [("quantity", "median", "low .. high", "n", "bar", "verdict")]
+    notes = [""]
     for figure in document["figures"]:
-        seconds, bound = figure["seconds"], figure["bound_s"]
-        spread = f"{min(seconds):.3f} .. {max(seconds):.3f}"
-        limit = "" if bound is None else f"{bound:.2f} s" + ("" if figure["within"] else " !")
-        lines.append(f"{figure['name']:<44}{figure['median_s']:>8.3f} s{spread:>20}{limit:>9}   {len(seconds)}")
-    return "\n".join(lines)
+        rows.append(_row(figure))
+        notes.append(figure["note"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for (name, *middle, said), note in zip(rows, notes, strict=True):
+        numbers = [text.rjust(width) for text, width in zip(middle, widths[1:-1], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *numbers, said]))
+        lines += [f"    {note}"] if note else []
+    return "\n".join([*lines, "", _caption(document)])
 
 
-def _commands() -> Iterator[Figure]:
-    for verb in ("--help", "list"):
-        command = [sys.executable, "-m", "benchsuite.cli", verb]
-        start = functools.partial(subprocess.run, command, stdout=subprocess.DEVNULL, check=True)
-        seconds = [_timed(start) for _ in range(5)]
-        yield Figure(f"benchsuite {verb}", seconds, 0.2)
+def _row(figure: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
+    unit, bar = figure["unit"], figure["bar"]
+    sign = "<=" if figure["better"] == "lower" else ">="
+    limit = "" if bar is None else f"{sign} {_number(bar)} {unit}".rstrip()
+    if figure["median"] is None:
+        return figure["quantity"], "", "", "0", limit, figure["verdict"]
+    spread = f"{_number(figure['low'])} .. {_number(figure['high'])}" if figure["n"] > 1 else ""
+    mark = "*" if figure["contended"] else ""
+    median = f"{_number(figure['median'])} {unit}".rstrip()
+    return figure["quantity"], median, spread, str(figure["n"]), limit, figure["verdict"] + mark
 
 
-def _cells() -> Iterator[Figure]:
-    """A cell of one step: what is left is starting and ending its ranks."""
-    from benchsuite.cluster.local import Cluster
-
-    cell = resolve(Cell(preset="smoke", topology="ring", replicas=2, budget=Budget(steps=1)))
-    seconds = []
-    with tempfile.TemporaryDirectory(prefix="benchsuite-") as folder, Cluster() as cluster:
-        for number in range(8):
-            begin = time.perf_counter()
-            outcome = cluster.run(cell, Path(folder) / str(number))
-            seconds.append(time.perf_counter() - begin)
-            if outcome.status != Status.OK:
-                raise RuntimeError(f"a cell of one step ended as {outcome.status}: {outcome.reason}")
-    yield Figure("first cell, 2 workers, 1 step", seconds[:1])
-    yield Figure("a later cell, 2 workers, 1 step", seconds[1:], 0.4)
+def _number(value: float) -> str:
+    if value == 0 or abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def _store() -> Iterator[Figure]:
-    with tempfile.TemporaryDirectory(prefix="benchsuite-") as folder:
-        loss = [1.0 / (step + 1) for step in range(240)]
-        for number in range(NUM_RUNS):
-            cell = Cell(replicas=1 + number % 40, seed=number // 40)
-            result = {"samples": 15360, "steps": 240, "loss": loss, "payload_bytes": 1, "predicted_bytes": 1}
-            made = Run(cell=cell, code_id="c", status=Status.OK, machine="m", result=result, raw={"step_s": [loss]})
-            path = Path(folder) / "m" / cell.id / f"{made.run_id}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(dumps(made.to_json()), encoding="utf-8")
-        yield Figure(f"table of {NUM_RUNS} runs, first time", [_timed(Store(folder).frame)], None)
-        yield Figure(f"table of {NUM_RUNS} runs, from then on", [_timed(Store(folder).frame) for _ in range(3)], 5.0)
-
-
-def _timed(what: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    what()
-    return time.perf_counter() - begin
+def _caption(document: Mapping[str, Any]) -> str:
+    shares = [figure["foreign"] for figure in document["figures"] if figure["foreign"] is not None]
+    load = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "an unknown share"
+    return (
+        "low .. high: 95 % interval over fresh launches (n < 5: range). "
+        f"Other programs used {load} of the cores; * = more than {100 * CONTENDED_ABOVE:.0f} % during that item."
+    )

@@ -1,0 +1,85 @@
+"""A figure of `benchsuite selfcheck` and what is said of it: pass, miss, too noisy. Pure functions.
+
+The unit is the fresh launch (or process start), and a bar is held against the median over launches. Where the interval
+reaches across the bar, the median alone decides only on a quiet machine: with others at work it is `too noisy`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from benchsuite.analysis import statistics
+from benchsuite.measure.load import CONTENDED_ABOVE
+
+Verdict = Literal["pass", "miss", "too noisy", "not run", "-"]
+EXIT_CODES = {"miss": 1, "too noisy": 3}  # those of the command line; everything else is 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One quantity: a value per fresh launch, in the order taken."""
+
+    item: str
+    quantity: str
+    unit: str
+    points: Sequence[float] = ()
+    bar: float | None = None  # None = information only
+    better: Literal["lower", "higher"] = "lower"
+    foreign: float | None = None  # share of the cores that others used meanwhile
+    note: str = ""  # what the figure is made of; where nothing was run, why
+
+    @property
+    def contended(self) -> bool:
+        """Others used more than 5 % of the cores."""
+        return self.foreign is not None and self.foreign > CONTENDED_ABOVE
+
+    @property
+    def verdict(self) -> Verdict:
+        """See `judge`; "-" without a bar, "not run" without a value."""
+        if not self.points:
+            return "not run"
+        if self.bar is None:
+            return "-"
+        return judge(self.points, self.bar, better=self.better, contended=self.contended)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with median, interval and verdict."""
+        document: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "points"}
+        document |= {"points": list(self.points), "n": len(self.points)}
+        document |= {"verdict": self.verdict, "contended": self.contended}
+        if not self.points:
+            return document | {"median": None, "low": None, "high": None, "interval": "none"}
+        low, high, kind = interval(self.points)
+        return document | {"median": statistics.median(self.points), "low": low, "high": high, "interval": kind}
+
+
+def interval(points: Sequence[float]) -> tuple[float, float, str]:
+    """(low, high, what it is): a 95 % interval from 5 launches on, else the range."""
+    summary = statistics.summarize(points)
+    return summary.low, summary.high, summary.kind
+
+
+def judge(points: Sequence[float], bar: float, *, better: str, contended: bool = False) -> Verdict:
+    """What one value per launch says of a bar.
+
+    The interval on one side of the bar: `pass` or `miss`. Across it: the median's side on a quiet machine, `too noisy`
+    on a contended one.
+    """
+    if not points or any(math.isnan(point) for point in points):
+        raise ValueError("a verdict needs values, none of them NaN")
+    low, high, _ = interval(points)
+    median = statistics.median(points)
+    if better == "lower":
+        low, median, high, bar = -high, -median, -low, -bar
+    if low < bar <= high and contended:
+        return "too noisy"
+    return "pass" if median >= bar else "miss"
+
+
+def exit_code(verdicts: Sequence[str]) -> int:
+    """1 where a bar is missed, else 3 where one could not be told, else 0."""
+    codes = [EXIT_CODES.get(verdict, 0) for verdict in verdicts]
+    return 1 if 1 in codes else max(codes, default=0)
