@@ -5,8 +5,8 @@ the same code as processes. It is the only file that resolves renamed torch.dist
 counts payload; library collectives are not counted here but derived (`measure/traffic_mode.py`).
 
 `strict = "nccl"` refuses on gloo what NCCL cannot do, so that CPU tests prove GPU validity: a receive from
-any source, two threads on one group, tags other than 0 (NCCL matches in posting order only), and receives
-posted ahead of their round.
+any source, two threads on one group, tags other than 0 (NCCL matches in posting order only), a send behind an
+open receive from the same rank, and receives posted ahead of their round.
 """
 
 from __future__ import annotations
@@ -48,15 +48,18 @@ class StrictError(RuntimeError):
 
 
 class _Work:
-    """A torch Work whose waiting time is charged to its comm."""
+    """A torch Work whose waiting time is charged to its comm. `source`: a receive's, else -1."""
 
-    __slots__ = ("_comm", "_phase", "_work")
+    __slots__ = ("_comm", "_phase", "_source", "_work")
 
-    def __init__(self, comm: ProcessComm, work: Any, phase: str) -> None:
-        self._comm, self._work, self._phase = comm, work, phase
+    def __init__(self, comm: ProcessComm, work: Any, phase: str, source: int = -1) -> None:
+        self._comm, self._work, self._phase, self._source = comm, work, phase, source
 
     def wait(self) -> None:
         self._comm._wait(self._work, self._phase)
+        if self._source >= 0:
+            self._comm._receiving[self._source] -= 1
+            self._source = -1
 
 
 class ProcessComm:
@@ -89,6 +92,7 @@ class ProcessComm:
         self._splits = 0
         self._on_phase = on_phase
         self._owner: int | None = None
+        self._receiving = [0] * size  # receives posted and not waited for, per source
         self._lane: Lane | None = None
         self._kept: list[Any] = []  # shared memory that must outlive its tensors
 
@@ -102,6 +106,10 @@ class ProcessComm:
 
     def isend(self, x: Tensor, dst: int, *, tag: int = 0) -> _Work:
         self._check(tag)
+        self._check_order(dst)
+        return self._isend(x, dst, tag)
+
+    def _isend(self, x: Tensor, dst: int, tag: int = 0) -> _Work:
         self._count(x, dst)
         return _Work(self, self._group.send([x], dst, tag), "send")
 
@@ -111,7 +119,8 @@ class ProcessComm:
             if self._world.strict == "nccl" or self._world.backend == "nccl":
                 raise StrictError("receive from any source: NCCL has none; receive from the rank that a ticket names")
             return _Work(self, self._group.recv_anysource([x], tag), "recv")
-        return _Work(self, self._group.recv([x], src, tag), "recv")
+        self._receiving[src] += 1
+        return _Work(self, self._group.recv([x], src, tag), "recv", src)
 
     def sendrecv(self, x: Tensor, dst: int, y: Tensor, src: int) -> None:
         self._check(0)
@@ -123,7 +132,7 @@ class ProcessComm:
             self._wait(self._group._end_coalescing(self._world.device), "recv")
             return
         receiving = self.irecv(y, src)
-        self.isend(x, dst).wait()
+        self._isend(x, dst).wait()
         receiving.wait()
 
     # -- collectives of the library (derived, not counted) ----------------------------------------------------
@@ -261,6 +270,13 @@ class ProcessComm:
             self._owner = thread
         if thread != self._owner:
             raise StrictError("two threads on one group: NCCL can deadlock; use `lane` or `split`")
+
+    def _check_order(self, dst: int) -> None:
+        if self._world.strict == "nccl" and self._receiving[dst] > 0:
+            raise StrictError(
+                f"send to rank {dst} behind an open receive from it: NCCL runs a pair's operations in posting order, so "
+                "the answer would wait for a send that waits for the answer; send first, or use `sendrecv`"
+            )
 
 
 def _is_a_comm(comm: ProcessComm) -> Comm:

@@ -61,7 +61,9 @@ class DataPart:
             raise ValueError("a real backward pass is not abandoned: `until` is for the virtual clock")
         loss = self._workload.loss(self.module(batch.x), batch)
         if ready is None:
-            torch._foreach_copy_(self._grads, torch.autograd.grad(loss, self._parameters))
+            # a parameter that the loss does not reach has gradient 0
+            gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+            torch._foreach_copy_(self._grads, gradients)
         else:
             self._backward_with_hooks(loss, ready)
         return float(loss.detach())

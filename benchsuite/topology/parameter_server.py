@@ -71,11 +71,13 @@ class Topology:
         waiting = []
         for server, (start, stop) in enumerate(bounds(push.numel(), self.num_servers)):
             door, dst = self._door(server)
-            if stop > start:
+            if stop > start and door.posts_ahead:
                 waiting.append(door.irecv(pull[start:stop], dst))
             door.ticket(dst, tag)
             if stop > start:
                 waiting.append(door.isend(push[start:stop], dst))
+            if stop > start and not door.posts_ahead:  # nccl: a pair's operations run in posting order
+                waiting.append(door.irecv(pull[start:stop], dst))
         for handle in waiting:
             handle.wait()
 

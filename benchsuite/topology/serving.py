@@ -49,11 +49,12 @@ class ServerLog:
 
     def answered(self, worker: int) -> None:
         """Notes that `worker` now holds the current version."""
-        self.last_read[worker] = self.version
+        version = self.version  # read once: without lock another thread may be applying
+        self.last_read[worker] = version
         self.replies[worker] += 1
         row = self._open_row[worker]
         if row >= 0:
-            self._rows[row, 4] = self.version
+            self._rows[row, 4] = version
 
     def done(self, row: int, now_ns: int) -> None:
         """Notes that the policy has taken the push."""

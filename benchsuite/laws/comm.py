@@ -1,0 +1,321 @@
+"""Laws of `Comm`: what every strategy leans on. Lanes, splits, shared memory, locks, counters, tickets, strict mode."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchsuite.cell import Cell
+from benchsuite.comm.process import ANY_SOURCE, ProcessComm, StrictError
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+
+TIMES = 20
+Wrap = Callable[[ProcessComm], Any]
+
+
+def whole(comm: ProcessComm) -> Any:
+    """The comm as it is."""
+    return comm
+
+
+def _total(make_ranks: MakeRanks, cell: Cell, body: Callable[..., int], wrap: Wrap, what: str) -> Figure:
+    """Sum of what `body` counts on all ranks."""
+    size = max(2, cell.replicas)
+    wrong = sum(make_ranks(size, lambda comm: body(wrap(comm))))
+    return Figure(wrong, 0, f"{wrong} {what}, {size} ranks")
+
+
+def lock_loses_nothing(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
+    """Read, wait, add one, write, under the lock: the shared number ends at ranks x times."""
+
+    def body(comm: Any) -> int:
+        number, lock = comm.shared("number", 1, torch.int64), comm.lock("number")
+        for _ in range(TIMES):
+            with lock:
+                read = int(number[0])
+                time.sleep(1e-4)
+                number[0] = read + 1
+        comm.barrier()
+        return comm.size * TIMES - int(number[0]) if comm.rank == 0 else 0
+
+    return _total(make_ranks, cell, body, wrap, "increments lost")
+
+
+def counter_gives_each_number_once(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
+    """fetch_add hands out 0, n, 2n, .. to somebody, each once."""
+    size = max(2, cell.replicas)
+    taken = make_ranks(size, lambda comm: [wrap(comm).fetch_add("number", 3) for _ in range(TIMES)])
+    wrong = len(set(range(0, 3 * size * TIMES, 3)) ^ {value for values in taken for value in values})
+    return Figure(wrong, 0, f"{wrong} of {size * TIMES} numbers missing or strange, {size} ranks")
+
+
+def tickets_keep_their_order(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
+    """The last rank gets every ticket, those of one source in their order, none before it was sent."""
+
+    def body(comm: Any) -> int:
+        server = comm.size - 1
+        if comm.rank != server:
+            for tag in range(TIMES):
+                comm.ticket(server, tag)
+            return 0
+        seen = [comm.next_ticket() for _ in range(server * TIMES)]
+        ordered = sum([tag for source, tag, _ in seen if source == rank] == list(range(TIMES)) for rank in range(server))
+        return server - ordered + sum(sent_ns > comm.now_ns() for _, _, sent_ns in seen)
+
+    return _total(make_ranks, cell, body, wrap, "sources out of order")
+
+
+def lane_runs_in_order_beside(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole, strict: str = "") -> Figure:
+    """Lane calls run in calling order on a group of their own while the rank's own group works, and return or raise."""
+
+    def body(comm: Any) -> int:
+        order: list[int] = []
+
+        def reduce(lane: Any, number: int) -> float:
+            order.append(number)
+            value = torch.full((257,), float(number * (lane.rank + 1)))
+            lane.all_reduce(value)
+            return float(value[0])
+
+        ranks = comm.size * (comm.size + 1) / 2
+        handles = [comm.lane(reduce, number) for number in range(TIMES)]
+        own = torch.full((1001,), float(comm.rank))
+        comm.all_reduce(own)
+        wrong = int(float(own[0]) != sum(range(comm.size)))
+        wrong += sum(handle.wait() != number * ranks for number, handle in enumerate(handles))
+        failing = comm.lane(_fails)
+        try:
+            failing.wait()
+        except ZeroDivisionError:
+            return wrong + sum(a != b for a, b in zip(order, range(TIMES), strict=True))
+        return wrong + 1
+
+    size = max(2, cell.replicas)
+
+    def guarded(comm: ProcessComm) -> int:
+        try:
+            return body(wrap(comm))
+        except StrictError:
+            return 1
+
+    wrong = sum(make_ranks(size, guarded, strict=strict))
+    return Figure(wrong, 0, f"{wrong} wrong sums, orders or errors, {size} ranks")
+
+
+def _fails(lane: Any) -> None:
+    raise ZeroDivisionError
+
+
+def split_joins_its_ranks_only(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
+    """Ranks outside get None, those inside are renumbered and sum among themselves; traffic keeps the run's names."""
+
+    def body(comm: Any) -> int:
+        members = [rank for rank in range(comm.size) if rank % 2 == 0][::-1]
+        part = comm.split(members)
+        outside = comm.split([comm.size - 1])
+        wrong = int((part is None) != (comm.rank % 2 == 1)) + int((outside is None) == (comm.rank == comm.size - 1))
+        if part is None:
+            return wrong
+        if part.size != len(members):
+            return wrong + 1
+        value = torch.full((5,), float(comm.rank + 1))
+        part.all_reduce(value)
+        wrong += int(float(value[0]) != sum(rank + 1 for rank in members)) + int(members[part.rank] != comm.rank)
+        if part.size > 1 and part.rank < 2:
+            (part.send if part.rank == 0 else part.recv)(torch.zeros(3), 1 - part.rank)
+        expected = {(members[0], members[1]): 12} if part.size > 1 and part.rank == 0 else {}
+        return wrong + int(comm.traffic.payload != expected)
+
+    return _total(make_ranks, cell, body, wrap, "wrong members, sums or edges")
+
+
+def strict_refuses(make_ranks: MakeRanks, cell: Cell, *, strict: str = "nccl") -> Figure:
+    """What gloo takes and NCCL cannot do raises: tags, any source, two threads, a send behind an open receive."""
+
+    def body(comm: ProcessComm) -> list[str]:
+        other, taken = 1 - comm.rank, []
+        x, y = torch.ones(3), torch.zeros(3)
+        for name, attempt in {
+            "a tag": lambda: _pair(comm, other, x, y, tag=7),
+            "any source": lambda: _pair(comm, other, x, y, source=ANY_SOURCE),
+            "two threads": lambda: _in_thread(comm.barrier),
+            "a send behind a receive": lambda: _receive_first(comm, other, x, y),
+        }.items():
+            with contextlib.suppress(StrictError):
+                attempt()
+                taken.append(name)
+        return taken
+
+    taken = make_ranks(2, body, strict=strict)
+    return Figure(sum(map(len, taken)), 0, f"accepted: {taken}")
+
+
+def strict_takes_what_is_legal(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
+    """Rounds of sendrecv, sends before receives, collectives, lanes and splits: legal on NCCL, accepted."""
+
+    def body(comm: Any) -> int:
+        x, y = torch.full((3,), float(comm.rank)), torch.zeros(3)
+        right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+        comm.sendrecv(x, right, y, left)
+        wrong = int(float(y[0]) != left)
+        sending = comm.isend(x, right)
+        comm.irecv(y, left).wait()
+        sending.wait()
+        comm.barrier()
+        comm.lane(lambda lane: lane.barrier()).wait()
+        return wrong
+
+    size = max(2, cell.replicas)
+
+    def guarded(comm: ProcessComm) -> int:
+        try:
+            return body(wrap(comm))
+        except StrictError:
+            return 1
+
+    wrong = sum(make_ranks(size, guarded, strict="nccl"))
+    return Figure(wrong, 0, f"{wrong} legal uses refused or wrong, {size} ranks")
+
+
+def _pair(comm: ProcessComm, other: int, x: torch.Tensor, y: torch.Tensor, *, tag: int = 0, source: int = 0) -> None:
+    """Rank 0 receives what rank 1 sends; a strict rank refuses before anything is posted."""
+    if source == ANY_SOURCE and comm._world.strict:
+        comm.irecv(y, ANY_SOURCE)
+    elif comm.rank == 0:
+        comm.irecv(y, source if source == ANY_SOURCE else other, tag=tag).wait()
+    else:
+        comm.send(x, other, tag=tag)
+
+
+def _receive_first(comm: ProcessComm, other: int, x: torch.Tensor, y: torch.Tensor) -> None:
+    """The receive is taken in the end, so that nothing is left over."""
+    receiving = comm.irecv(y, other)
+    try:
+        comm.isend(x, other).wait()
+    except StrictError:
+        comm._isend(x, other).wait()
+        receiving.wait()
+        raise
+    receiving.wait()
+
+
+def _in_thread(call: Callable[[], None]) -> None:
+    errors: list[StrictError] = []
+
+    def run() -> None:
+        try:
+            call()
+        except StrictError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+# -- broken comms ------------------------------------------------------------------------------------------------
+
+
+class _Twin:
+    """A comm with one method replaced: `name` calls `instead(comm, ...)`."""
+
+    def __init__(self, comm: Any, name: str, instead: Callable[..., Any]) -> None:
+        self._comm, self._name, self._instead = comm, name, instead
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name:
+            return partial(self._instead, self._comm)
+        return getattr(self._comm, name)
+
+
+def _with(name: str, instead: Callable[..., Any]) -> Wrap:
+    return lambda comm: _Twin(comm, name, instead)
+
+
+class _SameGroup:
+    """A lane on the rank's own group."""
+
+    def __init__(self, comm: Any, fn: Callable[..., Any], *args: Any) -> None:
+        self._result = fn, comm, args
+
+    def wait(self) -> Any:
+        fn, comm, args = self._result
+        values: list[Any] = []
+        _in_thread(lambda: values.append(fn(comm, *args)))
+        return values[0]
+
+
+def _own_number(comm: Any, name: str, n: int) -> int:
+    comm.__dict__["numbers"] = comm.__dict__.get("numbers", -n) + n
+    return int(comm.__dict__["numbers"])
+
+
+def _swapped(comm: Any) -> Any:
+    """Tickets two by two the wrong way round."""
+    kept = comm.__dict__.setdefault("kept", [])
+    if not kept:
+        kept += [comm.next_ticket(), comm.next_ticket()]
+    return kept.pop()
+
+
+def _drops_its_work(comm: Any, fn: Callable[..., Any], *args: Any) -> Any:
+    class Done:
+        def wait(self) -> float:
+            return 0.0
+
+    return Done()
+
+
+_ON = {"replicas": 3, "topology": "native"}
+_UNLOCKED = _with("lock", lambda comm, name: contextlib.nullcontext())
+
+
+def _several(cell: Cell) -> bool:
+    return cell.hosts == 1 and cell.replicas > 1
+
+
+def _law(name: str, check: Callable[..., Figure], *controls: tuple[str, dict[str, Any]]) -> Law:
+    made = tuple(Control(broken, partial(check, **how), _ON) for broken, how in controls)
+    return Law(name, check, _several, made)
+
+
+LAWS = (
+    _law("with the lock no increment is lost", lock_loses_nothing, ("no lock", {"wrap": _UNLOCKED})),
+    _law(
+        "a shared counter gives each number once",
+        counter_gives_each_number_once,
+        ("every rank counts for itself", {"wrap": _with("fetch_add", _own_number)}),
+    ),
+    _law(
+        "tickets of one source keep their order",
+        tickets_keep_their_order,
+        ("tickets are swapped", {"wrap": _with("next_ticket", _swapped)}),
+    ),
+    _law(
+        "a lane runs in order beside its rank",
+        lane_runs_in_order_beside,
+        ("the lane's work is dropped", {"wrap": _with("lane", _drops_its_work)}),
+        ("the lane has no group of its own", {"wrap": _with("lane", _SameGroup), "strict": "nccl"}),
+    ),
+    _law(
+        "a split joins its ranks only",
+        split_joins_its_ranks_only,
+        ("a split is the whole", {"wrap": _with("split", lambda comm, ranks: comm)}),
+    ),
+    _law("strict mode refuses what NCCL cannot do", strict_refuses, ("strict mode is off", {"strict": ""})),
+    _law(
+        "strict mode takes what NCCL can do",
+        strict_takes_what_is_legal,
+        ("a sendrecv of receive, then send", {
+            "wrap": _with("sendrecv", lambda comm, x, dst, y, src: _receive_first(comm, 1 - comm.rank, x, y)),
+        }),
+    ),
+)  # fmt: skip

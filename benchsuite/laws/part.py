@@ -1,0 +1,176 @@
+"""Laws of `Part.gradient`: announced slices are the gradient, in backward order; what the loss misses has gradient 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite import cell as cells
+from benchsuite import training as trainings
+from benchsuite.cell import Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.runs import count_different
+from benchsuite.workload import Batch, Part, Workload
+
+Wrap = Callable[[Part], Any]
+
+
+def whole(part: Part) -> Any:
+    """The part as it is."""
+    return part
+
+
+class _Idle(nn.Module):
+    """Hands its input on; its parameter is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class _WithIdle:
+    """A workload with an idle layer in front of its chain."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workload, name)
+
+    def layers(self) -> list[nn.Module]:
+        return [_Idle(), *self._workload.layers()]
+
+
+def _part(cell: Cell) -> tuple[Part, Batch]:
+    """One rank's part with an idle layer, and a batch."""
+    workload: Any = _WithIdle(trainings.make_workload(cell))
+    dtype = trainings.DTYPES[cell.precision]
+    workload.start(seed=cell.seed, dtype=dtype)
+    parallel = trainings.make("parallel", cell.parallel, trainings.options_for(cell, "parallel"))
+    part: Part = parallel.build(workload, None, seed=cell.seed, dtype=dtype, device=torch.device("cpu"))
+    return part, workload.batch(1, shard=0, num_shards=1)
+
+
+def announced_is_the_gradient(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
+    """With `ready` the vector, the loss and every slice when it is announced have the bits of the plain gradient."""
+    cell = cells.resolve(cell)
+    plain_part, batch = _part(cell)
+    plain_loss = plain_part.gradient(batch)
+    part, batch = _part(cell)
+    early: Tensor = torch.full_like(part.grad, float("nan"))
+
+    def ready(start: int, stop: int) -> None:
+        early[start:stop] = part.grad[start:stop]
+
+    loss = wrap(part).gradient(batch, ready)
+    different = count_different(part.grad, plain_part.grad) + count_different(early, plain_part.grad)
+    different += int(loss != plain_loss)
+    return Figure(different, 0, f"{different} of {2 * early.numel()} elements differ, loss {loss} and {plain_loss}")
+
+
+def slices_cover_backwards(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
+    """The slices cover the vector once, and a used parameter comes before all that stand before it in the vector."""
+    cell = cells.resolve(cell)
+    part, batch = _part(cell)
+    slices: list[tuple[int, int]] = []
+    wrap(part).gradient(batch, lambda start, stop: slices.append((start, stop)))
+    times = torch.zeros(part.grad.numel())
+    for start, stop in slices:
+        times[start:stop] += 1
+    not_once = int((times != 1).sum())
+    first_of_layer = _layer_starts(part)
+    layers = [max(index for index, start in enumerate(first_of_layer) if start <= begin) for begin, _ in slices]
+    forwards = sum(later > earlier for earlier, later in zip(layers, layers[1:], strict=False))
+    return Figure(
+        not_once + forwards, 0, f"{not_once} elements not announced once, {forwards} of {len(slices)} slices out of order"
+    )
+
+
+def _layer_starts(part: Part) -> list[int]:
+    """Where each layer of the chain begins in the flat vector."""
+    starts, at, seen = [], 0, ""
+    for name, shape in part.shapes.items():
+        layer = name.split(".")[0]
+        if layer != seen:
+            starts.append(at)
+            seen = layer
+        at += shape.numel()
+    return starts
+
+
+def unused_is_zero(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
+    """A parameter that the loss does not reach has gradient 0, with `ready` and without, whatever stood there."""
+    cell = cells.resolve(cell)
+    wrong = 0
+    for ready in (None, lambda start, stop: None):
+        part, batch = _part(cell)
+        part.grad.fill_(7.0)
+        wrap(part).gradient(batch, ready)
+        wrong += int((part.grad[:3] != 0).sum())
+    return Figure(wrong, 0, f"{wrong} of 6 elements of an unused parameter are not 0")
+
+
+class _Broken:
+    """A part whose announcements pass through `how(ready)`, or whose gradient keeps old values."""
+
+    def __init__(self, part: Part, how: str) -> None:
+        self._part, self._how = part, how
+
+    def gradient(self, batch: Batch, ready: Any = None) -> Any:
+        if self._how == "keeps":
+            kept = self._part.grad[:3].clone()
+            loss = self._part.gradient(batch, ready)
+            self._part.grad[:3] = kept
+            return loss
+        slices: list[tuple[int, int]] = []
+        if self._how == "early":  # announced before it is there
+            for start, stop in ((0, self._part.grad.numel()),):
+                ready(start, stop)
+            return self._part.gradient(batch)
+        loss = self._part.gradient(batch, lambda start, stop: slices.append((start, stop)))
+        for start, stop in sorted(slices) if self._how == "forwards" else slices[1:]:
+            ready(start, stop)
+        return loss
+
+
+def _broken(how: str) -> Wrap:
+    return lambda part: _Broken(part, how)
+
+
+def _data(cell: Cell) -> bool:
+    return cell.parallel == "data"
+
+
+LAWS = (
+    Law(
+        "announced slices are the gradient",
+        announced_is_the_gradient,
+        _data,
+        (
+            Control("slices are announced too early", partial(announced_is_the_gradient, wrap=_broken("early"))),
+            Control("a slice is not announced", partial(announced_is_the_gradient, wrap=_broken("skips"))),
+        ),
+    ),
+    Law(
+        "slices cover the vector once, backwards",
+        slices_cover_backwards,
+        _data,
+        (
+            Control("slices are announced forwards", partial(slices_cover_backwards, wrap=_broken("forwards"))),
+            Control("a slice is not announced", partial(slices_cover_backwards, wrap=_broken("skips"))),
+        ),
+    ),
+    Law(
+        "an unused parameter has gradient 0",
+        unused_is_zero,
+        _data,
+        (Control("old values are kept", partial(unused_is_zero, wrap=_broken("keeps"))),),
+    ),
+)
