@@ -79,7 +79,9 @@ LAWS = (
                 _ON,
             ),
             Control(
-                "every update is made twice", partial(answers_are_whole_versions, change=twins.with_policy(_Twofold)), _ON
+                "every update is made twice",
+                partial(answers_are_whole_versions, change=twins.with_policy(_Twofold)),
+                _ON,
             ),
             Control("answers are lost", partial(answers_are_whole_versions, change=twins.with_server(twins.Deaf)), _ON),
         ),

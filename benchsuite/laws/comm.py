@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchsuite.cell import Cell
-from benchsuite.comm.process import ANY_SOURCE, ProcessComm, StrictError
+from benchsuite.comm.process import ProcessComm, StrictError
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 
 TIMES = 20
@@ -65,8 +65,10 @@ def tickets_keep_their_order(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = 
                 comm.ticket(server, tag)
             return 0
         seen = [comm.next_ticket() for _ in range(server * TIMES)]
-        ordered = sum([tag for source, tag, _ in seen if source == rank] == list(range(TIMES)) for rank in range(server))
-        return server - ordered + sum(sent_ns > comm.now_ns() for _, _, sent_ns in seen)
+        ordered = sum(
+            [tag for source, tag, _ in seen if source == rank] == list(range(TIMES)) for rank in range(server)
+        )
+        return int(server - ordered + sum(sent_ns > comm.now_ns() for _, _, sent_ns in seen))
 
     return _total(make_ranks, cell, body, wrap, "sources out of order")
 
@@ -88,7 +90,7 @@ def lane_runs_in_order_beside(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap =
         own = torch.full((1001,), float(comm.rank))
         comm.all_reduce(own)
         wrong = int(float(own[0]) != sum(range(comm.size)))
-        wrong += sum(handle.wait() != number * ranks for number, handle in enumerate(handles))
+        wrong += sum(bool(handle.wait() != number * ranks) for number, handle in enumerate(handles))
         failing = comm.lane(_fails)
         try:
             failing.wait()
@@ -135,77 +137,8 @@ def split_joins_its_ranks_only(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap 
     return _total(make_ranks, cell, body, wrap, "wrong members, sums or edges")
 
 
-def strict_refuses(make_ranks: MakeRanks, cell: Cell, *, strict: str = "nccl") -> Figure:
-    """What gloo takes and NCCL cannot do raises: tags, any source, two threads, a send behind an open receive."""
-
-    def body(comm: ProcessComm) -> list[str]:
-        other, taken = 1 - comm.rank, []
-        x, y = torch.ones(3), torch.zeros(3)
-        for name, attempt in {
-            "a tag": lambda: _pair(comm, other, x, y, tag=7),
-            "any source": lambda: _pair(comm, other, x, y, source=ANY_SOURCE),
-            "two threads": lambda: _in_thread(comm.barrier),
-            "a send behind a receive": lambda: _receive_first(comm, other, x, y),
-        }.items():
-            with contextlib.suppress(StrictError):
-                attempt()
-                taken.append(name)
-        return taken
-
-    taken = make_ranks(2, body, strict=strict)
-    return Figure(sum(map(len, taken)), 0, f"accepted: {taken}")
-
-
-def strict_takes_what_is_legal(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """Rounds of sendrecv, sends before receives, collectives, lanes and splits: legal on NCCL, accepted."""
-
-    def body(comm: Any) -> int:
-        x, y = torch.full((3,), float(comm.rank)), torch.zeros(3)
-        right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-        comm.sendrecv(x, right, y, left)
-        wrong = int(float(y[0]) != left)
-        sending = comm.isend(x, right)
-        comm.irecv(y, left).wait()
-        sending.wait()
-        comm.barrier()
-        comm.lane(lambda lane: lane.barrier()).wait()
-        return wrong
-
-    size = max(2, cell.replicas)
-
-    def guarded(comm: ProcessComm) -> int:
-        try:
-            return body(wrap(comm))
-        except StrictError:
-            return 1
-
-    wrong = sum(make_ranks(size, guarded, strict="nccl"))
-    return Figure(wrong, 0, f"{wrong} legal uses refused or wrong, {size} ranks")
-
-
-def _pair(comm: ProcessComm, other: int, x: torch.Tensor, y: torch.Tensor, *, tag: int = 0, source: int = 0) -> None:
-    """Rank 0 receives what rank 1 sends; a strict rank refuses before anything is posted."""
-    if source == ANY_SOURCE and comm._world.strict:
-        comm.irecv(y, ANY_SOURCE)
-    elif comm.rank == 0:
-        comm.irecv(y, source if source == ANY_SOURCE else other, tag=tag).wait()
-    else:
-        comm.send(x, other, tag=tag)
-
-
-def _receive_first(comm: ProcessComm, other: int, x: torch.Tensor, y: torch.Tensor) -> None:
-    """The receive is taken in the end, so that nothing is left over."""
-    receiving = comm.irecv(y, other)
-    try:
-        comm.isend(x, other).wait()
-    except StrictError:
-        comm._isend(x, other).wait()
-        receiving.wait()
-        raise
-    receiving.wait()
-
-
-def _in_thread(call: Callable[[], None]) -> None:
+def in_thread(call: Callable[[], None]) -> None:
+    """Calls it in a thread of its own and raises what strict mode raised there."""
     errors: list[StrictError] = []
 
     def run() -> None:
@@ -236,7 +169,8 @@ class _Twin:
         return getattr(self._comm, name)
 
 
-def _with(name: str, instead: Callable[..., Any]) -> Wrap:
+def with_instead(name: str, instead: Callable[..., Any]) -> Wrap:
+    """Replaces one method: `instead(comm, ...)` is called."""
     return lambda comm: _Twin(comm, name, instead)
 
 
@@ -249,7 +183,7 @@ class _SameGroup:
     def wait(self) -> Any:
         fn, comm, args = self._result
         values: list[Any] = []
-        _in_thread(lambda: values.append(fn(comm, *args)))
+        in_thread(lambda: values.append(fn(comm, *args)))
         return values[0]
 
 
@@ -275,7 +209,7 @@ def _drops_its_work(comm: Any, fn: Callable[..., Any], *args: Any) -> Any:
 
 
 _ON = {"replicas": 3, "topology": "native"}
-_UNLOCKED = _with("lock", lambda comm, name: contextlib.nullcontext())
+_UNLOCKED = with_instead("lock", lambda comm, name: contextlib.nullcontext())
 
 
 def _several(cell: Cell) -> bool:
@@ -292,30 +226,22 @@ LAWS = (
     _law(
         "a shared counter gives each number once",
         counter_gives_each_number_once,
-        ("every rank counts for itself", {"wrap": _with("fetch_add", _own_number)}),
+        ("every rank counts for itself", {"wrap": with_instead("fetch_add", _own_number)}),
     ),
     _law(
         "tickets of one source keep their order",
         tickets_keep_their_order,
-        ("tickets are swapped", {"wrap": _with("next_ticket", _swapped)}),
+        ("tickets are swapped", {"wrap": with_instead("next_ticket", _swapped)}),
     ),
     _law(
         "a lane runs in order beside its rank",
         lane_runs_in_order_beside,
-        ("the lane's work is dropped", {"wrap": _with("lane", _drops_its_work)}),
-        ("the lane has no group of its own", {"wrap": _with("lane", _SameGroup), "strict": "nccl"}),
+        ("the lane's work is dropped", {"wrap": with_instead("lane", _drops_its_work)}),
+        ("the lane has no group of its own", {"wrap": with_instead("lane", _SameGroup), "strict": "nccl"}),
     ),
     _law(
         "a split joins its ranks only",
         split_joins_its_ranks_only,
-        ("a split is the whole", {"wrap": _with("split", lambda comm, ranks: comm)}),
+        ("a split is the whole", {"wrap": with_instead("split", lambda comm, ranks: comm)}),
     ),
-    _law("strict mode refuses what NCCL cannot do", strict_refuses, ("strict mode is off", {"strict": ""})),
-    _law(
-        "strict mode takes what NCCL can do",
-        strict_takes_what_is_legal,
-        ("a sendrecv of receive, then send", {
-            "wrap": _with("sendrecv", lambda comm, x, dst, y, src: _receive_first(comm, 1 - comm.rank, x, y)),
-        }),
-    ),
-)  # fmt: skip
+)

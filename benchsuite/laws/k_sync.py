@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from functools import partial
 
+from torch import Tensor
+
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
 from benchsuite.laws.runs import Change, PushLog, option, run
 from benchsuite.laws.server_log import Read, as_written, counted_after_the_apply
+from benchsuite.sync import Apply
 
 
 def versions_have_k(
@@ -26,7 +29,9 @@ def versions_have_k(
     pushes = [len(log.worker) for log in result.logs]
     versions = [log.version for log in result.logs]
     return Figure(
-        sum(wrong), 0, f"{wrong} versions without K = {k}; {pushes} pushes, {drops} dropped, {versions} updates, {cell.label}"
+        sum(wrong),
+        0,
+        f"{wrong} versions without K = {k}; {pushes} pushes, {drops} dropped, {versions} updates, {cell.label}",
     )
 
 
@@ -49,7 +54,7 @@ def _wrong_groups(log: PushLog, k: int) -> int:
 class _Impatient(twins.Policy):
     """Takes one gradient less than K per version."""
 
-    def start(self, shard: twins.Tensor, apply: twins.Apply) -> None:
+    def start(self, shard: Tensor, apply: Apply) -> None:
         self._whole._k -= 1
         super().start(shard, apply)
 
@@ -57,7 +62,7 @@ class _Impatient(twins.Policy):
 class _Hospitable(twins.Policy):
     """Takes late gradients as if they were in time."""
 
-    def on_push(self, worker: int, version: int, flat: twins.Tensor) -> list[int]:
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         return super().on_push(worker, self._whole._version, flat)
 
 
@@ -69,7 +74,9 @@ LAWS = (
         versions_have_k,
         lambda cell: cell.sync == "k_sync",
         (
-            Control("a version ends one gradient early", partial(versions_have_k, change=twins.with_policy(_Impatient)), _ON),
+            Control(
+                "a version ends one gradient early", partial(versions_have_k, change=twins.with_policy(_Impatient)), _ON
+            ),
             Control("late gradients are taken", partial(versions_have_k, change=twins.with_policy(_Hospitable)), _ON),
             Control("staleness counted after the apply", partial(versions_have_k, read=counted_after_the_apply), _ON),
         ),

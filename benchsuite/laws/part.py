@@ -1,7 +1,8 @@
-"""Laws of `Part.gradient`: announced slices are the gradient, in backward order; what the loss misses has gradient 0."""
+"""Laws of `Part.gradient`: announced slices are the gradient, in backward order; what the loss misses has 0."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -87,9 +88,11 @@ def slices_cover_backwards(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = wh
     not_once = int((times != 1).sum())
     first_of_layer = _layer_starts(part)
     layers = [max(index for index, start in enumerate(first_of_layer) if start <= begin) for begin, _ in slices]
-    forwards = sum(later > earlier for earlier, later in zip(layers, layers[1:], strict=False))
+    forwards = sum(later > earlier for earlier, later in itertools.pairwise(layers))
     return Figure(
-        not_once + forwards, 0, f"{not_once} elements not announced once, {forwards} of {len(slices)} slices out of order"
+        not_once + forwards,
+        0,
+        f"{not_once} elements not announced once, {forwards} of {len(slices)} slices out of order",
     )
 
 

@@ -28,7 +28,7 @@ def one_process(cell: Cell, *, clip_norm: float | None = None) -> list[Tensor]:
             group["lr"] = recipe.lr(step * recipe.global_batch / recipe.budget)
         batch = workload.batch(step, shard=0, num_shards=1)
         optimizer.zero_grad()
-        workload.loss(model(batch.x), batch).backward()  # type: ignore[no-untyped-call]
+        workload.loss(model(batch.x), batch).backward()
         if (limit := clip_norm or recipe.clip_norm) is not None:
             torch.nn.utils.clip_grad_norm_(params, limit)
         optimizer.step()

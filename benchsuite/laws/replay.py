@@ -123,7 +123,8 @@ class _Server:
     """One slice, stepped by torch's optimiser."""
 
     def __init__(self, start: Tensor, updates: list[tuple[list[int], int]], replay: Replay) -> None:
-        self.versions, self.pending = [start.clone()], updates
+        self.versions: list[Tensor] = [start.clone()]
+        self.pending = updates
         self._params, self._replay = start, replay
         self._optimizer = replay.optimizer(start)
 
@@ -171,7 +172,9 @@ LAWS = (
             Control("the answers are lost", partial(push_log_replay, change=twins.with_server(twins.Deaf)), _ON),
             Control("torn answers", partial(push_log_replay, change=twins.with_policy(twins.Torn)), _ON),
             Control("gradients are one batch late, k_sync", partial(push_log_replay, change=twins.late_gradient), _K),
-            Control("a mean that is not divided", partial(push_log_replay, change=twins.with_policy(twins.Undivided)), _K),
+            Control(
+                "a mean that is not divided", partial(push_log_replay, change=twins.with_policy(twins.Undivided)), _K
+            ),
         ),
     ),
 )

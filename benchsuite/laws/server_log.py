@@ -12,6 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from torch import Tensor
+
+from benchsuite import cell as cells
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
 from benchsuite.laws.runs import Change, PushLog, option, run
@@ -59,7 +62,7 @@ def versions_are_pushes(make_ranks: MakeRanks, cell: Cell, *, change: Change | N
     result = run(make_ranks, cell, change=change)
     sent = sum(result.events["pushes"])
     budget = result.cell.budget.samples or 0
-    batches = budget * result.cell.num_workers // _global_batch(result.cell)
+    batches = budget * result.cell.num_workers // cells.global_batch(result.cell)
     numbers = [(log.version, len(log.worker), sum(log.replies), sent, batches) for log in result.logs]
     gap = max(max(row) - min(row) for row in numbers)
     overlapped = sum(log.overlapped_replies for log in result.logs)
@@ -85,18 +88,12 @@ def histogram_sums_to_updates(
 def batches_are_used_once(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """Every shard of every global batch of the budget is pushed once, whoever is fast."""
     result = run(make_ranks, cell, change=change)
-    due = range((result.cell.budget.samples or 0) * result.cell.num_workers // _global_batch(result.cell))
+    due = range((result.cell.budget.samples or 0) * result.cell.num_workers // cells.global_batch(result.cell))
     gap = 0
     for log in result.logs:
         seen = Counter(log.tag)
         gap += sum(abs(seen.get(tag, 0) - (tag in due)) for tag in seen.keys() | set(due))
     return Figure(gap, 0, f"{gap} of {len(due)} batches missing or repeated, {cell.label}")
-
-
-def _global_batch(cell: Cell) -> int:
-    from benchsuite import cell as cells
-
-    return cells.global_batch(cell)
 
 
 # -- wrong ways to read a log ------------------------------------------------------------------------------------
@@ -122,7 +119,7 @@ class _Held(twins.Policy):
 
     _waiting: int | None = None
 
-    def on_push(self, worker: int, version: int, flat: twins.Tensor) -> list[int]:
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         super().on_push(worker, version, flat)
         before, self._waiting = self._waiting, worker
         return [] if before is None else [before]
@@ -135,7 +132,7 @@ class _Held(twins.Policy):
 class _Batched(twins.Policy):
     """Two pushes are one update."""
 
-    def apply(self, gradient: twins.Tensor, *, num_gradients: int = 1) -> None:
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
         self._calls += 1
         if self._calls % 2:
             self._kept = gradient.clone()
@@ -183,7 +180,9 @@ LAWS = (
             Control("staleness counted after the apply", partial(tiling_at_once, read=counted_after_the_apply), _ON),
             Control("a read is forgotten", partial(tiling_at_once, read=reads_forgotten), _ON),
             Control(
-                "answers are held back", partial(tiling_at_once, change=twins.with_policy(_Held)), _TWO,
+                "answers are held back",
+                partial(tiling_at_once, change=twins.with_policy(_Held)),
+                _TWO,
             ),
         ),
     ),
@@ -193,7 +192,9 @@ LAWS = (
         is_asynchronous,
         (
             Control(
-                "every fourth update is lost", partial(versions_are_pushes, change=twins.with_policy(twins.Forgetful)), _ON
+                "every fourth update is lost",
+                partial(versions_are_pushes, change=twins.with_policy(twins.Forgetful)),
+                _ON,
             ),
             Control("two pushes are one update", partial(versions_are_pushes, change=twins.with_policy(_Batched)), _ON),
         ),
@@ -214,10 +215,6 @@ LAWS = (
         "every batch of the budget is used once",
         batches_are_used_once,
         lambda cell: cell.sync in ("asynchronous", "k_sync"),
-        (
-            Control(
-                "pushes twice", partial(batches_are_used_once, change=twins.with_server(twins.Repeating)), _ON
-            ),
-        ),
+        (Control("pushes twice", partial(batches_are_used_once, change=twins.with_server(twins.Repeating)), _ON),),
     ),
 )

@@ -17,7 +17,16 @@ from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
 from benchsuite.laws.reference import one_process
 from benchsuite.laws.runs import (
-    Change, GivenGradient, both, count_different, option, rebuilt, recipe_of, relative, run, worst,
+    Change,
+    GivenGradient,
+    both,
+    count_different,
+    option,
+    rebuilt,
+    recipe_of,
+    relative,
+    run,
+    worst,
 )  # fmt: skip
 from benchsuite.training import Training
 
@@ -175,11 +184,15 @@ LAWS = (
                 {**_RING, "replicas": 1},
             ),
             _on(
-                twins.with_server(twins.Deaf), alone_is_the_plain_loop, "the answer is dropped",
+                twins.with_server(twins.Deaf),
+                alone_is_the_plain_loop,
+                "the answer is dropped",
                 **{**_SERVER, "replicas": 1},
             ),
             _on(
-                twins.with_server(twins.Deaf), alone_is_the_plain_loop, "the answer is dropped, asynchronous",
+                twins.with_server(twins.Deaf),
+                alone_is_the_plain_loop,
+                "the answer is dropped, asynchronous",
                 **{**_SERVER, "replicas": 1, "sync": "asynchronous"},
             ),
         ),
@@ -195,4 +208,3 @@ LAWS = (
         ),
     ),
 )
-

@@ -6,6 +6,7 @@ of segments; each vector is reduced twice, since plans are kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -81,8 +82,9 @@ def same_bits_everywhere(
     """Any vectors: the mean has the same bits on all ranks."""
     cell = cells.resolve(cell)
     per_rank = make_ranks(cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict)
+    first = per_rank[0][0]
     different = sum(
-        count_different(result, per_rank[0][0][key]) for results, _, _ in per_rank[1:] for key, result in results.items()
+        count_different(result, first[key]) for results, _, _ in per_rank[1:] for key, result in results.items()
     )
     return Figure(different, 0, f"{different} elements differ from rank 0's, {cell.label}")
 
@@ -143,8 +145,8 @@ def is_counted(cell: Cell) -> bool:
     return "derived" not in sources
 
 
-def _control(law: object, mean: twins.Mean, broken: str) -> Control:
-    return Control(broken, partial(law, mean=mean), {"topology": "ring", "replicas": 3})  # type: ignore[call-overload]
+def _control(law: Callable[..., Figure], mean: twins.Mean, broken: str) -> Control:
+    return Control(broken, partial(law, mean=mean), {"topology": "ring", "replicas": 3})
 
 
 def _several(cell: Cell) -> bool:

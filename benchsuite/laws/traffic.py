@@ -33,8 +33,9 @@ def predicted(result: Run) -> Traffic:
 def described(cell: Cell) -> tuple[Strategy, Setting]:
     """The strategy, not started, and what its prediction may depend on."""
     topology: Topology = trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
-    compression: Compression = trainings.make("compression", cell.compression, trainings.options_for(cell, "compression"))
-    strategy: Strategy = trainings.make("sync", cell.sync, trainings.options_for(cell, "sync"))
+    options = {kind: trainings.options_for(cell, kind) for kind in ("compression", "sync")}
+    compression: Compression = trainings.make("compression", cell.compression, options["compression"])
+    strategy: Strategy = trainings.make("sync", cell.sync, options["sync"])
     clip = recipe_of(cell).clip_norm is not None
     return strategy, trainings.setting(cell, topology, compression, clip=clip)
 
@@ -71,7 +72,8 @@ def library_is_seen(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
 
 
 def _one_step_seen(training: Training) -> list[Call]:
-    with TrafficMode() as mode:
+    mode = TrafficMode()
+    with mode:
         training.strategy.step(
             training.workload.batch(0, shard=training.comm.rank, num_shards=training.topology.num_workers)
         )

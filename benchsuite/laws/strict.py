@@ -1,0 +1,118 @@
+"""Laws of strict mode: on gloo it refuses what NCCL cannot do, and nothing else: CPU tests prove GPU validity."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite.cell import Cell
+from benchsuite.comm.process import ANY_SOURCE, ProcessComm, StrictError
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.comm import Wrap, in_thread, whole, with_instead
+
+
+def strict_refuses(make_ranks: MakeRanks, cell: Cell, *, strict: str = "nccl") -> Figure:
+    """What gloo takes and NCCL cannot do raises: tags, any source, two threads, a send behind an open receive."""
+
+    def body(comm: ProcessComm) -> list[str]:
+        other, taken = 1 - comm.rank, []
+        x, y = torch.ones(3), torch.zeros(3)
+        attempts: dict[str, Callable[[], None]] = {
+            "a tag": lambda: _pair(comm, other, x, y, tag=7),
+            "any source": lambda: _pair(comm, other, x, y, source=ANY_SOURCE),
+            "two threads": lambda: in_thread(comm.barrier),
+            "a send behind a receive": lambda: _receive_first(comm, other, x, y),
+        }
+        for name, attempt in attempts.items():
+            with contextlib.suppress(StrictError):
+                attempt()
+                taken.append(name)
+        return taken
+
+    taken = make_ranks(2, body, strict=strict)
+    return Figure(sum(map(len, taken)), 0, f"accepted: {taken}")
+
+
+def strict_takes_what_is_legal(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
+    """Rounds of sendrecv, sends before receives, collectives, lanes and splits: legal on NCCL, accepted."""
+
+    def body(comm: Any) -> int:
+        x, y = torch.full((3,), float(comm.rank)), torch.zeros(3)
+        right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+        comm.sendrecv(x, right, y, left)
+        wrong = int(float(y[0]) != left)
+        sending = comm.isend(x, right)
+        comm.irecv(y, left).wait()
+        sending.wait()
+        comm.barrier()
+        comm.lane(lambda lane: lane.barrier()).wait()
+        return wrong
+
+    size = max(2, cell.replicas)
+
+    def guarded(comm: ProcessComm) -> int:
+        try:
+            return body(wrap(comm))
+        except StrictError:
+            return 1
+
+    wrong = sum(make_ranks(size, guarded, strict="nccl"))
+    return Figure(wrong, 0, f"{wrong} legal uses refused or wrong, {size} ranks")
+
+
+def _pair(comm: ProcessComm, other: int, x: Tensor, y: Tensor, *, tag: int = 0, source: int = 0) -> None:
+    """Rank 0 receives what rank 1 sends; a strict rank refuses before anything is posted."""
+    if source == ANY_SOURCE and comm._world.strict:
+        comm.irecv(y, ANY_SOURCE)
+    elif comm.rank == 0:
+        comm.irecv(y, source if source == ANY_SOURCE else other, tag=tag).wait()
+    else:
+        comm.send(x, other, tag=tag)
+
+
+def _receive_first(comm: ProcessComm, other: int, x: Tensor, y: Tensor) -> None:
+    """The receive is taken in the end, so that nothing is left over."""
+    receiving = comm.irecv(y, other)
+    try:
+        comm.isend(x, other).wait()
+    except StrictError:
+        comm._isend(x, other).wait()
+        receiving.wait()
+        raise
+    receiving.wait()
+
+
+def _answer_first(comm: ProcessComm, x: Tensor, dst: int, y: Tensor, src: int) -> None:
+    """A sendrecv that posts its receive, then sends: on two ranks one waits for the other."""
+    _receive_first(comm, dst, x, y)
+
+
+def _several(cell: Cell) -> bool:
+    return cell.replicas > 1
+
+
+LAWS = (
+    Law(
+        "strict mode refuses what NCCL cannot do",
+        strict_refuses,
+        _several,
+        (Control("strict mode is off", partial(strict_refuses, strict=""), {"replicas": 2}),),
+    ),
+    Law(
+        "strict mode takes what NCCL can do",
+        strict_takes_what_is_legal,
+        _several,
+        (
+            Control(
+                "a sendrecv that receives first",
+                partial(strict_takes_what_is_legal, wrap=with_instead("sendrecv", _answer_first)),
+                {"replicas": 2},
+            ),
+        ),
+    ),
+)
