@@ -68,6 +68,7 @@ class Rank:
         # That mode also fills fresh memory with NaN, a debugging aid: 1 % of a step of the digits CNN.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
         marks = {"entered": time.perf_counter_ns()}
+        self.beat.enter(Phase.START, 0)
         self.store = open_store(self.job)
         self.comm = connect(self.job, self.cell, self.store, self._enter)
         marks["connected"] = time.perf_counter_ns()
@@ -83,9 +84,9 @@ class Rank:
         record = rank_record(self.job, training, self.part, measured, evaluations)
         record["marks_ns"] = marks  # where starting and ending a cell takes its time (`selfcheck`)
         record["straggler"] = self._straggler()
-        record["predicted"] = self._predicted(training, measured)
+        record["predicted"] = self._predicted(training)
         write_rank_file(self.job.run_dir, self.job.rank, json.dumps(record, allow_nan=False))
-        self._leave()
+        self._leave(training)
 
     # -- loops -----------------------------------------------------------------------------------------------
 
@@ -148,7 +149,6 @@ class Rank:
         if owner:
             samples = int(measured.server.num_pushes * training.recipe.global_batch / training.topology.num_workers)
             measured.snapshots.offer(shard, samples=samples, version=measured.server.version, last=True)
-        measured.events = {"updates": measured.server.version}
         return measured
 
     def _measured(self, training: Training, owner: bool) -> Measured:
@@ -177,7 +177,7 @@ class Rank:
 
         Only for strategies that survive a worker: a barrier with a dead rank would not return. Counts in the store.
         """
-        if getattr(training.strategy, "survives", "none") != "worker":
+        if not _survives(training):
             return 0
         self.store.add("ended", 1)
         while True:
@@ -186,21 +186,23 @@ class Rank:
                 return lost
             time.sleep(0.002)
 
-    def _leave(self) -> None:
-        """Nobody takes the store away while a peer still needs it."""
-        if not self.lost:
+    def _leave(self, training: Training) -> None:
+        """Nobody takes the store away while a peer still needs it; a worker may still be lost here."""
+        if not _survives(training):
             self.comm.barrier()
             return
         self.store.add("left", 1)
-        while self.comm.rank == 0 and int(self.store.add("left", 0)) + self.lost < self.comm.size:
-            time.sleep(0.01)
+        while self.comm.rank == 0 and int(self.store.add("left", 0)) + int(self.store.add("lost", 0)) < self.comm.size:
+            time.sleep(0.002)
 
     def _stop(self, measured: Measured, meter: WireMeter, training: Training) -> None:
         """The loop ends here: later traffic (snapshots, barriers) is not the strategy's."""
         measured.end_ns = time.perf_counter_ns()
         measured.cpu_s += time.process_time()
         measured.traffic = copy.deepcopy(self.comm.traffic)
-        measured.events = dict(training.strategy.events)
+        served = measured.server
+        measured.events = {"updates": served.version} if served is not None else dict(training.strategy.events)
+        self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))  # before anybody can miss it
         begin, before = time.perf_counter_ns(), self.comm.wait_ns
         self.lost = self._all_ended(training)
         if self.lost:
@@ -226,9 +228,8 @@ class Rank:
 
     # -- after the loop ---------------------------------------------------------------------------------------
 
-    def _predicted(self, training: Training, measured: Measured) -> dict[str, Any] | None:
+    def _predicted(self, training: Training) -> dict[str, Any] | None:
         """On rank 0: what the strategy's own file says this run must have sent, from shapes and recorded events."""
-        self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))
         if self.comm.rank != 0 or self.lost:
             return None
         events = trainings.gather_events(
@@ -273,5 +274,12 @@ def goodbye(job: RankJob) -> None:
     comm = ProcessComm(World(store, lambda: store), rank=job.rank, size=cell.world_size, group=NO_GROUP)
     topology = trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
     topology.start(comm, num_servers=cell.num_servers)
+    strategy = trainings.make("sync", cell.sync, trainings.options_for(cell, "sync"))
+    if hasattr(strategy, "num_threads"):  # the doors of the servers' threads
+        topology.use_threads(strategy.num_threads(topology.num_workers))
     topology.goodbye()
     store.add("lost", 1)
+
+
+def _survives(training: Training) -> bool:
+    return getattr(training.strategy, "survives", "none") == "worker"

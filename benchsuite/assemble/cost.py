@@ -26,7 +26,8 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
     inside = _window(ranks, workers, begin)
     splits = [_split(rank, wall_s) for rank in ranks]
     waiting = [(s["blocked_s"] + s["idle_s"]) / wall_s for s in splits if s["role"] == "worker"]
-    samples, cpu_s = result["samples"], sum(rank["cpu_s"] for rank in ranks)
+    whole = len(ranks) == cell.world_size  # what a lost rank sent and used is not known
+    samples, cpu_s = result["samples"], sum(rank["cpu_s"] for rank in ranks) if whole else None
     cost: dict[str, Any] = {
         "wall_s": wall_s,
         "samples_per_s": inside.samples_per_s if inside else None,
@@ -37,9 +38,9 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
         "window": inside and {"start_s": inside.start_s, "stop_s": inside.stop_s, "samples": inside.samples},
         "idle_share": statistics.fmean(waiting),
         "ranks": splits,
-        "control_bytes": sum(count for rank in ranks for _, count in rank["traffic"]["control"]),
+        "control_bytes": sum(count for rank in ranks for _, count in rank["traffic"]["control"]) if whole else None,
         "cpu_s": cpu_s,
-        "cpu_s_per_sample": cpu_s / samples if samples else None,
+        "cpu_s_per_sample": cpu_s / samples if samples and cpu_s is not None else None,
         "peak_memory_bytes": max(rank["peak_rss_bytes"] for rank in ranks),
         "lock_wait_share": _lock_wait_share(cell, server, len(workers) * wall_s),
         "overlapped_replies": server["overlapped_replies"] if server else None,
@@ -53,9 +54,7 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
         "ready_s": [rank["ready_s"] for rank in ranks],
     }
     if server is not None:
-        raw["push_log"] = {
-            name: server["log"][name] for name in ("worker", "tag", "version_read", "version_before", "version_next")
-        }
+        raw["push_log"] = {name: server["log"][name] for name in PUSH_LOG}
         raw["first_read"], raw["last_read"] = server["first_read"], server["last_read"]
         raw["lock_wait_s"] = [
             (a - s) * NS for a, s in zip(server["log"]["apply_ns"], server["log"]["sent_ns"], strict=True)

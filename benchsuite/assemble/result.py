@@ -11,6 +11,7 @@ from benchsuite.comm.traffic import Traffic
 from benchsuite.target import Target, first_reached
 
 Rank = Mapping[str, Any]
+Losses = tuple[list[float | None], list[int], int]  # losses, samples consumed at each, samples in all
 LEVELS = ("easy", "target", "hard")
 
 
@@ -19,16 +20,21 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     workers = [rank for rank in ranks if rank["role"] == "worker"]
     server = next((rank["server"] for rank in ranks if rank["role"] == "server"), None)
     asynchronous = apart(ranks)
-    losses, consumed = _losses_apart(workers, server) if asynchronous else _losses_together(workers)
+    losses, consumed, samples = _losses_apart(cell, workers, server) if asynchronous else _losses_together(workers)
     diverged = next((step for step, loss in enumerate(losses) if loss is None), None)
+    lost = [rank for rank in range(cell.world_size) if rank not in {each["rank"] for each in ranks}]
     evaluations = next((rank["evaluations"] for rank in ranks if rank["evaluations"]), None) or {}
     metric = evaluations.get("metric", [])
     first = ranks[0]
     target = Target(**first["target"])
-    reached = {level: first_reached(target, getattr(target, level), metric) for level in LEVELS}
+    # a run that diverges is a miss at every level, whatever it had reached before
+    reached = {
+        level: None if diverged is not None else first_reached(target, getattr(target, level), metric)
+        for level in LEVELS
+    }
     steps = server["versions"] if asynchronous and server else max(taken(worker) for worker in workers)
     result: dict[str, Any] = {
-        "samples": sum(sum(worker["steps"]["samples"]) for worker in workers),
+        "samples": samples,
         "steps": steps,
         "updates": steps,
         "num_parameters": first["num_parameters"],
@@ -37,14 +43,14 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         "evaluations": {name: evaluations.get(name, []) for name in ("samples", "metric", "version")},
         "target": first["target"],
         "samples_to": {level: None if at is None else evaluations["samples"][at] for level, at in reached.items()},
-        "final_loss": next((loss for loss in reversed(losses)), None),
+        "final_loss": losses[-1] if losses else None,
         "final_metric": metric[-1] if metric else None,
         "diverged_step": diverged,
         "checksum": evaluations.get("checksum"),
         "events": _events(cell, ranks),
         "staleness": _staleness(server) if asynchronous else None,
     }
-    return result | _traffic(ranks, steps)
+    return result | _traffic(ranks, steps, lost)
 
 
 def apart(ranks: Sequence[Rank]) -> bool:
@@ -57,7 +63,7 @@ def taken(worker: Rank) -> int:
     return sum(1 for samples in worker["steps"]["samples"] if samples)
 
 
-def _losses_together(workers: Sequence[Rank]) -> tuple[list[float | None], list[int]]:
+def _losses_together(workers: Sequence[Rank]) -> Losses:
     """Per step the mean over workers; None from the first step on where one of them is not finite."""
     losses: list[float | None] = []
     consumed, total = [], 0
@@ -67,12 +73,16 @@ def _losses_together(workers: Sequence[Rank]) -> tuple[list[float | None], list[
         losses.append(sum(finite) / len(finite) if len(finite) == len(values) else None)
         total += sum(worker["steps"]["samples"][step] for worker in workers)
         consumed.append(total)
-    return losses, consumed
+    return losses, consumed, total
 
 
-def _losses_apart(workers: Sequence[Rank], server: Mapping[str, Any] | None) -> tuple[list[float | None], list[int]]:
-    """Per push in the order the first server took them; a batch's loss is found by its number."""
+def _losses_apart(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any] | None) -> Losses:
+    """Per push in the order the first server took them; a batch's loss is found by its number.
+
+    The losses of a lost worker went with it: its pushes count as samples and have no point on the curve.
+    """
     assert server is not None
+    per_push = workers[0]["global_batch"] // cell.replicas
     loss_of = {
         index: (loss, samples)
         for worker in workers
@@ -83,11 +93,12 @@ def _losses_apart(workers: Sequence[Rank], server: Mapping[str, Any] | None) -> 
     losses: list[float | None] = []
     consumed, total = [], 0
     for tag in server["log"]["tag"]:
-        loss, samples = loss_of.get(tag, (None, 0))
-        losses.append(loss)
+        loss, samples = loss_of.get(tag, (None, per_push))
         total += samples
-        consumed.append(total)
-    return losses, consumed
+        if tag in loss_of:
+            losses.append(loss)
+            consumed.append(total)
+    return losses, consumed, total
 
 
 def _events(cell: Cell, ranks: Sequence[Rank]) -> dict[str, list[int]]:
@@ -106,14 +117,19 @@ def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"histogram": histogram, "mean": statistics.fmean(values), "max": max(values)}
 
 
-def _traffic(ranks: Sequence[Rank], steps: int) -> dict[str, Any]:
+def _traffic(ranks: Sequence[Rank], steps: int, lost: Sequence[int]) -> dict[str, Any]:
     counted = sum((Traffic.from_json(rank["traffic"]) for rank in ranks), Traffic())
     source = ranks[0]["payload_source"]
     payload: Traffic | None = counted
-    if source == "derived":
+    reason = None
+    if lost:
+        payload, reason = None, f"what rank {', '.join(map(str, lost))} sent is not known: it was lost"
+    elif source == "derived":
         one = next((rank["derived"] for rank in ranks if rank["derived"]), None)
         alone = sum(rank["role"] == "worker" for rank in ranks) == 1
         payload = Traffic.from_json(one).times(steps) if one else (Traffic() if alone else None)
+        if payload is None:
+            reason = "derived from a step after the run, which a diverged run has not"
     predicted = next((rank["predicted"] for rank in ranks if rank["predicted"]), None)
     expected = Traffic.from_json(predicted) if predicted else None
     return {
@@ -121,6 +137,7 @@ def _traffic(ranks: Sequence[Rank], steps: int) -> dict[str, Any]:
         "predicted_bytes": expected.payload_bytes if expected is not None else None,
         "payload": payload.to_json() if payload is not None else None,
         "payload_source": source,
+        "payload_reason": reason,
         "payload_bytes": payload.payload_bytes if payload is not None else None,
         "shm_bytes": counted.shm_bytes,
         "messages": payload.num_messages if payload is not None else None,

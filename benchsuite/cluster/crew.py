@@ -152,7 +152,7 @@ class Crew:
             if member.process.sentinel not in ready or member.process.exitcode is None:
                 continue
             member.order = self._batch
-            if member.process.exitcode < 0 and member.job.rank in expendable:
+            if self._spared(member, expendable):
                 self._say_goodbye(member.job)
 
     def _say_goodbye(self, job: RankJob) -> None:
@@ -166,7 +166,14 @@ class Crew:
         code = member.process.exitcode if member.order else None
         if code is None or jobs.rank_complete(member.job.run_dir, member.job.rank):
             return False
-        return not (code < 0 and member.job.rank in expendable)
+        return not self._spared(member, expendable)
+
+    def _spared(self, member: _Member, expendable: Collection[int]) -> bool:
+        """Ended by a signal, and the others can go on; not before it had begun: they would wait for it to join."""
+        code = member.process.exitcode
+        if code is None or code >= 0 or member.job.rank not in expendable:
+            return False
+        return not member.job.beat_path or beat.read(member.job.beat_path).phase != beat.Phase.START
 
     def _all_complete(self) -> bool:
         return all(jobs.rank_complete(member.job.run_dir, member.job.rank) for member in self._members)

@@ -46,8 +46,11 @@ class Strategy:
         self._num_pushes = recipe.budget // recipe.global_batch * self._num_workers
         self._index = 0
         self.events = {"pushes": 0, "replies": 0}
-        if self.lock == "none":
-            topology.use_threads(min(self.server_threads, self._num_workers))
+        topology.use_threads(self.num_threads(self._num_workers))
+
+    def num_threads(self, num_workers: int) -> int:
+        """Threads of each server; whoever says goodbye for a lost worker knocks at their doors too."""
+        return min(self.server_threads, num_workers) if self.lock == "none" else 1
 
     def make_updater(self, params: Tensor) -> Updater:
         scale = 1 / self._num_workers if self.lr_rule == "equal_sample" else 1.0

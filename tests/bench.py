@@ -1,0 +1,49 @@
+"""`Bench`: trains small cells with the real worker on one shared cluster, and gives back what would be stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from benchsuite import api, rules
+from benchsuite.cell import Budget, Cell, resolve
+from benchsuite.cluster.local import Cluster
+from benchsuite.record import Run
+
+ROOT = Path(__file__).parent.parent
+TINY = str(ROOT / "tests" / "workloads" / "tiny.py")
+
+
+def cell(*, steps: int | None = None, timeout_s: float = 20.0, **fields: Any) -> Cell:
+    """A resolved, legal cell of the tiny workload; `options` of it as `tiny = {..}`."""
+    tiny = fields.pop("tiny", {})
+    options = {**({"tiny": tiny} if tiny else {}), **fields.pop("options", {})}
+    fields.setdefault("workload", TINY)
+    made = resolve(Cell(budget=Budget(steps=steps, timeout_s=timeout_s), options=options, **fields))
+    problems = rules.validate(made)
+    assert not problems, problems
+    return made
+
+
+def fault(rank: int, phase: str, how: str, step: int = 3) -> tuple[dict[str, Any], ...]:
+    return ({"rank": rank, "phase": phase, "step": step, "signal": how},)
+
+
+class Bench:
+    """Fresh processes per cell on a cluster that is already there."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        here: Any = SimpleNamespace(machine="m", environment_id="e", code_id=lambda cell: "code")
+        self.launch = api.launcher(cluster, here)
+
+    def run(self, **fields: Any) -> Run:
+        """Trains one cell, whatever becomes of it."""
+        return self.launch(cell(**fields))
+
+    def ok(self, **fields: Any) -> Run:
+        """Trains one cell to its end."""
+        run = self.run(**fields)
+        assert run.status == "ok", (run.cell.label, run.reason, run.culprit)
+        return run
