@@ -27,6 +27,8 @@ from benchsuite.record import Status
 
 BASELINES = "benchsuite.measure.baseline_loops"
 RANKS = "benchsuite.measure.selfcheck_ranks"
+IDLE = Path(__file__).with_name("idle_strategy.py")
+NEVER = 10**9  # samples between snapshots
 SIZES_FILE = "sizes.json"  # in the run directory, read by the ranks
 LAUNCH_BAR_S = 0.4
 HARNESS_BAR = 0.97
@@ -40,8 +42,10 @@ class Effort:
     """How much is run; smaller in tests."""
 
     launches: int = 5
-    steps: int = 240  # of the cells whose step time is compared
-    warmup: int = 20  # of them not looked at
+    pairs: int = 3  # of short launches per launch, where step times are compared: what is compared stands close in time
+    steps: int = 80  # of each of them
+    warmup: int = 10  # of them not looked at
+    idle_steps: int = 2000  # of the cell that does nothing but be measured
     ring_repetitions: Mapping[int, int] = field(default_factory=lambda: {4 * MIB: 20, 16 * MIB: 10, 64 * MIB: 5})
     server_updates: Mapping[int, int] = field(default_factory=lambda: {40_000: 2000, 13_000_000: 60})
 
@@ -140,7 +144,8 @@ def _phases_text(launches: Sequence[Launch]) -> str:
 
 
 def harness(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """The worker against hand-written loops of the same work."""
+    """The worker against hand-written loops of the same work; first its own book-keeping alone."""
+    yield from bookkeeping(bench, effort)
     for sync, script, replicas in (
         ("synchronous", "flat_loop", 1), ("synchronous", "flat_loop", 2), ("ddp", "ddp_loop", 2),
     ):  # fmt: skip
@@ -150,13 +155,27 @@ def harness(bench: Bench, effort: Effort) -> Iterator[Figure]:
         yield from against_script(bench, cell, script, effort, name=f"{script}, N={replicas}")
 
 
+def bookkeeping(bench: Bench, effort: Effort) -> Iterator[Figure]:
+    """The worker's loop around a strategy that does nothing, less the batch: beats, clock, rows, snapshots offered."""
+    idle = resolve(
+        Cell(workload="cnn", preset="digits", sync=str(IDLE), options={"cnn": {"evaluate_every": NEVER}},
+             budget=Budget(steps=effort.idle_steps))
+    )  # fmt: skip
+    points = []
+    for _ in range(effort.launches):
+        steps = bench.launch(idle).ranks[0]["steps"]
+        start, end, data = (np.array(steps[name], dtype=float) for name in ("start_ns", "end_ns", "data_ns"))
+        points.append(float(np.median(end - start - data)) / 1e3)
+    yield Figure(item="harness", quantity="book-keeping of a step that does nothing", unit="us", points=points)
+
+
 def against_script(bench: Bench, cell: Cell, script: str, effort: Effort, *, name: str) -> Iterator[Figure]:
     """Pairs of fresh launches, ours and the script's, in the order ABBA from a random begin."""
     sides: dict[str, list[float]] = {WORKER: [], f"{BASELINES}:{script}": []}
     order = list(sides)
     random.shuffle(order)
     meter = CpuMeter()
-    for _ in range(effort.launches):
+    for _ in range(effort.pairs * effort.launches):
         losses = []
         for entry in order:
             launch = bench.launch(cell, entry)

@@ -1,0 +1,200 @@
+"""`selfcheck`: verdicts by hand, a slowed harness is a miss, every check runs at a tiny size. No wall-clock figure is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchsuite.cell import Budget, Cell, resolve
+from benchsuite.errors import UsageError
+from benchsuite.measure import selfcheck, selfcheck_cells, selfcheck_files
+from benchsuite.measure.selfcheck_cells import Bench, Effort, Launch
+from benchsuite.measure.verdict import Figure, exit_code, interval, judge
+
+TINY = Effort(
+    launches=2, pairs=1, steps=4, warmup=1, idle_steps=20, ring_repetitions={4096: 2, 1 << 20: 2},
+    server_updates={400: 8, 4000: 4},
+)  # fmt: skip
+
+
+# -- verdicts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("points", "bar", "better", "contended", "says"),
+    [
+        ([0.30, 0.31, 0.32, 0.33, 0.34], 0.4, "lower", True, "pass"),
+        ([0.50, 0.51, 0.52, 0.53, 0.54], 0.4, "lower", True, "miss"),
+        ([0.98, 0.99, 1.00, 1.01, 1.02], 0.97, "higher", True, "pass"),
+        ([0.80, 0.81, 0.82, 0.83, 0.84], 0.97, "higher", True, "miss"),
+        ([0.7, 0.9, 1.0, 1.1, 1.3], 0.97, "higher", True, "too noisy"),
+        ([0.7, 0.9, 1.0, 1.1, 1.3], 0.97, "higher", False, "pass"),  # quiet: the median decides
+        ([0.7, 0.9, 0.95, 1.1, 1.3], 0.97, "higher", False, "miss"),
+        ([0.3, 0.5], 0.4, "lower", True, "too noisy"),  # a range of two
+        ([0.97], 0.97, "higher", True, "pass"),  # exactly the bar
+        ([0.4], 0.4, "lower", True, "pass"),
+        ([-3.0, 1.0, 2.0, 3.0, 9.0], 5.0, "lower", False, "pass"),  # negative values have a range, no logs
+    ],
+)
+def test_a_bar_is_held_against_the_median_and_its_interval(
+    points: list[float], bar: float, better: Any, contended: bool, says: str
+) -> None:
+    assert judge(points, bar, better=better, contended=contended) == says, interval(points)
+
+
+def test_a_verdict_needs_values() -> None:
+    for points in ([], [math.nan]):
+        with pytest.raises(ValueError, match="needs values"):
+            judge(points, 1.0, better="lower")
+
+
+def test_a_figure_without_bar_or_values_says_so() -> None:
+    figure = Figure(item="i", quantity="q", unit="s")
+    assert figure.verdict == "not run" and figure.to_json()["median"] is None
+    assert replace(figure, points=[1.0]).verdict == "-"
+    assert replace(figure, points=[1.0], bar=2.0).verdict == "pass"
+
+
+def test_others_make_a_figure_contended_above_five_percent() -> None:
+    noisy = Figure(item="i", quantity="q", unit="s", points=[1.0, 3.0], bar=2.5)
+    assert [replace(noisy, foreign=share).verdict for share in (None, 0.05, 0.06)] == ["pass", "pass", "too noisy"]
+
+
+def test_the_exit_code_is_that_of_the_worst_verdict() -> None:
+    cases = {("pass", "-", "not run"): 0, ("pass", "too noisy"): 3, ("too noisy", "miss", "pass"): 1, (): 0}
+    assert {verdicts: exit_code(verdicts) for verdicts in cases} == cases
+
+
+def test_the_table_shows_figure_interval_bar_verdict_and_note() -> None:
+    figures = [
+        Figure(item="a", quantity="one", unit="s", points=[0.1, 0.2, 0.3], bar=0.4, note="made of this"),
+        Figure(item="b", quantity="two", unit="", points=[0.8, 0.9], bar=0.97, better="higher", foreign=0.5),
+        Figure(item="c", quantity="three", unit="us"),
+    ]
+    lines = selfcheck.table({"figures": [figure.to_json() for figure in figures]}).splitlines()
+    assert [line.split() for line in lines[1:5]] == [
+        ["one", "0.200", "s", "0.100", "..", "0.300", "3", "<=", "0.400", "s", "pass"],
+        ["made", "of", "this"],
+        ["two", "0.850", "0.800", "..", "0.900", "2", ">=", "0.970", "miss*"],
+        ["three", "0", "not", "run"],
+    ]
+    assert "50 %" in lines[-1]
+
+
+def test_an_unknown_item_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="harness"):
+        selfcheck.run("harnes")
+    with pytest.raises(UsageError, match="at least 2"):
+        selfcheck.run("commands", launches=1)
+
+
+# -- step times and phases, from records made by hand -----------------------------------------------------------------
+
+
+def ranks_of(*step_us: list[int]) -> list[dict[str, Any]]:
+    """Rank records in which step k of each rank takes so many microseconds."""
+    ranks = []
+    for durations in step_us:
+        start = [1_000_000 * step for step in range(len(durations))]
+        end = [at + 1000 * us for at, us in zip(start, durations, strict=True)]
+        ranks.append({"steps": {"start_ns": start, "end_ns": end, "loss": [1.0] * len(start)}})
+    return ranks
+
+
+def test_a_step_takes_as_long_as_its_slowest_rank_and_warm_up_is_dropped() -> None:
+    assert selfcheck_cells.step_us(ranks_of([900, 10, 20, 30], [1, 30, 10, 10]), warmup=1) == 30
+
+
+class Recorded:
+    """A bench whose launches are records made by hand: ours is `slow_down` times as slow as the script."""
+
+    def __init__(self, slow_down: float, loss: float = 1.0) -> None:
+        self.slow_down, self.loss, self.order = slow_down, loss, ""
+
+    def launch(self, cell: Cell, entry: str = selfcheck_cells.WORKER) -> Launch:
+        ours = entry == selfcheck_cells.WORKER
+        self.order += "A" if ours else "B"
+        ranks = ranks_of([round(1000 * (self.slow_down if ours else 1))] * 4)
+        ranks[0]["steps"]["loss"] = [self.loss if ours else 1.0]
+        return Launch(ranks, 0, 0)
+
+
+def compared(slow_down: float, **more: float) -> tuple[list[Figure], Recorded]:
+    bench, cell = Recorded(slow_down, **more), resolve(Cell())
+    effort = Effort(launches=3, pairs=2, warmup=0)
+    return list(selfcheck_cells.against_script(bench, cell, "flat_loop", effort, name="x")), bench  # type: ignore[arg-type]
+
+
+def test_a_slowed_harness_is_a_miss_and_an_equal_one_passes() -> None:
+    (ratio, added), _ = compared(1.0)
+    assert (ratio.verdict, list(added.points)) == ("pass", [0.0] * 6)
+    (ratio, added), _ = compared(1.05)
+    assert (ratio.verdict, list(added.points)) == ("miss", [50.0] * 6)
+
+
+def test_worker_and_script_take_turns_in_the_order_abba() -> None:
+    _, bench = compared(1.0)
+    assert bench.order in ("ABBAABBAABBA", "BAABBAABBAAB")
+
+
+def test_loops_that_do_not_do_the_same_work_are_not_compared() -> None:
+    with pytest.raises(RuntimeError, match="same work"):
+        compared(1.0, loss=1.1)
+
+
+def test_phases_add_up_to_the_cell_less_its_loop() -> None:
+    marks = {"entered": 10, "connected": 20, "built": 40, "left_loop": 80, "evaluated": 90}
+    late = {name: value + 1 for name, value in marks.items()}
+    ranks = [
+        {"marks_ns": marks, "start_ns": 50, "end_ns": 70},
+        {"marks_ns": late, "start_ns": 50, "end_ns": 72},
+    ]
+    phases = selfcheck_cells.phases(Launch(ranks, 0, 100))
+    assert round(sum(phases.values()) * 1e9) == 100 - (72 - 50), phases
+
+
+# -- everything once, tiny ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    with Bench() as bench:
+        yield bench
+
+
+@pytest.mark.procs
+@pytest.mark.parametrize("item", selfcheck_cells.CHECKS)
+def test_every_check_with_ranks_gives_figures(bench: Bench, item: str) -> None:
+    figures = list(selfcheck_cells.CHECKS[item](bench, TINY))
+    assert figures and all(figure.item == item for figure in figures)
+    for figure in figures:
+        assert figure.points and all(math.isfinite(point) for point in figure.points), figure
+        json.dumps(figure.to_json(), allow_nan=False)
+    assert len({figure.quantity for figure in figures}) == len(figures)
+
+
+@pytest.mark.procs
+def test_a_worker_made_slow_by_a_straggler_is_seen(bench: Bench) -> None:
+    """The whole way through real launches: eight times the compute time is not lost in noise."""
+    cell = resolve(Cell(workload="cnn", preset="digits", budget=Budget(steps=8), straggler={"0": 8.0}))
+    effort = replace(TINY, launches=2, pairs=1, warmup=3)
+    ratio, _ = selfcheck_cells.against_script(bench, cell, "flat_loop", effort, name="slowed")
+    assert ratio.verdict == "miss", ratio
+
+
+@pytest.mark.procs
+def test_the_page_is_not_run_without_stored_runs(tmp_path: Path) -> None:
+    (figure,) = selfcheck_files.page(tmp_path / "nothing")
+    assert figure.verdict == "not run" and "benchsuite run quick" in figure.note
+
+
+@pytest.mark.procs
+def test_commands_and_store_give_figures() -> None:
+    figures = [*selfcheck_files.commands(2), *selfcheck_files.store(20)]
+    assert [len(figure.points) for figure in figures] == [2, 2, 1, 3]
