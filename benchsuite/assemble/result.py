@@ -43,7 +43,7 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         "evaluations": {name: evaluations.get(name, []) for name in ("samples", "metric", "version")},
         "target": first["target"],
         "samples_to": {level: None if at is None else evaluations["samples"][at] for level, at in reached.items()},
-        "final_loss": losses[-1] if losses else None,
+        "final_loss": losses[-1] if losses and diverged is None else None,  # a stale worker's last one may be finite
         "final_metric": metric[-1] if metric else None,
         "diverged_step": diverged,
         "checksum": evaluations.get("checksum"),
