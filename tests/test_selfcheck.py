@@ -103,7 +103,7 @@ def ranks_of(*step_us: list[int]) -> list[dict[str, Any]]:
     for durations in step_us:
         start = [1_000_000 * step for step in range(len(durations))]
         end = [at + 1000 * us for at, us in zip(start, durations, strict=True)]
-        ranks.append({"steps": {"start_ns": start, "end_ns": end, "loss": [1.0] * len(start)}})
+        ranks.append({"steps": {"start_ns": start, "end_ns": end, "loss": [1.0] * len(start)}, "cpu_s": 1.0})
     return ranks
 
 
@@ -132,9 +132,9 @@ def compared(slow_down: float, **more: float) -> tuple[list[Figure], Recorded]:
 
 
 def test_a_slowed_harness_is_a_miss_and_an_equal_one_passes() -> None:
-    (ratio, added), _ = compared(1.0)
+    (ratio, _, added), _ = compared(1.0)
     assert (ratio.verdict, list(added.points)) == ("pass", [0.0] * 6)
-    (ratio, added), _ = compared(1.05)
+    (ratio, _, added), _ = compared(1.05)
     assert (ratio.verdict, list(added.points)) == ("miss", [50.0] * 6)
 
 
@@ -184,7 +184,7 @@ def test_a_worker_made_slow_by_a_straggler_is_seen(bench: Bench) -> None:
     """The whole way through real launches: eight times the compute time is not lost in noise."""
     cell = resolve(Cell(workload="cnn", preset="digits", budget=Budget(steps=8), straggler={"0": 8.0}))
     effort = replace(TINY, launches=2, pairs=1, warmup=3)
-    ratio, _ = selfcheck_cells.against_script(bench, cell, "flat_loop", effort, name="slowed")
+    ratio, *_ = selfcheck_cells.against_script(bench, cell, "flat_loop", effort, name="slowed")
     assert ratio.verdict == "miss", ratio
 
 

@@ -3,7 +3,7 @@
 `flat_loop`: one flat gradient, the backend's all-reduce (what `synchronous` over `native` does). `ddp_loop`:
 DistributedDataParallel as its documentation shows it (what `ddp` does). Model, data and recipe are the workload's; the
 loops themselves use torch only: no beat, no clock rows but one time stamp per step, no counting, no snapshots.
-A rank's record is `{"steps": {"start_ns", "end_ns", "loss"}}`, as far as `selfcheck` reads a real one.
+A rank's record is `{"steps": {"start_ns", "end_ns", "loss"}, "cpu_s"}`: what `selfcheck` reads of a real one.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def flat_loop(job: RankJob) -> None:
     stamps, losses = [0] * (steps + 1), [0.0] * steps
 
     dist.barrier()
+    cpu_s = -time.process_time()
     stamps[0] = time.perf_counter_ns()
     for step in range(steps):
         batch = workload.batch(step, shard=rank, num_shards=size)
@@ -51,7 +52,7 @@ def flat_loop(job: RankJob) -> None:
         optimizer.step()
         losses[step] = float(loss.detach())
         stamps[step + 1] = time.perf_counter_ns()
-    _end(job, stamps, losses)
+    _end(job, stamps, losses, cpu_s + time.process_time())
 
 
 def ddp_loop(job: RankJob) -> None:
@@ -63,6 +64,7 @@ def ddp_loop(job: RankJob) -> None:
     stamps, losses = [0] * (steps + 1), [0.0] * steps
 
     dist.barrier()
+    cpu_s = -time.process_time()
     stamps[0] = time.perf_counter_ns()
     for step in range(steps):
         batch = workload.batch(step, shard=rank, num_shards=size)
@@ -73,7 +75,7 @@ def ddp_loop(job: RankJob) -> None:
         optimizer.step()
         losses[step] = float(loss.detach())
         stamps[step + 1] = time.perf_counter_ns()
-    _end(job, stamps, losses)
+    _end(job, stamps, losses, cpu_s + time.process_time())
 
 
 def _begin(job: RankJob) -> tuple[Workload, Recipe, int]:
@@ -96,7 +98,7 @@ def _begin(job: RankJob) -> tuple[Workload, Recipe, int]:
     return workload, recipe, recipe.budget // recipe.global_batch
 
 
-def _end(job: RankJob, stamps: list[int], losses: list[float]) -> None:
+def _end(job: RankJob, stamps: list[int], losses: list[float], cpu_s: float) -> None:
     steps = {"start_ns": stamps[:-1], "end_ns": stamps[1:], "loss": losses}
-    write_rank_file(job.run_dir, job.rank, json.dumps({"steps": steps}))
+    write_rank_file(job.run_dir, job.rank, json.dumps({"steps": steps, "cpu_s": cpu_s}))
     dist.barrier()

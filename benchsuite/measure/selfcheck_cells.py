@@ -172,6 +172,7 @@ def bookkeeping(bench: Bench, effort: Effort) -> Iterator[Figure]:
 def against_script(bench: Bench, cell: Cell, script: str, effort: Effort, *, name: str) -> Iterator[Figure]:
     """Pairs of fresh launches, ours and the script's, in the order ABBA from a random begin."""
     sides: dict[str, list[float]] = {WORKER: [], f"{BASELINES}:{script}": []}
+    cpu: dict[str, list[float]] = {entry: [] for entry in sides}
     order = list(sides)
     random.shuffle(order)
     meter = CpuMeter()
@@ -180,16 +181,21 @@ def against_script(bench: Bench, cell: Cell, script: str, effort: Effort, *, nam
         for entry in order:
             launch = bench.launch(cell, entry)
             sides[entry].append(step_us(launch.ranks, effort.warmup))
+            cpu[entry].append(sum(rank["cpu_s"] for rank in launch.ranks))
             losses.append(launch.ranks[0]["steps"]["loss"][-1])
         order.reverse()
         if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[1]):
             raise RuntimeError(f"{script} and the worker did not do the same work: last losses {losses}")
     foreign = meter.read().foreign_share
-    ours, theirs = sides.values()
+    (ours, theirs), (our_cpu, their_cpu) = sides.values(), cpu.values()
     yield Figure(
         item="harness", quantity=f"{name}: its step time / ours", unit="", bar=HARNESS_BAR, better="higher",
-        points=[b / a for a, b in zip(ours, theirs, strict=True)], foreign=foreign,
+        points=_ratios(theirs, ours), foreign=foreign,
         note=f"median step {statistics.median(theirs):.0f} us, ours {statistics.median(ours):.0f} us",
+    )  # fmt: skip
+    yield Figure(
+        item="harness", quantity=f"{name}: its CPU time / ours, whole loop", unit="", better="higher", foreign=foreign,
+        points=_ratios(their_cpu, our_cpu),
     )  # fmt: skip
     yield Figure(
         item="harness", quantity=f"{name}: added per step", unit="us", foreign=foreign,
