@@ -64,6 +64,7 @@ def run_plan(plan: Plan, store: Store, *, fresh: bool = False, progress: Progres
     from benchsuite.cluster.local import Cluster, sigterm_as_interrupt
     from benchsuite.runner import run_cells
 
+    plan = examined(plan)
     _startable(plan)
     refused = [(each.cell.with_seed(seed), each.reason) for seed in plan.seeds for each in plan.refused]
     main = threading.current_thread() is threading.main_thread()  # only there a signal can be handled
@@ -73,6 +74,15 @@ def run_plan(plan: Plan, store: Store, *, fresh: bool = False, progress: Progres
         return run_cells(
             plan.runs(), store, setting=here, launch=launch, refused=refused, fresh=fresh, progress=progress
         )
+
+
+def examined(plan: Plan) -> Plan:
+    """The plan with what this machine lacks among the refused. UsageError for a figure that the page cannot draw."""
+    from benchsuite import doctor
+    from benchsuite.report import spec
+
+    spec.parse(plan.figures)  # now, rather than after everything has run
+    return plan.on(doctor.examine_torch)
 
 
 def compare(base: str | Path, head: str | Path, *, loss_tolerance: float | None = None) -> Comparison:

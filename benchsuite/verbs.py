@@ -37,7 +37,7 @@ def list_members(args: Namespace) -> int:
 
 def show_plan(args: Namespace) -> int:
     """Dry run: nothing is started."""
-    from benchsuite import outlook
+    from benchsuite import api, outlook
 
     if args.write:
         plan = _plan(args, "cluster=torchrun")
@@ -46,7 +46,7 @@ def show_plan(args: Namespace) -> int:
         return 0
     from benchsuite.measure import code
 
-    plan = _plan(args)
+    plan = api.examined(_plan(args))
     forecast = outlook.forecast(plan, _store(args), code_id=code.code_id)
     if args.json:
         return _print_json(forecast)
@@ -159,6 +159,7 @@ def selfcheck(args: Namespace) -> int:
 def _plan(args: Namespace, *settings: str) -> Plan:
     """The plan that PLAN names, or the one of the cell flags. UsageError where both or neither are given."""
     from benchsuite import plan
+    from benchsuite.report import spec
 
     if args.hosts is not None or args.link is not None:
         flag = "--hosts" if args.hosts is not None else "--link"
@@ -174,7 +175,9 @@ def _plan(args: Namespace, *settings: str) -> Plan:
     settings = (*args.set, *([f"cluster={args.cluster}"] if args.cluster else []), *settings)
     seeds = _seeds(args.seeds)
     if args.plan:
-        return plan.load(args.plan, settings=settings, only=args.only, seeds=seeds)
+        loaded = plan.load(args.plan, settings=settings, only=args.only, seeds=seeds)
+        spec.parse(loaded.figures)  # now, rather than after everything has run
+        return loaded
     return plan.from_flags(flags, settings=settings, only=args.only, seeds=seeds)
 
 

@@ -1,0 +1,299 @@
+"""A user's own workload and strategy, given by path from outside the clone, run without touching the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchsuite import cli, rules
+from benchsuite.cell import Cell, resolve
+from benchsuite.doctor import Machine
+from benchsuite.record import Status
+from benchsuite.store import Store
+from tests.bench import ROOT
+
+MY_NET = '''"""Two layers that learn the sign of a sum."""
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from benchsuite.workload import Batch, Recipe, Target
+
+presets = {"default": {"global_batch": 16, "num_layers": 3, "budget_samples": 160}}
+
+
+@dataclass
+class Workload:
+    """Signs of sums."""
+
+    width: int = 12
+    """Hidden width."""
+    lr: float = 0.1
+    """Of plain SGD."""
+    global_batch: int = 16
+    """Samples per step."""
+
+    target = Target("accuracy", easy=50.0, target=60.0, hard=99.0, evaluate_every=80, unit="%")
+
+    def start(self, *, seed, dtype):
+        self.dtype, self.seed = dtype, seed
+
+    def layers(self):
+        return [nn.Linear(4, self.width), nn.Tanh(), nn.Linear(self.width, 1)]
+
+    def tensor_plan(self):
+        return {}
+
+    def recipe(self):
+        def make(params):
+            return torch.optim.SGD(params, lr=1.0)
+        return Recipe(make_optimizer=make, lr=lambda progress: self.lr, global_batch=self.global_batch, budget=160)
+
+    def _data(self, count, index):
+        x = torch.randn(count, 4, generator=torch.Generator().manual_seed(1000 * self.seed + index), dtype=self.dtype)
+        return x, (x.sum(1, keepdim=True) > 0).to(self.dtype)
+
+    def batch(self, index, *, shard, num_shards):
+        share = self.global_batch // num_shards
+        x, y = self._data(self.global_batch, index)
+        return Batch(x[shard * share : (shard + 1) * share], y[shard * share : (shard + 1) * share], share)
+
+    def loss(self, output, batch):
+        return nn.functional.binary_cross_entropy_with_logits(output, batch.y)
+
+    def evaluate(self, infer):
+        x, y = self._data(64, 999)
+        return 100.0 * float(((infer(x) > 0) == (y > 0.5)).double().mean())
+'''
+
+MY_SYNC = '''"""Agrees every second step only: the mean of the parameters."""
+from dataclasses import dataclass
+
+from benchsuite.sync import count
+from benchsuite.update import Updater
+
+
+@dataclass
+class Strategy:
+    """Averages parameters every so often."""
+
+    every: int = 2
+    """Steps between two means."""
+
+    survives = "none"
+    snapshot_of = "replica"
+    clips_mean = False
+    needs_topology = ("ring", "native")
+
+    def start(self, comm, part, recipe, topology, compression):
+        self.comm, self.part, self.recipe, self.topology = comm, part, recipe, topology
+        self.steps, self.done = recipe.budget // recipe.global_batch, 0
+        self.updater = Updater(part.params, recipe)
+        self.events = {"means": 0}
+
+    def next_index(self):
+        return (self.done, self.comm.rank, self.topology.num_workers) if self.done < self.steps else None
+
+    def step(self, batch):
+        loss = self.part.gradient(batch)
+        self.updater.step(self.part.grad, samples=self.done * self.recipe.global_batch)
+        self.done += 1
+        if self.done % self.every == 0:
+            self.topology.mean(self.part.params)
+            self.events["means"] += 1
+        return loss
+
+    def finish(self):
+        pass
+
+    def snapshot(self):
+        return self.part.params
+
+    def policy(self):
+        return None
+
+    def num_pushes(self):
+        return 0
+
+    def expected_events(self, num_batches, setting):
+        return {"means": [num_batches // self.every] * setting.num_workers}
+
+    def predicted_traffic(self, shapes, events, setting):
+        one = setting.compression.predicted_traffic(
+            shapes, setting.itemsize, setting.topology, num_workers=setting.num_workers
+        )
+        return one.times(count(events, "means", 0))
+'''
+
+PLAN = """
+question = "Does my net train with my strategy?"
+[cells]
+workload = ["../elsewhere/my_net.py"]
+replicas = [2]
+sync = ["../elsewhere/my_sync.py", "asynchronous"]
+topology = ["ring"]
+"""
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Path:
+    """A folder with a plan, beside one with the user's two files."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "my_net.py").write_text(MY_NET)
+    (tmp_path / "elsewhere" / "my_sync.py").write_text(MY_SYNC)
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "mine.toml").write_text(PLAN)
+    return tmp_path
+
+
+def command(user: Path, *arguments: str, python: str = sys.executable, **environment: str) -> Any:
+    """The command's JSON document, run in the user's folder."""
+    done = subprocess.run(
+        [python, "-m", "benchsuite.cli", *arguments, "--results", str(user / "results"), "--json"],
+        cwd=user, capture_output=True, text=True, timeout=100, env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def check_runs(user: Path, python: str = sys.executable, **environment: str) -> None:
+    """Both files run; what means nothing is a row with its reason; an edited file makes its run missing again."""
+    first = command(user, "run", "plans/mine.toml", python=python, **environment)
+    assert {name: n for name, n in first["counts"].items() if n} == {"ok": 1, "unsupported": 1}, first
+    runs = {run.status: run for run in Store(user / "results").runs()}
+    mine, refused = runs[Status.OK], runs[Status.UNSUPPORTED]
+    assert mine.cell.label == "my_net/default my_sync ring N=2"
+    assert mine.result["steps"] == 10 and mine.result["events"]["means"] == [5, 5]
+    parameters = 12 * 4 + 12 + 12 + 1
+    assert mine.result["predicted_bytes"] == mine.result["payload_bytes"] == 5 * 2 * 4 * parameters
+    assert mine.result["final_metric"] > 50.0
+    assert refused.reason is not None
+    assert "a ring is a collective: every rank must enter the same step" in refused.reason
+    assert "set topology to parameter_server" in refused.reason
+    again = command(user, "run", "plans/mine.toml", python=python, **environment)
+    assert (again["stored_before"], sum(again["counts"].values())) == (2, 0)
+    for name in ("my_net.py", "my_sync.py"):
+        before = command(user, "plan", "plans/mine.toml", python=python, **environment)
+        assert before["missing"] == (0 if name == "my_net.py" else 1)
+        path = user / "elsewhere" / name
+        path.write_text(path.read_text() + "# edited\n")
+        after = command(user, "plan", "plans/mine.toml", python=python, **environment)
+        assert after["missing"] == 1
+        assert after["cells"][0]["cell_id"] != before["cells"][0]["cell_id"]
+
+
+@pytest.mark.procs
+@pytest.mark.timeout(100)
+def test_both_files_run_by_path_and_an_edit_makes_their_run_missing_again(user: Path) -> None:
+    check_runs(user, PYTHONPATH=str(ROOT))
+
+
+@pytest.mark.procs
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_both_files_run_with_the_package_installed_from_its_wheel(user: Path) -> None:
+    """In an environment that knows this clone's dependencies, but not the clone."""
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(user / "wheel"), str(ROOT)],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    if built.returncode != 0 and "setuptools" in built.stderr:
+        pytest.skip(f"the wheel cannot be built here: {built.stderr.strip().splitlines()[-1]}")
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (user / "wheel").glob("*.whl")
+    site = user / "installed"
+    unpacked = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(site), str(wheel)],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert unpacked.returncode == 0, unpacked.stderr
+    where = subprocess.run(
+        [sys.executable, "-c", "import benchsuite; print(benchsuite.__file__)"],
+        cwd=user, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert where.stdout.startswith(str(site)), where.stdout
+    check_runs(user, PYTHONPATH=str(site))
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command says on stderr; it ends with 2."""
+    assert cli.main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("options.my_net.widht=3", "unknown option 'widht' of my_net; did you mean 'width'? known: width, "),
+        ("options.my_sync.evry=3", "unknown option 'evry' of my_sync; did you mean 'every'? known: every"),
+        ("options.my_net.width=wide", "width"),
+        ("replics=2", "unknown key 'replics' of a cell; did you mean 'replicas'? known: replicas, "),
+        ("workload=cn", "unknown workload 'cn'"),
+        ("workload=elsewhere/nothing.py", "elsewhere/nothing.py"),
+    ],
+)
+def test_a_wrong_name_gets_the_known_ones_nearest_first_and_exit_2(
+    user: Path, wrong: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(user)
+    assert says in said(capsys, "run", "plans/mine.toml", "--set", wrong)
+
+
+@pytest.mark.parametrize(
+    ("added", "says"),
+    [
+        ("[budgt]\nsamples = 16\n", "unknown key 'budgt' of a plan; did you mean 'budget'?"),
+        ('[[figures]]\nkind = "trafic"\n', "unknown figure kind 'trafic'; did you mean 'traffic'?"),
+        ('[[figures]]\nkind = "traffic"\nwher = {}\n', "unknown key 'wher' of figure traffic; did you mean 'where'?"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_wrong_key_of_the_plan_is_said_before_anything_runs(
+    user: Path, verb: str, added: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = user / "plans" / "mine.toml"
+    path.write_text(path.read_text() + added)
+    assert says in said(capsys, verb, str(path), "--results", str(user / "results"))
+    assert not (user / "results").exists()
+
+
+def test_what_this_machine_lacks_is_refused_with_its_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "benchsuite.doctor.examine_torch", lambda: Machine(torch="2.13.0", gloo=True, nccl=False, mpi=False)
+    )
+    assert cli.main(["plan", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["cells"] == []
+    ((problem,),) = (refused["problems"] for refused in document["refused"])
+    assert "torch 2.13.0 is built without MPI" in problem["reason"] and problem["remedy"].startswith(
+        "set backend = gloo"
+    )
+    assert cli.main(["run", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path)]) == 0
+    (run,) = Store(tmp_path).runs()
+    assert run.status is Status.UNSUPPORTED
+
+
+def test_a_compression_of_ones_own_is_refused_where_it_would_be_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "half.py"
+    path.write_text(
+        '"""Half of it."""\nfrom dataclasses import dataclass\n@dataclass\nclass Compression:\n    """x"""\n'
+    )
+
+    def reasons(**fields: Any) -> str:
+        return " ".join(problem.reason for problem in rules.validate(resolve(Cell(compression=str(path), **fields))))
+
+    for sync in ("synchronous", "asynchronous", "k_sync"):
+        assert "pushes to a server are not compressed" in reasons(sync=sync, topology="parameter_server", replicas=2)
+    assert "it has no communication hook for it" in reasons(sync="ddp", topology="native", replicas=2)
+    assert reasons(sync="synchronous", topology="ring", replicas=2) == ""
