@@ -54,6 +54,8 @@ def shapes() -> Iterator[dict[str, Any]]:
                 for replicas in WORKERS:
                     fields = {"sync": sync, "topology": topology, "replicas": replicas}
                     counts = sorted({1, 2, replicas}) if topology == "parameter_server" else [0]
+                    if variant.get("lock") == "none" and replicas == 1:
+                        continue  # one worker, one thread: that is the lock
                     for servers in counts:
                         shape = {**fields, "servers": servers, "options": {sync: variant} if variant else {}}
                         if sync not in IN_PROCESSES and not rules.validate(tiny(**shape)):
@@ -61,8 +63,11 @@ def shapes() -> Iterator[dict[str, Any]]:
 
 
 def recipes(shape: dict[str, Any]) -> tuple[tuple[str, float, float], ...]:
-    """What a shape is trained with."""
-    return RECIPES if shape["sync"] == "synchronous" else STALE_RECIPES
+    """What a shape is trained with. Stale pushes: all recipes for one worker and for three, one for the others."""
+    if shape["sync"] == "synchronous":
+        return RECIPES if shape["servers"] <= 2 else RECIPES[3:5]  # as many servers as workers: many ranks
+    locked = shape["options"].get(shape["sync"], {}).get("lock") != "none"
+    return STALE_RECIPES if locked and (shape["replicas"], shape["servers"]) in ((1, 1), (3, 1), (3, 2)) else RECIPES[:1]
 
 
 def label(cell: Cell) -> str:

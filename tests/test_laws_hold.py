@@ -61,7 +61,7 @@ def test_given_gradients(law: Law, cell: Cell) -> None:
     assert figure.holds, f"{law.name}: {figure}"
 
 
-@pytest.mark.parametrize(("law", "cell"), cases("synchronous", FLOAT32))
+@pytest.mark.parametrize(("law", "cell"), [*cases("synchronous", FLOAT32)])
 def test_float32(law: Law, cell: Cell) -> None:
     figure = law.check(RANKS, cell)
     assert figure.holds, f"{law.name}: {figure}"

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from benchsuite.comm.groups import World
 from benchsuite.comm.process import ProcessComm
 from benchsuite.laws.memory_store import MemoryStore
@@ -31,6 +33,7 @@ def thread_ranks(
 
     def run(rank: int) -> None:
         try:
+            torch.set_num_threads(1)  # per thread: a pool of its own for each rank would spin on the others' cores
             world = World(store, lambda: store, timeout_s=timeout_s, strict=strict)
             results[rank] = body(ProcessComm(world, rank=rank, size=size, hosts=hosts))
         except BaseException as error:  # noqa: BLE001  raised by the caller's thread

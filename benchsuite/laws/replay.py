@@ -59,7 +59,7 @@ class Replay:
         start = nn.utils.parameters_to_vector(self._parameters).detach()
         self._at_once = cell.sync == "asynchronous"
         self._gradients: dict[int, Tensor] = {}
-        self._read = [dict(zip(log.tag, log.version_read, strict=True)) for log in logs]
+        self._read: list[dict[int, int]] = [dict(zip(log.tag, log.version_read, strict=True)) for log in logs]
         self._slices = result.slices
         self._servers = [
             _Server(start[begin:end].clone(), _updates(log, at_once=self._at_once), self)
@@ -103,7 +103,8 @@ class Replay:
 
     def _known(self, tag: int) -> bool:
         """Whether every slice has reached the version that this push has read. An impossible read never is."""
-        return all(read.get(tag, 0) < len(s.versions) for read, s in zip(self._read, self._servers, strict=True))
+        reached = [len(server.versions) for server in self._servers]
+        return all(read.get(tag, 0) < versions for read, versions in zip(self._read, reached, strict=True))
 
     def _gradient(self, tag: int) -> Tensor:
         if tag not in self._gradients:

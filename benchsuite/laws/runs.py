@@ -197,15 +197,15 @@ def rebuilt(training: Training, **pieces: Any) -> Training:
     return changed
 
 
-def both(first: Change | None, second: Change | None) -> Change:
+def both(first: Change | None, second: Change | None) -> Change | None:
     """One change after the other."""
+    if first is None or second is None:
+        return first or second
+    return partial(_both, first=first, second=second)
 
-    def change(training: Training) -> Training:
-        for one in (first, second):
-            training = training if one is None else one(training)
-        return training
 
-    return change
+def _both(training: Training, *, first: Change, second: Change) -> Training:
+    return second(first(training))
 
 
 class GivenGradient:

@@ -176,7 +176,7 @@ LAWS = (
     Law(
         "one worker is bit for bit the plain loop",
         alone_is_the_plain_loop,
-        lambda cell: cell.replicas == 1 and recipe_of(cell).clip_norm is None and cell.sync != "ddp",
+        lambda cell: cell.replicas == 1 and recipe_of(cell).clip_norm is None,
         (
             Control(
                 "a mean that rounds once more",
