@@ -6,7 +6,7 @@ moves one vector and an optimiser steps one tensor. Inside a replica nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,12 +61,18 @@ class DataPart:
             raise ValueError("a real backward pass is not abandoned: `until` is for the virtual clock")
         loss = self._workload.loss(self.module(batch.x), batch)
         if ready is None:
-            # a parameter that the loss does not reach has gradient 0
-            gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            if any(gradient is None for gradient in gradients):  # `materialize_grads` costs 1 % of a digits step
+                gradients = self._with_zeros(gradients)
             torch._foreach_copy_(self._grads, gradients)
         else:
             self._backward_with_hooks(loss, ready)
         return float(loss.detach())
+
+    def _with_zeros(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """A parameter that the loss does not reach has gradient 0."""
+        pairs = zip(gradients, self._parameters, strict=True)
+        return tuple(torch.zeros_like(parameter) if found is None else found for found, parameter in pairs)
 
     def _backward_with_hooks(self, loss: Tensor, ready: Ready) -> None:
         """Copies each gradient into the flat vector the moment autograd has it, and says so.
