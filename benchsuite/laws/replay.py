@@ -16,7 +16,7 @@ from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
 from benchsuite.laws.runs import Change, PushLog, Run, option, relative, run, worst
-from benchsuite.laws.server_log import Read, as_written, is_asynchronous, reads_forgotten
+from benchsuite.laws.server_log import Read, as_written, has_lock, is_asynchronous, reads_forgotten
 from benchsuite.workload import seeded_layers
 
 FLOAT64 = 1e-10
@@ -155,7 +155,7 @@ def _updates(log: PushLog, *, at_once: bool) -> list[tuple[list[int], int]]:
 def _applies(cell: Cell) -> bool:
     single = cell.num_servers == 1 or trainings.make_recipe(cell, trainings.make_workload(cell)).clip_norm is None
     if is_asynchronous(cell):
-        return option(cell, "asynchronous", "lock") == "exclusive"
+        return has_lock(cell)
     return cell.sync == "k_sync" and single  # a mean is clipped over all slices of one version
 
 
