@@ -124,6 +124,17 @@ def test_four_workers_in_float64_lose_the_same_to_1e_10(bench: Bench) -> None:
         assert gap < 1e-10, f"{run.cell.label}: {gap:.3g} from one process"
 
 
+def test_one_asynchronous_worker_is_evaluated_alike_whatever_its_servers(bench: Bench) -> None:
+    """Its servers' slices, joined, are the parameters of one process: same curve, same bits."""
+    one = bench.ok(**RING, replicas=1)
+    for servers in (1, 2, 3):
+        run = bench.ok(**ways("asynchronous", servers=servers), replicas=1)
+        assert run.result["evaluations"]["samples"] == [0, 48, 96, 144, 192, 240]
+        assert run.result["evaluations"]["metric"] == one.result["evaluations"]["metric"], f"S = {servers}"
+        assert run.result["checksum"] == one.result["checksum"], f"S = {servers}"
+        assert run.result["staleness"]["max"] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_four_workers_in_float64_reach_the_target_in_the_same_evaluation(bench: Bench) -> None:
