@@ -26,6 +26,12 @@ ALONE = (
 
 SHAPES = list(shapes())
 GRID = [tiny(recipe, **shape) for shape in SHAPES for recipe in recipes(shape)]
+GRID += [  # each optimiser also with what it lacks above: clipped where it was not, unclipped where it was
+    tiny((optimizer, lr, 0.0 if clip_norm else 0.5), replicas=n, **shape)
+    for optimizer, lr, clip_norm in RECIPES[2:]
+    for shape in ({"topology": "ring"}, {"topology": "parameter_server", "servers": 2})
+    for n in (1, 3)
+]
 PLAIN = [tiny(**shape) for shape in SHAPES]
 FLOAT32 = [
     tiny(**shape, precision="fp32") for shape in SHAPES if shape["sync"] == "synchronous" and shape["replicas"] == 3
