@@ -26,9 +26,11 @@ ALONE = (
 
 SHAPES = list(shapes())
 GRID = [tiny(recipe, **shape) for shape in SHAPES for recipe in recipes(shape)]
-GRID += [  # each optimiser also with what it lacks above: clipped where it was not, unclipped where it was
-    tiny((optimizer, lr, 0.0 if clip_norm else 0.5), replicas=n, **shape)
-    for optimizer, lr, clip_norm in RECIPES[2:]
+# Each optimiser also with what it lacks above: clipped where it was not, unclipped where it was (at lr 0.05 nesterov
+# would diverge in one process too, and amplify roundings from 1e-16 to 1e-4).
+GRID += [
+    tiny((optimizer, 0.01, 0.0 if clip_norm else 0.5), replicas=n, **shape)
+    for optimizer, _, clip_norm in RECIPES[2:]
     for shape in ({"topology": "ring"}, {"topology": "parameter_server", "servers": 2})
     for n in (1, 3)
 ]
