@@ -104,7 +104,7 @@ class FirstK:
 
     def __init__(self, num_workers: int, k: int) -> None:
         self._k, self._active = k, set(range(num_workers))
-        self.dropped = [0] * num_workers
+        self.events = {"drops": 0}
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._shard, self._apply = shard, apply
@@ -115,7 +115,7 @@ class FirstK:
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         if version < self._version:
-            self.dropped[worker] += 1
+            self.events["drops"] += 1
             return [worker]
         self._slots[worker].copy_(flat)
         self._arrived.add(worker)

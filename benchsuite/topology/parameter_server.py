@@ -136,6 +136,7 @@ class Topology:
             thread.join()
         if loop.errors:
             raise loop.errors[0]
+        loop.log.events = dict(getattr(policy, "events", {}))
         return loop.log
 
     def square_sum_over_servers(self, value: float) -> float:

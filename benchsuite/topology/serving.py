@@ -32,7 +32,7 @@ class ServerLog:
         self.version = 0  # optimiser steps done
         self.overlapped_replies = 0  # without lock: answers sent while another thread was applying
         self.replies = [0] * num_workers
-        self.drops = [0] * num_workers
+        self.events: dict[str, int] = {}  # counts that the policy kept, e.g. drops
         self.first_read = [0] * num_workers
         self.last_read = [0] * num_workers
         self._open_row = [-1] * num_workers  # the worker's last push, unanswered
