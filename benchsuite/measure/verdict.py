@@ -1,7 +1,7 @@
 """A figure of `benchsuite selfcheck` and what is said of it: pass, miss, too noisy. Pure functions.
 
-The unit is the fresh launch (or process start), and a bar is held against the median over launches. Where the interval
-reaches across the bar, the median alone decides only on a quiet machine: with others at work it is `too noisy`.
+The unit is the fresh launch (or process start), and a bar is held against the median over launches. A contended machine
+gives no wall-clock verdict against the suite: there only an interval that clears the bar is a pass, all else `too noisy`.
 """
 
 from __future__ import annotations
@@ -63,20 +63,19 @@ def interval(points: Sequence[float]) -> tuple[float, float, str]:
 
 
 def judge(points: Sequence[float], bar: float, *, better: str, contended: bool = False) -> Verdict:
-    """What one value per launch says of a bar.
+    """What one value per launch says of a bar: `pass` or `miss` by the median on a quiet machine.
 
-    The interval on one side of the bar: `pass` or `miss`. Across it: the median's side on a quiet machine, `too noisy`
-    on a contended one.
+    On a contended one: `pass` where the whole interval is on the right side of the bar, else `too noisy`.
     """
     if not points or any(math.isnan(point) for point in points):
         raise ValueError("a verdict needs values, none of them NaN")
     low, high, _ = interval(points)
     median = statistics.median(points)
-    if better == "lower":
-        low, median, high, bar = -high, -median, -low, -bar
-    if low < bar <= high and contended:
-        return "too noisy"
-    return "pass" if median >= bar else "miss"
+    meets = median <= bar if better == "lower" else median >= bar
+    if not contended:
+        return "pass" if meets else "miss"
+    clears = high <= bar if better == "lower" else low >= bar
+    return "pass" if meets and clears else "too noisy"
 
 
 def exit_code(verdicts: Sequence[str]) -> int:
