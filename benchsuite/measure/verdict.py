@@ -1,7 +1,7 @@
 """A figure of `benchsuite selfcheck` and what is said of it: pass, miss, too noisy. Pure functions.
 
 The unit is the fresh launch (or process start), and a bar is held against the median over launches. A contended machine
-gives no wall-clock verdict against the suite: there only an interval that clears the bar is a pass, all else `too noisy`.
+gives no verdict against the suite: there only an interval that clears the bar is a pass, all else is `too noisy`.
 """
 
 from __future__ import annotations
