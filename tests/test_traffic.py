@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from benchsuite.analysis.cells import describe
-from benchsuite.analysis.traffic import traffic
+from benchsuite.analysis.traffic import PER_STEP, traffic
 from benchsuite.frame import row
 from benchsuite.record import Run
 from tests import synthetic_runs as made
@@ -58,3 +58,26 @@ def test_the_wire_ratio_counts_control_bytes_and_is_missing_without_a_wire_or_a_
     silent = made.make_run(CELLS[_cell("synchronous/ring", 1)], 0)  # nothing is sent
     table = _table([unseen, silent])
     assert [summary.n for summary in table["wire_ratio"]] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("payload", "flags", "law", "num_counted"),
+    [
+        ([800, 800], ["", "contended"], "holds", 2),
+        ([800, 804], ["", ""], "broken", 2),
+        ([800, None], ["", ""], "broken", 2),  # a payload that is missing is no proof
+        ([800, None], ["", "lost_worker,oversubscribed"], "holds", 1),
+        ([None, None], ["lost_worker", "lost_worker"], "", 0),
+    ],
+)
+def test_the_law_is_held_against_runs_that_are_whole(
+    payload: list[int | None], flags: list[str], law: str, num_counted: int
+) -> None:
+    predicted = [None if "lost" in flag else 800 for flag in flags]
+    runs = pd.DataFrame({
+        "cell_id": ["c", "c"], "flags": pd.array(flags, dtype="string"), "payload_source": ["counted", "counted"],
+        "predicted_bytes": pd.array(predicted, dtype="Int64"), "payload_bytes": pd.array(payload, dtype="Int64"),
+        "control_bytes": 0, "wire_bytes": 900, "payload_bytes_per_sample": 1.0,
+    } | dict.fromkeys(PER_STEP, 1.0))  # fmt: skip
+    (row,) = traffic(runs, pd.DataFrame({"cell_id": ["c"]})).to_dict("records")
+    assert (row["law"], row["num_counted"]) == (law, num_counted)

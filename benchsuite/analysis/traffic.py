@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from benchsuite.analysis.scaling import per_cell
+from benchsuite.record import LOST_WORKER
 
 PER_STEP = (
     "predicted_bytes_per_step", "payload_bytes_per_step", "control_bytes_per_step", "wire_bytes_per_step",
@@ -17,7 +18,8 @@ def traffic(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
     Adds `payload_bytes_per_sample`, `wire_ratio` = wire / (payload + control) over the whole run, `payload_source`,
     and `law`: `holds` where payload equals predicted exactly in every counted run, `broken` where it does not, and
-    empty for derived rows (a formula compared with itself proves nothing).
+    empty for derived rows (a formula compared with itself proves nothing). A run that lost a worker says nothing: what
+    that one sent is not known. `num_counted`: the runs that the law was held against.
     """
     table = frame.copy()
     sent = pd.to_numeric(table["payload_bytes"]) + pd.to_numeric(table["control_bytes"]).fillna(0)
@@ -26,12 +28,15 @@ def traffic(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     grouped = table.groupby("cell_id", sort=False)
     sources = grouped["payload_source"].first()
     merged["payload_source"] = merged["cell_id"].map(sources)
-    merged["law"] = merged["cell_id"].map({str(cell_id): _law(group) for cell_id, group in grouped})
+    held = {str(cell_id): _law(group) for cell_id, group in grouped}
+    merged["law"] = merged["cell_id"].map({cell_id: law for cell_id, (law, _) in held.items()})
+    merged["num_counted"] = merged["cell_id"].map({cell_id: count for cell_id, (_, count) in held.items()})
     return merged
 
 
-def _law(group: pd.DataFrame) -> str:
-    if not (group["payload_source"] == "counted").all():
-        return ""
-    equal = pd.to_numeric(group["predicted_bytes"]) == pd.to_numeric(group["payload_bytes"])
-    return "holds" if bool(equal.all()) else "broken"
+def _law(group: pd.DataFrame) -> tuple[str, int]:
+    whole = group[~group["flags"].fillna("").astype(str).str.contains(LOST_WORKER)]
+    if whole.empty or not (whole["payload_source"] == "counted").all():
+        return "", 0
+    equal = pd.to_numeric(whole["predicted_bytes"]) == pd.to_numeric(whole["payload_bytes"])
+    return "holds" if bool(equal.fillna(False).all()) else "broken", len(whole)

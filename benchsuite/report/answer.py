@@ -176,14 +176,14 @@ def _bytes(material: Material) -> list[Sentence]:
     text = f"With {words.workers(int(rows['replicas'].iloc[0]))}, per sample: {words.si(amount.min())} ({least})"
     if amount.max() > amount.min():
         text += f", up to {words.si(amount.max())} ({most})"
-    counted = table[table["payload_source"] == "counted"]
+    counted = table[table["law"] != ""]
     broken = [name(s) for s in dict.fromkeys(counted.loc[counted["law"] == "broken", "series"])]
     law = (
         f"payload DIFFERS from its prediction for {_listed(broken)}"
         if broken
         else "payload equals its prediction exactly"
     )
-    runs = f"in {words.count_of(int(counted['n'].sum()), 'counted run')} {law}" if len(counted) else ""
+    runs = f"in {words.count_of(int(counted['num_counted'].sum()), 'counted run')} {law}" if len(counted) else ""
     ratios = [value for summary in table["wire_ratio"] for value in summary.points]
     wire = f"on the wire, headers included, {min(ratios):.2f} to {max(ratios):.2f} times the payload" if ratios else ""
     return [Sentence("Bytes", "; ".join(part for part in (text, runs, wire) if part) + ".")]
