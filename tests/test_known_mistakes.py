@@ -186,6 +186,19 @@ def test_evaluation_takes_time_and_none_of_it_is_the_runs(bench: Bench, tmp_path
 
 @pytest.mark.procs
 @pytest.mark.timeout(60)
+def test_a_run_that_diverges_is_a_miss_whatever_it_had_reached(bench: Bench, tmp_path: Path) -> None:
+    """The target is reached in every evaluation; the same run without NaN reaches it at once."""
+    easy = own(tmp_path, "    def evaluate(self, infer):\n        return 0.1\n")
+    for nan_at, reached in ((-1, 0), (3, None)):
+        run = bench.ok(workload=easy, topology="ring", options={"twisted": {"nan_at": nan_at}})
+        assert set(run.result["samples_to"].values()) == {reached}
+        assert run.cost["bytes_to"]["target"] == reached and (run.cost["time_to"]["target"] is None) == (
+            reached is None
+        )
+
+
+@pytest.mark.procs
+@pytest.mark.timeout(60)
 def test_a_server_computes_no_gradients(bench: Bench) -> None:
     for sync in ("synchronous", "asynchronous"):
         run = bench.ok(sync=sync, topology="parameter_server", servers=2, replicas=1)

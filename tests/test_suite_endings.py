@@ -124,6 +124,7 @@ def test_a_full_or_read_only_results_folder_is_one_clear_line_and_keeps_what_is_
         jsonschema.validate(json.loads(path.read_text()), SCHEMA)
 
 
+@pytest.mark.slow
 def test_a_rank_that_cannot_write_its_record_fails_its_cell_only(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     run = (
