@@ -99,8 +99,13 @@ def test_also_inherits_what_it_does_not_say_and_is_not_crossed_with_the_first(ma
 
 
 def test_a_block_may_have_its_own_budget(make):
-    plan = make('[cells]\n[[cells.also]]\npreset = "comm"\nbudget = { steps = 3 }\n[budget]\nsamples = 640\ntimeout_s = 9\n')
-    assert [(c.preset, c.budget.samples, c.budget.timeout_s) for c in plan.cells] == [("digits", 640, 9), ("comm", 24, 9)]
+    plan = make(
+        '[cells]\n[[cells.also]]\npreset = "comm"\nbudget = { steps = 3 }\n[budget]\nsamples = 640\ntimeout_s = 9\n'
+    )
+    assert [(c.preset, c.budget.samples, c.budget.timeout_s) for c in plan.cells] == [
+        ("digits", 640, 9),
+        ("comm", 24, 9),
+    ]
 
 
 def test_a_table_is_one_value_and_a_list_of_tables_several(make):
@@ -164,7 +169,7 @@ def test_set_holds_for_every_block(make):
 
 
 def test_set_reads_lists_dotted_keys_and_bare_words(make):
-    settings = ["replicas=1,2", "sync=[\"asynchronous\"]", "options.asynchronous.lock=none", "straggler.0=4", "seeds=7"]
+    settings = ["replicas=1,2", 'sync=["asynchronous"]', "options.asynchronous.lock=none", "straggler.0=4", "seeds=7"]
     plan = make(QUICK, settings=settings, only="sync == asynchronous")
     assert plan.seeds == (7,)
     assert {(c.replicas, c.options["asynchronous"]["lock"], dict(c.straggler)["0"]) for c in plan.cells} == {
@@ -271,7 +276,13 @@ def test_a_path_plugin_may_lie_beside_the_plan(make, tmp_path, monkeypatch):
 
 
 def test_flags_describe_a_cell_and_its_id_is_that_of_the_plan(make):
-    flags = {"workload": "cnn", "sync": "asynchronous", "topology": "parameter_server", "replicas": "2", "servers": None}
+    flags = {
+        "workload": "cnn",
+        "sync": "asynchronous",
+        "topology": "parameter_server",
+        "replicas": "2",
+        "servers": None,
+    }
     cell = plans.cell_from_flags(flags, settings=["budget.samples=15360", "budget.timeout_s=60"])
     assert cell.id in {c.id for c in make(QUICK).cells}
     assert len(plans.from_flags({**flags, "replicas": "1,2,4"}).cells) == 3
@@ -288,6 +299,6 @@ def test_the_machine_is_only_looked_at_where_it_matters(make):
 
     plan = make("[cells]\nreplicas = [1, 2]\n")
     assert plan.on(never) is plan
-    devices = make('[cells]\ndevice = ["cpu", "cuda"]\n').on(lambda: Machine(torch="2.13.0", num_cuda_devices=0))
-    assert [c.device for c in devices.cells] == ["cpu"]
-    assert [r.cell.device for r in devices.refused] == ["cuda"] and "sees no CUDA device" in devices.refused[0].reason
+    backends = make('[cells]\nbackend = ["gloo", "mpi"]\n').on(lambda: Machine(torch="2.13.0", gloo=True, mpi=False))
+    assert [c.backend for c in backends.cells] == ["gloo"]
+    assert [r.cell.backend for r in backends.refused] == ["mpi"] and "without MPI" in backends.refused[0].reason
