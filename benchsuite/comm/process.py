@@ -274,8 +274,8 @@ class ProcessComm:
     def _check_order(self, dst: int) -> None:
         if self._world.strict == "nccl" and self._receiving[dst] > 0:
             raise StrictError(
-                f"send to rank {dst} behind an open receive from it: NCCL runs a pair's operations in posting order, so "
-                "the answer would wait for a send that waits for the answer; send first, or use `sendrecv`"
+                f"send to rank {dst} behind an open receive from it: NCCL runs a pair's operations in posting order, "
+                "so the answer would wait for a send that waits for the answer; send first, or use `sendrecv`"
             )
 
 
