@@ -86,7 +86,8 @@ class Store:
     def runs(self, cells: Iterable[Cell] | None = None, *, seeds: Sequence[int] | None = None) -> list[Run]:
         """All runs, or those of some cells and seeds, in the order of their run ids."""
         wanted = None if cells is None else {cell.id for cell in cells}
-        found = [run for path in self._files() if wanted is None or path.parent.name in wanted for run in _read(path)]
+        paths = [path for path in self._files() if wanted is None or path.parent.name in wanted]
+        found = [run for path in paths for run, _ in _read(path)]
         return sorted((run for run in found if seeds is None or run.cell.seed in seeds), key=lambda run: run.run_id)
 
     def missing(self, cells: Iterable[Cell], seeds: Sequence[int] | None, code_id: CodeId) -> list[Cell]:
@@ -148,16 +149,15 @@ class Store:
             entry = cached.get(name)
             if entry is None or entry["mtime_ns"] != status.st_mtime_ns or entry["size"] != status.st_size:
                 parsed += 1
-                runs = _read(path)
-                if not runs:
+                found = _read(path)
+                if not found:
                     continue  # warned about every time: it is never cached
-                values = table.row(runs[0])
                 entry = {
                     "mtime_ns": status.st_mtime_ns,
                     "size": status.st_size,
                     "machine": path.parts[-3],
-                    "environment_id": runs[0].environment_id,
-                    "values": [table.typed(column, values[column]) for column in table.COLUMNS],
+                    "environment_id": found[0][0].environment_id,
+                    "values": found[0][1],
                 }
             index[name] = entry
         if parsed or len(index) != len(cached):
@@ -233,11 +233,13 @@ def _folders(root: Path) -> list[Path]:
     return []
 
 
-def _read(path: Path) -> list[Run]:
-    """The run in a file as a list of one; an empty list and a warning where it is none."""
+def _read(path: Path) -> list[tuple[Run, list[Any]]]:
+    """The run in a file with its row, as a list of one; an empty list and a warning where it is none."""
     try:
-        return [Run.parse(json.loads(path.read_text(encoding="utf-8")))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        run = Run.parse(json.loads(path.read_text(encoding="utf-8")))
+        values = table.row(run)
+        return [(run, [table.typed(column, values[column]) for column in table.COLUMNS])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         warnings.warn(f"{path} skipped, not a complete run file: {error}", ForeignFile, stacklevel=2)
         return []
 

@@ -128,6 +128,21 @@ def test_truncated_and_foreign_files_are_skipped_with_a_warning_that_names_them(
         assert all(f"{name}.json" in warned for name in ("truncated", "foreign", "list", "binary", "newer"))
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"cost": None}, {"raw": 3}, {"cell": []}, {"result": {"samples": "many"}}, {"result": {"staleness": [1]}}],
+)
+def test_a_run_file_that_makes_no_row_is_skipped_with_a_warning(tmp_path: Path, changed: dict[str, Any]) -> None:
+    store = Store(tmp_path)
+    kept = store.write(a_run())
+    document = json.loads(kept.read_text()) | {"run_id": "other"} | changed
+    (kept.parent / "other.json").write_text(json.dumps(document))
+    with pytest.warns(ForeignFile, match="other.json"):
+        assert len(store.rows()) == 1
+    with pytest.warns(ForeignFile, match="other.json"):
+        assert len(store.runs()) == 1
+
+
 def test_missing_is_what_has_no_ok_timeout_or_unsupported_run_of_this_code(tmp_path: Path) -> None:
     store = Store(tmp_path)
     done, timeout, refused, failed, never = cells = [Cell(replicas=n) for n in range(1, 6)]
