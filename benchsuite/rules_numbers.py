@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchsuite.cell import num_layers
+from benchsuite.errors import UsageError
 from benchsuite.legal import Problem, Problems, View
+from benchsuite.measure.faults import check
 from benchsuite.rules_members import MODEL_PARALLEL, SERVER
+
+_FAULT = 'faults = [{ rank = 0, phase = "compute", step = 3, signal = "SIGKILL" }]'
 
 
 def counts(view: View) -> Problems:
@@ -69,8 +73,20 @@ def budget(view: View) -> Problems:
 def global_batch(view: View) -> Problems:
     """Every worker (and micro-batch) gets the same number of samples."""
     cell, batch = view.cell, view.global_batch
+    stated = view.number("workload", "global_batch")
+    if stated is not None and stated < 1:
+        yield Problem(
+            "global batch", f"global_batch = {stated:g}: a step has 1 sample or more",
+            f"set options.{view.label('workload')}.global_batch = 1 or more",
+        )  # fmt: skip
     if batch <= 0 or cell.replicas < 1:
         return
+    available = view.preset.get("num_samples")
+    if isinstance(available, int) and batch > available:
+        yield Problem(
+            "global batch", f"global batch({batch}) > num_samples({available}): a step would take the data twice",
+            f"set the workload's global_batch (fixed_per_worker: x replicas) to at most {available}",
+        )  # fmt: skip
     parts, formula = cell.replicas, f"replicas({cell.replicas})"
     micro = view.number("parallel", "num_micro_batches") if view.name("parallel") == "pipeline" else None
     if micro and micro >= 1:
@@ -185,15 +201,35 @@ def straggler(view: View) -> Problems:
             )  # fmt: skip
 
 
+def options(view: View) -> Problems:
+    """Threads, buckets and segments: 1 or more."""
+    for axis, name in (("sync", "server_threads"), ("sync", "bucket_cap_mb"), ("topology", "segment_kib")):
+        value = view.number(axis, name)
+        if value is not None and value < 1:
+            yield Problem(
+                "counts", f"{name} = {value:g} of {view.label(axis)}: at least 1 is needed",
+                f"set options.{view.label(axis)}.{name} = 1 or more",
+            )  # fmt: skip
+
+
 def faults(view: View) -> Problems:
-    """An injected fault hits a rank that exists."""
+    """An injected fault has its four keys, and hits a rank that exists in a phase that exists."""
     for fault in view.cell.faults:
+        step = fault.get("step")
         rank = fault.get("rank")
         if not isinstance(rank, int) or not 0 <= rank < view.cell.world_size:
             yield Problem(
                 "faults", f"fault in rank {rank!r} of {view.cell.world_size} ranks",
                 f"set rank to 0 .. {view.cell.world_size - 1}",
             )  # fmt: skip
+            continue
+        try:
+            check([fault], view.cell.world_size)
+        except UsageError as error:
+            yield Problem("faults", str(error), f"write e.g. {_FAULT}")
+            continue
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            yield Problem("faults", f"fault at step {step!r}: an integer, 0 or more", f"write e.g. {_FAULT}")
 
 
 RULES: tuple[Callable[[View], Problems], ...] = (
@@ -206,5 +242,6 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     strategies,
     stages,
     straggler,
+    options,
     faults,
 )

@@ -20,6 +20,8 @@ from benchsuite.rules import Machine, Problem, validate
 SERVER = {"topology": "parameter_server"}
 TINY = str(Path(__file__).parent / "workloads" / "tiny.py")  # global batch 24, 9 layers
 VIRTUAL = {"clock": "virtual"}
+FAULT = {"rank": 1, "phase": "compute", "step": 3, "signal": "SIGKILL"}
+SMALL = {"options": {"cnn": {"global_batch": 8}}, "batch_mode": "fixed_per_worker", "budget": Budget(steps=2)}
 
 
 def problems(**fields) -> list[Problem]:
@@ -114,9 +116,21 @@ CASES = [
     ("budget", "steps = 0", {"budget": Budget(steps=0)}, {"budget": Budget(steps=1)}),
     ("budget", "samples(63) < global batch(64)", {"budget": Budget(samples=63)}, {"budget": Budget(samples=64)}),
     ("budget", "timeout_s = 0", {"budget": Budget(timeout_s=0)}, {"budget": Budget(timeout_s=1)}),
+    ("counts", "server_threads = 0", {"sync": "asynchronous", **SERVER, "options": {"asynchronous": {"server_threads": 0}}},
+     {"sync": "asynchronous", **SERVER, "options": {"asynchronous": {"server_threads": 1}}}),
+    ("counts", "bucket_cap_mb = 0", {"sync": "ddp", "options": {"ddp": {"bucket_cap_mb": 0}}},
+     {"sync": "ddp", "options": {"ddp": {"bucket_cap_mb": 1}}}),
+    ("counts", "segment_kib = -1", {"topology": "ring", "options": {"ring": {"segment_kib": -1}}},
+     {"topology": "ring", "options": {"ring": {"segment_kib": 1}}}),
     # divisibility
     ("global batch", "64 % 3 = 1", {"replicas": 3}, {"replicas": 4}),
     ("global batch", "24 % 5 = 4", {"workload": TINY, "replicas": 5}, {"workload": TINY, "replicas": 6}),
+    ("global batch", "global_batch = 0", {"options": {"cnn": {"global_batch": 0}}}, {"options": {"cnn": {"global_batch": 1}}}),
+    ("global batch", "global batch(1281) > num_samples(1280)", {"options": {"cnn": {"global_batch": 1281}}},
+     {"options": {"cnn": {"global_batch": 1280}}}),
+    ("global batch", "global batch(72) > num_samples(64)",
+     {"preset": "comm", "batch_mode": "fixed_per_worker", "replicas": 9},
+     {"preset": "comm", "batch_mode": "fixed_per_worker", "replicas": 8}),
     ("global batch", "num_micro_batches(5)",
      {"workload": TINY, "parallel": "pipeline", "replicas": 2, "options": {"pipeline": {"num_micro_batches": 5}}},
      {"workload": TINY, "parallel": "pipeline", "replicas": 2, "options": {"pipeline": {"num_micro_batches": 4}}}),
@@ -147,8 +161,12 @@ CASES = [
      {"sync": "k_sync", **SERVER, "replicas": 2, "servers": 1}),
     ("straggler", "numbered 0 to 1", {"replicas": 2, "straggler": {"2": 4.0}}, {"replicas": 2, "straggler": {"1": 4.0}}),
     ("straggler", "1 or more", {"straggler": {"0": 0.5}}, {"straggler": {"0": 1.0}}),
-    ("faults", "rank 2 of 2 ranks", {"replicas": 2, "faults": ({"rank": 2, "phase": "compute"},)},
-     {"replicas": 2, "faults": ({"rank": 1, "phase": "compute"},)}),
+    ("faults", "rank 2 of 2 ranks", {"replicas": 2, "faults": ({**FAULT, "rank": 2},)},
+     {"replicas": 2, "faults": (FAULT,)}),
+    *[("faults", words, {"replicas": 2, "faults": ({**FAULT, **wrong},)}, {"replicas": 2, "faults": (FAULT,)})
+      for words, wrong in (("exactly the keys", {"at": 3}), ("fault phase 'lunch'", {"phase": "lunch"}),
+                           ("fault signal 'SIGHOP'", {"signal": "SIGHOP"}), ("step 'x'", {"step": "x"}),
+                           ("step -1", {"step": -1}))],
     # clock
     ("compute_time", "clock = wall", {"compute_time": {"kind": "gamma"}}, {"compute_time": {"kind": "gamma"}, **VIRTUAL}),
     ("compute_time", "unknown compute_time kind 'gama'; did you mean 'gamma'?",
@@ -168,8 +186,8 @@ CASES = [
     ("virtual clock", "backend = mpi", {"backend": "mpi", **VIRTUAL}, {"backend": "gloo", **VIRTUAL}),
     ("virtual clock", "cluster = torchrun", {"cluster": "torchrun", **VIRTUAL}, {**VIRTUAL}),
     ("virtual clock", "up to 128",
-     {"topology": "ring", "replicas": 256, "batch_mode": "fixed_per_worker", "budget": Budget(steps=2), **VIRTUAL},
-     {"topology": "ring", "replicas": 128, "batch_mode": "fixed_per_worker", "budget": Budget(steps=2), **VIRTUAL}),
+     {"topology": "ring", "replicas": 256, **SMALL, **VIRTUAL},
+     {"topology": "ring", "replicas": 128, **SMALL, **VIRTUAL}),
     # backend, cluster, links
     ("nccl", "device = cpu", {"backend": "nccl"}, {"backend": "nccl", "device": "cuda"}),
     ("nccl", "CPU memory", {"backend": "nccl", "device": "cuda", "sync": "hogwild"}, {"backend": "gloo", "sync": "hogwild"}),

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from benchsuite.workload import Batch, Infer, Recipe, Target
 
 presets = {
-    "digits": {"global_batch": 64, "num_layers": 8, "budget_samples": 15360},
-    "smoke": {"global_batch": 64, "num_layers": 8, "budget_samples": 2560},
-    "comm": {"global_batch": 8, "num_layers": 11, "budget_samples": 96, "model": "resnet18", "lr": 0.01},
-}
+    "digits": {"global_batch": 64, "num_layers": 8, "budget_samples": 15360, "num_samples": 1280},
+    "smoke": {"global_batch": 64, "num_layers": 8, "budget_samples": 2560, "num_samples": 1280},
+    "comm": {
+        "global_batch": 8, "num_layers": 11, "budget_samples": 96, "num_samples": 64, "model": "resnet18", "lr": 0.01,
+    },
+}  # fmt: skip
 
 TRAIN, TEST = 1280, 517  # 1280 = 20 x 64: no ragged batch
 BUDGET = 240 * 64  # samples; a preset or the cell's budget comes first
