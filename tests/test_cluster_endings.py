@@ -181,3 +181,15 @@ def test_the_ranks_are_alone_in_their_network_or_the_reason_is_known(loose: Clus
     assert loose.run(cell(), tmp_path).status is Status.OK
     alone = '"private": true' in (tmp_path / "rank0.json").read_text()
     assert alone == (not loose.network_reason)
+
+
+def test_a_long_tmpdir_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("t" * 125)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    with Cluster(entry="cluster_entries:trivial", modules=(), path=(HERE,)) as started:
+        outcome = started.run(cell(), tmp_path / "run")
+        scratch = Path(started._scratch)
+        assert outcome.status is Status.OK, outcome
+        assert scratch.parent == Path("/tmp") and scratch.is_dir()
+    assert not scratch.exists() and not list(long.iterdir())

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from benchsuite import cli
-from benchsuite.record import Status
+from benchsuite.cluster.collect import collect
+from benchsuite.record import LOST_WORKER, Status
 from benchsuite.store import Store
-from tests.bench import ROOT, TINY
-from tests.test_cluster_torchrun import free_port
+from tests.bench import ROOT, TINY, cell, fault
+from tests.test_cluster_torchrun import environment, free_port, write_cells
 
 PLAN = f"""
 seeds = [0]
@@ -66,3 +67,21 @@ def test_a_torchrun_of_ones_own_becomes_rows(tmp_path: Path, capsys: pytest.Capt
 
     assert cli.main(["collect", str(out), "--results", str(results)]) == 0
     assert "nothing new; 3 taken before" in capsys.readouterr().out
+
+
+@pytest.mark.procs
+@pytest.mark.timeout(60)
+def test_the_others_go_on_without_a_killed_asynchronous_worker(tmp_path: Path) -> None:
+    lossy = cell(
+        sync="asynchronous", topology="parameter_server", replicas=2, servers=1, cluster="torchrun",
+        faults=fault(1, "compute", "SIGKILL"), timeout_s=20.0,
+    )  # fmt: skip
+    job = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--master-addr", "127.0.0.1",
+        "--master-port", str(free_port()), "-m", "benchsuite.worker",
+        "--cells", str(write_cells(tmp_path / "cells.json", [lossy])), "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    done = subprocess.run(job, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    ((_, _, outcome),) = collect(tmp_path / "run")
+    assert (outcome.status, outcome.flags) == (Status.OK, (LOST_WORKER,)), outcome

@@ -10,11 +10,12 @@ import dataclasses
 import errno
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from multiprocessing import connection
+from multiprocessing import connection, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from benchsuite.job import RankJob
 from benchsuite.measure import beat
 
 GRACE_S = 1.0  # after the first bad exit the others have this long to end by themselves
+GOODBYE_S = 10.0  # a goodbye connects to the store and to the servers
+LONGEST_FOLDER = 60  # bytes of the temporary folder's path; a socket's has at most 107, of which its own name takes 33
+SHORT_FOLDER = "/tmp"
 
 
 class Ending(Enum):
@@ -53,6 +57,7 @@ def start_fork_server(context: ForkServerContext, modules: Sequence[str]) -> Non
     os.environ[preload.PARENT_VARIABLE] = str(os.getpid())
     os.environ[preload.MODULES_VARIABLE] = ",".join(modules)
     try:
+        _choose_short_folder()
         context.set_forkserver_preload([preload.__name__])
         probe = context.Process(target=child.warm_up, daemon=True)
         probe.start()
@@ -61,6 +66,18 @@ def start_fork_server(context: ForkServerContext, modules: Sequence[str]) -> Non
         del os.environ[preload.PARENT_VARIABLE], os.environ[preload.MODULES_VARIABLE]
     if probe.exitcode != 0:
         raise EOFError(f"the fork server does not start ranks (exit code {probe.exitcode})")
+
+
+def _choose_short_folder() -> None:
+    """Where TMPDIR is too long for a socket, multiprocessing's own folder goes to /tmp; nothing else does."""
+    before = tempfile.gettempdir()
+    if len(os.fsencode(before)) <= LONGEST_FOLDER or not os.access(SHORT_FOLDER, os.W_OK | os.X_OK):
+        return
+    tempfile.tempdir = SHORT_FOLDER
+    try:
+        util.get_temp_dir()  # made now, and kept for the life of this process
+    finally:
+        tempfile.tempdir = before
 
 
 class Crew:
@@ -125,6 +142,12 @@ class Crew:
             )
             for member in self._members
         ]
+
+    def finish_goodbyes(self) -> None:
+        """Waits until the goodbyes for lost workers are said; `kill` would cut them off."""
+        end = time.monotonic() + GOODBYE_S
+        for helper in self._helpers:
+            helper.join(max(0.0, end - time.monotonic()))
 
     def kill(self) -> bool:
         """Ends what is left, and waits for it. False where a process would not go within 5 s."""

@@ -124,6 +124,7 @@ class _Supervisor:
                 begin = time.monotonic()
                 ending = crew.wait(begin + job.timeout_s, expendable=expendable)
             (end,) = crew.look()
+            crew.finish_goodbyes()
             crew.kill()
             if end.exit_code == SERVER_LOST:
                 start_fork_server(self._context, self._modules)
