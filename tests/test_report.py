@@ -191,16 +191,34 @@ def test_oversubscribed_points_are_hollow_and_joined_to_nothing(built: Path) -> 
 
 def test_the_answer_is_made_from_the_data() -> None:
     said = {sentence.topic: sentence.text for sentence in answer(_material())}
-    assert (
-        "2 workers and a core for every rank" in said["Throughput"]
-        and "With 4 workers the cores are shared" in said["Throughput"]
-    )
+    assert "2 workers and a core for every rank" in said["Throughput"]
+    assert "With 4 workers the cores are shared" in said["Throughput"]
     assert "asynchronous missed 97.5 % test accuracy: > budget (3 of 3)" in said["Convergence"]
     assert "equal in every digit with 2 workers" in said["Same training"]
     assert "payload equals its prediction exactly" in said["Bytes"]
-    assert "blocked 77%" in said["A slow worker"] and "n = 3" in said["A slow worker"]
+    slow = said["A slow worker"]
+    assert "blocked 77%" in slow and "n = 3" in slow and " times " not in slow
+    assert slow.endswith("more ranks than cores: observed, not a ranking.")
     for topic, text in said.items():
         assert topic in ("Bytes", "Same training") or "n = " in text, text
+
+
+@pytest.mark.parametrize(
+    ("flags", "faster", "ending"), [
+        ((), 10.0, r": [\d.,]+ \[[\d.,–]+\] times as many\."),
+        ((), 1.0, r"; no difference seen \(the ranges touch\)\."),
+        (("contended",), 10.0, "; contended by other processes: observed, not a ranking\\."),
+    ],
+)  # fmt: skip
+def test_a_factor_needs_rows_without_a_flag_and_ranges_apart(flags: tuple[str, ...], faster: float, ending: str) -> None:
+    runs = []
+    for run in made.quick_runs():
+        if run.cell.straggler:
+            rate = (100.0 + run.cell.seed) * (faster if run.cell.sync == "asynchronous" else 1.0)
+            run = dataclasses.replace(run, flags=flags, cost={**run.cost, "samples_per_s": rate})
+        runs.append(run)
+    said = {sentence.topic: sentence.text for sentence in answer(_material(runs))}
+    assert re.search(r"samples/s, .* \(n = 3\)" + ending + "$", said["A slow worker"]), said["A slow worker"]
 
 
 def test_a_broken_law_is_shouted() -> None:

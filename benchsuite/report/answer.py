@@ -213,18 +213,27 @@ def _straggler(material: Material) -> list[Sentence]:
         slow, fast = waits.iloc[0], goes_on.iloc[0]
         if not (slow["samples_per_s"].n and fast["samples_per_s"].n):
             continue
-        gain = ratio(fast["samples_per_s"].points, slow["samples_per_s"].points)
-        crowded = bool(slow["oversubscribed"] or fast["oversubscribed"])
-        flagged = " The ranks shared the cores: the factor is this machine's." if crowded else ""
         sentences.append(Sentence(
             "A slow worker",
-            f"With {words.workers(int(str(replicas)))}, {slowed} slower, {name(fast['series'])} gave "
-            f"{words.quantity(gain)} times the samples/s of {name(slow['series'])} (n = {gain.n}). Why: the other "
-            f"workers "
-            f"were blocked {_blocked(material, slow['cell_id'])} of the time when synchronous, "
-            f"{_blocked(material, fast['cell_id'])} when asynchronous.{flagged}",
+            f"With {words.workers(int(str(replicas)))}, {slowed} slower, the other workers were blocked "
+            f"{_blocked(material, slow['cell_id'])} of the time when synchronous (they wait for the slow one), "
+            f"{_blocked(material, fast['cell_id'])} when asynchronous. On this machine {name(fast['series'])} gave "
+            f"{words.quantity(fast['samples_per_s'])} samples/s, {name(slow['series'])} "
+            f"{words.quantity(slow['samples_per_s'])} ({_n(pd.DataFrame([fast, slow]))}){_gain(fast, slow)}.",
         ))  # fmt: skip
     return sentences
+
+
+def _gain(fast: pd.Series, slow: pd.Series) -> str:
+    """The factor between two throughputs: only where no row is flagged and the ranges do not touch."""
+    if fast["oversubscribed"] or slow["oversubscribed"]:
+        return "; more ranks than cores: observed, not a ranking"
+    if fast["contended"] or slow["contended"]:
+        return "; contended by other processes: observed, not a ranking"
+    rates: tuple[Summary, Summary] = fast["samples_per_s"], slow["samples_per_s"]
+    if rates[0].low <= rates[1].high and rates[1].low <= rates[0].high:
+        return "; no difference seen (the ranges touch)"
+    return f": {words.quantity(ratio(rates[0].points, rates[1].points))} times as many"
 
 
 def _blocked(material: Material, cell_id: str) -> str:
