@@ -5,9 +5,11 @@ The answer goes to standard output (one JSON document with `--json`), everything
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +85,8 @@ def report(args: Namespace) -> int:
 
     plan = _plan(args)
     out = Path(args.out) if args.out else Path("reports") / "build" / plan.name
-    index = page.render_stored(plan, _store(args), out, code_id=code.code_id)
+    with _writing(out):
+        index = page.render_stored(plan, _store(args), out, code_id=code.code_id)
     if args.json:
         return _print_json({"plan": plan.name, "index": str(index)})
     print(index)
@@ -113,7 +116,7 @@ def export(args: Namespace) -> int:
         for path in forms.series(store, Path(args.series)):
             print(path, file=sys.stderr)
     if args.out:
-        with open(args.out, "w", encoding="utf-8", newline="") as stream:
+        with _writing(args.out), open(args.out, "w", encoding="utf-8", newline="") as stream:
             forms.csv(store, stream)
     else:
         forms.csv(store, sys.stdout)
@@ -179,6 +182,18 @@ def _plan(args: Namespace, *settings: str) -> Plan:
         spec.parse(loaded.figures)  # now, rather than after everything has run
         return loaded
     return plan.from_flags(flags, settings=settings, only=args.only, seeds=seeds)
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """UsageError where the file or folder that a flag names cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        raise UsageError(f"{path} cannot be written{where}: {error.strerror or error}; name another place") from error
 
 
 def _seeds(text: str | None) -> list[int] | None:

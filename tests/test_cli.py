@@ -66,6 +66,22 @@ def test_bad_input_gets_one_line_and_exit_2(
 
 
 @pytest.mark.parametrize(
+    "verb", [["export", "csv"], ["report", "quick"], ["report", "quick", "x"], ["plan", "quick"]], ids=" ".join
+)
+def test_an_output_that_cannot_be_written_is_one_line_and_exit_2(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afile").write_text("kept")
+    (tmp_path / "results").mkdir()
+    out = tmp_path / "afile" if verb == ["report", "quick"] else tmp_path / "afile" / "x"
+    flag = "--write" if verb[0] == "plan" else "--out"
+    flags = [] if verb[0] == "plan" else ["--results", str(tmp_path / "results")]
+    code, _, err = said(capsys, *verb[:2], *flags, flag, str(out))
+    assert code == 2 and f"{out} cannot be written" in err and err.count("\n") == 1, err
+    assert (tmp_path / "afile").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
     ("error", "code", "traceback"),
     [
         (StoreError("results folder x cannot be written: disk full"), 5, False),
