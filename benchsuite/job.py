@@ -33,7 +33,6 @@ class RankJob:
     private_network: bool = False  # the ranks are alone in a network namespace: interface counters are theirs
     network_reason: str = ""  # why there is no private network
     beat_path: str = ""  # mmap file of `measure/beat.py`; "" = no beat
-    clock_offset_ns: int = 0
 
 
 EXIT_OK = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from benchsuite import training
 from benchsuite.cell import Cell
@@ -10,6 +11,7 @@ from benchsuite.comm import Traffic
 from benchsuite.compression import Compression
 from benchsuite.sync import Strategy
 from benchsuite.topology import Topology
+from benchsuite.workload import trained_parameters
 
 
 def predicted(cell: Cell) -> Traffic:
@@ -17,11 +19,7 @@ def predicted(cell: Cell) -> Traffic:
     workload = training.make_workload(cell)
     workload.start(seed=cell.seed, dtype=training.DTYPES[cell.precision])
     with torch.device("meta"):
-        shapes = {
-            f"{position}.{name}": p.shape
-            for position, layer in enumerate(workload.layers())
-            for name, p in layer.named_parameters()
-        }
+        shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*workload.layers())).items()}
     topology: Topology = training.make("topology", cell.topology, training.options_for(cell, "topology"))
     compression: Compression = training.make("compression", cell.compression, training.options_for(cell, "compression"))
     compression.start(shapes, seed=cell.seed)

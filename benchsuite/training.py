@@ -51,8 +51,7 @@ class Training:
     def serve(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
         """The life of a server rank, until every worker has said goodbye."""
         assert isinstance(self.topology, ParameterServer)
-        start, stop = self.topology.slice_of(self.topology.server, self.part.params.numel())
-        shard = self.part.params[start:stop]
+        shard = self.shard()
         policy = self.strategy.policy()
         assert policy is not None
         return self.topology.serve(

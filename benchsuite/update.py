@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from benchsuite.errors import UsageError
 from benchsuite.workload import Recipe
 
 
@@ -21,6 +22,11 @@ class Updater:
 
     def __init__(self, params: Tensor | Iterable[Tensor], recipe: Recipe, *, lr_scale: float = 1.0) -> None:
         # An alias: several updaters of one vector (server threads) must not share its `.grad`.
+        if isinstance(params, Tensor) and not recipe.elementwise:
+            raise UsageError(
+                "this optimiser treats tensors, not elements (recipe.elementwise = False), and this strategy steps a flat "
+                "vector: use sync = ddp, or an elementwise optimiser"
+            )
         self.params = [params.detach()] if isinstance(params, Tensor) else list(params)
         self.optimizer = recipe.make_optimizer(self.params)
         self._recipe, self._lr_scale = recipe, lr_scale

@@ -81,7 +81,7 @@ class Rank:
         evaluations = evaluate(training, measured.snapshots)
         marks["evaluated"] = time.perf_counter_ns()
         self.beat.enter(Phase.WRITE, self.step)
-        record = rank_record(self.job, training, self.part, measured, evaluations)
+        record = rank_record(self.job, training, measured, evaluations)
         record["marks_ns"] = marks  # where starting and ending a cell takes its time (`selfcheck`)
         record["straggler"] = self._straggler()
         record["predicted"] = self._predicted(training)
@@ -101,10 +101,9 @@ class Rank:
         if owner:
             measured.snapshots.offer(strategy.snapshot(), samples=0, version=0)
         now = time.perf_counter_ns
-        begin = now()
+        begin, compute, blocked = now(), 0, 0  # marks: here the step before ended
         while (work := strategy.next_index()) is not None:
             index, shard, num_shards = work
-            compute, blocked = part.compute_ns, comm.wait_ns + part.library_wait_ns
             self.beat.enter(Phase.DATA, self.step)
             fetch = now()
             batch = workload.batch(index, shard=shard, num_shards=num_shards)
@@ -118,15 +117,15 @@ class Rank:
             self.step += 1
             if owner:
                 measured.snapshots.offer(strategy.snapshot(), samples=self.step * global_batch, version=self.step)
-            end = now()
-            compute, blocked = part.compute_ns - compute, comm.wait_ns + part.library_wait_ns - blocked
-            clock.add((begin, end, data, compute, blocked, index * num_shards + shard, batch.num_samples), loss)
-            begin = end
+            end, computed, waited = now(), part.compute_ns, comm.wait_ns + part.library_wait_ns
+            number = index * num_shards + shard
+            clock.add((begin, end, data, computed - compute, waited - blocked, number, batch.num_samples), loss)
+            begin, compute, blocked = end, computed, waited
         strategy.finish()
-        self._stop(measured, meter, training)
         if owner:
             samples = sum(clock.to_json()["samples"]) * training.topology.num_workers
             measured.snapshots.offer(strategy.snapshot(), samples=samples, version=self.step, last=True)
+        self._stop(measured, meter, training)
         return measured
 
     def _serve(self, training: Training) -> Measured:
@@ -145,10 +144,10 @@ class Rank:
         if owner:
             measured.snapshots.offer(shard, samples=0, version=0)
         measured.server = training.serve(on_update)
-        self._stop(measured, meter, training)
         if owner:
             samples = int(measured.server.num_pushes * training.recipe.global_batch / training.topology.num_workers)
             measured.snapshots.offer(shard, samples=samples, version=measured.server.version, last=True)
+        self._stop(measured, meter, training)
         return measured
 
     def _measured(self, training: Training, owner: bool) -> Measured:
@@ -200,17 +199,19 @@ class Rank:
         measured.end_ns = time.perf_counter_ns()
         measured.cpu_s += time.process_time()
         measured.traffic = copy.deepcopy(self.comm.traffic)
+        measured.compute_ns, measured.ticket_wait_ns = self.part.compute_ns, self.comm.ticket_wait_ns
+        measured.blocked_ns = self.comm.wait_ns + self.part.library_wait_ns
         served = measured.server
-        measured.events = {"updates": served.version} if served is not None else dict(training.strategy.events)
+        own = dict(training.strategy.events)
+        measured.events = own if served is None else {"updates": served.version, **served.events}
         self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))  # before anybody can miss it
-        begin, before = time.perf_counter_ns(), self.comm.wait_ns
+        begin = time.perf_counter_ns()
         self.lost = self._all_ended(training)
         if self.lost:
             measured.wire = WireBytes(reason=f"{self.lost} of {self.comm.size} ranks were lost: no common reading")
             return
         measured.wire = meter.stop()
         measured.barrier_ns = time.perf_counter_ns() - begin
-        self.comm.wait_ns = before
         if payload_source(training) == "derived" and training.topology.num_workers > 1:
             measured.derived = self._derive(training, measured)
 

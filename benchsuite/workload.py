@@ -115,6 +115,11 @@ def seeded_layers(workload: Workload, seed: int) -> list[nn.Module]:
         return workload.layers()
 
 
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What the flat vector holds, in its order: frozen parameters are left out, shared ones stand once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
 def numel(shapes: Shapes) -> int:
     """Elements of the flat vector."""
     return sum(shape.numel() for shape in shapes.values())

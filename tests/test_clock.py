@@ -94,6 +94,17 @@ def test_what_a_library_does_after_the_last_gradient_is_waiting_not_computing(ti
     assert part.library_wait_ns / MS == pytest.approx(10, rel=1e-3)
 
 
+def test_a_straggler_under_a_library_waits_after_it_and_nothing_counts_twice(time: FakeTime) -> None:
+    """10 ms of computing, 5 of library wait, then 3 x 10 ms more: 40 computing, 5 waiting, 45 in all."""
+    part = timed(time, slow_down=4.0, busy=False)
+    part.wrap(lambda module: module)
+    begin = time.perf_counter_ns()
+    part.backward(None)  # type: ignore[arg-type]
+    assert part.compute_ns / 1e6 == pytest.approx(40, abs=0.01)
+    assert part.library_wait_ns / 1e6 == pytest.approx(5, abs=0.01)
+    assert (time.perf_counter_ns() - begin) / 1e6 == pytest.approx(45, abs=0.01)
+
+
 def test_divergence_is_a_loss_and_parameters_that_are_not_finite(time: FakeTime) -> None:
     """The first NaN loss is still sent: all replicas then stop at the same step, since all have NaN parameters."""
     part = FakePart(time, loss=math.nan)

@@ -190,6 +190,27 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_a_miss(bench: Bench, way: dic
     jsonschema.validate(json.loads(dumps(run.to_json())), SCHEMA)
 
 
+def test_parameters_that_overflow_between_two_pushes_are_a_divergence(bench: Bench) -> None:
+    """No push carries the loss that is not finite: the servers never see it, the workers' files do."""
+    for way in (ways("k_sync", servers=1), ways("asynchronous", servers=1)):
+        run = bench.ok(**way, replicas=2, tiny={"lr": 3e38}, timeout_s=10)
+        assert DIVERGED in run.flags and run.result["diverged_step"] is not None, way
+        assert run.result["final_loss"] is None and run.result["loss"][run.result["diverged_step"]] is None
+
+
+# time
+
+
+@pytest.mark.parametrize("way", [RING, NATIVE, DDP, ways("synchronous", servers=1)], ids=label)
+def test_totals_are_the_sums_of_the_steps_and_nothing_is_later_than_the_end(bench: Bench, way: dict[str, Any]) -> None:
+    """The step under the dispatch mode, the barriers and the evaluation after the loop count nowhere."""
+    run = bench.ok(**way, workload="cnn", preset="smoke", replicas=2, steps=7)
+    assert run.cost["evaluation_s"][-1] <= run.cost["wall_s"]
+    for rank in (split for split in run.cost["ranks"] if split["role"] == "worker"):
+        parts = sum(rank[name] for name in ("data_s", "compute_s", "blocked_s", "update_s"))
+        assert parts == pytest.approx(rank["wall_s"], rel=1e-6), (rank, way)
+
+
 # stragglers
 
 

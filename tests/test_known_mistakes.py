@@ -23,6 +23,8 @@ from benchsuite.laws.ranks import thread_ranks
 from benchsuite.measure import environment, faults, window, wire
 from benchsuite.measure.beat import Phase, Pulse
 from benchsuite.outlook import binary
+from benchsuite.parallel.data import DataPart
+from benchsuite.predict import predicted
 from benchsuite.record import Status
 from benchsuite.topology.native import Topology as Native
 from benchsuite.topology.ring import Topology as Ring
@@ -223,3 +225,23 @@ def test_the_commit_is_gits() -> None:
     if asked.returncode != 0:
         pytest.skip("not a git checkout")
     assert environment.collect()["commit"] == asked.stdout.strip()
+
+
+def test_a_workload_with_dropout_and_frozen_layers_is_evaluated_without_and_predicted_without(tmp_path: Path) -> None:
+    """The metric of the same parameters is one number; what is not trained is not sent."""
+    net = tmp_path / "frozen_net.py"
+    source = Path(TINY).read_text(encoding="utf-8")
+    layers = "return [Residual(self.width) for _ in range(8)] + [nn.Linear(self.width, 1)]"
+    assert layers in source
+    frozen = "return [Residual(self.width).requires_grad_(False), nn.Dropout(0.9), nn.Linear(self.width, 1)]"
+    net.write_text(source.replace(layers, frozen), encoding="utf-8")
+    cell = resolve(Cell(workload=str(net), topology="ring", replicas=2))
+    workload = training.make_workload(cell)
+    workload.start(seed=0, dtype=torch.float32)
+    part = DataPart(workload, seed=0, dtype=torch.float32, device=torch.device("cpu"))
+    assert workload.evaluate(part.infer) == workload.evaluate(part.infer)
+    assert part.module.training, "training goes on as before"
+    num_trained = 8 + 1
+    assert part.params.numel() == num_trained
+    steps = 10
+    assert predicted(cell).payload_bytes == steps * 2 * num_trained * 4

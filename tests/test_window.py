@@ -65,13 +65,13 @@ def test_together_a_step_lasts_as_long_as_its_slowest_worker() -> None:
 def test_apart_a_stall_does_not_hide() -> None:
     """Worker 0: 40 steps of 1 s. Worker 1: 10 of 1 s, one of 20 s, 10 of 1 s. 2 samples each.
 
-    Warm-up 5 updates + one per worker = 7; the 7th update ends at 4 s. Until 40 s: 36 + 17 updates.
+    An update is half a step: warm-up 5 x 2 updates + one per worker = 12; the 12th ends at 6 s. Until 40 s: 34 + 15.
     """
     steady, stalled = one_after_another([1.0] * 40), one_after_another([1.0] * 10 + [20.0] + [1.0] * 10)
     sizes = [np.full(40, 2.0), np.full(21, 2.0)]
     found = window.apart([steady[0], stalled[0]], [steady[1], stalled[1]], sizes)
-    assert (found.warmup_steps, found.start_s, found.stop_s, found.samples) == (7, 4.0, 40.0, 106)
-    assert found.samples_per_s == pytest.approx(106 / 36)
+    assert (found.warmup_steps, found.start_s, found.stop_s, found.samples) == (12, 6.0, 40.0, 98)
+    assert found.samples_per_s == pytest.approx(98 / 34)
     assert found.samples_per_s < 3, "4 a second without the stall, which a window of so many updates would nearly show"
 
 

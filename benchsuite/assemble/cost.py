@@ -19,8 +19,10 @@ PUSH_LOG = ("worker", "tag", "version_read", "version_before", "version_next")
 
 def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections `cost` and `raw`."""
+    ranks = on_one_clock(ranks)
     workers = [rank for rank in ranks if rank["role"] == "worker"]
     server = next((rank["server"] for rank in ranks if rank["role"] == "server"), None)
+    one_host = len({rank["host"] for rank in ranks}) == 1
     begin = min(rank["start_ns"] for rank in ranks)
     wall_s = (max(rank["end_ns"] for rank in ranks) - begin) * NS
     inside = _window(ranks, workers, begin)
@@ -42,7 +44,7 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
         "cpu_s": cpu_s,
         "cpu_s_per_sample": cpu_s / samples if samples and cpu_s is not None else None,
         "peak_memory_bytes": max(rank["peak_rss_bytes"] for rank in ranks),
-        "lock_wait_share": _lock_wait_share(cell, server, len(workers) * wall_s),
+        "lock_wait_share": _lock_wait_share(cell, server, len(workers) * wall_s) if one_host else None,
         "overlapped_replies": server["overlapped_replies"] if server else None,
         "blocked_reason": ranks[0]["blocked_reason"],
     }
@@ -51,15 +53,36 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
     cost |= _curve_costs(ranks, result, begin)
     raw: dict[str, Any] = {
         "step_s": [[(b - a) * NS for a, b in zip(*_edges(worker), strict=True)] for worker in workers],
-        "ready_s": [rank["ready_s"] for rank in ranks],
+        "life_cpu_s": [rank["life_cpu_s"] for rank in ranks],
     }
     if server is not None:
         raw["push_log"] = {name: server["log"][name] for name in PUSH_LOG}
         raw["first_read"], raw["last_read"] = server["first_read"], server["last_read"]
-        raw["lock_wait_s"] = [
-            (a - s) * NS for a, s in zip(server["log"]["apply_ns"], server["log"]["sent_ns"], strict=True)
-        ]
+        if one_host:
+            log = server["log"]
+            raw["lock_wait_s"] = [(a - s) * NS for a, s in zip(log["apply_ns"], log["sent_ns"], strict=True)]
     return cost, raw
+
+
+def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:
+    """Ranks of several hosts have several clocks: each is counted from its own start, right after a common barrier.
+
+    What compares two ranks' clocks finer than a barrier (the lock wait) is not claimed then.
+    """
+    if len({rank["host"] for rank in ranks}) == 1:
+        return list(ranks)
+    aligned: list[Rank] = []
+    for rank in ranks:
+        origin = rank["start_ns"]
+        steps = dict(rank["steps"])
+        for name in ("start_ns", "end_ns"):
+            steps[name] = [at - origin for at in steps[name]]
+        moved = {**rank, "start_ns": 0, "end_ns": rank["end_ns"] - origin, "steps": steps}
+        if rank["evaluations"]:
+            times = [at - origin for at in rank["evaluations"]["time_ns"]]
+            moved["evaluations"] = {**rank["evaluations"], "time_ns": times}
+        aligned.append(moved)
+    return aligned
 
 
 def _edges(worker: Rank) -> tuple[list[int], list[int]]:

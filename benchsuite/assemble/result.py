@@ -21,6 +21,9 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     server = next((rank["server"] for rank in ranks if rank["role"] == "server"), None)
     asynchronous = apart(ranks)
     losses, consumed, samples = _losses_apart(cell, workers, server) if asynchronous else _losses_together(workers)
+    if None not in losses and any(None in worker["steps"]["loss"] for worker in workers):
+        losses.append(None)  # a gradient on parameters that are not finite is not pushed: the servers never saw it
+        consumed.append(samples)
     diverged = next((step for step, loss in enumerate(losses) if loss is None), None)
     lost = [rank for rank in range(cell.world_size) if rank not in {each["rank"] for each in ranks}]
     evaluations = next((rank["evaluations"] for rank in ranks if rank["evaluations"]), None) or {}

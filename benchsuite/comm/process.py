@@ -200,7 +200,9 @@ class ProcessComm:
 
     def ticket(self, dst: int, tag: int) -> None:
         self.traffic.add_control(self.world_ranks[self.rank], _TICKET.size)
+        start = time.perf_counter_ns()
         self._ticket_store.queue_push(f"tickets/{dst}", _TICKET.pack(self.rank, tag, time.perf_counter_ns()))
+        self.wait_ns += time.perf_counter_ns() - start
 
     def next_ticket(self) -> tuple[int, int, int]:
         if self._on_phase is not None:

@@ -67,16 +67,18 @@ class TimedPart:
         end = time.perf_counter_ns()
         last = self._last_gradient_ns if self._last_gradient_ns > start else end
         self.library_wait_ns += end - last
-        self._end(start, last, loss)
+        self._end(start, end, loss, waited=end - last)
         return loss
 
-    def _end(self, start: int, end: int, loss: float | None) -> None:
+    def _end(self, start: int, end: int, loss: float | None, *, waited: int = 0) -> None:
+        """Between start and end all but `waited` was computation; a straggler takes that much longer."""
         if loss is not None and not math.isfinite(loss) and not bool(torch.isfinite(self.params).all()):
             raise Diverged
+        computed = end - start - waited
         if self._slow_down > 1.0:
-            self._wait_until(end + int((self._slow_down - 1.0) * (end - start)))
-            end = time.perf_counter_ns()
-        self.compute_ns += end - start
+            self._wait_until(end + int((self._slow_down - 1.0) * computed))
+            computed += time.perf_counter_ns() - end
+        self.compute_ns += computed
 
     def _wait_until(self, deadline: int) -> None:
         if self._busy:

@@ -17,7 +17,7 @@ from benchsuite import members, plugins
 from benchsuite.cell import AXES, Cell
 
 SHARED = ("worker.py", "training.py", "update.py", "workload.py", "target.py")
-MEASURES = ("clock.py", "evaluation.py", "snapshots.py")  # what stands around the loop
+MEASURES = ("clock.py", "evaluation.py", "snapshots.py", "traffic_mode.py", "wire.py")  # what stands around the loop
 FOLDERS = ("parallel", "sync", "topology", "compression")
 
 

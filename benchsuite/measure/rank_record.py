@@ -6,11 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchsuite.comm.process import ProcessComm
 from benchsuite.comm.traffic import Traffic
 from benchsuite.job import RankJob
 from benchsuite.measure import memory
-from benchsuite.measure.clock import StepClock, TimedPart
+from benchsuite.measure.clock import StepClock
 from benchsuite.measure.snapshots import Snapshots
 from benchsuite.measure.wire import WireBytes
 from benchsuite.topology.serving import ServerLog
@@ -25,6 +24,9 @@ class Measured:
     snapshots: Snapshots
     start_ns: int = 0
     end_ns: int = 0
+    compute_ns: int = 0  # the three totals of the loop alone: later steps and barriers do not count
+    blocked_ns: int = 0
+    ticket_wait_ns: int = 0
     cpu_s: float = 0.0
     wire: WireBytes = field(default_factory=WireBytes)
     traffic: Traffic = field(default_factory=Traffic)
@@ -35,23 +37,22 @@ class Measured:
 
 
 def rank_record(
-    job: RankJob, training: Training, part: TimedPart, measured: Measured, evaluations: dict[str, Any] | None
+    job: RankJob, training: Training, measured: Measured, evaluations: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The document of this rank's file."""
-    comm = training.comm
-    assert isinstance(comm, ProcessComm)
     server = measured.server
     return {
         "rank": job.rank,
         "role": "server" if training.is_server else "worker",
         "start_ns": measured.start_ns,
         "end_ns": measured.end_ns,
-        "ready_s": time.process_time(),
+        "host": job.hosts[job.rank] if job.hosts else 0,
+        "life_cpu_s": time.process_time(),
         "steps": measured.clock.to_json(),
-        "compute_ns": part.compute_ns,
-        "blocked_ns": comm.wait_ns + part.library_wait_ns,
+        "compute_ns": measured.compute_ns,
+        "blocked_ns": measured.blocked_ns,
         "blocked_reason": getattr(training.strategy, "blocked_reason", None),
-        "ticket_wait_ns": comm.ticket_wait_ns,
+        "ticket_wait_ns": measured.ticket_wait_ns,
         "barrier_ns": measured.barrier_ns,
         "cpu_s": measured.cpu_s,
         "peak_rss_bytes": memory.peak_rss_bytes(),

@@ -63,13 +63,16 @@ def together(start_s: Floats, end_s: Floats, samples: Floats) -> Window:
 def apart(start_s: Sequence[Floats], end_s: Sequence[Floats], samples: Sequence[Floats]) -> Window:
     """Workers that do not wait for each other: one array per worker.
 
-    The window opens after the warm-up and one update per worker more; it closes when the first worker is done.
+    An update is 1/N of a step: the warm-up is found on N updates together, and one update per worker more is dropped.
+    The window closes when the first worker is done.
     """
     ends, durations = np.concatenate(list(end_s)), np.concatenate([e - s for s, e in zip(start_s, end_s, strict=True)])
     sizes = np.concatenate(list(samples))
     order = np.argsort(ends, kind="stable")
     ends, durations, sizes = ends[order], durations[order], sizes[order]
-    dropped = min(warmup(durations) + len(end_s), len(ends) - 1)
+    count = len(end_s)
+    rounds = durations[: len(durations) // count * count].reshape(-1, count).mean(axis=1)
+    dropped = min((warmup(rounds) + 1) * count, len(ends) - 1)
     begin = float(ends[dropped - 1]) if dropped else float(min(s[0] for s in start_s))
     stop = float(min(worker[-1] for worker in end_s if len(worker)))
     inside = (ends > begin) & (ends <= stop)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchsuite.comm import Comm, Handle
-from benchsuite.workload import Batch, Ready, Shapes, Workload, numel, seeded_layers, views
+from benchsuite.workload import Batch, Ready, Shapes, Workload, numel, seeded_layers, trained_parameters, views
 
 
 @dataclass
@@ -32,7 +32,7 @@ class DataPart:
     def __init__(self, workload: Workload, *, seed: int, dtype: torch.dtype, device: torch.device) -> None:
         self.module: nn.Module = nn.Sequential(*seeded_layers(workload, seed)).to(dtype).to(device)
         self._workload = workload
-        named = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        named = trained_parameters(self.module)
         self.shapes: Shapes = {name: p.shape for name, p in named.items()}
         self.params = torch.zeros(numel(self.shapes), dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.params)
@@ -52,9 +52,14 @@ class DataPart:
         self._grads = list(views(self.grad, self.shapes).values())
 
     def infer(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            output: Tensor = self.module(x)
-            return output
+        training = self.module.training
+        self.module.eval()  # no dropout, no batch statistics
+        try:
+            with torch.no_grad():
+                output: Tensor = self.module(x)
+                return output
+        finally:
+            self.module.train(training)
 
     def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
         if until is not None:

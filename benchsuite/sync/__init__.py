@@ -104,8 +104,3 @@ def count(events: Events, name: str, rank: int) -> int:
     """events[name][rank], 0 where nothing was recorded."""
     counts = events.get(name, ())
     return int(counts[rank]) if rank < len(counts) else 0
-
-
-def options_of(strategy: Any) -> dict[str, Any]:
-    """The option values of a dataclass instance by name."""
-    return {name: getattr(strategy, name) for name in getattr(strategy, "__dataclass_fields__", {})}
