@@ -110,4 +110,7 @@ def _table(name: str, value: Any, example: str) -> Mapping[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise UsageError(f"{name} takes a table, not {value!r}: write {name} = {{ {example} }}")
+    for key, each in value.items():
+        if not isinstance(each, (bool, int, float, str)) or (isinstance(each, float) and not math.isfinite(each)):
+            raise UsageError(f"{name}.{key} takes a finite number or a word, not {each!r}: {name} = {{ {example} }}")
     return value

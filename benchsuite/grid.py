@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,36 @@ from benchsuite import cell as cells
 from benchsuite import fields, members, plugins
 from benchsuite.cell import AXES, Budget, Cell
 from benchsuite.errors import UsageError
+
+
+def check_shapes(document: Mapping[str, Any]) -> None:
+    """Tables where tables belong, and lists of tables; what stands in them is checked where it is read."""
+    base = _table("cells", document.get("cells", {}), "[cells]")
+    also = _tables_of("cells.also", base.get("also", []), "[[cells.also]]")
+    excludes = _tables_of("exclude", document.get("exclude", []), "[[exclude]]")
+    _tables_of("figures", document.get("figures", []), "[[figures]]")
+    _table("budget", document.get("budget", {}), "[budget]")
+    for owner, block in (
+        ("cells", base),
+        *(("cells.also", each) for each in also),
+        *(("exclude", each) for each in excludes),
+    ):
+        _table(f"{owner}.budget", block.get("budget", {}), "budget = { samples = 640 }")
+        options = _table(f"{owner}.options", block.get("options", {}), "options = { ring = { segment_kib = 64 } }")
+        for member, values in options.items():
+            _table(f"{owner}.options.{member}", values, f"options = {{ {member} = {{ .. }} }}")
+
+
+def _table(name: str, value: Any, example: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{name} takes a table, not {value!r}: write {example}")
+    return value
+
+
+def _tables_of(name: str, value: Any, example: str) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
+        raise UsageError(f"{name} takes a list of tables, not {value!r}: write {example}")
+    return value
 
 
 def expand(document: Mapping[str, Any], folder: Path, used: set[str]) -> tuple[list[Cell], int]:
@@ -67,8 +98,14 @@ def _tables(table: Any) -> list[dict[str, Any]]:
     """`{a = [1, 2], b = 3}` as [{a: 1, b: 3}, {a: 2, b: 3}]."""
     if not isinstance(table, Mapping):
         raise UsageError(f"expected a table, got {table!r}")
-    values = [_values(name, value) for name, value in table.items()]
+    values = [[_scalar(name, each) for each in _values(name, value)] for name, value in table.items()]
     return [dict(zip(table, point, strict=True)) for point in itertools.product(*values)]
+
+
+def _scalar(name: str, value: Any) -> Any:
+    if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+        raise UsageError(f"{name} takes a finite number, a word, true or false, not {value!r}")
+    return value
 
 
 def _budgets(shared: Any, own: Any) -> list[Budget]:

@@ -185,7 +185,9 @@ def _expand(
     only: str | None,
     seeds: Sequence[int] | None,
 ) -> Plan:
+    grid.check_shapes(document)
     document = apply_overrides(document, settings)
+    grid.check_shapes(document)
     grid.known_keys(document, KEYS, "a plan")
     used: set[str] = set()
     made, num_excluded = grid.expand(document, path.parent if path else Path(), used)
@@ -222,5 +224,6 @@ def _selected(made: list[Cell], only: str) -> list[Cell]:
 def _seeds(values: Any) -> tuple[int, ...]:
     seeds = [fields.number("seeds", value, kind="int") for value in fields.listed(values)]
     if not seeds or any(seed is None or seed < 0 for seed in seeds):
-        raise UsageError(f"seeds = {list(values)!r}: give at least one integer of 0 or more, e.g. seeds = [0, 1, 2]")
+        given = fields.listed(values)
+        raise UsageError(f"seeds = {given!r}: give at least one integer of 0 or more, e.g. seeds = [0, 1, 2]")
     return tuple(dict.fromkeys(int(seed) for seed in seeds if seed is not None))

@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import math
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -257,4 +258,6 @@ def _checked(owner: str, option: Option, value: Any) -> Any:
         return value
     if isinstance(value, bool) != (base == "bool") or not isinstance(value, allowed_types):
         raise PluginError(f"option {option.name!r} of {owner} takes {base}, not {value!r} ({type(value).__name__})")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PluginError(f"option {option.name!r} of {owner} takes a finite number, not {value!r}")
     return float(value) if base == "float" else value

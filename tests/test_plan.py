@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from benchsuite import outlook
 from benchsuite import plan as plans
 from benchsuite.cell import Cell, resolve
 from benchsuite.errors import UsageError
 from benchsuite.only import Selection
 from benchsuite.plan import Plan
 from benchsuite.rules import Machine
+from benchsuite.store import Store
 
 QUICK = """
 question = "Which synchronisation, at what cost?"
@@ -149,6 +151,24 @@ def test_excludes_may_name_options_tables_and_lists(make):
         ("[cells]\nstraggler = { first = 4 }\n", "straggler.first: the key is a worker's number"),
         ("[cells]\nlink_mbit = nan\n", "link_mbit takes a number or none, not nan"),
         ("[cells]\nseed = 1\n", "unknown key 'seed' of [cells]"),
+        ("cells = 3\n", "cells takes a table, not 3: write [cells]"),
+        ("[[cells]]\nreplicas = 1\n", "cells takes a table, not [{'replicas': 1}]"),
+        ("[cells]\nalso = 5\n", "cells.also takes a list of tables, not 5: write [[cells.also]]"),
+        ("[cells]\nalso = [5]\n", "cells.also takes a list of tables, not [5]"),
+        ("[cells]\noptions = 5\n", "cells.options takes a table, not 5"),
+        ("[cells]\nbudget = 5\n", "cells.budget takes a table, not 5"),
+        ("[[cells.also]]\noptions = { cnn = 5 }\n", "cells.also.options.cnn takes a table, not 5"),
+        ("exclude = 5\n", "exclude takes a list of tables, not 5: write [[exclude]]"),
+        ("[exclude]\nsync = 'ddp'\n", "exclude takes a list of tables"),
+        ("[[exclude]]\noptions = 5\n", "exclude.options takes a table, not 5"),
+        ("[[exclude]]\nbudget = 5\n", "exclude.budget takes a table, not 5"),
+        ("figures = 5\n", "figures takes a list of tables, not 5: write [[figures]]"),
+        ("budget = 5\n", "budget takes a table, not 5: write [budget]"),
+        ("[cells.options.cnn]\nlr = nan\n", "lr takes a finite number, a word, true or false, not nan"),
+        ("[cells.options.cnn]\nlr = 2026-11-23\n", "lr takes a finite number, a word, true or false, not datetime"),
+        ("[cells]\nfaults = { rank = nan }\n", "faults.rank takes a finite number or a word, not nan"),
+        ("[cells]\nsync = 5\n", "sync takes a name, not 5"),
+        ("seeds = -1\n", "seeds = [-1]: give at least one integer"),
         ("seeds = []\n", "seeds = []: give at least one integer"),
         ("seeds = [-1]\n", "give at least one integer of 0 or more"),
         ("[cells\n", "mine.toml"),
@@ -157,6 +177,17 @@ def test_excludes_may_name_options_tables_and_lists(make):
 def test_wrong_plans_name_the_file_the_key_and_the_nearest_known_one(make, text, message):
     said = refusal(make, text)
     assert message in said and "mine.toml" in said
+
+
+def test_a_global_batch_of_nothing_is_refused_by_the_rules(make):
+    made = make("[cells]\noptions = { cnn = { global_batch = 0 } }\n[budget]\nsteps = 2\n")
+    assert made.cells == () and "global_batch = 0: a step has 1 sample or more" in made.refused[0].reason
+    assert outlook.forecast(made, Store("nowhere"), code_id="")["cells"] == []
+
+
+def test_an_option_that_is_no_finite_number_is_refused_in_python_too():
+    with pytest.raises(UsageError, match="option 'lr' of cnn takes a finite number, not inf"):
+        resolve(Cell(options={"cnn": {"lr": float("inf")}}))
 
 
 # --set
