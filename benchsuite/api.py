@@ -48,7 +48,9 @@ def run(
     if isinstance(plan_or_cell, (str, Path)):
         plan = plans.load(plan_or_cell, seeds=seeds)
     elif isinstance(plan_or_cell, plans.Plan):
-        plan = plan_or_cell if seeds is None else dataclasses.replace(plan_or_cell, seeds=tuple(seeds))
+        plan = plan_or_cell
+        if seeds is not None:
+            plan = dataclasses.replace(plan, seeds=plans.checked_seeds(seeds), pairs=None)
     else:
         plan = _of_cells([plan_or_cell] if isinstance(plan_or_cell, Cell) else plan_or_cell, seeds)
     return run_plan(plan, Store(results), fresh=fresh)
@@ -66,14 +68,14 @@ def run_plan(plan: Plan, store: Store, *, fresh: bool = False, progress: Progres
 
     plan = examined(plan)
     _startable(plan)
-    refused = [(each.cell.with_seed(seed), each.reason) for seed in plan.seeds for each in plan.refused]
     main = threading.current_thread() is threading.main_thread()  # only there a signal can be handled
     with sigterm_as_interrupt() if main else contextlib.nullcontext(), Cluster() as cluster:
         here = setting(store)
         launch = launcher(cluster, here)
         return run_cells(
-            plan.runs(), store, setting=here, launch=launch, refused=refused, fresh=fresh, progress=progress
-        )
+            plan.runs(), store,
+            setting=here, launch=launch, refused=plan.refused_runs(), fresh=fresh, progress=progress,
+        )  # fmt: skip
 
 
 def examined(plan: Plan) -> Plan:
@@ -191,22 +193,28 @@ def _run_dir() -> Iterator[Path]:
 
 
 def _of_cells(given: Sequence[Cell], seeds: Sequence[int] | None) -> Plan:
-    """A plan without figures: the legal ones of the cells, the refused ones with their reasons."""
-    from benchsuite import rules
-    from benchsuite.plan import Plan, Refused
+    """A plan without figures: the legal ones of the cells, the refused ones with their reasons, each once.
 
-    resolved = [cells.resolve(cell) for cell in given]
-    problems = [tuple(rules.validate(cell)) for cell in resolved]
+    seeds: of every cell; None = each cell with its own.
+    """
+    from benchsuite import fields, rules
+    from benchsuite.plan import Plan, Refused, checked_seeds
+
+    resolved = [cells.resolve(fields.checked(cell)) for cell in given]
+    own = frozenset((cell.id, cell.seed) for cell in resolved)
+    once = list({cell.id: cell for cell in reversed(resolved)}.values())[::-1]
+    problems = [tuple(rules.validate(cell)) for cell in once]
     return Plan(
         name="cells",
         path=None,
         question="",
-        seeds=tuple(dict.fromkeys(seeds if seeds is not None else [cell.seed for cell in given])),
-        cells=tuple(cell for cell, found in zip(resolved, problems, strict=True) if not found),
-        refused=tuple(Refused(cell, found) for cell, found in zip(resolved, problems, strict=True) if found),
+        seeds=checked_seeds(seeds if seeds is not None else [cell.seed for cell in resolved] or [0]),
+        cells=tuple(cell for cell, found in zip(once, problems, strict=True) if not found),
+        refused=tuple(Refused(cell, found) for cell, found in zip(once, problems, strict=True) if found),
         num_excluded=0,
         figures=(),
         text="",
+        pairs=own if seeds is None else None,
     )
 
 

@@ -48,6 +48,23 @@ def check(name: str, value: Any) -> Any:
     return number(name, value, kind=str(_TYPES[name]))
 
 
+def checked(cell: Cell) -> Cell:
+    """A cell made in Python with every value in its field's type; UsageError where one is of another."""
+    if not isinstance(cell, Cell):
+        raise UsageError(f"a Cell is asked for, not {cell!r}")
+    values = {name: getattr(cell, name) for name in FIELDS}
+    table, limits = values.pop("options"), values.pop("budget")
+    if not isinstance(table, Mapping) or not all(isinstance(each, Mapping) for each in table.values()):
+        raise UsageError(f"options takes tables, not {table!r}: write options={{'ring': {{'segment_kib': 64}}}}")
+    if not isinstance(limits, Budget):
+        raise UsageError(f"budget takes a Budget, not {limits!r}")
+    if values["compute_time"] is None:
+        del values["compute_time"]  # None is its default; a plan says "none"
+    given: dict[str, Any] = {name: check(name, value) for name, value in values.items()}
+    given["seed"] = number("seed", cell.seed, kind="int")
+    return dataclasses.replace(cell, **given, budget=budget(dataclasses.asdict(limits)))
+
+
 def budget(values: Mapping[str, Any]) -> Budget:
     """A budget from its table."""
     for key in values:

@@ -50,6 +50,7 @@ class Plan:
     num_excluded: int
     figures: tuple[Mapping[str, Any], ...]
     text: str  # of the file, as it was read
+    pairs: frozenset[tuple[str, int]] | None = None  # (cell id, seed) that are meant; None = every cell, every seed
 
     def on(self, look: Callable[[], rules.Machine]) -> Plan:
         """The plan with what this machine cannot run among the refused. `look` is only called where it matters."""
@@ -63,7 +64,15 @@ class Plan:
 
     def runs(self) -> list[Cell]:
         """Every cell with every seed, all cells of a seed before the next seed."""
-        return [cell.with_seed(seed) for seed in self.seeds for cell in self.cells]
+        return [cell.with_seed(seed) for seed in self.seeds for cell in self.cells if self._means(cell, seed)]
+
+    def refused_runs(self) -> list[tuple[Cell, str]]:
+        """The same of the refused ones, each with its reason."""
+        asked = [(each, seed) for seed in self.seeds for each in self.refused if self._means(each.cell, seed)]
+        return [(each.cell.with_seed(seed), each.reason) for each, seed in asked]
+
+    def _means(self, cell: Cell, seed: int) -> bool:
+        return self.pairs is None or (cell.id, seed) in self.pairs
 
 
 def load(
@@ -203,7 +212,7 @@ def _expand(
         name=name,
         path=path,
         question=str(document.get("question", "")),
-        seeds=_seeds(document.get("seeds", [0]) if seeds is None else seeds),
+        seeds=checked_seeds(document.get("seeds", [0]) if seeds is None else seeds),
         cells=tuple(cell for cell in made if cell.id not in illegal),
         refused=tuple(refused),
         num_excluded=num_excluded,
@@ -221,9 +230,10 @@ def _selected(made: list[Cell], only: str) -> list[Cell]:
     return kept
 
 
-def _seeds(values: Any) -> tuple[int, ...]:
-    seeds = [fields.number("seeds", value, kind="int") for value in fields.listed(values)]
+def checked_seeds(values: Any) -> tuple[int, ...]:
+    """Integers of 0 or more, each once; UsageError where they are not."""
+    given = list(values) if isinstance(values, range) else fields.listed(values)
+    seeds = [fields.number("seeds", value, kind="int") for value in given]
     if not seeds or any(seed is None or seed < 0 for seed in seeds):
-        given = fields.listed(values)
         raise UsageError(f"seeds = {given!r}: give at least one integer of 0 or more, e.g. seeds = [0, 1, 2]")
     return tuple(dict.fromkeys(int(seed) for seed in seeds if seed is not None))
