@@ -24,7 +24,7 @@ class Updater:
         # An alias: several updaters of one vector (server threads) must not share its `.grad`.
         if isinstance(params, Tensor) and not recipe.elementwise:
             raise UsageError(
-                "this optimiser treats tensors, not elements (recipe.elementwise = False), and this strategy steps a flat "
+                "this optimiser treats tensors, not elements (recipe.elementwise = False); this strategy steps a flat "
                 "vector: use sync = ddp, or an elementwise optimiser"
             )
         self.params = [params.detach()] if isinstance(params, Tensor) else list(params)
