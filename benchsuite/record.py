@@ -8,6 +8,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from benchsuite.cell import Cell, from_json
+from benchsuite.cell import Cell, canonical, from_json
 
 SCHEMA = 1
 
@@ -126,6 +127,11 @@ class Run:
 def new_run_id() -> str:
     """Sortable by time, unique across machines: `20261123T131500Z-1f3a9c02`."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+def environment_id(environment: Mapping[str, Any]) -> str:
+    """Hash of an environment's content: first 12 hex digits of sha256 over the canonical JSON."""
+    return hashlib.sha256(canonical(environment).encode()).hexdigest()[:12]
 
 
 def now_iso() -> str:

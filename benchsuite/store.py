@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchsuite import frame as table
 from benchsuite.cell import Cell, canonical
-from benchsuite.record import Run, Status, dumps, new_run_id
+from benchsuite.record import Run, Status, dumps, environment_id, new_run_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,10 +69,10 @@ class Store:
 
     def write_environment(self, machine: str, environment: Mapping[str, Any]) -> str:
         """Writes the environment if it is not there yet; returns its id, a hash of its content."""
-        text = canonical(environment)
-        environment_id = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self._write_once(self.root / machine / "env" / f"{environment_id}.json", dumps(json.loads(text)))
-        return environment_id
+        name = environment_id(environment)
+        document = json.loads(canonical(environment))
+        self._write_once(self.root / machine / "env" / f"{name}.json", dumps(document))
+        return name
 
     def environment(self, machine: str, environment_id: str) -> dict[str, Any]:
         """The stored environment; {} where the file is missing or broken."""

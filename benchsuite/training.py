@@ -65,6 +65,10 @@ class Training:
             survives=getattr(self.strategy, "survives", "none") == "worker",
         )
 
+    def events(self, log: ServerLog | None) -> dict[str, int]:
+        """This rank's counts: a server's are the updates and what its policy kept."""
+        return dict(self.strategy.events) if log is None else {"updates": log.version, **log.events}
+
     def shard(self) -> Tensor:
         """A server's slice of the parameters."""
         assert isinstance(self.topology, ParameterServer)

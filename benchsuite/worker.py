@@ -201,9 +201,7 @@ class Rank:
         measured.traffic = copy.deepcopy(self.comm.traffic)
         measured.compute_ns, measured.ticket_wait_ns = self.part.compute_ns, self.comm.ticket_wait_ns
         measured.blocked_ns = self.comm.wait_ns + self.part.library_wait_ns
-        served = measured.server
-        own = dict(training.strategy.events)
-        measured.events = own if served is None else {"updates": served.version, **served.events}
+        measured.events = training.events(measured.server)
         self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))  # before anybody can miss it
         begin = time.perf_counter_ns()
         self.lost = self._all_ended(training)

@@ -18,6 +18,7 @@ import pytest
 from benchsuite import plugins
 from benchsuite.cell import Cell, resolve
 from benchsuite.measure import code, environment, load, memory, wire
+from benchsuite.record import environment_id
 
 SPIN = "import time\nend = time.process_time() + {seconds}\nwhile time.process_time() < end: pass\n"
 MIB = 1 << 20
@@ -40,8 +41,8 @@ def test_environment_names_neither_host_nor_user_and_takes_variables_by_allow_li
 
 def test_environment_id_is_stable_and_changes_with_the_content():
     collected = environment.collect()
-    assert environment.environment_id(collected) == environment.environment_id(environment.collect())
-    assert environment.environment_id(collected) != environment.environment_id(collected | {"kernel": "other"})
+    assert environment_id(collected) == environment_id(environment.collect())
+    assert environment_id(collected) != environment_id(collected | {"kernel": "other"})
 
 
 def test_machine_slug_is_a_folder_name_with_cores():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,14 +55,6 @@ class Traffic:
             for counts in (self.payload, self.messages, self.shm)
         )
         return Traffic(payload, messages, shm, {rank: count * factor for rank, count in self.control.items()})
-
-    def mapped(self, ranks: Sequence[int]) -> Traffic:
-        """Local ranks 0..n-1 renamed to `ranks`."""
-        payload, messages, shm = (
-            {(ranks[a], ranks[b]): count for (a, b), count in counts.items()}
-            for counts in (self.payload, self.messages, self.shm)
-        )
-        return Traffic(payload, messages, shm, {ranks[rank]: count for rank, count in self.control.items()})
 
     @property
     def payload_bytes(self) -> int:

@@ -171,7 +171,7 @@ def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[
             done.append(work)
             params.append(training.part.params.clone())
         training.strategy.finish()
-    events = dict(training.strategy.events) if log is None else {"updates": log.version}
+    events = training.events(log)
     traffic = comm.traffic + Traffic()  # a copy: what `after` sends is not the run's
     return RankRun(
         rank=comm.rank,

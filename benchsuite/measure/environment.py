@@ -13,7 +13,6 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +57,6 @@ def collect() -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
     }
-
-
-def environment_id(environment: Mapping[str, Any]) -> str:
-    """Hash of the content: first 12 hex digits of sha256 over the canonical JSON (what `Store` names the file)."""
-    return hashlib.sha256(canonical(environment).encode()).hexdigest()[:12]
 
 
 def machine() -> str:
