@@ -114,17 +114,19 @@ def setting(cell: Cell, topology: Topology, compression: Compression, *, clip: b
     )
 
 
-def build(cell: Cell, comm: Comm, *, wrap: Callable[[Part, int], Part] | None = None) -> Training:
+def build(
+    cell: Cell,
+    comm: Comm,
+    *,
+    wrap: Callable[[Part, int], Part] | None = None,
+    given: tuple[Workload, Part] | None = None,
+) -> Training:
     """Builds and starts everything on this rank. `wrap(part, worker)` may stand between strategy and part.
 
-    The full model is built on the CPU from the one seed, so that every rank starts equal.
+    The full model is built on the CPU from the one seed, so that every rank starts equal. given: a started workload and
+    a part that are there already (ranks of one process share them).
     """
-    workload = make_workload(cell)
-    workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
-    parallel = make("parallel", cell.parallel, options_for(cell, "parallel"))
-    part: Part = parallel.build(
-        workload, None, seed=cell.seed, dtype=DTYPES[cell.precision], device=torch.device(cell.device)
-    )
+    workload, part = given or build_part(cell)
     topology: Topology = make("topology", cell.topology, options_for(cell, "topology"))
     topology.start(comm, num_servers=cell.num_servers)
     compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
@@ -135,6 +137,15 @@ def build(cell: Cell, comm: Comm, *, wrap: Callable[[Part, int], Part] | None = 
     strategy: Strategy = make("sync", cell.sync, options_for(cell, "sync"))
     strategy.start(comm, part, recipe, topology, compression)
     return Training(cell, comm, workload, recipe, part, topology, compression, strategy)
+
+
+def build_part(cell: Cell) -> tuple[Workload, Part]:
+    """A started workload and this rank's part of its model."""
+    workload, dtype = make_workload(cell), DTYPES[cell.precision]
+    workload.start(seed=cell.seed, dtype=dtype)
+    parallel = make("parallel", cell.parallel, options_for(cell, "parallel"))
+    part: Part = parallel.build(workload, None, seed=cell.seed, dtype=dtype, device=torch.device(cell.device))
+    return workload, part
 
 
 def gather_events(per_rank: Sequence[Mapping[str, int]]) -> Events:

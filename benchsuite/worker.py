@@ -23,7 +23,6 @@ if __name__ == "__main__":  # a user's own torchrun: the supervisor, which must 
 import copy
 import hashlib
 import json
-import math
 import time
 from typing import Any
 
@@ -36,9 +35,10 @@ from benchsuite.comm.groups import World
 from benchsuite.comm.process import NO_GROUP, ProcessComm
 from benchsuite.comm.rendezvous import connect, open_client, open_store
 from benchsuite.job import RankJob, write_rank_file
+from benchsuite.loop import Loop
 from benchsuite.measure import faults, load, memory
 from benchsuite.measure.beat import Beat, Phase
-from benchsuite.measure.clock import Diverged, StepClock, TimedPart
+from benchsuite.measure.clock import StepClock, TimedPart
 from benchsuite.measure.evaluation import evaluate
 from benchsuite.measure.rank_record import Measured, payload_source, rank_record
 from benchsuite.measure.snapshots import Snapshots
@@ -56,7 +56,7 @@ class Rank:
     def __init__(self, job: RankJob) -> None:
         self.job, self.cell = job, cells.from_json(job.cell)
         self.beat: Beat = faults.open_beat(job.beat_path, rank=job.rank, faults=self.cell.faults)
-        self.step = 0
+        self.loop: Loop | None = None
         self.slow_down = self.cell.straggler.get(str(job.rank), 1.0) if job.rank < self.cell.num_workers else 1.0
         self.lost = 0  # ranks that died while the strategy went on
         self.busy = not load.oversubscribed(self.cell)
@@ -73,14 +73,15 @@ class Rank:
         self.comm = connect(self.job, self.cell, self.store, self._enter)
         marks["connected"] = time.perf_counter_ns()
         training = trainings.build(self.cell, self.comm, wrap=self._timed)
+        self.loop = Loop(training, self.part, self.comm, self.beat.enter)
         self._check_equal_start(training)
         marks["built"] = time.perf_counter_ns()
-        measured = self._serve(training) if training.is_server else self._work(training)
-        self.beat.enter(Phase.EVALUATE, self.step)
+        measured = self._train(training)
+        self.beat.enter(Phase.EVALUATE, self.loop.step)
         marks["left_loop"] = time.perf_counter_ns()
         evaluations = evaluate(training, measured.snapshots)
         marks["evaluated"] = time.perf_counter_ns()
-        self.beat.enter(Phase.WRITE, self.step)
+        self.beat.enter(Phase.WRITE, self.loop.step)
         record = rank_record(self.job, training, measured, evaluations)
         record["marks_ns"] = marks  # where starting and ending a cell takes its time (`selfcheck`)
         record["straggler"] = self._straggler()
@@ -88,67 +89,21 @@ class Rank:
         write_rank_file(self.job.run_dir, self.job.rank, json.dumps(record, allow_nan=False))
         self._leave(training)
 
-    # -- loops -----------------------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------------------
 
-    def _work(self, training: Training) -> Measured:
-        """A worker's loop: data, gradient, agreement, update."""
-        strategy, workload, part, comm = training.strategy, training.workload, self.part, self.comm
-        owner = strategy.snapshot_of == "replica" and comm.rank == 0
+    def _train(self, training: Training) -> Measured:
+        """Steps 3 to 6, timed: a worker's loop or a server's."""
+        owner = training.strategy.snapshot_of == "servers" if training.is_server else self._owns_replica(training)
         measured = self._measured(training, owner)
-        clock, global_batch = measured.clock, training.recipe.global_batch
         meter = self._meter()
-        self._start(measured, meter)
-        if owner:
-            measured.snapshots.offer(strategy.snapshot(), samples=0, version=0)
-        now = time.perf_counter_ns
-        begin, compute, blocked = now(), 0, 0  # marks: here the step before ended
-        while (work := strategy.next_index()) is not None:
-            index, shard, num_shards = work
-            self.beat.enter(Phase.DATA, self.step)
-            fetch = now()
-            batch = workload.batch(index, shard=shard, num_shards=num_shards)
-            data = now() - fetch
-            self.beat.enter(Phase.COMPUTE, self.step)
-            try:
-                loss = strategy.step(batch)
-            except Diverged:
-                clock.add((begin, now(), data, 0, 0, index * num_shards + shard, 0), math.nan)
-                break
-            self.step += 1
-            if owner:
-                measured.snapshots.offer(strategy.snapshot(), samples=self.step * global_batch, version=self.step)
-            end, computed, waited = now(), part.compute_ns, comm.wait_ns + part.library_wait_ns
-            number = index * num_shards + shard
-            clock.add((begin, end, data, computed - compute, waited - blocked, number, batch.num_samples), loss)
-            begin, compute, blocked = end, computed, waited
-        strategy.finish()
-        if owner:
-            samples = sum(clock.to_json()["samples"]) * training.topology.num_workers
-            measured.snapshots.offer(strategy.snapshot(), samples=samples, version=self.step, last=True)
+        meter.start()
+        measured.cpu_s = -time.process_time()
+        self.loop.run(measured, owner=owner)
         self._stop(measured, meter, training)
         return measured
 
-    def _serve(self, training: Training) -> Measured:
-        """A server's loop is the topology's; this takes snapshots of its slice."""
-        owner = training.strategy.snapshot_of == "servers"
-        measured = self._measured(training, owner)
-        shard = training.shard()
-
-        def on_update(samples: int, version: int) -> None:
-            self.step = version
-            if owner:
-                measured.snapshots.offer(shard, samples=samples, version=version)
-
-        meter = self._meter()
-        self._start(measured, meter)
-        if owner:
-            measured.snapshots.offer(shard, samples=0, version=0)
-        measured.server = training.serve(on_update)
-        if owner:
-            samples = int(measured.server.num_pushes * training.recipe.global_batch / training.topology.num_workers)
-            measured.snapshots.offer(shard, samples=samples, version=measured.server.version, last=True)
-        self._stop(measured, meter, training)
-        return measured
+    def _owns_replica(self, training: Training) -> bool:
+        return training.strategy.snapshot_of == "replica" and self.comm.rank == 0
 
     def _measured(self, training: Training, owner: bool) -> Measured:
         recipe = training.recipe
@@ -164,12 +119,6 @@ class Rank:
             reason=self.job.network_reason,
             reads=self.job.local_rank == 0,
         )
-
-    def _start(self, measured: Measured, meter: WireMeter) -> None:
-        meter.start()
-        self.comm.wait_ns = self.comm.ticket_wait_ns = self.part.compute_ns = self.part.library_wait_ns = 0
-        measured.cpu_s = -time.process_time()
-        measured.start_ns = time.perf_counter_ns()
 
     def _all_ended(self, training: Training) -> int:
         """Waits until every rank has ended its loop or is known to be lost; returns how many are lost.
@@ -196,12 +145,8 @@ class Rank:
 
     def _stop(self, measured: Measured, meter: WireMeter, training: Training) -> None:
         """The loop ends here: later traffic (snapshots, barriers) is not the strategy's."""
-        measured.end_ns = time.perf_counter_ns()
         measured.cpu_s += time.process_time()
         measured.traffic = copy.deepcopy(self.comm.traffic)
-        measured.compute_ns, measured.ticket_wait_ns = self.part.compute_ns, self.comm.ticket_wait_ns
-        measured.blocked_ns = self.comm.wait_ns + self.part.library_wait_ns
-        measured.events = training.events(measured.server)
         self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))  # before anybody can miss it
         begin = time.perf_counter_ns()
         self.lost = self._all_ended(training)
@@ -246,7 +191,7 @@ class Rank:
         return self.part
 
     def _enter(self, phase: str) -> None:
-        self.beat.enter(_PHASES[phase], self.step)
+        self.beat.enter(_PHASES[phase], self.loop.step if self.loop is not None else 0)
 
     def _check_equal_start(self, training: Training) -> None:
         """All ranks must start from the same bits: a same-seed start that differs is a broken workload."""

@@ -130,9 +130,9 @@ def test_snapshots_are_taken_when_the_samples_pass_a_multiple_and_at_the_end(tmp
     taken, flat = Snapshots(48, tmp_path, "0"), torch.zeros(4)
     for step in range(11):
         flat.fill_(step)
-        taken.offer(flat, samples=step * 20, version=step)
-    taken.offer(flat, samples=200, version=10, last=True)
-    taken.offer(flat, samples=210, version=10, last=True)
+        taken.offer(flat, samples=step * 20, version=step, time_ns=0)
+    taken.offer(flat, samples=200, version=10, time_ns=0, last=True)
+    taken.offer(flat, samples=210, version=10, time_ns=0, last=True)
     assert taken.samples == [0, 60, 100, 160, 200, 210]
     assert taken.version == [0, 3, 5, 8, 10, 10]
     assert [float(taken[k][0]) for k in range(len(taken))] == [0, 3, 5, 8, 10, 10], "copies, not views"
@@ -142,8 +142,8 @@ def test_snapshots_are_taken_when_the_samples_pass_a_multiple_and_at_the_end(tmp
 def test_without_an_interval_only_the_last_counts(tmp_path: Path) -> None:
     taken = Snapshots(0, tmp_path, "0")
     for samples in (0, 24, 48):
-        taken.offer(torch.zeros(2), samples=samples, version=0)
-    taken.offer(torch.ones(2), samples=48, version=2, last=True)
+        taken.offer(torch.zeros(2), samples=samples, version=0, time_ns=0)
+    taken.offer(torch.ones(2), samples=48, version=2, time_ns=0, last=True)
     assert taken.samples == [48] and float(taken[0].sum()) == 2
 
 
@@ -152,7 +152,7 @@ def test_over_64_mib_snapshots_go_to_the_run_directory(tmp_path: Path) -> None:
     taken = Snapshots(1, tmp_path, "3")
     for samples in range(1, 6):
         flat.fill_(samples)
-        taken.offer(flat, samples=samples, version=samples)
+        taken.offer(flat, samples=samples, version=samples, time_ns=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshot-3-3.npy", "snapshot-3-4.npy"]
     assert [float(taken[k][-1]) for k in range(5)] == [1, 2, 3, 4, 5]
     assert taken[4].dtype == torch.float32 and taken[4].shape == flat.shape
@@ -161,7 +161,7 @@ def test_over_64_mib_snapshots_go_to_the_run_directory(tmp_path: Path) -> None:
 def test_one_snapshot_is_kept_in_memory_however_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "SPILL_ABOVE_BYTES", 8)
     taken = Snapshots(0, tmp_path, "0")
-    taken.offer(torch.ones(4), samples=1, version=1, last=True)
+    taken.offer(torch.ones(4), samples=1, version=1, time_ns=0, last=True)
     assert list(tmp_path.iterdir()) == [] and len(taken) == 1
 
 

@@ -16,9 +16,10 @@ if TYPE_CHECKING:  # who only counts bytes needs no torch
     import torch
     from torch import Tensor
 
-__all__ = ["GOODBYE", "Comm", "Edge", "Handle", "Traffic"]
+__all__ = ["ABANDONED", "GOODBYE", "Comm", "Edge", "Handle", "Traffic"]
 
 GOODBYE = -1  # ticket tag of a worker that sends no more pushes
+ABANDONED = -2  # ticket tag of a worker that gave up a gradient: no push comes with it
 
 
 class Handle(Protocol):

@@ -26,6 +26,7 @@ from benchsuite.comm import Comm, Traffic
 from benchsuite.comm.groups import World, make_group, prefixed
 from benchsuite.comm.lane import Lane
 from benchsuite.comm.shared_memory import FileLock, attach_vector, create_vector
+from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES
 from benchsuite.errors import UsageError
 
 NO_GROUP = object()  # a comm for tickets only: of a process that speaks for a dead rank
@@ -38,7 +39,7 @@ _REDUCE_SCATTER = (
 )
 
 _TICKET = struct.Struct("<iqq")  # source, tag, sent_ns
-COUNTER_BYTES = 8
+assert _TICKET.size == TICKET_BYTES
 
 Phase = Callable[[str], None]
 
@@ -199,7 +200,7 @@ class ProcessComm:
         return value
 
     def ticket(self, dst: int, tag: int) -> None:
-        self.traffic.add_control(self.world_ranks[self.rank], _TICKET.size)
+        self.traffic.add_control(self.world_ranks[self.rank], TICKET_BYTES)
         start = time.perf_counter_ns()
         self._ticket_store.queue_push(f"tickets/{dst}", _TICKET.pack(self.rank, tag, time.perf_counter_ns()))
         self.wait_ns += time.perf_counter_ns() - start

@@ -8,6 +8,10 @@ from typing import Any
 
 Edge = tuple[int, int]  # (source rank, destination rank)
 
+# Control bytes of one call, the same in both worlds.
+TICKET_BYTES = 20  # source, tag, time sent
+COUNTER_BYTES = 8
+
 
 @dataclass
 class Traffic:

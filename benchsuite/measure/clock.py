@@ -23,6 +23,12 @@ class Diverged(Exception):
     """The parameters are not finite: raised before anything is sent, at the same step on every replica that agrees."""
 
 
+def check_finite(loss: float, params: Tensor) -> None:
+    """Raises `Diverged` where the loss is not finite because the parameters are not."""
+    if not math.isfinite(loss) and not bool(torch.isfinite(params).all()):
+        raise Diverged
+
+
 class TimedPart:
     """A `Part` whose gradients are timed. `slow_down` > 1 makes a straggler of it."""
 
@@ -72,8 +78,8 @@ class TimedPart:
 
     def _end(self, start: int, end: int, loss: float | None, *, waited: int = 0) -> None:
         """Between start and end all but `waited` was computation; a straggler takes that much longer."""
-        if loss is not None and not math.isfinite(loss) and not bool(torch.isfinite(self.params).all()):
-            raise Diverged
+        if loss is not None:
+            check_finite(loss, self.params)
         computed = end - start - waited
         if self._slow_down > 1.0:
             self._wait_until(end + int((self._slow_down - 1.0) * computed))
@@ -96,17 +102,26 @@ class StepClock:
     def __init__(self, capacity: int) -> None:
         self._rows = np.zeros((max(capacity, 1), len(self.FIELDS)), dtype=np.int64)
         self._loss = np.full(max(capacity, 1), np.nan)
+        self._abandoned: list[int] = []
         self.num_steps = 0
 
-    def add(self, row: tuple[int, int, int, int, int, int, int], loss: float) -> None:
-        """Appends one step; grows only where a strategy makes more steps than planned."""
+    def add(self, row: tuple[int, int, int, int, int, int, int], loss: float | None) -> None:
+        """Appends one step; grows only where a strategy makes more steps than planned. No loss: its gradient was given up."""
         position = self.num_steps
         if position == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
             self._loss = np.concatenate([self._loss, np.full_like(self._loss, np.nan)])
         self._rows[position] = row
-        self._loss[position] = loss
+        if loss is None:
+            self._abandoned.append(position)
+        else:
+            self._loss[position] = loss
         self.num_steps = position + 1
+
+    @property
+    def num_samples(self) -> int:
+        """Samples consumed so far."""
+        return int(self._rows[: self.num_steps, self.FIELDS.index("samples")].sum())
 
     def to_json(self) -> dict[str, Any]:
         """Columns of plain numbers; a loss that is not finite is null."""
@@ -114,4 +129,5 @@ class StepClock:
             name: self._rows[: self.num_steps, position].tolist() for position, name in enumerate(self.FIELDS)
         }
         columns["loss"] = [value if math.isfinite(value) else None for value in self._loss[: self.num_steps].tolist()]
+        columns["abandoned"] = self._abandoned  # steps whose gradient was given up: no loss, and no divergence
         return columns

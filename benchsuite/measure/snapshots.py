@@ -5,7 +5,6 @@ The copy is inside the clock. Over 64 MiB in all they are spilled to the run dir
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,11 @@ class Snapshots:
         self.time_ns: list[int] = []
         self.version: list[int] = []
 
-    def offer(self, flat: Tensor, *, samples: int, version: int, last: bool = False) -> None:
-        """Takes a copy where one is due; `last` takes it in any case, once per number of samples."""
+    def offer(self, flat: Tensor, *, samples: int, version: int, time_ns: int, last: bool = False) -> None:
+        """Takes a copy where one is due; `last` takes it in any case, once per number of samples.
+
+        time_ns: now, by the clock of the run.
+        """
         due = self._every > 0 and samples >= self._next
         if not due and not (last and (not self.samples or self.samples[-1] != samples)):
             return
@@ -37,7 +39,7 @@ class Snapshots:
         self._keep(flat)
         self.samples.append(samples)
         self.version.append(version)
-        self.time_ns.append(time.perf_counter_ns())
+        self.time_ns.append(time_ns)
 
     def _keep(self, flat: Tensor) -> None:
         num_bytes = flat.numel() * flat.element_size()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchsuite.comm import GOODBYE, Comm
+from benchsuite.comm import ABANDONED, GOODBYE, Comm
 from benchsuite.sync import ServerPolicy
 from benchsuite.update import Updater, clip_factor
 
@@ -33,8 +34,12 @@ class ServerLog:
         self.overlapped_replies = 0  # without lock: answers sent while another thread was applying
         self.replies = [0] * num_workers
         self.events: dict[str, int] = {}  # counts that the policy kept, e.g. drops
+        self.num_abandoned = 0  # gradients given up because an answer came first
+        self.abandoned_versions = 0  # sum over them: version read next minus version read
         self.first_read = [0] * num_workers
         self.last_read = [0] * num_workers
+        # versions that a worker was given and has not sent a ticket for: the first is what its next ticket is about
+        self._reads: list[deque[int]] = [deque([0]) for _ in range(num_workers)]
         self._open_row = [-1] * num_workers  # the worker's last push, unanswered
 
     def push(self, worker: int, tag: int, sent_ns: int, now_ns: int) -> int:
@@ -43,18 +48,40 @@ class ServerLog:
             row, self._claimed = self._claimed, self._claimed + 1
             if row >= len(self._rows):
                 self._rows = np.concatenate([self._rows, np.full_like(self._rows, -1)])
-        self._rows[row] = (worker, tag, self.last_read[worker], self.version, -1, sent_ns, now_ns, -1)
-        self._open_row[worker] = row
+        reads = self._reads[worker]
+        read = reads.popleft() if reads else self.last_read[worker]
+        answered = reads[0] if reads else -1  # its version was over, and its answer sent, before it came
+        self._rows[row] = (worker, tag, read, self.version, answered, sent_ns, now_ns, -1)
+        self._open_row[worker] = row if answered < 0 else -1
         return row
+
+    def version_of(self, row: int) -> int:
+        """The version that a push was computed on."""
+        return int(self._rows[row, 2])
+
+    def abandoned(self, worker: int) -> None:
+        """Notes that the worker gave its gradient up for an answer that it has got."""
+        reads = self._reads[worker]
+        self.num_abandoned += 1
+        self.abandoned_versions += reads[1] - reads[0]
+        reads.popleft()
+
+    def left(self, worker: int) -> None:
+        """Notes a goodbye: answers that crossed with it count as read."""
+        reads = self._reads[worker]
+        self.abandoned_versions += reads[-1] - reads[0] if reads else 0
+        reads.clear()
 
     def answered(self, worker: int) -> None:
         """Notes that `worker` now holds the current version."""
         version = self.version  # read once: without lock another thread may be applying
         self.last_read[worker] = version
+        self._reads[worker].append(version)
         self.replies[worker] += 1
         row = self._open_row[worker]
         if row >= 0:
             self._rows[row, 4] = version
+            self._open_row[worker] = -1
 
     def done(self, row: int, now_ns: int) -> None:
         """Notes that the policy has taken the push."""
@@ -69,6 +96,11 @@ class ServerLog:
     def num_pushes(self) -> int:
         """Pushes taken so far."""
         return self._claimed
+
+    @property
+    def num_used(self) -> int:
+        """Batches used so far: pushed, or begun and given up."""
+        return self._claimed + self.num_abandoned
 
     def columns(self) -> dict[str, list[int]]:
         """The log as columns of plain integers."""
@@ -128,12 +160,16 @@ class ServerLoop:
             worker = names[source]
             if worker not in active:
                 continue  # lost before: its goodbye comes from whoever found it dead
+            if tag == ABANDONED:
+                log.abandoned(worker)
+                continue
             if tag == GOODBYE or not self._reached(active, worker, partial(comm.recv, buffer, source)):
                 active.discard(worker)
+                log.left(worker)
                 answers = policy.on_goodbye(worker)
             else:
                 row = log.push(worker, tag, sent_ns, comm.now_ns())
-                answers = policy.on_push(worker, log.last_read[worker], buffer)
+                answers = policy.on_push(worker, log.version_of(row), buffer)
                 log.done(row, comm.now_ns())
             for answered in answers:
                 self._answer(comm, active, answered, local[self._topology._comm.world_ranks[answered]])
@@ -161,7 +197,7 @@ class ServerLoop:
 
     def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
         """One optimiser step on the shard; `num_gradients` pushes went into it. Version += 1."""
-        samples = int((self.log.num_pushes - num_gradients) * self._samples_per_push)
+        samples = int((self.log.num_used - num_gradients) * self._samples_per_push)
         if self._clip_norm is not None:
             square = float(torch.dot(gradient, gradient))
             factor = clip_factor(self._topology.square_sum_over_servers(square) ** 0.5, self._clip_norm)
@@ -172,7 +208,7 @@ class ServerLoop:
         self._count_applying(-1)
         self.log.applied()
         if self._on_update is not None:
-            self._on_update(int(self.log.num_pushes * self._samples_per_push), self.log.version)
+            self._on_update(int(self.log.num_used * self._samples_per_push), self.log.version)
 
     def _step(self, gradient: Tensor, samples: int) -> None:
         """Each thread has an updater of its own; parameters and, from the first step on, state are shared."""

@@ -1,0 +1,360 @@
+"""What `VirtualComm`s share and hand out: the world's channels, messages under way, meetings, tickets, lanes, locks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchsuite.virtual.clock import Task, VirtualClock
+from benchsuite.virtual.network import Network
+
+if TYPE_CHECKING:
+    from benchsuite.comm.virtual import VirtualComm
+
+
+class Message:
+    """A vector under way. `x` is the sender's own memory until the receiver has it, or the sender goes on."""
+
+    __slots__ = ("_clock", "at", "receive", "x")
+
+    def __init__(self, clock: VirtualClock, x: Tensor) -> None:
+        self._clock, self.x = clock, x
+        self.at: int | None = None  # when its last byte is there, once known
+        self.receive: Receive | None = None
+
+    def arrives(self, at: int) -> None:
+        """Told by the network."""
+        self.at = at
+        if self.receive is not None:
+            self.receive.expect(at)
+
+
+class Channel:
+    """Messages from one rank to another of one comm, matched in posting order."""
+
+    __slots__ = ("messages", "receives")
+
+    def __init__(self) -> None:
+        self.messages: deque[Message] = deque()
+        self.receives: deque[Receive] = deque()
+
+    def put(self, message: Message) -> None:
+        """A send."""
+        if self.receives:
+            self.receives.popleft().match(message)
+        else:
+            self.messages.append(message)
+
+    def ask(self, receive: Receive) -> None:
+        """A receive."""
+        if self.messages:
+            receive.match(self.messages.popleft())
+        else:
+            self.receives.append(receive)
+
+
+class Send:
+    """Done when the last byte has left the port."""
+
+    __slots__ = ("_comm", "_message", "_released")
+
+    def __init__(self, comm: VirtualComm, message: Message, released: int) -> None:
+        self._comm, self._message, self._released = comm, message, released
+
+    def wait(self) -> None:
+        comm, message = self._comm, self._message
+        clock = comm._clock
+        begin = clock.now
+        if self._released > begin:
+            clock.wait_until(self._released, "its send")
+            comm.wait_ns += clock.now - begin
+        if message.receive is None:  # the sender may change its vector from here on
+            message.x = message.x.clone()
+
+
+class Receive:
+    """Done at the arrival, never before; the vector may be written earlier, as by a network card."""
+
+    __slots__ = ("_comm", "_src", "_task", "at", "x")
+
+    def __init__(self, comm: VirtualComm, x: Tensor, src: int) -> None:
+        self._comm, self.x, self._src = comm, x, src
+        self.at: int | None = None
+        self._task: Task | None = None
+
+    def match(self, message: Message) -> None:
+        """The message that this receive takes."""
+        if message.x.numel() != self.x.numel():
+            raise RuntimeError(
+                f"a message of {message.x.numel()} elements from rank {self._src} for a receive of {self.x.numel()} "
+                f"on rank {self._comm.rank}: lengths must be equal"
+            )
+        self.x.copy_(message.x)
+        message.receive = self
+        if message.at is not None:
+            self.expect(message.at)
+
+    def expect(self, at: int) -> None:
+        """The arrival is known."""
+        self.at = at
+        if self._task is not None:
+            self._comm._clock.wake(self._task, max(at, self._comm._clock.now))
+
+    def ready(self) -> bool:
+        """Whether it has arrived by now."""
+        return self.at is not None and self.at <= self._comm._clock.now
+
+    def wake_at_arrival(self, task: Task) -> None:
+        """Wakes the task's next pause when the message is there (it may be woken by others before)."""
+        self._task = task
+        if self.at is not None:
+            self._comm._clock.wake(task, self.at)
+
+    def forget(self) -> None:
+        """Nobody waits for it any more."""
+        self._task = None
+
+    def wait(self) -> None:
+        comm = self._comm
+        clock = comm._clock
+        begin = clock.now
+        if self.at is None or self.at > begin:
+            task = clock.task
+            while not self.ready():
+                self.wake_at_arrival(task)
+                clock.pause(f"a message from rank {self._src}")
+            self._task = None
+        busy = comm._world.receive_ns_per_byte
+        if busy:
+            clock.wait_until(clock.now + round(self.x.numel() * self.x.element_size() * busy), "its own copying")
+        comm.wait_ns += clock.now - begin
+
+
+class Meeting:
+    """One collective of one comm."""
+
+    def __init__(self, size: int) -> None:
+        self.entries: list[Any] = [None] * size
+        self.at: int | None = None  # when it ends, once everybody is there
+        self._what: Any = None
+        self._tasks: list[Task] = []
+
+    def join(self, rank: int, what: Any, entry: Any, task: Task) -> bool:
+        """Enters; True for the last one. RuntimeError where the ranks call different things."""
+        if self._tasks and what != self._what:
+            raise RuntimeError(
+                f"rank {rank} calls {what[0]} of {what[1]} elements while others call {self._what[0]} of "
+                f"{self._what[1]}: every rank must enter the same collective"
+            )
+        self._what = what
+        self.entries[rank] = entry
+        self._tasks.append(task)
+        return len(self._tasks) == len(self.entries)
+
+    def ends(self, at: int, clock: VirtualClock) -> None:
+        """Everybody goes on then."""
+        self.at = at
+        for task in self._tasks:
+            clock.wake(task, at)
+
+
+class Ticket(NamedTuple):
+    """`at`: when it is there."""
+
+    at: int
+    source: int
+    tag: int
+    sent_ns: int
+
+
+class Tickets:
+    """Tickets for one rank, in the order of their arrival."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Ticket] = deque()
+        self._task: Task | None = None
+
+    def put(self, ticket: Ticket, clock: VirtualClock) -> None:
+        """One more; a ticket from nearer by may overtake."""
+        queue = self._queue
+        if queue and queue[-1].at > ticket.at:
+            self._queue = queue = deque(sorted([*queue, ticket], key=lambda each: each.at))
+        else:
+            queue.append(ticket)
+        if self._task is not None and queue[0] is ticket:
+            clock.wake(self._task, ticket.at)
+
+    def take(self, clock: VirtualClock) -> Ticket:
+        """Waits for the first one."""
+        while not self._queue or self._queue[0].at > clock.now:
+            self._task = clock.task
+            if self._queue:
+                clock.wake(self._task, self._queue[0].at)
+            clock.pause("a ticket")
+        self._task = None
+        return self._queue.popleft()
+
+
+class LaneHandle:
+    """What one lane call returned or raised."""
+
+    def __init__(self, comm: VirtualComm) -> None:
+        self._comm = comm
+        self._task: Task | None = None
+        self.done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def ends(self) -> None:
+        """The call is over."""
+        self.done = True
+        if self._task is not None:
+            self._comm._clock.wake(self._task, self._comm._clock.now)
+
+    def wait(self) -> Any:
+        clock = self._comm._clock
+        begin = clock.now
+        while not self.done:
+            self._task = clock.task
+            clock.pause("its lane")
+        self._comm.wait_ns += clock.now - begin
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Lane:
+    """A second task of a rank that runs what it is handed, in order, beside the first."""
+
+    def __init__(self, comm: VirtualComm, make_comm: Callable[[], VirtualComm]) -> None:
+        self._comm, self._make_comm = comm, make_comm
+        self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...], LaneHandle]] = deque()
+        self._idle = False
+        rank = comm._mine
+        self._task = comm._clock.spawn(rank, self._run, name=f"a lane of rank {rank}", counts=False)
+
+    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> LaneHandle:
+        """Appends a call."""
+        handle = LaneHandle(self._comm)
+        self._calls.append((fn, args, handle))
+        if self._idle:
+            self._idle = False
+            self._comm._clock.wake(self._task, self._comm._clock.now)
+        return handle
+
+    def _run(self) -> None:
+        comm = self._make_comm()
+        while True:
+            while not self._calls:
+                self._idle = True
+                self._comm._clock.pause("something to do")
+            fn, args, handle = self._calls.popleft()
+            try:
+                handle.value = fn(comm, *args)
+            except Exception as error:  # noqa: BLE001  handed to whoever waits
+                handle.error = error
+            handle.ends()
+
+
+@dataclass
+class LockState:
+    """Who holds a lock, and who waits for it, first come, first served."""
+
+    taken: bool = False
+    waiting: deque[Task] = field(default_factory=deque)
+
+
+class Lock:
+    """A context manager on a lock of the world."""
+
+    def __init__(self, state: LockState, comm: VirtualComm) -> None:
+        self._state, self._comm = state, comm
+
+    def __enter__(self) -> Lock:
+        clock = self._comm._clock
+        begin = clock.now
+        if self._state.taken:
+            self._state.waiting.append(clock.task)
+            clock.pause("a lock")  # woken as its holder
+        self._state.taken = True
+        self._comm.wait_ns += clock.now - begin
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._state.waiting:
+            self._comm._clock.wake(self._state.waiting.popleft(), self._comm._clock.now)
+        else:
+            self._state.taken = False
+
+
+Script = Callable[[str, int], int]  # (counter, world rank) -> what fetch_add answers
+
+
+class VirtualWorld:
+    """What all comms of a run share.
+
+    receive_ns_per_byte: a receiver's own time for copying and adding what has arrived. script: answers of counters,
+    where a recorded run is replayed.
+    """
+
+    def __init__(
+        self,
+        clock: VirtualClock,
+        network: Network,
+        *,
+        receive_ns_per_byte: float = 0.0,
+        posts_ahead: bool = True,
+        script: Script | None = None,
+    ) -> None:
+        self.clock, self.network = clock, network
+        self.receive_ns_per_byte, self.posts_ahead = receive_ns_per_byte, posts_ahead
+        self._script = script
+        self._channels: dict[tuple[str, int, int], Channel] = {}
+        self._meetings: dict[tuple[str, int], Meeting] = {}
+        self._tickets: dict[tuple[str, int], Tickets] = {}
+        self._counters: dict[tuple[str, str], int] = {}
+        self._vectors: dict[tuple[str, str], Tensor] = {}
+        self._locks: dict[tuple[str, str], LockState] = {}
+
+    def channel(self, comm: str, source: int, destination: int) -> Channel:
+        """Of one comm, from one rank to another."""
+        return self._channels.setdefault((comm, source, destination), Channel())
+
+    def tickets(self, comm: str, rank: int) -> Tickets:
+        """The tickets that wait for a rank of a comm."""
+        return self._tickets.setdefault((comm, rank), Tickets())
+
+    def meeting(self, comm: str, number: int, size: int) -> Meeting:
+        """The collective of this number of a comm."""
+        key = (comm, number)
+        if key not in self._meetings:
+            self._meetings[key] = Meeting(size)
+        return self._meetings[key]
+
+    def close(self, comm: str, number: int) -> None:
+        """Everybody has entered this collective."""
+        del self._meetings[comm, number]
+
+    def fetch_add(self, comm: str, name: str, n: int, rank: int) -> int:
+        """A counter of a comm."""
+        if self._script is not None:
+            return self._script(name, rank)
+        value = self._counters.get((comm, name), 0)
+        self._counters[comm, name] = value + n
+        return value
+
+    def shared(self, comm: str, name: str, numel: int, dtype: torch.dtype) -> Tensor:
+        """One zeroed vector per comm and name."""
+        key = (comm, name)
+        if key not in self._vectors:
+            self._vectors[key] = torch.zeros(numel, dtype=dtype)
+        return self._vectors[key]
+
+    def lock(self, comm: str, name: str) -> LockState:
+        """One lock per comm and name."""
+        return self._locks.setdefault((comm, name), LockState())

@@ -1,0 +1,83 @@
+"""Ranks for laws in virtual time: greenlets of this thread on a simulated network, with replicas of `virtual/part.py`.
+
+A body that runs a cell (`runs.one_rank`) gets replicas whose gradients are computed together and take random times,
+so that asynchronous workers part; any other body runs as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from benchsuite import training as trainings
+from benchsuite.cell import Cell
+from benchsuite.comm.virtual import VirtualComm
+from benchsuite.comm.virtual_parts import VirtualWorld
+from benchsuite.laws import runs
+from benchsuite.parallel.data import DataPart
+from benchsuite.training import Training
+from benchsuite.virtual.clock import VirtualClock
+from benchsuite.virtual.gradients import Gradients
+from benchsuite.virtual.network import Network
+from benchsuite.virtual.part import Pool, VirtualPart
+from benchsuite.virtual.streams import ComputeTimes
+
+T = TypeVar("T")
+
+TIMES: Mapping[str, Any] = {"kind": "exponential", "mean_s": 1.0}
+
+
+def virtual_ranks(
+    size: int,
+    body: Callable[[Any], T],
+    *,
+    strict: str = "",
+    hosts: Sequence[int] = (),
+    link_mbit: float | None = None,
+    latency_us: float | None = None,
+    compute_time: Mapping[str, Any] = TIMES,
+    start_order: Sequence[int] = (),
+    batching: bool = True,
+) -> list[T]:
+    """Runs `body(comm)` on `size` ranks, returns what each returned; the first error is raised.
+
+    strict = "nccl": receives are not posted ahead. Every rank is a host of its own on the network; `hosts` is what the
+    comm says. start_order: the ranks in the order in which they are started.
+    """
+    clock = VirtualClock()
+    network = Network(clock, range(size), link_mbit=link_mbit, latency_us=latency_us)
+    world = VirtualWorld(clock, network, posts_ahead=strict != "nccl")
+    body = _with_virtual_parts(body, clock, compute_time, batching=batching)
+    results: list[Any] = [None] * size
+
+    def life(rank: int) -> None:
+        results[rank] = body(VirtualComm(world, rank=rank, size=size, hosts=hosts))
+
+    for rank in start_order or range(size):
+        clock.spawn(rank, functools.partial(life, rank))
+    clock.run()
+    return results
+
+
+def _with_virtual_parts(
+    body: Callable[[Any], T], clock: VirtualClock, compute_time: Mapping[str, Any], *, batching: bool
+) -> Callable[[Any], T]:
+    """The body with one more change, before its own: the rank's part is one of a common pool."""
+    if getattr(body, "func", None) is not runs.one_rank:
+        return body
+    cell: Cell = body.keywords["cell"]  # type: ignore[attr-defined]  # a partial
+    pools: list[Pool] = []
+    samples = runs.recipe_of(cell).global_batch / cell.num_workers
+    times = ComputeTimes(compute_time, seed=cell.seed, samples=samples, factors={int(w): f for w, f in cell.straggler.items()})
+
+    def change(training: Training) -> Training:
+        if not pools:
+            workload, template = trainings.build_part(cell)
+            assert isinstance(template, DataPart)
+            gradients = Gradients(workload, template, batching=batching)
+            pools.append(Pool(template, gradients, num_ranks=cell.world_size))
+        return runs.rebuilt(training, part=VirtualPart(pools[0], clock, times, rank=training.comm.rank))
+
+    given = body.keywords["change"]  # type: ignore[attr-defined]
+    return functools.partial(body, change=runs.both(change, given))

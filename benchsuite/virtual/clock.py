@@ -1,0 +1,162 @@
+"""Virtual time: a heap of wake-ups, one greenlet per rank, and nothing else that runs.
+
+Entries are ordered by (time in integer ns, rank, sequence): two things that happen at one moment happen in rank
+order, whatever order the ranks were started in, so a run repeats byte for byte. Whatever blocks gives the thread to
+the next entry; a heap that is empty while ranks still wait is a deadlock, and says who waits for what.
+
+The thread's grad mode, autocast and random state would leak over a switch: each task takes its own along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+
+NETWORK = -1  # "rank" of what the network does: before any rank that wakes at the same moment
+_random = torch.default_generator
+
+
+class Deadlock(RuntimeError):
+    """Ranks wait and nothing is under way that could wake them."""
+
+
+class Task:
+    """A greenlet of one rank: its life, or one of its lanes."""
+
+    __slots__ = ("autocast", "grad_enabled", "greenlet", "name", "random_state", "rank", "turn", "waits_for")
+
+    def __init__(self, rank: int, name: str, body: greenlet) -> None:
+        self.rank, self.name, self.greenlet = rank, name, body
+        self.turn = 0  # a wake-up is for one pause; later ones for the same pause find another turn
+        self.waits_for = "its start"
+        self.grad_enabled, self.autocast = True, False
+        self.random_state = _random.get_state()
+
+
+class VirtualClock:
+    """Runs tasks in virtual time. `now` is in ns."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._heap: list[tuple[int, int, int, Any, Any]] = []
+        self._sequence = 0
+        self._tasks: list[Task] = []
+        self._unfinished = 0  # of the tasks that a run waits for; a lane's is none of them
+        self._current: Task | None = None
+        self._hub: greenlet | None = None
+
+    # -- from outside ----------------------------------------------------------------------------------------
+
+    def spawn(self, rank: int, body: Callable[[], None], *, name: str = "", counts: bool = True) -> Task:
+        """A task that starts now. `counts`: the run is over only when it has ended (a lane serves, and never ends)."""
+
+        def life() -> None:
+            self._resume(task)
+            body()
+            self._unfinished -= counts
+
+        task = Task(rank, name or f"rank {rank}", greenlet(life, self._hub))
+        self._tasks.append(task)
+        self._unfinished += counts
+        self._push(self.now, rank, task, task.turn)
+        return task
+
+    def run(self) -> None:
+        """Until every task has ended. The first error of a task is raised with its rank; the others are ended."""
+        outside = Task(NETWORK, "outside", getcurrent())
+        self._save(outside)
+        self._hub = outside.greenlet
+        for task in self._tasks:
+            task.greenlet.parent = self._hub
+        try:
+            while self._unfinished:
+                self._next().switch()
+        except BaseException as error:
+            if self._current is not None:
+                error.add_note(f"on {self._current.name}, at {self.now / 1e9:.9g} virtual seconds")
+            raise
+        finally:
+            self._end_all()
+            self._resume(outside)
+
+    # -- from inside a task ----------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> Task:
+        """The task that runs."""
+        assert self._current is not None, "outside of a run"
+        return self._current
+
+    def pause(self, waits_for: str) -> None:
+        """Gives the thread away until this task is woken."""
+        task = self._current
+        assert task is not None
+        task.waits_for = waits_for
+        self._save(task)
+        following = self._next()
+        if following is not task.greenlet:
+            following.switch()
+        self._resume(task)
+
+    def wake(self, task: Task, at: int) -> None:
+        """Wakes the task's present pause at a time that is not over."""
+        self._push(at, task.rank, task, task.turn)
+
+    def wait_until(self, at: int, waits_for: str = "the time") -> None:
+        """Pauses the running task until then; nothing where it is over."""
+        if at > self.now:
+            self.wake(self.task, at)
+            self.pause(waits_for)
+
+    def call_at(self, at: int, function: Callable[[Any], None], argument: Any) -> None:
+        """`function(argument)` at that time, before any rank; it may not pause."""
+        self._push(at, NETWORK, function, argument)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _push(self, at: int, rank: int, what: Any, argument: Any) -> None:
+        self._sequence += 1
+        heappush(self._heap, (at, rank, self._sequence, what, argument))
+
+    def _next(self) -> greenlet:
+        """Takes entries until one is a task's turn; that task is the current one then."""
+        heap = self._heap
+        while heap:
+            at, _, _, what, argument = heappop(heap)
+            if type(what) is not Task:
+                self.now = at
+                what(argument)
+            elif argument == what.turn and not what.greenlet.dead:
+                self.now = at
+                what.turn += 1
+                self._current = what
+                return what.greenlet
+        self._current = None
+        waiting = [f"{task.name} for {task.waits_for}" for task in self._tasks if not task.greenlet.dead]
+        shown = "; ".join(waiting[:8]) + (f"; and {len(waiting) - 8} more" if len(waiting) > 8 else "")
+        raise Deadlock(f"nothing is under way at {self.now / 1e9:.9g} virtual seconds, and these wait: {shown}")
+
+    def _save(self, task: Task) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("a rank of the virtual clock may not wait inside torch.inference_mode(): use no_grad()")
+        task.grad_enabled = torch.is_grad_enabled()
+        task.autocast = torch.is_autocast_enabled("cpu")
+        task.random_state = _random.get_state()
+
+    def _resume(self, task: Task) -> None:
+        if torch.is_grad_enabled() != task.grad_enabled:
+            torch.set_grad_enabled(task.grad_enabled)
+        if torch.is_autocast_enabled("cpu") != task.autocast:
+            torch.set_autocast_enabled("cpu", task.autocast)
+        _random.set_state(task.random_state)
+
+    def _end_all(self) -> None:
+        for task in self._tasks:
+            if task.greenlet and not task.greenlet.dead:
+                task.greenlet.throw(GreenletExit)
+        self._tasks.clear()
+        self._heap.clear()

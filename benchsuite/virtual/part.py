@@ -1,0 +1,190 @@
+"""Replicas of the virtual world: one module for all, a row of parameters and a row of gradients per rank.
+
+A worker that asks for a gradient sleeps for its compute time. The gradient itself is computed when the first sleeper
+wakes up, for all that have asked until then: their parameters and batches are fixed already, so nothing changes but the
+number of calls. A gradient that is given up before (`until`) is never computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite.measure.clock import check_finite
+from benchsuite.parallel.data import DataPart
+from benchsuite.virtual.clock import Task, VirtualClock
+from benchsuite.virtual.gradients import Gradients
+from benchsuite.workload import Batch, Ready
+
+FORWARD_SHARE = 3  # a third of a gradient's time is its forward pass, the rest goes backward over the parameters
+
+
+class Times(Protocol):
+    """How long gradients take."""
+
+    def ns(self, worker: int, step: int) -> int:
+        """Time of the worker's step-th gradient."""
+
+
+class Awaited(Protocol):
+    """A handle that can wake a sleeper: receives and lane calls of `VirtualComm`."""
+
+    def ready(self) -> bool:
+        """Whether it is done by now."""
+
+    def wake_at_arrival(self, task: Task) -> None:
+        """Wakes the task's next pause when it is done."""
+
+    def forget(self) -> None:
+        """Nobody waits for it any more."""
+
+
+class Request:
+    """A gradient that a worker has asked for."""
+
+    __slots__ = ("batch", "loss", "row")
+
+    def __init__(self, row: int, batch: Batch) -> None:
+        self.row, self.batch = row, batch
+        self.loss: float | None = None
+
+
+class Pool:
+    """Parameters and gradients of all ranks, (ranks, P) each; computes what has been asked for when it is needed."""
+
+    def __init__(self, template: DataPart, gradients: Gradients, *, num_ranks: int) -> None:
+        self.template, self._gradients = template, gradients
+        self.params = template.params.expand(num_ranks, -1).clone()
+        self.grads = torch.zeros_like(self.params)
+        self._asked: dict[int, Request] = {}  # in the order of asking
+        self.num_gradients = self.num_groups = self.num_abandoned = 0
+
+    def ask(self, row: int, batch: Batch) -> Request:
+        """Notes a request; the worker may not touch its parameters until it is done or dropped."""
+        request = self._asked[row] = Request(row, batch)
+        return request
+
+    def drop(self, request: Request) -> None:
+        """Nobody needs it any more."""
+        self._asked.pop(request.row, None)
+        self.num_abandoned += 1
+
+    def loss(self, request: Request) -> float:
+        """Its loss; its gradient stands in the worker's row then."""
+        if request.loss is None:
+            self._compute_all()
+        assert request.loss is not None
+        return request.loss
+
+    def _compute_all(self) -> None:
+        requests = list(self._asked.values())
+        self._asked.clear()
+        rows, batches = [request.row for request in requests], [request.batch for request in requests]
+        losses = self._gradients.compute(self.params, rows, batches, self.grads)
+        for request, loss in zip(requests, losses, strict=True):
+            request.loss = loss
+        self.num_gradients += len(requests)
+        self.num_groups += 1
+
+
+class Losses:
+    """In the place of a `Pool` where no gradient is computed: all ranks share one vector, and losses are given.
+
+    losses: worker -> its losses step by step, of a run with the same trajectory; none = 0.
+    """
+
+    def __init__(self, template: DataPart, losses: Sequence[Sequence[float]] = ()) -> None:
+        self.template, self._losses = template, losses
+        self.params, self.grads = template.params.view(1, -1), torch.zeros_like(template.params).view(1, -1)
+        self._taken: dict[int, int] = {}
+        self.num_gradients = self.num_groups = self.num_abandoned = 0
+
+    def ask(self, row: int, batch: Batch) -> Request:
+        """Nothing is computed."""
+        request = Request(row, batch)
+        step = self._taken.get(row, 0)
+        self._taken[row] = step + 1
+        request.loss = self._losses[row][step] if self._losses else 0.0
+        return request
+
+    def drop(self, request: Request) -> None:
+        """Counts."""
+        self.num_abandoned += 1
+
+    def loss(self, request: Request) -> float:
+        """As given."""
+        assert request.loss is not None
+        return request.loss
+
+
+class VirtualPart:
+    """A `Part` in virtual time, timed like `measure.clock.TimedPart`."""
+
+    def __init__(self, pool: Pool | Losses, clock: VirtualClock, times: Times, *, rank: int) -> None:
+        self._pool, self._clock, self._times, self._rank = pool, clock, times, rank
+        row = rank % len(pool.params)
+        self._row = rank if isinstance(pool, Losses) else row
+        self.module: nn.Module = pool.template.module
+        self.shapes = pool.template.shapes
+        self.params, self.grad = pool.params[row], pool.grads[row]
+        self._step = 0
+        self.compute_ns = 0
+        self.library_wait_ns = 0  # no library waits here
+
+    def infer(self, x: Tensor) -> Tensor:
+        self._pool.template.params.copy_(self.params)
+        return self._pool.template.infer(x)
+
+    def gradient(self, batch: Batch, ready: Ready | None = None, until: Any = None) -> float | None:
+        clock = self._clock
+        begin = clock.now
+        end = begin + self._times.ns(self._rank, self._step)
+        self._step += 1
+        request = self._pool.ask(self._row, batch)
+        if ready is not None:
+            self._announce(begin, end, request, ready)
+        if until is None:
+            if end > clock.now:
+                clock.wait_until(end, "its gradient")
+        elif not self._finished(end, until):
+            self._pool.drop(request)
+            self.compute_ns += clock.now - begin
+            return None
+        loss = self._pool.loss(request)
+        self.compute_ns += clock.now - begin
+        check_finite(loss, self.params)
+        return loss
+
+    def _finished(self, end: int, until: Awaited) -> bool:
+        """Sleeps until the gradient is done (True) or, before that, the handle is (False)."""
+        clock, task = self._clock, self._clock.task
+        while clock.now < end:
+            if until.ready():
+                until.forget()
+                return False
+            until.wake_at_arrival(task)
+            clock.wake(task, end)
+            clock.pause("its gradient")
+        until.forget()
+        return True
+
+    def _announce(self, begin: int, end: int, request: Request, ready: Ready) -> None:
+        """Slices in backward order, each when its share of the backward pass is over: shares as numbers of elements."""
+        total = self.params.numel()
+        forward = (end - begin) // FORWARD_SHARE
+        stop = total
+        for shape in reversed(list(self.shapes.values())):
+            start = stop - shape.numel()
+            self._clock.wait_until(begin + forward + (end - begin - forward) * (total - start) // total, "its gradient")
+            self._pool.loss(request)
+            ready(start, stop)
+            stop = start
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        raise ValueError("a library's wrapper runs by the wall clock: use clock = wall")
+
+    def backward(self, batch: Batch) -> float:
+        raise ValueError("a library's backward pass runs by the wall clock: use clock = wall")

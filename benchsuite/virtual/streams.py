@@ -1,0 +1,102 @@
+"""How long each gradient of each worker takes: counter-based random streams, so that strategies meet the same draws.
+
+The k-th gradient of worker w under seed s takes the same time in every cell: a draw is a function of (seed, worker,
+purpose, step) alone. Philox blocks of 256 steps are drawn at once and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchsuite import compute_time
+
+BLOCK = 256
+COMPUTE, SPELL = 1, 2  # purposes
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def generator(seed: int, worker: int, purpose: int, block: int) -> np.random.Generator:
+    """The stream of one block of steps: Philox4x64-10 (Salmon et al. 2011) with these four as key and counter."""
+    key = np.array([seed, purpose], dtype=np.uint64)
+    counter = np.array([0, 0, worker, block], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+class ComputeTimes:
+    """ns of a worker's step. `samples`: batch of one worker; `factors`: worker -> how much slower it is."""
+
+    def __init__(
+        self, table: Mapping[str, Any], *, seed: int, samples: float, factors: Mapping[int, float] | None = None
+    ) -> None:
+        self._kind, self._table = str(table["kind"]), table
+        self._seed, self._factors = seed, factors or {}
+        self._draw: Callable[[np.random.Generator], Floats] = getattr(self, f"_{self._kind}")
+        mean = compute_time.mean_s(table, samples)
+        self._measured = np.array(compute_time.values(table)) if self._kind == "resampled" else np.ones(1)
+        self._scale = 1e9 if mean is None else 1e9 * mean / float(self._measured.mean())
+        self._blocks: dict[int, tuple[int, list[int]]] = {}  # worker -> (number, its times)
+        self._slow: dict[int, bool] = {}  # worker -> whether its last block ended in a slow spell (markov)
+
+    def ns(self, worker: int, step: int) -> int:
+        """Time of the worker's step-th gradient. Steps of a worker are asked for in order."""
+        number, at = divmod(step, BLOCK)
+        block = self._blocks.get(worker)
+        if block is None or block[0] != number:
+            block = self._blocks[worker] = (number, self._block(worker, number))
+        return block[1][at]
+
+    def _block(self, worker: int, number: int) -> list[int]:
+        if self._kind == "markov":
+            drawn = self._markov_block(worker, number)
+        else:
+            drawn = self._draw(generator(self._seed, worker, COMPUTE, number))
+        scaled = drawn * self._scale * self._factors.get(worker, 1.0)
+        return [max(1, value) for value in np.rint(scaled).astype(np.int64).tolist()]
+
+    # -- distributions with mean 1 ---------------------------------------------------------------------------
+
+    def _fixed(self, stream: np.random.Generator) -> Floats:
+        return np.ones(BLOCK)
+
+    def _exponential(self, stream: np.random.Generator) -> Floats:
+        return stream.standard_exponential(BLOCK)
+
+    def _shifted_exponential(self, stream: np.random.Generator) -> Floats:
+        shift = float(self._table["shift"])
+        return shift + (1 - shift) * stream.standard_exponential(BLOCK)
+
+    def _gamma(self, stream: np.random.Generator) -> Floats:
+        shape = float(self._table["cv"]) ** -2
+        return stream.standard_gamma(shape, BLOCK) / shape
+
+    def _log_normal(self, stream: np.random.Generator) -> Floats:
+        variance = np.log1p(float(self._table["cv"]) ** 2)
+        return np.exp(np.sqrt(variance) * stream.standard_normal(BLOCK) - variance / 2)
+
+    def _pareto(self, stream: np.random.Generator) -> Floats:
+        shape = float(self._table["shape"])
+        return (1 + stream.pareto(shape, BLOCK)) * (shape - 1) / shape
+
+    def _resampled(self, stream: np.random.Generator) -> Floats:
+        return self._measured[stream.integers(0, len(self._measured), BLOCK)]
+
+    def _markov(self, stream: np.random.Generator) -> Floats:
+        raise AssertionError("a spell goes on from block to block: `_markov_block`")
+
+    def _markov_block(self, worker: int, number: int) -> Floats:
+        """Fast and slow spells; in the long run a share enter / (enter + leave) of the steps is slow."""
+        enter, leave = float(self._table["enter"]), float(self._table["leave"])
+        share, factor = enter / (enter + leave), float(self._table["slow_factor"])
+        fast = 1 / (1 - share + share * factor)
+        uniform = generator(self._seed, worker, SPELL, number).random(BLOCK + 1)
+        slow = bool(uniform[BLOCK] < share) if number == 0 else self._slow[worker]
+        times = np.empty(BLOCK)
+        for step in range(BLOCK):
+            times[step] = fast * factor if slow else fast
+            slow = not uniform[step] < leave if slow else bool(uniform[step] < enter)
+        self._slow[worker] = slow
+        return times
