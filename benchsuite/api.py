@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from benchsuite import cell as cells
 from benchsuite.cell import Cell
 from benchsuite.errors import UsageError
-from benchsuite.record import Run
+from benchsuite.record import DIVERGED, TIMING_ONLY, Run
 from benchsuite.store import Store
 
 if TYPE_CHECKING:
@@ -71,10 +71,9 @@ def run_plan(plan: Plan, store: Store, *, fresh: bool = False, progress: Progres
     main = threading.current_thread() is threading.main_thread()  # only there a signal can be handled
     with sigterm_as_interrupt() if main else contextlib.nullcontext(), Cluster() as cluster:
         here = setting(store)
-        launch = launcher(cluster, here)
         return run_cells(
-            plan.runs(), store,
-            setting=here, launch=launch, refused=plan.refused_runs(), fresh=fresh, progress=progress,
+            plan.runs(), store, setting=here, launch=launcher(cluster, here), simulate=simulator(here),
+            refused=plan.refused_runs(), fresh=fresh, progress=progress,
         )  # fmt: skip
 
 
@@ -181,6 +180,27 @@ def launcher(cluster: Launcher, here: Setting) -> Callable[[Cell], Run]:
             )
 
     return launch
+
+
+def simulator(here: Setting) -> Callable[[Sequence[Cell]], Iterator[tuple[Cell, Run]]]:
+    """Runs cells of the virtual clock, one process per core; (cell, run) as they end, the long ones begun first."""
+    from benchsuite.cluster.simulators import Simulators, groups
+
+    def simulate(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
+        with Simulators() as simulators:
+            for cell, sections, outcome in simulators.run(groups(cells)):
+                flags = set(outcome.flags)
+                if cell.gradients == "none":
+                    flags.add(TIMING_ONLY)
+                if sections and sections["result"]["diverged_step"] is not None:
+                    flags.add(DIVERGED)
+                yield cell, Run(
+                    cell=cell, code_id=here.code_id(cell), status=outcome.status, reason=outcome.reason,
+                    culprit=outcome.culprit, flags=tuple(sorted(flags)), started_at=outcome.started_at,
+                    machine=here.machine, environment_id=here.environment_id, **sections,
+                )  # fmt: skip
+
+    return simulate
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from benchsuite import members, plugins
+from benchsuite import compute_time, members, plugins
 from benchsuite.errors import UsageError
 
 Scalar = bool | int | float | str
@@ -36,7 +36,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "clock": ("wall", "virtual"),
     "batch_mode": ("fixed_global", "fixed_per_worker"),
     "tuning": ("same", "per_strategy"),
+    "gradients": ("computed", "none"),
 })
+# Fields that came after the first stored runs: absent from the id where they say what was always so.
+_LATER = ("gradients", "receive_cost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,9 @@ class Cell:
     hosts: int = 1
     link_mbit: float | None = None
     link_latency_us: float | None = None
-    compute_time: Mapping[str, Scalar] | None = None  # virtual clock only: {kind, mean_s, cv ..}
+    compute_time: Mapping[str, Scalar] | None = None  # virtual clock only: {kind, mean_s, cv ..}; None = 1 s each
+    receive_cost: Mapping[str, Scalar] | None = None  # virtual clock only: {copy_s_per_gib, incast}
+    gradients: str = "computed"  # none: virtual clock only, for staleness and waiting at any N
     straggler: Mapping[str, float] = field(default_factory=dict)  # worker -> slow-down factor
     batch_mode: str = "fixed_global"
     tuning: str = "same"
@@ -117,6 +122,12 @@ class Cell:
         parts.append(f"N={self.replicas}")
         if self.num_servers > 1:
             parts.append(f"S={self.num_servers}")
+        if self.clock == "virtual":
+            parts.append("virtual" if self.gradients == "computed" else "virtual, timing only")
+        if self.compute_time:
+            parts.append(str(self.compute_time.get("kind", "")))
+        if self.link_mbit is not None:
+            parts.append(f"{self.link_mbit:g} Mbit/s")
         if self.straggler:
             parts.append("straggler " + ",".join(f"{w}:{f:g}x" for w, f in sorted(self.straggler.items())))
         return " ".join(parts)
@@ -150,7 +161,27 @@ def identity(cell: Cell) -> dict[str, Any]:
     for axis, digest in document.pop("sources").items():
         document[axis] = f"{plugins.stem(document[axis])}@{digest[:16]}"
     document["servers"] = cell.num_servers
+    defaults = {f.name: f.default for f in dataclasses.fields(Cell)}
+    for name in _LATER:
+        if document[name] == defaults[name]:
+            del document[name]
     return document
+
+
+def trajectory_key(cell: Cell) -> str | None:
+    """Equal for cells of the virtual clock that only times tell apart, and whose parameters do not depend on these.
+
+    Strategy and topology say so (`timing_free = True`); None where they do not, or where no gradient is computed.
+    """
+    found = [members.find(axis, getattr(cell, axis)) for axis in ("sync", "topology")]
+    if cell.clock == "wall" or cell.gradients == "none":
+        return None
+    if not all(member is not None and member.constants.get("timing_free") for member in found):
+        return None
+    document = identity(cell)
+    for name in ("compute_time", "receive_cost", "straggler", "link_mbit", "link_latency_us", "hosts"):
+        document.pop(name, None)
+    return canonical([document | {"budget": cell.budget.samples}, cell.seed])
 
 
 def canonical(document: Any) -> str:
@@ -181,9 +212,17 @@ def resolve(cell: Cell) -> Cell:
         servers=cell.num_servers,
         straggler={str(int(k)): float(v) for k, v in sorted(cell.straggler.items(), key=lambda kv: int(kv[0]))},
         budget=_budget(cell, found["workload"], presets),
+        compute_time=_compute_time(cell),
         sources={axis: member.digest for axis, member in by_path.items()},
         **paths,
     )
+
+
+def _compute_time(cell: Cell) -> Mapping[str, Scalar] | None:
+    """Measured times are read into the cell; under the virtual clock what is left open is one second per gradient."""
+    if cell.compute_time is None and cell.clock == "virtual":
+        return dict(compute_time.DEFAULT)
+    return compute_time.resolved(cell.compute_time)
 
 
 def _preset(cell: Cell, workload: plugins.Plugin | None) -> tuple[str, Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""How long a gradient takes under the virtual clock: the kinds of distributions and their parameters. No torch, no numpy.
+"""How long a gradient takes under the virtual clock: kinds of distributions and their parameters. No torch, no numpy.
 
 `compute_time = { kind = "gamma", mean_s = 1.0, cv = 0.1 }`. The mean is `mean_s`, or, as measured by `benchsuite
 calibrate`, a straight line over the batch of one worker: `overhead_s + per_sample_s x samples`. `virtual/streams.py`
@@ -57,15 +57,14 @@ VALUES, PATH = "values_s", "path"  # of a resampled distribution: seconds in one
 
 def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what is wrong, what to do) of a table; [] = it can be drawn from."""
-    kind = table.get("kind")
+    kind = str(table.get("kind"))
     if kind not in KINDS:
         return [(plugins.unknown("compute_time kind", kind, KINDS), f"set kind to one of {', '.join(KINDS)}")]
     own = KINDS[kind]
     resampled = (VALUES, PATH) if kind == "resampled" else ()
     known = ("kind", *MEANS, *own, *resampled)
-    found = [
-        (plugins.unknown("compute_time key", key, known, of=kind), f"leave {key} out") for key in table if key not in known
-    ]
+    strange = [key for key in table if key not in known]
+    found = [(plugins.unknown("compute_time key", key, known, of=kind), f"leave {key} out") for key in strange]
     for name, parameter in own.items():
         if name not in table:
             found.append((f"kind = {kind} without {name}", f"give {name}, a number {parameter.said}"))
@@ -94,7 +93,8 @@ def _mean_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _value_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     if (VALUES in table) == (PATH in table):
-        return [("kind = resampled needs measured times", f'give {PATH} = "a run file", or {VALUES} = "0.011 0.012 .."')]
+        remedy = f'give {PATH} = "a run file", or {VALUES} = "0.011 0.012 .."'
+        return [("kind = resampled needs measured times", remedy)]
     try:
         values(table) if VALUES in table else None
     except UsageError as error:
@@ -138,7 +138,7 @@ def resolved(table: Mapping[str, Any] | None, folder: Path | None = None) -> dic
 
 
 def read(path: Path) -> list[float]:
-    """Seconds per gradient: those of a run file (`raw.compute_s`, all workers), or a text file with a number per line."""
+    """Seconds per gradient: of a run file (`raw.compute_s`, all workers), or a text file with a number per line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

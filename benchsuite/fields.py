@@ -16,7 +16,11 @@ from benchsuite.cell import AXES, CHOICES, Budget, Cell
 from benchsuite.errors import UsageError
 
 _TYPES = {f.name: f.type for f in dataclasses.fields(Cell)}
-TABLES = ("straggler", "compute_time")  # a value is a table; several are a list of tables
+TABLES = ("straggler", "compute_time", "receive_cost")  # a value is a table; several are a list of tables
+_EXAMPLES = {
+    "compute_time": 'kind = "gamma", mean_s = 1.0, cv = 0.1',
+    "receive_cost": "copy_s_per_gib = 0.2, incast = 1.1",
+}
 BUDGET = tuple(f.name for f in dataclasses.fields(Budget))
 # What a user may write: everything but the seed (`seeds`) and the hashes of path plug-ins (computed).
 FIELDS = tuple(name for name in _TYPES if name not in ("seed", "sources"))
@@ -39,10 +43,10 @@ def check(name: str, value: Any) -> Any:
         return value
     if name == "straggler":
         return _straggler(value)
-    if name == "compute_time":
+    if name in _EXAMPLES:
         if isinstance(value, str) and value == "none":
             return None
-        return dict(_table(name, value, 'kind = "gamma", mean_s = 1.0, cv = 0.1'))
+        return dict(_table(name, value, _EXAMPLES[name]))
     if name == "faults":
         return tuple(_table(name, item, 'rank = 1, phase = "compute", step = 5') for item in listed(value))
     return number(name, value, kind=str(_TYPES[name]))
@@ -58,8 +62,9 @@ def checked(cell: Cell) -> Cell:
         raise UsageError(f"options takes tables, not {table!r}: write options={{'ring': {{'segment_kib': 64}}}}")
     if not isinstance(limits, Budget):
         raise UsageError(f"budget takes a Budget, not {limits!r}")
-    if values["compute_time"] is None:
-        del values["compute_time"]  # None is its default; a plan says "none"
+    for name in _EXAMPLES:
+        if values[name] is None:
+            del values[name]  # None is its default; a plan says "none"
     given: dict[str, Any] = {name: check(name, value) for name, value in values.items()}
     given["seed"] = number("seed", cell.seed, kind="int")
     return dataclasses.replace(cell, **given, budget=budget(dataclasses.asdict(limits)))

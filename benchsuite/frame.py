@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchsuite import plugins
+from benchsuite import compute_time, plugins
 from benchsuite.cell import AXES, canonical
 from benchsuite.record import Run
 
@@ -51,6 +51,8 @@ COLUMNS: Mapping[str, str] = {
         ("float", "virtual_blocked_comm_s_median"),
         ("float", "virtual_time_to_easy_s virtual_time_to_target_s virtual_time_to_hard_s"),
         ("int", "predicted_bytes payload_bytes shm_bytes control_bytes wire_bytes"),
+        ("str", "gradients receive_cost"),
+        ("float", "simulation_s"),
     )
     for name in names.split()
 }
@@ -58,6 +60,7 @@ COLUMNS: Mapping[str, str] = {
 _CELL_FIELDS = (
     ("preset", "model_parallel", "replicas", "server_placement", "rank_placement", "threads", "precision", "backend")
     + ("device", "clock", "cluster", "hosts", "link_mbit", "link_latency_us", "batch_mode", "tuning", "seed")
+    + ("gradients",)
 )  # fmt: skip
 # of `cost`, by clock: the same quantity stands in `x` under the wall clock and in `virtual_x` under the virtual one
 _TIMES = ("samples_per_s", "step_time_s_median", "compute_s_median", "blocked_comm_s_median")
@@ -88,6 +91,7 @@ def row(run: Run) -> Row:
     values |= _byte_columns(run)
     staleness = run.result.get("staleness") or {}
     values |= {
+        "simulation_s": (run.cost.get("simulation") or {}).get("real_s"),
         "staleness_mean": staleness.get("mean"),
         "staleness_max": staleness.get("max"),
         "target_metric": (run.result.get("target") or {}).get("target"),
@@ -117,7 +121,8 @@ def _cell_columns(run: Run) -> Row:
     values["servers"] = cell.num_servers
     values["world_size"] = cell.world_size
     values["straggler"] = canonical(cell.straggler) if cell.straggler else None
-    values["compute_time"] = canonical(cell.compute_time) if cell.compute_time else None
+    values["compute_time"] = compute_time.shown(cell.compute_time)
+    values["receive_cost"] = canonical(cell.receive_cost) if cell.receive_cost else None
     return values
 
 

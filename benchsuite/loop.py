@@ -1,4 +1,4 @@
-"""The loop of one rank, by its world's own clock: steps 3 to 6 of the article on a worker, the server's loop on a server.
+"""The loop of one rank by its world's clock: steps 3 to 6 of the article on a worker, the server's loop on a server.
 
 The same code in both worlds: under the wall clock `worker.py` calls it in a process per rank, under the virtual one
 `virtual/world.py` in a greenlet per rank. Time is what `comm.now_ns` says.

@@ -37,6 +37,7 @@ OVERSUBSCRIBED = "oversubscribed"  # (workers + servers) x threads > cores
 CONTENDED = "contended"  # foreign CPU share above 5 %
 LOST_WORKER = "lost_worker"  # a worker died and the strategy went on
 DIVERGED = "diverged"  # the loss was not finite
+TIMING_ONLY = "timing_only"  # a simulation without gradients: it says nothing about convergence
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,11 @@ def strategies(view: View) -> Problems:
             f"and 1 <= K <= {cell.replicas} is needed",
             f"set backup_workers to 0 .. {max(cell.replicas, 1) - 1}",
         )
+    if sync == "k_sync" and view.option("sync", "late") == "cancel" and view.option("sync", "wait") is False:
+        yield Problem(
+            "late", "late = cancel with wait = false: without waiting no gradient is too late",
+            "set late = finish, or wait = true",
+        )  # fmt: skip
     if sync == "k_sync" and cell.num_servers > 1:
         yield Problem(
             "k_sync servers",

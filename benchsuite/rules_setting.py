@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchsuite import members, plugins
+from benchsuite import compute_time, members, plugins
 from benchsuite.cell import AXES
 from benchsuite.legal import Problem, Problems, View
 from benchsuite.rules_members import MODEL_PARALLEL
@@ -19,7 +19,6 @@ NOT_BUILT_YET = {
     "rank_placement": "part_major",
 }
 MULTI_HOST = ("namespaces", "torchrun", "slurm", "mpirun", "kubernetes")
-COMPUTE_TIMES = ("fixed", "exponential", "gamma", "log_normal", "pareto", "markov", "resampled")
 LARGEST_VIRTUAL_RING = 128
 
 
@@ -38,11 +37,15 @@ def clock(view: View) -> Problems:
     """The virtual clock simulates compute and network of plain data-parallel ranks."""
     cell = view.cell
     if cell.clock == "wall":
-        if cell.compute_time is not None:
-            yield Problem(
-                "compute_time", "compute_time with clock = wall: real ranks take the time they take",
-                "set clock = virtual, or leave compute_time out",
-            )  # fmt: skip
+        for name, given in (
+            ("compute_time", cell.compute_time is not None), ("receive_cost", cell.receive_cost is not None),
+            ("gradients = none", cell.gradients == "none"),
+        ):  # fmt: skip
+            if given:
+                yield Problem(
+                    name.partition(" ")[0], f"{name} with clock = wall: real ranks take the time they take",
+                    f"set clock = virtual, or leave {name.partition(' ')[0]} out",
+                )  # fmt: skip
         if view.option("sync", "late") == "cancel":
             yield Problem(
                 "late", "late = cancel with clock = wall: a real backward pass is not abandoned",
@@ -68,21 +71,17 @@ def clock(view: View) -> Problems:
 
 
 def _compute_time(view: View) -> Problems:
-    table = view.cell.compute_time
-    if table is None:
-        return
-    kind = table.get("kind")
-    if kind not in COMPUTE_TIMES:
-        yield Problem(
-            "compute_time", plugins.unknown("compute_time kind", kind, COMPUTE_TIMES),
-            f"set compute_time.kind to one of {', '.join(COMPUTE_TIMES)}",
-        )  # fmt: skip
-    mean, cv = table.get("mean_s", 1.0), table.get("cv", 0.0)
-    if not (isinstance(mean, (int, float)) and mean > 0) or not (isinstance(cv, (int, float)) and cv >= 0):
-        yield Problem(
-            "compute_time", f"mean_s = {mean!r}, cv = {cv!r}: mean_s > 0 and cv >= 0 are needed",
-            "set e.g. compute_time = { kind = \"gamma\", mean_s = 1.0, cv = 0.1 }",
-        )  # fmt: skip
+    for reason, remedy in compute_time.problems(view.cell.compute_time or compute_time.DEFAULT):
+        yield Problem("compute_time", reason, remedy)
+    known = {"copy_s_per_gib": 0.0, "incast": 1.0}
+    for name, value in (view.cell.receive_cost or {}).items():
+        if name not in known:
+            yield Problem("receive_cost", plugins.unknown("key", name, known, of="receive_cost"), f"leave {name} out")
+        elif isinstance(value, (bool, str)) or value < known[name]:
+            yield Problem(
+                "receive_cost", f"{name} = {value!r}: a number of at least {known[name]:g} is needed",
+                f"set receive_cost.{name} = {known[name]:g} or more",
+            )  # fmt: skip
 
 
 def backend(view: View) -> Problems:

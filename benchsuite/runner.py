@@ -8,15 +8,17 @@ strategy; the seed of that order and the position stand in the run file. The pro
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchsuite.cell import Cell
+from benchsuite.measure.load import num_cores
 from benchsuite.progress import Progress
 from benchsuite.record import Run, Status, now_iso
 from benchsuite.store import Store
@@ -68,6 +70,7 @@ def run_cells(
     *,
     setting: Setting,
     launch: Callable[[Cell], Run],
+    simulate: Callable[[Sequence[Cell]], Iterable[tuple[Cell, Run]]] | None = None,
     refused: Sequence[tuple[Cell, str]] = (),
     fresh: bool = False,
     progress: Progress | None = None,
@@ -75,8 +78,10 @@ def run_cells(
     """Runs what is missing (all of it where `fresh`) and stores every run as soon as it ends.
 
     cells: resolved, each with its seed. refused: cells that are not launched, each with reason and remedy in one line.
-    launch: starts the ranks of a cell, waits for them, and makes a run of what they left (`api.launcher`). Ctrl-C keeps
-    the finished runs and returns with `interrupted`.
+    launch: starts the ranks of a cell, waits for them, and makes a run of what they left (`api.launcher`).
+    simulate: does so for cells of the virtual clock, several at once and in any order (`api.simulator`); it is called
+    when all others are done, so that nothing disturbs what is measured. Ctrl-C keeps the finished runs and returns with
+    `interrupted`.
     """
     progress = progress or Progress()
     store.check_writable()
@@ -97,19 +102,35 @@ def run_cells(
         for cell in recorded:
             run = _unsupported(cell, reasons[cell.id], setting)
             tally.add(run, store.write(run))
-        for position, cell in enumerate(launched):
-            progress.begin(cell, position, seconds.left(position))
-            started = time.monotonic()
-            run = launch(cell)
+        started = time.monotonic()
+        for position, (cell, launching) in enumerate(_launches(launched, launch, simulate)):
+            progress.begin(cell, position, seconds.left())
+            run = launching()
             run = dataclasses.replace(run, extra={**run.extra, "order": {"seed": order_seed, "position": position}})
             tally.add(run, store.write(run))
             seconds.took(cell, time.monotonic() - started)
-            progress.end(cell, run, position, seconds.left(position + 1))
+            progress.end(cell, run, position, seconds.left())
+            started = time.monotonic()
     except KeyboardInterrupt:
         tally.interrupted = True
     finally:
         progress.stop()
     return tally
+
+
+def _launches(
+    cells: Sequence[Cell],
+    launch: Callable[[Cell], Run],
+    simulate: Callable[[Sequence[Cell]], Iterable[tuple[Cell, Run]]] | None,
+) -> Iterator[tuple[Cell, Callable[[], Run]]]:
+    """Cell by cell in `cells`' order; those of the virtual clock at the end, as they are done."""
+    virtual = [cell for cell in cells if cell.clock == "virtual"] if simulate is not None else []
+    for cell in cells:
+        if cell.clock == "wall" or simulate is None:
+            yield cell, functools.partial(launch, cell)
+    if simulate is not None and virtual:
+        for cell, run in simulate(virtual):
+            yield cell, functools.partial(lambda run: run, run)
 
 
 def interleaved(cells: Sequence[Cell], order_seed: int) -> list[Cell]:
@@ -125,11 +146,15 @@ def interleaved(cells: Sequence[Cell], order_seed: int) -> list[Cell]:
 
 
 def estimated_seconds(store: Store) -> dict[str, float]:
-    """Cell id -> median seconds of its stored runs (the training loop; launching adds some tenths)."""
+    """Cell id -> median seconds of its stored runs (the training loop; launching adds some tenths).
+
+    Of a simulation its share of a core's time: one runs on each core.
+    """
     seconds: dict[str, list[float]] = {}
     for row in store.rows():
-        if row["wall_s"] is not None:
-            seconds.setdefault(row["cell_id"], []).append(row["wall_s"])
+        simulated = row["simulation_s"]
+        if (took := row["wall_s"] if simulated is None else simulated / num_cores()) is not None:
+            seconds.setdefault(row["cell_id"], []).append(took)
     return {cell_id: statistics.median(values) for cell_id, values in seconds.items()}
 
 
@@ -138,17 +163,18 @@ class _Estimate:
 
     def __init__(self, store: Store, launched: Sequence[Cell]) -> None:
         self.known: dict[str, float] = estimated_seconds(store)
-        self.launched = launched
+        self.waiting = {(cell.id, cell.seed) for cell in launched}
         self.taken: list[float] = []
 
     def took(self, cell: Cell, seconds: float) -> None:
         self.taken.append(seconds)
         self.known[cell.id] = seconds
+        self.waiting.discard((cell.id, cell.seed))
 
-    def left(self, position: int) -> float | None:
+    def left(self) -> float | None:
         """None while nothing is known of a cell that is still to run."""
         guess = statistics.fmean(self.taken) if self.taken else None
-        left = [self.known.get(cell.id, guess) for cell in self.launched[position:]]
+        left = [self.known.get(cell_id, guess) for cell_id, _ in self.waiting]
         return None if None in left else sum(value for value in left if value is not None)
 
 

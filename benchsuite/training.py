@@ -119,21 +119,24 @@ def build(
     comm: Comm,
     *,
     wrap: Callable[[Part, int], Part] | None = None,
-    given: tuple[Workload, Part] | None = None,
+    given: tuple[Workload, Recipe, Part] | None = None,
 ) -> Training:
     """Builds and starts everything on this rank. `wrap(part, worker)` may stand between strategy and part.
 
-    The full model is built on the CPU from the one seed, so that every rank starts equal. given: a started workload and
-    a part that are there already (ranks of one process share them).
+    The full model is built on the CPU from the one seed, so that every rank starts equal. given: a started workload, a
+    recipe and a part that are there already (ranks of one process share the first two).
     """
-    workload, part = given or build_part(cell)
+    if given is None:
+        workload, part = build_part(cell)
+        recipe = make_recipe(cell, workload)
+    else:
+        workload, recipe, part = given
     topology: Topology = make("topology", cell.topology, options_for(cell, "topology"))
     topology.start(comm, num_servers=cell.num_servers)
     compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
     compression.start(part.shapes, seed=cell.seed)
     if wrap is not None:
         part = wrap(part, comm.rank)
-    recipe = make_recipe(cell, workload)
     strategy: Strategy = make("sync", cell.sync, options_for(cell, "sync"))
     strategy.start(comm, part, recipe, topology, compression)
     return Training(cell, comm, workload, recipe, part, topology, compression, strategy)

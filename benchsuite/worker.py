@@ -98,6 +98,7 @@ class Rank:
         meter = self._meter()
         meter.start()
         measured.cpu_s = -time.process_time()
+        assert self.loop is not None
         self.loop.run(measured, owner=owner)
         self._stop(measured, meter, training)
         return measured

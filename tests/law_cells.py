@@ -32,9 +32,13 @@ RECIPES = (
     ("adamw", 0.01, 0.5),
 )  # fmt: skip
 STALE_RECIPES = (("sgd", 0.05, 0.0), ("sgd", 0.05, 0.5), ("momentum", 0.005, 0.0), ("adam", 0.01, 0.0))
+FORMS = ((True, True), (False, False), (False, True))  # (wait, batch) of k_sync, besides the plain one
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {  # options worth a cell of their own
     "asynchronous": ({"lock": "exclusive"}, {"lock": "none"}),
-    "k_sync": tuple({"backup_workers": count} for count in range(3)),
+    "k_sync": (
+        *({"backup_workers": count} for count in range(3)),
+        *({"backup_workers": 1, "wait": wait, "batch": batch} for wait, batch in FORMS),
+    ),
 }
 
 

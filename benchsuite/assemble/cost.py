@@ -53,6 +53,7 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
     cost |= _curve_costs(ranks, result, begin)
     raw: dict[str, Any] = {
         "step_s": [[(b - a) * NS for a, b in zip(*_edges(worker), strict=True)] for worker in workers],
+        "compute_s": [[ns * NS for ns in worker["steps"]["compute_ns"]] for worker in workers],
         "life_cpu_s": [rank["life_cpu_s"] for rank in ranks],
     }
     if server is not None:

@@ -21,7 +21,7 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     server = next((rank["server"] for rank in ranks if rank["role"] == "server"), None)
     asynchronous = apart(ranks)
     losses, consumed, samples = _losses_apart(cell, workers, server) if asynchronous else _losses_together(workers)
-    if None not in losses and any(None in worker["steps"]["loss"] for worker in workers):
+    if None not in losses and any(_diverged(worker) for worker in workers):
         losses.append(None)  # a gradient on parameters that are not finite is not pushed: the servers never saw it
         consumed.append(samples)
     diverged = next((step for step, loss in enumerate(losses) if loss is None), None)
@@ -66,6 +66,12 @@ def taken(worker: Rank) -> int:
     return sum(1 for samples in worker["steps"]["samples"] if samples)
 
 
+def _diverged(worker: Rank) -> bool:
+    """Whether a loss was not finite; a gradient that was given up has none, and says nothing."""
+    given_up = set(worker["steps"]["abandoned"])
+    return any(loss is None and step not in given_up for step, loss in enumerate(worker["steps"]["loss"]))
+
+
 def _losses_together(workers: Sequence[Rank]) -> Losses:
     """Per step the mean over workers; None from the first step on where one of them is not finite."""
     losses: list[float | None] = []
@@ -80,7 +86,8 @@ def _losses_together(workers: Sequence[Rank]) -> Losses:
 
 
 def _losses_apart(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any] | None) -> Losses:
-    """Per push in the order the first server took them; a batch's loss is found by its number.
+    """Per push in the order the first server took them; a batch's loss is found by its number. Batches whose gradient
+    was given up count as samples.
 
     The losses of a lost worker went with it: its pushes count as samples and have no point on the curve.
     """
@@ -95,13 +102,13 @@ def _losses_apart(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any]
     }
     losses: list[float | None] = []
     consumed, total = [], 0
-    for tag in server["log"]["tag"]:
+    for tag, given_up in zip(server["log"]["tag"], server["log"]["abandoned"], strict=True):
         loss, samples = loss_of.get(tag, (None, per_push))
         total += samples
         if tag in loss_of:
             losses.append(loss)
-            consumed.append(total)
-    return losses, consumed, total
+            consumed.append(total + given_up * per_push)
+    return losses, consumed, total + server["num_abandoned"] * per_push
 
 
 def _events(cell: Cell, ranks: Sequence[Rank]) -> dict[str, list[int]]:
@@ -121,12 +128,14 @@ def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _traffic(ranks: Sequence[Rank], steps: int, lost: Sequence[int]) -> dict[str, Any]:
-    counted = sum((Traffic.from_json(rank["traffic"]) for rank in ranks), Traffic())
+    counted = Traffic.total(Traffic.from_json(rank["traffic"]) for rank in ranks)
     source = ranks[0]["payload_source"]
     payload: Traffic | None = counted
     reason = None
     if lost:
         payload, reason = None, f"what rank {', '.join(map(str, lost))} sent is not known: it was lost"
+    elif source == "derived" and ranks[0]["derived_total"]:
+        payload = Traffic.from_json(ranks[0]["derived_total"])
     elif source == "derived":
         one = next((rank["derived"] for rank in ranks if rank["derived"]), None)
         alone = sum(rank["role"] == "worker" for rank in ranks) == 1

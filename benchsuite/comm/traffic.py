@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,12 +42,17 @@ class Traffic:
         self.control[source] = self.control.get(source, 0) + num_bytes
 
     def __add__(self, other: Traffic) -> Traffic:
+        return Traffic.total((self, other))
+
+    @staticmethod
+    def total(each: Iterable[Traffic]) -> Traffic:
+        """All of them together."""
         total = Traffic()
-        for name in ("payload", "messages", "shm", "control"):
-            mine = dict(getattr(self, name))
-            for key, count in getattr(other, name).items():
-                mine[key] = mine.get(key, 0) + count
-            setattr(total, name, mine)
+        for one in each:
+            for name in ("payload", "messages", "shm", "control"):
+                sums = getattr(total, name)
+                for key, count in getattr(one, name).items():
+                    sums[key] = sums.get(key, 0) + count
         return total
 
     def times(self, factor: int) -> Traffic:

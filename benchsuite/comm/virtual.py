@@ -141,8 +141,9 @@ class VirtualComm:
             self._world.close(self._name, number)
             meeting.ends(end, self._clock)
         begin = self._clock.now
-        while meeting.at is None or meeting.at > self._clock.now:
+        while meeting.at is None:
             self._clock.pause(f"a {kind} with {self.size} ranks")
+        self._clock.wait_until(meeting.at, f"a {kind} with {self.size} ranks")
         self.wait_ns += self._clock.now - begin
 
     # -- lanes and groups -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, GivenGradient, both, rebuilt, run, with_options
+from benchsuite.laws.runs import Change, GivenGradient, both, option, rebuilt, run, with_options
 from benchsuite.laws.server_log import has_lock
 from benchsuite.training import Training
 
@@ -70,7 +70,7 @@ LAWS = (
     Law(
         "gradients of ones: every answer is one whole version, the last one -U",
         answers_are_whole_versions,
-        has_lock,
+        lambda cell: has_lock(cell) and option(cell, "asynchronous", "momentum") == "shared",
         (
             Control("torn answers", partial(answers_are_whole_versions, change=twins.with_policy(twins.Torn)), _ON),
             Control(

@@ -1,7 +1,7 @@
-"""Laws of k_sync: a version is made of its first K = N - c gradients, later ones are dropped and counted.
+"""Laws of k_sync: a version is made of its first K = N - c gradients; with `wait` later ones are dropped and counted.
 
 Without backup workers it is synchronous (family `synchronous`); its parameters are checked by `replay`, the identity by
-`server_log`.
+`server_log`. What each form costs in time is checked under the virtual clock (family `virtual_times`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ def versions_have_k(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written
 ) -> Figure:
     """From the log alone: an update after every K gradients in time, and not before, until workers leave; every push
-    is in one update or dropped, never both."""
+    is in one update or dropped, never both. K different workers, unless gradients are counted (`batch`)."""
     result = run(make_ranks, cell, change=change)
+    form = {name: option(result.cell, "k_sync", name) for name in ("wait", "batch")}
     k = result.cell.num_workers - int(option(result.cell, "k_sync", "backup_workers"))
-    wrong = [_wrong_groups(read(log), k) for log in result.logs]
-    drops = [sum(stale > 0 for stale in log.staleness) for log in result.logs]
+    wrong = [_wrong_groups(read(log), k, **form) for log in result.logs]
+    drops = [sum(stale > 0 for stale in log.staleness) if form["wait"] else 0 for log in result.logs]
     pushes = [len(log.worker) for log in result.logs]
     versions = [log.version for log in result.logs]
     return Figure(
@@ -35,19 +36,20 @@ def versions_have_k(
     )
 
 
-def _wrong_groups(log: PushLog, k: int) -> int:
-    """Versions that are not made of K gradients of K workers. The last N - 1 may have fewer: workers leave."""
+def _wrong_groups(log: PushLog, k: int, *, wait: bool, batch: bool) -> int:
+    """Versions that are not made of K gradients (of K workers). The last N - 1 may have fewer: workers leave."""
     num_workers = len(log.last_read)
     groups: dict[int, list[int]] = {version: [] for version in range(log.version)}
     wrong = 0
     for worker, before, stale in zip(log.worker, log.version_before, log.staleness, strict=True):
-        if stale < 0 or (stale == 0 and before not in groups):
+        late = wait and stale > 0
+        if stale < 0 or (not late and before not in groups):
             wrong += 1
-        elif stale == 0:
+        elif not late:
             groups[before].append(worker)
     for version, workers in groups.items():
         whole = len(workers) == k or (0 < len(workers) < k and version > log.version - num_workers)
-        wrong += not (whole and len(set(workers)) == len(workers))
+        wrong += not (whole and (batch or len(set(workers)) == len(workers)))
     return wrong
 
 

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from benchsuite import plugins
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
@@ -62,7 +63,7 @@ class Replay:
         self._read: list[dict[int, int]] = [dict(zip(log.tag, log.version_read, strict=True)) for log in logs]
         self._slices = result.slices
         self._servers = [
-            _Server(start[begin:end].clone(), _updates(log, at_once=self._at_once), self)
+            _Server(start[begin:end].clone(), _updates(log, cell, at_once=self._at_once), self)
             for (begin, end), log in zip(self._slices, logs, strict=True)
         ]
 
@@ -87,8 +88,13 @@ class Replay:
         """The learning rate after so many pushes; a push of batch/N samples goes with lr/N."""
         samples = int(pushes_before * self._recipe.global_batch / self._cell.num_workers)
         lr = self._recipe.lr(min(samples / self._recipe.budget, 1.0))
-        shared = self._at_once and option(self._cell, "asynchronous", "lr_rule") == "equal_sample"
-        return lr / self._cell.num_workers if shared else lr
+        cell = self._cell
+        if option(cell, plugins.stem(cell.sync), "lr_rule") != "equal_sample":
+            return lr
+        if self._at_once:
+            return lr / cell.num_workers
+        share = 1 - int(option(cell, "k_sync", "backup_workers")) / cell.num_workers
+        return lr if option(cell, "k_sync", "wait") else lr * share
 
     def clip(self, gradient: Tensor) -> None:
         """Clips one gradient, as the recipe says."""
@@ -139,13 +145,16 @@ class _Server:
         self.versions.append(self._params.clone())
 
 
-def _updates(log: PushLog, *, at_once: bool) -> list[tuple[list[int], int]]:
+def _updates(log: PushLog, cell: Cell, *, at_once: bool) -> list[tuple[list[int], int]]:
     """Per update: the batches whose gradients are in it, and how many pushes came before those."""
     if at_once:
         return [([tag], row) for row, tag in enumerate(log.tag)]
     updates = []
+    drops = bool(option(cell, "k_sync", "wait"))
     for version in range(log.version):
-        members = [row for row, before in enumerate(log.version_before) if before == version == log.version_read[row]]
+        members = [row for row, before in enumerate(log.version_before) if before == version]
+        if drops:
+            members = [row for row in members if log.version_read[row] == version]
         in_rank_order = sorted(members, key=lambda row: log.worker[row])
         arrived = sum(before <= version for before in log.version_before)
         updates.append(([log.tag[row] for row in in_rank_order], arrived - len(members)))
@@ -155,8 +164,9 @@ def _updates(log: PushLog, *, at_once: bool) -> list[tuple[list[int], int]]:
 def _applies(cell: Cell) -> bool:
     single = cell.num_servers == 1 or trainings.make_recipe(cell, trainings.make_workload(cell)).clip_norm is None
     if is_asynchronous(cell):
-        return has_lock(cell)
-    return cell.sync == "k_sync" and single  # a mean is clipped over all slices of one version
+        return has_lock(cell) and option(cell, "asynchronous", "momentum") == "shared"  # others: family `momentum`
+    # a mean is clipped over all slices of one version; given-up gradients are part of the progress, not of the log
+    return cell.sync == "k_sync" and single and option(cell, "k_sync", "late") == "finish"
 
 
 _ON = {"sync": "asynchronous", "topology": "parameter_server", "servers": 1, "replicas": 3}

@@ -44,6 +44,8 @@ class PushLog:
     first_read: list[int]
     last_read: list[int]
     overlapped_replies: int
+    abandoned_versions: int = 0  # sum over gradients that were given up: version read next minus version read
+    num_abandoned: int = 0
 
     @property
     def staleness(self) -> list[int]:
@@ -64,6 +66,8 @@ def push_log(log: ServerLog) -> PushLog:
         first_read=list(log.first_read),
         last_read=list(log.last_read),
         overlapped_replies=log.overlapped_replies,
+        abandoned_versions=log.abandoned_versions,
+        num_abandoned=log.num_abandoned,
     )
 
 
@@ -73,7 +77,7 @@ class RankRun:
 
     rank: int
     params: list[Tensor]
-    losses: list[float]
+    losses: list[float | None]  # None: given up
     work: list[Work]
     traffic: Traffic
     events: dict[str, int]
@@ -155,7 +159,7 @@ def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[
     if change is not None:
         training = change(training)
     params: list[Tensor] = []
-    losses: list[float] = []
+    losses: list[float | None] = []
     done: list[Work] = []
     log = None
     if training.is_server:

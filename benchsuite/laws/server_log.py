@@ -28,7 +28,10 @@ def as_written(log: PushLog) -> PushLog:
 
 
 def tiling(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written) -> Figure:
-    """sum of staleness + sum (next read - just before) + sum_i (T - last read_i) = N T - sum_i first read_i."""
+    """sum of staleness + sum (next read - just before) + sum_i (T - last read_i) = N T - sum_i first read_i.
+
+    A gradient that was given up adds next read - version read on the left.
+    """
     result = run(make_ranks, cell, change=change)
     residuals = [tiling_residual(read(log)) for log in result.logs]
     return Figure(max(map(abs, residuals)), 0, f"left minus right per server: {residuals}, {cell.label}")
@@ -40,7 +43,7 @@ def tiling_residual(log: PushLog) -> int:
     stale = sum(log.staleness[row] for row in answered)
     held = sum(log.version_next[row] - log.version_before[row] for row in answered)
     ahead = sum(log.version - last for last in log.last_read)
-    return stale + held + ahead - (len(log.last_read) * log.version - sum(log.first_read))
+    return stale + held + log.abandoned_versions + ahead - (len(log.last_read) * log.version - sum(log.first_read))
 
 
 def tiling_at_once(
@@ -214,7 +217,7 @@ LAWS = (
     Law(
         "every batch of the budget is used once",
         batches_are_used_once,
-        lambda cell: cell.sync in ("asynchronous", "k_sync"),
+        lambda cell: cell.sync in ("asynchronous", "k_sync") and option(cell, "k_sync", "late") != "cancel",
         (Control("pushes twice", partial(batches_are_used_once, change=twins.with_server(twins.Repeating)), _ON),),
     ),
 )

@@ -36,7 +36,8 @@ FLOAT32 = 1e-6  # plain SGD over 10 steps; correct float32 code with AdamW drift
 
 def is_synchronous(cell: Cell) -> bool:
     """Whether every update is the mean over all workers of one version."""
-    return cell.sync in ("synchronous", "ddp") or option(cell, "k_sync", "backup_workers") == 0
+    all_of_them = option(cell, "k_sync", "backup_workers") == 0 and not option(cell, "k_sync", "batch")
+    return cell.sync in ("synchronous", "ddp") or all_of_them
 
 
 def equals_one_process(

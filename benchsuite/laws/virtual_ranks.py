@@ -64,12 +64,13 @@ def _with_virtual_parts(
     body: Callable[[Any], T], clock: VirtualClock, compute_time: Mapping[str, Any], *, batching: bool
 ) -> Callable[[Any], T]:
     """The body with one more change, before its own: the rank's part is one of a common pool."""
-    if getattr(body, "func", None) is not runs.one_rank:
+    if not isinstance(body, functools.partial) or body.func is not runs.one_rank:
         return body
-    cell: Cell = body.keywords["cell"]  # type: ignore[attr-defined]  # a partial
+    cell: Cell = body.keywords["cell"]
     pools: list[Pool] = []
     samples = runs.recipe_of(cell).global_batch / cell.num_workers
-    times = ComputeTimes(compute_time, seed=cell.seed, samples=samples, factors={int(w): f for w, f in cell.straggler.items()})
+    factors = {int(worker): factor for worker, factor in cell.straggler.items()}
+    times = ComputeTimes(compute_time, seed=cell.seed, samples=samples, factors=factors)
 
     def change(training: Training) -> Training:
         if not pools:
@@ -79,5 +80,5 @@ def _with_virtual_parts(
             pools.append(Pool(template, gradients, num_ranks=cell.world_size))
         return runs.rebuilt(training, part=VirtualPart(pools[0], clock, times, rank=training.comm.rank))
 
-    given = body.keywords["change"]  # type: ignore[attr-defined]
-    return functools.partial(body, change=runs.both(change, given))
+    made: Callable[[Any], T] = functools.partial(body, change=runs.both(change, body.keywords["change"]))
+    return made

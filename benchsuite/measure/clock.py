@@ -106,7 +106,7 @@ class StepClock:
         self.num_steps = 0
 
     def add(self, row: tuple[int, int, int, int, int, int, int], loss: float | None) -> None:
-        """Appends one step; grows only where a strategy makes more steps than planned. No loss: its gradient was given up."""
+        """Appends one step; grows only where a strategy makes more steps than planned. No loss: a gradient given up."""
         position = self.num_steps
         if position == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])

@@ -1,8 +1,9 @@
 """`code_id`: a hash of the code that a cell's numbers come from. Editing such a file makes its runs missing again.
 
-It covers the cell's plug-in files and what they import on their own axis (`hierarchical` may use `ring`), `comm/`,
-`worker.py`, and what every rank shares (`training.py`, `update.py`, `workload.py`, the protocols of the four folders).
-It does not cover the members that a cell does not use: editing `ring.py` leaves the runs of `native` valid.
+It covers the cell's plug-in files and what they import on their own axis (`hierarchical` may use `ring`), what every
+rank shares (`loop.py`, `training.py`, `update.py`, `workload.py`, the protocols of the four folders), and the world
+it ran in: `worker.py` and the process comm, or `virtual/` and the virtual one. It does not cover the members that a
+cell does not use: editing `ring.py` leaves the runs of `native` valid.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from pathlib import Path
 from benchsuite import members, plugins
 from benchsuite.cell import AXES, Cell
 
-SHARED = ("worker.py", "training.py", "update.py", "workload.py", "target.py")
+SHARED = ("loop.py", "training.py", "update.py", "workload.py", "target.py")
+WALL = ("worker.py", "comm/process.py", "comm/groups.py", "comm/lane.py", "comm/rendezvous.py", "comm/shared_memory.py")
+VIRTUAL = ("comm/virtual.py", "comm/virtual_parts.py", "virtual", "compute_time.py")
+COMM = ("comm/__init__.py", "comm/traffic.py")
 MEASURES = ("clock.py", "evaluation.py", "snapshots.py", "traffic_mode.py", "wire.py")  # what stands around the loop
 FOLDERS = ("parallel", "sync", "topology", "compression")
 
@@ -44,7 +48,9 @@ def files(cell: Cell) -> dict[str, Path]:
     fixed = [package / name for name in SHARED]
     fixed += [package / folder / "__init__.py" for folder in FOLDERS]
     fixed += [package / "measure" / name for name in MEASURES]
-    fixed += sorted((package / "comm").glob("*.py"))
+    for name in (*COMM, *(VIRTUAL if cell.clock == "virtual" else WALL)):
+        path = package / name
+        fixed += sorted(path.glob("*.py")) if path.is_dir() else [path]
     found = {path.relative_to(package).as_posix(): path for path in fixed if path.is_file()}
     for axis in AXES:
         member = members.find(axis, getattr(cell, axis))

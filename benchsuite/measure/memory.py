@@ -25,6 +25,17 @@ def rss_bytes() -> int | None:
     return _status("VmRSS")
 
 
+def available_bytes() -> int | None:
+    """What the system can still give to processes; None where it does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
+
+
 def reset_peak() -> bool:
     """Sets the peak to what is resident now; False where that is not allowed (then a peak is since the fork)."""
     try:

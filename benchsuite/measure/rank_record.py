@@ -58,6 +58,7 @@ def rank_record(
         "peak_rss_bytes": memory.peak_rss_bytes(),
         "traffic": measured.traffic.to_json(),
         "derived": measured.derived.to_json() if measured.derived is not None else None,
+        "derived_total": None,  # where all calls were seen, not one step's
         "payload_source": payload_source(training),
         "events": measured.events,
         "wire": measured.wire.to_json(),
@@ -91,4 +92,6 @@ def _server_json(log: ServerLog | None) -> dict[str, Any] | None:
         "first_read": log.first_read,
         "last_read": log.last_read,
         "overlapped_replies": log.overlapped_replies,
+        "num_abandoned": log.num_abandoned,
+        "abandoned_versions": log.abandoned_versions,
     }

@@ -34,9 +34,10 @@ class Setting:
 class Strategy(Protocol):
     """One file in `sync/`, a dataclass whose fields are its options; state is created in `start`.
 
-    `survives = "worker"` (a class attribute, not an option) says that a worker's death does not end the run.
-    `snapshot_of`: whose parameters count: "replica" (any, rank 0's is taken), "servers" (their slices) or
-    "mean" (over replicas).
+    `survives = "worker"` (a class attribute, not an option) says that a worker's death does not end the run;
+    `timing_free = True`, that the parameters do not depend on who is fast (then the virtual clock trains a cell once,
+    and only times it again under other links and compute times). `snapshot_of`: whose parameters count: "replica"
+    (any, rank 0's is taken), "servers" (their slices) or "mean" (over replicas).
     """
 
     events: dict[str, int]  # this rank's counts
@@ -49,8 +50,11 @@ class Strategy(Protocol):
     def next_index(self) -> Work | None:
         """What to compute next; None = the budget is used."""
 
-    def step(self, batch: Batch) -> float:
-        """One gradient, one agreement as far as the strategy asks for it; returns this rank's loss."""
+    def step(self, batch: Batch) -> float | None:
+        """One gradient, one agreement as far as the strategy asks for it; returns this rank's loss.
+
+        None: the gradient was given up (virtual clock only). Its samples count as used.
+        """
 
     def finish(self) -> None:
         """Drains what is under way and says goodbye."""

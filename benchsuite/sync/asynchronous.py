@@ -4,17 +4,25 @@ A worker pushes its gradient, the server applies it at once (version += 1) and a
 parameters, so nobody waits for the slowest; the price is staleness = version at apply - version read.
 Sends M bytes each way per push. `lock = exclusive` is the article's: ask for the lock (the ticket), update, release;
 one server thread is the lock, and the lock wait runs from the ticket's sending until its apply starts.
+
+Momentum mixes the gradients of workers that looked at different parameters. `momentum = shared`: one vector for all,
+the recipe's optimiser. `per_worker`: a vector v_i per worker, v_i = m v_i + g_i, p -= lr v_i. `dana`: the same, and a
+worker is answered with where the momentum of all will have carried the parameters, p - lr m sum v_j: DANA-Zero
+(Hakimi et al. 2019, arXiv 1907.11612, algorithm 4); with one worker it is Nesterov's momentum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
+from benchsuite.errors import UsageError
 from benchsuite.sync import Apply, Events, Setting, Work, count
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
@@ -33,6 +41,8 @@ class Strategy:
     """Threads per server when lock = none."""
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
     """A push is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous lr."""
+    momentum: Literal["shared", "per_worker", "dana"] = "shared"
+    """Whose momentum the server keeps (SGD with momentum; `shared` takes any optimiser). `dana`: answers look ahead."""
 
     survives = "worker"
     snapshot_of = "servers"
@@ -47,6 +57,8 @@ class Strategy:
         self._index = 0
         self.events = {"pushes": 0, "replies": 0}
         topology.use_threads(self.num_threads(self._num_workers))
+        if self.momentum != "shared":
+            self._momentum_and_decay()  # now, on every rank, rather than at the first push
 
     def num_threads(self, num_workers: int) -> int:
         """Threads of each server; whoever says goodbye for a lost worker knocks at their doors too."""
@@ -54,7 +66,12 @@ class Strategy:
 
     def make_updater(self, params: Tensor) -> Updater:
         scale = 1 / self._num_workers if self.lr_rule == "equal_sample" else 1.0
-        return Updater(params, self._recipe, lr_scale=scale)
+        updater = Updater(params, self._recipe, lr_scale=scale)
+        if self.momentum != "shared":  # the policy keeps it
+            for group in updater.optimizer.param_groups:
+                group.update(momentum=0.0, nesterov=False, weight_decay=0.0)
+        self._server_group = updater.optimizer.param_groups[0]
+        return updater
 
     def next_index(self) -> Work | None:
         """Batches are handed out, so that every sample of the budget is used once whoever is fast."""
@@ -80,7 +97,25 @@ class Strategy:
         return self._part.params
 
     def policy(self) -> ApplyAtOnce:
-        return ApplyAtOnce()
+        if self.momentum == "shared":
+            return ApplyAtOnce()
+        factor, decay = self._momentum_and_decay()
+        return MomentumPerWorker(self._num_workers, factor, decay, lr=self._look_ahead_lr)
+
+    def _look_ahead_lr(self) -> float:
+        return float(self._server_group["lr"]) if self.momentum == "dana" else 0.0
+
+    def _momentum_and_decay(self) -> tuple[float, float]:
+        """Of the recipe's optimiser. UsageError where it is not SGD with momentum."""
+        optimizer = self._recipe.make_optimizer([torch.zeros(1)])
+        group = optimizer.param_groups[0]
+        if not isinstance(optimizer, torch.optim.SGD) or group["momentum"] <= 0 or group["dampening"] != 0:
+            raise UsageError(
+                f"momentum = {self.momentum} of asynchronous keeps a momentum vector per worker, and this recipe's "
+                f"optimiser is {type(optimizer).__name__} (momentum = {group.get('momentum')}, dampening = "
+                f"{group.get('dampening')}): set the workload's momentum above 0 (SGD), or momentum = shared"
+            )
+        return float(group["momentum"]), float(group["weight_decay"])
 
     def num_pushes(self) -> int:
         return self._num_pushes
@@ -118,3 +153,29 @@ class ApplyAtOnce:
 
     def snapshot(self) -> Tensor:
         return self._shard
+
+
+class MomentumPerWorker(ApplyAtOnce):
+    """v_i = m v_i + g_i per worker; `lr` > 0 lets answers look ahead by lr m times the sum of all v_j."""
+
+    def __init__(self, num_workers: int, momentum: float, weight_decay: float, *, lr: Callable[[], float]) -> None:
+        self._num_workers, self._momentum, self._weight_decay, self._lr = num_workers, momentum, weight_decay, lr
+
+    def start(self, shard: Tensor, apply: Apply) -> None:
+        super().start(shard, apply)
+        self._own = [torch.zeros_like(shard) for _ in range(self._num_workers)]
+        self._sum = torch.zeros_like(shard)  # of all v_j
+        self._ahead = torch.empty_like(shard)
+
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        mine = self._own[worker]
+        self._sum.sub_(mine)
+        mine.mul_(self._momentum).add_(flat)
+        if self._weight_decay:
+            mine.add_(self._shard, alpha=self._weight_decay)
+        self._sum.add_(mine)
+        self._apply(self._ahead.copy_(mine))  # a copy: the optimiser may keep or change what it is given
+        return [worker]
+
+    def answer(self, worker: int) -> Tensor:
+        return torch.add(self._shard, self._sum, alpha=-self._lr() * self._momentum, out=self._ahead)

@@ -1,8 +1,15 @@
-"""K-sync: the server applies the mean of the first K of N gradients of a version (Dutta et al. 2018; Chen et al. 2016).
+"""K-sync: the server's step is the mean of the first K of N gradients (Dutta et al. 2018; Chen et al. 2016).
 
-With `backup_workers = c`, K = N - c: synchronous training that does not wait for its c slowest. `late = finish`: a
-gradient that comes after its version is over is dropped, and its worker is answered with the newest parameters.
-Dropped gradients count as used samples. Sends M bytes each way per push, like a parameter server.
+With `backup_workers = c`, K = N - c: synchronous training that does not wait for its c slowest. Four forms:
+
+    wait, not batch    K-sync: the first K workers of a version; who comes later was too late (`late`)
+    wait, batch        K-batch-sync: the first K gradients; a worker that is done takes another batch meanwhile
+    not wait           K-async: K workers, each held until the step, the others go on with what they have
+    not wait, batch    K-batch-async: every K gradients are a step, nobody is held
+
+`late = finish`: a gradient that comes after its version is over is dropped, and its worker answered with the newest
+parameters. `late = cancel`: when a version is over everybody is answered, and who is still computing gives up. Dropped
+and given-up gradients count as used samples. Sends M bytes per push and per answer, like a parameter server.
 """
 
 from __future__ import annotations
@@ -26,12 +33,18 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 @dataclass
 class Strategy:
-    """The first K gradients of a version make its step."""
+    """The first K gradients make a step."""
 
     backup_workers: int = 1
-    """c: a version is over when N - c gradients are in (0 = synchronous)."""
+    """c: a step is the mean of N - c gradients (0 = synchronous)."""
     late: Literal["finish", "cancel"] = "finish"
     """A gradient whose version is over: `finish` computes it (it is dropped); `cancel`: virtual clock only."""
+    batch: bool = False
+    """Counts gradients instead of workers: a worker that is done goes on at once, and may be in a step twice."""
+    wait: bool = True
+    """False: no gradient is too late, stale ones enter the step that they come in time for (K-async)."""
+    lr_rule: Literal["equal_sample", "same"] = "equal_sample"
+    """With wait = false there are N/K times as many steps: `equal_sample` takes lr K/N, `same` the synchronous lr."""
 
     survives = "none"
     snapshot_of = "servers"
@@ -47,12 +60,19 @@ class Strategy:
                 f"backup_workers = {self.backup_workers} of {self._num_workers} workers: K = N - c must be at least 1; "
                 f"set backup_workers to at most {self._num_workers - 1}"
             )
+        self._k = self._num_workers - self.backup_workers
         self._num_pushes = recipe.budget // recipe.global_batch * self._num_workers
         self._index = 0
         self.events = {"pushes": 0, "replies": 0}
+        self._cancels = self.late == "cancel" and self.wait
+        if self._cancels and comm.rank < self._num_workers:
+            self.events["abandoned"] = 0
+            self._newest = torch.empty_like(part.params)  # an answer may come while the gradient reads the parameters
+            self._answer = topology.expect(self._newest)
 
     def make_updater(self, params: Tensor) -> Updater:
-        return Updater(params, self._recipe)
+        share = self._k / self._num_workers if self.lr_rule == "equal_sample" and not self.wait else 1.0
+        return Updater(params, self._recipe, lr_scale=share)
 
     def next_index(self) -> Work | None:
         self._index = self._comm.fetch_add("next batch", 1)
@@ -60,7 +80,9 @@ class Strategy:
             return None
         return self._index // self._num_workers, self._index % self._num_workers, self._num_workers
 
-    def step(self, batch: Batch) -> float:
+    def step(self, batch: Batch) -> float | None:
+        if self._cancels:
+            return self._step_unless_over(batch)
         part = self._part
         loss = part.gradient(batch)
         assert loss is not None
@@ -69,22 +91,56 @@ class Strategy:
         self.events["replies"] += 1
         return loss
 
+    def _step_unless_over(self, batch: Batch) -> float | None:
+        """The answer to this step is on its way as soon as its version is over; then the gradient is given up."""
+        loss = self._part.gradient(batch, until=self._answer[0])
+        if loss is None:
+            self._topology.abandon()
+            self.events["abandoned"] += 1
+        else:
+            for sending in self._topology.push(self._part.grad, tag=self._index):
+                sending.wait()
+            self.events["pushes"] += 1
+        self._take_answer()
+        return loss
+
+    def _take_answer(self) -> None:
+        for receiving in self._answer:
+            receiving.wait()
+        self._part.params.copy_(self._newest)
+        self._answer = self._topology.expect(self._newest)
+        self.events["replies"] += 1
+
     def finish(self) -> None:
         self._topology.goodbye()
+        if self._cancels:  # answers may have crossed with it: the server says how many it has sent
+            _, num_sent, _ = self._comm.next_ticket()
+            while self.events["replies"] < num_sent:
+                self._take_answer()
 
     def snapshot(self) -> Tensor:
         return self._part.params
 
     def policy(self) -> FirstK:
-        return FirstK(self._num_workers, self._num_workers - self.backup_workers)
+        return FirstK(self, self._num_workers, self._k, self._comm)
 
     def num_pushes(self) -> int:
         return self._num_pushes
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
-        each = [num_batches] * setting.num_workers
-        steps = num_batches * setting.num_workers // max(1, setting.num_workers - self.backup_workers)
-        return {"pushes": each, "replies": each, "updates": [0] * setting.num_workers + [steps] * setting.num_servers}
+        """Exact in bytes unless `late = cancel`: how many gradients are given up only the times decide."""
+        num_workers = setting.num_workers
+        k = max(1, num_workers - self.backup_workers)
+        steps = num_batches * num_workers // k
+        pushes = replies = num_batches
+        if self.late == "cancel" and self.wait:
+            steps = num_batches * num_workers // (k + num_workers - 1 if self.batch else num_workers)
+            pushes, replies = -(-steps * k // num_workers), num_batches
+        return {
+            "pushes": [pushes] * num_workers,
+            "replies": [replies] * num_workers,
+            "updates": [0] * num_workers + [steps] * setting.num_servers,
+        }
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         workers = range(setting.num_workers)
@@ -100,42 +156,64 @@ class Strategy:
 
 
 class FirstK:
-    """Applies the mean of the first K gradients of a version; later ones of that version are dropped."""
+    """Applies the mean of the first K gradients, added in rank order."""
 
-    def __init__(self, num_workers: int, k: int) -> None:
-        self._k, self._active = k, set(range(num_workers))
+    def __init__(self, form: Strategy, num_workers: int, k: int, comm: Comm) -> None:
+        self._wait, self._batch = form.wait, form.batch
+        self._cancels = form.late == "cancel" and form.wait
+        self._k, self._active, self._comm = k, set(range(num_workers)), comm
+        self._num_sent = [0] * num_workers
         self.events = {"drops": 0}
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._shard, self._apply = shard, apply
         self._version = 0
-        self._slots = {worker: torch.empty_like(shard) for worker in self._active}
         self._mean = torch.empty_like(shard)
-        self._arrived: set[int] = set()
+        self._slots: list[Tensor] = []  # made when first needed, K of them
+        self._arrived: list[int] = []  # worker of each slot's gradient
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
-        if version < self._version:
+        if self._wait and version < self._version:
             self.events["drops"] += 1
-            return [worker]
-        self._slots[worker].copy_(flat)
-        self._arrived.add(worker)
-        return self._close()
+            return self._answered([] if self._cancels else [worker])  # cancel: it has its answer
+        if len(self._slots) == len(self._arrived):
+            self._slots.append(torch.empty_like(self._shard))
+        self._slots[len(self._arrived)].copy_(flat)
+        self._arrived.append(worker)
+        closed = self._close()
+        if not closed and self._batch:
+            return self._answered([worker])
+        return closed
 
     def on_goodbye(self, worker: int) -> list[int]:
         self._active.discard(worker)
+        if self._cancels:
+            self._comm.ticket(worker, self._num_sent[worker])
         return self._close()
 
     def _close(self) -> list[int]:
-        """Ends the version when K gradients are in, or all that can still come."""
-        if not self._arrived or len(self._arrived) < min(self._k, len(self._active)):
+        """Ends the version when K gradients are in, or all that can still come; returns whom to answer."""
+        due = len(self._arrived)
+        whole = due >= self._k if self._batch and self._active else due >= min(self._k, len(self._active))
+        if not due or not whole:
             return []
-        arrived = sorted(self._arrived)
-        rank_order_sum([self._slots[worker] for worker in arrived], self._mean)
-        self._mean.div_(len(arrived))
-        self._apply(self._mean, num_gradients=len(arrived))
+        order = sorted(range(due), key=lambda slot: self._arrived[slot])  # by rank, then by arrival
+        rank_order_sum([self._slots[slot] for slot in order], self._mean)
+        self._mean.div_(due)
+        self._apply(self._mean, num_gradients=due)
         self._version += 1
+        last, held = self._arrived[-1], sorted(self._arrived)
         self._arrived.clear()
-        return arrived
+        if self._cancels:
+            return self._answered(sorted(self._active))
+        if self._batch:  # the others were answered when they came
+            return self._answered([last] if last in self._active else [])
+        return self._answered(held)
+
+    def _answered(self, workers: list[int]) -> list[int]:
+        for worker in workers:
+            self._num_sent[worker] += 1
+        return workers
 
     def answer(self, worker: int) -> Tensor:
         return self._shard

@@ -28,6 +28,7 @@ class Strategy:
     """All replicas agree after every step."""
 
     survives = "none"
+    timing_free = True
     snapshot_of = "replica"
     clips_mean = True
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchsuite.comm import GOODBYE, Comm, Traffic
+from benchsuite.comm import ABANDONED, GOODBYE, Comm, Handle, Traffic
 from benchsuite.sync import ServerPolicy
 from benchsuite.topology import bounds
 from benchsuite.topology.serving import ServerLog, ServerLoop
@@ -30,6 +30,7 @@ class Topology:
     """Push, pull and the server loop."""
 
     payload_source = "counted"
+    timing_free = True  # whether a policy is, its strategy says
     num_workers = 0
     num_servers = 1
 
@@ -68,18 +69,38 @@ class Topology:
 
         `tag` (>= 0) goes into the servers' push log: the number of the batch.
         """
-        waiting = []
-        for server, (start, stop) in enumerate(bounds(push.numel(), self.num_servers)):
-            door, dst = self._door(server)
-            if stop > start and door.posts_ahead:
-                waiting.append(door.irecv(pull[start:stop], dst))
-            door.ticket(dst, tag)
-            if stop > start:
-                waiting.append(door.isend(push[start:stop], dst))
-            if stop > start and not door.posts_ahead:  # nccl: a pair's operations run in posting order
-                waiting.append(door.irecv(pull[start:stop], dst))
+        ahead = self._comm.posts_ahead
+        waiting = self.expect(pull) if ahead else []
+        waiting += self.push(push, tag=tag)
+        if not ahead:  # nccl: a pair's operations run in posting order
+            waiting += self.expect(pull)
         for handle in waiting:
             handle.wait()
+
+    def push(self, flat: Tensor, *, tag: int) -> list[Handle]:
+        """Sends a whole vector, and does not wait: it may not change before the handles are done."""
+        sending = []
+        for server, (start, stop) in enumerate(bounds(flat.numel(), self.num_servers)):
+            door, dst = self._door(server)
+            door.ticket(dst, tag)
+            if stop > start:
+                sending.append(door.isend(flat[start:stop], dst))
+        return sending
+
+    def expect(self, pull: Tensor) -> list[Handle]:
+        """Posts the receives of the next answer."""
+        receiving = []
+        for server, (start, stop) in enumerate(bounds(pull.numel(), self.num_servers)):
+            door, dst = self._door(server)
+            if stop > start:
+                receiving.append(door.irecv(pull[start:stop], dst))
+        return receiving
+
+    def abandon(self) -> None:
+        """Tells every server that the gradient which this worker had begun will not come."""
+        for server in range(self.num_servers):
+            door, dst = self._door(server)
+            door.ticket(dst, ABANDONED)
 
     def mean(self, flat: Tensor) -> None:
         """The mean of all workers' vectors (the servers' policy must be one that averages)."""

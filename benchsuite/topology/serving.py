@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 
 class ServerLog:
-    """One row per push in the order of arrival, preallocated. Times are this server's clock in ns."""
+    """One row per push in the order of arrival, preallocated. Times are this server's clock in ns.
 
-    FIELDS = ("worker", "tag", "version_read", "version_before", "version_next", "sent_ns", "apply_ns", "done_ns")
+    `abandoned`: gradients that had been given up before this push came.
+    """
+
+    FIELDS = ("worker", "tag", "version_read", "version_before", "version_next", "sent_ns", "apply_ns", "done_ns",
+              "abandoned")  # fmt: skip
 
     def __init__(self, num_pushes: int, num_workers: int) -> None:
         self._rows = np.full((max(num_pushes, 1), len(self.FIELDS)), -1, dtype=np.int64)
@@ -51,7 +55,7 @@ class ServerLog:
         reads = self._reads[worker]
         read = reads.popleft() if reads else self.last_read[worker]
         answered = reads[0] if reads else -1  # its version was over, and its answer sent, before it came
-        self._rows[row] = (worker, tag, read, self.version, answered, sent_ns, now_ns, -1)
+        self._rows[row] = (worker, tag, read, self.version, answered, sent_ns, now_ns, -1, self.num_abandoned)
         self._open_row[worker] = row if answered < 0 else -1
         return row
 

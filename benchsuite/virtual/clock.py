@@ -9,6 +9,7 @@ The thread's grad mode, autocast and random state would leak over a switch: each
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
@@ -48,6 +49,8 @@ class VirtualClock:
         self._unfinished = 0  # of the tasks that a run waits for; a lane's is none of them
         self._current: Task | None = None
         self._hub: greenlet | None = None
+        self._to_start: greenlet | None = None
+        self.failed: Task | None = None  # whose error ended the run; a deadlock is nobody's
 
     # -- from outside ----------------------------------------------------------------------------------------
 
@@ -67,6 +70,8 @@ class VirtualClock:
 
     def run(self) -> None:
         """Until every task has ended. The first error of a task is raised with its rank; the others are ended."""
+        collecting = gc.isenabled()
+        gc.disable()  # nothing here forms cycles, and a full collection costs as much as a thousand messages
         outside = Task(NETWORK, "outside", getcurrent())
         self._save(outside)
         self._hub = outside.greenlet
@@ -74,14 +79,18 @@ class VirtualClock:
             task.greenlet.parent = self._hub
         try:
             while self._unfinished:
-                self._next().switch()
+                chosen, self._to_start = self._to_start, None  # (a greenlet that has not begun counts as false)
+                (self._next() if chosen is None else chosen).switch()
         except BaseException as error:
-            if self._current is not None:
-                error.add_note(f"on {self._current.name}, at {self.now / 1e9:.9g} virtual seconds")
+            self.failed = self._current
+            if self.failed is not None:
+                error.add_note(f"on {self.failed.name}, at {self.now / 1e9:.9g} virtual seconds")
             raise
         finally:
             self._end_all()
             self._resume(outside)
+            if collecting:
+                gc.enable()
 
     # -- from inside a task ----------------------------------------------------------------------------------
 
@@ -99,16 +108,21 @@ class VirtualClock:
         self._save(task)
         following = self._next()
         if following is not task.greenlet:
-            following.switch()
+            if following:
+                following.switch()
+            else:  # not begun yet: it would count our frames as its own, and a thousand of them are too many
+                assert self._hub is not None
+                self._to_start = following
+                self._hub.switch()
         self._resume(task)
 
     def wake(self, task: Task, at: int) -> None:
-        """Wakes the task's present pause at a time that is not over."""
+        """Wakes a task's present pause (the running task's: its next one) at a time that is not over."""
         self._push(at, task.rank, task, task.turn)
 
     def wait_until(self, at: int, waits_for: str = "the time") -> None:
         """Pauses the running task until then; nothing where it is over."""
-        if at > self.now:
+        while at > self.now:
             self.wake(self.task, at)
             self.pause(waits_for)
 

@@ -1,9 +1,9 @@
 """Gradients of many workers at once: `vmap(grad)` of the workload's loss, traced once per group size and replayed.
 
 Exact: a worker's row depends on its own parameters and its own batch only. Rows are padded to the next size that has
-been traced, at most `MOST_ROWS` per call (1024 rows in one call took twice the memory of 64). Workers that hold the same
-parameters (a synchronous step) share them in one big batch. What cannot be batched (a loss that looks at values, a module
-with running statistics) is computed one by one; `reason` says why.
+been traced, at most `MOST_ROWS` per call (1024 rows in one call took twice the memory of 64). Workers that hold the
+same parameters (a synchronous step) share them in one big batch. What cannot be batched (a loss that looks at values,
+a module with running statistics) is computed one by one; `reason` says why.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from benchsuite.parallel.data import DataPart
+from benchsuite.virtual.lean_graph import lean
 from benchsuite.workload import Batch, Workload
 
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -31,12 +32,21 @@ Traced = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 class Gradients:
     """Computes groups of gradients of one workload. `template`: a replica that is used one by one.
 
-    Keep it as long as the workload stays the same: what was traced is kept in it.
+    traced: graphs of the same workload under other seeds, to be used and added to. Each is held against the module
+    before this object uses it for the first time.
     """
 
-    def __init__(self, workload: Workload, template: DataPart, *, batching: bool = True) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        template: DataPart,
+        *,
+        traced: dict[tuple[Any, ...], Traced] | None = None,
+        batching: bool = True,
+    ) -> None:
         self._workload, self._template = workload, template
-        self._traced: dict[tuple[Any, ...], Traced] = {}
+        self._traced = traced if traced is not None else {}
+        self._checked: dict[tuple[Any, ...], Traced] = {}
         self.reason = "" if batching else "switched off"  # why gradients are computed one by one
         row_bytes = COPIES * template.params.numel() * template.params.element_size()
         self._most_rows = max(2, min(MOST_ROWS, MOST_BYTES // max(row_bytes, 1)))
@@ -81,42 +91,53 @@ class Gradients:
     def _batched(self, held: Tensor, x: Tensor, y: Tensor, num_samples: int) -> tuple[Tensor, Tensor] | None:
         """(gradients (size, P), losses (size,)) of k <= size rows; None where they cannot be batched."""
         size = next(size for size in SIZES if size >= len(held))
-        shared = bool((held == held[0]).all())
+        shared = all(torch.equal(row, held[0]) for row in reversed(held))  # a row that differs ends it at once
         if size > len(held):
             pad = torch.zeros(size - len(held), dtype=torch.long)
             x, y = torch.cat([x, x[pad]]), torch.cat([y, y[pad]])
             held = held if shared else torch.cat([held, held[pad]])
         given = held[0] if shared else held
         key = (size, shared, x.shape[1:], x.dtype, y.shape[1:], y.dtype, num_samples)
-        traced = self._traced.get(key)
+        traced = self._checked.get(key)
         if traced is None:
-            traced = self._trace(given, x, y, num_samples, shared=shared)
-            if traced is None:
+            if key not in self._traced and not self._trace(key, given, x, y, num_samples, shared=shared):
                 return None
-            self._traced[key] = traced
+            traced = self._traced[key]
+            if not self._agrees(traced, given, x, y, num_samples, shared=shared):
+                return None
+            self._checked[key] = traced
         with torch.no_grad():
             return traced(given, x, y)
 
-    def _trace(self, given: Tensor, x: Tensor, y: Tensor, num_samples: int, *, shared: bool) -> Traced | None:
-        """A replayable graph, held against the module itself on its first group."""
+    def _trace(
+        self, key: tuple[Any, ...], given: Tensor, x: Tensor, y: Tensor, num_samples: int, *, shared: bool
+    ) -> bool:
+        """Makes a graph that can be replayed; False where the workload does what cannot be batched."""
         batched = vmap(grad_and_value(self._loss_of(num_samples)), in_dims=(None if shared else 0, 0, 0))
         try:
-            traced: Traced = make_fx(lambda p, x, y: batched(p, x, y))(given, x, y)
+            self._traced[key] = lean(make_fx(lambda p, x, y: batched(p, x, y))(given, x, y)).forward
         except Exception as error:  # noqa: BLE001  whatever a workload does that vmap cannot: then one by one
             lines = str(error).strip().splitlines()
             self.reason = f"its loss cannot be batched: {type(error).__name__}: {lines[0] if lines else ''}"
-            return None
+            return False
+        return True
+
+    def _agrees(
+        self, traced: Traced, given: Tensor, x: Tensor, y: Tensor, num_samples: int, *, shared: bool
+    ) -> bool:
+        """Whether the last row of a group is what the module itself computes."""
         with torch.no_grad():
             gradients, losses = traced(given, x, y)
-        own = torch.empty_like(gradients[0])
-        last = len(x) - 1
+        own, last = torch.empty_like(gradients[0]), len(x) - 1
         loss = self._one(given if shared else given[last], Batch(x[last], y[last], num_samples), own)
         close = CLOSE[own.dtype]
-        gap = float(torch.linalg.vector_norm(gradients[last] - own)) - close * float(torch.linalg.vector_norm(own))
-        if gap > close or abs(float(losses[last]) - loss) > close * max(1.0, abs(loss)):
+        gap = float(torch.linalg.vector_norm(gradients[last] - own))
+        if gap > close * (1 + float(torch.linalg.vector_norm(own))) or abs(float(losses[last]) - loss) > close * (
+            1 + abs(loss)
+        ):
             self.reason = "batched, its gradients are others than one by one: its loss depends on more than its batch"
-            return None
-        return traced
+            return False
+        return True
 
     def _loss_of(self, num_samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         module, workload = self._template.module, self._workload

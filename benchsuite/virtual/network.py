@@ -1,9 +1,9 @@
 """The simulated network: every host has one full-duplex port with a rate, every message a latency.
 
 A message of M bytes leaves its sender's port first in, first out, is under way for the latency, and enters the
-receiver's port first in, first out: alpha + M beta where nobody is in the way, and N M beta on the port of a server that
-N workers push to. Bytes pass through both ports at once (cut-through), so an idle path costs M beta once.
-A library's collective is one rendezvous, priced like its textbook algorithm on equal ports (STRATEGIES section 3).
+receiver's port first in, first out: alpha + M beta where nobody is in the way, and N M beta on the port of a server
+that N workers push to. Bytes pass through both ports at once (cut-through), so an idle path costs M beta once. A
+library's collective is one rendezvous, priced like its textbook algorithm on equal ports (STRATEGIES section 3).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Network:
         return 0 if self._hosts[source] == self._hosts[destination] else self.latency
 
     def collective(self, kind: str, ranks: Sequence[int], num_bytes: int) -> int:
-        """Takes part in all ports of `ranks`; returns when a collective that begins now ends. M = `num_bytes`, whole."""
+        """Takes all ports of `ranks`; returns when a collective of `num_bytes` that begins now ends."""
         hosts = {self._hosts[rank] for rank in ranks}
         end = self._clock.now + self.price(kind, len(ranks), num_bytes, single_host=len(hosts) == 1)
         for host in hosts:

@@ -1,0 +1,67 @@
+"""The records of a simulated cell become `result`, `cost` and `raw`: the same quantities, in virtual seconds.
+
+What a simulation cannot say (wall time, CPU time and memory of a strategy, bytes on a wire) is null with its reason;
+what the simulation itself took stands in `cost.simulation`. Virtual results repeat, so long logs are left out of `raw`:
+whoever needs them runs the cell again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchsuite.assemble import cost as costs
+from benchsuite.assemble import result as results
+from benchsuite.assemble.result import Rank
+from benchsuite.cell import Cell
+
+LONGEST_LOG = 20_000  # rows of a raw series that is kept
+NOT_SIMULATED = ("cpu_s", "cpu_s_per_sample", "peak_memory_bytes")
+
+
+def sections(
+    cell: Cell, ranks: Sequence[Rank], facts: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """`result`, `cost`, `raw`. facts: what the simulation cost. AssertionError where the books do not balance."""
+    for rank in ranks:
+        if rank["server"] is not None:
+            residual = tiling_residual(rank["server"])
+            assert residual == 0, f"tiling identity of server {rank['rank']}: left minus right = {residual}, not 0"
+    result = results.deterministic(cell, ranks)
+    cost, raw = costs.measured(cell, ranks, result)
+    if cell.gradients == "none":
+        result |= {"loss": [], "loss_samples": [], "final_loss": None, "final_metric": None, "checksum": None}
+        result["samples_to"] = dict.fromkeys(result["samples_to"])
+        result["target"] = None
+    cost["virtual_s"] = cost.pop("wall_s")
+    for split in cost["ranks"]:
+        split["virtual_s"] = split.pop("wall_s")
+        split |= {"cpu_s": None, "peak_rss_bytes": None}
+    cost |= dict.fromkeys(NOT_SIMULATED)
+    cost |= {"provenance": "virtual", "wire_reason": "virtual clock: nothing was on a wire", "simulation": dict(facts)}
+    raw.pop("life_cpu_s")
+    left_out = sorted(name for name, series in raw.items() if _length(series) > LONGEST_LOG)
+    for name in left_out:
+        del raw[name]
+    raw["left_out"] = left_out
+    return result, cost, raw
+
+
+def tiling_residual(server: Mapping[str, Any]) -> int:
+    """Left minus right side of the tiling identity (STRATEGIES section 4), in integers; 0 for any policy and timing."""
+    log, versions = server["log"], server["versions"]
+    tiles = 0
+    for read, following in zip(log["version_read"], log["version_next"], strict=True):
+        if following >= 0:
+            tiles += following - read  # staleness, and from just before the apply to the next read
+    ahead = sum(versions - last for last in server["last_read"])
+    right = len(server["last_read"]) * versions - sum(server["first_read"])
+    return int(tiles + server["abandoned_versions"] + ahead - right)
+
+
+def _length(series: Any) -> int:
+    if isinstance(series, Mapping):
+        return sum(_length(each) for each in series.values())
+    if isinstance(series, list):
+        return sum(_length(each) if isinstance(each, list) else 1 for each in series)
+    return 1

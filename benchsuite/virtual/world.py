@@ -1,0 +1,304 @@
+"""A cell in virtual time: every rank's life in one thread, and the same records as fresh processes would leave.
+
+The ranks run the loop of `benchsuite/loop.py` with the strategy's own file; what differs from `worker.py` is the
+comm, the part and the clock. A cell whose parameters do not depend on who is fast (`timing_free`) is trained once:
+under other links and compute times its losses and evaluations are the same, only their times are simulated again
+(`Trajectory`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite import cell as cells
+from benchsuite import compute_time, plugins
+from benchsuite import training as trainings
+from benchsuite.cell import Cell
+from benchsuite.comm import Traffic
+from benchsuite.comm.virtual import VirtualComm
+from benchsuite.comm.virtual_parts import Script, VirtualWorld
+from benchsuite.errors import UsageError
+from benchsuite.job import RankJob
+from benchsuite.loop import Loop
+from benchsuite.measure.clock import StepClock
+from benchsuite.measure.evaluation import evaluate
+from benchsuite.measure.memory import available_bytes
+from benchsuite.measure.rank_record import Measured, rank_record
+from benchsuite.measure.snapshots import Snapshots
+from benchsuite.measure.traffic_mode import Call, derive
+from benchsuite.parallel.data import DataPart
+from benchsuite.training import Training
+from benchsuite.virtual.clock import VirtualClock
+from benchsuite.virtual.gradients import Gradients, Traced
+from benchsuite.virtual.network import Network
+from benchsuite.virtual.part import Losses, Pool, Times, VirtualPart
+from benchsuite.virtual.streams import ComputeTimes
+from benchsuite.workload import Batch, Workload
+
+NS_PER_S, GIB = 1e9, 2**30
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a timing-free cell does whatever the times are."""
+
+    losses: list[list[float]]  # worker -> its losses step by step
+    evaluations: Mapping[str, Any] | None  # rank 0's or the first server's, times apart
+
+
+@dataclass
+class Kept:
+    """What one process keeps from cell to cell: traced gradients, and trajectories to be timed again."""
+
+    traced: dict[str, dict[tuple[Any, ...], Traced]] = field(default_factory=dict)
+    trajectories: dict[str, Trajectory] = field(default_factory=dict)
+
+
+class SimulationError(RuntimeError):
+    """A rank raised, or all wait for each other. `culprit`: as in a run file."""
+
+    def __init__(self, error: Exception, culprit: Mapping[str, Any] | None, now_s: float) -> None:
+        lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
+        said = f"rank {culprit['rank']} raised " if culprit else ""
+        super().__init__(f"{said}{lines[0]}" + (f" (at {now_s:.6g} virtual seconds)" if culprit else ""))
+        self.culprit = culprit
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """The ranks' records, and what the simulation itself cost."""
+
+    records: list[Record]
+    facts: Mapping[str, Any]
+
+
+def simulate(
+    cell: Cell,
+    run_dir: str | Path,
+    *,
+    kept: Kept | None = None,
+    times: Times | None = None,
+    script: Script | None = None,
+    batching: bool = True,
+    start_order: Sequence[int] = (),
+) -> Simulated:
+    """Runs a resolved cell. Snapshots over 64 MiB are spilled to `run_dir`.
+
+    kept: of this process. times, script: in the place of the cell's compute times and of the counters' answers, where a
+    recorded run is replayed. batching: False computes gradients one by one. start_order: the order in which the ranks
+    are started (it changes nothing).
+    """
+    return _Simulation(cell, run_dir, kept or Kept(), times, script, batching=batching).run(start_order)
+
+
+class _WithoutData:
+    """A workload whose batches hold nothing: where no gradient is computed nobody looks into them."""
+
+    def __init__(self, workload: Workload, global_batch: int) -> None:
+        self._workload, self._global_batch = workload, global_batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workload, name)
+
+    def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
+        return Batch(None, None, self._global_batch // num_shards)
+
+
+def _idle(make: Callable[[Iterable[Tensor]], torch.optim.Optimizer]) -> Callable[[Any], torch.optim.Optimizer]:
+    """The same optimiser, which steps nothing: where no gradient is computed there is nothing to step."""
+
+    def made(params: Any) -> torch.optim.Optimizer:
+        optimizer = make(params)
+        optimizer.step = lambda: None  # type: ignore[assignment]
+        return optimizer
+
+    return made
+
+
+class _Simulation:
+    """One cell; `run` once."""
+
+    def __init__(
+        self, cell: Cell, run_dir: str | Path, kept: Kept, times: Times | None, script: Script | None, *, batching: bool
+    ) -> None:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+        self._cell, self._run_dir, self._kept = cell, run_dir, kept
+        self._clock = VirtualClock()
+        self._workload: Workload
+        self._workload, template = trainings.build_part(cell)
+        assert isinstance(template, DataPart), "rules: the virtual clock needs parallel = data"
+        if cell.gradients == "none":
+            self._workload = _WithoutData(self._workload, cells.global_batch(cell))
+        self._batch = cells.global_batch(cell) / cell.num_workers
+        self._key = cells.trajectory_key(cell) if times is None and script is None and batching else None
+        self._known = kept.trajectories.get(self._key) if self._key else None
+        self._fits(template)
+        self._pool = self._make_pool(template, batching=batching)
+        self._recipe = trainings.make_recipe(cell, self._workload)
+        if isinstance(self._pool, Losses):
+            self._recipe = dataclasses.replace(self._recipe, make_optimizer=_idle(self._recipe.make_optimizer))
+        self._times = times or self._compute_times()
+        self._world = self._make_world(script)
+        self._records: list[Record] = [{}] * cell.world_size
+        self._trainings: list[Training] = []
+        self._calls: list[tuple[str, int, int, tuple[int, ...]]] = []
+
+    def run(self, start_order: Sequence[int]) -> Simulated:
+        begin, cpu = time.perf_counter(), time.process_time()
+        for rank in start_order or range(self._cell.world_size):
+            self._clock.spawn(rank, functools.partial(self._life, rank))
+        try:
+            self._clock.run()
+        except Exception as error:
+            raise SimulationError(error, self._culprit(), self._clock.now / NS_PER_S) from error
+        first = self._records[0]
+        first["predicted"] = self._predicted()
+        first["derived_total"] = self._derived()
+        if self._key and self._known is None:
+            self._remember()
+        return Simulated(self._records, self._facts(time.perf_counter() - begin, time.process_time() - cpu))
+
+    # -- what the ranks share ----------------------------------------------------------------------------------
+
+    def _fits(self, template: DataPart) -> None:
+        """UsageError where parameters and gradients of all ranks are more than this machine has free."""
+        if self._cell.gradients == "none" or self._known is not None:
+            return
+        size, ranks = template.params.numel() * template.params.element_size(), self._cell.world_size
+        needed, free = 2 * ranks * size, available_bytes()
+        if free is not None and needed > free:
+            raise UsageError(
+                f"{ranks} ranks x {size / 2**20:.1f} MiB, parameters and gradients: {needed / GIB:.1f} GiB are needed, "
+                f"{free / GIB:.1f} GiB are free: set fewer replicas, a smaller preset, or gradients = none"
+            )
+
+    def _make_pool(self, template: DataPart, *, batching: bool) -> Pool | Losses:
+        if self._cell.gradients == "none":
+            return Losses(template)
+        if self._known is not None:
+            return Losses(template, self._known.losses)
+        named = cells.identity(self._cell)
+        same = [named["workload"], self._cell.options.get(plugins.stem(self._cell.workload)), self._cell.precision]
+        traced = self._kept.traced.setdefault(cells.canonical(same), {})
+        self._gradients = Gradients(self._workload, template, traced=traced, batching=batching)
+        return Pool(template, self._gradients, num_ranks=self._cell.world_size)
+
+    def _compute_times(self) -> ComputeTimes:
+        cell = self._cell
+        factors = {int(worker): factor for worker, factor in cell.straggler.items()}
+        table = cell.compute_time or compute_time.DEFAULT
+        return ComputeTimes(table, seed=cell.seed, samples=self._batch, factors=factors)
+
+    def _make_world(self, script: Script | None) -> VirtualWorld:
+        cell, cost = self._cell, self._cell.receive_cost or {}
+        self._hosts = [rank * cell.hosts // cell.world_size for rank in range(cell.world_size)]
+        ports = self._hosts if cell.hosts > 1 else range(cell.world_size)  # one host stands for one per rank
+        network = Network(
+            self._clock, ports, link_mbit=cell.link_mbit, latency_us=cell.link_latency_us,
+            incast=float(cost.get("incast", 1.0)),
+        )  # fmt: skip
+        copying = float(cost.get("copy_s_per_gib", 0.0)) * NS_PER_S / GIB
+        return VirtualWorld(self._clock, network, receive_ns_per_byte=copying, script=script)
+
+    # -- the life of a rank ------------------------------------------------------------------------------------
+
+    def _life(self, rank: int) -> None:
+        cell = self._cell
+        comm = VirtualComm(self._world, rank=rank, size=cell.world_size, hosts=self._hosts, calls=self._calls)
+        part = VirtualPart(self._pool, self._clock, self._times, rank=rank)
+        training = trainings.build(cell, comm, given=(self._workload, self._recipe, part))
+        owned_by = "servers" if training.is_server else "replica"
+        owner = training.strategy.snapshot_of == owned_by and (training.is_server or rank == 0)
+        every = training.workload.target.evaluate_every if owner else 0
+        recipe = training.recipe
+        measured = Measured(
+            StepClock(recipe.budget // recipe.global_batch + 1), Snapshots(every, self._run_dir, str(rank))
+        )
+        Loop(training, part, comm, lambda phase, step: None).run(measured, owner=owner)
+        measured.traffic = comm.traffic + Traffic()  # a copy: joining slices for the evaluation is not the run's
+        job = RankJob(cell={}, rank=rank, world_size=cell.world_size)
+        evaluations = self._evaluations(training, measured.snapshots)
+        self._records[rank] = rank_record(job, training, measured, evaluations) | {"straggler": self._straggler(rank)}
+        if rank == 0:
+            self._trainings.append(training)
+
+    def _evaluations(self, training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
+        if self._cell.gradients == "none":
+            return None
+        if self._known is None:
+            return evaluate(training, snapshots)
+        first = training.comm.rank == (training.topology.num_workers if training.is_server else 0)
+        if not first or not snapshots.samples or self._known.evaluations is None:
+            return None
+        return {**self._known.evaluations, "time_ns": snapshots.time_ns}
+
+    def _straggler(self, rank: int) -> dict[str, Any] | None:
+        factor = self._cell.straggler.get(str(rank), 1.0)
+        return {"factor": factor, "how": "virtual"} if factor > 1 else None
+
+    def _culprit(self) -> dict[str, Any] | None:
+        failed = self._clock.failed
+        if failed is None:
+            return None
+        role = "server" if failed.rank >= self._cell.num_workers else "worker"
+        return {"rank": failed.rank, "role": role, "how": "error", "phase": None, "step": None}
+
+    # -- afterwards --------------------------------------------------------------------------------------------
+
+    def _predicted(self) -> dict[str, Any]:
+        """What the strategy's own file says of this run, from shapes and recorded events."""
+        training = self._trainings[0]
+        events = trainings.gather_events([record["events"] for record in self._records])
+        return training.strategy.predicted_traffic(training.part.shapes, events, training.setting).to_json()
+
+    def _derived(self) -> dict[str, Any]:
+        """Bytes of the library's collectives, as they would be derived from calls that a dispatch mode sees."""
+        counts: dict[tuple[str, int, int, tuple[int, ...]], int] = {}
+        for call in self._calls:
+            counts[call] = counts.get(call, 0) + 1
+        total = Traffic()
+        for (name, numel, itemsize, ranks), times in counts.items():
+            one = derive([Call(name, numel, itemsize)], len(ranks))
+            moved = Traffic(
+                {(ranks[a], ranks[b]): count for (a, b), count in one.payload.items()},
+                {(ranks[a], ranks[b]): count for (a, b), count in one.messages.items()},
+            )
+            total = total + moved.times(times)
+        return total.to_json()
+
+    def _remember(self) -> None:
+        """Keeps what another timing of this cell needs; a run that diverged is simulated anew each time."""
+        workers = [record for record in self._records if record["role"] == "worker"]
+        losses = [record["steps"]["loss"] for record in workers]
+        if any(None in worker for worker in losses):
+            return
+        found = next((record["evaluations"] for record in self._records if record["evaluations"]), None)
+        known = None if found is None else {name: value for name, value in found.items() if name != "time_ns"}
+        assert self._key is not None
+        self._kept.trajectories[self._key] = Trajectory(losses, known)
+
+    def _facts(self, real_s: float, cpu_s: float) -> dict[str, Any]:
+        pool = self._pool
+        computed = isinstance(pool, Pool)
+        return {
+            "real_s": real_s,
+            "cpu_s": cpu_s,
+            "gradients": pool.num_gradients,
+            "groups": pool.num_groups,
+            "abandoned": pool.num_abandoned,
+            "one_by_one": self._gradients.reason if computed else "",
+            "retimed": self._known is not None,
+        }
+

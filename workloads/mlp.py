@@ -1,0 +1,170 @@
+"""MLP: a student network learns what a smaller teacher network knows. The workload for large numbers of workers.
+
+The article's section 4.1 network, h = tanh(W x + b), layer after layer. Data are unlimited: sample i is drawn from
+(seed, i) alone, y = teacher(x) + noise, so no worker ever runs out and no sample comes twice. The optimum is known:
+the metric is the excess loss, the mean square of student(x) - teacher(x) over the variance of teacher(x); 0 is
+perfect, 1 is a constant guess. `ballast` parameters travel with the others and learn nothing: they load links.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite.workload import Batch, Infer, Recipe, Target
+
+presets = {
+    "small": {"global_batch": 16, "num_layers": 5, "budget_samples": 262144, "hidden": 36},
+    "wide": {"global_batch": 16, "num_layers": 5, "budget_samples": 262144, "hidden": 256, "inputs": 64},
+    "smoke": {"global_batch": 16, "num_layers": 5, "budget_samples": 4096, "hidden": 36},
+}
+
+BASE_BATCH = 16  # samples of one push; the batch that `lr` is meant for
+BLOCK = 8192  # samples that are drawn at once
+KEPT_BLOCKS = 4
+HELD_OUT = 1024
+BUDGET = 262144  # samples; a preset or the cell's budget comes first
+TEACHER, DATA, TEST = 1, 2, 3  # purposes of random streams
+
+
+class Ballast(nn.Module):
+    """Parameters that nothing depends on: their gradient is 0, and they are sent like all others."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass
+class Workload:
+    """Regression of a teacher's outputs."""
+
+    inputs: int = 20
+    """Length of x."""
+    hidden: int = 36
+    """Width of the first hidden layer; the second has half of it."""
+    teacher_hidden: int = 8
+    """The same of the teacher's."""
+    num_parameters: int = 0
+    """Parameters in all, filled up with ballast (0 = no ballast), e.g. 1048576 for 4 MiB of fp32."""
+    lr: float = 0.05
+    """Peak learning rate of SGD for a global batch of 16."""
+    lr_rule: Literal["sqrt", "linear", "none"] = "sqrt"
+    """How the rate grows with the global batch: by the root of batch/16, by batch/16, or not."""
+    momentum: float = 0.0
+    """Momentum of SGD (0 = plain: staleness is momentum of its own)."""
+    noise: float = 0.1
+    """Standard deviation of what is added to the teacher's outputs, which have variance 1."""
+    global_batch: int = 16
+    """Samples per synchronous step; with batch_mode = fixed_per_worker those of one worker."""
+    evaluate_every: int = 1024
+    """Samples between two evaluations."""
+
+    @property
+    def target(self) -> Target:
+        """Excess loss; 1 is what a constant gets."""
+        every = self.evaluate_every
+        return Target("excess loss", easy=0.2, target=0.1, hard=0.05, direction="min", evaluate_every=every)
+
+    def start(self, *, seed: int, dtype: torch.dtype) -> None:
+        self._seed, self._dtype = seed, dtype
+        self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+        self._teacher = nn.Sequential(*_chain(self.inputs, self.teacher_hidden)).double()
+        stream = self._stream(TEACHER, 0)
+        for layer in self._teacher:
+            if isinstance(layer, nn.Linear):
+                gain = 1.5 / math.sqrt(layer.in_features)
+                layer.weight.data = torch.randn(layer.weight.shape, generator=stream, dtype=torch.float64) * gain
+                layer.bias.data = torch.randn(layer.bias.shape, generator=stream, dtype=torch.float64) * 0.5
+        x = torch.randn(BLOCK, self.inputs, generator=stream, dtype=torch.float64)
+        with torch.no_grad():
+            known = self._teacher(x)
+            self._mean, self._scale = known.mean(), known.std()
+        test = torch.randn(HELD_OUT, self.inputs, generator=self._stream(TEST, 0), dtype=torch.float64)
+        self._x_test, self._y_test = test.to(dtype), self._answers(test)
+        self._variance = float(self._y_test.var())
+
+    def layers(self) -> list[nn.Module]:
+        chain = _chain(self.inputs, self.hidden)
+        if self.num_parameters:
+            own = sum(p.numel() for layer in chain for p in layer.parameters())
+            if self.num_parameters < own:
+                raise ValueError(
+                    f"num_parameters = {self.num_parameters}, but the network alone has {own}: set at least {own}"
+                )
+            chain.append(Ballast(self.num_parameters - own))
+        return chain
+
+    def tensor_plan(self) -> Mapping[int, str]:
+        return {}
+
+    def recipe(self) -> Recipe:
+        def make_optimizer(params: object) -> torch.optim.Optimizer:
+            return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum)  # type: ignore[arg-type]
+
+        ratio = self.global_batch / BASE_BATCH
+        peak = self.lr * {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[self.lr_rule]
+
+        def lr(progress: float) -> float:
+            """5 % warm-up, then a quarter of a cosine to nearly 0."""
+            return peak * min((progress + 0.002) / 0.05, math.cos(0.49 * math.pi * progress))
+
+        return Recipe(make_optimizer=make_optimizer, lr=lr, global_batch=self.global_batch, budget=BUDGET)
+
+    def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
+        """Samples [index B + shard B/n, ..) of the endless stream: x is (B/n, inputs), y is (B/n, 1)."""
+        share = self.global_batch // num_shards
+        first = index * self.global_batch + shard * share
+        number, begin = divmod(first, BLOCK)
+        x, y = self._block(number)
+        if begin + share <= BLOCK:
+            return Batch(x[begin : begin + share], y[begin : begin + share], share)
+        pieces = [(x[begin:], y[begin:])]
+        left = share - (BLOCK - begin)
+        while left > 0:
+            number += 1
+            x, y = self._block(number)
+            pieces.append((x[:left], y[:left]))
+            left -= BLOCK
+        return Batch(torch.cat([x for x, _ in pieces]), torch.cat([y for _, y in pieces]), share)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return nn.functional.mse_loss(output, batch.y)
+
+    def evaluate(self, infer: Infer) -> float:
+        """Excess loss over 1024 held-out inputs: mean square of student - teacher, over the teacher's variance."""
+        return float((infer(self._x_test) - self._y_test).square().mean()) / self._variance
+
+    def _block(self, number: int) -> tuple[Tensor, Tensor]:
+        """Samples [number BLOCK, (number + 1) BLOCK), noise included."""
+        found = self._blocks.get(number)
+        if found is None:
+            stream = self._stream(DATA, number)
+            x = torch.randn(BLOCK, self.inputs, generator=stream, dtype=torch.float64)
+            noise = torch.randn(BLOCK, 1, generator=stream, dtype=torch.float64) * self.noise
+            found = self._blocks[number] = (x.to(self._dtype), self._answers(x) + noise.to(self._dtype))
+            while len(self._blocks) > KEPT_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+        return found
+
+    def _answers(self, x: Tensor) -> Tensor:
+        """What the teacher says, scaled to mean 0 and variance 1."""
+        with torch.no_grad():
+            answers: Tensor = (self._teacher(x) - self._mean) / self._scale
+        return answers.to(self._dtype)
+
+    def _stream(self, purpose: int, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self._seed * 8 + purpose) * 2**32 + number)
+
+
+def _chain(inputs: int, hidden: int) -> list[nn.Module]:
+    half = hidden // 2
+    return [nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, half), nn.Tanh(), nn.Linear(half, 1)]
