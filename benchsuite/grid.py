@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchsuite import cell as cells
-from benchsuite import fields, members, plugins
+from benchsuite import compute_time, fields, members, plugins
 from benchsuite.cell import AXES, Budget, Cell
 from benchsuite.errors import UsageError
 
@@ -77,6 +77,7 @@ def _cross(block: Mapping[str, Any], shared_budget: Any, folder: Path) -> Iterat
         for axis in AXES:
             if axis in chosen:
                 chosen[axis] = _beside(chosen[axis], folder)
+        chosen["compute_time"] = compute_time.resolved(chosen.get("compute_time"), folder)
         plain = Cell(**chosen)
         used = [member for member in options if member in {plugins.stem(getattr(plain, axis)) for axis in AXES}]
         for settings in itertools.product(*(_tables(options[member]) for member in used)):

@@ -18,7 +18,7 @@ from benchsuite.laws import runs
 from benchsuite.parallel.data import DataPart
 from benchsuite.training import Training
 from benchsuite.virtual.clock import VirtualClock
-from benchsuite.virtual.gradients import Gradients
+from benchsuite.virtual.gradients import Gradients, Graphs, loss_key
 from benchsuite.virtual.network import Network
 from benchsuite.virtual.part import Pool, VirtualPart
 from benchsuite.virtual.streams import ComputeTimes
@@ -39,16 +39,17 @@ def virtual_ranks(
     compute_time: Mapping[str, Any] = TIMES,
     start_order: Sequence[int] = (),
     batching: bool = True,
+    graphs: dict[str, Graphs] | None = None,
 ) -> list[T]:
     """Runs `body(comm)` on `size` ranks, returns what each returned; the first error is raised.
 
     strict = "nccl": receives are not posted ahead. Every rank is a host of its own on the network; `hosts` is what the
-    comm says. start_order: the ranks in the order in which they are started.
+    comm says. start_order: the ranks in the order in which they are started. graphs: gradients that were traced before.
     """
     clock = VirtualClock()
     network = Network(clock, range(size), link_mbit=link_mbit, latency_us=latency_us)
     world = VirtualWorld(clock, network, posts_ahead=strict != "nccl")
-    body = _with_virtual_parts(body, clock, compute_time, batching=batching)
+    body = _with_virtual_parts(body, clock, compute_time, graphs if graphs is not None else {}, batching=batching)
     results: list[Any] = [None] * size
 
     def life(rank: int) -> None:
@@ -61,7 +62,12 @@ def virtual_ranks(
 
 
 def _with_virtual_parts(
-    body: Callable[[Any], T], clock: VirtualClock, compute_time: Mapping[str, Any], *, batching: bool
+    body: Callable[[Any], T],
+    clock: VirtualClock,
+    compute_time: Mapping[str, Any],
+    graphs: dict[str, Graphs],
+    *,
+    batching: bool,
 ) -> Callable[[Any], T]:
     """The body with one more change, before its own: the rank's part is one of a common pool."""
     if not isinstance(body, functools.partial) or body.func is not runs.one_rank:
@@ -76,7 +82,8 @@ def _with_virtual_parts(
         if not pools:
             workload, template = trainings.build_part(cell)
             assert isinstance(template, DataPart)
-            gradients = Gradients(workload, template, batching=batching)
+            traced = graphs.setdefault(loss_key(cell), {})
+            gradients = Gradients(workload, template, traced=traced, batching=batching)
             pools.append(Pool(template, gradients, num_ranks=cell.world_size))
         return runs.rebuilt(training, part=VirtualPart(pools[0], clock, times, rank=training.comm.rank))
 

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from benchsuite.comm import Comm, Traffic
+from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
 from benchsuite.sync import Apply, Events, Setting, Work, count
@@ -68,7 +68,7 @@ class Strategy:
         if self._cancels and comm.rank < self._num_workers:
             self.events["abandoned"] = 0
             self._newest = torch.empty_like(part.params)  # an answer may come while the gradient reads the parameters
-            self._answer = topology.expect(self._newest)
+            self._answer: list[Handle] = []
 
     def make_updater(self, params: Tensor) -> Updater:
         share = self._k / self._num_workers if self.lr_rule == "equal_sample" and not self.wait else 1.0
@@ -93,6 +93,8 @@ class Strategy:
 
     def _step_unless_over(self, batch: Batch) -> float | None:
         """The answer to this step is on its way as soon as its version is over; then the gradient is given up."""
+        if not self._answer:
+            self._answer = self._topology.expect(self._newest)
         loss = self._part.gradient(batch, until=self._answer[0])
         if loss is None:
             self._topology.abandon()

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from benchsuite import cell as cells
+from benchsuite import plugins
+from benchsuite.cell import Cell
 from benchsuite.parallel.data import DataPart
 from benchsuite.virtual.lean_graph import lean
 from benchsuite.workload import Batch, Workload
@@ -27,6 +30,15 @@ COPIES = 4  # of a row: parameters, gradient, and both in pieces
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-9}  # batched against one by one, relative to the norm
 
 Traced = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+Graphs = dict[tuple[Any, ...], Traced]  # of one workload, by the shapes of a group
+
+
+def loss_key(cell: Cell) -> str:
+    """Equal for cells whose workload is the same function of parameters and batch."""
+    workload = cells.identity(cell)["workload"]
+    return cells.canonical([workload, cell.options.get(plugins.stem(cell.workload)), cell.precision])
 
 
 class Gradients:
@@ -41,12 +53,12 @@ class Gradients:
         workload: Workload,
         template: DataPart,
         *,
-        traced: dict[tuple[Any, ...], Traced] | None = None,
+        traced: Graphs | None = None,
         batching: bool = True,
     ) -> None:
         self._workload, self._template = workload, template
         self._traced = traced if traced is not None else {}
-        self._checked: dict[tuple[Any, ...], Traced] = {}
+        self._checked: Graphs = {}
         self.reason = "" if batching else "switched off"  # why gradients are computed one by one
         row_bytes = COPIES * template.params.numel() * template.params.element_size()
         self._most_rows = max(2, min(MOST_ROWS, MOST_BYTES // max(row_bytes, 1)))

@@ -63,8 +63,7 @@ class ComputeTimes:
         return np.ones(BLOCK)
 
     def _exponential(self, stream: np.random.Generator) -> Floats:
-        drawn: Floats = stream.standard_exponential(BLOCK)
-        return drawn
+        return np.asarray(stream.standard_exponential(BLOCK))
 
     def _shifted_exponential(self, stream: np.random.Generator) -> Floats:
         shift = float(self._table["shift"])
@@ -83,8 +82,7 @@ class ComputeTimes:
         return (1 + stream.pareto(shape, BLOCK)) * (shape - 1) / shape
 
     def _resampled(self, stream: np.random.Generator) -> Floats:
-        drawn: Floats = self._measured[stream.integers(0, len(self._measured), BLOCK)]
-        return drawn
+        return np.asarray(self._measured[stream.integers(0, len(self._measured), BLOCK)])
 
     def _markov(self, stream: np.random.Generator) -> Floats:
         raise AssertionError("a spell goes on from block to block: `_markov_block`")

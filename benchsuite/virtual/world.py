@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchsuite import cell as cells
-from benchsuite import compute_time, plugins
+from benchsuite import compute_time
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
@@ -39,7 +39,7 @@ from benchsuite.measure.traffic_mode import Call, derive
 from benchsuite.parallel.data import DataPart
 from benchsuite.training import Training
 from benchsuite.virtual.clock import VirtualClock
-from benchsuite.virtual.gradients import Gradients, Traced
+from benchsuite.virtual.gradients import Gradients, Graphs, loss_key
 from benchsuite.virtual.network import Network
 from benchsuite.virtual.part import Losses, Pool, Times, VirtualPart
 from benchsuite.virtual.streams import ComputeTimes
@@ -61,7 +61,7 @@ class Trajectory:
 class Kept:
     """What one process keeps from cell to cell: traced gradients, and trajectories to be timed again."""
 
-    traced: dict[str, dict[tuple[Any, ...], Traced]] = field(default_factory=dict)
+    traced: dict[str, Graphs] = field(default_factory=dict)  # by `loss_key`
     trajectories: dict[str, Trajectory] = field(default_factory=dict)
 
 
@@ -189,9 +189,7 @@ class _Simulation:
             return Losses(template)
         if self._known is not None:
             return Losses(template, self._known.losses)
-        named = cells.identity(self._cell)
-        same = [named["workload"], self._cell.options.get(plugins.stem(self._cell.workload)), self._cell.precision]
-        traced = self._kept.traced.setdefault(cells.canonical(same), {})
+        traced = self._kept.traced.setdefault(loss_key(self._cell), {})
         self._gradients = Gradients(self._workload, template, traced=traced, batching=batching)
         return Pool(template, self._gradients, num_ranks=self._cell.world_size)
 

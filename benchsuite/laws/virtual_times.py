@@ -1,0 +1,163 @@
+"""Laws of time and staleness under the virtual clock, where theory has a closed form: no gradients, free links.
+
+Times of an update (Dutta et al. 2018, section 4; m = mean compute time, X_(K:n) the K-th smallest of n): synchronous
+E[X_(n:n)], K-sync E[X_(K:n)], K-batch-async K m / n for any distribution, asynchronous m / n. For exponential times
+E[X_(K:n)] = (H_n - H_(n-K)) m, and by their lack of memory K-async equals K-sync, and K-batch-sync K m / n.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from benchsuite import cell as cells
+from benchsuite import compute_time
+from benchsuite.assemble.virtual import sections
+from benchsuite.cell import Budget, Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.runs import option, with_options
+from benchsuite.virtual.world import simulate
+
+GRADIENTS = 200_000
+ONE_PERCENT, TWO_PERCENT = 0.01, 0.02
+
+
+def harmonic(n: int) -> float:
+    """H_n = 1 + 1/2 + .. + 1/n."""
+    return math.fsum(1 / k for k in range(1, n + 1))
+
+
+def expected_update_s(cell: Cell) -> float | None:
+    """Mean virtual seconds between two updates of the server (or steps of all), None where no closed form is known."""
+    n, table = cell.num_workers, cell.compute_time or compute_time.DEFAULT
+    kind, mean = table["kind"], compute_time.mean_s(table, cells.global_batch(cell) / n)
+    if mean is None or cell.straggler:
+        return None
+    if cell.sync == "asynchronous":
+        return mean / n
+    k = n
+    if cell.sync == "k_sync":
+        k = n - int(option(cell, "k_sync", "backup_workers"))
+        wait, batch = option(cell, "k_sync", "wait"), option(cell, "k_sync", "batch")
+        if not wait and batch:
+            return k * mean / n
+        if wait and option(cell, "k_sync", "late") != "cancel" and k < n:
+            return None
+        if batch:
+            return k * mean / n if kind == "exponential" else None
+        if not wait and kind != "exponential":
+            return None
+    elif cell.sync != "synchronous":
+        return None
+    if kind == "exponential":
+        return mean * (harmonic(n) - harmonic(n - k))
+    return mean if kind == "fixed" else None
+
+
+def timed(cell: Cell, gradients: int = GRADIENTS) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """`result` and `cost` of the cell without gradients and links, over so many gradients."""
+    share = cells.global_batch(cell) // cell.num_workers
+    budget = Budget(samples=gradients * share, timeout_s=cell.budget.timeout_s)
+    bare = dataclasses.replace(cell, gradients="none", budget=budget, link_mbit=None, link_latency_us=None)
+    with tempfile.TemporaryDirectory() as folder:
+        simulated = simulate(cells.resolve(bare), folder)
+    result, cost, _ = sections(bare, simulated.records, simulated.facts)
+    return result, cost
+
+
+def updates_take(
+    make_ranks: MakeRanks,
+    cell: Cell,
+    *,
+    gradients: int = GRADIENTS,
+    bound: float = ONE_PERCENT,
+    instead: Mapping[str, Any] | None = None,
+) -> Figure:
+    """Mean time between updates against theory. `instead`: options of k_sync that are run in the place of the cell's."""
+    cell = cells.resolve(cell)
+    expected = expected_update_s(cell)
+    assert expected is not None
+    result, cost = timed(cell if instead is None else with_options(cell, "k_sync", **instead), gradients)
+    found = cost["virtual_s"] / result["updates"]
+    return Figure(abs(found / expected - 1), bound, f"{found:.5f} s per update, theory {expected:.5f} s, {cell.label}")
+
+
+def staleness_is_geometric(
+    make_ranks: MakeRanks, cell: Cell, *, gradients: int = GRADIENTS, workers: int | None = None
+) -> Figure:
+    """Exponential times: staleness is geometric with p = 1/N, so its standard deviation is sqrt(N (N - 1))."""
+    result, _ = timed(cells.resolve(cell), gradients)
+    histogram = {int(value): count for value, count in result["staleness"]["histogram"].items()}
+    total = sum(histogram.values())
+    mean = sum(value * count for value, count in histogram.items()) / total
+    found = math.sqrt(sum((value - mean) ** 2 * count for value, count in histogram.items()) / total)
+    n = workers or cell.num_workers
+    expected = math.sqrt(n * (n - 1))
+    text = f"standard deviation {found:.4f}, theory {expected:.4f}; mean {mean:.4f}, {cell.label}"
+    return Figure(abs(found / expected - 1), TWO_PERCENT, text)
+
+
+def equal_workers_take_turns(make_ranks: MakeRanks, cell: Cell, *, shift: int = 0) -> Figure:
+    """Equal fixed times: after the first N updates every gradient is N - 1 versions old. `shift`: another number."""
+    result, _ = timed(cells.resolve(cell), gradients=50 * cell.num_workers)
+    histogram, n = dict(result["staleness"]["histogram"]), cell.num_workers
+    for first in range(n):  # the first round starts from version 0
+        histogram[str(first)] = histogram.get(str(first), 0) - 1
+    wrong = sum(abs(count) for value, count in histogram.items() if int(value) != n - 1 + shift)
+    return Figure(wrong, 0, f"{wrong} gradients of another staleness than {n - 1 + shift}: {histogram}, {cell.label}")
+
+
+def _is_virtual(cell: Cell) -> bool:
+    return cell.clock == "virtual"
+
+
+def _exponential_asynchronous(cell: Cell) -> bool:
+    kind = (cell.compute_time or {}).get("kind")
+    return _is_virtual(cell) and cell.sync == "asynchronous" and kind == "exponential" and not cell.straggler
+
+
+_BASE: Mapping[str, Any] = {
+    "clock": "virtual", "topology": "parameter_server", "servers": 1, "replicas": 8,
+    "compute_time": {"kind": "exponential", "mean_s": 1.0},
+}  # fmt: skip
+_ON = {**_BASE, "sync": "k_sync", "options": {"k_sync": {"backup_workers": 4, "late": "cancel"}}}
+_ASYNCHRONOUS = {**_BASE, "sync": "asynchronous"}
+_EQUAL = {**_ASYNCHRONOUS, "compute_time": {"kind": "fixed", "mean_s": 1.0}}
+_FEW = 20_000  # gradients that show a defect
+
+
+def _control(broken: str, **instead: Any) -> Control:
+    return Control(broken, partial(updates_take, gradients=_FEW, instead=instead), _ON)
+
+
+LAWS = (
+    Law(
+        "an update takes as long as theory says",
+        updates_take,
+        lambda cell: _is_virtual(cell) and expected_update_s(cell) is not None,
+        (
+            _control("one gradient more than K", backup_workers=3),
+            _control("late gradients are finished, not given up", late="finish"),
+            _control("gradients are counted, not workers", batch=True),
+        ),
+    ),
+    Law(
+        "staleness of exponential workers is geometric",
+        staleness_is_geometric,
+        _exponential_asynchronous,
+        (Control("one worker more", partial(staleness_is_geometric, gradients=_FEW, workers=9), _ASYNCHRONOUS),),
+    ),
+    Law(
+        "equal workers are N - 1 versions behind",
+        equal_workers_take_turns,
+        lambda cell: _is_virtual(cell)
+        and cell.sync == "asynchronous"
+        and (cell.compute_time or compute_time.DEFAULT)["kind"] == "fixed"
+        and not cell.straggler,
+        (Control("N versions behind", partial(equal_workers_take_turns, shift=1), _EQUAL),),
+    ),
+)
