@@ -56,10 +56,11 @@ def test_without_momentum_of_sgd_there_is_nothing_to_keep_per_worker(recipe: Any
         thread_ranks(made.world_size, partial(trainings.build, made))
 
 
-# lr and momentum at which 16 and 32 equal workers (gamma times, cv 0.1) still train under a shared vector
-@pytest.mark.parametrize(("workers", "lr"), [(16, 0.003), (32, 0.0015)])
+# Per push of 16 samples, gamma times of cv 0.1. With 16 workers a shared vector still trains at this rate; with 32 it
+# diverges (at 0.0013 it trains, and both are about as good).
+@pytest.mark.parametrize(("workers", "lr"), [(16, 0.0025), (32, 0.002)])
 def test_looking_ahead_beats_a_shared_momentum(workers: int, lr: float) -> None:
-    """mlp, momentum 0.9, lr as stated for every push of 16 samples, 131,072 samples, 5 seeds: final excess loss."""
+    """mlp, momentum 0.9, 131,072 samples, 5 seeds: final excess loss, infinite where it diverged."""
     kept, final = Kept(), {}
     for form in ("shared", "dana"):
         final[form] = [_excess_loss(form, workers, lr, seed, kept) for seed in range(5)]

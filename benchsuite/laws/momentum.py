@@ -1,8 +1,9 @@
 """Laws of momentum in asynchronous training: whose vector a gradient enters, and where an answer looks ahead.
 
-From the push log alone the server's updates are computed again, line by line as in the paper (arXiv 1907.11612, algorithm
-4), with a sum over all workers' vectors in the place of the server's running one. With one worker DANA is Nesterov's
-momentum, which torch has. Speaks about `momentum = per_worker | dana`; `shared` is the recipe's optimiser (`replay`).
+From the push log alone the server's updates are computed again, line by line as in the paper (arXiv 1907.11612,
+algorithm 4), with a sum over all workers' vectors in the place of the server's running one. With one worker DANA is
+Nesterov's momentum, which torch has. Speaks about `momentum = per_worker | dana`; `shared` is the recipe's optimiser
+(`replay`).
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class _Model:
     def gradient(self, params: Tensor, tag: int) -> Tensor:
         """Of batch number `tag`, at these parameters (P,)."""
         nn.utils.vector_to_parameters(params, self._parameters)
-        batch = self._workload.batch(tag // self._num_workers, shard=tag % self._num_workers, num_shards=self._num_workers)
+        index, shard = divmod(tag, self._num_workers)
+        batch = self._workload.batch(index, shard=shard, num_shards=self._num_workers)
         loss = self._workload.loss(self._module(batch.x), batch)
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, self._parameters)])
 
@@ -141,7 +143,8 @@ def _on(form: str, replicas: int) -> dict[str, Any]:
     optimizer = "nesterov" if replicas == 1 else "momentum"  # of the tiny workload: without and with weight decay
     recipe = {"optimizer": optimizer, "lr": 0.02, "schedule": False, "clip_norm": 0.0}
     options = {"asynchronous": {"momentum": form}, "tiny": recipe}
-    return {"sync": "asynchronous", "topology": "parameter_server", "servers": 1, "replicas": replicas, "options": options}
+    place = {"topology": "parameter_server", "servers": 1, "replicas": replicas}
+    return {"sync": "asynchronous", **place, "options": options}
 
 
 def _twin(law: Callable[..., Figure], policy: Any, broken: str, form: str, replicas: int = 3) -> Control:
