@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -186,7 +187,7 @@ def test_slices_are_ready_in_backward_order_at_their_share_of_the_time() -> None
     seen = virtual_ranks(1, body)[0]
     total = template.params.numel()
     assert seen[0][1] == total and seen[-1][0] == 0
-    assert all(later[1] == earlier[0] for earlier, later in zip(seen, seen[1:], strict=False)), "backwards, without gaps"
+    assert all(later[1] == earlier[0] for earlier, later in itertools.pairwise(seen)), "backwards, without gaps"
     for start, _, at in seen:
         assert at == 10**9 + 2 * 10**9 * (total - start) // total
 

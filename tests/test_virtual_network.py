@@ -69,7 +69,12 @@ def test_without_a_rate_only_the_latency_is_left_and_inside_a_host_nothing() -> 
     clock = VirtualClock()
     network = Network(clock, [0, 0, 1], latency_us=7.0)
     near, far = Parcel(), Parcel()
-    clock.spawn(0, lambda: (network.post(near, 0, 1, 10**9), network.post(far, 0, 2, 10**9)) and None)
+
+    def life() -> None:
+        network.post(near, 0, 1, 10**9)
+        network.post(far, 0, 2, 10**9)
+
+    clock.spawn(0, life)
     clock.run()
     assert (near.at, far.at) == (0, 7000)
 

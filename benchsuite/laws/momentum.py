@@ -78,7 +78,8 @@ class _Model:
         index, shard = divmod(tag, self._num_workers)
         batch = self._workload.batch(index, shard=shard, num_shards=self._num_workers)
         loss = self._workload.loss(self._module(batch.x), batch)
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, self._parameters)])
+        flat: Tensor = torch.cat([g.flatten() for g in torch.autograd.grad(loss, self._parameters)])
+        return flat
 
 
 def _serial(result: Run) -> tuple[list[Tensor], list[list[Tensor]]]:
@@ -130,8 +131,8 @@ class _AheadAlone(_LooksBack):
 
     def answer(self, worker: int) -> Tensor:
         whole = self._whole
-        own: Tensor = whole._own[worker]
-        return self._shard - whole._lr() * whole._momentum * own
+        own: Tensor = whole._own[worker] * (whole._lr() * whole._momentum)
+        return self._shard - own
 
 
 def _is_own(cell: Cell) -> bool:

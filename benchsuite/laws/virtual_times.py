@@ -77,7 +77,7 @@ def updates_take(
     bound: float = ONE_PERCENT,
     instead: Mapping[str, Any] | None = None,
 ) -> Figure:
-    """Mean time between updates against theory. `instead`: options of k_sync that are run in the place of the cell's."""
+    """Mean time between updates against theory. `instead`: options of k_sync to be run in the place of the cell's."""
     cell = cells.resolve(cell)
     expected = expected_update_s(cell)
     assert expected is not None

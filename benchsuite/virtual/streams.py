@@ -6,6 +6,7 @@ purpose, step) alone. Philox blocks of 256 steps are drawn at once and kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,15 +75,16 @@ class ComputeTimes:
         return stream.standard_gamma(shape, BLOCK) / shape
 
     def _log_normal(self, stream: np.random.Generator) -> Floats:
-        variance = np.log1p(float(self._table["cv"]) ** 2)
-        return np.exp(np.sqrt(variance) * stream.standard_normal(BLOCK) - variance / 2)
+        variance = math.log1p(float(self._table["cv"]) ** 2)
+        drawn: Floats = np.exp(math.sqrt(variance) * stream.standard_normal(BLOCK) - variance / 2)
+        return drawn
 
     def _pareto(self, stream: np.random.Generator) -> Floats:
         shape = float(self._table["shape"])
         return (1 + stream.pareto(shape, BLOCK)) * (shape - 1) / shape
 
     def _resampled(self, stream: np.random.Generator) -> Floats:
-        return np.asarray(self._measured[stream.integers(0, len(self._measured), BLOCK)])
+        return np.array(self._measured[stream.integers(0, len(self._measured), BLOCK)])
 
     def _markov(self, stream: np.random.Generator) -> Floats:
         raise AssertionError("a spell goes on from block to block: `_markov_block`")
