@@ -14,7 +14,7 @@ from tests.law_cells import RECIPES, all_laws, cases, recipes, shapes, strict_ra
 RANKS = remembered(thread_ranks)  # laws that look at the same run share it
 STRICT = remembered(strict_ranks)
 
-IN_VIRTUAL_TIME = ("virtual_times", "momentum")  # tests/test_virtual_times.py, tests/test_momentum.py
+ELSEWHERE = ("virtual_times", "momentum", "bridge")  # tests/test_virtual_*.py, tests/test_momentum.py
 TRAINING = ("synchronous", "parameter_server", "server_log", "replay", "asynchronous", "k_sync", "traffic")
 WITHOUT_TRAINING = ("comm", "strict", "topology", "part", "update")
 
@@ -50,7 +50,7 @@ SEGMENTED = [
 
 
 def test_every_family_is_tested() -> None:
-    assert set(all_laws()) == {*TRAINING, *WITHOUT_TRAINING, *IN_VIRTUAL_TIME}
+    assert set(all_laws()) == {*TRAINING, *WITHOUT_TRAINING, *ELSEWHERE}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from benchsuite.training import Training
 from benchsuite.virtual.clock import VirtualClock
 from benchsuite.virtual.gradients import Gradients, Graphs, loss_key
 from benchsuite.virtual.network import Network
-from benchsuite.virtual.part import Pool, VirtualPart
+from benchsuite.virtual.part import Pool, Times, VirtualPart
+from benchsuite.virtual.replay import PushOrder
 from benchsuite.virtual.streams import ComputeTimes
 
 T = TypeVar("T")
@@ -40,16 +41,20 @@ def virtual_ranks(
     start_order: Sequence[int] = (),
     batching: bool = True,
     graphs: dict[str, Graphs] | None = None,
+    order: PushOrder | None = None,
 ) -> list[T]:
     """Runs `body(comm)` on `size` ranks, returns what each returned; the first error is raised.
 
     strict = "nccl": receives are not posted ahead. Every rank is a host of its own on the network; `hosts` is what the
     comm says. start_order: the ranks in the order in which they are started. graphs: gradients that were traced before.
+    order: brings the pushes of a recorded run about, in the place of `compute_time`.
     """
     clock = VirtualClock()
     network = Network(clock, range(size), link_mbit=link_mbit, latency_us=latency_us)
-    world = VirtualWorld(clock, network, posts_ahead=strict != "nccl")
-    body = _with_virtual_parts(body, clock, compute_time, graphs if graphs is not None else {}, batching=batching)
+    script = None if order is None else order.counter
+    world = VirtualWorld(clock, network, posts_ahead=strict != "nccl", script=script)
+    times = order or compute_time
+    body = _with_virtual_parts(body, clock, times, graphs if graphs is not None else {}, batching=batching)
     results: list[Any] = [None] * size
 
     def life(rank: int) -> None:
@@ -64,7 +69,7 @@ def virtual_ranks(
 def _with_virtual_parts(
     body: Callable[[Any], T],
     clock: VirtualClock,
-    compute_time: Mapping[str, Any],
+    compute_time: Mapping[str, Any] | PushOrder,
     graphs: dict[str, Graphs],
     *,
     batching: bool,
@@ -75,8 +80,12 @@ def _with_virtual_parts(
     cell: Cell = body.keywords["cell"]
     pools: list[Pool] = []
     samples = runs.recipe_of(cell).global_batch / cell.num_workers
-    factors = {int(worker): factor for worker, factor in cell.straggler.items()}
-    times = ComputeTimes(compute_time, seed=cell.seed, samples=samples, factors=factors)
+    times: Times
+    if isinstance(compute_time, PushOrder):
+        times = compute_time
+    else:
+        factors = {int(worker): factor for worker, factor in cell.straggler.items()}
+        times = ComputeTimes(compute_time, seed=cell.seed, samples=samples, factors=factors)
 
     def change(training: Training) -> Training:
         if not pools:

@@ -1,0 +1,88 @@
+"""The bridge between the worlds: a real asynchronous run, told by its push log, happens again in virtual time.
+
+The log says who pushed which batch in which order. In virtual time each gradient is made to end in its turn, and the
+counter hands out the batches that it had handed out: then every worker reads the version that it had read, and the
+parameters are the same up to the rounding of gradients that are computed together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchsuite.cell import Cell
+from benchsuite.errors import UsageError
+from benchsuite.record import Run, Status
+from benchsuite.virtual.world import Simulated, simulate
+
+
+class PushOrder:
+    """Compute times and counter answers that bring pushes about in a recorded order.
+
+    workers, tags: of each push, in the order in which the one server took them.
+    """
+
+    def __init__(self, workers: Sequence[int], tags: Sequence[int]) -> None:
+        self._rows: dict[int, list[int]] = {}
+        self._tags: dict[int, list[int]] = {}
+        for row, (worker, tag) in enumerate(zip(workers, tags, strict=True)):
+            self._rows.setdefault(worker, []).append(row)
+            self._tags.setdefault(worker, []).append(tag)
+        self._num_pushes = len(workers)
+        self._given: dict[int, int] = {}
+
+    def ns(self, worker: int, step: int) -> int:
+        """The step-th gradient of the worker ends at the moment that bears its row's number."""
+        rows = self._rows[worker]
+        return rows[step] - (rows[step - 1] if step else -1)
+
+    def counter(self, name: str, worker: int) -> int:
+        """The next batch of the worker; after its last one a number beyond the budget."""
+        given = self._given.get(worker, 0)
+        self._given[worker] = given + 1
+        tags = self._tags.get(worker, [])
+        return tags[given] if given < len(tags) else self._num_pushes
+
+
+def in_virtual_time(cell: Cell) -> Cell:
+    """The cell of a real run under the virtual clock. UsageError where its log does not tell it whole."""
+    reasons = (
+        (cell.clock != "wall", f"clock = {cell.clock}", "a run of the wall clock"),
+        (cell.sync != "asynchronous", f"sync = {cell.sync}", "sync = asynchronous: others answer by a policy's rule"),
+        (cell.options.get("asynchronous", {}).get("lock") == "none", "lock = none", "lock = exclusive: torn reads"),
+        (cell.num_servers != 1, f"servers = {cell.num_servers}", "servers = 1: each server has an order of its own"),
+    )
+    for holds, what, needed in reasons:
+        if holds:
+            raise UsageError(f"{cell.label}: {what}, and a replay needs {needed}; give the file of such a run")
+    return dataclasses.replace(cell, clock="virtual", straggler={})
+
+
+def replay(run: Run, run_dir: str | Path = "unused") -> Simulated:
+    """A stored asynchronous run, again. UsageError where it cannot be replayed."""
+    if run.status is not Status.OK:
+        raise UsageError(f"run {run.run_id} ended as {run.status}: only a run that is ok can be replayed")
+    cell, log = in_virtual_time(run.cell), run.raw.get("push_log")
+    if not log:
+        raise UsageError(f"run {run.run_id} has no push log (raw.push_log): it cannot be replayed")
+    order = PushOrder(log["worker"], log["tag"])
+    return simulate(cell, run_dir, times=order, script=order.counter)
+
+
+def gaps(run: Run, result: Mapping[str, Any]) -> dict[str, float]:
+    """Largest differences between a run and its replay: `loss` and `metric`, relative; `staleness`, in updates."""
+    found = {}
+    for name, mine, theirs in (
+        ("loss", run.result["loss"], result["loss"]),
+        ("metric", run.result["evaluations"]["metric"], result["evaluations"]["metric"]),
+    ):
+        if len(mine) != len(theirs):
+            raise UsageError(f"{len(mine)} values of {name} in the run, {len(theirs)} in its replay")
+        pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None]
+        found[name] = max((abs(a - b) / max(abs(a), 1e-30) for a, b in pairs if a != b), default=0.0)
+    histograms = [side["staleness"]["histogram"] for side in (run.result, result)]
+    values = histograms[0].keys() | histograms[1].keys()
+    found["staleness"] = float(sum(abs(histograms[0].get(v, 0) - histograms[1].get(v, 0)) for v in values))
+    return found
