@@ -14,7 +14,8 @@ import pytest
 from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.errors import UsageError
 from benchsuite.measure import selfcheck, selfcheck_cells, selfcheck_files
-from benchsuite.measure.selfcheck_cells import Bench, Effort, Launch
+from benchsuite.measure.bench import Bench, Launch
+from benchsuite.measure.selfcheck_cells import Effort
 from benchsuite.measure.verdict import Figure, exit_code, interval, judge
 
 TINY = Effort(
@@ -166,7 +167,7 @@ def test_phases_add_up_to_the_cell_less_its_loop() -> None:
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    with Bench() as bench:
+    with Bench(selfcheck_cells.MODULES) as bench:
         yield bench
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from benchsuite import plugins
 from benchsuite.errors import UsageError
 from benchsuite.measure import selfcheck_cells, selfcheck_files, verdict
+from benchsuite.measure.bench import Bench
 from benchsuite.measure.load import CONTENDED_ABOVE
-from benchsuite.measure.selfcheck_cells import Bench, Effort
+from benchsuite.measure.selfcheck_cells import Effort
 from benchsuite.measure.verdict import Figure
 
 ITEMS = ("commands", *selfcheck_cells.CHECKS, "store", "report")
@@ -47,7 +48,7 @@ def _figures(items: Sequence[str], effort: Effort, results: str | Path, say: Say
         say("commands")
         yield from selfcheck_files.commands(3 * effort.launches)
     if wanted := [item for item in items if item in selfcheck_cells.CHECKS]:
-        with Bench() as bench:
+        with Bench(selfcheck_cells.MODULES) as bench:
             for item in wanted:
                 say(item)
                 yield from selfcheck_cells.CHECKS[item](bench, effort)

@@ -5,11 +5,8 @@ All cells run in one fork server, every launch is fresh, and whatever is compare
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,18 +15,16 @@ from typing import Any
 import numpy as np
 
 from benchsuite.cell import Budget, Cell, resolve
-from benchsuite.cluster import preload
-from benchsuite.cluster.local import WORKER, Cluster, built_in_modules
-from benchsuite.job import rank_file
+from benchsuite.cluster.local import WORKER
+from benchsuite.measure.bench import Bench, Launch
 from benchsuite.measure.load import CpuMeter
 from benchsuite.measure.verdict import Figure
-from benchsuite.record import Status
 
 BASELINES = "benchsuite.measure.baseline_loops"
 RANKS = "benchsuite.measure.selfcheck_ranks"
 IDLE = Path(__file__).with_name("idle_strategy.py")
 NEVER = 10**9  # samples between snapshots
-SIZES_FILE = "sizes.json"  # in the run directory, read by the ranks
+MODULES = (BASELINES, RANKS)  # for the fork server to import
 LAUNCH_BAR_S = 0.4
 HARNESS_BAR = 0.97
 RING_BARS = {4: 0.8, 16: 0.9, 64: 0.9}  # MiB -> bar
@@ -48,49 +43,6 @@ class Effort:
     idle_steps: int = 2000  # of the cell that does nothing but be measured
     ring_repetitions: Mapping[int, int] = field(default_factory=lambda: {4 * MIB: 20, 16 * MIB: 10, 64 * MIB: 5})
     server_updates: Mapping[int, int] = field(default_factory=lambda: {40_000: 2000, 13_000_000: 60})
-
-
-class Bench:
-    """A cluster whose cells may have entries of their own, and the load of the machine meanwhile."""
-
-    def __init__(self) -> None:
-        self._cluster = Cluster(modules=[*preload.MODULES, *built_in_modules(), BASELINES, RANKS])
-        self._folder = tempfile.TemporaryDirectory(prefix="benchsuite-")
-        self._launches = 0
-
-    def __enter__(self) -> Bench:
-        begin = time.perf_counter()
-        self._cluster.start()
-        self.start_s = time.perf_counter() - begin
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._cluster.close()
-        self._folder.cleanup()
-
-    def launch(self, cell: Cell, entry: str = WORKER, sizes: Mapping[int, int] | None = None) -> Launch:
-        """One fresh launch. RuntimeError where it does not end well."""
-        run_dir = Path(self._folder.name) / str(self._launches)
-        self._launches += 1
-        run_dir.mkdir(mode=0o700)
-        if sizes is not None:
-            (run_dir / SIZES_FILE).write_text(json.dumps({str(size): count for size, count in sizes.items()}))
-        begin = time.perf_counter_ns()
-        outcome = self._cluster.run(cell, run_dir, entry=entry)
-        end = time.perf_counter_ns()
-        if outcome.status != Status.OK:
-            raise RuntimeError(f"{entry} ended as {outcome.status}: {outcome.reason}")
-        files = [run_dir / rank_file(rank) for rank in range(cell.world_size)]
-        return Launch([json.loads(path.read_text(encoding="utf-8")) for path in files], begin, end)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """The ranks' records, and when the cell was ordered and reported (ns of the ranks' clock)."""
-
-    ranks: Sequence[Mapping[str, Any]]
-    begin_ns: int
-    end_ns: int
 
 
 # -- starting and ending a cell ------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import json
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from benchsuite import cell as cells
 from benchsuite.comm.process import ProcessComm
 from benchsuite.comm.rendezvous import connect, open_store
 from benchsuite.job import RankJob, write_rank_file
+from benchsuite.measure.bench import read_order
 from benchsuite.topology.native import Topology as Native
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.ring import Topology as Ring
 
-SIZES_FILE = "sizes.json"  # in the run directory: bytes -> repetitions
 WARMUP = 2
 BLOCKS = 4  # of updates: the two server loops take turns
 
@@ -142,5 +141,4 @@ def _connected(job: RankJob) -> ProcessComm:
 
 def _sizes(job: RankJob) -> dict[int, int]:
     """Size -> repetitions, as `selfcheck` wrote them into the run directory."""
-    document = json.loads((Path(job.run_dir) / SIZES_FILE).read_text(encoding="utf-8"))
-    return {int(size): int(count) for size, count in document.items()}
+    return {int(size): int(count) for size, count in read_order(job.run_dir).items()}
