@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"benchsuite {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    json_output, results, plan = _json_flag(), _results_flag(), _plan_flags()
+    json_output, results, plan, cell = _json_flag(), _results_flag(), _plan_flags(), _cell_flags()
 
     each = verbs.add_parser("list", parents=[json_output], help="members of an axis, their options and files")
     kinds = ("workload", "parallel", "sync", "topology", "compression", "cluster", "report")
@@ -80,10 +80,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="relative; default: exact on the same machine and torch, elsewhere 1e-8 (fp64) or 1e-3 (fp32)",
     )  # fmt: skip
 
-    each = verbs.add_parser("export", parents=[results], help="derived forms of the stored runs")
-    each.add_argument("form", choices=("csv",), help="csv: one row per run")
-    each.add_argument("--out", metavar="FILE", help="default: standard output")
+    each = verbs.add_parser("export", parents=[cell, results], help="other forms of the stored runs, or of a schedule")
+    each.add_argument(
+        "form", choices=("csv", "chakra"),
+        help="csv: one row per stored run; chakra: one cell of the virtual clock as execution traces",
+    )  # fmt: skip
+    each.add_argument("plan", nargs="?", metavar="PLAN", help="chakra: a plan of one cell; or give a cell:")
+    each.add_argument("--out", metavar="PATH", help="csv: a file (default: standard output); chakra: a folder")
     each.add_argument("--series", metavar="DIR", help="also curves.csv, step_times.csv, staleness.csv, ranks.csv")
+    each.add_argument("--steps", type=int, metavar="N", help="chakra: length of the schedule (default: 3)")
 
     each = verbs.add_parser("collect", parents=[results, json_output], help="take over the runs of your own torchrun")
     each.add_argument("run_dir", metavar="RUNDIR", help="what --out named in `torchrun ... -m benchsuite.worker`")
@@ -115,8 +120,13 @@ def _results_flag() -> argparse.ArgumentParser:
 
 
 def _plan_flags() -> argparse.ArgumentParser:
-    parent = argparse.ArgumentParser(add_help=False)
+    parent = argparse.ArgumentParser(add_help=False, parents=[_cell_flags()])
     parent.add_argument("plan", nargs="?", metavar="PLAN", help="path or name of a plan, e.g. quick; or give a cell:")
+    return parent
+
+
+def _cell_flags() -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
     cell = parent.add_argument_group("a single cell instead of a plan")
     for name in CELL_FLAGS:
         cell.add_argument(f"--{name.replace('_', '-')}", metavar="X", dest=f"cell_{name}")

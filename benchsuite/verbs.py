@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from benchsuite.plan import Plan
     from benchsuite.store import Store
 
+_CELL_FLAGS = tuple(f"cell_{name}" for name in cli.CELL_FLAGS)
+
 
 def list_members(args: Namespace) -> int:
     """Members of an axis with their options; plans with their question."""
@@ -107,10 +109,18 @@ def compare(args: Namespace) -> int:
 
 
 def export(args: Namespace) -> int:
-    """csv: one row per run, to standard output or a file; the series into a folder."""
+    """csv: one row per run, to standard output or a file; series into a folder. chakra: a schedule, into a folder."""
     from benchsuite import api
     from benchsuite import export as forms
 
+    if args.form == "chakra":
+        return _export_chakra(args)
+    for flag in ("plan", "steps", "set", "only", "seeds", "cluster", "hosts", "link", *_CELL_FLAGS):
+        if getattr(args, flag):
+            raise UsageError(
+                f"export csv writes every stored run, and {flag.removeprefix('cell_')} = {getattr(args, flag)!r} says "
+                "which cell export chakra runs: leave it out"
+            )
     store = api.existing(args.results)
     if args.series:
         for path in forms.series(store, Path(args.series)):
@@ -120,6 +130,22 @@ def export(args: Namespace) -> int:
             forms.csv(store, stream)
     else:
         forms.csv(store, sys.stdout)
+    return 0
+
+
+def _export_chakra(args: Namespace) -> int:
+    from benchsuite import chakra
+
+    if args.series or not args.out:
+        said = "--series DIR is of export csv" if args.series else "export chakra writes a file per rank"
+        raise UsageError(f"{said}: give --out DIR, and no --series")
+    steps = 3 if args.steps is None else args.steps
+    if steps < 1:
+        raise UsageError(f"--steps {steps}: a schedule has at least one step; give --steps 1 or more")
+    cell = chakra.one_cell(_plan(args, "gradients=none", f"budget.steps={steps}"))
+    with _writing(args.out):
+        written = chakra.export(cell, args.out)
+    print(f"{Path(args.out) / cell.id}.*.et: {len(written.traces)} ranks of {cell.label}; {written.path}")
     return 0
 
 

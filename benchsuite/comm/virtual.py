@@ -45,6 +45,7 @@ class VirtualComm:
         self.ticket_wait_ns = 0  # a server's time without work
         self.posts_ahead = world.posts_ahead
         self._world, self._clock, self._network, self._name = world, world.clock, world.network, name
+        self._schedule = world.schedule
         self._mine = self.world_ranks[rank]
         self._sending: dict[int, Channel] = {}  # made when first used: a star of 1024 ranks needs few of its pairs
         self._receiving: dict[int, Channel] = {}
@@ -72,6 +73,8 @@ class VirtualComm:
         self.traffic.add(self._mine, other, num_bytes)
         message = Message(self._clock, x)
         released = self._network.post(message, self._mine, other, num_bytes)
+        if self._schedule is not None:
+            message.sent = self._schedule.sent("message", other, num_bytes, end=released)
         channel = self._sending.get(dst)
         if channel is None:
             channel = self._sending[dst] = self._world.channel(self._name, self.rank, dst)
@@ -145,6 +148,10 @@ class VirtualComm:
             self._clock.pause(f"a {kind} with {self.size} ranks")
         self._clock.wait_until(meeting.at, f"a {kind} with {self.size} ranks")
         self.wait_ns += self._clock.now - begin
+        if self._schedule is not None:
+            self._schedule.collective(
+                kind, numel * itemsize, begin, group=self._name, ranks=self.world_ranks, tag=number
+            )
 
     # -- lanes and groups -------------------------------------------------------------------------------------
 
@@ -182,13 +189,18 @@ class VirtualComm:
     def ticket(self, dst: int, tag: int) -> None:
         self.traffic.add_control(self._mine, TICKET_BYTES)
         now = self._clock.now
-        at = now + self._network.latency_between(self._mine, self.world_ranks[dst])
-        self._world.tickets(self._name, dst).put(Ticket(at, self.rank, tag, now), self._clock)
+        other = self.world_ranks[dst]
+        at, sent = now + self._network.latency_between(self._mine, other), None
+        if self._schedule is not None:
+            sent = self._schedule.sent("ticket", other, TICKET_BYTES, end=now, control=True)
+        self._world.tickets(self._name, dst).put(Ticket(at, self.rank, tag, now, sent), self._clock)
 
     def next_ticket(self) -> tuple[int, int, int]:
         begin = self._clock.now
         ticket = self._tickets.take(self._clock)
         self.ticket_wait_ns += self._clock.now - begin
+        if self._schedule is not None:
+            self._schedule.received(ticket.sent, begin)
         return ticket.source, ticket.tag, ticket.sent_ns
 
     # -- one host only ----------------------------------------------------------------------------------------

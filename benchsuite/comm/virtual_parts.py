@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchsuite.virtual.clock import Task, VirtualClock
 from benchsuite.virtual.network import Network
+from benchsuite.virtual.schedule import Event, Schedule
 
 if TYPE_CHECKING:
     from benchsuite.comm.virtual import VirtualComm
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 class Message:
     """A vector under way. `x` is the sender's own memory until the receiver has it, or the sender goes on."""
 
-    __slots__ = ("_clock", "at", "receive", "x")
+    __slots__ = ("_clock", "at", "receive", "sent", "x")
 
     def __init__(self, clock: VirtualClock, x: Tensor) -> None:
         self._clock, self.x = clock, x
         self.at: int | None = None  # when its last byte is there, once known
         self.receive: Receive | None = None
+        self.sent: Event | None = None  # where a schedule is recorded
 
     def arrives(self, at: int) -> None:
         """Told by the network."""
@@ -73,6 +75,8 @@ class Send:
         if self._released > begin:
             clock.wait_until(self._released, "its send")
             comm.wait_ns += clock.now - begin
+        if comm._schedule is not None:
+            comm._schedule.waited(message.sent)
         if message.receive is None:  # the sender may change its vector from here on
             message.x = message.x.clone()
 
@@ -80,11 +84,12 @@ class Send:
 class Receive:
     """Done at the arrival, never before; the vector may be written earlier, as by a network card."""
 
-    __slots__ = ("_comm", "_src", "_task", "at", "x")
+    __slots__ = ("_comm", "_src", "_task", "at", "sent", "x")
 
     def __init__(self, comm: VirtualComm, x: Tensor, src: int) -> None:
         self._comm, self.x, self._src = comm, x, src
         self.at: int | None = None
+        self.sent: Event | None = None  # of its message
         self._task: Task | None = None
 
     def match(self, message: Message) -> None:
@@ -95,7 +100,7 @@ class Receive:
                 f"on rank {self._comm.rank}: lengths must be equal"
             )
         self.x.copy_(message.x)
-        message.receive = self
+        message.receive, self.sent = self, message.sent
         if message.at is not None:
             self.expect(message.at)
 
@@ -129,9 +134,14 @@ class Receive:
                 self.wake_at_arrival(task)
                 clock.pause(f"a message from rank {self._src}")
             self._task = None
+        if comm._schedule is not None:
+            comm._schedule.received(self.sent, begin)
         busy = comm._world.receive_ns_per_byte
         if busy:
-            clock.wait_until(clock.now + round(self.x.numel() * self.x.element_size() * busy), "its own copying")
+            here = clock.now
+            clock.wait_until(here + round(self.x.numel() * self.x.element_size() * busy), "its own copying")
+            if comm._schedule is not None:
+                comm._schedule.computed("copy", here)
         comm.wait_ns += clock.now - begin
 
 
@@ -171,6 +181,7 @@ class Ticket(NamedTuple):
     source: int
     tag: int
     sent_ns: int
+    sent: Event | None
 
 
 class Tickets:
@@ -208,6 +219,7 @@ class LaneHandle:
         self._comm = comm
         self._task: Task | None = None
         self.done = False
+        self.point: tuple[int, ...] = ()  # of a schedule: where it is forked, then where it ends
         self.value: Any = None
         self.error: BaseException | None = None
 
@@ -224,6 +236,8 @@ class LaneHandle:
             self._task = clock.task
             clock.pause("its lane")
         self._comm.wait_ns += clock.now - begin
+        if self._comm._schedule is not None:
+            self._comm._schedule.join(self.point)
         if self.error is not None:
             raise self.error
         return self.value
@@ -242,6 +256,8 @@ class Lane:
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> LaneHandle:
         """Appends a call."""
         handle = LaneHandle(self._comm)
+        if self._comm._schedule is not None:
+            handle.point = self._comm._schedule.point()
         self._calls.append((fn, args, handle))
         if self._idle:
             self._idle = False
@@ -250,15 +266,20 @@ class Lane:
 
     def _run(self) -> None:
         comm = self._make_comm()
+        schedule = comm._schedule
         while True:
             while not self._calls:
                 self._idle = True
                 self._comm._clock.pause("something to do")
             fn, args, handle = self._calls.popleft()
+            if schedule is not None:
+                schedule.join(handle.point)
             try:
                 handle.value = fn(comm, *args)
             except Exception as error:  # noqa: BLE001  handed to whoever waits
                 handle.error = error
+            if schedule is not None:
+                handle.point = schedule.point()
             handle.ends()
 
 
@@ -300,7 +321,7 @@ class VirtualWorld:
     """What all comms of a run share.
 
     receive_ns_per_byte: a receiver's own time for copying and adding what has arrived. script: answers of counters,
-    where a recorded run is replayed.
+    where a recorded run is replayed. schedule: what the run does is recorded there.
     """
 
     def __init__(
@@ -311,8 +332,9 @@ class VirtualWorld:
         receive_ns_per_byte: float = 0.0,
         posts_ahead: bool = True,
         script: Script | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
-        self.clock, self.network = clock, network
+        self.clock, self.network, self.schedule = clock, network, schedule
         self.receive_ns_per_byte, self.posts_ahead = receive_ns_per_byte, posts_ahead
         self._script = script
         self._channels: dict[tuple[str, int, int], Channel] = {}

@@ -17,6 +17,7 @@ from benchsuite.measure.clock import check_finite
 from benchsuite.parallel.data import DataPart
 from benchsuite.virtual.clock import Task, VirtualClock
 from benchsuite.virtual.gradients import Gradients
+from benchsuite.virtual.schedule import Schedule
 from benchsuite.workload import Batch, Ready
 
 FORWARD_SHARE = 3  # a third of a gradient's time is its forward pass, the rest goes backward over the parameters
@@ -123,8 +124,10 @@ class Losses:
 class VirtualPart:
     """A `Part` in virtual time, timed like `measure.clock.TimedPart`."""
 
-    def __init__(self, pool: Pool | Losses, clock: VirtualClock, times: Times, *, rank: int) -> None:
-        self._pool, self._clock, self._times, self._rank = pool, clock, times, rank
+    def __init__(
+        self, pool: Pool | Losses, clock: VirtualClock, times: Times, *, rank: int, schedule: Schedule | None = None
+    ) -> None:
+        self._pool, self._clock, self._times, self._rank, self._schedule = pool, clock, times, rank, schedule
         row = rank % len(pool.params)
         self._row = rank if isinstance(pool, Losses) else row
         self.module: nn.Module = pool.template.module
@@ -140,19 +143,23 @@ class VirtualPart:
 
     def gradient(self, batch: Batch, ready: Ready | None = None, until: Any = None) -> float | None:
         clock = self._clock
-        begin = clock.now
+        begin = mark = clock.now
         end = begin + self._times.ns(self._rank, self._step)
         self._step += 1
         request = self._pool.ask(self._row, batch)
         if ready is not None:
-            self._announce(begin, end, request, ready)
+            mark = self._announce(begin, end, request, ready)
         if until is None:
             if end > clock.now:
                 clock.wait_until(end, "its gradient")
         elif not self._finished(end, until):
             self._pool.drop(request)
             self.compute_ns += clock.now - begin
+            if self._schedule is not None:
+                self._schedule.computed("gradient, given up", mark)
             return None
+        if self._schedule is not None:
+            self._schedule.computed("gradient", mark)
         loss = self._pool.loss(request)
         self.compute_ns += clock.now - begin
         check_finite(loss, self.params)
@@ -171,8 +178,12 @@ class VirtualPart:
         until.forget()
         return True
 
-    def _announce(self, begin: int, end: int, request: Request, ready: Ready) -> None:
-        """Slices in backward order, each when its share of the backward pass is over: shares as numbers of elements."""
+    def _announce(self, begin: int, end: int, request: Request, ready: Ready) -> int:
+        """Slices in backward order, each when its share of the backward pass is over: shares as numbers of elements.
+
+        Returns when the last one was handed on: a schedule knows the gradient until then.
+        """
+        mark = begin
         total = self.params.numel()
         forward = (end - begin) // FORWARD_SHARE
         stop = total
@@ -180,8 +191,11 @@ class VirtualPart:
             start = stop - shape.numel()
             self._clock.wait_until(begin + forward + (end - begin - forward) * (total - start) // total, "its gradient")
             self._pool.loss(request)
+            if self._schedule is not None:
+                self._schedule.computed("part of a gradient", mark)
             ready(start, stop)
-            stop = start
+            mark, stop = self._clock.now, start
+        return mark
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
         raise ValueError("a library's wrapper runs by the wall clock: use clock = wall")

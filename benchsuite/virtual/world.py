@@ -42,6 +42,7 @@ from benchsuite.virtual.clock import VirtualClock
 from benchsuite.virtual.gradients import Gradients, Graphs, loss_key
 from benchsuite.virtual.network import Network
 from benchsuite.virtual.part import Losses, Pool, Times, VirtualPart
+from benchsuite.virtual.schedule import Schedule
 from benchsuite.virtual.streams import ComputeTimes
 from benchsuite.workload import Batch, Workload
 
@@ -81,6 +82,7 @@ class Simulated:
 
     records: list[Record]
     facts: Mapping[str, Any]
+    schedule: Schedule | None = None  # where it was recorded
 
 
 def simulate(
@@ -92,14 +94,16 @@ def simulate(
     script: Script | None = None,
     batching: bool = True,
     start_order: Sequence[int] = (),
+    record: bool = False,
 ) -> Simulated:
     """Runs a resolved cell. Snapshots over 64 MiB are spilled to `run_dir`.
 
     kept: of this process. times, script: in the place of the cell's compute times and of the counters' answers, where a
     recorded run is replayed. batching: False computes gradients one by one. start_order: the order in which the ranks
-    are started (it changes nothing).
+    are started (it changes nothing). record: also what was done when, as a `Schedule`.
     """
-    return _Simulation(cell, run_dir, kept or Kept(), times, script, batching=batching).run(start_order)
+    made = _Simulation(cell, run_dir, kept or Kept(), times, script, batching=batching, record=record)
+    return made.run(start_order)
 
 
 class _WithoutData:
@@ -130,12 +134,14 @@ class _Simulation:
     """One cell; `run` once."""
 
     def __init__(
-        self, cell: Cell, run_dir: str | Path, kept: Kept, times: Times | None, script: Script | None, *, batching: bool
-    ) -> None:
+        self, cell: Cell, run_dir: str | Path, kept: Kept, times: Times | None, script: Script | None, *,
+        batching: bool, record: bool,
+    ) -> None:  # fmt: skip
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
         self._cell, self._run_dir, self._kept = cell, run_dir, kept
         self._clock = VirtualClock()
+        self._schedule = Schedule(self._clock, cell.world_size) if record else None
         self._workload: Workload
         self._workload, template = trainings.build_part(cell)
         assert isinstance(template, DataPart), "rules: the virtual clock needs parallel = data"
@@ -168,7 +174,8 @@ class _Simulation:
         first["derived_total"] = self._derived()
         if self._key and self._known is None:
             self._remember()
-        return Simulated(self._records, self._facts(time.perf_counter() - begin, time.process_time() - cpu))
+        facts = self._facts(time.perf_counter() - begin, time.process_time() - cpu)
+        return Simulated(self._records, facts, self._schedule)
 
     # -- what the ranks share ----------------------------------------------------------------------------------
 
@@ -208,14 +215,14 @@ class _Simulation:
             incast=float(cost.get("incast", 1.0)),
         )  # fmt: skip
         copying = float(cost.get("copy_s_per_gib", 0.0)) * NS_PER_S / GIB
-        return VirtualWorld(self._clock, network, receive_ns_per_byte=copying, script=script)
+        return VirtualWorld(self._clock, network, receive_ns_per_byte=copying, script=script, schedule=self._schedule)
 
     # -- the life of a rank ------------------------------------------------------------------------------------
 
     def _life(self, rank: int) -> None:
         cell = self._cell
         comm = VirtualComm(self._world, rank=rank, size=cell.world_size, hosts=self._hosts, calls=self._calls)
-        part = VirtualPart(self._pool, self._clock, self._times, rank=rank)
+        part = VirtualPart(self._pool, self._clock, self._times, rank=rank, schedule=self._schedule)
         training = trainings.build(cell, comm, given=(self._workload, self._recipe, part))
         owned_by = "servers" if training.is_server else "replica"
         owner = training.strategy.snapshot_of == owned_by and (training.is_server or rank == 0)
