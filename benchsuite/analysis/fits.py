@@ -92,7 +92,7 @@ class MessageFit:
 
 
 def fit_messages(points: Points) -> MessageFit:
-    """The fit with the number of segments that the data ask for (BIC of Laplace errors). ValueError below 3 sizes."""
+    """The fit with the number of segments that the data ask for. ValueError below 3 sizes."""
     x, y = _columns(points)
     sizes = np.unique(x)
     if len(sizes) < SIZES_PER_SEGMENT:
@@ -216,10 +216,14 @@ class _Pieces:
         return self._cut(0, count)
 
     def badness(self, cuts: Sequence[int]) -> float:
-        """BIC: 2 n ln(mean error) + 3 parameters per segment (alpha, beta, where it begins) x ln n."""
+        """2 n ln(mean error) + 6 ln n per segment: Laplace errors and twice BIC's price for alpha, beta and the border.
+
+        Borders are searched for, which BIC does not know: at its price one line in four gets a second segment for
+        nothing (3 of 12 at 3 % and at 10 % noise), at this one none.
+        """
         n = len(self._x)
         mean = max(self._error(cuts) / n, FINE_ENOUGH)
-        return 2 * n * math.log(mean) + 3 * (len(cuts) - 1) * math.log(n)
+        return 2 * n * math.log(mean) + 6 * (len(cuts) - 1) * math.log(n)
 
     def _cut(self, begin: int, count: int) -> list[int]:
         last = len(self._sizes)
@@ -249,13 +253,16 @@ def _columns(points: Points) -> tuple[_Floats, _Floats]:
 
 
 def _robust_line(x: _Floats, y: _Floats, rounds: int = 60) -> tuple[float, float]:
-    """(alpha, beta) > 0 that minimise sum |log((alpha + beta x) / y)|.
+    """(alpha, beta) >= 0 that minimise sum |log((alpha + beta x) / y)|.
 
-    Damped Gauss-Newton over the logs of both (so neither becomes negative), reweighted by 1 / |error|.
+    Damped Gauss-Newton over the logs of both (so neither becomes negative), reweighted by 1 / |error|; held against
+    both ends, which the logs do not reach: bytes alone, and a message alone.
     """
     smallest = y[x == x.min()]
     logs = np.log([float(np.median(smallest)) / 2, float(np.median(y / x)) / 2])
-    best, least, idle = (0.0, 0.0), math.inf, 0
+    ends = ((0.0, float(np.exp(np.median(np.log(y / x))))), (float(np.exp(np.median(np.log(y)))), 0.0))
+    least, best = min((float(np.abs(np.log((a + b * x) / y)).sum()), (a, b)) for a, b in ends)
+    idle = 0
     for _ in range(rounds):
         alpha, beta = np.exp(logs)
         fitted = alpha + beta * x
