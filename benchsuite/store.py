@@ -2,6 +2,7 @@
 
     <root>/<machine>/<cell id>/<run id>.json      one run, never overwritten
     <root>/<machine>/env/<hash>.json              environment, once per host
+    <root>/<machine>/calibration/<date>-<hash>.json    what `benchsuite calibrate` found
     <root>/.frame-cache.json                      derived: one row per run file, keyed by its name, mtime and size
 
 Folders of several machines merge by copying. A truncated or foreign file is skipped with a warning that names it.
@@ -33,6 +34,7 @@ CodeId = str | Callable[[Cell], str]
 
 DONE = (Status.OK, Status.TIMEOUT, Status.UNSUPPORTED)  # not run again; `failed` is
 CACHE = ".frame-cache.json"
+ENVIRONMENTS, CALIBRATIONS = "env", "calibration"  # folders of a machine that hold no runs
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # file systems without hard links
 
 
@@ -71,12 +73,19 @@ class Store:
         """Writes the environment if it is not there yet; returns its id, a hash of its content."""
         name = environment_id(environment)
         document = json.loads(canonical(environment))
-        self._write_once(self.root / machine / "env" / f"{name}.json", dumps(document))
+        self._write_once(self.root / machine / ENVIRONMENTS / f"{name}.json", dumps(document))
         return name
+
+    def write_calibration(self, machine: str, document: Mapping[str, Any]) -> Path:
+        """Writes what was calibrated, once; returns its path. `started_at` of the document names the file."""
+        started = "".join(letter for letter in str(document["started_at"]) if letter not in "-:")
+        path = self.root / machine / CALIBRATIONS / f"{started}-{environment_id(document)[:8]}.json"
+        self._write_once(path, dumps(document))
+        return path
 
     def environment(self, machine: str, environment_id: str) -> dict[str, Any]:
         """The stored environment; {} where the file is missing or broken."""
-        path = self.root / machine / "env" / f"{environment_id}.json"
+        path = self.root / machine / ENVIRONMENTS / f"{environment_id}.json"
         with contextlib.suppress(OSError, ValueError):
             document = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(document, dict):
@@ -130,10 +139,10 @@ class Store:
         return pd.DataFrame(columns)
 
     def _files(self) -> Iterator[Path]:
-        """Candidates for run files: `<machine>/<cell id>/*.json`, hidden names and `env` left out."""
+        """Candidates for run files: `<machine>/<cell id>/*.json`, hidden names and folders without runs left out."""
         for machine in _folders(self.root):
             for cell_folder in _folders(machine):
-                if cell_folder.name != "env":
+                if cell_folder.name not in (ENVIRONMENTS, CALIBRATIONS):
                     for path in sorted(cell_folder.glob("*.json")):
                         if not path.name.startswith("."):
                             yield path
