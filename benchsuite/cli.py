@@ -94,6 +94,13 @@ def build_parser() -> argparse.ArgumentParser:
     each.add_argument("run_dir", metavar="RUNDIR", help="what --out named in `torchrun ... -m benchsuite.worker`")
 
     verbs.add_parser("doctor", parents=[json_output], help="what this machine can do, and what is missing for what")
+    each = verbs.add_parser(
+        "calibrate", parents=[results, json_output], help="links, incast, gradients; a virtual run beside a real one"
+    )
+    each.add_argument("--workload", default="cnn", metavar="X", help="whose gradients are timed (default: cnn)")
+    each.add_argument("--preset", default="", metavar="X", help="default: the workload's first")
+    each.add_argument("--launches", type=int, default=3, metavar="N", help="fresh launches per quantity (default: 3)")
+    each.add_argument("--no-shaped", action="store_true", help="no slow links (they need ip, tc and a private network)")
     each = verbs.add_parser("selfcheck", parents=[results, json_output], help="what the suite itself costs")
     each.add_argument("--only", metavar="NAME", help="commands | launch | harness | ring | server | store | report")
     each.add_argument("--launches", type=int, default=5, metavar="N", help="fresh launches per quantity (default: 5)")

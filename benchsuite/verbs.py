@@ -6,6 +6,7 @@ The answer goes to standard output (one JSON document with `--json`), everything
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from argparse import Namespace
@@ -183,6 +184,22 @@ def selfcheck(args: Namespace) -> int:
     _print_json(document) if args.json else _print(checks.table(document))
     code: int = document["exit_code"]
     return code
+
+
+def calibrate(args: Namespace) -> int:
+    """What messages and gradients take here, and how well a virtual run fed with it predicts a measured one."""
+    from benchsuite.measure import calibrate as calibration
+    from benchsuite.measure.calibrate_launches import Effort
+    from benchsuite.measure.calibrate_table import table
+
+    def say(what: str) -> None:
+        print(f"calibrate: {what}", file=sys.stderr, flush=True)
+
+    effort = Effort(launches=args.launches)
+    if args.no_shaped:
+        effort = dataclasses.replace(effort, rates={})
+    document = calibration.run(args.workload, args.preset, effort=effort, results=args.results, say=say)
+    return _print_json(document) if args.json else _print(table(document))
 
 
 def _plan(args: Namespace, *settings: str) -> Plan:

@@ -18,7 +18,7 @@ from benchsuite.runner import Tally
 from benchsuite.store import Store, StoreError
 
 GOLDEN = Path(__file__).parent / "golden"
-VERBS = ("list", "plan", "run", "report", "compare", "export", "collect", "doctor", "selfcheck")
+VERBS = ("list", "plan", "run", "report", "compare", "export", "collect", "doctor", "calibrate", "selfcheck")
 CELL = ["--workload", "cnn", "--preset", "smoke", "--topology", "ring", "--replicas", "2"]
 
 
