@@ -308,6 +308,25 @@ def test_without_shaped_links_nothing_is_modelled() -> None:
     assert found.shaped_reason == "not asked for" and found.shaped_points() == {}
     rows = list(calibrate._modelled(calibrate_cells.models_of(found)))
     assert all(row["error"] is None and row["shown_s"] is None for row in rows)
+    assert "nothing, since no two rates" in "".join(calibrate_table._modelled({"modelled": rows}))
+
+
+def test_a_link_that_could_not_be_shaped_leaves_its_reason_and_no_points() -> None:
+    found = launches()
+    refused = {"reason": "tc is not installed (iproute2)", "one_way": {}}
+    found.records["shaped"] = [[refused, refused]]
+    assert found.shaped_reason == refused["reason"] and found.shaped_points() == {}
+    shaped = calibrate._shaped(found, calibrate_cells.models_of(found).one_way)
+    assert (shaped["reason"], shaped["rates"], shaped["provenance"]) == (refused["reason"], [], "emulated")
+
+
+@pytest.mark.procs
+def test_ranks_that_may_not_shape_say_why_and_end_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    cell = resolve(Cell(workload="cnn", preset="smoke", replicas=2))
+    with Bench([RANKS]) as bench:
+        ranks = bench.launch(cell, f"{RANKS}:shaped", {"rates": {"400": {"262144": 1}}}).ranks
+    assert all(rank["reason"] and rank["one_way"] == {} for rank in ranks), ranks
 
 
 @pytest.mark.procs

@@ -87,6 +87,9 @@ def _predicted(document: Document) -> Iterator[str]:
 
 
 def _modelled(document: Document) -> Iterator[str]:
+    if all(row["error"] is None for row in document["modelled"]):
+        yield "modelled: nothing, since no two rates were tried: the error of a time at another rate is not known"
+        return
     yield "modelled: one mean on equal full-duplex ports, value [interval]; worst error on left-out sizes/rates"
     workers = [n for n in SHOWN_WORKERS if any(row["num_workers"] == n for row in document["modelled"])]
     blocks: dict[tuple[float, float], dict[str, dict[int, Document]]] = {}
@@ -125,11 +128,8 @@ def _extrapolated(row: Document) -> str:
 def _caption(document: Document) -> Iterator[str]:
     share = document["foreign_cpu_share"]
     load = "an unknown share" if share is None else f"{100 * share:.0f} %"
-    yield (
-        f"low .. high: range of {document['launches']} launches (5 or more: 95 % interval). Others used {load} of the "
-        f"{document['cores']} cores;"
-    )
-    yield f"* = more than {100 * CONTENDED_ABOVE:.0f} % during a launch. Loopback rates are no network's."
+    yield "low .. high: range over launches (5 or more: 95 % interval). Loopback rates are no network's."
+    yield f"Others used {load} of the {document['cores']} cores; * = over {100 * CONTENDED_ABOVE:.0f} % in a launch."
     yield "Step times: a rest of the step that the virtual clock does not know is added to its gradients."
     yield "Modelled: alpha is this machine's own, a network adds its latency; how times grow with N is theory."
     yield document["path"]
