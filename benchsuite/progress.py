@@ -86,6 +86,8 @@ def duration(seconds: float | None) -> str:
 def _outcome(run: Run) -> str:
     if run.status != Status.OK:
         return f"{run.status}, {run.reason}"
-    wall_s = run.cost.get("wall_s")
     flags = f" ({', '.join(run.flags)})" if run.flags else ""
-    return "ok" + (f" in {wall_s:.1f} s" if wall_s is not None else "") + flags
+    for name, unit in (("wall_s", "s"), ("virtual_s", "virtual s")):
+        if (seconds := run.cost.get(name)) is not None:
+            return f"ok in {seconds:.1f} {unit}{flags}"
+    return f"ok{flags}"

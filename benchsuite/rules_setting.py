@@ -59,6 +59,7 @@ def clock(view: View) -> Problems:
         (_without_lock(view), "lock = none", "torn reads need real threads", "lock = exclusive"),
         (cell.device != "cpu", f"device = {cell.device}", "simulated workers share one process", "device = cpu"),
         (cell.backend != "gloo", f"backend = {cell.backend}", "nothing is sent", "backend = gloo"),
+        (bool(cell.faults), "faults", "there is no process to strike", "faults = []"),
         (cell.cluster != "local", f"cluster = {cell.cluster}", "one process simulates all hosts", "cluster = local"),
         (view.name("topology") == "ring" and cell.replicas > LARGEST_VIRTUAL_RING,
          f"topology = ring with replicas = {cell.replicas}",

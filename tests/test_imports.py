@@ -21,12 +21,13 @@ MAY_IMPORT = {
     "topology": {"comm", "workload", "update", "training"},
     "compression": {"comm", "workload", "topology"},
     "report": {"analysis", "cell", "errors", "plan", "plugins", "record", "store", "frame", "report"},
-    "analysis": {"analysis", "cell", "errors", "plugins", "record", "frame"},
+    "analysis": {"analysis", "cell", "compute_time", "errors", "plugins", "record", "frame"},
     "store": {"cell", "errors", "frame", "record"},
     "record": {"cell"},
 }
 NO_TORCH = (
     "cell",
+    "compute_time",
     "members",
     "plugins",
     "plan",

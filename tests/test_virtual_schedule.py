@@ -13,7 +13,7 @@ from benchsuite import chakra
 from benchsuite import training as trainings
 from benchsuite.cell import Cell, resolve
 from benchsuite.comm.virtual import VirtualComm
-from benchsuite.comm.virtual_parts import VirtualWorld
+from benchsuite.comm.virtual_world import VirtualWorld
 from benchsuite.parallel.data import DataPart
 from benchsuite.virtual.clock import VirtualClock
 from benchsuite.virtual.network import Network

@@ -13,7 +13,7 @@ import pytest
 
 from benchsuite import plan, rules
 from benchsuite.assemble.virtual import sections
-from benchsuite.cell import Budget, Cell, identity, resolve, trajectory_key
+from benchsuite.cell import Cell, identity, resolve, trajectory_key
 from benchsuite.frame import row
 from benchsuite.record import Run, Status, dumps
 from benchsuite.virtual import world

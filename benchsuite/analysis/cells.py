@@ -9,11 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from benchsuite import plugins
+from benchsuite import compute_time, plugins
 from benchsuite.cell import Cell, identity
 
-# Not part of a strategy's name: the x axis, what is trained, and what `straggler` says in its own column.
-_APART = frozenset({"workload", "preset", "replicas", "straggler", "parallel", "sync", "topology", "compression"})
+# Not part of a strategy's name: the x axis, what is trained, the world it ran in, and what has a column of its own.
+_APART = frozenset({
+    "workload", "preset", "replicas", "straggler", "parallel", "sync", "topology", "compression",
+    "clock", "compute_time", "receive_cost", "link_mbit", "link_latency_us", "gradients",
+})  # fmt: skip
 
 
 def describe(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -21,9 +24,12 @@ def describe(cells: Sequence[Cell]) -> pd.DataFrame:
 
     Columns: cell_id, order, workload (`cnn/digits`), strategy (`synchronous/ring`), variant (options in which cells of
     one strategy differ, else empty), series (strategy and variant), replicas, servers, world_size, straggler
-    (`worker 0: 4x`, else empty), clock, budget_samples.
+    (`worker 0: 4x`, else empty), clock, budget_samples; of the virtual clock also link (`1 Gbit/s, 50 us`), spread
+    (`gamma, cv 0.1`) and gradients (`computed`, `none`). An option that differs from one number of workers to the next
+    only (K of N) is no variant: it stands in by_size.
     """
-    variants = _variants(cells)
+    variants = _variants(cells, within_size=True)
+    by_size = _variants(cells, within_size=False)
     rows = []
     for order, cell in enumerate(cells):
         workload = plugins.stem(cell.workload)
@@ -43,6 +49,10 @@ def describe(cells: Sequence[Cell]) -> pd.DataFrame:
                 "straggler": straggler_text(cell.straggler),
                 "clock": cell.clock,
                 "budget_samples": cell.budget.samples,
+                "link": link_text(cell),
+                "spread": spread_text(cell.compute_time),
+                "gradients": cell.gradients,
+                "by_size": "" if variant else by_size.get(cell.id, ""),
             }
         )
     return pd.DataFrame(rows).drop_duplicates("cell_id", ignore_index=True)
@@ -63,16 +73,44 @@ def straggler_text(straggler: Mapping[str, float]) -> str:
     return ", ".join(f"worker {worker}: {factor:g}x" for worker, factor in sorted(straggler.items()))
 
 
-def _variants(cells: Sequence[Cell]) -> dict[str, str]:
-    """Cell id -> the fields in which cells of the same strategy, size and workload differ, as `key=value`."""
+def link_text(cell: Cell) -> str:
+    """`100 Mbit/s, 50 us`; `free` where messages take no time; empty under the wall clock."""
+    if cell.clock != "virtual":
+        return ""
+    rate = cell.link_mbit
+    parts = [] if rate is None else [f"{rate / 1000:g} Gbit/s" if rate >= 1000 else f"{rate:g} Mbit/s"]
+    parts += [f"{cell.link_latency_us:g} us"] if cell.link_latency_us else []
+    return ", ".join(parts) or "free"
+
+
+def spread_text(table: Mapping[str, Any] | None) -> str:
+    """`gamma, cv 0.1`; empty where real ranks took the time they took."""
+    if table is None:
+        return ""
+    own = [key for key in compute_time.KINDS.get(str(table["kind"]), {}) if key in table]
+    said = [f"{key.replace('_', ' ')} {table[key]:g}" for key in own]
+    return ", ".join([str(table["kind"]).replace("_", " "), *said])
+
+
+def _variants(cells: Sequence[Cell], *, within_size: bool) -> dict[str, str]:
+    """Cell id -> the fields in which cells of the same strategy, workload and clock differ, as `key=value`.
+
+    within_size: among those with the same number of workers; else among all.
+    """
     groups: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
-        groups[cell.workload, cell.preset, strategy_of(cell)].append(cell)
+        groups[cell.workload, cell.preset, cell.clock, cell.gradients, strategy_of(cell)].append(cell)
     names = {}
     for group in groups.values():
         flat = {cell.id: _flat(identity(cell)) for cell in group}
+        sizes: dict[int, list[str]] = defaultdict(list)
+        for cell in group:
+            sizes[cell.replicas if within_size else 0].append(cell.id)
         keys = sorted({key for fields in flat.values() for key in fields})
-        differing = [key for key in keys if len({fields.get(key) for fields in flat.values()}) > 1]
+        differing = [
+            key for key in keys
+            if any(len({flat[cell_id].get(key) for cell_id in size}) > 1 for size in sizes.values())
+        ]  # fmt: skip
         for cell_id, fields in flat.items():
             names[cell_id] = " ".join(f"{key.rpartition('.')[2]}={fields.get(key, '-')}" for key in differing)
     return names

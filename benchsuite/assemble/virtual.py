@@ -1,12 +1,14 @@
 """The records of a simulated cell become `result`, `cost` and `raw`: the same quantities, in virtual seconds.
 
 What a simulation cannot say (wall time, CPU time and memory of a strategy, bytes on a wire) is null with its reason;
-what the simulation itself took stands in `cost.simulation`. Virtual results repeat, so long logs are left out of `raw`:
-whoever needs them runs the cell again.
+what the simulation itself took stands in `cost.simulation`. Virtual results repeat, and a thousand workers write much:
+long logs are left out of `raw`, the split of many ranks out of `cost`, and more than a thousand losses are means of
+groups. Whoever needs them whole runs the cell again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,9 @@ from benchsuite.assemble import result as results
 from benchsuite.assemble.result import Rank
 from benchsuite.cell import Cell
 
-LONGEST_LOG = 20_000  # rows of a raw series that is kept
+LONGEST_LOG = 2000  # numbers of a raw series that is kept
+MOST_LOSSES = 1000  # on the curve; else means of groups of equal size
+MOST_RANKS = 64  # whose times are kept apart
 NOT_SIMULATED = ("cpu_s", "cpu_s_per_sample", "peak_memory_bytes")
 
 
@@ -33,7 +37,10 @@ def sections(
         result |= {"loss": [], "loss_samples": [], "final_loss": None, "final_metric": None, "checksum": None}
         result["samples_to"] = dict.fromkeys(result["samples_to"])
         result["target"] = None
+    result |= thinned(result["loss"], result["loss_samples"])
     cost["virtual_s"] = cost.pop("wall_s")
+    cost["ranks_left_out"] = max(0, len(ranks) - MOST_RANKS)
+    cost["ranks"] = cost["ranks"][:MOST_RANKS] if not cost["ranks_left_out"] else []
     for split in cost["ranks"]:
         split["virtual_s"] = split.pop("wall_s")
         split |= {"cpu_s": None, "peak_rss_bytes": None}
@@ -45,6 +52,23 @@ def sections(
         del raw[name]
     raw["left_out"] = left_out
     return result, cost, raw
+
+
+def thinned(losses: Sequence[float | None], samples: Sequence[int]) -> dict[str, list[Any]]:
+    """`loss` and `loss_samples`: as they are, or in at most `MOST_LOSSES` groups, each its mean and its last sample.
+
+    A group with a loss that is not finite has none.
+    """
+    size = -(-len(losses) // MOST_LOSSES)
+    if size <= 1:
+        return {"loss": list(losses), "loss_samples": list(samples)}
+    means: list[float | None] = []
+    for begin in range(0, len(losses), size):
+        group = losses[begin : begin + size]
+        finite = [loss for loss in group if loss is not None]
+        means.append(math.fsum(finite) / len(finite) if len(finite) == len(group) else None)
+    ends = [samples[min(begin + size, len(samples)) - 1] for begin in range(0, len(samples), size)]
+    return {"loss": means, "loss_samples": ends}
 
 
 def tiling_residual(server: Mapping[str, Any]) -> int:

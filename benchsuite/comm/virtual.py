@@ -17,7 +17,9 @@ from torch import Tensor
 
 from benchsuite.comm import Comm, Traffic
 from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES
-from benchsuite.comm.virtual_parts import Channel, Lane, Lock, Meeting, Message, Receive, Send, Ticket, VirtualWorld
+from benchsuite.comm.virtual_lane import Lane, Lock
+from benchsuite.comm.virtual_parts import Channel, Meeting, Message, Receive, Send, Ticket
+from benchsuite.comm.virtual_world import VirtualWorld
 from benchsuite.errors import UsageError
 
 

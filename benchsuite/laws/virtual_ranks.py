@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm.virtual import VirtualComm
-from benchsuite.comm.virtual_parts import VirtualWorld
+from benchsuite.comm.virtual_world import VirtualWorld
 from benchsuite.laws import runs
 from benchsuite.parallel.data import DataPart
 from benchsuite.training import Training

@@ -8,97 +8,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pandas as pd
 
 from benchsuite.analysis import convergence
 from benchsuite.analysis.statistics import Summary, ratio
-from benchsuite.report import words
+from benchsuite.report import virtual_answer, words
 from benchsuite.report.material import Material
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """One finding: what it is about, and the sentence."""
-
-    topic: str
-    text: str
+from benchsuite.report.sentences import Ends, Sentence, largest, listed, names, number_of_launches, versus
 
 
 def answer(material: Material) -> list[Sentence]:
     """What the runs say, in the order a reader asks; empty without runs."""
-    if not material.runs:
-        return []
     makers: list[Callable[[Material], list[Sentence]]] = [
         _speed, _arrival, _same_training, _bytes, _cpu, _straggler,
     ]  # fmt: skip
-    return [sentence for make in makers for sentence in make(material)]
+    measured = [sentence for make in makers for sentence in make(material)] if material.runs else []
+    return [*measured, *virtual_answer.answer(material)]
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["straggler"] == ""]
 
 
-def _largest(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the largest number of workers at which at least two strategies stand."""
-    counts = table.groupby("replicas")["series"].nunique()
-    several = counts[counts > 1]
-    return table[table["replicas"] == several.index.max()] if len(several) else table.iloc[:0]
-
-
-def _names(material: Material) -> Callable[[str], str]:
-    """Series -> how a sentence calls it: without its topology where its sync has no other one in this plan."""
-    series = list(dict.fromkeys(material.names["series"]))
-
-    def name(one: str) -> str:
-        sync = one.partition("/")[0]
-        alone = sum(other.partition("/")[0] == sync for other in series) == 1 and sync != "ddp"
-        return sync.replace("_", " ") if alone else words.label(one).replace(", ", " ")
-
-    return name
-
-
-@dataclass(frozen=True)
-class Ends:
-    """How the best and the worst of a comparison are called, and the unit."""
-
-    column: str
-    better: str  # "max" or "min"
-    best: str
-    worst: str
-    unit: str = ""
-    scale: float = 1.0
-
-
-def _versus(rows: pd.DataFrame, ends: Ends, name: Callable[[str], str]) -> str:
-    """`ring fastest: 23,310 [..] samples/s; .. slowest: ..`, or that the ranges of all of them touch."""
-    pairs = [(name(str(s)), v) for s, v in zip(rows["series"], rows[ends.column], strict=True) if v.n]
-    pairs.sort(key=lambda pair: pair[1].center, reverse=ends.better == "max")
-    (best_name, best), (worst_name, worst) = pairs[0], pairs[-1]
-    apart = best.low > worst.high if ends.better == "max" else best.high < worst.low
-    high, low = (words.quantity(v, scale=ends.scale) + ends.unit for v in (best, worst))
-    if not apart:
-        return f"no difference seen between {best_name}, {high}, and {worst_name}, {low} (the ranges touch)"
-    ties = [n for n, v in pairs[1:-1] if (v.high >= best.low if ends.better == "max" else v.low <= best.high)]
-    close = f" (in its range: {_listed(ties)})" if ties else ""
-    return f"{best_name} {ends.best}, {high}{close}; {worst_name} {ends.worst}, {low}"
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def _n(rows: pd.DataFrame) -> str:
-    low, high = int(rows["n"].min()), int(rows["n"].max())
-    return f"n = {low}" if low == high else f"n = {low} to {high}"
-
-
 def _speed(material: Material) -> list[Sentence]:
     """Throughput, where every rank has a core of its own."""
     table = _plain(material.scaling)
     clean = table[~(table["oversubscribed"] | table["contended"]) & (table["samples_per_s"].map(lambda s: s.n) > 0)]
-    rows = _largest(clean)
+    rows = largest(clean)
     if rows.empty:
         return [
             Sentence("Throughput", "No two strategies had a core for every rank: wall-clock times rank nothing here.")
@@ -107,8 +44,9 @@ def _speed(material: Material) -> list[Sentence]:
     count = int(rows["replicas"].iloc[0])
     crowded = table.loc[table["oversubscribed"] & (table["replicas"] > count), "replicas"]
     limit = f" With {words.workers(int(crowded.min()))} the cores are shared and rank nothing." if len(crowded) else ""
-    text = f"With {words.workers(count)} and a core for every rank: {_versus(rows, ends, _names(material))}"
-    return [Sentence("Throughput", f"{text} ({_n(rows)}).{_efficiency(rows, _names(material))}{limit}")]
+    text = f"With {words.workers(count)} and a core for every rank: {versus(rows, ends, names(material))}"
+    efficiency = _efficiency(rows, names(material))
+    return [Sentence("Throughput", f"{text} ({number_of_launches(rows)}).{efficiency}{limit}")]
 
 
 def _efficiency(rows: pd.DataFrame, name: Callable[[str], str]) -> str:
@@ -116,17 +54,17 @@ def _efficiency(rows: pd.DataFrame, name: Callable[[str], str]) -> str:
     known = [(name(str(s)), e) for s, e in zip(rows["series"], rows["efficiency"], strict=True) if e.n]
     if not known or int(rows["replicas"].iloc[0]) < 2:
         return ""
-    listed = ", ".join(f"{who} {words.quantity(efficiency)}" for who, efficiency in known)
-    return f" Efficiency against 1 worker: {listed}."
+    said = ", ".join(f"{who} {words.quantity(efficiency)}" for who, efficiency in known)
+    return f" Efficiency against 1 worker: {said}."
 
 
 def _arrival(material: Material) -> list[Sentence]:
     """Samples to target at the largest number of workers."""
     table = _plain(material.targets)
-    rows = _largest(table[table["samples_to_target"].map(lambda s: s.n) > 0])
+    rows = largest(table[table["samples_to_target"].map(lambda s: s.n) > 0])
     if rows.empty:
         return []
-    name = _names(material)
+    name = names(material)
     target = material.target(str(rows["workload"].iloc[0]))
     unit = f" {target['unit']}" if target.get("unit") else ""
     goal = f"{target['target']:g}{unit} {target['metric']}"
@@ -135,7 +73,7 @@ def _arrival(material: Material) -> list[Sentence]:
     ends = Ends("samples_to_target", "min", "needed least", "needed most", " samples")
     said = []
     if len(arrived) > 1:
-        said.append(f"With {words.workers(int(rows['replicas'].iloc[0]))}, to {goal}: {_versus(arrived, ends, name)}")
+        said.append(f"With {words.workers(int(rows['replicas'].iloc[0]))}, to {goal}: {versus(arrived, ends, name)}")
     elif len(arrived) == 1:
         only = arrived.iloc[0]
         said.append(
@@ -144,15 +82,15 @@ def _arrival(material: Material) -> list[Sentence]:
     for row in rows[missed].to_dict("records"):
         summary: Summary = row["samples_to_target"]
         said.append(f"{name(row['series'])} missed {goal}: {words.quantity(summary)}")
-    return [Sentence("Convergence", f"{'; '.join(said)} ({_n(rows)}).")]
+    return [Sentence("Convergence", f"{'; '.join(said)} ({number_of_launches(rows)}).")]
 
 
 def _same_training(material: Material) -> list[Sentence]:
     """Whether the synchronous forms trained alike, seed by seed."""
-    names = _plain(material.names)
-    names = names[names["strategy"].str.startswith("synchronous/") & (names["replicas"] > 1)]
+    rows = _plain(material.names)
+    rows = rows[rows["strategy"].str.startswith("synchronous/") & (rows["replicas"] > 1)]
     said = []
-    for count, group in names.groupby("replicas"):
+    for count, group in rows.groupby("replicas"):
         gap = convergence.largest_gap(material.curves, list(group["cell_id"]))
         if not math.isnan(gap):
             alike = "equal in every digit" if gap == 0 else f"at most {gap:.2g} apart"
@@ -165,13 +103,13 @@ def _same_training(material: Material) -> list[Sentence]:
 def _bytes(material: Material) -> list[Sentence]:
     """Payload per sample, exact, and the wire beside it."""
     table = _plain(material.traffic)
-    rows = _largest(table[table["payload_bytes_per_sample"].map(lambda s: s.n) > 0])
+    rows = largest(table[table["payload_bytes_per_sample"].map(lambda s: s.n) > 0])
     if rows.empty:
         return []
-    name = _names(material)
+    name = names(material)
     amount = rows["payload_bytes_per_sample"].map(lambda s: s.center)
     least, most = (
-        _listed([name(s) for s in rows.loc[amount == end, "series"]]) for end in (amount.min(), amount.max())
+        listed([name(s) for s in rows.loc[amount == end, "series"]]) for end in (amount.min(), amount.max())
     )
     text = f"With {words.workers(int(rows['replicas'].iloc[0]))}, per sample: {words.si(amount.min())} ({least})"
     if amount.max() > amount.min():
@@ -179,7 +117,7 @@ def _bytes(material: Material) -> list[Sentence]:
     counted = table[table["law"] != ""]
     broken = [name(s) for s in dict.fromkeys(counted.loc[counted["law"] == "broken", "series"])]
     law = (
-        f"payload DIFFERS from its prediction for {_listed(broken)}"
+        f"payload DIFFERS from its prediction for {listed(broken)}"
         if broken
         else "payload equals its prediction exactly"
     )
@@ -192,18 +130,18 @@ def _bytes(material: Material) -> list[Sentence]:
 def _cpu(material: Material) -> list[Sentence]:
     """CPU time per sample: may be said of oversubscribed cells too."""
     table = _plain(material.scaling)
-    rows = _largest(table[table["cpu_s_per_sample"].map(lambda s: s.n) > 0])
+    rows = largest(table[table["cpu_s_per_sample"].map(lambda s: s.n) > 0])
     if rows.empty:
         return []
     ends = Ends("cpu_s_per_sample", "min", "cheapest", "dearest", " ms", 1e3)
-    text = f"With {words.workers(int(rows['replicas'].iloc[0]))}: {_versus(rows, ends, _names(material))}"
-    return [Sentence("CPU per sample", f"{text} ({_n(rows)}).")]
+    text = f"With {words.workers(int(rows['replicas'].iloc[0]))}: {versus(rows, ends, names(material))}"
+    return [Sentence("CPU per sample", f"{text} ({number_of_launches(rows)}).")]
 
 
 def _straggler(material: Material) -> list[Sentence]:
     """Asynchronous against synchronous with one worker slowed, and the blocked share that explains it."""
     table = material.scaling[material.scaling["straggler"] != ""]
-    name = _names(material)
+    name = names(material)
     sentences = []
     for (replicas, slowed, _), group in table.groupby(["replicas", "straggler", "workload"], sort=False):
         waits = group[group["strategy"].str.startswith("synchronous/")]
@@ -211,6 +149,7 @@ def _straggler(material: Material) -> list[Sentence]:
         if len(waits) != 1 or len(goes_on) != 1:
             continue
         slow, fast = waits.iloc[0], goes_on.iloc[0]
+        launches = number_of_launches(pd.DataFrame([fast, slow]))
         if not (slow["samples_per_s"].n and fast["samples_per_s"].n):
             continue
         sentences.append(Sentence(
@@ -219,7 +158,7 @@ def _straggler(material: Material) -> list[Sentence]:
             f"{_blocked(material, slow['cell_id'])} of the time when synchronous (they wait for the slow one), "
             f"{_blocked(material, fast['cell_id'])} when asynchronous. On this machine {name(fast['series'])} gave "
             f"{words.quantity(fast['samples_per_s'])} samples/s, {name(slow['series'])} "
-            f"{words.quantity(slow['samples_per_s'])} ({_n(pd.DataFrame([fast, slow]))}){_gain(fast, slow)}.",
+            f"{words.quantity(slow['samples_per_s'])} ({launches}){_gain(fast, slow)}.",
         ))  # fmt: skip
     return sentences
 

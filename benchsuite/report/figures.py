@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from benchsuite.analysis.convergence import band
 from benchsuite.analysis.scaling import runs_of_line
 from benchsuite.analysis.statistics import Summary
-from benchsuite.report import bars, words
+from benchsuite.report import bars, virtual, words
 from benchsuite.report.canvas import Drawing, Margins, grid
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
@@ -42,6 +42,8 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         "traffic": bars.traffic,
         "staleness": bars.staleness,
         "rank_split": bars.rank_split,
+        "virtual_scaling": virtual.scaling,
+        "two_worlds": virtual.two_worlds,
     }
     return makers[spec.kind](spec, material)
 

@@ -22,6 +22,8 @@ DEFINITIONS = (
     ("blocked", "time a rank waits inside a communication call"),
     ("to target", "at the first evaluation that meets the target, not interpolated; evaluation itself is off the "
                   "clock"),
+    ("virtual second", "second of the simulated clock; virtual and wall seconds never share a column or an axis"),
+    ("waiting", "share of the workers' virtual time in which they compute nothing"),
     ("prefixes", "k, M, G are powers of 1000"),
 )  # fmt: skip
 STATUS_WORDS = (
@@ -32,8 +34,9 @@ STATUS_WORDS = (
 
 def limits(material: Material) -> list[tuple[str, str]]:
     """(what, why) of everything a reader could take these numbers for and must not."""
+    virtual = _virtual(material)
     if not material.runs:
-        return []
+        return virtual
     said = [*_crowding(material)]
     if all(run.cell.hosts == 1 for run in material.runs):
         said.append((
@@ -63,7 +66,19 @@ def limits(material: Material) -> list[tuple[str, str]]:
             "Derived bytes prove nothing by themselves.",
             "Payload of library collectives is a formula; only the wire column checks it.",
         ))  # fmt: skip
-    return said
+    return [*said, *virtual]
+
+
+def _virtual(material: Material) -> list[tuple[str, str]]:
+    """What virtual seconds are not."""
+    if not material.in_virtual_time.runs:
+        return []
+    return [(
+        "Virtual seconds are not wall seconds.",
+        "Gradients and updates are real, clock and network are simulated: compute times from a distribution, a "
+        "full-duplex port per rank, no switch, no lost packet, no operating system. They say what waiting and "
+        "staleness do to training, not how fast a cluster is; they repeat exactly on any machine.",
+    )]  # fmt: skip
 
 
 def _crowding(material: Material) -> Iterable[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from benchsuite.analysis import cells as naming
-from benchsuite.analysis import convergence, ranks, scaling, traffic
+from benchsuite.analysis import convergence, ranks, scaling, traffic, virtual
 from benchsuite.analysis.select import Selection
 from benchsuite.cell import Cell
 from benchsuite.frame import COLUMNS, row
@@ -29,16 +30,23 @@ class Material:
     seeds: Sequence[int]
     selection: Selection
     environments: Sequence[Mapping[str, Any]]  # of the selected runs, each once, oldest run first
+    clock: str = "wall"
+
+    @cached_property
+    def in_virtual_time(self) -> Material:
+        """The same plan's runs of the virtual clock."""
+        return dataclasses.replace(self, clock="virtual")
 
     @cached_property
     def runs(self) -> list[Run]:
-        """The ok runs under the wall clock; virtual seconds never share a figure with them."""
-        return [run for run in self.selection.runs if run.cell.clock == "wall"]
+        """The ok runs of this world's clock: virtual seconds never share a figure with wall seconds."""
+        return [run for run in self.selection.runs if run.cell.clock == self.clock]
 
     @cached_property
     def names(self) -> pd.DataFrame:
-        """`cells.describe` of the plan."""
-        return naming.describe(self.cells)
+        """`cells.describe` of the plan's cells under this clock."""
+        described = naming.describe(self.cells)
+        return described[described["clock"] == self.clock] if len(described) else described
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -64,6 +72,11 @@ class Material:
         return convergence.to_target(self.frame, self.names)
 
     @cached_property
+    def virtual(self) -> pd.DataFrame:
+        """`virtual.virtual`, of the runs in virtual time."""
+        return virtual.virtual(self.in_virtual_time.frame, self.in_virtual_time.names)
+
+    @cached_property
     def traffic(self) -> pd.DataFrame:
         """`traffic.traffic`."""
         return traffic.traffic(self.frame, self.names)
@@ -80,12 +93,12 @@ class Material:
 
     @cached_property
     def looks(self) -> dict[str, Look]:
-        """Series -> look, for all cells of the plan."""
-        return looks(self.names["series"])
+        """Series -> look, for all cells of the plan, in both worlds the same."""
+        return looks(naming.describe(self.cells)["series"])
 
     def wanted(self, spec: FigureSpec) -> list[str]:
         """Ids of the cells a figure may draw, in the plan's order."""
-        return list(dict.fromkeys(cell.id for cell in self.cells if spec.wants(cell)))
+        return list(dict.fromkeys(cell.id for cell in self.cells if cell.clock == self.clock and spec.wants(cell)))
 
     def of(self, table: pd.DataFrame, spec: FigureSpec) -> pd.DataFrame:
         """Rows of `table` (with a cell_id) that the figure may draw."""
@@ -94,7 +107,7 @@ class Material:
     def target(self, workload: str) -> Mapping[str, Any]:
         """The target as the newest run of that workload states it; {} without runs."""
         ids = set(self.names.loc[self.names["workload"] == workload, "cell_id"])
-        stated = [run.result.get("target") or {} for run in self.runs if run.cell_id in ids]
+        stated = [run.result["target"] for run in self.runs if run.cell_id in ids and run.result.get("target")]
         return stated[-1] if stated else {}
 
     @property
@@ -113,5 +126,8 @@ class Material:
         low, high = min(counts, default=0), max(counts, default=0)
         number = f"{low}" if low == high else f"{low} to {high}"
         preview = ", preview" if high < 5 else ""
+        commit = f"commit {', '.join(self.commits)}."
+        if self.clock == "virtual":  # the machine does not matter: these numbers repeat anywhere
+            return f"n = {number} seeds per cell{preview}; virtual; {commit}"
         machine = self.selection.machine or "unknown"
-        return f"n = {number} launches per cell{preview}; machine {machine}; commit {', '.join(self.commits)}."
+        return f"n = {number} launches per cell{preview}; machine {machine}; {commit}"

@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 import matplotlib
+import pandas as pd
 from markupsafe import Markup
 
 from benchsuite.analysis.select import Selection, select
@@ -110,10 +111,10 @@ def _sections(specs: Sequence[spec.FigureSpec], material: Material, out_dir: Pat
     with matplotlib.rc_context(style.theme()):  # type: ignore[arg-type]  # a Literal of all keys, which a dict[str] is not
         for entry in specs:
             section = Section(entry.name, entry.title)
-            if entry.kind == "table":
+            if entry.kind in ("table", "virtual_table"):
                 section.table = tables.build(entry, material)
                 tables.save(section.table, out_dir / "tables")
-            elif material.runs:
+            elif material.selection.runs:
                 for drawing in figures.draw(entry, material):
                     number += 1
                     section.drawings.append(_placed(drawing, out_dir, number=number, epoch=epoch))
@@ -187,7 +188,7 @@ def _html(plan: Plan, material: Material, sections: Sequence[Section]) -> str:
         definitions=limits.DEFINITIONS,
         tally=_tally(plan, selection),
         absent=absent,
-        asides=_asides(material),
+        asides=_asides(material, drawn=any(entry.kind in spec.VIRTUAL for entry in spec.parse(plan.figures))),
         stale=stale,
         footer=_footer(material),
         css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
@@ -197,35 +198,40 @@ def _html(plan: Plan, material: Material, sections: Sequence[Section]) -> str:
 
 
 def _lede(plan: Plan, material: Material) -> str:
-    names = material.names
-    if names.empty:
+    names, virtual = material.names, material.in_virtual_time.names
+    if names.empty and virtual.empty:
         return "This plan has no cell that can run."
-    workloads = ", ".join(dict.fromkeys(names["workload"]))
-    counts = ", ".join(str(count) for count in sorted(set(names["replicas"])))
-    series = names["series"].nunique()
+    seeds = words.count_of(len(plan.seeds), "seed")
+    said = [f"{_trained(names)}, {seeds}." if len(names) else ""]
+    if len(virtual):
+        said.append(f"In virtual time (real gradients, simulated clock and network): {_trained(virtual)}, {seeds}.")
+    return " ".join([*filter(None, said), "Same initial parameters, same data, same schedule."])
+
+
+def _trained(names: pd.DataFrame) -> str:
+    """`cnn/digits under 5 strategies by 1, 2, 4 workers, 15,360 samples each`."""
+    counts = [str(count) for count in sorted(set(names["replicas"]))]
+    shown = ", ".join(counts) if len(counts) <= 6 else f"{counts[0]} to {counts[-1]}"
     budgets = sorted({budget for budget in names["budget_samples"] if budget})
     budget = f", {budgets[0]:,} samples each" if len(budgets) == 1 else ""
-    return (
-        f"{workloads} trained under {words.count_of(series, 'strategy').replace('strategys', 'strategies')} by "
-        f"{counts} "
-        f"workers, {words.count_of(len(plan.seeds), 'seed')}{budget}. Same initial parameters, same data, same "
-        f"schedule."
-    )
+    strategies = words.count_of(names["series"].nunique(), "strategy").replace("strategys", "strategies")
+    return f"{' and '.join(dict.fromkeys(names['workload']))} under {strategies} by {shown} workers{budget}"
 
 
 def _facts(material: Material) -> list[tuple[str, str]]:
     """What stands under the answer: where and when."""
-    runs = material.runs
+    runs = material.selection.runs
     if not runs:
         return []
     dates = sorted(run.started_at for run in runs)
     span = dates[0][:10] if dates[0][:10] == dates[-1][:10] else f"{dates[0][:10]} to {dates[-1][:10]}"
+    virtual = sum(run.cell.clock == "virtual" for run in runs)
     cores = sorted({str(run.cost["cores"]) for run in runs if run.cost.get("cores")})
     facts = [
         ("machine", material.selection.machine),
         ("cores", ", ".join(cores)),
-        ("runs", f"{len(runs)} ok"),
-        ("measured", span),
+        ("runs", f"{len(runs)} ok" + (f", {virtual} virtual" if virtual else "")),
+        ("made", span),
     ]
     facts.append(("commit", ", ".join(material.commits)))
     for key in ("cpu", "torch", "python"):
@@ -248,16 +254,18 @@ def _tally(plan: Plan, selection: Selection) -> str:
     return f"{size}: {listed or 'none'}.{refused} ({meanings}.)"
 
 
-def _asides(material: Material) -> list[str]:
+def _asides(material: Material, *, drawn: bool) -> list[str]:
+    """drawn: whether the plan has a figure for runs of the virtual clock."""
     selection = material.selection
     said = []
-    diverged = [run for run in material.runs if run.result.get("diverged_step") is not None]
-    for run in diverged:
-        said.append(
-            f"Diverged: {run.cell.label} seed {run.cell.seed} at step {run.result['diverged_step']}; it counts as a "
-            f"miss."
-        )
-    virtual = len(selection.runs) - len(material.runs)
+    diverged: dict[str, list[Run]] = {}
+    for run in selection.runs:
+        if run.result.get("diverged_step") is not None:
+            diverged.setdefault(run.cell.label, []).append(run)
+    for label, runs in diverged.items():
+        where = ", ".join(f"seed {run.cell.seed} at step {run.result['diverged_step']}" for run in runs)
+        said.append(f"Diverged: {label}, {where}; {'misses' if len(runs) > 1 else 'a miss'}.")
+    virtual = 0 if drawn else len(selection.runs) - len(material.runs)
     if virtual:
         said.append(
             f"{words.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds are not wall seconds."
@@ -274,6 +282,6 @@ def _asides(material: Material) -> list[str]:
 
 
 def _footer(material: Material) -> str:
-    codes = sorted({run.code_id for run in material.runs})
+    codes = sorted({run.code_id for run in material.selection.runs})
     where = f"Machine {material.selection.machine or 'unknown'}, commit {', '.join(material.commits)}"
     return f"{where}, {words.count_of(len(codes), 'code id')}."

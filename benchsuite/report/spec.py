@@ -6,7 +6,8 @@ title = "Does it train?"                # heading on the page, default: the kind
 name = "curves"                         # file name under figures/ or tables/, default: the kind
 x = ["samples", "seconds", "bytes"]     # metric_against only: one figure each
 y = ["loss", "metric"]                  # metric_against only: one row of panels each
-columns = ["samples_per_s"]             # table only, default all
+columns = ["samples_per_s"]             # tables, default all; virtual_scaling: spread | link, panels side by side
+rows = ["link"]                         # virtual_scaling only: panels below each other
 where = { straggler = false, replicas = [1, 2, 4], topology = "ring" }   # cells that are drawn, default all
 """
 
@@ -31,6 +32,14 @@ KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyTyp
     "traffic": ("How many bytes?", {}),
     "staleness": ("How stale are the gradients?", {}),
     "rank_split": ("Where does each rank's time go?", {}),
+    "virtual_scaling": (
+        "And with more workers? In virtual time",
+        {
+            "y": ("staleness", "waiting", "samples_per_s", "seconds_to_target", "samples_to_target"),
+            "columns": ("spread", "link", ""), "rows": ("link", "spread", ""),
+        },
+    ),
+    "two_worlds": ("What this machine could measure, and what the virtual clock says", {}),
     "table": (
         "All numbers",
         {"columns": (
@@ -38,8 +47,19 @@ KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyTyp
             "bytes_to_target", "bytes_per_sample", "bytes_per_step", "wire_ratio", "staleness", "notes",
         )},
     ),
+    "virtual_table": (
+        "All numbers in virtual time",
+        {"columns": (
+            "virtual_samples_per_s", "waiting", "staleness", "final_metric", "samples_to_target",
+            "virtual_seconds_to_target", "bytes_to_target", "bytes_per_sample", "notes",
+        )},
+    ),
 })  # fmt: skip
-WHERE = ("workload", "preset", "parallel", "sync", "topology", "compression", "replicas", "servers", "straggler")
+WHERE = (
+    "workload", "preset", "parallel", "sync", "topology", "compression", "replicas", "servers", "straggler", "clock",
+    "gradients", "link_mbit", "compute_time",
+)  # fmt: skip
+VIRTUAL = ("virtual_scaling", "two_worlds", "virtual_table")  # kinds that draw runs of the virtual clock
 _SHARED = ("kind", "title", "name", "where")
 
 
@@ -60,9 +80,11 @@ class FigureSpec:
                 value: Any = bool(cell.straggler)
             elif key == "servers":
                 value = cell.num_servers
+            elif key == "compute_time":
+                value = (cell.compute_time or {}).get("kind", "")
             else:
                 value = getattr(cell, key)
-                value = plugins.stem(value) if isinstance(value, str) else value
+                value = "none" if value is None else plugins.stem(value) if isinstance(value, str) else value
             if value not in allowed:
                 return False
         return True
@@ -73,7 +95,7 @@ def parse(entries: Iterable[Mapping[str, Any]]) -> list[FigureSpec]:
 
     UsageError for an unknown kind, key or value (the nearest known one first).
     """
-    listed = list(entries) or [{"kind": kind} for kind in KINDS]
+    listed = list(entries) or [{"kind": kind} for kind in KINDS if kind not in VIRTUAL]
     specs: list[FigureSpec] = []
     for entry in listed:
         spec = _parse_one(entry)

@@ -82,6 +82,11 @@ COLUMNS: Mapping[str, Column] = {
                                                    "asynchronous", si=True),
         Column("wire_ratio", "wire ratio", "bytes the kernel counted on the interface over payload + control bytes"),
         Column("staleness", "staleness", "mean over updates: version at the update minus version of the gradient"),
+        Column("virtual_samples_per_s", "samples per virtual s",
+               "samples over virtual seconds after the warm-up, summed over workers", better="max"),
+        Column("waiting", "waiting, %", "share of the workers' virtual time in which they compute nothing", 1e2, "min"),
+        Column("virtual_seconds_to_target", "virtual s to target",
+               "virtual seconds until an evaluation first met the target, warm-up included", better="min"),
     )
 }  # fmt: skip
 _SOURCES = {
@@ -92,20 +97,25 @@ _NONE = summarize([])
 
 
 def build(spec: FigureSpec, material: Material) -> Table:
-    """The table of one `kind = "table"` entry."""
-    facts = _facts(material)
-    names = material.of(material.names, spec).sort_values(["replicas", "straggler", "order"], kind="stable")
+    """The table of one `kind = "table"` or `virtual_table` entry."""
+    virtual = spec.kind == "virtual_table"
+    facts = _virtual_facts(material) if virtual else _facts(material)
+    material = material.in_virtual_time if virtual else material
+    order = ["spread", "link", "replicas", "straggler", "order"] if virtual else ["replicas", "straggler", "order"]
+    names = material.of(material.names, spec).sort_values(order, kind="stable")
     columns = [COLUMNS[key] for key in spec.values["columns"] if key in COLUMNS]
     with_notes = "notes" in spec.values["columns"]
     several = names["workload"].nunique() > 1
     records = [(name, facts.get(name["cell_id"], {})) for name in names.to_dict("records")]
     bold = {column.key: _best(column, records) for column in columns}
     rows = []
-    groups = [(name["workload"], name["replicas"], name["straggler"]) for name, _ in records]
+    groups = [_group(name) for name, _ in records]
     breaks = [index > 0 and groups[index] != groups[index - 1] for index in range(len(groups))]
     for name, fact in records:
         row = [Value(name["workload"])] if several else []
+        row += [Value(name["spread"]), Value(name["link"])] if virtual else []
         label = words.label(name["series"]) + (f" ({name['straggler']} slower)" if name["straggler"] else "")
+        label += f" ({name['by_size']})" if name["by_size"] else ""
         row += [
             Value(label),
             Value(str(name["replicas"]), sort=float(name["replicas"])),
@@ -118,6 +128,7 @@ def build(spec: FigureSpec, material: Material) -> Table:
             row.append(Value(_notes(name["cell_id"], fact, material)))
         rows.append(row)
     headings = [("workload", "what is trained")] if several else []
+    headings += [("compute times", "how long gradients take"), ("link", "rate and latency")] if virtual else []
     headings += [("strategy", "sync, topology"), ("workers", "ranks that compute gradients"), ("n", "fresh launches")]
     metrics = {str(material.target(workload).get("metric", "final metric")) for workload in names["workload"]}
     final = metrics.pop() if len(metrics) == 1 else "final metric"
@@ -156,6 +167,21 @@ def _facts(material: Material) -> dict[str, dict[str, Any]]:
     }
 
 
+def _virtual_facts(material: Material) -> dict[str, dict[str, Any]]:
+    """The same for the virtual clock, whose runs are never crowded."""
+    table = material.virtual.set_index("cell_id")
+    return {
+        str(cell_id): {key: row[key] for key in COLUMNS if key in table}
+        | {"oversubscribed": False, "num_contended": 0, "n": row["n"]}
+        for cell_id, row in table.iterrows()
+    }
+
+
+def _group(name: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """Rows among which one can be best."""
+    return tuple(name[key] for key in ("workload", "spread", "link", "replicas", "straggler"))
+
+
 def _value(column: Column, summary: Summary, n: int, *, bold: bool) -> Value:
     """One field; a value that fewer than the row's n runs have says how many."""
     if summary.n == 0:
@@ -179,7 +205,7 @@ def _best(column: Column, records: list[tuple[Any, dict[str, Any]]]) -> set[str]
         summary = fact.get(column.key, _NONE)
         flagged = column.wall and fact and (fact["oversubscribed"] or fact["num_contended"])
         if column.better and summary.n and not flagged and math.isfinite(summary.center):
-            key = (name["workload"], name["replicas"], name["straggler"])
+            key = _group(name)
             groups.setdefault(key, []).append((name["cell_id"], summary))
     chosen: set[str] = set()
     for members in groups.values():
@@ -216,7 +242,7 @@ def _numbers(records: list[tuple[Any, dict[str, Any]]], columns: list[Column]) -
     """The same as plain numbers for csv: centre, low, high, kind of spread, misses per column."""
     rows = []
     for name, fact in records:
-        keys = ("cell_id", "workload", "series", "straggler", "replicas")
+        keys = ("cell_id", "workload", "series", "straggler", "spread", "link", "replicas")
         row: dict[str, Any] = {str(key): name[key] for key in keys} | {"n": fact.get("n", 0)}
         for column in columns:
             summary: Summary = fact.get(column.key, _NONE)

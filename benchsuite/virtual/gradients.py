@@ -8,31 +8,29 @@ a module with running statistics) is computed one by one; `reason` says why.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import functional_call
 
 from benchsuite import cell as cells
 from benchsuite import plugins
 from benchsuite.cell import Cell
 from benchsuite.parallel.data import DataPart
-from benchsuite.virtual.lean_graph import lean
+from benchsuite.virtual.graphs import CountCalls, Graph, trace
 from benchsuite.workload import Batch, Workload
 
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MOST_ROWS = SIZES[-1]
 MOST_BYTES = 256 * 2**20  # of gradients, parameters and their parts in one call
 COPIES = 4  # of a row: parameters, gradient, and both in pieces
+CHEAPER_ALONE = 0.5  # a call from a graph costs more Python than one from the module's own C++ backward pass
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-9}  # batched against one by one, relative to the norm
 
-Traced = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-Graphs = dict[tuple[Any, ...], Traced]  # of one workload, by the shapes of a group
+Graphs = dict[tuple[Any, ...], Graph]  # of one workload, by the shapes of a group
 
 
 def loss_key(cell: Cell) -> str:
@@ -59,6 +57,7 @@ class Gradients:
         self._workload, self._template = workload, template
         self._traced = traced if traced is not None else {}
         self._checked: Graphs = {}
+        self._alone: dict[tuple[Any, ...], float] = {}  # shapes of a batch -> its break-even
         self.reason = "" if batching else "switched off"  # why gradients are computed one by one
         row_bytes = COPIES * template.params.numel() * template.params.element_size()
         self._most_rows = max(2, min(MOST_ROWS, MOST_BYTES // max(row_bytes, 1)))
@@ -78,13 +77,11 @@ class Gradients:
 
     def _group(self, params: Tensor, rows: Sequence[int], batches: Sequence[Batch], grads: Tensor) -> list[float]:
         if len(rows) > 1 and not self.reason and _alike(batches):
-            index = torch.tensor(rows)
-            held = params.index_select(0, index)  # (k, P)
             x, y = torch.stack([batch.x for batch in batches]), torch.stack([batch.y for batch in batches])
-            found = self._batched(held, x, y, batches[0].num_samples)
+            found = self._batched(params, rows, x, y, batches[0].num_samples)
             if found is not None:
                 gradients, losses = found
-                grads.index_copy_(0, index, gradients[: len(rows)])
+                grads.index_copy_(0, torch.tensor(rows), gradients[: len(rows)])
                 values: list[float] = losses[: len(rows)].tolist()
                 return values
         return [self._one(params[row], batch, grads[row]) for row, batch in zip(rows, batches, strict=True)]
@@ -100,53 +97,68 @@ class Gradients:
 
     # -- batched -----------------------------------------------------------------------------------------------
 
-    def _batched(self, held: Tensor, x: Tensor, y: Tensor, num_samples: int) -> tuple[Tensor, Tensor] | None:
-        """(gradients (size, P), losses (size,)) of k <= size rows; None where they cannot be batched."""
+    def _batched(
+        self, params: Tensor, rows: Sequence[int], x: Tensor, y: Tensor, num_samples: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """(gradients (size, P), losses (size,)) of k <= size rows; None where one by one is right, or cheaper."""
+        if len(rows) <= self._break_even(x, y, num_samples) or self.reason:
+            return None
+        held = params.index_select(0, torch.tensor(rows))  # (k, P)
         size = next(size for size in SIZES if size >= len(held))
         shared = all(torch.equal(row, held[0]) for row in reversed(held))  # a row that differs ends it at once
         if size > len(held):
             pad = torch.zeros(size - len(held), dtype=torch.long)
             x, y = torch.cat([x, x[pad]]), torch.cat([y, y[pad]])
             held = held if shared else torch.cat([held, held[pad]])
-        given = held[0] if shared else held
-        key = (size, shared, x.shape[1:], x.dtype, y.shape[1:], y.dtype, num_samples)
-        traced = self._checked.get(key)
-        if traced is None:
-            if key not in self._traced and not self._trace(key, given, x, y, num_samples, shared=shared):
-                return None
-            traced = self._traced[key]
-            if not self._agrees(traced, given, x, y, num_samples, shared=shared):
-                return None
-            self._checked[key] = traced
+        graph = self._graph(held[0] if shared else held, x, y, num_samples)
+        if graph is None:
+            return None
         with torch.no_grad():
-            return traced(given, x, y)
+            return graph.run(held[0] if shared else held, x, y)
 
-    def _trace(
-        self, key: tuple[Any, ...], given: Tensor, x: Tensor, y: Tensor, num_samples: int, *, shared: bool
-    ) -> bool:
+    def _break_even(self, x: Tensor, y: Tensor, num_samples: int) -> float:
+        """Gradients that are as cheap one by one as together: by numbers of calls, not by a clock, so that a run has the
+        same bits everywhere. The digits CNN's batched gradient has 4.6 times the calls of its own: pairs go alone.
+        """
+        key = (x.shape[1:], x.dtype, y.shape[1:], y.dtype, num_samples)
+        if key not in self._alone:
+            twice = torch.zeros(2, dtype=torch.long)
+            graph = self._graph(self._template.params.expand(2, -1).clone(), x[twice], y[twice], num_samples)
+            with CountCalls() as alone:
+                self._one(self._template.params.clone(), Batch(x[0], y[0], num_samples), self._template.grad)
+            self._alone[key] = CHEAPER_ALONE * graph.num_calls / alone.count if graph is not None else math.inf
+        return self._alone[key]
+
+    def _graph(self, given: Tensor, x: Tensor, y: Tensor, num_samples: int) -> Graph | None:
+        """The graph for groups of these shapes, held against the module before its first use; None where there is none."""
+        key = (len(x), given.dim(), x.shape[1:], x.dtype, y.shape[1:], y.dtype, num_samples)
+        if key not in self._checked:
+            if key not in self._traced and not self._trace(key, given, x, y, num_samples):
+                return None
+            if not self._agrees(self._traced[key], given, x, y, num_samples):
+                return None
+            self._checked[key] = self._traced[key]
+        return self._checked[key]
+
+    def _trace(self, key: tuple[Any, ...], given: Tensor, x: Tensor, y: Tensor, num_samples: int) -> bool:
         """Makes a graph that can be replayed; False where the workload does what cannot be batched."""
-        batched = vmap(grad_and_value(self._loss_of(num_samples)), in_dims=(None if shared else 0, 0, 0))
         try:
-            self._traced[key] = lean(make_fx(lambda p, x, y: batched(p, x, y))(given, x, y)).forward
+            self._traced[key] = trace(self._loss_of(num_samples), given, x, y)
         except Exception as error:  # noqa: BLE001  whatever a workload does that vmap cannot: then one by one
             lines = str(error).strip().splitlines()
             self.reason = f"its loss cannot be batched: {type(error).__name__}: {lines[0] if lines else ''}"
             return False
         return True
 
-    def _agrees(
-        self, traced: Traced, given: Tensor, x: Tensor, y: Tensor, num_samples: int, *, shared: bool
-    ) -> bool:
+    def _agrees(self, graph: Graph, given: Tensor, x: Tensor, y: Tensor, num_samples: int) -> bool:
         """Whether the last row of a group is what the module itself computes."""
         with torch.no_grad():
-            gradients, losses = traced(given, x, y)
+            gradients, losses = graph.run(given, x, y)
         own, last = torch.empty_like(gradients[0]), len(x) - 1
-        loss = self._one(given if shared else given[last], Batch(x[last], y[last], num_samples), own)
+        loss = self._one(given if given.dim() == 1 else given[last], Batch(x[last], y[last], num_samples), own)
         close = CLOSE[own.dtype]
-        gap = float(torch.linalg.vector_norm(gradients[last] - own))
-        if gap > close * (1 + float(torch.linalg.vector_norm(own))) or abs(float(losses[last]) - loss) > close * (
-            1 + abs(loss)
-        ):
+        gap, norm = float(torch.linalg.vector_norm(gradients[last] - own)), float(torch.linalg.vector_norm(own))
+        if gap > close * (1 + norm) or abs(float(losses[last]) - loss) > close * (1 + abs(loss)):
             self.reason = "batched, its gradients are others than one by one: its loss depends on more than its batch"
             return False
         return True

@@ -26,7 +26,7 @@ from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
 from benchsuite.comm.virtual import VirtualComm
-from benchsuite.comm.virtual_parts import Script, VirtualWorld
+from benchsuite.comm.virtual_world import Script, VirtualWorld
 from benchsuite.errors import UsageError
 from benchsuite.job import RankJob
 from benchsuite.loop import Loop
