@@ -55,7 +55,7 @@ def run(
     store, started_at = Store(results), now_iso()
     here, meter = api.setting(store), CpuMeter()
     pairs: list[Pair] = []
-    with Bench([RANKS]) as bench:
+    with Bench(RANKS) as bench:
         launch = api.launcher(bench.cluster, here)
 
         def beside(launches: Launches) -> None:
@@ -127,10 +127,12 @@ def _quantities(launches: Launches, models: Models) -> Iterator[Figure]:
     for batch in launches.batches:
         times = launches.medians("gradients", "gradient", str(batch))
         yield figure("gradients", f"gradient of {batch} samples", "ms", [1e3 * value for value in times])
-    if launches.records["steps"][0][0]["both_gradient"]:
+    if launches.two_ranks:
         times = launches.medians("steps", "both_gradient")
         said = f"gradient of {launches.batches[0] // 2} samples, both ranks at once"
         yield figure("steps", said, "ms", [1e3 * value for value in times])
+        times = calibrate_cells.second_message(launches)
+        yield figure("steps", "two ranks, one more exchange in a step", "ms", [1e3 * value for value in times])
     kinds = {"alone": "one rank", "exchanging": "two ranks, one exchange", "answered": "one rank, one answer"}
     for name, points in calibrate_cells.rests(launches, models).items():
         said = f"rest of a step, {kinds[name]}"

@@ -2,10 +2,11 @@
 
 The virtual world knows gradients, messages and what a receiver copies. All else that a step takes is measured as its
 rest, and added to its gradients: the batch and the optimiser's step (a server's too: with one worker nobody else waits
-for it), a worker's counter and ticket, and what a step of two ranks takes beyond its gradient and its message. That
+for it), a worker's counter and ticket, and what a step of two ranks takes beyond its gradient and its messages. That
 last one is large where two ranks, with two threads each, share two cores: after computing, gloo's thread waits for a
-core, for up to a tick of the scheduler, whatever the message's size. It is not part of a message: a ring's second
-message does not wait again. It is common to the workers of a step, so it is added as a median and not drawn for each.
+core, for up to a tick of the scheduler, whatever the message's size. It is common to the workers of a step, so it is
+added as a median and not drawn for each. Each further message that a rank's own thread starts in such a step waits
+too, though less: a ring's messages have that latency, the library's rounds inside one all-reduce have not.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from benchsuite import compute_time, rules
 from benchsuite.analysis.costs import MessageModel
+from benchsuite.analysis.fits import Link
 from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.measure.calibrate_launches import NS, TIMEOUT_S, Launches
 from benchsuite.record import OVERSUBSCRIBED, Run, Status
@@ -124,15 +126,17 @@ def predict(
 def twin(cell: Cell, launches: Launches, models: Models) -> Cell:
     """The same cell under the virtual clock, with what was measured for its gradients, links and receivers."""
     size = launches.vector_bytes
-    if cell.topology == "parameter_server":
-        model, message, times = models.one_way, float(size), _answered(launches, models)
-        added = 0.0  # a server steps instead, which the times contain
-    elif cell.replicas > 1:
-        model, message, times = models.both_ways, size / cell.replicas, _exchanging(launches, models)
-        added = 0.5 if cell.topology == "ring" else 0.0  # every second receive of a ring; an all-reduce adds itself
+    link, added = models.one_way.fit.link(size), 0.0
+    if cell.topology == "parameter_server":  # it steps where others add, and the times contain that
+        times = _answered(launches, models)
+    elif cell.replicas == 1:
+        times = _alone(launches)
+    elif cell.topology == "ring":
+        link, added = busy_link(launches, models), 0.5  # every second receive of a ring is added
+        times = _exchanging(launches, link)
     else:
-        model, message, times, added = models.one_way, float(size), _alone(launches), 0.0
-    link = model.fit.link(message)
+        link = models.both_ways.fit.link(size / 2)
+        times = _exchanging(launches, link)
     return resolve(
         dataclasses.replace(
             cell,
@@ -152,8 +156,8 @@ def rests(launches: Launches, models: Models) -> Mapping[str, list[float]]:
     """What a step takes beyond gradient and messages, in seconds, per launch: of one rank, and of two in two ways."""
     whole = str(launches.batches[0])
     found = {"alone": _differences(launches, "gradients", ("step", whole), ("gradient", whole), 0.0)}
-    message = models.both_ways.fit.predict(launches.vector_bytes / 2)
-    if launches.records["steps"][0][0]["both_step"]:
+    if launches.two_ranks:
+        message = models.both_ways.fit.predict(launches.vector_bytes / 2)
         found["exchanging"] = _differences(launches, "steps", ("both_step",), ("both_gradient",), message)
     message = 2 * models.one_way.fit.predict(launches.vector_bytes)
     found["answered"] = _differences(launches, "steps", ("one_step",), ("one_gradient",), message)
@@ -174,8 +178,24 @@ def _alone(launches: Launches) -> list[float]:
     return [value + rest for value in gradients_s(launches, "gradients", "gradient", whole)]
 
 
-def _exchanging(launches: Launches, models: Models) -> list[float]:
-    rest = statistics.median(rests(launches, models)["exchanging"])
+def second_message(launches: Launches) -> list[float]:
+    """Per launch: seconds by which one more message each way makes a step of two ranks longer."""
+    pairs = zip(launches.medians("steps", "twice_step"), launches.medians("steps", "both_step"), strict=True)
+    return [twice - once for twice, once in pairs]
+
+
+def busy_link(launches: Launches, models: Models) -> Link:
+    """What a message each way is like where the ranks have just computed: never better than alone."""
+    size = launches.vector_bytes / 2
+    alone = models.both_ways.fit.link(size)
+    waited = statistics.median(second_message(launches)) - alone.seconds(size)
+    return Link(alone.alpha_s + max(0.0, waited), alone.beta_s_per_byte)
+
+
+def _exchanging(launches: Launches, link: Link) -> list[float]:
+    """The rest is what one message of such a link does not explain."""
+    message = link.seconds(launches.vector_bytes / 2)
+    rest = statistics.median(_differences(launches, "steps", ("both_step",), ("both_gradient",), message))
     return [value + rest for value in gradients_s(launches, "steps", "both_gradient")]
 
 

@@ -18,7 +18,8 @@ from benchsuite.cell import Budget, Cell
 from benchsuite.measure.bench import Bench
 from benchsuite.measure.load import CpuMeter
 
-RANKS = "benchsuite.measure.calibrate_ranks"
+MESSAGES, COMPUTE = "benchsuite.measure.calibrate_ranks", "benchsuite.measure.calibrate_compute_ranks"
+RANKS = (MESSAGES, COMPUTE)  # for the fork server to import
 KIB, MIB = 2**10, 2**20
 NS = 1e-9
 SHARES = (1, 2, 4, 8)  # a gradient is timed on this part of the global batch
@@ -86,6 +87,11 @@ class Launches:
         """How many steps of a whole batch take about so long; at least 20."""
         step_s = self.medians("gradients", "step", str(self.batches[0]))[0]
         return max(LEAST_STEPS, min(most, int(seconds / step_s)))
+
+    @property
+    def two_ranks(self) -> bool:
+        """Whether the batch could be halved, so that there are steps of two ranks."""
+        return bool(self.records["steps"][0][0]["both_step"])
 
     @property
     def num_launches(self) -> int:
@@ -164,6 +170,7 @@ def _launch(bench: Bench, found: Launches, kind: str, cell: Cell, order: Mapping
     budget = Budget(samples=cell.budget.samples, timeout_s=TIMEOUT_S)
     started = dataclasses.replace(cell, replicas=replicas, topology="native", budget=budget)
     meter = CpuMeter()
-    launch = bench.launch(started, f"{RANKS}:{kind}", order)
+    module = COMPUTE if kind in ("additions", "gradients", "steps") else MESSAGES
+    launch = bench.launch(started, f"{module}:{kind}", order)
     found.foreign.setdefault(kind, []).append(meter.read().foreign_share)
     found.records.setdefault(kind, []).append(launch.ranks)

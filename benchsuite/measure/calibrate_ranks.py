@@ -1,31 +1,26 @@
-"""What the ranks of `benchsuite calibrate` do: messages, incast, additions, gradients, steps, messages over slow links.
+"""What the ranks of `benchsuite calibrate` do to messages: `messages` (2 ranks), `incast` (3), `shaped` (2).
 
 Each entry is called with a job, connects as a worker does, does what `order.json` says and leaves lists of ns as its
-record. Entries: `messages` (2 ranks), `incast` (3), `additions` (1), `gradients` (1), `steps` (2), `shaped` (2).
+record. What they do to gradients: `calibrate_compute_ranks.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any
 
 import torch
 
 from benchsuite import cell as cells
-from benchsuite import training as trainings
 from benchsuite.comm.process import ProcessComm
 from benchsuite.comm.rendezvous import connect, open_store
 from benchsuite.job import RankJob, write_rank_file
 from benchsuite.measure.bench import read_order
 from benchsuite.measure.shaped_link import BURST_BYTES, NotShaped, ShapedLoopback
-from benchsuite.update import Updater
-from benchsuite.workload import Part, Recipe, Workload
 
 WARMUP = 3  # repetitions that are not kept
-BLOCKS = 4  # batch sizes take turns, so that a slow spell of the machine meets all of them
 Times = dict[str, Any]
 
 
@@ -34,7 +29,7 @@ def messages(job: RankJob) -> None:
 
     Order: {"sizes": {bytes: repetitions}, "controls": n}. Receives are posted ahead, as our topologies do.
     """
-    comm, order = _connected(job), read_order(job.run_dir)
+    comm, order = connected(job), read_order(job.run_dir)
     record: Times = {"one_way": {}, "both_ways": {}}
     for size, repetitions in order["sizes"].items():
         record["one_way"][size] = _one_way(comm, int(size), repetitions)
@@ -42,7 +37,7 @@ def messages(job: RankJob) -> None:
         record["both_ways"][size] = _both_ways(comm, int(size), repetitions)
         comm.barrier()
     record |= _controls(comm, order["controls"])
-    _leave(job, comm, record)
+    leave(job, comm, record)
 
 
 def _one_way(comm: ProcessComm, size: int, repetitions: int, warmup: int = WARMUP) -> list[int]:
@@ -102,7 +97,7 @@ def incast(job: RankJob) -> None:
 
     Order: {"sizes": {bytes: repetitions}}. Each begins with a word of 4 bytes from the receiver.
     """
-    comm, order = _connected(job), read_order(job.run_dir)
+    comm, order = connected(job), read_order(job.run_dir)
     record: Times = {"at_once": {}, "in_turn": {}}
     for size, repetitions in order["sizes"].items():
         numel = int(size) // 4
@@ -111,7 +106,7 @@ def incast(job: RankJob) -> None:
                 taken = _gather(comm, numel, together=name == "at_once")
                 if repetition >= WARMUP and comm.rank == 0:
                     record[name].setdefault(size, []).append(taken)
-    _leave(job, comm, record)
+    leave(job, comm, record)
 
 
 def _gather(comm: ProcessComm, numel: int, *, together: bool) -> int:
@@ -136,108 +131,6 @@ def _gather(comm: ProcessComm, numel: int, *, together: bool) -> int:
     return perf_counter_ns() - begin
 
 
-def additions(job: RankJob) -> None:
-    """ns of `x.add_(y)`, what a receiver does with what has come. Order: {"sizes": {bytes: repetitions}}."""
-    _quiet_torch()
-    record: Times = {"add": {}}
-    for size, repetitions in read_order(job.run_dir)["sizes"].items():
-        x, y = torch.zeros(int(size) // 4), torch.ones(int(size) // 4)
-        times = record["add"][size] = []
-        for repetition in range(WARMUP + repetitions):
-            begin = perf_counter_ns()
-            x.add_(y)
-            if repetition >= WARMUP:
-                times.append(perf_counter_ns() - begin)
-    write_rank_file(job.run_dir, job.rank, json.dumps(record))
-
-
-class _Step:
-    """Batch, gradient, update of the cell's workload without strategy and harness."""
-
-    def __init__(self, job: RankJob) -> None:
-        cell = cells.from_json(job.cell)
-        self._workload: Workload
-        self._part: Part
-        self._workload, self._part = trainings.build_part(cell)
-        self._recipe: Recipe = trainings.make_recipe(cell, self._workload)
-        self._updater = Updater(self._part.params, self._recipe)
-        self._number = 0
-        self.vector_bytes = self._part.grad.numel() * self._part.grad.element_size()
-
-    def run(self, batch: int, *, shard: int = 0, between: Callable[[], None] = lambda: None) -> tuple[int, int]:
-        """(ns of the gradient, ns of all) of one step on so many samples; between: gradient and update."""
-        num_shards = self._recipe.global_batch // batch
-        begin = perf_counter_ns()
-        samples = self._workload.batch(self._number, shard=shard, num_shards=num_shards)
-        before = perf_counter_ns()
-        self._part.gradient(samples)
-        after = perf_counter_ns()
-        between()
-        self._updater.step(self._part.grad, samples=0)
-        self._number += 1
-        return after - before, perf_counter_ns() - begin
-
-
-def gradients(job: RankJob) -> None:
-    """`gradient` and `step` (batch, gradient, update) by batch size, and `vector_bytes` of a gradient.
-
-    Order: {"batches": {samples: repetitions}, "seconds": about how long a batch size may take}.
-    """
-    _quiet_torch()
-    step, order = _Step(job), read_order(job.run_dir)
-    batches, seconds = order["batches"], order["seconds"]
-    record: Times = {"gradient": {batch: [] for batch in batches}, "step": {batch: [] for batch in batches}}
-    record["vector_bytes"] = step.vector_bytes
-    for _ in range(BLOCKS):
-        for batch, repetitions in batches.items():
-            end = perf_counter_ns() + int(1e9 * seconds / BLOCKS)
-            for repetition in range(WARMUP + -(-repetitions // BLOCKS)):
-                if repetition > WARMUP and perf_counter_ns() > end:
-                    break
-                gradient, whole = step.run(int(batch))
-                if repetition >= WARMUP:
-                    record["gradient"][batch].append(gradient)
-                    record["step"][batch].append(whole)
-    write_rank_file(job.run_dir, job.rank, json.dumps(record))
-
-
-def steps(job: RankJob) -> None:
-    """Steps with one exchange between gradient and update, in the two ways in which ranks share a machine's cores.
-
-    `both`: two ranks compute, then send and receive `both_bytes` at once. `one`: rank 0 computes, rank 1 waits and
-    answers a message of `one_bytes` with another. Order: {"rounds": n, "both_batch": samples, "both_bytes": n,
-    "one_batch": samples, "one_bytes": n}; without `both_batch` the first is left out.
-    A rank has two threads, its own and gloo's; after computing, the latter waits for a core. Messages that are timed
-    alone know nothing of that.
-    """
-    comm, order = _connected(job), read_order(job.run_dir)
-    _quiet_torch()
-    step, other = _Step(job), 1 - comm.rank
-    record: Times = {name: [] for name in ("both_gradient", "both_step", "one_gradient", "one_step")}
-    for name in ("both", "one"):
-        if not order[f"{name}_batch"]:
-            continue
-        numel, batch = order[f"{name}_bytes"] // 4, order[f"{name}_batch"]
-        mine, theirs = torch.ones(numel), torch.zeros(numel)
-
-        def exchange(mine: torch.Tensor = mine, theirs: torch.Tensor = theirs) -> None:
-            receiving, sending = comm.irecv(theirs, other), comm.isend(mine, other)
-            receiving.wait()
-            sending.wait()
-
-        comm.barrier()
-        for repetition in range(WARMUP + order["rounds"]):
-            if name == "one" and comm.rank == 1:
-                comm.recv(theirs, 0)
-                comm.send(mine, 0)
-                continue
-            gradient, whole = step.run(batch, shard=comm.rank if name == "both" else 0, between=exchange)
-            if repetition >= WARMUP:
-                record[f"{name}_gradient"].append(gradient)
-                record[f"{name}_step"].append(whole)
-    _leave(job, comm, record)
-
-
 def shaped(job: RankJob) -> None:
     """`one_way` by rate and size over a slow link; `reason` where there is none.
 
@@ -254,7 +147,7 @@ def shaped(job: RankJob) -> None:
             store.set(f"seen by {job.rank}", "")
             store.get(f"seen by {1 - job.rank}")  # rank 0 hosts the store
             return
-        comm = _connected(job, store)  # after the packets have got their size
+        comm = connected(job, store)  # after the packets have got their size
         record: Times = {"reason": None, "one_way": {}}
         for rate, sizes in read_order(job.run_dir)["rates"].items():
             comm.barrier()
@@ -268,7 +161,7 @@ def shaped(job: RankJob) -> None:
         comm.barrier()
         if isinstance(link, ShapedLoopback):
             link.set_rate(None)
-        _leave(job, comm, record)
+        leave(job, comm, record)
 
 
 def _slow_link(job: RankJob, stack: contextlib.ExitStack) -> ShapedLoopback | str:
@@ -280,18 +173,13 @@ def _slow_link(job: RankJob, stack: contextlib.ExitStack) -> ShapedLoopback | st
         return str(reason)
 
 
-def _quiet_torch() -> None:
-    """As a worker sets it."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
-
-
-def _connected(job: RankJob, store: Any = None) -> ProcessComm:
+def connected(job: RankJob, store: Any = None) -> ProcessComm:
+    """As a worker connects, with one thread."""
     torch.set_num_threads(1)
     return connect(job, cells.from_json(job.cell), open_store(job) if store is None else store, None)
 
 
-def _leave(job: RankJob, comm: ProcessComm, record: Times) -> None:
+def leave(job: RankJob, comm: ProcessComm, record: Times) -> None:
+    """Hands the record in; nobody goes while a peer still needs the store."""
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
     comm.barrier()

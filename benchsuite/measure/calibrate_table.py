@@ -121,7 +121,7 @@ def _extrapolated(row: Document) -> str:
     if row["shown_s"] is None:
         return f"- error {_percent(row['error'])} > {_percent(LARGEST_ERROR)}"
     scale, unit = (1.0, "s") if row["shown_s"] >= 1 else (1e3, "ms")
-    value, low, high = (f"{scale * row[name]:.3g}" for name in ("shown_s", "low_s", "high_s"))
+    value, low, high = (_short(scale * row[name]) for name in ("shown_s", "low_s", "high_s"))
     return f"{value} {unit} [{low} {high}]"
 
 
@@ -152,6 +152,11 @@ def _number(value: float) -> str:
     if value == 0 or abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _short(value: float) -> str:
+    """Four characters up to 9999."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def _ms(seconds: float) -> str:
