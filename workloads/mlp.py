@@ -55,7 +55,7 @@ class Workload:
     """The same of the teacher's."""
     num_parameters: int = 0
     """Parameters in all, filled up with ballast (0 = no ballast), e.g. 1048576 for 4 MiB of fp32."""
-    lr: float = 0.05
+    lr: float = 0.04
     """Peak learning rate of SGD for a global batch of 16."""
     lr_rule: Literal["sqrt", "linear", "none"] = "sqrt"
     """How the rate grows with the global batch: by the root of batch/16, by batch/16, or not."""

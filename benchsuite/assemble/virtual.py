@@ -12,8 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchsuite.assemble import cost as costs
 from benchsuite.assemble import result as results
+from benchsuite.assemble.cost import NS
 from benchsuite.assemble.result import Rank
 from benchsuite.cell import Cell
 
@@ -38,6 +41,9 @@ def sections(
         result["samples_to"] = dict.fromkeys(result["samples_to"])
         result["target"] = None
     result |= thinned(result["loss"], result["loss_samples"])
+    if cost["window"] is not None:
+        busy = busy_share(ranks, cost["window"]["start_s"], cost["window"]["stop_s"])
+        cost["idle_share"] = max(0.0, 1 - busy)
     cost["virtual_s"] = cost.pop("wall_s")
     cost["ranks_left_out"] = max(0, len(ranks) - MOST_RANKS)
     cost["ranks"] = cost["ranks"][:MOST_RANKS] if not cost["ranks_left_out"] else []
@@ -52,6 +58,19 @@ def sections(
         del raw[name]
     raw["left_out"] = left_out
     return result, cost, raw
+
+
+def busy_share(ranks: Sequence[Rank], start_s: float, stop_s: float) -> float:
+    """Share of the workers' time inside the window in which they compute: not the start, nor the end of a budget."""
+    begin = min(rank["start_ns"] for rank in ranks)
+    low, high = begin + start_s / NS, begin + stop_s / NS
+    workers = [rank["steps"] for rank in ranks if rank["role"] == "worker"]
+    computed = 0.0
+    for steps in workers:
+        starts = np.array(steps["start_ns"], dtype=np.float64)  # a gradient is the first thing of a step
+        ends = starts + np.array(steps["compute_ns"], dtype=np.float64)
+        computed += float(np.clip(np.minimum(ends, high) - np.maximum(starts, low), 0.0, None).sum())
+    return float(computed / (len(workers) * (high - low)))
 
 
 def thinned(losses: Sequence[float | None], samples: Sequence[int]) -> dict[str, list[Any]]:

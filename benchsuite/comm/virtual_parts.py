@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from benchsuite.virtual.clock import Task, VirtualClock
-from benchsuite.virtual.network import Network
-from benchsuite.virtual.schedule import Event, Schedule
+from benchsuite.virtual.schedule import Event
 
 if TYPE_CHECKING:
     from benchsuite.comm.virtual import VirtualComm

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from benchsuite.analysis.statistics import Summary
@@ -21,7 +22,7 @@ from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
 from benchsuite.report.style import SOFT, WIDE_IN, Look
 
-TOP = 0.955  # of a panel's height: where a median that was never reached stands
+MISSED = 1.075  # of a panel's height, above it: where a median stands that was never reached
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,34 @@ QUANTITIES: Mapping[str, Quantity] = {
 _COLUMNS = {"samples_per_s": "virtual_samples_per_s", "seconds_to_target": "virtual_seconds_to_target"}
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One axes: which cells, which quantity."""
+
+    table: pd.DataFrame
+    y: str
+    title: str
+
+
 def scaling(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """One drawing per quantity and workload; panels by compute times (rows) and links (columns), or the other way."""
+    """Per workload one drawing of panels by compute times and links for each quantity, or, where neither is told apart,
+    one drawing with the quantities side by side."""
     table = _rows(spec, material)
     drawings = []
     workloads = list(dict.fromkeys(table["workload"]))
+    across, down = spec.values["columns"][0], spec.values["rows"][0]
     for workload in workloads:
-        for y in spec.values["y"]:
-            column = _COLUMNS.get(y, y)
-            part = table[(table["workload"] == workload) & (table[column].map(lambda s: s.n) > 0)]
-            if part.empty:
-                continue
-            suffix = f"_{workload.replace('/', '_')}" if len(workloads) > 1 else ""
+        suffix = f"_{workload.replace('/', '_')}" if len(workloads) > 1 else ""
+        mine = table[table["workload"] == workload]
+        drawn = [y for y in spec.values["y"] if (mine[_COLUMNS.get(y, y)].map(lambda s: s.n) > 0).any()]
+        if not across and not down:
+            if drawn:
+                panels = [[Panel(_with(mine, y), y, QUANTITIES[y].label) for y in drawn]]
+                drawings.append(_draw(f"{spec.name}{suffix}", panels, material))
+            continue
+        for y in drawn:
             name = spec.name if len(spec.values["y"]) == 1 else f"{spec.name}_{y}"
-            drawings.append(_panels(f"{name}{suffix}", part, material, y=y, spec=spec))
+            drawings.append(_draw(f"{name}{suffix}", _grid(_with(mine, y), y, across, down), material))
     return drawings
 
 
@@ -68,40 +83,55 @@ def _rows(spec: FigureSpec, material: Material) -> pd.DataFrame:
     return material.in_virtual_time.of(material.virtual, spec).sort_values("order", kind="stable")
 
 
-def _panels(name: str, table: pd.DataFrame, material: Material, *, y: str, spec: FigureSpec) -> Drawing:
-    across, down = spec.values["columns"][0], spec.values["rows"][0]
-    columns = list(dict.fromkeys(table[across])) if across else [""]
-    rows = list(dict.fromkeys(table[down])) if down else [""]
+def _with(table: pd.DataFrame, y: str) -> pd.DataFrame:
+    """The cells that have this quantity."""
+    return table[table[_COLUMNS.get(y, y)].map(lambda s: s.n) > 0]
+
+
+def _grid(table: pd.DataFrame, y: str, across: str, down: str) -> list[list[Panel]]:
+    """One panel per value of `across` and `down` ("" = not told apart)."""
+
+    def parts(of: pd.DataFrame, key: str) -> list[tuple[str, pd.DataFrame]]:
+        return [(str(value), of[of[key] == value]) for value in dict.fromkeys(table[key])] if key else [("", of)]
+
+    return [
+        [Panel(inside, y, "; ".join(filter(None, (row, column)))) for column, inside in parts(line, across)]
+        for row, line in parts(table, down)
+    ]
+
+
+def _draw(name: str, panels: Sequence[Sequence[Panel]], material: Material) -> Drawing:
+    table = pd.concat([panel.table for line in panels for panel in line]).drop_duplicates("cell_id")
     legend = [material.looks[series] for series in dict.fromkeys(table["series"])]
-    margins = Margins(left=0.5, right=0.12, top=0.22, bottom=0.36, between=0.28)
-    layout = grid([1.25] * len(rows), len(columns), width=WIDE_IN, legend=legend, margins=margins)
+    arrives = any(panel.y.endswith("to_target") for line in panels for panel in line)
+    margins = Margins(left=0.5, right=0.12, top=0.4 if arrives else 0.22, bottom=0.36, between=0.28)
+    layout = grid([1.25 if len(panels) > 1 else 1.5] * len(panels), len(panels[0]), width=WIDE_IN, legend=legend,
+                  margins=margins)  # fmt: skip
     counts = sorted(set(table["replicas"]))
-    for r, row in enumerate(rows):
-        for c, column in enumerate(columns):
+    quantities = list(dict.fromkeys(panel.y for line in panels for panel in line))
+    for r, line in enumerate(panels):
+        for c, panel in enumerate(line):
             ax = layout.axes[r][c]
-            inside = table[(table[across] == column) if across else (table["order"] >= 0)]
-            inside = inside[(inside[down] == row) if down else (inside["order"] >= 0)]
-            _theory(ax, y, inside, counts)
-            missed = _lines(ax, inside, material, _COLUMNS.get(y, y))
-            said = [str(text) for text in ((row if down else ""), (column if across else "")) if text]
-            ax.set_title("; ".join(said), loc="left")
-            _style(ax, y, counts, first=c == 0, last=r == len(rows) - 1)
-            if missed:
+            _theory(ax, panel.y, panel.table, counts)
+            if _lines(ax, panel.table, material, _COLUMNS.get(panel.y, panel.y)):
                 _strip(ax)
-    _share_limits(layout.axes, y)
-    ids = list(table["cell_id"])
+            ax.set_title(panel.title, loc="left", pad=16 if arrives else None)
+            _style(ax, panel.y, counts, first=c == 0 and len(quantities) == 1, last=r == len(panels) - 1)
+    for y in quantities:
+        axes = [layout.axes[r][c] for r, line in enumerate(panels) for c, panel in enumerate(line) if panel.y == y]
+        _share_limits(axes, y)
     boxes = [box for line in layout.cells for box in line]
     return Drawing(
-        name, layout.figure, _caption(table, material, y), ids, legend, layout.whole, boxes,
-        alt=f"{QUANTITIES[y].label} against the number of workers, in virtual time",
+        name, layout.figure, _caption(table, material, quantities), list(table["cell_id"]), legend, layout.whole, boxes,
+        alt=f"{', '.join(QUANTITIES[y].label for y in quantities)} against the number of workers, in virtual time",
     )  # fmt: skip
 
 
-def _caption(table: pd.DataFrame, material: Material, y: str) -> str:
-    quantity = QUANTITIES[y]
-    arrives = y.endswith("to_target")
+def _caption(table: pd.DataFrame, material: Material, quantities: Sequence[str]) -> str:
+    meanings = "; ".join(f"{QUANTITIES[y].label}: {QUANTITIES[y].meaning}" for y in quantities)
+    arrives = any(y.endswith("to_target") for y in quantities)
     edge = (
-        " A mark at the upper edge: the median run did not arrive within the budget; a bar to the edge: some did not."
+        " A mark above the panel: the median run did not arrive within the budget; a bar up to there: some did not."
         if arrives else ""
     )  # fmt: skip
     goal = ""
@@ -110,16 +140,24 @@ def _caption(table: pd.DataFrame, material: Material, y: str) -> str:
         if target:
             sign, unit = ("≥" if target["direction"] == "max" else "≤"), str(target.get("unit") or "")
             goal = f" Target: {target['metric']} {sign} {target['target']:g}{unit}."
-    by_size = sorted({
-        f"{words.label(series)}: {text} with {words.workers(n)}"
-        for series, text, n in zip(table["series"], table["by_size"], table["replicas"], strict=True) if text
-    }, key=lambda text: (text.partition(":")[0], int(text.rpartition(" ")[0].rpartition(" ")[2])))  # fmt: skip
-    sizes = f" {'; '.join(by_size)}." if by_size else ""
     timing = " Times only: no gradient was computed." if set(table["gradients"]) == {"none"} else ""
     return (
-        f"{quantity.label[0].upper()}{quantity.label[1:]} ({quantity.meaning}). Line: median, bar: range or interval."
-        f"{edge}{goal}{sizes}{timing} {material.in_virtual_time.provenance(list(table['cell_id']))}"
+        f"{meanings[0].upper()}{meanings[1:]}. Line: median, bar: range or interval."
+        f"{edge}{goal}{_by_size(table)}{timing} "
+        f"Compute times and links: {_world(table)}. {material.in_virtual_time.provenance(list(table['cell_id']))}"
     )
+
+
+def _by_size(table: pd.DataFrame) -> str:
+    """Options that go with the number of workers: `k sync: backup_workers = 1, 2 with 4, 16 workers.`"""
+    said = []
+    for series, rows in table[table["by_size"] != ""].groupby("series", sort=False):
+        pairs = sorted({(int(n), str(text)) for n, text in zip(rows["replicas"], rows["by_size"], strict=True)})
+        name = pairs[0][1].partition("=")[0]
+        values = ", ".join(text.partition("=")[2] for _, text in pairs)
+        sizes = ", ".join(str(n) for n, _ in pairs)
+        said.append(f" {words.label(str(series))}: {name} = {values} with {sizes} workers.")
+    return "".join(said)
 
 
 def _lines(ax: Axes, table: pd.DataFrame, material: Material, column: str) -> bool:
@@ -140,8 +178,10 @@ def _line(ax: Axes, points: pd.DataFrame, column: str, look: Look, shift: float)
         x = float(point["replicas"]) * shift
         if math.isinf(summary.center):
             missed = True
-            ax.plot([x], [TOP], marker=look.marker, linestyle="none", color=look.color, markersize=4.2,
-                    markerfacecolor="white", transform=ax.get_xaxis_transform(), zorder=3, gid="missed")  # fmt: skip
+            ax.plot(
+                [x], [MISSED], marker=look.marker, linestyle="none", color=look.color, markersize=4.2,
+                clip_on=False, markerfacecolor="white", transform=ax.get_xaxis_transform(), zorder=3, gid="missed",
+            )  # fmt: skip
             xs.append(x)
             ys.append(math.nan)
             continue
@@ -158,7 +198,7 @@ def _line(ax: Axes, points: pd.DataFrame, column: str, look: Look, shift: float)
 def _bar_to_the_edge(ax: Axes, x: float, low: float, color: str) -> None:
     """From the lowest run to the upper edge, whatever the limits will be."""
     ax.annotate(
-        "", xy=(x, 1.0), xycoords=("data", "axes fraction"), xytext=(x, low), textcoords="data",
+        "", xy=(x, 2 * MISSED - 1.02), xycoords=("data", "axes fraction"), xytext=(x, low), textcoords="data",
         arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.9, "linestyle": (0, (2, 1.2))},
     )  # fmt: skip
 
@@ -190,7 +230,6 @@ def _style(ax: Axes, y: str, counts: Sequence[int], *, first: bool, last: bool) 
         ax.yaxis.set_minor_locator(NullLocator())
     else:
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0)))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.tick(value)))
     ax.grid(axis="y")
@@ -202,19 +241,22 @@ def _style(ax: Axes, y: str, counts: Sequence[int], *, first: bool, last: bool) 
 
 def _strip(ax: Axes) -> None:
     """Where the marks of medians stand that were never reached."""
-    low = 2 * TOP - 1
-    ax.fill_between([0, 1], [low, low], [1, 1], transform=ax.transAxes, color=SOFT, alpha=0.1, linewidth=0)
-    ax.text(0.012, TOP, "> budget", transform=ax.transAxes, va="center", ha="left", color=SOFT, fontsize=6)
+    strip = Rectangle((0, 1.02), 1, 2 * (MISSED - 1.02), transform=ax.transAxes, color=SOFT, alpha=0.1, linewidth=0)
+    strip.set_clip_on(False)
+    ax.add_patch(strip)
+    ax.text(-0.02, MISSED, "> budget", transform=ax.transAxes, va="center", ha="right", color=SOFT, fontsize=6)
 
 
-def _share_limits(rows: Sequence[Sequence[Axes]], y: str) -> None:
+def _share_limits(axes: Sequence[Axes], y: str) -> None:
     """Equal y ranges in all panels, with room above for what was never reached."""
     if QUANTITIES[y].scale == "share":
         return
-    axes = [ax for row in rows for ax in row if ax.has_data()]
     low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
+    steps = (1.0, 3.0) if high > 20 * low else (1.0, 2.0, 5.0)
     for ax in axes:
-        ax.set_ylim(low, high * (high / low) ** 0.12 if QUANTITIES[y].scale == "log" else high)
+        ax.set_ylim(low, high)
+        if QUANTITIES[y].scale == "log":
+            ax.yaxis.set_major_locator(LogLocator(base=10, subs=steps))
 
 
 def two_worlds(spec: FigureSpec, material: Material) -> list[Drawing]:
@@ -227,7 +269,7 @@ def two_worlds(spec: FigureSpec, material: Material) -> list[Drawing]:
     legend = [material.looks[name] for name in series]
     layout = grid([1.9], 2, width=WIDE_IN, legend=legend)
     left, right = layout.axes[0]
-    whole = measured[~measured["oversubscribed"]]
+    whole = measured[~measured["oversubscribed"].astype(bool)]
     counts = sorted({*whole["replicas"], *virtual["replicas"]})
     for position, name in enumerate(series):
         shift = 2 ** (0.09 * (position - (len(series) - 1) / 2))
@@ -239,6 +281,7 @@ def two_worlds(spec: FigureSpec, material: Material) -> list[Drawing]:
         (left, "measured here: samples per second"), (right, "virtual: samples per virtual second"),
     ):  # fmt: skip
         _style(ax, "samples_per_s", counts, first=False, last=True)
+        _share_limits([ax], "samples_per_s")
         ax.set_title(title, loc="left")
     left_out = int(measured["oversubscribed"].sum())
     caption = (
@@ -258,4 +301,4 @@ def two_worlds(spec: FigureSpec, material: Material) -> list[Drawing]:
 def _world(table: pd.DataFrame) -> str:
     """Compute times and links of these cells, in words."""
     spreads, links = (list(dict.fromkeys(table[name])) for name in ("spread", "link"))
-    return f"{' / '.join(spreads)} times, links {' / '.join(links)}"
+    return f"{' / '.join(spreads)}; {' / '.join(f'links {link}' if link == 'free' else link for link in links)}"

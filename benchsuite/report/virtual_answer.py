@@ -11,7 +11,7 @@ import pandas as pd
 from benchsuite.analysis.statistics import Summary
 from benchsuite.report import words
 from benchsuite.report.material import Material
-from benchsuite.report.sentences import Sentence, listed, names, number_of_launches
+from benchsuite.report.sentences import Ends, Sentence, listed, names, number_of_launches, versus
 
 Name = Callable[[str], str]
 
@@ -63,7 +63,12 @@ def _arrival(material: Material, name: Name) -> list[Sentence]:
         goal = f"{target['target']:g}{unit} {target['metric']}"
         worlds = [group for _, group in rows.groupby(["spread", "link"], sort=False)]
         text = f"{workload}, {words.workers(int(rows['replicas'].iloc[0]))}, to {goal} in virtual seconds: "
-        text += f"{_firsts(worlds, name)}{_margin(worlds, name)}{_missed(rows, name)}"
+        arrived = rows[rows["virtual_seconds_to_target"].map(lambda s: math.isfinite(s.center))]
+        if len(worlds) == 1 and len(arrived) > 1:
+            ends = Ends("virtual_seconds_to_target", "min", "first", "last", " virtual s")
+            text += f"{versus(arrived, ends, name)}{_missed(rows, name)}"
+        else:
+            text += f"{_firsts(worlds, name)}{_margin(worlds, name)}{_missed(rows, name)}"
         sentences.append(Sentence("Time to target", f"{text} ({number_of_launches(rows)})."))
     return sentences
 

@@ -117,8 +117,10 @@ class Gradients:
             return graph.run(held[0] if shared else held, x, y)
 
     def _break_even(self, x: Tensor, y: Tensor, num_samples: int) -> float:
-        """Gradients that are as cheap one by one as together: by numbers of calls, not by a clock, so that a run has the
-        same bits everywhere. The digits CNN's batched gradient has 4.6 times the calls of its own: pairs go alone.
+        """Gradients that are as cheap one by one as together.
+
+        By numbers of calls, not by a clock, so that a run has the same bits everywhere. The digits CNN's batched
+        gradient has 4.6 times the calls of its own: pairs go alone.
         """
         key = (x.shape[1:], x.dtype, y.shape[1:], y.dtype, num_samples)
         if key not in self._alone:
@@ -130,7 +132,7 @@ class Gradients:
         return self._alone[key]
 
     def _graph(self, given: Tensor, x: Tensor, y: Tensor, num_samples: int) -> Graph | None:
-        """The graph for groups of these shapes, held against the module before its first use; None where there is none."""
+        """The graph for these shapes, held against the module before its first use; None where there is none."""
         key = (len(x), given.dim(), x.shape[1:], x.dtype, y.shape[1:], y.dtype, num_samples)
         if key not in self._checked:
             if key not in self._traced and not self._trace(key, given, x, y, num_samples):
