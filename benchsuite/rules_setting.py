@@ -37,15 +37,15 @@ def clock(view: View) -> Problems:
     """The virtual clock simulates compute and network of plain data-parallel ranks."""
     cell = view.cell
     if cell.clock == "wall":
-        for name, given in (
-            ("compute_time", cell.compute_time is not None), ("receive_cost", cell.receive_cost is not None),
-            ("gradients = none", cell.gradients == "none"),
-        ):  # fmt: skip
-            if given:
-                yield Problem(
-                    name.partition(" ")[0], f"{name} with clock = wall: real ranks take the time they take",
-                    f"set clock = virtual, or leave {name.partition(' ')[0]} out",
-                )  # fmt: skip
+        given = {
+            "compute_time": cell.compute_time is not None, "receive_cost": cell.receive_cost is not None,
+            "gradients = none": cell.gradients == "none",
+        }  # fmt: skip
+        for what in (name for name, is_given in given.items() if is_given):
+            yield Problem(
+                "wall clock", f"{what} with clock = wall: real ranks take the time they take",
+                f"set clock = virtual, or leave {what.partition(' ')[0]} out",
+            )  # fmt: skip
         if view.option("sync", "late") == "cancel":
             yield Problem(
                 "late", "late = cancel with clock = wall: a real backward pass is not abandoned",

@@ -61,7 +61,6 @@ class FakePart:
 def time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
     monkeypatch.setattr(clock, "time", fake)
-    monkeypatch.setattr(snapshots, "time", fake)
     return fake
 
 

@@ -168,9 +168,16 @@ CASES = [
                            ("fault signal 'SIGHOP'", {"signal": "SIGHOP"}), ("step 'x'", {"step": "x"}),
                            ("step -1", {"step": -1}))],
     # clock
-    ("compute_time", "clock = wall", {"compute_time": {"kind": "gamma"}}, {"compute_time": {"kind": "gamma"}, **VIRTUAL}),
+    *[("wall clock", f"{name} with clock = wall", {name.partition(" ")[0]: value}, {name.partition(" ")[0]: value, **VIRTUAL})
+      for name, value in (("compute_time", {"kind": "gamma", "cv": 0.1}), ("receive_cost", {"incast": 2.0}),
+                          ("gradients = none", "none"))],
+    ("receive_cost", "incast = 0.5", {"receive_cost": {"incast": 0.5}, **VIRTUAL}, {"receive_cost": {"incast": 1.0}, **VIRTUAL}),
+    ("receive_cost", "unknown key 'incas'", {"receive_cost": {"incas": 2.0}, **VIRTUAL},
+     {"receive_cost": {"incast": 2.0}, **VIRTUAL}),
+    ("compute_time", "kind = gamma without cv", {"compute_time": {"kind": "gamma"}, **VIRTUAL},
+     {"compute_time": {"kind": "gamma", "cv": 0.1}, **VIRTUAL}),
     ("compute_time", "unknown compute_time kind 'gama'; did you mean 'gamma'?",
-     {"compute_time": {"kind": "gama"}, **VIRTUAL}, {"compute_time": {"kind": "pareto"}, **VIRTUAL}),
+     {"compute_time": {"kind": "gama"}, **VIRTUAL}, {"compute_time": {"kind": "pareto", "shape": 3.0}, **VIRTUAL}),
     ("compute_time", "mean_s = 0", {"compute_time": {"kind": "fixed", "mean_s": 0.0}, **VIRTUAL},
      {"compute_time": {"kind": "fixed", "mean_s": 0.1}, **VIRTUAL}),
     ("late", "not abandoned", {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"late": "cancel"}}},

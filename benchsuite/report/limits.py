@@ -36,7 +36,7 @@ def limits(material: Material) -> list[tuple[str, str]]:
     """(what, why) of everything a reader could take these numbers for and must not."""
     virtual = _virtual(material)
     if not material.runs:
-        return virtual
+        return [*virtual, *_preview(material.in_virtual_time)]
     said = [*_crowding(material)]
     if all(run.cell.hosts == 1 for run in material.runs):
         said.append((
@@ -49,13 +49,7 @@ def limits(material: Material) -> list[tuple[str, str]]:
             "On loopback a rank that is blocked waits for the other ranks' computation and for the scheduler: it is "
             "bound by the CPU.",
         ))  # fmt: skip
-    n = max((sum(run.cell_id == cell_id for run in material.runs) for cell_id in material.names["cell_id"]), default=0)
-    if n < 5:
-        said.append((
-            "They are a preview.",
-            f"n = {n} seeds per cell at most. The spread printed is the range of the runs, not a confidence interval; "
-            "a published convergence figure has at least 5 seeds, and no rank test can tell 3 from 3 apart (p ≥ 0.10).",
-        ))  # fmt: skip
+    said += _preview(material)
     if material.names["strategy"].str.startswith("asynchronous").any():
         said.append((
             "A step is not an update.",
@@ -67,6 +61,17 @@ def limits(material: Material) -> list[tuple[str, str]]:
             "Payload of library collectives is a formula; only the wire column checks it.",
         ))  # fmt: skip
     return [*said, *virtual]
+
+
+def _preview(material: Material) -> list[tuple[str, str]]:
+    n = max((sum(run.cell_id == cell_id for run in material.runs) for cell_id in material.names["cell_id"]), default=0)
+    if not 0 < n < 5:
+        return []
+    return [(
+        "They are a preview.",
+        f"n = {n} seeds per cell at most. The spread printed is the range of the runs, not a confidence interval; "
+        "a published convergence figure has at least 5 seeds, and no rank test can tell 3 from 3 apart (p ≥ 0.10).",
+    )]  # fmt: skip
 
 
 def _virtual(material: Material) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from benchsuite.analysis.select import Selection
 from benchsuite.cell import Cell
 from benchsuite.frame import COLUMNS, row
 from benchsuite.record import Run
-from benchsuite.report.spec import FigureSpec
+from benchsuite.report.spec import CLOCKS, FigureSpec
 from benchsuite.report.style import Look, looks
 
 _TYPES = {"str": "string", "int": "Int64", "float": "Float64", "bool": "boolean"}
@@ -99,6 +99,10 @@ class Material:
     def wanted(self, spec: FigureSpec) -> list[str]:
         """Ids of the cells a figure may draw, in the plan's order."""
         return list(dict.fromkeys(cell.id for cell in self.cells if cell.clock == self.clock and spec.wants(cell)))
+
+    def has_cells(self, spec: FigureSpec) -> bool:
+        """Whether the plan has cells, run or not, that the figure may draw."""
+        return any(cell.clock in CLOCKS[spec.kind] and spec.wants(cell) for cell in self.cells)
 
     def of(self, table: pd.DataFrame, spec: FigureSpec) -> pd.DataFrame:
         """Rows of `table` (with a cell_id) that the figure may draw."""

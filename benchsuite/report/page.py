@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +51,7 @@ class Section:
     title: str
     drawings: list[dict[str, Any]] = field(default_factory=list)
     table: tables.Table | None = None
+    nothing: str = "No ok run to draw."
 
 
 def render_stored(
@@ -78,7 +79,7 @@ def render(
     `environments`: environment id -> stored environment. `code_ids`: cell id -> current code id (default: that of its
     newest run). `machine`: default that of the newest run. UsageError for a figure entry that is not one.
     """
-    specs = spec.parse(plan.figures)
+    specs = spec.parse(plan.figures, plan.cells)
     selection = select(plan.cells, plan.seeds, runs, code_ids=code_ids, machine=machine)
     by_age = sorted(selection.runs, key=lambda run: run.started_at)
     known = environments or {}
@@ -89,7 +90,7 @@ def render(
     for folder in ("figures", "tables"):
         (out_dir / folder).mkdir(parents=True, exist_ok=True)
     sections = _sections(specs, material, out_dir, epoch=epoch)
-    page = _html(plan, material, sections)
+    page = _html(plan, material, sections, drawn={clock for entry in specs for clock in spec.CLOCKS[entry.kind]})
     path = out_dir / "index.html"
     path.write_text(page, encoding="utf-8")
     manifest.write(plan, selection, known, out_dir, epoch=epoch)
@@ -111,7 +112,9 @@ def _sections(specs: Sequence[spec.FigureSpec], material: Material, out_dir: Pat
     with matplotlib.rc_context(style.theme()):  # type: ignore[arg-type]  # a Literal of all keys, which a dict[str] is not
         for entry in specs:
             section = Section(entry.name, entry.title)
-            if entry.kind in ("table", "virtual_table"):
+            if not material.has_cells(entry):
+                section.nothing = "No cell of this plan belongs here."
+            elif entry.kind in ("table", "virtual_table"):
                 section.table = tables.build(entry, material)
                 tables.save(section.table, out_dir / "tables")
             elif material.selection.runs:
@@ -163,7 +166,7 @@ def _swatch(body: str, *, width: int = 30) -> Markup:
     return Markup(f'<svg width="{width}" height="12" viewBox="0 0 {width} 12" aria-hidden="true">{body}</svg>')
 
 
-def _html(plan: Plan, material: Material, sections: Sequence[Section]) -> str:
+def _html(plan: Plan, material: Material, sections: Sequence[Section], *, drawn: Collection[str]) -> str:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -188,7 +191,7 @@ def _html(plan: Plan, material: Material, sections: Sequence[Section]) -> str:
         definitions=limits.DEFINITIONS,
         tally=_tally(plan, selection),
         absent=absent,
-        asides=_asides(material, drawn=any(entry.kind in spec.VIRTUAL for entry in spec.parse(plan.figures))),
+        asides=_asides(material, drawn=drawn),
         stale=stale,
         footer=_footer(material),
         css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
@@ -254,8 +257,8 @@ def _tally(plan: Plan, selection: Selection) -> str:
     return f"{size}: {listed or 'none'}.{refused} ({meanings}.)"
 
 
-def _asides(material: Material, *, drawn: bool) -> list[str]:
-    """drawn: whether the plan has a figure for runs of the virtual clock."""
+def _asides(material: Material, *, drawn: Collection[str]) -> list[str]:
+    """drawn: the clocks that the plan has a figure or table for."""
     selection = material.selection
     said = []
     diverged: dict[str, list[Run]] = {}
@@ -265,7 +268,7 @@ def _asides(material: Material, *, drawn: bool) -> list[str]:
     for label, runs in diverged.items():
         where = ", ".join(f"seed {run.cell.seed} at step {run.result['diverged_step']}" for run in runs)
         said.append(f"Diverged: {label}, {where}; {'misses' if len(runs) > 1 else 'a miss'}.")
-    virtual = 0 if drawn else len(selection.runs) - len(material.runs)
+    virtual = 0 if "virtual" in drawn else len(material.in_virtual_time.runs)
     if virtual:
         said.append(
             f"{words.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds are not wall seconds."

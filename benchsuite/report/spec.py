@@ -59,7 +59,9 @@ WHERE = (
     "workload", "preset", "parallel", "sync", "topology", "compression", "replicas", "servers", "straggler", "clock",
     "gradients", "link_mbit", "compute_time",
 )  # fmt: skip
-VIRTUAL = ("virtual_scaling", "two_worlds", "virtual_table")  # kinds that draw runs of the virtual clock
+CLOCKS: Mapping[str, frozenset[str]] = {  # kind -> the clocks whose runs it draws
+    kind: frozenset(["virtual" if kind.startswith("virtual") else "wall"]) for kind in KINDS
+} | {"two_worlds": frozenset(["virtual", "wall"])}  # fmt: skip
 _SHARED = ("kind", "title", "name", "where")
 
 
@@ -90,12 +92,13 @@ class FigureSpec:
         return True
 
 
-def parse(entries: Iterable[Mapping[str, Any]]) -> list[FigureSpec]:
-    """Checked entries with unique names; none at all means one of each kind.
+def parse(entries: Iterable[Mapping[str, Any]], cells: Iterable[Cell] = ()) -> list[FigureSpec]:
+    """Checked entries with unique names; none at all means one of each kind that draws the clocks of `cells`.
 
     UsageError for an unknown kind, key or value (the nearest known one first).
     """
-    listed = list(entries) or [{"kind": kind} for kind in KINDS if kind not in VIRTUAL]
+    clocks = {cell.clock for cell in cells} or {"wall"}
+    listed = list(entries) or [{"kind": kind} for kind in KINDS if CLOCKS[kind] <= clocks]
     specs: list[FigureSpec] = []
     for entry in listed:
         spec = _parse_one(entry)

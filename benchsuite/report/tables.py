@@ -161,7 +161,7 @@ def _facts(material: Material) -> dict[str, dict[str, Any]]:
         fresh = other.set_index("cell_id")
         table = table.join(fresh[[column for column in fresh if column not in table]])
     return {
-        str(cell_id): {key: row[_SOURCES.get(key, key)] for key in COLUMNS}
+        str(cell_id): {key: row[_SOURCES.get(key, key)] for key in COLUMNS if _SOURCES.get(key, key) in table}
         | {"oversubscribed": row["oversubscribed"], "num_contended": row["num_contended"], "n": row["n"]}
         for cell_id, row in table.iterrows()
     }
