@@ -1,5 +1,6 @@
 """Derived forms of stored runs, never edited: `export csv` (one row per run) and its series (one row per point).
 
+Seconds of a series are those of the clock that its row names.
 A null is an empty field. Neither torch nor pandas is needed.
 """
 
@@ -17,12 +18,12 @@ from benchsuite.record import Run
 from benchsuite.store import Store
 
 SERIES: Mapping[str, tuple[str, ...]] = {
-    "curves": ("run_id", "cell_id", "seed", "quantity", "samples", "seconds", "bytes", "value"),
-    "step_times": ("run_id", "cell_id", "seed", "worker", "step", "step_time_s"),
-    "staleness": ("run_id", "cell_id", "seed", "staleness", "updates"),
+    "curves": ("run_id", "cell_id", "seed", "clock", "quantity", "samples", "seconds", "bytes", "value"),
+    "step_times": ("run_id", "cell_id", "seed", "clock", "worker", "step", "step_time_s"),
+    "staleness": ("run_id", "cell_id", "seed", "clock", "staleness", "updates"),
     "ranks": (
-        "run_id", "cell_id", "seed", "rank", "role", "steps", "data_s", "compute_s", "blocked_s", "update_s", "idle_s",
-        "wall_s", "cpu_s", "peak_rss_bytes",
+        "run_id", "cell_id", "seed", "clock", "rank", "role", "steps", "data_s", "compute_s", "blocked_s", "update_s",
+        "idle_s", "wall_s", "cpu_s", "peak_rss_bytes", "virtual_s",
     ),
 }  # fmt: skip
 
@@ -49,7 +50,7 @@ def series(store: Store, folder: Path) -> list[Path]:
                 writer = csv_module.writer(stream, lineterminator="\n")
                 writer.writerow(columns)
                 for run in runs:
-                    key = (run.run_id, run.cell_id, run.cell.seed)
+                    key = (run.run_id, run.cell_id, run.cell.seed, run.cell.clock)
                     writer.writerows([_field(value) for value in (*key, *point)] for point in points[name](run))
             paths.append(path)
     except OSError as error:
@@ -87,7 +88,7 @@ def _staleness(run: Run) -> Iterable[tuple[Any, ...]]:
 
 def _ranks(run: Run) -> Iterator[tuple[Any, ...]]:
     for rank in run.cost.get("ranks") or ():
-        yield tuple(rank.get(name) for name in SERIES["ranks"][3:])
+        yield tuple(rank.get(name) for name in SERIES["ranks"][4:])
 
 
 def _field(value: Any) -> Any:

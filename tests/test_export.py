@@ -15,6 +15,7 @@ from benchsuite.record import Status
 from benchsuite.store import Store
 from tests.synthetic_runs import quick_runs
 from tests.test_store import STATED_COLUMNS
+from tests.virtual_runs import cell, stored
 
 
 @pytest.fixture
@@ -76,6 +77,19 @@ def test_series_have_one_row_per_point_and_name_their_run(store: Store, tmp_path
     assert updates == sum(sum(histogram.values()) for histogram in histograms) > 0
     known = {run.run_id for run in runs}
     assert all(row["run_id"] in known for table in tables.values() for row in table)
+
+
+def test_seconds_of_a_series_are_those_of_the_clock_beside_them(store: Store, tmp_path: Path) -> None:
+    run = stored(cell("asynchronous", 2), tmp_path)
+    store.write(run)
+    tables = {path.stem: list(csv.DictReader(path.open())) for path in export.series(store, tmp_path / "series")}
+    for name, table in tables.items():
+        mine = [row for row in table if row["clock"] == "virtual"]
+        assert mine and {row["run_id"] for row in mine} == {run.run_id}, name
+        assert {row["clock"] for row in table} == {"wall", "virtual"}, name
+    virtual = [row for row in tables["ranks"] if row["clock"] == "virtual"]
+    assert len(virtual) == 3 and all(row["wall_s"] == "" and float(row["virtual_s"]) > 0 for row in virtual)
+    assert all(row["virtual_s"] == "" for row in tables["ranks"] if row["clock"] == "wall")
 
 
 def test_the_verb_writes_a_file_and_standard_output_alike(

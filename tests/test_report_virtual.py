@@ -10,40 +10,23 @@ from typing import Any
 
 import pytest
 
-from benchsuite import rules
 from benchsuite.analysis import cells as naming
 from benchsuite.analysis.select import select
-from benchsuite.assemble.virtual import sections
-from benchsuite.cell import Budget, Cell, resolve
+from benchsuite.cell import Cell
 from benchsuite.errors import UsageError
 from benchsuite.plan import Plan
-from benchsuite.record import Run, Status
+from benchsuite.record import Run
 from benchsuite.report import page, spec, tables, virtual
 from benchsuite.report.answer import answer
 from benchsuite.report.material import Material
-from benchsuite.virtual.world import simulate
 from tests import synthetic_runs as made
+from tests.virtual_runs import EXPONENTIAL, FIXED, cell, stored
 
-QUADRATIC = str(Path(__file__).parent / "workloads" / "quadratic.py")
-EXPONENTIAL, FIXED = {"kind": "exponential", "mean_s": 0.01}, {"kind": "fixed", "mean_s": 0.01}
 SEEDS = (0, 1)
 TIME = {"kind": "virtual_scaling", "y": ["seconds_to_target"], "columns": ["spread"], "rows": ["link"]}
 DIAGNOSES = {
     "kind": "virtual_scaling", "name": "diagnoses", "y": ["staleness", "waiting"], "columns": [""], "rows": [""],
 }  # fmt: skip
-
-
-def cell(sync: str, replicas: int, times: dict[str, Any] = EXPONENTIAL, **fields: Any) -> Cell:
-    """150 global batches of 8. Delay makes the step too long for 8 asynchronous workers: they never arrive."""
-    options: dict[str, dict[str, Any]] = {"quadratic": {"lr": 1.7, "global_batch": 8}}
-    if sync == "k_sync":
-        options["k_sync"] = {"backup_workers": replicas // 4}
-    made = resolve(Cell(
-        workload=QUADRATIC, sync=sync, topology="parameter_server", replicas=replicas, clock="virtual",
-        compute_time=times, precision="fp64", options=options, budget=Budget(samples=1200), **fields,
-    ))  # fmt: skip
-    assert rules.validate(made) == []
-    return made
 
 
 def the_cells() -> list[Cell]:
@@ -52,15 +35,6 @@ def the_cells() -> list[Cell]:
         for sync in ("synchronous", "k_sync", "asynchronous") for replicas in (2, 4, 8)
         for times in (EXPONENTIAL, FIXED) for mbit in (None, 0.1)
     ]  # fmt: skip
-
-
-def stored(of: Cell, folder: Path) -> Run:
-    simulated = simulate(of, folder)
-    result, cost, raw = sections(of, simulated.records, simulated.facts)
-    return Run(
-        cell=of, code_id="c", status=Status.OK, result=result, cost=cost, raw=raw, machine=made.MACHINE, cell_id=of.id,
-        started_at="2026-01-05T00:00:00Z", environment_id=made.ENVIRONMENT_ID, run_id=f"v-{of.id}-{of.seed}",
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,14 @@ SPLIT_COLUMNS = ("cell_id", "seed", "rank", "role", "straggler", "wall_s", *PART
 def rank_split(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run and rank: each part as a share of the rank's wall time, columns `SPLIT_COLUMNS`.
 
-    `separable` is False where compute and communication overlap and could not be told apart: then `blocked` is 0 and
-    `compute` holds both. What is left of the wall time counts as idle, so that the shares add up to 1.
+    Runs of the virtual clock have no wall time and no rows. `separable` is False where compute and communication
+    overlap and could not be told apart: then `blocked` is 0 and `compute` holds both. What is left of the wall time
+    counts as idle, so that the shares add up to 1.
     """
     rows = []
     for run in runs:
         for rank in run.cost.get("ranks", ()):
-            wall_s = rank["wall_s"]
+            wall_s = rank.get("wall_s")
             if not wall_s:
                 continue
             shares: dict[str, Any] = {part: (rank.get(f"{part}_s") or 0.0) / wall_s for part in PARTS}
