@@ -56,18 +56,22 @@ def test_without_momentum_of_sgd_there_is_nothing_to_keep_per_worker(recipe: Any
         thread_ranks(made.world_size, partial(trainings.build, made))
 
 
-# Per push of 16 samples, gamma times of cv 0.1. With 16 workers a shared vector still trains at this rate; with 32 it
-# diverges (at 0.0013 it trains, and both are about as good).
-@pytest.mark.parametrize(("workers", "lr"), [(16, 0.0025), (32, 0.002)])
-def test_looking_ahead_beats_a_shared_momentum(workers: int, lr: float) -> None:
+# Per push of 16 samples, gamma times of cv 0.1. At the first two a shared vector diverges with all seeds; the others are
+# the rates at which each is best (of 0.001, 0.0015, 0.002, 0.0025, 0.003, 0.004). At a rate half as large it is as good.
+@pytest.mark.parametrize(
+    ("workers", "rates"),
+    [(16, {"shared": 0.003, "dana": 0.003}), (32, {"shared": 0.002, "dana": 0.002}), (16, {"shared": 0.0025, "dana": 0.004})],
+    ids=["16 workers, rate 0.003", "32 workers, rate 0.002", "16 workers, each its best rate"],
+)
+def test_looking_ahead_beats_a_shared_momentum(workers: int, rates: dict[str, float]) -> None:
     """mlp, momentum 0.9, 131,072 samples, 5 seeds: final excess loss, infinite where it diverged."""
-    kept, final = Kept(), {}
-    for form in ("shared", "dana"):
-        final[form] = [_excess_loss(form, workers, lr, seed, kept) for seed in range(5)]
+    kept = Kept()
+    final = {form: [_excess_loss(form, workers, lr, seed, kept) for seed in range(5)] for form, lr in rates.items()}
     said = {form: [f"{value:.4f}" for value in values] for form, values in final.items()}
     better = sum(dana < shared for dana, shared in zip(final["dana"], final["shared"], strict=True))
     assert better == 5, f"dana is better in {better} of 5 seeds: {said}"
     assert statistics.median(final["dana"]) < 0.9 * statistics.median(final["shared"]), said
+    assert all(value < 1 for value in final["dana"]), f"worse than a constant: {said}"
 
 
 def _excess_loss(form: str, workers: int, lr: float, seed: int, kept: Kept) -> float:

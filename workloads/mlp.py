@@ -1,9 +1,10 @@
 """MLP: a student network learns what a smaller teacher network knows. The workload for large numbers of workers.
 
 The article's section 4.1 network, h = tanh(W x + b), layer after layer. Data are unlimited: sample i is drawn from
-(seed, i) alone, y = teacher(x) + noise, so no worker ever runs out and no sample comes twice. The optimum is known:
-the metric is the excess loss, the mean square of student(x) - teacher(x) over the variance of teacher(x); 0 is
-perfect, 1 is a constant guess. `ballast` parameters travel with the others and learn nothing: they load links.
+(seed, i) alone, y = teacher(x) + noise, so no worker ever runs out and no sample comes twice. The teacher and the
+held-out inputs are the task: all seeds have the same. The optimum is known: the metric is the excess loss, the mean
+square of student(x) - teacher(x) over the variance of teacher(x); 0 is perfect, 1 is a constant guess. `ballast`
+parameters travel with the others and learn nothing: they load links.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +63,8 @@ class Workload:
     """How the rate grows with the global batch: by the root of batch/16, by batch/16, or not."""
     momentum: float = 0.0
     """Momentum of SGD (0 = plain: staleness is momentum of its own)."""
+    teacher_seed: int = 0
+    """Another number is another teacher, with held-out inputs of its own."""
     noise: float = 0.1
     """Standard deviation of what is added to the teacher's outputs, which have variance 1."""
     global_batch: int = 16
@@ -78,17 +82,16 @@ class Workload:
         self._seed, self._dtype = seed, dtype
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
         self._teacher = nn.Sequential(*_chain(self.inputs, self.teacher_hidden)).double()
-        stream = self._stream(TEACHER, 0)
+        stream = np.random.default_rng([TEACHER, self.teacher_seed])
         for layer in self._teacher:
             if isinstance(layer, nn.Linear):
                 gain = 1.5 / math.sqrt(layer.in_features)
-                layer.weight.data = torch.randn(layer.weight.shape, generator=stream, dtype=torch.float64) * gain
-                layer.bias.data = torch.randn(layer.bias.shape, generator=stream, dtype=torch.float64) * 0.5
-        x = torch.randn(BLOCK, self.inputs, generator=stream, dtype=torch.float64)
+                layer.weight.data = _normal(stream, *layer.weight.shape) * gain
+                layer.bias.data = _normal(stream, *layer.bias.shape) * 0.5
         with torch.no_grad():
-            known = self._teacher(x)
+            known = self._teacher(_normal(stream, BLOCK, self.inputs))
             self._mean, self._scale = known.mean(), known.std()
-        test = torch.randn(HELD_OUT, self.inputs, generator=self._stream(TEST, 0), dtype=torch.float64)
+        test = _normal(np.random.default_rng([TEST, self.teacher_seed]), HELD_OUT, self.inputs)
         self._x_test, self._y_test = test.to(dtype), self._answers(test)
         self._variance = float(self._y_test.var())
 
@@ -147,9 +150,8 @@ class Workload:
         """Samples [number BLOCK, (number + 1) BLOCK), noise included."""
         found = self._blocks.get(number)
         if found is None:
-            stream = self._stream(DATA, number)
-            x = torch.randn(BLOCK, self.inputs, generator=stream, dtype=torch.float64)
-            noise = torch.randn(BLOCK, 1, generator=stream, dtype=torch.float64) * self.noise
+            stream = np.random.default_rng([DATA, self._seed, number])
+            x, noise = _normal(stream, BLOCK, self.inputs), _normal(stream, BLOCK, 1) * self.noise
             found = self._blocks[number] = (x.to(self._dtype), self._answers(x) + noise.to(self._dtype))
             while len(self._blocks) > KEPT_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
@@ -161,10 +163,12 @@ class Workload:
             answers: Tensor = (self._teacher(x) - self._mean) / self._scale
         return answers.to(self._dtype)
 
-    def _stream(self, purpose: int, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self._seed * 8 + purpose) * 2**32 + number)
-
 
 def _chain(inputs: int, hidden: int) -> list[nn.Module]:
     half = hidden // 2
     return [nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, half), nn.Tanh(), nn.Linear(half, 1)]
+
+
+def _normal(stream: np.random.Generator, *shape: int) -> Tensor:
+    """Standard normal numbers, float64."""
+    return torch.from_numpy(stream.standard_normal(shape))
