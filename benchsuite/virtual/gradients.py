@@ -78,12 +78,9 @@ class Gradients:
     def _group(self, params: Tensor, rows: Sequence[int], batches: Sequence[Batch], grads: Tensor) -> list[float]:
         if len(rows) > 1 and not self.reason and _alike(batches):
             x, y = torch.stack([batch.x for batch in batches]), torch.stack([batch.y for batch in batches])
-            found = self._batched(params, rows, x, y, batches[0].num_samples)
-            if found is not None:
-                gradients, losses = found
-                grads.index_copy_(0, torch.tensor(rows), gradients[: len(rows)])
-                values: list[float] = losses[: len(rows)].tolist()
-                return values
+            losses = self._batched(params, rows, x, y, batches[0].num_samples, grads)
+            if losses is not None:
+                return losses
         return [self._one(params[row], batch, grads[row]) for row, batch in zip(rows, batches, strict=True)]
 
     def _one(self, params: Tensor, batch: Batch, grad: Tensor) -> float:
@@ -98,23 +95,25 @@ class Gradients:
     # -- batched -----------------------------------------------------------------------------------------------
 
     def _batched(
-        self, params: Tensor, rows: Sequence[int], x: Tensor, y: Tensor, num_samples: int
-    ) -> tuple[Tensor, Tensor] | None:
-        """(gradients (size, P), losses (size,)) of k <= size rows; None where one by one is right, or cheaper."""
+        self, params: Tensor, rows: Sequence[int], x: Tensor, y: Tensor, num_samples: int, grads: Tensor
+    ) -> list[float] | None:
+        """Fills these rows and returns their losses; None where one by one is right, or cheaper."""
         if len(rows) <= self._break_even(x, y, num_samples) or self.reason:
             return None
-        held = params.index_select(0, torch.tensor(rows))  # (k, P)
-        size = next(size for size in SIZES if size >= len(held))
-        shared = all(torch.equal(row, held[0]) for row in reversed(held))  # a row that differs ends it at once
-        if size > len(held):
-            pad = torch.zeros(size - len(held), dtype=torch.long)
+        size = next(size for size in SIZES if size >= len(rows))
+        if size > len(rows):  # the first row once more, to the same place
+            pad = torch.zeros(size - len(rows), dtype=torch.long)
             x, y = torch.cat([x, x[pad]]), torch.cat([y, y[pad]])
-            held = held if shared else torch.cat([held, held[pad]])
-        graph = self._graph(held[0] if shared else held, x, y, num_samples)
+        index = torch.tensor([*rows, *[rows[0]] * (size - len(rows))])  # (size,)
+        first = params[rows[0]]
+        shared = all(torch.equal(params[row], first) for row in reversed(rows))  # a row that differs ends it at once
+        held = first if shared else params.index_select(0, index)
+        graph = self._graph(held, x, y, num_samples)
         if graph is None:
             return None
         with torch.no_grad():
-            return graph.run(held[0] if shared else held, x, y)
+            values: list[float] = graph.run(held, x, y, grads, index).tolist()
+        return values[: len(rows)]
 
     def _break_even(self, x: Tensor, y: Tensor, num_samples: int) -> float:
         """Gradients that are as cheap one by one as together.
@@ -154,9 +153,10 @@ class Gradients:
 
     def _agrees(self, graph: Graph, given: Tensor, x: Tensor, y: Tensor, num_samples: int) -> bool:
         """Whether the last row of a group is what the module itself computes."""
+        own, last = torch.empty_like(self._template.params), len(x) - 1
+        gradients = own.new_zeros(len(x), own.numel())
         with torch.no_grad():
-            gradients, losses = graph.run(given, x, y)
-        own, last = torch.empty_like(gradients[0]), len(x) - 1
+            losses = graph.run(given, x, y, gradients, torch.arange(len(x)))
         loss = self._one(given if given.dim() == 1 else given[last], Batch(x[last], y[last], num_samples), own)
         close = CLOSE[own.dtype]
         gap, norm = float(torch.linalg.vector_norm(gradients[last] - own)), float(torch.linalg.vector_norm(own))
