@@ -21,6 +21,7 @@ CELL_FLAGS = (
     "workload", "preset", "parallel", "sync", "topology", "compression", "replicas", "model_parallel", "servers",
     "threads", "precision", "backend", "device", "clock",
 )  # fmt: skip
+SELFCHECK_ITEMS = ("commands", "launch", "harness", "ring", "server", "virtual", "store", "report")  # measure.selfcheck's
 
 Verb = Callable[[argparse.Namespace], int]
 
@@ -102,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     each.add_argument("--launches", type=int, default=3, metavar="N", help="fresh launches per quantity (default: 3)")
     each.add_argument("--no-shaped", action="store_true", help="no slow links (they need ip, tc and a private network)")
     each = verbs.add_parser("selfcheck", parents=[results, json_output], help="what the suite itself costs")
-    each.add_argument("--only", metavar="NAME", help="commands | launch | harness | ring | server | store | report")
+    each.add_argument("--only", metavar="NAME", help=" | ".join(SELFCHECK_ITEMS))
     each.add_argument("--launches", type=int, default=5, metavar="N", help="fresh launches per quantity (default: 5)")
     return parser
 

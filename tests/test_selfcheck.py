@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from benchsuite import cli
 from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.errors import UsageError
-from benchsuite.measure import selfcheck, selfcheck_cells, selfcheck_files
+from benchsuite.measure import selfcheck, selfcheck_cells, selfcheck_files, selfcheck_simulations, selfcheck_virtual
 from benchsuite.measure.bench import Bench, Launch
 from benchsuite.measure.selfcheck_cells import Effort
 from benchsuite.measure.verdict import Figure, exit_code, interval, judge
+from benchsuite.virtual.gradients import CLOSE
 
 TINY = Effort(
     launches=2, pairs=1, steps=4, warmup=1, idle_steps=20, ring_repetitions={4096: 2, 1 << 20: 2},
@@ -87,6 +89,10 @@ def test_the_table_shows_figure_interval_bar_verdict_and_note() -> None:
         ["three", "0", "not", "run"],
     ]
     assert "50 %" in lines[-1]
+
+
+def test_the_help_lists_every_item() -> None:
+    assert cli.SELFCHECK_ITEMS == selfcheck.ITEMS
 
 
 def test_an_unknown_item_names_the_known_ones() -> None:
@@ -201,3 +207,40 @@ def test_the_page_is_not_run_without_stored_runs(tmp_path: Path) -> None:
 def test_commands_and_store_give_figures() -> None:
     figures = [*selfcheck_files.commands(2), *selfcheck_files.store(20)]
     assert [len(figure.points) for figure in figures] == [2, 2, 1, 3]
+
+
+def test_every_simulation_gives_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process and small; the fresh processes are the next test's."""
+    monkeypatch.setattr(selfcheck_simulations, "WORKERS", 4)
+    monkeypatch.setattr(selfcheck_simulations, "BIG_WORLD", 6)
+    monkeypatch.setattr(selfcheck_simulations, "STEPS", dict.fromkeys(selfcheck_simulations.STEPS, 3))
+    asked: list[tuple[str, int, int]] = []
+
+    def launch(name: str, launches: int, repetitions: int) -> tuple[list[dict[str, float]], float | None]:
+        asked.append((name, launches, repetitions))
+        return [selfcheck_simulations.CHECKS[name](1)] * launches, 0.0
+
+    monkeypatch.setattr(selfcheck_virtual, "_launch", launch)
+    figures = list(selfcheck_virtual.virtual(2))
+    assert [name for name, *_ in asked] == list(selfcheck_simulations.CHECKS)
+    assert {figure.item for figure in figures} == {"virtual"}
+    for figure in figures:
+        assert len(figure.points) == 2 and min(figure.points) > 0, figure
+        assert figure.verdict in ("pass", "miss"), figure
+    assert len({figure.quantity for figure in figures}) == len(figures) == 9
+
+
+def test_gradients_that_do_not_go_together_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck_simulations, "WORKERS", 3)
+    monkeypatch.setattr(selfcheck_simulations, "STEPS", {"mlp": 2})
+    monkeypatch.setattr("benchsuite.virtual.gradients.CLOSE", dict.fromkeys(CLOSE, -1.0))
+    with pytest.raises(RuntimeError, match="not computed together"):
+        selfcheck_simulations.mlp(1)
+
+
+@pytest.mark.procs
+def test_a_simulation_runs_in_a_fresh_process_and_a_failing_one_says_which() -> None:
+    points, _ = selfcheck_virtual._launch("ring", 1, 1)
+    assert set(points[0]) == {"free", "1 Gbit/s"} and min(points[0].values()) > 0
+    with pytest.raises(UsageError, match=r"selfcheck virtual: rings ended with 1: KeyError: 'rings'"):
+        selfcheck_virtual._launch("rings", 1, 1)

@@ -12,13 +12,13 @@ from typing import Any
 
 from benchsuite import plugins
 from benchsuite.errors import UsageError
-from benchsuite.measure import selfcheck_cells, selfcheck_files, verdict
+from benchsuite.measure import selfcheck_cells, selfcheck_files, selfcheck_virtual, verdict
 from benchsuite.measure.bench import Bench
 from benchsuite.measure.load import CONTENDED_ABOVE
 from benchsuite.measure.selfcheck_cells import Effort
 from benchsuite.measure.verdict import Figure
 
-ITEMS = ("commands", *selfcheck_cells.CHECKS, "store", "report")
+ITEMS = ("commands", *selfcheck_cells.CHECKS, "virtual", "store", "report")
 NUM_RUNS = 10_000  # of the results folder that is loaded
 
 Say = Callable[[str], None]
@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 def run(
     only: str | None = None, launches: int = 5, *, results: str | Path = "results", say: Say = lambda _: None
 ) -> dict[str, Any]:
-    """`{"figures": [..], "exit_code"}`; all items take about four minutes on two cores.
+    """`{"figures": [..], "exit_code"}`; all items take about nine minutes on two cores.
 
     only: one of ITEMS. launches: fresh launches per quantity, at least 2. say: is told what is being measured.
     """
@@ -52,6 +52,9 @@ def _figures(items: Sequence[str], effort: Effort, results: str | Path, say: Say
             for item in wanted:
                 say(item)
                 yield from selfcheck_cells.CHECKS[item](bench, effort)
+    if "virtual" in items:
+        say("virtual")
+        yield from selfcheck_virtual.virtual(effort.launches)
     if "store" in items:
         say("store")
         yield from selfcheck_files.store(NUM_RUNS)

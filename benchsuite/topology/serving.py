@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -230,5 +229,8 @@ class ServerLoop:
         updater.step(gradient, samples=samples)
 
     def _count_applying(self, change: int) -> None:
-        with self._first_step if self._topology.num_threads > 1 else nullcontext():
+        if self._topology.num_threads > 1:
+            with self._first_step:
+                self._applying += change
+        else:
             self._applying += change

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     if parent:
         die_with_parent(parent, exit_code=EXIT_PARENT_GONE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
-    _keep_freed_memory()
+    keep_freed_memory()
     import torch
     import torch._dynamo  # optimisers import it at their first step
 
@@ -70,7 +70,7 @@ def _say(descriptor: int, document: dict[str, Any]) -> None:
     os.write(descriptor, json.dumps(document).encode() + b"\n")
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Groups of gradients come and go by megabytes: giving them back to the kernel each time costs half of a group."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc
