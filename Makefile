@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.benchsuite-installed
 
-.PHONY: setup report test lint pytest reference clean
+.PHONY: setup report test lint pytest processes others reference clean
 
 setup: $(STAMP)
 
@@ -25,8 +25,15 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Two halves at once: tests that launch processes mostly wait. Each half's output comes in one piece when it is done.
 test: $(STAMP)
-	$(MAKE) --no-print-directory -j2 lint pytest # the type check uses the time in which process tests wait
+	$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) processes others
+
+processes: $(STAMP)
+	$(BIN)/python -m pytest -m procs $(PYTEST_ARGS)
+
+others: lint
+	$(BIN)/python -m pytest -m 'not procs' $(PYTEST_ARGS)
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -21,7 +21,7 @@ CELL_FLAGS = (
     "workload", "preset", "parallel", "sync", "topology", "compression", "replicas", "model_parallel", "servers",
     "threads", "precision", "backend", "device", "clock",
 )  # fmt: skip
-SELFCHECK_ITEMS = ("commands", "launch", "harness", "ring", "server", "virtual", "store", "report")  # measure.selfcheck's
+SELFCHECK_ITEMS = ("commands", "launch", "harness", "ring", "server", "virtual", "store", "report")  # its ITEMS
 
 Verb = Callable[[argparse.Namespace], int]
 
