@@ -94,6 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     each = verbs.add_parser("collect", parents=[results, json_output], help="take over the runs of your own torchrun")
     each.add_argument("run_dir", metavar="RUNDIR", help="what --out named in `torchrun ... -m benchsuite.worker`")
 
+    each = verbs.add_parser("replay", parents=[json_output], help="a stored asynchronous run again, in virtual time")
+    each.add_argument("run", metavar="RUN.json", help="a run file; its push log says who pushed what in which order")
+
     verbs.add_parser("doctor", parents=[json_output], help="what this machine can do, and what is missing for what")
     each = verbs.add_parser(
         "calibrate", parents=[results, json_output], help="links, incast, gradients; a virtual run beside a real one"

@@ -165,6 +165,15 @@ def collect(args: Namespace) -> int:
     return tally.exit_code
 
 
+def replay(args: Namespace) -> int:
+    """A stored asynchronous run again, in virtual time. Exit 0 where it is the same run, 1 where it is another."""
+    from benchsuite.virtual import replay as bridge
+
+    document = bridge.compared(bridge.load(args.run))
+    _print_json(document) if args.json else _print(bridge.table(document))
+    return 0 if document["same"] else 1
+
+
 def doctor(args: Namespace) -> int:
     """What this machine can do."""
     from benchsuite import doctor as machine

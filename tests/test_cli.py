@@ -18,7 +18,7 @@ from benchsuite.runner import Tally
 from benchsuite.store import Store, StoreError
 
 GOLDEN = Path(__file__).parent / "golden"
-VERBS = ("list", "plan", "run", "report", "compare", "export", "collect", "doctor", "calibrate", "selfcheck")
+VERBS = ("list", "plan", "run", "report", "compare", "export", "collect", "replay", "doctor", "calibrate", "selfcheck")
 CELL = ["--workload", "cnn", "--preset", "smoke", "--topology", "ring", "--replicas", "2"]
 
 
@@ -54,6 +54,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         (["run", "quick", "--link", "100mbit"], "--link needs a cluster of several hosts"),
         (["run", "--workload", "cnnn"], "unknown workload 'cnnn'; did you mean 'cnn'?"),
         (["run", *CELL, "--set", "options.cnn.lerning_rate=1"], "unknown option 'lerning_rate' of cnn"),
+        (["replay", "no-such-run.json"], "no-such-run.json: No such file or directory; give a run file"),
         (["compare", "no-such-folder", "neither"], "no-such-folder: no such results folder"),
     ],
 )

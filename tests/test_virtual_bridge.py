@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchsuite import cli
 from benchsuite.assemble.virtual import sections
 from benchsuite.cell import Cell
 from benchsuite.cluster.local import Cluster
@@ -18,7 +20,8 @@ from benchsuite.laws import bridge
 from benchsuite.laws.ranks import thread_ranks
 from benchsuite.laws.runs import relative, run
 from benchsuite.laws.virtual_ranks import virtual_ranks
-from benchsuite.virtual.replay import gaps, in_virtual_time, replay
+from benchsuite.record import dumps
+from benchsuite.virtual.replay import PushOrder, gaps, in_virtual_time, replay
 from benchsuite.virtual.world import simulate
 from tests.bench import ROOT, Bench
 from tests.bench import cell as bench_cell
@@ -63,6 +66,29 @@ def test_a_stored_run_of_real_processes_is_replayed_from_its_file(bench: Bench, 
 
 @pytest.mark.procs
 @pytest.mark.timeout(60)
+def test_the_verb_tells_the_same_run_from_another(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = bench.ok(sync="asynchronous", **SERVER, replicas=3, steps=40, tiny={"optimizer": "sgd"})
+    document = real.to_json()
+    (tmp_path / "run.json").write_text(dumps(document))
+    log = document["raw"]["push_log"]
+    changed = next(row for row in range(1, 40) if log["worker"][row] != log["worker"][row - 1])
+    for column in ("worker", "tag"):
+        log[column][changed - 1 : changed + 1] = reversed(log[column][changed - 1 : changed + 1])
+    (tmp_path / "swapped.json").write_text(dumps(document))
+    (tmp_path / "cut.json").write_text("{")
+
+    assert cli.main(["replay", str(tmp_path / "run.json")]) == 0
+    assert "  the same run\n" in capsys.readouterr().out
+    assert cli.main(["replay", str(tmp_path / "swapped.json"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["gaps"]["staleness"] > 0
+    assert cli.main(["replay", str(tmp_path / "cut.json")]) == 2
+    assert "give a run file" in capsys.readouterr().err
+
+
+@pytest.mark.procs
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [2, 3, 4])
 def test_bytes_and_messages_are_those_of_real_processes_on_every_edge(bench: Bench, workers: int) -> None:
     """Exactly, wherever the count does not depend on timing; who pushes how often in an asynchronous run does."""
@@ -97,8 +123,6 @@ def test_the_order_of_a_log_is_what_is_replayed() -> None:
     cell = tiny(STALE_RECIPES[0], sync="asynchronous", topology="parameter_server", replicas=3)
     real = run(thread_ranks, cell)
     log = real.logs[0]
-    from benchsuite.virtual.replay import PushOrder
-
     again = run(partial(virtual_ranks, order=PushOrder(log.worker, log.tag)), cell)
     assert again.logs[0].worker == log.worker and again.logs[0].version_read == log.version_read
     assert not torch.equal(again.servers[0].params[0], again.servers[0].params[-1])

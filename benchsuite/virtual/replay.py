@@ -8,14 +8,18 @@ parameters are the same up to the rounding of gradients that are computed togeth
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchsuite.assemble.virtual import sections
 from benchsuite.cell import Cell
 from benchsuite.errors import UsageError
 from benchsuite.record import Run, Status
 from benchsuite.virtual.world import Simulated, simulate
+
+TOLERANCE = {"fp64": 1e-10, "fp32": 1e-3, "bf16": 1e-2}  # relative; gradients computed together round in another order
 
 
 class PushOrder:
@@ -86,3 +90,37 @@ def gaps(run: Run, result: Mapping[str, Any]) -> dict[str, float]:
     values = histograms[0].keys() | histograms[1].keys()
     found["staleness"] = float(sum(abs(histograms[0].get(v, 0) - histograms[1].get(v, 0)) for v in values))
     return found
+
+
+def load(path: str | Path) -> Run:
+    """The run in a file of a results folder. UsageError where it is none."""
+    try:
+        return Run.parse(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path}: {said}; give a run file, <results>/<machine>/<cell id>/<run id>.json") from error
+
+
+def compared(run: Run) -> dict[str, Any]:
+    """A run beside its replay: `pushes`, `gaps` as `gaps` gives them, `tolerance` (relative, of losses), `same`."""
+    again = replay(run)
+    result, _, _ = sections(in_virtual_time(run.cell), again.records, again.facts)
+    found, tolerance = gaps(run, result), TOLERANCE[run.cell.precision]
+    same = found["staleness"] == 0 and max(found["loss"], found["metric"]) <= tolerance
+    return {
+        "run_id": run.run_id, "cell": run.cell.label, "pushes": len(run.raw["push_log"]["worker"]), "gaps": found,
+        "tolerance": tolerance, "same": same,
+    }  # fmt: skip
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """What `compared` found, for a terminal."""
+    found = document["gaps"]
+    verdict = "the same run" if document["same"] else "another run"
+    return "\n".join([
+        f"{document['run_id']}: {document['pushes']} pushes of {document['cell']}, again in virtual time",
+        f"  staleness  {found['staleness']:.0f} updates differ (0 allowed)",
+        *(f"  {name:<9}  {found[name]:.2g} apart at most (relative; {document['tolerance']:g} allowed)"
+          for name in ("loss", "metric")),
+        f"  {verdict}",
+    ])  # fmt: skip
