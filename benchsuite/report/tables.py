@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,8 @@ COLUMNS: Mapping[str, Column] = {
                "virtual seconds until an evaluation first met the target, warm-up included", better="min"),
     )
 }  # fmt: skip
+# of virtual rows: column of the names -> heading, meaning
+WORLDS = {"spread": ("compute times", "how long gradients take"), "link": ("link", "rate and latency")}
 _SOURCES = {
     "cpu_ms_per_sample": "cpu_s_per_sample", "seconds_to_target": "time_to_target_s", "staleness": "staleness_mean",
     "bytes_per_sample": "payload_bytes_per_sample", "bytes_per_step": "payload_bytes_per_step",
@@ -107,20 +109,18 @@ def build(spec: FigureSpec, material: Material) -> Table:
     with_notes = "notes" in spec.values["columns"]
     several = names["workload"].nunique() > 1
     records = [(name, facts.get(name["cell_id"], {})) for name in names.to_dict("records")]
+    worlds = [key for key in WORLDS if virtual and names[key].nunique() > 1]
+    same = [f"{WORLDS[key][0]}: {names[key].iloc[0]}" for key in WORLDS if virtual and names[key].nunique() == 1]
     bold = {column.key: _best(column, records) for column in columns}
     rows = []
     groups = [_group(name) for name, _ in records]
     breaks = [index > 0 and groups[index] != groups[index - 1] for index in range(len(groups))]
     for name, fact in records:
         row = [Value(name["workload"])] if several else []
-        row += [Value(name["spread"]), Value(name["link"])] if virtual else []
         label = words.label(name["series"]) + (f" ({name['straggler']} slower)" if name["straggler"] else "")
         label += f" ({name['by_size']})" if name["by_size"] else ""
-        row += [
-            Value(label),
-            Value(str(name["replicas"]), sort=float(name["replicas"])),
-            _count(name["cell_id"], material),
-        ]
+        row += [Value(label), *(Value(name[key]) for key in worlds)]
+        row += [Value(str(name["replicas"]), sort=float(name["replicas"])), _count(name["cell_id"], material)]
         for column in columns:
             summary = fact.get(column.key, _NONE)
             row.append(_value(column, summary, fact.get("n", 0), bold=name["cell_id"] in bold[column.key]))
@@ -128,25 +128,27 @@ def build(spec: FigureSpec, material: Material) -> Table:
             row.append(Value(_notes(name["cell_id"], fact, material)))
         rows.append(row)
     headings = [("workload", "what is trained")] if several else []
-    headings += [("compute times", "how long gradients take"), ("link", "rate and latency")] if virtual else []
-    headings += [("strategy", "sync, topology"), ("workers", "ranks that compute gradients"), ("n", "fresh launches")]
+    headings += [("strategy", "sync, topology"), *(WORLDS[key] for key in worlds)]
+    headings += [("workers", "ranks that compute gradients"), ("n", "seeds" if virtual else "fresh launches")]
     metrics = {str(material.target(workload).get("metric", "final metric")) for workload in names["workload"]}
     final = metrics.pop() if len(metrics) == 1 else "final metric"
     headings += [(final if column.key == "final_metric" else column.heading, column.meaning) for column in columns]
     headings += [("notes", "flags, and what is missing")] if with_notes else []
     ids = list(names["cell_id"])
-    return Table(spec.name, _caption(material, ids), headings, rows, breaks, _numbers(records, columns), ids)
+    return Table(spec.name, _caption(material, ids, same), headings, rows, breaks, _numbers(records, columns), ids)
 
 
-def _caption(material: Material, ids: list[str]) -> str:
+def _caption(material: Material, ids: list[str], same: Sequence[str]) -> str:
+    """same: what is equal in all rows."""
     targets = {workload: material.target(workload) for workload in dict.fromkeys(material.names["workload"])}
     stated = "; ".join(
         f"target of {workload}: {t['metric']} {'≥' if t['direction'] == 'max' else '≤'} {t['target']:g}"
         + (f" {t['unit']}" if t.get("unit") else "") + f", looked at every {t['evaluate_every']:,} samples"
         for workload, t in targets.items() if t
     )  # fmt: skip
+    facts = " ".join(f"{each[:1].upper()}{each[1:]}." for each in (*same, stated))
     return (
-        f"Median [range] where n < 5. {stated[:1].upper()}{stated[1:]}. A miss is infinite and stays in the median: "
+        f"Median [range] where n < 5. {facts} A miss is infinite and stays in the median: "
         "> budget (k of n) means that k of n runs did not arrive. Bold: best for that number of workers, and what its "
         f"range touches; oversubscribed or contended rows take no part where the wall clock decides. "
         f"{material.provenance(ids)}"

@@ -95,7 +95,7 @@ def _grid(table: pd.DataFrame, y: str, across: str, down: str) -> list[list[Pane
         return [(str(value), of[of[key] == value]) for value in dict.fromkeys(table[key])] if key else [("", of)]
 
     return [
-        [Panel(inside, y, "; ".join(filter(None, (row, column)))) for column, inside in parts(line, across)]
+        [Panel(inside, y, "\n".join(filter(None, (row, column)))) for column, inside in parts(line, across)]
         for row, line in parts(table, down)
     ]
 
@@ -104,7 +104,8 @@ def _draw(name: str, panels: Sequence[Sequence[Panel]], material: Material) -> D
     table = pd.concat([panel.table for line in panels for panel in line]).drop_duplicates("cell_id")
     legend = [material.looks[series] for series in dict.fromkeys(table["series"])]
     arrives = any(panel.y.endswith("to_target") for line in panels for panel in line)
-    margins = Margins(left=0.5, right=0.12, top=0.4 if arrives else 0.22, bottom=0.36, between=0.28)
+    lines = max(panel.title.count("\n") for line in panels for panel in line)
+    margins = Margins(left=0.56, right=0.12, top=(0.4 if arrives else 0.22) + 0.13 * lines, bottom=0.36, between=0.28)
     layout = grid([1.25 if len(panels) > 1 else 1.5] * len(panels), len(panels[0]), width=WIDE_IN, legend=legend,
                   margins=margins)  # fmt: skip
     counts = sorted(set(table["replicas"]))
