@@ -88,6 +88,23 @@ def test_of_an_asynchronous_cell_only_timing_free_counts_are_compared() -> None:
     ]
 
 
+def test_virtual_seconds_staleness_and_losses_of_a_virtual_asynchronous_cell_are_compared() -> None:
+    cell = dataclasses.replace(ASYNCHRONOUS, clock="virtual", precision="fp64")
+
+    def run(virtual_s: float = 0.25, stale: float = 1.0, **result: Any) -> Run:
+        made = a_run(cell, staleness={"mean": stale}, events={"pushes": [2, 1]}, **result)
+        return dataclasses.replace(made, cost={"virtual_s": virtual_s})
+
+    assert compared([run()], [run()], same=False).exit_code == 0
+    for same in (True, False):
+        assert failing(compared([run()], [run(0.250000001)], same=same)) == [
+            ("virtual_s", 0.25, 0.250000001, "differs")
+        ]
+        assert failing(compared([run()], [run(stale=1.5)], same=same)) == [("staleness", 1.0, 1.5, "differs")]
+        assert failing(compared([run()], [run(updates=4)], same=same)) == [("updates", 3, 4, "differs")]
+        assert failing(compared([run()], [run(final_loss=1.1)], same=same)) == [("final_loss", 1.0, 1.1, "differs")]
+
+
 def test_a_missing_cell_fails_and_a_new_one_does_not() -> None:
     assert failing(compared([a_run()], [])) == [("run", "r", None, "missing")]
     new = compared([], [a_run()])

@@ -4,7 +4,7 @@ Counts (samples, updates, predicted and payload bytes, messages, pushes) are equ
 Losses of a cell whose result does not depend on timing are compared exactly on the same machine and torch version;
 elsewhere another CPU adds in another order, so relative to the larger value: 1e-8 for an fp64 cell, 1e-3 for fp32.
 Of a cell with asynchronous updates only what does not depend on timing is compared: no loss, no samples to target.
-Reads no clock: the wall clock has its own check.
+Reads no wall clock: it has its own check. Virtual seconds are integers of ns and staleness counts: equal, or they differ.
 """
 
 from __future__ import annotations
@@ -123,6 +123,9 @@ def _compared(old: Run, new: Run, tolerance: float) -> list[Finding]:
     findings = []
     for metric in TIMING_FREE_COUNTS if by_arrival else COUNTS:
         findings.append(_exact(old, metric, old.result.get(metric), new.result.get(metric)))
+    if old.cell.clock == "virtual":
+        findings.append(_exact(old, "virtual_s", old.cost.get("virtual_s"), new.cost.get("virtual_s")))
+        findings.append(_exact(old, "staleness", _staleness(old), _staleness(new)))
     if _pushes(old) is not None or _pushes(new) is not None:
         findings.append(_exact(old, "pushes", _pushes(old), _pushes(new)))
     if by_arrival:
@@ -188,6 +191,11 @@ def _by_arrival(run: Run) -> bool:
 def _pushes(run: Run) -> int | None:
     pushes = (run.result.get("events") or {}).get("pushes")
     return sum(pushes) if isinstance(pushes, list) else pushes
+
+
+def _staleness(run: Run) -> float | None:
+    value: float | None = (run.result.get("staleness") or {}).get("mean")
+    return value
 
 
 def _goal(run: Run) -> int | None:
