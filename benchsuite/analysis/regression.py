@@ -4,7 +4,7 @@ Counts (samples, updates, predicted and payload bytes, messages, pushes) are equ
 Losses of a cell whose result does not depend on timing are compared exactly on the same machine and torch version;
 elsewhere another CPU adds in another order, so relative to the larger value: 1e-8 for an fp64 cell, 1e-3 for fp32.
 Of a cell with asynchronous updates only what does not depend on timing is compared: no loss, no samples to target.
-Reads no wall clock: it has its own check. Virtual seconds are integers of ns and staleness counts: equal, or they differ.
+Reads no wall clock: it has its own check. Virtual seconds (whole ns) and staleness are equal, or they differ.
 """
 
 from __future__ import annotations
