@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,6 +150,14 @@ def build_part(cell: Cell) -> tuple[Workload, Part]:
     parallel = make("parallel", cell.parallel, options_for(cell, "parallel"))
     part: Part = parallel.build(workload, None, seed=cell.seed, dtype=dtype, device=torch.device(cell.device))
     return workload, part
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Gives this rank torch's random numbers of its own (dropout), the same in every run of the cell.
+
+    A word of 32 bits: torch's CPU generator keeps no more of a seed.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
 
 
 def gather_events(per_rank: Sequence[Mapping[str, int]]) -> Events:

@@ -72,6 +72,7 @@ class Rank:
         self.store = open_store(self.job)
         self.comm = connect(self.job, self.cell, self.store, self._enter)
         marks["connected"] = time.perf_counter_ns()
+        trainings.seed_rank(self.cell.seed, self.job.rank)
         training = trainings.build(self.cell, self.comm, wrap=self._timed)
         self.loop = Loop(training, self.part, self.comm, self.beat.enter)
         self._check_equal_start(training)

@@ -148,7 +148,7 @@ def test_a_gradient_is_given_up_when_its_handle_is_done_first() -> None:
                 comm._clock.wait_until(at)
                 comm.send(torch.ones(1), 0)
             return []
-        pool = Pool(template, Gradients(workload, template), num_ranks=1)
+        pool = Pool(template, Gradients(workload, template, seed=0), num_ranks=1)
         part = VirtualPart(pool, comm._clock, OneSecond(), rank=0)
         batch, found = workload.batch(0, shard=0, num_shards=1), []
         for _ in range(2):
@@ -177,7 +177,7 @@ def test_slices_are_ready_in_backward_order_at_their_share_of_the_time() -> None
             return 3 * 10**9
 
     def body(comm: VirtualComm) -> list[tuple[int, int, int]]:
-        pool = Pool(template, Gradients(workload, template), num_ranks=1)  # type: ignore[arg-type]
+        pool = Pool(template, Gradients(workload, template, seed=0), num_ranks=1)  # type: ignore[arg-type]
         part = VirtualPart(pool, comm._clock, ThreeSeconds(), rank=0)
         seen: list[tuple[int, int, int]] = []
         part.gradient(workload.batch(0, shard=0, num_shards=1), lambda a, b: seen.append((a, b, comm.now_ns())))

@@ -13,7 +13,7 @@ import pytest
 
 from benchsuite import plan, rules
 from benchsuite.assemble.virtual import sections
-from benchsuite.cell import Cell, identity, resolve, trajectory_key
+from benchsuite.cell import Budget, Cell, identity, resolve, trajectory_key
 from benchsuite.frame import row
 from benchsuite.record import Run, Status, dumps
 from benchsuite.virtual import world
@@ -108,6 +108,24 @@ def test_a_synchronous_cell_is_trained_once_and_timed_again(way: dict[str, Any],
             assert again[1][name] == whole[1][name], name
 
 
+@pytest.mark.parametrize(
+    ("workload", "replicas"), [("mlp", 16), ("cnn", 4)]
+)  # groups of these sizes round otherwise than one by one
+@pytest.mark.parametrize("topology", ["parameter_server", "ring"])
+def test_a_result_does_not_depend_on_what_was_trained_before_it(
+    workload: str, replicas: int, topology: str, tmp_path: Path
+) -> None:
+    """fp32: gradients that come one by one in this world and together in another must not round apart."""
+    fields = {"sync": "synchronous", "topology": topology, "replicas": replicas, "budget": Budget(steps=20)}
+    made = [cell(workload, **fields, compute_time={"kind": "exponential", "mean_s": 0.01}, link_mbit=link)
+            for link in (1000.0, 10.0)]  # fmt: skip
+    alone = [dumps(run(one, tmp_path)[0]) for one in made]
+    for order in ((0, 1), (1, 0)):
+        kept = Kept()
+        for index in order:
+            assert dumps(run(made[index], tmp_path, kept=kept)[0]) == alone[index], f"order {order}, cell {index}"
+
+
 def test_what_depends_on_who_is_fast_is_never_timed_again(tmp_path: Path) -> None:
     for way in WAYS[3:]:
         assert trajectory_key(cell(**way)) is None
@@ -174,7 +192,7 @@ def test_delayed_gradient_descent_is_stable_up_to_2_sin_pi_over_2_times_2_tau_pl
 
 @pytest.mark.parametrize(
     ("look_at", "said"),
-    [("value", "cannot be batched"), ("memory", "depends on more than its batch"), ("dropout", "draws its own mask"), ("", "")],
+    [("value", "cannot be batched"), ("memory", "depends on more than its batch"), ("dropout", "every rank its own"), ("", "")],
 )
 def test_what_cannot_be_batched_is_computed_one_by_one_and_says_why(look_at: str, said: str, tmp_path: Path) -> None:
     made = cell(QUADRATIC, sync="synchronous", topology="ring", replicas=4, options={"quadratic": {"look_at": look_at}})

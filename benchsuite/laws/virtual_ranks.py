@@ -92,7 +92,7 @@ def _with_virtual_parts(
             workload, template = trainings.build_part(cell)
             assert isinstance(template, DataPart)
             traced = graphs.setdefault(loss_key(cell), {})
-            gradients = Gradients(workload, template, traced=traced, batching=batching)
+            gradients = Gradients(workload, template, seed=cell.seed, traced=traced, batching=batching)
             pools.append(Pool(template, gradients, num_ranks=cell.world_size))
         return runs.rebuilt(training, part=VirtualPart(pools[0], clock, times, rank=training.comm.rank))
 

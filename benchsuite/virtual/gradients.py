@@ -1,9 +1,9 @@
 """Gradients of many workers at once: `vmap(grad)` of the workload's loss, traced once per group size and replayed.
 
-Exact: a worker's row depends on its own parameters and its own batch only. Rows are padded to the next size that has
-been traced, at most `MOST_ROWS` per call (1024 rows in one call took twice the memory of 64). Workers that hold the
-same parameters (a synchronous step) share them in one big batch. What cannot be batched (a loss that looks at values,
-a module with running statistics) is computed one by one; `reason` says why.
+Exact: a worker's row depends on its own parameters and its own batch only. Groups are padded to the next of `SIZES`, at
+most `MOST_ROWS` per call (1024 rows in one call took twice the memory of 64). Workers that hold the same parameters (a
+synchronous step) share them in one big batch. What cannot be batched (a loss that looks at values, a module with
+running statistics or dropout) is computed one by one; `reason` says why.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from benchsuite import cell as cells
@@ -21,6 +21,7 @@ from benchsuite import plugins
 from benchsuite.cell import Cell
 from benchsuite.parallel.data import DataPart
 from benchsuite.virtual.graphs import CountCalls, Graph, trace
+from benchsuite.virtual.states import ModuleStates
 from benchsuite.workload import Batch, Workload
 
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -42,8 +43,8 @@ def loss_key(cell: Cell) -> str:
 class Gradients:
     """Computes groups of gradients of one workload. `template`: a replica that is used one by one.
 
-    traced: graphs of the same workload under other seeds, to be used and added to. Each is held against the module
-    before this object uses it for the first time.
+    seed: of the cell. traced: graphs of the same workload under other seeds, to be used and added to. Each is held
+    against the module before this object uses it for the first time.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Gradients:
         workload: Workload,
         template: DataPart,
         *,
+        seed: int,
         traced: Graphs | None = None,
         batching: bool = True,
     ) -> None:
@@ -61,14 +63,16 @@ class Gradients:
         self.reason = "" if batching else "switched off"  # why gradients are computed one by one
         row_bytes = COPIES * template.params.numel() * template.params.element_size()
         self._most_rows = max(2, min(MOST_ROWS, MOST_BYTES // max(row_bytes, 1)))
-        if batching and _is_random(template.module):
-            self.reason = "dropout: every worker draws its own mask"
+        self.states = ModuleStates(template.module, seed)
+        self._looked = False
 
     def compute(self, params: Tensor, rows: Sequence[int], batches: Sequence[Batch], grads: Tensor) -> list[float]:
         """Fills grads[rows] with the gradients of these batches at params[rows]; returns the losses.
 
         params, grads: (ranks, P).
         """
+        if not self._looked:
+            self._look_for_states(params[rows[0]], batches[0])
         losses: list[float] = []
         for begin in range(0, len(rows), self._most_rows):
             end = begin + self._most_rows
@@ -81,7 +85,18 @@ class Gradients:
             losses = self._batched(params, rows, x, y, batches[0].num_samples, grads)
             if losses is not None:
                 return losses
-        return [self._one(params[row], batch, grads[row]) for row, batch in zip(rows, batches, strict=True)]
+        return [self._one_of(row, params, batch, grads) for row, batch in zip(rows, batches, strict=True)]
+
+    def _look_for_states(self, params: Tensor, batch: Batch) -> None:
+        """Once: whether ranks must keep buffers and random numbers apart."""
+        self._looked = True
+        self.states.look(lambda: self._one(params, batch, torch.empty_like(params)))
+        if self.states.changing:
+            self.reason = self.reason or "its module draws random numbers or keeps running values, every rank its own"
+
+    def _one_of(self, rank: int, params: Tensor, batch: Batch, grads: Tensor) -> float:
+        with self.states.of(rank):
+            return self._one(params[rank], batch, grads[rank])
 
     def _one(self, params: Tensor, batch: Batch, grad: Tensor) -> float:
         template = self._template
@@ -185,9 +200,3 @@ def _alike(batches: Sequence[Batch]) -> bool:
         return False
     shape = (first.x.shape, first.y.shape, first.num_samples)
     return all((batch.x.shape, batch.y.shape, batch.num_samples) == shape for batch in batches)
-
-
-def _is_random(module: nn.Module) -> bool:
-    """Whether a forward pass draws random numbers."""
-    kinds = (nn.modules.dropout._DropoutNd,)
-    return any(isinstance(part, kinds) and part.p > 0 for part in module.modules())

@@ -7,7 +7,7 @@ number of calls. A gradient that is given up before (`until`) is never computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -80,6 +80,12 @@ class Pool:
         assert request.loss is not None
         return request.loss
 
+    def infer(self, row: int, x: Tensor) -> Tensor:
+        """Outputs of the rank's replica, as it is now."""
+        self.template.params.copy_(self.params[row])
+        with self._gradients.states.of(row):
+            return self.template.infer(x)
+
     def _compute_all(self) -> None:
         requests = list(self._asked.values())
         self._asked.clear()
@@ -91,45 +97,34 @@ class Pool:
         self.num_groups += 1
 
 
-class Losses:
-    """In the place of a `Pool` where no gradient is computed: all ranks share one vector, and losses are given.
+class Source(Protocol):
+    """Where a part's gradients come from: a `Pool`, or what stands in its place."""
 
-    losses: worker -> its losses step by step, of a run with the same trajectory; none = 0.
-    """
-
-    def __init__(self, template: DataPart, losses: Sequence[Sequence[float]] = ()) -> None:
-        self.template, self._losses = template, losses
-        self.params, self.grads = template.params.view(1, -1), torch.zeros_like(template.params).view(1, -1)
-        self._taken: dict[int, int] = {}
-        self.num_gradients = self.num_groups = self.num_abandoned = 0
+    template: DataPart
+    params: Tensor  # (ranks, P), or (1, P) where all ranks share a row
+    grads: Tensor
 
     def ask(self, row: int, batch: Batch) -> Request:
-        """Nothing is computed."""
-        request = Request(row, batch)
-        step = self._taken.get(row, 0)
-        self._taken[row] = step + 1
-        request.loss = self._losses[row][step] if self._losses else 0.0
-        return request
+        """Notes what the rank needs."""
 
     def drop(self, request: Request) -> None:
-        """Counts."""
-        self.num_abandoned += 1
+        """Nobody needs it any more."""
 
     def loss(self, request: Request) -> float:
-        """As given."""
-        assert request.loss is not None
-        return request.loss
+        """Its loss; the gradient is in the rank's row then."""
+
+    def infer(self, row: int, x: Tensor) -> Tensor:
+        """Outputs of the rank's replica, as it is now."""
 
 
 class VirtualPart:
     """A `Part` in virtual time, timed like `measure.clock.TimedPart`."""
 
     def __init__(
-        self, pool: Pool | Losses, clock: VirtualClock, times: Times, *, rank: int, schedule: Schedule | None = None
+        self, pool: Source, clock: VirtualClock, times: Times, *, rank: int, schedule: Schedule | None = None
     ) -> None:
         self._pool, self._clock, self._times, self._rank, self._schedule = pool, clock, times, rank, schedule
         row = rank % len(pool.params)
-        self._row = rank if isinstance(pool, Losses) else row
         self.module: nn.Module = pool.template.module
         self.shapes = pool.template.shapes
         self.params, self.grad = pool.params[row], pool.grads[row]
@@ -138,15 +133,14 @@ class VirtualPart:
         self.library_wait_ns = 0  # no library waits here
 
     def infer(self, x: Tensor) -> Tensor:
-        self._pool.template.params.copy_(self.params)
-        return self._pool.template.infer(x)
+        return self._pool.infer(self._rank, x)
 
     def gradient(self, batch: Batch, ready: Ready | None = None, until: Any = None) -> float | None:
         clock = self._clock
         begin = mark = clock.now
         end = begin + self._times.ns(self._rank, self._step)
         self._step += 1
-        request = self._pool.ask(self._row, batch)
+        request = self._pool.ask(self._rank, batch)
         if ready is not None:
             mark = self._announce(begin, end, request, ready)
         if until is None:

@@ -1,9 +1,9 @@
 """A cell in virtual time: every rank's life in one thread, and the same records as fresh processes would leave.
 
 The ranks run the loop of `benchsuite/loop.py` with the strategy's own file; what differs from `worker.py` is the
-comm, the part and the clock. A cell whose parameters do not depend on who is fast (`timing_free`) is trained once:
-under other links and compute times its losses and evaluations are the same, only their times are simulated again
-(`Trajectory`).
+comm, the part and the clock. A cell whose parameters do not depend on who is fast (`timing_free`) is trained once, in
+the plainest of worlds (`cell.untimed`), and timed afterwards under each link and each spread of compute times
+(`Trajectory`): which gradients are computed together, and so how they round, is then the same for all of them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import dataclasses
 import functools
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchsuite import cell as cells
 from benchsuite import compute_time
@@ -41,10 +40,11 @@ from benchsuite.training import Training
 from benchsuite.virtual.clock import VirtualClock
 from benchsuite.virtual.gradients import Gradients, Graphs, loss_key
 from benchsuite.virtual.network import Network
-from benchsuite.virtual.part import Losses, Pool, Times, VirtualPart
+from benchsuite.virtual.part import Pool, Times, VirtualPart
 from benchsuite.virtual.schedule import Schedule
 from benchsuite.virtual.streams import ComputeTimes
-from benchsuite.workload import Batch, Workload
+from benchsuite.virtual.without_gradients import Losses, WithoutData, idle
+from benchsuite.workload import Workload
 
 NS_PER_S, GIB = 1e9, 2**30
 Record = dict[str, Any]
@@ -56,6 +56,7 @@ class Trajectory:
 
     losses: list[list[float]]  # worker -> its losses step by step
     evaluations: Mapping[str, Any] | None  # rank 0's or the first server's, times apart
+    facts: Mapping[str, Any]  # what computing it cost
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Kept:
     """What one process keeps from cell to cell: traced gradients, and trajectories to be timed again."""
 
     traced: dict[str, Graphs] = field(default_factory=dict)  # by `loss_key`
-    trajectories: dict[str, Trajectory] = field(default_factory=dict)
+    trajectories: dict[str, Trajectory | None] = field(default_factory=dict)  # None: it diverged, or failed
 
 
 class SimulationError(RuntimeError):
@@ -102,59 +103,59 @@ def simulate(
     recorded run is replayed. batching: False computes gradients one by one. start_order: the order in which the ranks
     are started (it changes nothing). record: also what was done when, as a `Schedule`.
     """
-    made = _Simulation(cell, run_dir, kept or Kept(), times, script, batching=batching, record=record)
-    return made.run(start_order)
+    kept = kept or Kept()
+    key = cells.trajectory_key(cell) if times is None and script is None and batching and not record else None
+    found, known = None, None
+    if key is not None:
+        if key not in kept.trajectories:
+            found = kept.trajectories[key] = _trajectory(cells.untimed(cell), run_dir, kept)
+        known = kept.trajectories[key]
+    made = _Simulation(cell, run_dir, kept, known, times, script, batching=batching, record=record)
+    simulated = made.run(start_order)
+    if found is None:
+        return simulated
+    spent = {name: simulated.facts[name] + found.facts[name] for name in ("real_s", "cpu_s", "gradients", "groups")}
+    facts = {**simulated.facts, **spent, "one_by_one": found.facts["one_by_one"], "retimed": False}
+    return dataclasses.replace(simulated, facts=facts)
 
 
-class _WithoutData:
-    """A workload whose batches hold nothing: where no gradient is computed nobody looks into them."""
-
-    def __init__(self, workload: Workload, global_batch: int) -> None:
-        self._workload, self._global_batch = workload, global_batch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._workload, name)
-
-    def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
-        return Batch(None, None, self._global_batch // num_shards)
-
-
-def _idle(make: Callable[[Iterable[Tensor]], torch.optim.Optimizer]) -> Callable[[Any], torch.optim.Optimizer]:
-    """The same optimiser, which steps nothing: where no gradient is computed there is nothing to step."""
-
-    def made(params: Any) -> torch.optim.Optimizer:
-        optimizer = make(params)
-        optimizer.step = lambda: None  # type: ignore[assignment]
-        return optimizer
-
-    return made
+def _trajectory(cell: Cell, run_dir: str | Path, kept: Kept) -> Trajectory | None:
+    """Trains; None where that fails or diverges: then every timing of the cell is simulated whole."""
+    try:
+        simulated = _Simulation(cell, run_dir, kept, None, None, None, batching=True, record=False).run(())
+    except SimulationError:
+        return None
+    losses = [record["steps"]["loss"] for record in simulated.records if record["role"] == "worker"]
+    if any(None in worker for worker in losses):
+        return None
+    found = next((record["evaluations"] for record in simulated.records if record["evaluations"]), None)
+    known = None if found is None else {name: value for name, value in found.items() if name != "time_ns"}
+    return Trajectory(losses, known, simulated.facts)
 
 
 class _Simulation:
     """One cell; `run` once."""
 
     def __init__(
-        self, cell: Cell, run_dir: str | Path, kept: Kept, times: Times | None, script: Script | None, *,
-        batching: bool, record: bool,
+        self, cell: Cell, run_dir: str | Path, kept: Kept, known: Trajectory | None, times: Times | None,
+        script: Script | None, *, batching: bool, record: bool,
     ) -> None:  # fmt: skip
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
-        self._cell, self._run_dir, self._kept = cell, run_dir, kept
+        self._cell, self._run_dir, self._kept, self._known = cell, run_dir, kept, known
         self._clock = VirtualClock()
         self._schedule = Schedule(self._clock, cell.world_size) if record else None
         self._workload: Workload
         self._workload, template = trainings.build_part(cell)
         assert isinstance(template, DataPart), "rules: the virtual clock needs parallel = data"
         if cell.gradients == "none":
-            self._workload = _WithoutData(self._workload, cells.global_batch(cell))
+            self._workload = WithoutData(self._workload, cells.global_batch(cell))
         self._batch = cells.global_batch(cell) / cell.num_workers
-        self._key = cells.trajectory_key(cell) if times is None and script is None and batching else None
-        self._known = kept.trajectories.get(self._key) if self._key else None
         self._fits(template)
         self._pool = self._make_pool(template, batching=batching)
         self._recipe = trainings.make_recipe(cell, self._workload)
         if isinstance(self._pool, Losses):
-            self._recipe = dataclasses.replace(self._recipe, make_optimizer=_idle(self._recipe.make_optimizer))
+            self._recipe = dataclasses.replace(self._recipe, make_optimizer=idle(self._recipe.make_optimizer))
         self._times = times or self._compute_times()
         self._world = self._make_world(script)
         self._records: list[Record] = [{}] * cell.world_size
@@ -172,8 +173,6 @@ class _Simulation:
         first = self._records[0]
         first["predicted"] = self._predicted()
         first["derived_total"] = self._derived()
-        if self._key and self._known is None:
-            self._remember()
         facts = self._facts(time.perf_counter() - begin, time.process_time() - cpu)
         return Simulated(self._records, facts, self._schedule)
 
@@ -197,7 +196,9 @@ class _Simulation:
         if self._known is not None:
             return Losses(template, self._known.losses)
         traced = self._kept.traced.setdefault(loss_key(self._cell), {})
-        self._gradients = Gradients(self._workload, template, traced=traced, batching=batching)
+        self._gradients = Gradients(
+            self._workload, template, seed=self._cell.seed, traced=traced, batching=batching
+        )
         return Pool(template, self._gradients, num_ranks=self._cell.world_size)
 
     def _compute_times(self) -> ComputeTimes:
@@ -221,6 +222,7 @@ class _Simulation:
 
     def _life(self, rank: int) -> None:
         cell = self._cell
+        trainings.seed_rank(cell.seed, rank)
         comm = VirtualComm(self._world, rank=rank, size=cell.world_size, hosts=self._hosts, calls=self._calls)
         part = VirtualPart(self._pool, self._clock, self._times, rank=rank, schedule=self._schedule)
         training = trainings.build(cell, comm, given=(self._workload, self._recipe, part))
@@ -282,17 +284,6 @@ class _Simulation:
             )
             total = total + moved.times(times)
         return total.to_json()
-
-    def _remember(self) -> None:
-        """Keeps what another timing of this cell needs; a run that diverged is simulated anew each time."""
-        workers = [record for record in self._records if record["role"] == "worker"]
-        losses = [record["steps"]["loss"] for record in workers]
-        if any(None in worker for worker in losses):
-            return
-        found = next((record["evaluations"] for record in self._records if record["evaluations"]), None)
-        known = None if found is None else {name: value for name, value in found.items() if name != "time_ns"}
-        assert self._key is not None
-        self._kept.trajectories[self._key] = Trajectory(losses, known)
 
     def _facts(self, real_s: float, cpu_s: float) -> dict[str, Any]:
         pool = self._pool

@@ -1,0 +1,66 @@
+"""What a module carries from one gradient to the next besides parameters, kept apart for each rank.
+
+Buffers (running statistics, counters) and torch's random state (dropout). Ranks of one process share the module: a
+rank's set is put in when it is its turn, as if it were in a process of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite.training import seed_rank
+
+_random = torch.default_generator
+
+
+class ModuleStates:
+    """One set per rank, made when first needed: the buffers as built, the random state of a fresh rank.
+
+    `changing`: whether gradients change them at all; only then they are put in and taken out.
+    """
+
+    def __init__(self, module: nn.Module, seed: int) -> None:
+        self._buffers, self._seed = list(module.buffers()), seed
+        self._start = [buffer.clone() for buffer in self._buffers]
+        self._kept: dict[int, tuple[list[Tensor], Tensor]] = {}
+        self.changing = False
+
+    def look(self, gradient: Callable[[], object]) -> None:
+        """Computes one gradient to see whether it changes anything; puts everything back."""
+        outside = _random.get_state()
+        gradient()
+        moved = any(not _equal(now, then) for now, then in zip(self._buffers, self._start, strict=True))
+        self.changing = moved or not torch.equal(_random.get_state(), outside)
+        self._put(self._start, outside)
+
+    @contextmanager
+    def of(self, rank: int) -> Iterator[None]:
+        """Inside, the module is the rank's."""
+        if not self.changing:
+            yield
+            return
+        outside = _random.get_state()
+        if rank in self._kept:
+            self._put(*self._kept[rank])
+        else:
+            self._put(self._start, outside)
+            seed_rank(self._seed, rank)
+        try:
+            yield
+        finally:
+            self._kept[rank] = [buffer.clone() for buffer in self._buffers], _random.get_state()
+            self._put(self._start, outside)
+
+    def _put(self, buffers: list[Tensor], random_state: Tensor) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self._buffers, buffers, strict=True):
+                buffer.copy_(value)
+        _random.set_state(random_state)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b)

@@ -1,0 +1,71 @@
+"""What stands in the place of data, gradients and updates where no gradient is computed: times only, or timed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite.parallel.data import DataPart
+from benchsuite.virtual.part import Request
+from benchsuite.workload import Batch, Workload
+
+
+class Losses:
+    """In the place of a `Pool` where no gradient is computed: all ranks share one vector, and losses are given.
+
+    losses: worker -> its losses step by step, of a run with the same trajectory; none = 0.
+    """
+
+    def __init__(self, template: DataPart, losses: Sequence[Sequence[float]] = ()) -> None:
+        self.template, self._losses = template, losses
+        self.params, self.grads = template.params.view(1, -1), torch.zeros_like(template.params).view(1, -1)
+        self._taken: dict[int, int] = {}
+        self.num_gradients = self.num_groups = self.num_abandoned = 0
+
+    def ask(self, row: int, batch: Batch) -> Request:
+        """Nothing is computed."""
+        request = Request(row, batch)
+        step = self._taken.get(row, 0)
+        self._taken[row] = step + 1
+        request.loss = self._losses[row][step] if self._losses else 0.0
+        return request
+
+    def drop(self, request: Request) -> None:
+        """Counts."""
+        self.num_abandoned += 1
+
+    def loss(self, request: Request) -> float:
+        """As given."""
+        assert request.loss is not None
+        return request.loss
+
+    def infer(self, row: int, x: Tensor) -> Tensor:
+        """Of the parameters that all share."""
+        return self.template.infer(x)
+
+
+class WithoutData:
+    """A workload whose batches hold nothing: where no gradient is computed nobody looks into them."""
+
+    def __init__(self, workload: Workload, global_batch: int) -> None:
+        self._workload, self._global_batch = workload, global_batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workload, name)
+
+    def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
+        return Batch(None, None, self._global_batch // num_shards)
+
+
+def idle(make: Callable[[Iterable[Tensor]], torch.optim.Optimizer]) -> Callable[[Any], torch.optim.Optimizer]:
+    """The same optimiser, which steps nothing: where no gradient is computed there is nothing to step."""
+
+    def made(params: Any) -> torch.optim.Optimizer:
+        optimizer = make(params)
+        optimizer.step = lambda: None  # type: ignore[assignment]
+        return optimizer
+
+    return made
