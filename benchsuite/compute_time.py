@@ -37,18 +37,19 @@ class Parameter:
         return number and self.low < value < self.high
 
 
-_POSITIVE = Parameter(0, math.inf, "above 0")
+LONGEST_S = 1e6  # of a mean or a measured time
+_SPREAD = Parameter(0, 100, "above 0 and below 100")
 _SHARE = Parameter(0, 1, "above 0 and below 1")
 # kind -> its own parameters. All of them have mean 1 before scaling.
 KINDS: Mapping[str, Mapping[str, Parameter]] = MappingProxyType({
     "fixed": {},
     "exponential": {},
     "shifted_exponential": {"shift": _SHARE},  # this share of the mean is constant, the rest exponential
-    "gamma": {"cv": _POSITIVE},
-    "log_normal": {"cv": _POSITIVE},
+    "gamma": {"cv": _SPREAD},
+    "log_normal": {"cv": _SPREAD},
     "pareto": {"shape": Parameter(1, math.inf, "above 1 (or there is no mean)")},
     # steps of a worker alternate between fast and slow spells; `enter`, `leave`: chances per step
-    "markov": {"slow_factor": Parameter(1, math.inf, "above 1"), "enter": _SHARE, "leave": _SHARE},
+    "markov": {"slow_factor": Parameter(1, 1e6, "above 1 and below 1e6"), "enter": _SHARE, "leave": _SHARE},
     "resampled": {},
 })
 MEANS = ("mean_s", "overhead_s", "per_sample_s")
@@ -57,7 +58,9 @@ VALUES, PATH = "values_s", "path"  # of a resampled distribution: seconds in one
 
 def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what is wrong, what to do) of a table; [] = it can be drawn from."""
-    kind = str(table.get("kind"))
+    if "kind" not in table:
+        return [("compute_time without a kind", f"set kind to one of {', '.join(KINDS)}")]
+    kind = str(table["kind"])
     if kind not in KINDS:
         return [(plugins.unknown("compute_time kind", kind, KINDS), f"set kind to one of {', '.join(KINDS)}")]
     own = KINDS[kind]
@@ -80,8 +83,9 @@ def _mean_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     for name in MEANS:
         low = -1e-300 if name == "overhead_s" else 0  # an overhead may be 0
-        if name in table and not Parameter(low, math.inf, "").holds(table[name]):
-            found.append((f"{name} = {table[name]!r}: seconds, above 0", f"set e.g. {name} = 0.001"))
+        if name in table and not Parameter(low, LONGEST_S, "").holds(table[name]):
+            said = f"{name} = {table[name]!r}: seconds, above 0 and below {LONGEST_S:g}"
+            found.append((said, f"set e.g. {name} = 0.001"))
     line = [name for name in ("overhead_s", "per_sample_s") if name in table]
     if line and "mean_s" in table:
         found.append((f"mean_s beside {' and '.join(line)}: two means", "give mean_s, or overhead_s and per_sample_s"))

@@ -231,9 +231,9 @@ def _selected(made: list[Cell], only: str) -> list[Cell]:
 
 
 def checked_seeds(values: Any) -> tuple[int, ...]:
-    """Integers of 0 or more, each once; UsageError where they are not."""
+    """Integers from 0 to 2**63 - 1, each once; UsageError where they are not."""
     given = list(values) if isinstance(values, range) else fields.listed(values)
     seeds = [fields.number("seeds", value, kind="int") for value in given]
-    if not seeds or any(seed is None or seed < 0 for seed in seeds):
-        raise UsageError(f"seeds = {given!r}: give at least one integer of 0 or more, e.g. seeds = [0, 1, 2]")
+    if not seeds or any(seed is None or not 0 <= seed < 2**63 for seed in seeds):
+        raise UsageError(f"seeds = {given!r}: give at least one integer from 0 to 2**63 - 1, e.g. seeds = [0, 1, 2]")
     return tuple(dict.fromkeys(int(seed) for seed in seeds if seed is not None))

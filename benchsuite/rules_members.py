@@ -119,6 +119,17 @@ def actor_learner(view: View) -> Problems:
         )
 
 
+def momentum(view: View) -> Problems:
+    """Vectors that a policy keeps between pushes belong to one thread."""
+    own = view.option("sync", "momentum")
+    if view.name("sync") == "asynchronous" and own in ("per_worker", "dana") and view.option("sync", "lock") == "none":
+        yield Problem(
+            "momentum",
+            f"momentum = {own} with lock = none: threads without a lock would add to one another's momentum vectors",
+            "set lock = exclusive, or momentum = shared",
+        )
+
+
 def hogwild(view: View) -> Problems:
     """Shared memory of one host."""
     if view.name("sync") != "hogwild":
@@ -207,6 +218,7 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     parallel_and_sync,
     sync_and_topology,
     actor_learner,
+    momentum,
     hogwild,
     compression,
     muon,

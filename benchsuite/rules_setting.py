@@ -20,6 +20,8 @@ NOT_BUILT_YET = {
 }
 MULTI_HOST = ("namespaces", "torchrun", "slurm", "mpirun", "kubernetes")
 LARGEST_VIRTUAL_RING = 128
+LARGEST_VIRTUAL_WORLD = 4096
+LINKS = {"link_mbit": (1e-3, 1e9, "Mbit/s"), "link_latency_us": (0.0, 1e9, "us")}
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ def clock(view: View) -> Problems:
         (_without_lock(view), "lock = none", "torn reads need real threads", "lock = exclusive"),
         (cell.device != "cpu", f"device = {cell.device}", "simulated workers share one process", "device = cpu"),
         (cell.backend != "gloo", f"backend = {cell.backend}", "nothing is sent", "backend = gloo"),
+        (cell.threads != 1, f"threads = {cell.threads}", "a simulation runs in one thread", "threads = 1"),
+        (cell.world_size > LARGEST_VIRTUAL_WORLD, f"{cell.world_size} ranks",
+         f"up to {LARGEST_VIRTUAL_WORLD} are simulated", f"replicas + servers to at most {LARGEST_VIRTUAL_WORLD}"),
         (bool(cell.faults), "faults", "there is no process to strike", "faults = []"),
         (cell.cluster != "local", f"cluster = {cell.cluster}", "one process simulates all hosts", "cluster = local"),
         (view.name("topology") == "ring" and cell.replicas > LARGEST_VIRTUAL_RING,
@@ -116,8 +121,12 @@ def cluster(view: View) -> Problems:
         value = getattr(cell, name)
         if value is None:
             continue
-        if value < 0 or (name == "link_mbit" and value == 0):
-            yield Problem("links", f"{name} = {value:g}: a link needs a positive rate", f"set {name} above 0")
+        least, most, unit = LINKS[name]
+        if not least <= value <= most:
+            yield Problem(
+                "links", f"{name} = {value:g}: a link has {least:g} to {most:g} {unit}",
+                f"set {name} in this range, or none for a free link",
+            )  # fmt: skip
         if cell.clock == "wall" and cell.cluster != "namespaces":
             yield Problem(
                 "links", f"{name} = {value:g} with cluster = {cell.cluster}: nobody shapes its links",

@@ -73,7 +73,8 @@ def run(args: Namespace) -> int:
         _print_json(document)
     else:
         said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        print(f"{plan.name}: {said or 'nothing to run'}; {tally.stored} stored before, in {args.results}")
+        nothing = "no run was finished" if tally.interrupted else "nothing to run"
+        print(f"{plan.name}: {said or nothing}; {tally.stored} stored before, in {args.results}")
     if tally.failures:
         print("\n".join(["not ok, run again by the same command (a timeout stays):", *tally.failures]), file=sys.stderr)
     if tally.interrupted:
@@ -219,8 +220,9 @@ def _plan(args: Namespace, *settings: str) -> Plan:
     if args.hosts is not None or args.link is not None:
         flag = "--hosts" if args.hosts is not None else "--link"
         raise UsageError(
-            f"{flag} needs a cluster of several hosts, which this version has not: leave it out, or start the ranks "
-            "with your own torchrun (benchsuite plan PLAN --write cells.json)"
+            f"{flag} needs a cluster of several hosts, which this version has not: leave it out, start the ranks with "
+            "your own torchrun (benchsuite plan PLAN --write cells.json), or, under the virtual clock, say "
+            "--set hosts=2 or --set link_mbit=1000 --set link_latency_us=50"
         )
     flags = {name: getattr(args, f"cell_{name}") for name in cli.CELL_FLAGS}
     given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None]

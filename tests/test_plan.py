@@ -170,7 +170,7 @@ def test_excludes_may_name_options_tables_and_lists(make):
         ("[cells]\nsync = 5\n", "sync takes a name, not 5"),
         ("seeds = -1\n", "seeds = [-1]: give at least one integer"),
         ("seeds = []\n", "seeds = []: give at least one integer"),
-        ("seeds = [-1]\n", "give at least one integer of 0 or more"),
+        ("seeds = [-1]\n", "give at least one integer from 0 to 2**63 - 1"),
         ("[cells\n", "mine.toml"),
     ],
 )

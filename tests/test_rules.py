@@ -22,6 +22,7 @@ TINY = str(Path(__file__).parent / "workloads" / "tiny.py")  # global batch 24, 
 VIRTUAL = {"clock": "virtual"}
 FAULT = {"rank": 1, "phase": "compute", "step": 3, "signal": "SIGKILL"}
 SMALL = {"options": {"cnn": {"global_batch": 8}}, "batch_mode": "fixed_per_worker", "budget": Budget(steps=2)}
+MANY = {"workload": "mlp", "topology": "parameter_server", "batch_mode": "fixed_per_worker", **VIRTUAL}
 
 
 def problems(**fields) -> list[Problem]:
@@ -180,6 +181,15 @@ CASES = [
      {"compute_time": {"kind": "gama"}, **VIRTUAL}, {"compute_time": {"kind": "pareto", "shape": 3.0}, **VIRTUAL}),
     ("compute_time", "mean_s = 0", {"compute_time": {"kind": "fixed", "mean_s": 0.0}, **VIRTUAL},
      {"compute_time": {"kind": "fixed", "mean_s": 0.1}, **VIRTUAL}),
+    ("compute_time", "without a kind", {"compute_time": {"mean_s": 0.1}, **VIRTUAL},
+     {"compute_time": {"kind": "fixed", "mean_s": 0.1}, **VIRTUAL}),
+    ("compute_time", "mean_s = 1e+300", {"compute_time": {"kind": "fixed", "mean_s": 1e300}, **VIRTUAL},
+     {"compute_time": {"kind": "fixed", "mean_s": 1e5}, **VIRTUAL}),
+    ("compute_time", "cv = 1e+200", {"compute_time": {"kind": "log_normal", "cv": 1e200}, **VIRTUAL},
+     {"compute_time": {"kind": "log_normal", "cv": 10.0}, **VIRTUAL}),
+    ("momentum", "momentum = dana with lock = none",
+     {"sync": "asynchronous", **SERVER, "options": {"asynchronous": {"lock": "none", "momentum": "dana"}}},
+     {"sync": "asynchronous", **SERVER, "options": {"asynchronous": {"momentum": "dana"}}}),
     ("late", "not abandoned", {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"late": "cancel"}}},
      {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"late": "cancel"}}, **VIRTUAL}),
     ("virtual clock", "sync = ddp", {"sync": "ddp", **VIRTUAL}, {**VIRTUAL}),
@@ -191,6 +201,8 @@ CASES = [
      {"sync": "hogwild", **VIRTUAL, "options": {"hogwild": {"lock": "exclusive"}}}),
     ("virtual clock", "device = cuda", {"device": "cuda", **VIRTUAL}, {"device": "cpu", **VIRTUAL}),
     ("virtual clock", "backend = mpi", {"backend": "mpi", **VIRTUAL}, {"backend": "gloo", **VIRTUAL}),
+    ("virtual clock", "threads = 4", {"threads": 4, **VIRTUAL}, {**VIRTUAL}),
+    ("virtual clock", "5001 ranks", {**MANY, "replicas": 5000}, {**MANY, "replicas": 4000}),
     ("virtual clock", "cluster = torchrun", {"cluster": "torchrun", **VIRTUAL}, {**VIRTUAL}),
     ("virtual clock", "up to 128",
      {"topology": "ring", "replicas": 256, **SMALL, **VIRTUAL},
@@ -204,7 +216,10 @@ CASES = [
     ("hosts", "on this machine only", {"hosts": 2, "replicas": 2}, {"hosts": 2, "replicas": 2, "cluster": "torchrun"}),
     ("links", "nobody shapes", {"link_mbit": 100.0}, {"link_mbit": 100.0, "cluster": "namespaces"}),
     ("links", "nobody shapes", {"link_latency_us": 50.0}, {"link_latency_us": 50.0, **VIRTUAL}),
-    ("links", "positive rate", {"link_mbit": 0.0, **VIRTUAL}, {"link_mbit": 1.0, **VIRTUAL}),
+    ("links", "link_mbit = 0: a link has 0.001 to 1e+09 Mbit/s", {"link_mbit": 0.0, **VIRTUAL},
+     {"link_mbit": 1.0, **VIRTUAL}),
+    ("links", "link_mbit = 1e-300", {"link_mbit": 1e-300, **VIRTUAL}, {"link_mbit": 0.001, **VIRTUAL}),
+    ("links", "link_latency_us = -1", {"link_latency_us": -1.0, **VIRTUAL}, {"link_latency_us": 0.0, **VIRTUAL}),
 ]  # fmt: skip
 
 

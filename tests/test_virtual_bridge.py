@@ -83,6 +83,11 @@ def test_the_verb_tells_the_same_run_from_another(
     assert "  the same run\n" in capsys.readouterr().out
     assert cli.main(["replay", str(tmp_path / "swapped.json"), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["gaps"]["staleness"] > 0
+    document["raw"]["push_log"] = real.raw["push_log"]
+    document["result"]["loss"][-1] = None
+    (tmp_path / "lost.json").write_text(dumps(document))
+    assert cli.main(["replay", str(tmp_path / "lost.json")]) == 1
+    assert "finite in one of them only" in capsys.readouterr().out
     assert cli.main(["replay", str(tmp_path / "cut.json")]) == 2
     assert "give a run file" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ import pytest
 from benchsuite import compute_time, rules
 from benchsuite.cell import Cell, resolve
 from benchsuite.errors import UsageError
-from benchsuite.virtual.streams import BLOCK, ComputeTimes
+from benchsuite.virtual.streams import BLOCK, LONGEST_NS, ComputeTimes
 
 # kind -> (parameters, coefficient of variation)
 KINDS: dict[str, tuple[dict[str, Any], float]] = {
@@ -129,3 +129,8 @@ def test_measured_times_are_read_into_the_cell(tmp_path: Path) -> None:
             resolve(Cell(workload="mlp", clock="virtual", compute_time={"kind": "resampled", "path": str(text)}))
     with pytest.raises(UsageError, match="cannot be read"):
         resolve(Cell(workload="mlp", clock="virtual", compute_time={"kind": "resampled", "path": "nowhere"}))
+
+
+def test_a_time_beyond_64_bits_is_the_longest_never_none() -> None:
+    times = ComputeTimes({"kind": "fixed", "mean_s": 1e5}, seed=0, samples=1.0, factors={0: 1e12})
+    assert times.ns(0, 0) == LONGEST_NS

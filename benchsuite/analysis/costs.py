@@ -50,16 +50,20 @@ def direct_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
 
 
 def parameter_server_first_s(link: Link, *, num_workers: int, num_bytes: float, num_servers: int = 1) -> float:
-    """A synchronous step with servers on own hosts, nothing under way before: 2 alpha + 2 max(1, N/S) M beta."""
-    return 2 * link.alpha_s + 2 * max(1.0, num_workers / num_servers) * num_bytes * link.beta_s_per_byte
+    """A synchronous step with servers on own hosts, nothing under way before: 2 alpha + (2N + S - 1)/S M beta.
+
+    Slices leave a worker one after the other: the last server's begin when S - 1 of them have left.
+    """
+    moved = (2 * num_workers + num_servers - 1) / num_servers * num_bytes
+    return 2 * link.alpha_s + moved * link.beta_s_per_byte
 
 
 def parameter_server_s(link: Link, *, num_workers: int, num_bytes: float, num_servers: int = 1) -> float:
-    """One of many such steps: 2 alpha + (max(1, N/S) + 1) M beta, since replies overlap pushes.
+    """One of many such steps: 2 alpha + (N/S + 1) M beta, since replies overlap pushes.
 
-    The latencies do not overlap: whoever is answered last pushes last. With N < S a worker's own port is the limit.
+    The latencies do not overlap: whoever is answered last pushes last.
     """
-    return 2 * link.alpha_s + (max(1.0, num_workers / num_servers) + 1) * num_bytes * link.beta_s_per_byte
+    return 2 * link.alpha_s + (num_workers / num_servers + 1) * num_bytes * link.beta_s_per_byte
 
 
 def all_gather_s(link: Link, *, num_workers: int, num_bytes: float) -> float:

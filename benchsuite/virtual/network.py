@@ -87,12 +87,17 @@ class Network:
         return 0 if self._hosts[source] == self._hosts[destination] else self.latency
 
     def collective(self, kind: str, ranks: Sequence[int], num_bytes: int) -> int:
-        """Takes all ports of `ranks`; returns when a collective of `num_bytes` that begins now ends."""
+        """Takes all ports of `ranks` as soon as all are free; returns when a collective of `num_bytes` ends.
+
+        A barrier needs no port and nothing inside of one host does.
+        """
         hosts = {self._hosts[rank] for rank in ranks}
-        end = self._clock.now + self.price(kind, len(ranks), num_bytes, single_host=len(hosts) == 1)
+        price = self.price(kind, len(ranks), num_bytes, single_host=len(hosts) == 1)
+        if not num_bytes or len(hosts) == 1:
+            return self._clock.now + price
+        end = price + max(self._clock.now, *(max(self._out_free[host], self._in_free[host]) for host in hosts))
         for host in hosts:
-            self._out_free[host] = max(self._out_free[host], end)
-            self._in_free[host] = max(self._in_free[host], end)
+            self._out_free[host] = self._in_free[host] = end
         return end
 
     def price(self, kind: str, size: int, num_bytes: int, *, single_host: bool = False) -> int:

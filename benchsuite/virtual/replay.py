@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from benchsuite.assemble.virtual import sections
 from benchsuite.cell import Cell
 from benchsuite.errors import UsageError
-from benchsuite.record import Run, Status
+from benchsuite.record import Run, Status, finite
 from benchsuite.virtual.world import Simulated, simulate
 
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-3, "bf16": 1e-2}  # relative; gradients computed together round in another order
@@ -84,12 +85,18 @@ def gaps(run: Run, result: Mapping[str, Any]) -> dict[str, float]:
     ):
         if len(mine) != len(theirs):
             raise UsageError(f"{len(mine)} values of {name} in the run, {len(theirs)} in its replay")
-        pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None]
-        found[name] = max((abs(a - b) / max(abs(a), 1e-30) for a, b in pairs if a != b), default=0.0)
+        found[name] = max((_gap(a, b) for a, b in zip(mine, theirs, strict=True)), default=0.0)
     histograms = [side["staleness"]["histogram"] for side in (run.result, result)]
     values = histograms[0].keys() | histograms[1].keys()
     found["staleness"] = float(sum(abs(histograms[0].get(v, 0) - histograms[1].get(v, 0)) for v in values))
     return found
+
+
+def _gap(a: float | None, b: float | None) -> float:
+    """Relative to the run's; a value that only one of them has (None: not finite) is infinitely far."""
+    if a is None or b is None:
+        return 0.0 if a is b else math.inf
+    return abs(a - b) / max(abs(a), 1e-30) if a != b else 0.0
 
 
 def load(path: str | Path) -> Run:
@@ -102,25 +109,28 @@ def load(path: str | Path) -> Run:
 
 
 def compared(run: Run) -> dict[str, Any]:
-    """A run beside its replay: `pushes`, `gaps` as `gaps` gives them, `tolerance` (relative, of losses), `same`."""
+    """A run beside its replay, by what a run file holds (not the parameters).
+
+    `pushes`; `gaps` as `gaps` gives them, None = finite in one of them only; `tolerance`, relative; `same`.
+    """
     again = replay(run)
     result, _, _ = sections(in_virtual_time(run.cell), again.records, again.facts)
     found, tolerance = gaps(run, result), TOLERANCE[run.cell.precision]
     same = found["staleness"] == 0 and max(found["loss"], found["metric"]) <= tolerance
     return {
-        "run_id": run.run_id, "cell": run.cell.label, "pushes": len(run.raw["push_log"]["worker"]), "gaps": found,
-        "tolerance": tolerance, "same": same,
+        "run_id": run.run_id, "cell": run.cell.label, "pushes": len(run.raw["push_log"]["worker"]),
+        "gaps": {name: finite(gap) for name, gap in found.items()}, "tolerance": tolerance, "same": same,
     }  # fmt: skip
 
 
 def table(document: Mapping[str, Any]) -> str:
     """What `compared` found, for a terminal."""
     found = document["gaps"]
-    verdict = "the same run" if document["same"] else "another run"
-    return "\n".join([
+    lines = [
         f"{document['run_id']}: {document['pushes']} pushes of {document['cell']}, again in virtual time",
         f"  staleness  {found['staleness']:.0f} updates differ (0 allowed)",
-        *(f"  {name:<9}  {found[name]:.2g} apart at most (relative; {document['tolerance']:g} allowed)"
-          for name in ("loss", "metric")),
-        f"  {verdict}",
-    ])  # fmt: skip
+    ]
+    for name in ("loss", "metric"):
+        gap = "finite in one of them only" if found[name] is None else f"{found[name]:.2g} apart at most"
+        lines.append(f"  {name:<9}  {gap} (relative; {document['tolerance']:g} allowed)")
+    return "\n".join([*lines, "  the same run" if document["same"] else "  another run"])

@@ -15,6 +15,7 @@ import numpy as np
 from benchsuite import compute_time
 
 BLOCK = 256
+LONGEST_NS = 2**60  # 36 years
 COMPUTE, SPELL = 1, 2  # purposes
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -56,7 +57,8 @@ class ComputeTimes:
         else:
             drawn = self._draw(generator(self._seed, worker, COMPUTE, number))
         scaled = drawn * self._scale * self._factors.get(worker, 1.0)
-        return [max(1, value) for value in np.rint(scaled).astype(np.int64).tolist()]
+        within = np.clip(scaled, 1, LONGEST_NS)  # before it is an integer: a heavy tail may leave 64 bits
+        return [int(value) for value in np.rint(within).astype(np.int64).tolist()]
 
     # -- distributions with mean 1 ---------------------------------------------------------------------------
 
