@@ -17,8 +17,9 @@ from benchsuite.comm.virtual_world import VirtualWorld
 from benchsuite.parallel.data import DataPart
 from benchsuite.virtual.clock import VirtualClock
 from benchsuite.virtual.network import Network
-from benchsuite.virtual.part import Losses, VirtualPart
+from benchsuite.virtual.part import VirtualPart
 from benchsuite.virtual.schedule import Schedule
+from benchsuite.virtual.without_gradients import Losses
 from benchsuite.workload import Batch
 from tests.chakra_reader import COLL, COMP, SEND, Trace, faults, read
 
