@@ -48,7 +48,7 @@ def test_cells_keep_their_own_seeds_and_are_run_once(asked: Any) -> None:
         ({"budget": {"samples": 64}}, "budget takes a Budget, not"),
         ({"budget": Budget(samples="64")}, "budget.samples takes an integer or none, not '64'"),  # type: ignore[arg-type]
         ({"options": {"cnn": 3}}, "options takes tables, not"),
-        ({"seed": -1}, "give at least one integer of 0 or more"),
+        ({"seed": -1}, "give at least one integer from 0 to 2"),
         ({"seed": "0"}, "seed takes an integer, not '0'"),
     ],
 )
