@@ -253,6 +253,7 @@ def _share_limits(axes: Sequence[Axes], y: str) -> None:
     if QUANTITIES[y].scale == "share":
         return
     low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
+    high *= 1.4 if QUANTITIES[y].scale == "count" else 1.0  # marks on the edge would be cut
     steps = (1.0, 3.0) if high > 20 * low else (1.0, 2.0, 5.0)
     for ax in axes:
         ax.set_ylim(low, high)
