@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from benchsuite.cluster.local import Cluster
 from tests.bench import Bench
+
+# A shell that starts the tests in the background ignores Ctrl-C for them, and whatever they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
