@@ -21,7 +21,7 @@ class MeasuredPart(Protocol):
     """What the loop reads of a part that is timed."""
 
     compute_ns: int
-    library_wait_ns: int  # inside a library's backward pass, after the last gradient
+    backward_wait_ns: int  # inside a library's backward pass, after the last gradient
 
 
 class MeasuredComm(Comm, Protocol):
@@ -41,7 +41,7 @@ class Loop:
 
     def run(self, measured: Measured, *, owner: bool) -> None:
         """Until the budget is used. `owner`: this rank's parameters are what snapshots are taken of."""
-        self.comm.wait_ns = self.comm.ticket_wait_ns = self.part.compute_ns = self.part.library_wait_ns = 0
+        self.comm.wait_ns = self.comm.ticket_wait_ns = self.part.compute_ns = self.part.backward_wait_ns = 0
         measured.start_ns = self.comm.now_ns()
         if self.training.is_server:
             self._serve(measured, owner=owner)
@@ -49,7 +49,7 @@ class Loop:
             self._work(measured, owner=owner)
         measured.end_ns = self.comm.now_ns()
         measured.compute_ns, measured.ticket_wait_ns = self.part.compute_ns, self.comm.ticket_wait_ns
-        measured.blocked_ns = self.comm.wait_ns + self.part.library_wait_ns
+        measured.blocked_ns = self.comm.wait_ns + self.part.backward_wait_ns
         measured.events = self.training.events(measured.server)
 
     def _work(self, measured: Measured, *, owner: bool) -> None:
@@ -77,7 +77,7 @@ class Loop:
             if owner:
                 samples = self.step * global_batch
                 snapshots.offer(strategy.snapshot(), samples=samples, version=self.step, time_ns=now())
-            end, computed, waited = now(), part.compute_ns, comm.wait_ns + part.library_wait_ns
+            end, computed, waited = now(), part.compute_ns, comm.wait_ns + part.backward_wait_ns
             number = index * num_shards + shard
             clock.add((begin, end, data, computed - compute, waited - blocked, number, batch.num_samples), loss)
             begin, compute, blocked = end, computed, waited

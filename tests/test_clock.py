@@ -90,7 +90,7 @@ def test_what_a_library_does_after_the_last_gradient_is_waiting_not_computing(ti
     for _ in range(2):
         part.backward(None)  # type: ignore[arg-type]
     assert part.compute_ns / MS == pytest.approx(20, rel=1e-3)
-    assert part.library_wait_ns / MS == pytest.approx(10, rel=1e-3)
+    assert part.backward_wait_ns / MS == pytest.approx(10, rel=1e-3)
 
 
 def test_a_straggler_under_a_library_waits_after_it_and_nothing_counts_twice(time: FakeTime) -> None:
@@ -100,7 +100,7 @@ def test_a_straggler_under_a_library_waits_after_it_and_nothing_counts_twice(tim
     begin = time.perf_counter_ns()
     part.backward(None)  # type: ignore[arg-type]
     assert part.compute_ns / 1e6 == pytest.approx(40, abs=0.01)
-    assert part.library_wait_ns / 1e6 == pytest.approx(5, abs=0.01)
+    assert part.backward_wait_ns / 1e6 == pytest.approx(5, abs=0.01)
     assert (time.perf_counter_ns() - begin) / 1e6 == pytest.approx(45, abs=0.01)
 
 

@@ -22,11 +22,11 @@ from benchsuite.laws.runs import relative, run
 from benchsuite.laws.virtual_ranks import virtual_ranks
 from benchsuite.record import dumps
 from benchsuite.virtual.replay import PushOrder, gaps, in_virtual_time, replay
-from benchsuite.virtual.world import simulate
 from tests.bench import ROOT, Bench
 from tests.bench import cell as bench_cell
 from tests.law_cells import STALE_RECIPES, tiny
 from tests.law_entries import ENTRY, process_ranks
+from tests.virtual_runs import run as run_virtual
 
 (LAW,) = bridge.LAWS
 SERVER: dict[str, Any] = {"topology": "parameter_server", "precision": "fp64"}
@@ -39,8 +39,7 @@ WAYS: list[dict[str, Any]] = [
 
 
 def simulated(cell: Cell) -> dict[str, Any]:
-    result, _, _ = sections(cell, simulate(cell, tempfile.gettempdir()).records, {})
-    return result
+    return run_virtual(cell, tempfile.gettempdir())[0]
 
 
 @pytest.mark.parametrize("recipe", STALE_RECIPES, ids=lambda recipe: f"{recipe[0]} clip {recipe[2]}")

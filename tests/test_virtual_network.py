@@ -13,7 +13,7 @@ from benchsuite.laws.virtual_ranks import virtual_ranks
 from benchsuite.topology.ring import Topology as Ring
 from benchsuite.virtual.clock import VirtualClock
 from benchsuite.virtual.network import Network
-from benchsuite.virtual.world import simulate
+from tests.virtual_runs import run
 
 MBIT = 80.0  # 10 MB/s: 100 ns per byte
 BETA = 100e-9
@@ -130,15 +130,13 @@ def test_a_ring_takes_2_n_minus_1_rounds_of_a_chunk(size: int) -> None:
 
 def exchange(size: int, sync: str = "synchronous", steps: int = 20, **fields: Any) -> dict[str, Any]:
     """Steps of `size` workers that compute in no time, over one server on its own host: result and times."""
-    from benchsuite.assemble.virtual import sections
-
     cell = resolve(
         Cell(workload="mlp", preset="smoke", sync=sync, topology="parameter_server", replicas=size, clock="virtual",
              gradients="none", batch_mode="fixed_per_worker", compute_time={"kind": "fixed", "mean_s": 1e-9},
              link_mbit=MBIT, link_latency_us=LAN * 1e6, budget=Budget(steps=steps),
              options={"mlp": {"num_parameters": 20_000}}, **fields)
     )  # fmt: skip
-    result, cost, _ = sections(cell, simulate(cell, "unused").records, {})
+    result, cost, _ = run(cell, "unused")
     return {**result, **cost}
 
 
@@ -162,9 +160,7 @@ def test_the_servers_port_carries_n_m_each_way_and_a_rings_2_n_minus_1_over_n(si
         Cell(workload="mlp", preset="smoke", topology="ring", replicas=size, clock="virtual", gradients="none",
              batch_mode="fixed_per_worker", budget=Budget(steps=3), options={"mlp": {"num_parameters": 20_000}})
     )  # fmt: skip
-    from benchsuite.assemble.virtual import sections
-
-    result, _, _ = sections(cell, simulate(cell, "unused").records, {})
+    result, _, _ = run(cell, "unused")
     ideal = 3 * 2 * (size - 1) / size * vector
     assert abs(result["busiest_port_bytes"] / ideal - 1) < 0.02, f"{result['busiest_port_bytes']}, ideal {ideal:.0f}"
     assert result["busiest_port_bytes"] < server["busiest_port_bytes"]

@@ -15,7 +15,7 @@ from benchsuite.virtual.states import ModuleStates
 from benchsuite.virtual.world import Kept
 from tests.bench import Bench
 from tests.bench import cell as bench_cell
-from tests.test_virtual_world import run
+from tests.virtual_runs import run
 
 STATEFUL = str(Path(__file__).parent / "workloads" / "stateful.py")
 KEEPS = ("batch_norm", "counter", "dropout")

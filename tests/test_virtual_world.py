@@ -12,7 +12,6 @@ import jsonschema
 import pytest
 
 from benchsuite import plan, rules
-from benchsuite.assemble.virtual import sections
 from benchsuite.cell import Budget, Cell, identity, resolve, trajectory_key
 from benchsuite.frame import row
 from benchsuite.record import Run, Status, dumps
@@ -20,6 +19,7 @@ from benchsuite.virtual import world
 from benchsuite.virtual.world import Kept, SimulationError, simulate
 from tests.bench import ROOT, TINY
 from tests.test_store import SCHEMA
+from tests.virtual_runs import run
 
 QUADRATIC = str(Path(__file__).parent / "workloads" / "quadratic.py")
 GAMMA = {"kind": "gamma", "mean_s": 0.01, "cv": 0.3}
@@ -37,11 +37,6 @@ def cell(workload: str = TINY, **fields: Any) -> Cell:
     made = resolve(Cell(workload=workload, clock="virtual", **fields))
     assert rules.validate(made) == []
     return made
-
-
-def run(made: Cell, tmp_path: Path, **more: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    simulated = simulate(made, tmp_path, **more)
-    return sections(made, simulated.records, simulated.facts)
 
 
 def named(way: dict[str, Any]) -> str:

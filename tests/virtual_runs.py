@@ -29,9 +29,14 @@ def cell(sync: str, replicas: int, times: dict[str, Any] = EXPONENTIAL, **fields
     return made
 
 
+def run(of: Cell, folder: Path | str, **more: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """`result`, `cost`, `raw` of a simulation; `more` as for `simulate`."""
+    simulated = simulate(of, folder, **more)
+    return sections(of, simulated.records, simulated.facts)
+
+
 def stored(of: Cell, folder: Path) -> Run:
-    simulated = simulate(of, folder)
-    result, cost, raw = sections(of, simulated.records, simulated.facts)
+    result, cost, raw = run(of, folder)
     return Run(
         cell=of, code_id="c", status=Status.OK, result=result, cost=cost, raw=raw, machine=made.MACHINE, cell_id=of.id,
         started_at="2026-01-05T00:00:00Z", environment_id=made.ENVIRONMENT_ID, run_id=f"v-{of.id}-{of.seed}",

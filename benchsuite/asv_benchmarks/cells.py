@@ -53,7 +53,7 @@ class Cells:
         return figures
 
     def setup(self, figures: Figures, cell: str) -> None:
-        """n/a, not a failure, where the machine cannot run the cell."""
+        """n/a, not a failure, where the machine cannot run the cell: asv skips what raises NotImplementedError here."""
         if not figures[cell]["payload_bytes"]:
             raise NotImplementedError(f"{cell} has no ok run on this machine; see benchsuite doctor")
 

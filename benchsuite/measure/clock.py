@@ -36,7 +36,7 @@ class TimedPart:
         self._part, self._slow_down, self._busy = part, slow_down, busy
         self.module, self.shapes, self.params = part.module, part.shapes, part.params
         self.compute_ns = 0
-        self.library_wait_ns = 0  # inside a library's backward pass, after the last gradient
+        self.backward_wait_ns = 0  # inside a library's backward pass, after the last gradient
         self._last_gradient_ns = 0
 
     @property
@@ -72,7 +72,7 @@ class TimedPart:
         loss = self._part.backward(batch)
         end = time.perf_counter_ns()
         last = self._last_gradient_ns if self._last_gradient_ns > start else end
-        self.library_wait_ns += end - last
+        self.backward_wait_ns += end - last
         self._end(start, end, loss, waited=end - last)
         return loss
 

@@ -187,8 +187,7 @@ def _changes_nothing(node: fx.Node, source: fx.Node) -> bool:
 
 def _changes(user: fx.Node, node: fx.Node) -> bool:
     """Whether an operator works on its first argument in place, and that is `node`."""
-    mutable = isinstance(user.target, torch._ops.OpOverload) and user.target._schema.is_mutable
-    return mutable and bool(user.args) and user.args[0] is node
+    return _is_mutable(user) and bool(user.args) and user.args[0] is node
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

@@ -130,7 +130,7 @@ class VirtualPart:
         self.params, self.grad = pool.params[row], pool.grads[row]
         self._step = 0
         self.compute_ns = 0
-        self.library_wait_ns = 0  # no library waits here
+        self.backward_wait_ns = 0  # no library waits here
 
     def infer(self, x: Tensor) -> Tensor:
         return self._pool.infer(self._rank, x)

@@ -58,7 +58,8 @@ class ComputeTimes:
             drawn = self._draw(generator(self._seed, worker, COMPUTE, number))
         scaled = drawn * self._scale * self._factors.get(worker, 1.0)
         within = np.clip(scaled, 1, LONGEST_NS)  # before it is an integer: a heavy tail may leave 64 bits
-        return [int(value) for value in np.rint(within).astype(np.int64).tolist()]
+        times: list[int] = np.rint(within).astype(np.int64).tolist()
+        return times
 
     # -- distributions with mean 1 ---------------------------------------------------------------------------
 

@@ -110,7 +110,9 @@ def simulate(
         if key not in kept.trajectories:
             found = kept.trajectories[key] = _trajectory(cells.untimed(cell), run_dir, kept)
         known = kept.trajectories[key]
-    made = _Simulation(cell, run_dir, kept, known, times, script, batching=batching, record=record)
+    made = _Simulation(
+        cell, run_dir, kept, known=known, times=times, script=script, batching=batching, record=record
+    )
     simulated = made.run(start_order)
     if found is None:
         return simulated
@@ -122,7 +124,7 @@ def simulate(
 def _trajectory(cell: Cell, run_dir: str | Path, kept: Kept) -> Trajectory | None:
     """Trains; None where that fails or diverges: then every timing of the cell is simulated whole."""
     try:
-        simulated = _Simulation(cell, run_dir, kept, None, None, None, batching=True, record=False).run(())
+        simulated = _Simulation(cell, run_dir, kept).run(())
     except SimulationError:
         return None
     losses = [record["steps"]["loss"] for record in simulated.records if record["role"] == "worker"]
@@ -137,8 +139,8 @@ class _Simulation:
     """One cell; `run` once."""
 
     def __init__(
-        self, cell: Cell, run_dir: str | Path, kept: Kept, known: Trajectory | None, times: Times | None,
-        script: Script | None, *, batching: bool, record: bool,
+        self, cell: Cell, run_dir: str | Path, kept: Kept, *, known: Trajectory | None = None,
+        times: Times | None = None, script: Script | None = None, batching: bool = True, record: bool = False,
     ) -> None:  # fmt: skip
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
@@ -196,9 +198,7 @@ class _Simulation:
         if self._known is not None:
             return Losses(template, self._known.losses)
         traced = self._kept.traced.setdefault(loss_key(self._cell), {})
-        self._gradients = Gradients(
-            self._workload, template, seed=self._cell.seed, traced=traced, batching=batching
-        )
+        self._gradients = Gradients(self._workload, template, seed=self._cell.seed, traced=traced, batching=batching)
         return Pool(template, self._gradients, num_ranks=self._cell.world_size)
 
     def _compute_times(self) -> ComputeTimes:
