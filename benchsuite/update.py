@@ -42,6 +42,37 @@ class Updater:
         self.optimizer.step()
 
 
+class Load:
+    """An updater of a server that only averages: the mean becomes what it holds."""
+
+    def __init__(self, params: Tensor) -> None:
+        self._params = params
+
+    def step(self, grad: Tensor, *, samples: int) -> None:
+        """Takes the vector as it is."""
+        self._params.copy_(grad)
+
+
+def state_vectors(recipe: Recipe) -> int:
+    """Vectors as long as the parameters that the recipe's optimiser keeps: 0 SGD, 1 with momentum, 2 Adam."""
+    probe = torch.zeros(2)
+    updater = Updater(probe, recipe) if recipe.elementwise else None
+    if updater is None:
+        return 0
+    updater.step(torch.zeros(2), samples=0)
+    return len(state_of(updater))
+
+
+def state_of(updater: Updater) -> list[Tensor]:
+    """The optimiser's vectors as long as the parameters, in the order of their names; [] before the first step."""
+    params = updater.params[0]
+    state = updater.optimizer.state.get(params, {})
+    return [
+        state[name] for name in sorted(state)
+        if isinstance(state[name], Tensor) and state[name].shape == params.shape and state[name].dim()
+    ]  # fmt: skip
+
+
 def clip_factor(norm: float, clip_norm: float) -> float:
     """Factor that brings a gradient of this global norm to at most `clip_norm` (torch's rule, eps 1e-6)."""
     return min(1.0, clip_norm / (norm + 1e-6))

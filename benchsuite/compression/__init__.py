@@ -1,9 +1,16 @@
-"""What is put on the wire: `Compression`."""
+"""What is put on the wire: `Compression`, and `Codec`, how one vector goes there.
+
+A `mean` over workers goes one of three ways: a linear compression sums what it sends on any topology (`fp16`, `bf16`,
+`powersgd`); what cannot be summed is gathered and summed after decoding, in rank order (`gathered_mean`); and a push to
+a parameter server is encoded by the worker and decoded by the server's loop, whose policy never sees the wire.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from benchsuite.comm import Traffic
@@ -11,24 +18,65 @@ from benchsuite.topology import Topology
 from benchsuite.workload import Shapes
 
 
+class Codec(Protocol):
+    """One vector's way onto the wire and back. Keeps what it has left out (error feedback), where it does."""
+
+    num_bytes: int  # of every encoded vector
+
+    def encode(self, flat: Tensor) -> Tensor:
+        """(num_bytes,) uint8, the codec's own memory: it is sent before the next call. `flat` stays as it is."""
+
+    def decode(self, wire: Tensor, out: Tensor) -> None:
+        """Inverse of `encode`, up to its loss. Of any rank's wire: keeps no state."""
+
+
 class Compression(Protocol):
     """Stands between a strategy and its topology. `none` hands vectors on untouched."""
 
-    nominal_ratio: float  # bytes with / bytes without
+    nominal_ratio: float  # bytes with / bytes without, as its paper counts them, of float32
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
         """State (residuals, random streams) for vectors of these shapes."""
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        """The compressed mean over the workers, in place."""
+        """The compressed mean over the workers, in place, the same bits on all."""
 
-    def encode(self, flat: Tensor) -> Tensor:
-        """What a push puts on the wire."""
+    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
+        """For a vector of consecutive tensors of these sizes: a slice that a server owns, or an edge of a graph.
 
-    def decode(self, wire: Tensor, out: Tensor) -> None:
-        """Inverse of `encode`, up to its loss, into `out`."""
+        feedback: False where the caller keeps account of what was not sent itself (gossip's copies).
+        """
+
+    def settle(self, mean: Tensor) -> None:
+        """What becomes of a mean of decoded vectors, in place: itself, or a majority's vote."""
+
+    def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        """`num_bytes` of the codec of such a vector."""
 
     def predicted_traffic(
         self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
         """Traffic of ONE `mean` of a vector of these shapes."""
+
+
+def pieces_of(shapes: Shapes, start: int = 0, stop: int | None = None) -> list[int]:
+    """Sizes of the tensors' parts in the range [start, stop) of the flat vector, empty ones left out."""
+    pieces, at = [], 0
+    for shape in shapes.values():
+        low, high = max(at, start), at + shape.numel() if stop is None else min(at + shape.numel(), stop)
+        if high > low:
+            pieces.append(high - low)
+        at += shape.numel()
+    return pieces
+
+
+def gathered_mean(flat: Tensor, topology: Topology, codec: Codec) -> None:
+    """Every worker's encoded vector to everybody, decoded and added in rank order, divided once."""
+    wire = codec.encode(flat)
+    rows = topology.gather(wire)
+    one = torch.empty_like(flat)
+    flat.zero_()
+    for row in rows:
+        codec.decode(row, one)
+        flat.add_(one)
+    flat.div_(len(rows))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -12,7 +13,11 @@ from benchsuite.comm import Comm, Traffic
 
 class Topology(Protocol):
     """A reducing topology. A parameter server has `exchange` and `serve` besides (topology/parameter_server.py);
-    a gossip graph has `neighbours(step) -> [(rank, weight)]` instead of `mean`."""
+    a gossip graph is a `Graph`.
+
+    `payload_source`: "counted" (our own sends), or "derived" (calls of the library). A dataclass without other state
+    before `start`: `second(topology)` is a fresh one with the same options, for a lane.
+    """
 
     num_workers: int
 
@@ -25,8 +30,40 @@ class Topology(Protocol):
     def mean(self, flat: Tensor) -> None:
         """Replaces `flat` by its mean over the workers, in place, the same bits on all. Sums first, divides once."""
 
+    def gather(self, wire: Tensor) -> list[Tensor]:
+        """Every worker's vector of bytes (all of one size), in rank order. Only where whole vectors are spread:
+        native, direct."""
+
     def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
         """Traffic of ONE mean, by local rank."""
+
+    def predicted_gather(self, num_bytes: int, *, num_workers: int) -> Traffic:
+        """Traffic of ONE gather of so many bytes per worker."""
+
+
+class Graph(Protocol):
+    """Who mixes with whom in a step of gossip. W is doubly stochastic: W_ij is the weight of what i gets from j, and
+    W_ii = 1 minus the others."""
+
+    num_workers: int
+
+    def start(self, comm: Comm, *, num_servers: int = 0) -> None:
+        """Called once on every rank."""
+
+    def neighbours(self, step: int) -> list[tuple[int, float]]:
+        """(rank, weight) of those whose parameters come to this rank in this step, in rank order."""
+
+    def listeners(self, step: int) -> list[int]:
+        """The ranks to which this rank's parameters go in this step, in rank order."""
+
+    def edges(self, step: int, num_workers: int) -> list[tuple[int, int]]:
+        """(source, destination) of all of them, without being started: for a prediction."""
+
+
+def second(topology: Any) -> Any:
+    """A fresh instance with the same options, not started: a lane has a group of its own."""
+    own = getattr(topology, "second", None)
+    return own() if own is not None else dataclasses.replace(topology)
 
 
 def bounds(numel: int, parts: int) -> list[tuple[int, int]]:

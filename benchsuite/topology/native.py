@@ -36,5 +36,17 @@ class Topology:
             self._comm.all_reduce(flat)
             flat.div_(self.num_workers)
 
+    def gather(self, wire: Tensor) -> list[Tensor]:
+        out = torch.empty(self.num_workers * wire.numel(), dtype=wire.dtype, device=wire.device)
+        self._comm.all_gather(out, wire)
+        return list(out.view(self.num_workers, -1))
+
+    def predicted_gather(self, num_bytes: int, *, num_workers: int) -> Traffic:
+        """The backend's all-gather: (N-1) vectors of `num_bytes` leave each rank, as around a ring."""
+        traffic = Traffic()
+        for rank in range(num_workers if num_workers > 1 and num_bytes else 0):
+            traffic.add(rank, (rank + 1) % num_workers, (num_workers - 1) * num_bytes, num_workers - 1)
+        return traffic
+
     def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
         return ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))
