@@ -58,6 +58,7 @@ class Loop:
         strategy, workload = training.strategy, training.workload
         clock, snapshots, global_batch = measured.clock, measured.snapshots, training.recipe.global_batch
         enter, now = self.enter, comm.now_ns
+        apart = bool(getattr(strategy, "apart", False))  # batches are handed out
         if owner:
             snapshots.offer(strategy.snapshot(), samples=0, version=0, time_ns=now())
         begin, compute, blocked = now(), 0, 0  # marks: here the step before ended
@@ -74,16 +75,16 @@ class Loop:
                 clock.add((begin, now(), data, 0, 0, index * num_shards + shard, 0), math.nan)
                 break
             self.step += 1
+            number = index * num_shards + shard
             if owner:
-                samples = self.step * global_batch
+                samples = (number + 1) * global_batch // num_shards if apart else self.step * global_batch
                 snapshots.offer(strategy.snapshot(), samples=samples, version=self.step, time_ns=now())
             end, computed, waited = now(), part.compute_ns, comm.wait_ns + part.backward_wait_ns
-            number = index * num_shards + shard
             clock.add((begin, end, data, computed - compute, waited - blocked, number, batch.num_samples), loss)
             begin, compute, blocked = end, computed, waited
         strategy.finish()
         if owner:
-            samples = clock.num_samples * training.topology.num_workers
+            samples = training.recipe.budget if apart else clock.num_samples * training.topology.num_workers
             snapshots.offer(strategy.snapshot(), samples=samples, version=self.step, time_ns=now(), last=True)
 
     def _serve(self, measured: Measured, *, owner: bool) -> None:

@@ -25,6 +25,6 @@ def predicted(cell: Cell) -> Traffic:
     compression.start(shapes, seed=cell.seed)
     strategy: Strategy = training.make("sync", cell.sync, training.options_for(cell, "sync"))
     recipe = training.make_recipe(cell, workload)
-    described = training.setting(cell, topology, compression, clip=recipe.clip_norm is not None)
+    described = training.setting(cell, topology, compression, recipe)
     events = strategy.expected_events(recipe.budget // recipe.global_batch, described)
     return strategy.predicted_traffic(shapes, events, described)

@@ -23,6 +23,7 @@ from benchsuite.sync import Events, Setting, Strategy
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.serving import ServerLog
+from benchsuite.update import state_vectors
 from benchsuite.workload import Part, Recipe, Workload
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
@@ -46,8 +47,16 @@ class Training:
         return self.comm.rank >= self.topology.num_workers
 
     @property
+    def owns_snapshots(self) -> bool:
+        """Whether this rank's `snapshot` is (a slice of, a term of) the parameters that count."""
+        owned_by = self.strategy.snapshot_of
+        if self.is_server:
+            return owned_by == "servers"
+        return owned_by == "mean" or (owned_by == "replica" and self.comm.rank == 0)
+
+    @property
     def setting(self) -> Setting:
-        return setting(self.cell, self.topology, self.compression, clip=self.recipe.clip_norm is not None)
+        return setting(self.cell, self.topology, self.compression, self.recipe)
 
     def serve(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
         """The life of a server rank, until every worker has said goodbye."""
@@ -103,7 +112,7 @@ def options_for(cell: Cell, kind: str) -> Mapping[str, Any]:
     return cell.options.get(plugins.stem(getattr(cell, kind)), {})
 
 
-def setting(cell: Cell, topology: Topology, compression: Compression, *, clip: bool) -> Setting:
+def setting(cell: Cell, topology: Topology, compression: Compression, recipe: Recipe) -> Setting:
     """What predictions depend on besides shapes and events."""
     return Setting(
         num_workers=cell.replicas,
@@ -111,7 +120,8 @@ def setting(cell: Cell, topology: Topology, compression: Compression, *, clip: b
         itemsize=DTYPES[cell.precision].itemsize,
         topology=topology,
         compression=compression,
-        clip=clip,
+        clip=recipe.clip_norm is not None,
+        state_vectors=state_vectors(recipe),
     )
 
 
@@ -134,11 +144,15 @@ def build(
         workload, recipe, part = given
     topology: Topology = make("topology", cell.topology, options_for(cell, "topology"))
     topology.start(comm, num_servers=cell.num_servers)
+    if getattr(topology, "owns_buffer", False) and hasattr(part, "use_grad_buffer"):
+        part.use_grad_buffer(topology.buffer(part.grad.numel(), like=part.grad))
     compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
     compression.start(part.shapes, seed=cell.seed)
     if wrap is not None:
         part = wrap(part, comm.rank)
     strategy: Strategy = make("sync", cell.sync, options_for(cell, "sync"))
+    if getattr(strategy, "goes_on", False):
+        part.goes_on = True  # type: ignore[attr-defined]  # read by parts that stop a diverged rank
     strategy.start(comm, part, recipe, topology, compression)
     return Training(cell, comm, workload, recipe, part, topology, compression, strategy)
 

@@ -94,7 +94,7 @@ class Rank:
 
     def _train(self, training: Training) -> Measured:
         """Steps 3 to 6, timed: a worker's loop or a server's."""
-        owner = training.strategy.snapshot_of == "servers" if training.is_server else self._owns_replica(training)
+        owner = training.owns_snapshots
         measured = self._measured(training, owner)
         meter = self._meter()
         meter.start()
@@ -103,9 +103,6 @@ class Rank:
         self.loop.run(measured, owner=owner)
         self._stop(measured, meter, training)
         return measured
-
-    def _owns_replica(self, training: Training) -> bool:
-        return training.strategy.snapshot_of == "replica" and self.comm.rank == 0
 
     def _measured(self, training: Training, owner: bool) -> Measured:
         recipe = training.recipe
@@ -148,7 +145,7 @@ class Rank:
     def _stop(self, measured: Measured, meter: WireMeter, training: Training) -> None:
         """The loop ends here: later traffic (snapshots, barriers) is not the strategy's."""
         measured.cpu_s += time.process_time()
-        measured.traffic = copy.deepcopy(self.comm.traffic)
+        measured.traffic, measured.calls = copy.deepcopy(self.comm.traffic), dict(self.comm.calls)
         self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))  # before anybody can miss it
         begin = time.perf_counter_ns()
         self.lost = self._all_ended(training)
@@ -157,7 +154,7 @@ class Rank:
             return
         measured.wire = meter.stop()
         measured.barrier_ns = time.perf_counter_ns() - begin
-        if payload_source(training) == "derived" and training.topology.num_workers > 1:
+        if getattr(training.strategy, "calls_library", False) and training.topology.num_workers > 1:
             measured.derived = self._derive(training, measured)
 
     def _derive(self, training: Training, measured: Measured) -> Traffic | None:

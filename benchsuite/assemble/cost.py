@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,6 +80,8 @@ def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:
         for name in ("start_ns", "end_ns"):
             steps[name] = [at - origin for at in steps[name]]
         moved = {**rank, "start_ns": 0, "end_ns": rank["end_ns"] - origin, "steps": steps}
+        shots = rank["snapshots"]
+        moved["snapshots"] = {**shots, "time_ns": [at - origin for at in shots["time_ns"]]}
         if rank["evaluations"]:
             times = [at - origin for at in rank["evaluations"]["time_ns"]]
             moved["evaluations"] = {**rank["evaluations"], "time_ns": times}
@@ -133,7 +136,7 @@ def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]
     columns: dict[str, list[float]] = {"data": [], "compute": [], "blocked": [], "update": []}
     for worker in workers:
         steps = worker["steps"]
-        per_worker = dropped if worker["snapshot_of"] != "servers" else dropped // len(workers)
+        per_worker = dropped if not apart(workers) else dropped // len(workers)
         for at in range(per_worker, taken(worker)):
             parts = [steps[f"{name}_ns"][at] for name in ("data", "compute", "blocked")]
             columns["data"].append(parts[0])
@@ -168,10 +171,25 @@ def _wire(ranks: Sequence[Rank]) -> dict[str, Any]:
     }
 
 
+def _evaluation_times(ranks: Sequence[Rank], curve: Mapping[str, Any]) -> list[int]:
+    """When the evaluated parameters were there: a mean over replicas, once the last of them was."""
+    owner = next(rank for rank in ranks if rank["evaluations"])
+    times: list[int] = list(curve["time_ns"])
+    if owner["snapshot_of"] != "mean":
+        return times
+    for rank in ranks:
+        taken_at = rank["snapshots"]
+        for position, samples in enumerate(owner["snapshots"]["samples"][: len(times)]):
+            index = bisect.bisect_right(taken_at["samples"], samples) - 1
+            if index >= 0:
+                times[position] = max(times[position], taken_at["time_ns"][index])
+    return times
+
+
 def _curve_costs(ranks: Sequence[Rank], result: Mapping[str, Any], begin: int) -> dict[str, Any]:
     """Seconds and payload bytes at each evaluation. Every strategy here sends evenly over its samples."""
     curve = next((rank["evaluations"] for rank in ranks if rank["evaluations"]), None)
-    seconds = [(at - begin) * NS for at in curve["time_ns"]] if curve else []
+    seconds = [(at - begin) * NS for at in _evaluation_times(ranks, curve)] if curve else []
     samples = result["evaluations"]["samples"]
     total, payload = result["samples"], result["payload_bytes"]
     known = payload is not None and total

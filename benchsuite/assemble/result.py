@@ -19,8 +19,11 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     """The `result` section: samples, losses, curve, events, staleness, traffic."""
     workers = [rank for rank in ranks if rank["role"] == "worker"]
     server = next((rank["server"] for rank in ranks if rank["role"] == "server"), None)
-    asynchronous = apart(ranks)
-    losses, consumed, samples = _losses_apart(cell, workers, server) if asynchronous else _losses_together(workers)
+    asynchronous = served(ranks)
+    if asynchronous:
+        losses, consumed, samples = _losses_served(cell, workers, server)
+    else:
+        losses, consumed, samples = _losses_handed_out(workers) if apart(ranks) else _losses_together(workers)
     if None not in losses and any(_diverged(worker) for worker in workers):
         losses.append(None)  # a gradient on parameters that are not finite is not pushed: the servers never saw it
         consumed.append(samples)
@@ -35,7 +38,8 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         level: None if diverged is not None else first_reached(target, getattr(target, level), metric)
         for level in LEVELS
     }
-    steps = server["versions"] if asynchronous and server else max(taken(worker) for worker in workers)
+    counts = [taken(worker) for worker in workers]
+    steps = server["versions"] if asynchronous and server else sum(counts) if apart(ranks) else max(counts)
     result: dict[str, Any] = {
         "samples": samples,
         "steps": steps,
@@ -56,9 +60,14 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     return result | _traffic(ranks, steps, lost)
 
 
-def apart(ranks: Sequence[Rank]) -> bool:
-    """Workers that do not step together: the servers' parameters count."""
+def served(ranks: Sequence[Rank]) -> bool:
+    """The servers' parameters count: every push is an update."""
     return bool(ranks[0]["snapshot_of"] == "servers")
+
+
+def apart(ranks: Sequence[Rank]) -> bool:
+    """Workers that do not step together."""
+    return served(ranks) or bool(ranks[0]["apart"])
 
 
 def taken(worker: Rank) -> int:
@@ -85,7 +94,21 @@ def _losses_together(workers: Sequence[Rank]) -> Losses:
     return losses, consumed, total
 
 
-def _losses_apart(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any] | None) -> Losses:
+def _losses_handed_out(workers: Sequence[Rank]) -> Losses:
+    """Per batch in the order in which they were handed out."""
+    rows = []
+    for worker in workers:
+        steps = worker["steps"]
+        rows += list(zip(steps["index"], steps["loss"], steps["samples"], strict=True))
+    rows.sort(key=lambda row: row[0])
+    consumed, total = [], 0
+    for _, _, samples in rows:
+        total += samples
+        consumed.append(total)
+    return [loss for _, loss, _ in rows], consumed, total
+
+
+def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any] | None) -> Losses:
     """Per push in the order the first server took them; a batch's loss is found by its number. Batches whose gradient
     was given up count as samples.
 
@@ -134,8 +157,9 @@ def _traffic(ranks: Sequence[Rank], steps: int, lost: Sequence[int]) -> dict[str
     reason = None
     if lost:
         payload, reason = None, f"what rank {', '.join(map(str, lost))} sent is not known: it was lost"
-    elif source == "derived" and ranks[0]["derived_total"]:
-        payload = Traffic.from_json(ranks[0]["derived_total"])
+    elif any(rank["derived_total"] for rank in ranks):
+        derived = [Traffic.from_json(rank["derived_total"]) for rank in ranks if rank["derived_total"]]
+        payload = Traffic.total([counted, *derived])
     elif source == "derived":
         one = next((rank["derived"] for rank in ranks if rank["derived"]), None)
         alone = sum(rank["role"] == "worker" for rank in ranks) == 1

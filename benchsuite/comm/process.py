@@ -2,7 +2,7 @@
 
 It wraps group OBJECTS and never the default group, so that thread ranks (each with its own gloo group) run
 the same code as processes. It is the only file that resolves renamed torch.distributed names. Only this class
-counts payload; library collectives are not counted here but derived (`measure/traffic_mode.py`).
+counts payload; collectives of the library are noted (`calls`), and their bytes derived (`measure/traffic_mode.py`).
 
 `strict = "nccl"` refuses on gloo what NCCL cannot do, so that CPU tests prove GPU validity: a receive from
 any source, two threads on one group, tags other than 0 (NCCL matches in posting order only), a send behind an
@@ -26,7 +26,7 @@ from benchsuite.comm import Comm, Traffic
 from benchsuite.comm.groups import World, make_group, prefixed
 from benchsuite.comm.lane import Lane
 from benchsuite.comm.shared_memory import FileLock, attach_vector, create_vector
-from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES
+from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES, Calls
 from benchsuite.errors import UsageError
 
 NO_GROUP = object()  # a comm for tickets only: of a process that speaks for a dead rank
@@ -77,12 +77,14 @@ class ProcessComm:
         world_ranks: Sequence[int] = (),
         hosts: Sequence[int] = (),
         traffic: Traffic | None = None,
+        calls: Calls | None = None,
         on_phase: Phase | None = None,
     ) -> None:
         self.rank, self.size = rank, size
         self.world_ranks: Sequence[int] = tuple(world_ranks) or tuple(range(size))
         self.hosts: Sequence[int] = tuple(hosts) or (0,) * size
         self.traffic = traffic if traffic is not None else Traffic()
+        self.calls: Calls = calls if calls is not None else {}
         self.wait_ns = 0
         self.ticket_wait_ns = 0  # a server's time without work
         self.posts_ahead = world.backend == "gloo" and not world.strict
@@ -140,18 +142,22 @@ class ProcessComm:
 
     def all_reduce(self, x: Tensor) -> None:
         self._check(0)
+        self._call("allreduce", x)
         self._wait(self._group.allreduce([x]), "send")
 
     def all_gather(self, out: Tensor, x: Tensor) -> None:
         self._check(0)
+        self._call("allgather", out)
         self._wait(getattr(self._group, _ALL_GATHER)(out, x), "send")
 
     def reduce_scatter(self, out: Tensor, x: Tensor) -> None:
         self._check(0)
+        self._call("reduce_scatter", x)
         self._wait(getattr(self._group, _REDUCE_SCATTER)(out, x), "send")
 
     def broadcast(self, x: Tensor, root: int) -> None:
         self._check(0)
+        self._call("broadcast", x)
         options = dist.BroadcastOptions()
         options.rootRank = root
         self._wait(self._group.broadcast([x], options), "send")
@@ -183,6 +189,7 @@ class ProcessComm:
             world_ranks=[self.world_ranks[rank] for rank in ranks],
             hosts=[self.hosts[rank] for rank in ranks],
             traffic=self.traffic,
+            calls=self.calls,
             on_phase=self._on_phase,
             group=NO_GROUP if self._group is NO_GROUP else None,
         )
@@ -259,6 +266,12 @@ class ProcessComm:
         start = time.perf_counter_ns()
         work.wait()
         self.wait_ns += time.perf_counter_ns() - start
+
+    def _call(self, name: str, whole: Tensor) -> None:
+        """Notes a collective of the library, once for all its ranks: on the first of them."""
+        if self.rank == 0 and self.size > 1:
+            call = (name, whole.numel(), whole.element_size(), tuple(self.world_ranks))
+            self.calls[call] = self.calls.get(call, 0) + 1
 
     def _count(self, x: Tensor, dst: int) -> None:
         self.traffic.add(self.world_ranks[self.rank], self.world_ranks[dst], x.numel() * x.element_size())

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Edge = tuple[int, int]  # (source rank, destination rank)
+Call = tuple[str, int, int, tuple[int, ...]]  # a library's collective: c10d name, numel, itemsize, world ranks
+Calls = dict[Call, int]  # how often, noted by the first of its ranks
 
 # Control bytes of one call, the same in both worlds.
 TICKET_BYTES = 20  # source, tag, time sent

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchsuite.comm import Comm, Traffic
-from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES
+from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES, Calls
 from benchsuite.comm.virtual_lane import Lane, Lock
 from benchsuite.comm.virtual_parts import Channel, Meeting, Message, Receive, Send, Ticket
 from benchsuite.comm.virtual_world import VirtualWorld
@@ -24,7 +24,7 @@ from benchsuite.errors import UsageError
 
 
 class VirtualComm:
-    """See `Comm`. `calls`: collectives of the library that this rank began first, as (name, numel, itemsize, ranks)."""
+    """See `Comm`. `calls`: collectives of the library, of all ranks that were given the same mapping."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class VirtualComm:
         world_ranks: Sequence[int] = (),
         hosts: Sequence[int] = (),
         traffic: Traffic | None = None,
-        calls: list[tuple[str, int, int, tuple[int, ...]]] | None = None,
+        calls: Calls | None = None,
     ) -> None:
         self.rank, self.size = rank, size
         self.world_ranks: Sequence[int] = tuple(world_ranks) or tuple(range(size))
         self.hosts: Sequence[int] = tuple(hosts) or (0,) * size
         self.traffic = traffic if traffic is not None else Traffic()
-        self.calls = calls if calls is not None else []
+        self.calls: Calls = calls if calls is not None else {}
         self.wait_ns = 0
         self.ticket_wait_ns = 0  # a server's time without work
         self.posts_ahead = world.posts_ahead
@@ -141,7 +141,8 @@ class VirtualComm:
         if meeting.join(self.rank, (kind, numel, itemsize), entry, self._clock.task):
             finish(meeting.entries)
             if call and self.size > 1:
-                self.calls.append((call, numel, itemsize, tuple(self.world_ranks)))
+                noted = (call, numel, itemsize, tuple(self.world_ranks))
+                self.calls[noted] = self.calls.get(noted, 0) + 1
             end = self._network.collective(kind, self.world_ranks, numel * itemsize)
             self._world.close(self._name, number)
             meeting.ends(end, self._clock)

@@ -36,8 +36,7 @@ def described(cell: Cell) -> tuple[Strategy, Setting]:
     options = {kind: trainings.options_for(cell, kind) for kind in ("compression", "sync")}
     compression: Compression = trainings.make("compression", cell.compression, options["compression"])
     strategy: Strategy = trainings.make("sync", cell.sync, options["sync"])
-    clip = recipe_of(cell).clip_norm is not None
-    return strategy, trainings.setting(cell, topology, compression, clip=clip)
+    return strategy, trainings.setting(cell, topology, compression, recipe_of(cell))
 
 
 def undisturbed_is_expected(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:

@@ -35,6 +35,7 @@ class TimedPart:
     def __init__(self, part: Part, *, slow_down: float = 1.0, busy: bool = True) -> None:
         self._part, self._slow_down, self._busy = part, slow_down, busy
         self.module, self.shapes, self.params = part.module, part.shapes, part.params
+        self.goes_on = False  # after a divergence: others wait for this rank
         self.compute_ns = 0
         self.backward_wait_ns = 0  # inside a library's backward pass, after the last gradient
         self._last_gradient_ns = 0
@@ -78,7 +79,7 @@ class TimedPart:
 
     def _end(self, start: int, end: int, loss: float | None, *, waited: int = 0) -> None:
         """Between start and end all but `waited` was computation; a straggler takes that much longer."""
-        if loss is not None:
+        if loss is not None and not self.goes_on:
             check_finite(loss, self.params)
         computed = end - start - waited
         if self._slow_down > 1.0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import math
 from typing import Any
@@ -16,13 +17,18 @@ from benchsuite.training import Training
 
 
 def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
-    """Metric of every snapshot; None on the ranks that own none. Several servers' slices are joined on the first.
+    """Metric of every snapshot; None on the ranks that own none. Several servers' slices are joined on the first, the
+    replicas' mean is made on rank 0.
 
     `checksum` is the sha256 of the last snapshot's bytes.
     """
     if training.strategy.snapshot_of == "servers" and training.is_server:
         vectors = _gather_slices(training, snapshots)
         if training.comm.rank != training.topology.num_workers:
+            return None
+    elif training.strategy.snapshot_of == "mean" and not training.is_server:
+        vectors = _mean_of_replicas(training, snapshots)
+        if training.comm.rank != 0:
             return None
     elif training.strategy.snapshot_of == "replica" and training.comm.rank == 0:
         vectors = [snapshots[position] for position in range(len(snapshots))]
@@ -41,6 +47,33 @@ def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
         "metric": metrics,
         "checksum": hashlib.sha256(last.tobytes()).hexdigest(),
     }
+
+
+def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
+    """On rank 0: at each of its snapshots the mean over replicas, added in rank order (traffic outside the run).
+
+    Of a replica that goes at its own pace the newest snapshot that is not newer counts.
+    """
+    comm = training.comm
+    mine = [snapshots[position] for position in range(len(snapshots))]
+    counts = torch.tensor([len(mine)])
+    if comm.rank != 0:
+        comm.send(counts, 0)
+        comm.send(torch.tensor(snapshots.samples), 0)
+        for vector in mine:
+            comm.send(vector.contiguous(), 0)
+        return []
+    sums = [vector.clone() for vector in mine]
+    for rank in range(1, training.topology.num_workers):
+        comm.recv(counts, rank)
+        samples = torch.empty(int(counts), dtype=torch.int64)
+        comm.recv(samples, rank)
+        theirs = [torch.empty_like(mine[0]) for _ in range(int(counts))]
+        for vector in theirs:
+            comm.recv(vector, rank)
+        for total, at in zip(sums, snapshots.samples, strict=True):
+            total.add_(theirs[max(bisect.bisect_right(samples.tolist(), at) - 1, 0)])
+    return [total.div_(training.topology.num_workers) for total in sums]
 
 
 def _gather_slices(training: Training, snapshots: Snapshots) -> list[Tensor]:

@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchsuite.comm.traffic import Traffic
+from benchsuite.comm.traffic import Calls, Traffic
 from benchsuite.job import RankJob
 from benchsuite.measure import memory
 from benchsuite.measure.clock import StepClock
 from benchsuite.measure.snapshots import Snapshots
+from benchsuite.measure.traffic_mode import derived_total
 from benchsuite.measure.wire import WireBytes
 from benchsuite.topology.serving import ServerLog
 from benchsuite.training import Training
@@ -30,6 +31,7 @@ class Measured:
     cpu_s: float = 0.0
     wire: WireBytes = field(default_factory=WireBytes)
     traffic: Traffic = field(default_factory=Traffic)
+    calls: Calls = field(default_factory=dict)
     events: dict[str, int] = field(default_factory=dict)
     server: ServerLog | None = None
     derived: Traffic | None = None
@@ -58,15 +60,18 @@ def rank_record(
         "peak_rss_bytes": memory.peak_rss_bytes(),
         "traffic": measured.traffic.to_json(),
         "derived": measured.derived.to_json() if measured.derived is not None else None,
-        "derived_total": None,  # where all calls were seen, not one step's
+        # of the collectives that this rank was the first of; None: the library called itself (ddp)
+        "derived_total": derived_total(measured.calls).to_json() if measured.calls else None,
         "payload_source": payload_source(training),
         "events": measured.events,
         "wire": measured.wire.to_json(),
         "server": _server_json(server),
         "evaluations": evaluations,
+        "snapshots": {"samples": measured.snapshots.samples, "time_ns": measured.snapshots.time_ns},
         "num_parameters": training.part.params.numel(),
         "shapes": {name: list(shape) for name, shape in training.part.shapes.items()},
         "snapshot_of": training.strategy.snapshot_of,
+        "apart": bool(getattr(training.strategy, "apart", False)),
         "clip": training.recipe.clip_norm is not None,
         "global_batch": training.recipe.global_batch,
         "budget": training.recipe.budget,

@@ -1,8 +1,9 @@
-"""Traffic of library collectives, as seen by a dispatch mode: every c10d operation with its tensors.
+"""Traffic of library collectives: from the calls that went through `Comm`, or as a dispatch mode sees them.
 
-It slows every operator, so it sees ONE untimed step after the run, and the result is multiplied. What is seen are
-calls and sizes; the bytes follow from the algorithm's factor (STRATEGIES: ring all-reduce 2 (N-1) M in all), so
-such rows are `derived` and held against the wire, never against the prediction.
+Our own strategies call the library through `Comm`, which notes every call of the whole run. `ddp` calls it by itself:
+a dispatch mode sees every c10d operation with its tensors, but slows every operator, so it sees untimed steps after the
+run, and the result is multiplied. Seen are calls and sizes; the bytes follow from the algorithm's factor (ring
+all-reduce 2 (N-1) M in all), so such rows are `derived` and held against the wire, never against the prediction.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchsuite.comm import Traffic
+from benchsuite.comm.traffic import Calls
 from benchsuite.topology import ring_traffic
 
 
@@ -42,6 +44,19 @@ class TrafficMode(TorchDispatchMode):
                 name = func.overloadpacket.__name__.rstrip("_")
                 self.calls.append(Call(name, largest.numel(), largest.element_size()))
         return func(*args, **(kwargs or {}))
+
+
+def derived_total(calls: Calls) -> Traffic:
+    """Traffic of a whole run's collectives, by world rank."""
+    total = Traffic()
+    for (name, numel, itemsize, ranks), times in calls.items():
+        one = derive([Call(name, numel, itemsize)], len(ranks))
+        moved = Traffic(
+            {(ranks[a], ranks[b]): count for (a, b), count in one.payload.items()},
+            {(ranks[a], ranks[b]): count for (a, b), count in one.messages.items()},
+        )
+        total = total + moved.times(times)
+    return total
 
 
 def derive(calls: list[Call], num_ranks: int) -> Traffic:

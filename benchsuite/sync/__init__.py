@@ -29,6 +29,7 @@ class Setting:
     topology: Topology
     compression: Compression
     clip: bool
+    state_vectors: int = 0  # of the recipe's optimiser, as long as the parameters
 
 
 class Strategy(Protocol):
@@ -37,7 +38,9 @@ class Strategy(Protocol):
     `survives = "worker"` (a class attribute, not an option) says that a worker's death does not end the run;
     `timing_free = True`, that the parameters do not depend on who is fast (then the virtual clock trains a cell once,
     and only times it again under other links and compute times). `snapshot_of`: whose parameters count: "replica"
-    (any, rank 0's is taken), "servers" (their slices) or "mean" (over replicas).
+    (any, rank 0's is taken), "servers" (their slices) or "mean" (over replicas). `apart = True`: workers do not step
+    together, batches are handed out (a strategy whose servers own the parameters is so by itself). `goes_on = True`:
+    replicas differ, so one may diverge while others wait for it: it goes on to the end of the budget.
     """
 
     events: dict[str, int]  # this rank's counts
@@ -70,6 +73,10 @@ class Strategy(Protocol):
 
     def num_pushes(self) -> int:
         """Pushes that a server will see in an undisturbed run."""
+
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        """Memory formula: bytes of the vectors that the strategy keeps on a worker (or server), beyond parameters,
+        gradient, optimiser state, and what topology and compression keep."""
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         """The counts of an undisturbed run over `num_batches` global batches, for a dry run."""

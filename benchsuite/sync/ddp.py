@@ -32,6 +32,7 @@ class Strategy:
     clips_mean = True
     needs_topology = ("native",)
     payload_source = "derived"
+    calls_library = True  # by itself, past `Comm`
     blocked_reason = "all-reduce inside DDP's backward pass: blocked = from the last gradient to its return"
 
     def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:

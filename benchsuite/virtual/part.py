@@ -129,6 +129,7 @@ class VirtualPart:
         self.shapes = pool.template.shapes
         self.params, self.grad = pool.params[row], pool.grads[row]
         self._step = 0
+        self.goes_on = False  # after a divergence: others wait for this rank
         self.compute_ns = 0
         self.backward_wait_ns = 0  # no library waits here
 
@@ -156,7 +157,8 @@ class VirtualPart:
             self._schedule.computed("gradient", mark)
         loss = self._pool.loss(request)
         self.compute_ns += clock.now - begin
-        check_finite(loss, self.params)
+        if not self.goes_on:
+            check_finite(loss, self.params)
         return loss
 
     def _finished(self, end: int, until: Awaited) -> bool:

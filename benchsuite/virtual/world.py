@@ -24,6 +24,7 @@ from benchsuite import compute_time
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
+from benchsuite.comm.traffic import Calls
 from benchsuite.comm.virtual import VirtualComm
 from benchsuite.comm.virtual_world import Script, VirtualWorld
 from benchsuite.errors import UsageError
@@ -34,7 +35,7 @@ from benchsuite.measure.evaluation import evaluate
 from benchsuite.measure.memory import available_bytes
 from benchsuite.measure.rank_record import Measured, rank_record
 from benchsuite.measure.snapshots import Snapshots
-from benchsuite.measure.traffic_mode import Call, derive
+from benchsuite.measure.traffic_mode import derived_total
 from benchsuite.parallel.data import DataPart
 from benchsuite.training import Training
 from benchsuite.virtual.clock import VirtualClock
@@ -162,7 +163,7 @@ class _Simulation:
         self._world = self._make_world(script)
         self._records: list[Record] = [{}] * cell.world_size
         self._trainings: list[Training] = []
-        self._calls: list[tuple[str, int, int, tuple[int, ...]]] = []
+        self._calls: Calls = {}
 
     def run(self, start_order: Sequence[int]) -> Simulated:
         begin, cpu = time.perf_counter(), time.process_time()
@@ -174,7 +175,7 @@ class _Simulation:
             raise SimulationError(error, self._culprit(), self._clock.now / NS_PER_S) from error
         first = self._records[0]
         first["predicted"] = self._predicted()
-        first["derived_total"] = self._derived()
+        first["derived_total"] = derived_total(self._calls).to_json()
         facts = self._facts(time.perf_counter() - begin, time.process_time() - cpu)
         return Simulated(self._records, facts, self._schedule)
 
@@ -226,8 +227,7 @@ class _Simulation:
         comm = VirtualComm(self._world, rank=rank, size=cell.world_size, hosts=self._hosts, calls=self._calls)
         part = VirtualPart(self._pool, self._clock, self._times, rank=rank, schedule=self._schedule)
         training = trainings.build(cell, comm, given=(self._workload, self._recipe, part))
-        owned_by = "servers" if training.is_server else "replica"
-        owner = training.strategy.snapshot_of == owned_by and (training.is_server or rank == 0)
+        owner = training.owns_snapshots
         every = training.workload.target.evaluate_every if owner else 0
         recipe = training.recipe
         measured = Measured(
@@ -269,21 +269,6 @@ class _Simulation:
         training = self._trainings[0]
         events = trainings.gather_events([record["events"] for record in self._records])
         return training.strategy.predicted_traffic(training.part.shapes, events, training.setting).to_json()
-
-    def _derived(self) -> dict[str, Any]:
-        """Bytes of the library's collectives, as they would be derived from calls that a dispatch mode sees."""
-        counts: dict[tuple[str, int, int, tuple[int, ...]], int] = {}
-        for call in self._calls:
-            counts[call] = counts.get(call, 0) + 1
-        total = Traffic()
-        for (name, numel, itemsize, ranks), times in counts.items():
-            one = derive([Call(name, numel, itemsize)], len(ranks))
-            moved = Traffic(
-                {(ranks[a], ranks[b]): count for (a, b), count in one.payload.items()},
-                {(ranks[a], ranks[b]): count for (a, b), count in one.messages.items()},
-            )
-            total = total + moved.times(times)
-        return total.to_json()
 
     def _facts(self, real_s: float, cpu_s: float) -> dict[str, Any]:
         pool = self._pool
