@@ -1,0 +1,53 @@
+"""Gossip graph: a random perfect matching, drawn anew in every step (Boyd et al. 2006, randomised gossip; N even).
+
+Both of a pair mix half and half: W_ij = W_ji = 1/2. All ranks draw the same pairs, from the option `seed` and the step.
+Sends M bytes per rank and step, 1 message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchsuite.comm import Comm
+
+
+@dataclass
+class Topology:
+    """Pairs, drawn anew in every step."""
+
+    seed: int = 0
+    """Of the pairs, the same on all ranks; with the step's number it decides who meets whom."""
+
+    payload_source = "counted"
+    timing_free = True
+    num_workers = 0
+    num_servers = 0
+
+    def start(self, comm: Comm, *, num_servers: int = 0) -> None:
+        assert num_servers == 0, "rules: servers need parameter_server"
+        assert comm.size % 2 == 0, "rules: random_matching needs N even"
+        self._rank, self.num_workers = comm.rank, comm.size
+        self._drawn: tuple[int, list[int]] = (-1, [])  # of the newest step
+
+    def neighbours(self, step: int) -> list[tuple[int, float]]:
+        return [(self._partner(step), 0.5)]
+
+    def listeners(self, step: int) -> list[int]:
+        return [self._partner(step)]
+
+    def edges(self, step: int, num_workers: int) -> list[tuple[int, int]]:
+        return [(source, rank) for rank, source in enumerate(self._partners(step, num_workers))]
+
+    def _partner(self, step: int) -> int:
+        if self._drawn[0] != step:
+            self._drawn = (step, self._partners(step, self.num_workers))
+        return self._drawn[1][self._rank]
+
+    def _partners(self, step: int, num_workers: int) -> list[int]:
+        """Partner of each rank."""
+        order = np.random.default_rng([self.seed, step]).permutation(num_workers).reshape(-1, 2)
+        partners = np.empty(num_workers, dtype=np.int64)
+        partners[order[:, 0]], partners[order[:, 1]] = order[:, 1], order[:, 0]
+        return [int(rank) for rank in partners]

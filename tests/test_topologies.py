@@ -1,0 +1,89 @@
+"""Topologies beyond the laws of a mean: halves of `direct`, gossip graphs, memory shared inside a host."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from benchsuite import plugins
+from benchsuite.cell import Cell
+from benchsuite.laws import Law
+from benchsuite.laws.ranks import thread_ranks
+from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.topology.direct import Topology as Direct
+from benchsuite.topology.random_matching import Topology as RandomMatching
+from tests.law_cells import cases, tiny
+
+WORLDS = {
+    "gloo": thread_ranks,
+    "nccl's rounds": partial(thread_ranks, strict="nccl"),
+    "virtual": virtual_ranks,
+    "virtual rounds": partial(virtual_ranks, strict="nccl"),
+}
+GRAPHS = [
+    tiny(sync="gossip", topology=topology, replicas=n)
+    for topology in plugins.names("topology")
+    for n in range(2, 9)
+    if not (topology == "random_matching" and n % 2)
+]
+
+# -- graphs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("law", "cell"), list(cases("graphs", GRAPHS)))
+def test_graphs(law: Law, cell: Cell) -> None:
+    figure = law.check(thread_ranks, cell)
+    assert figure.holds, f"{law.name}: {figure}"
+
+
+def test_one_worker_mixes_with_nobody() -> None:
+    for topology in ("ring_neighbours", "exponential"):
+        graph = plugins.load("topology", topology)()
+        (told,) = virtual_ranks(1, lambda comm: (graph.start(comm), graph.neighbours(3), graph.listeners(3))[1:])  # noqa: B023
+        assert told == ([], []) and graph.edges(3, 1) == [], topology
+
+
+def test_two_neighbours_in_a_ring_are_one_of_weight_a_half() -> None:
+    graph = plugins.load("topology", "ring_neighbours")
+    told = virtual_ranks(2, lambda comm: (made := graph(), made.start(comm), made.neighbours(0))[2])
+    assert told == [[(1, 0.5)], [(0, 0.5)]]
+
+
+def test_pairs_change_with_the_step_and_the_seed() -> None:
+    steps = [RandomMatching().edges(step, 8) for step in range(10)]
+    assert len({tuple(edges) for edges in steps}) > 5
+    assert steps != [RandomMatching(seed=1).edges(step, 8) for step in range(10)]
+    assert steps == [RandomMatching(seed=0).edges(step, 8) for step in range(10)]
+
+
+# -- direct --------------------------------------------------------------------------------------------------------
+
+
+def _halves(comm: Any) -> int:
+    """What is wrong after a scatter and a gather of bytes of unequal lengths, one of them empty."""
+    topology = Direct()
+    topology.start(comm)
+    pieces = [torch.full((rank,), 10 * comm.rank + rank, dtype=torch.uint8) for rank in range(comm.size)]
+    rows = topology.scatter(pieces)
+    wrong = sum(row.tolist() != [10 * rank + comm.rank] * comm.rank for rank, row in enumerate(rows))
+    wire = torch.full((comm.rank,), comm.rank, dtype=torch.uint8)
+    wrong += sum(
+        row.tolist() != [rank] * rank for rank, row in enumerate(topology.gather(wire, sizes=range(comm.size)))
+    )
+    wrong += sum(
+        row.tolist() != [rank] * 3
+        for rank, row in enumerate(topology.gather(torch.full((3,), comm.rank, dtype=torch.uint8)))
+    )
+    told = topology.predicted_scatter(range(comm.size)) + topology.predicted_gather(3, num_workers=comm.size)
+    told += topology.predicted_gather(range(comm.size), num_workers=comm.size)
+    mine = {edge: count for edge, count in told.payload.items() if edge[0] == comm.rank}
+    return wrong + (comm.traffic.payload != mine)
+
+
+@pytest.mark.parametrize("ranks", WORLDS.values(), ids=WORLDS)
+def test_scatter_and_gather_bring_every_piece_to_its_rank(ranks: Any) -> None:
+    for size in (1, 2, 3, 4, 7):
+        assert ranks(size, _halves) == [0] * size, size
