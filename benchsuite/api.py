@@ -78,10 +78,14 @@ def run_plan(plan: Plan, store: Store, *, fresh: bool = False, progress: Progres
 
 
 def examined(plan: Plan) -> Plan:
-    """The plan with what this machine lacks among the refused. UsageError for a figure that the page cannot draw."""
-    from benchsuite import doctor
+    """The plan with what this machine lacks among the refused.
+
+    UsageError for a figure that the page cannot draw, and for tuned cells with the seed of the trials.
+    """
+    from benchsuite import doctor, tune
     from benchsuite.report import spec
 
+    tune.check_seeds(plan.cells, plan.seeds)
     spec.parse(plan.figures)  # now, rather than after everything has run
     return plan.on(doctor.examine_torch)
 

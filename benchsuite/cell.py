@@ -39,7 +39,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "gradients": ("computed", "none"),
 })
 # Fields that came after the first stored runs: absent from the id where they say what was always so.
-_LATER = ("gradients", "receive_cost")
+_LATER = ("gradients", "receive_cost", "lr_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ class Cell:
     gradients: str = "computed"  # none: virtual clock only, for staleness and waiting at any N
     straggler: Mapping[str, float] = field(default_factory=dict)  # worker -> slow-down factor
     batch_mode: str = "fixed_global"
-    tuning: str = "same"
+    tuning: str = "same"  # per_strategy: lr_factor is chosen by trials before the runs (`benchsuite/tune.py`)
+    lr_factor: float = 1.0  # the recipe's learning rate times this, for every strategy and workload alike
     budget: Budget = field(default_factory=Budget)
     faults: tuple[Mapping[str, Scalar], ...] = ()  # injected by tests: {rank, phase, step, signal}
     seed: int = 0
@@ -130,6 +131,10 @@ class Cell:
             parts.append(f"{self.link_mbit:g} Mbit/s")
         if self.straggler:
             parts.append("straggler " + ",".join(f"{w}:{f:g}x" for w, f in sorted(self.straggler.items())))
+        if self.lr_factor != 1:
+            parts.append(f"lr x{self.lr_factor:g}")
+        if self.tuning == "per_strategy":
+            parts.append("tuned")
         return " ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -183,9 +188,30 @@ def trajectory_key(cell: Cell) -> str | None:
 
 def untimed(cell: Cell) -> Cell:
     """The cell in the plainest of virtual worlds: every gradient takes 1 s, links are free."""
+    topology = members.find("topology", cell.topology)
+    by_host = topology is not None and topology.constants.get(
+        "by_host"
+    )  # who shares a host decides what is added first
     return dataclasses.replace(
-        cell, compute_time=None, receive_cost=None, straggler={}, link_mbit=None, link_latency_us=None, hosts=1
-    )
+        cell, compute_time=None, receive_cost=None, straggler={}, link_mbit=None, link_latency_us=None,
+        hosts=cell.hosts if by_host else 1, server_placement="own_host",
+    )  # fmt: skip
+
+
+def hosts(cell: Cell) -> list[int]:
+    """Host number of each rank: in blocks; `with_worker`: workers in blocks, server j on the host of worker j."""
+    if cell.server_placement == "own_host":
+        return [rank * cell.hosts // cell.world_size for rank in range(cell.world_size)]
+    workers = [rank * cell.hosts // cell.num_workers for rank in range(cell.num_workers)]
+    return workers + workers[: cell.num_servers]
+
+
+def ports(cell: Cell) -> list[int]:
+    """The network port of each rank: its host's. hosts = 1 stands for one host per rank, servers placed as it says."""
+    if cell.hosts > 1:
+        return hosts(cell)
+    alone = list(range(cell.world_size))
+    return alone if cell.server_placement == "own_host" else alone[: cell.num_workers] + alone[: cell.num_servers]
 
 
 def canonical(document: Any) -> str:

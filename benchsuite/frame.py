@@ -52,7 +52,7 @@ COLUMNS: Mapping[str, str] = {
         ("float", "virtual_time_to_easy_s virtual_time_to_target_s virtual_time_to_hard_s"),
         ("int", "predicted_bytes payload_bytes shm_bytes control_bytes wire_bytes"),
         ("str", "gradients receive_cost"),
-        ("float", "simulation_s"),
+        ("float", "simulation_s lr_factor tuned_lr_factor"),
     )
     for name in names.split()
 }
@@ -60,7 +60,7 @@ COLUMNS: Mapping[str, str] = {
 _CELL_FIELDS = (
     ("preset", "model_parallel", "replicas", "server_placement", "rank_placement", "threads", "precision", "backend")
     + ("device", "clock", "cluster", "hosts", "link_mbit", "link_latency_us", "batch_mode", "tuning", "seed")
-    + ("gradients",)
+    + ("gradients", "lr_factor")
 )  # fmt: skip
 # of `cost`, by clock: the same quantity stands in `x` under the wall clock and in `virtual_x` under the virtual one
 _TIMES = ("samples_per_s", "step_time_s_median", "compute_s_median", "blocked_comm_s_median")
@@ -92,6 +92,7 @@ def row(run: Run) -> Row:
     staleness = run.result.get("staleness") or {}
     values |= {
         "simulation_s": (run.cost.get("simulation") or {}).get("real_s"),
+        "tuned_lr_factor": (run.result.get("tuning") or {}).get("lr_factor"),
         "staleness_mean": staleness.get("mean"),
         "staleness_max": staleness.get("max"),
         "target_metric": (run.result.get("target") or {}).get("target"),

@@ -11,26 +11,31 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchsuite.cell import Cell
+from benchsuite import tune
+from benchsuite.cell import Cell, ports
 from benchsuite.errors import UsageError
 from benchsuite.plan import Plan
 from benchsuite.progress import duration
-from benchsuite.runner import estimated_seconds
+from benchsuite.runner import estimated_seconds, known_seconds, timed_as
 from benchsuite.store import CodeId, Store
 
 CELLS_SCHEMA = 1
 
 
 def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
-    """`{"plan", "question", "seeds", "cells", "refused", "runs", "missing", "estimated_s"}`.
+    """`{"plan", "question", "seeds", "cells", "refused", "runs", "trials", "missing", "estimated_s"}`.
 
-    estimated_s: of one run, from stored runs of the same cell, else None; in all: of the missing runs, None where one
-    is unknown. predicted_bytes: of one run, all ranks together.
+    estimated_s: of one run, from stored runs of the same cell (or with another learning rate), else None; in all: of
+    the missing runs, None where one is unknown. predicted_bytes: of one run, all ranks together. runs and missing count
+    the trials of tuned cells too: `trials` of all runs; of a cell its missing ones.
     """
     from benchsuite.predict import predicted
 
-    seconds = estimated_seconds(store)
-    missing = Counter(cell.id for cell in store.missing(plan.cells, plan.seeds, code_id))
+    known = estimated_seconds(store)
+    missing_runs = store.missing(plan.cells, plan.seeds, code_id)
+    untried = tune.untried(missing_runs, store, code_id)
+    missing, tried = (Counter(cell.id for cell in several) for several in (missing_runs, untried))
+    num_trials = sum(len(tune.trials(cell)) for cell in plan.cells)
     cells = []
     for cell in plan.cells:
         traffic = predicted(cell)
@@ -42,12 +47,13 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
             "servers": cell.num_servers,
             "samples": cell.budget.samples,
             "missing": missing[cell.id],
+            "trials": sum(tried[trial.id] for trial in tune.trials(cell)),
             "predicted_bytes": traffic.payload_bytes,
             "predicted_messages": traffic.num_messages,
-            "busiest_port_bytes": traffic.busiest_port_bytes,
-            "estimated_s": seconds.get(cell.id),
+            "busiest_port_bytes": traffic.busiest_port(ports(cell)),
+            "estimated_s": known_seconds(known, timed_as(cell)),
         })  # fmt: skip
-    left = [seconds.get(cell_id) for cell_id, count in missing.items() for _ in range(count)]
+    left = [known_seconds(known, timed_as(cell)) for cell in (*untried, *missing_runs)]
     return {
         "plan": plan.name,
         "question": plan.question,
@@ -55,8 +61,9 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
         "cells": cells,
         "refused": [_refused(each.cell, each.problems) for each in plan.refused],
         "excluded": plan.num_excluded,
-        "runs": len(plan.cells) * len(plan.seeds),
-        "missing": missing.total(),
+        "runs": len(plan.cells) * len(plan.seeds) + num_trials,
+        "trials": num_trials,
+        "missing": len(missing_runs) + len(untried),
         "estimated_s": None if None in left else sum(value for value in left if value is not None),
     }
 
@@ -69,7 +76,7 @@ def table(document: dict[str, Any]) -> str:
             cell["cell_id"],
             cell["label"],
             f"{cell['workers']}+{cell['servers']}",
-            f"{cell['missing']}/{len(document['seeds'])}",
+            f"{cell['missing']}/{len(document['seeds'])}" + (f" + {cell['trials']} trials" if cell["trials"] else ""),
             binary(cell["predicted_bytes"]),
             str(cell["predicted_messages"]),
             duration(cell["estimated_s"]),
@@ -83,8 +90,10 @@ def table(document: dict[str, Any]) -> str:
     for refusal in document["refused"]:
         lines.append(f"refused  {refusal['cell_id']}  {refusal['label']}")
         lines += [f"         {problem['reason']}: {problem['remedy']}" for problem in refusal["problems"]]
+    trials = f"; {document['trials']} of them trials of tuning, seed {tune.TRIAL_SEED}" if document["trials"] else ""
+    seeds = ", ".join(map(str, document["seeds"]))
     lines.append(
-        f"{document['runs']} runs ({len(document['cells'])} cells, seeds {', '.join(map(str, document['seeds']))}), "
+        f"{document['runs']} runs ({len(document['cells'])} cells, seeds {seeds}{trials}), "
         f"{document['missing']} missing, estimated {duration(document['estimated_s'])}; "
         f"{len(document['refused'])} refused, {document['excluded']} excluded"
     )
@@ -94,8 +103,15 @@ def table(document: dict[str, Any]) -> str:
 def write_cells(plan: Plan, path: Path) -> str:
     """Writes `{"schema": 1, "cells": [..]}`, one entry per cell and seed; returns the ranks that they need, in words.
 
-    UsageError where no cell is left, or the file cannot be written.
+    UsageError where no cell is left, one must be tuned, or the file cannot be written.
     """
+    tuned = [cell for cell in (*plan.cells, *(each.cell for each in plan.refused)) if tune.is_tuned(cell)]
+    if tuned:
+        raise UsageError(
+            f"{plan.name}: {tuned[0].label}: tuning = per_strategy needs trials, which only `benchsuite run` makes: "
+            "write the others with --only 'tuning == same', or all with --set tuning=same, and an lr_factor that a "
+            "local run chose (column tuned_lr_factor)"
+        )
     cells = plan.runs()
     if not cells:
         reasons = "; ".join(each.reason for each in plan.refused) or "the plan has none"

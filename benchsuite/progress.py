@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Progress:
     """Says nothing: for the Python API and for tests. `Lines` is what the command line uses."""
 
-    def start(self, *, total: int, stored: int, refused: int) -> None:
-        """Before the first cell."""
+    def start(self, *, total: int, stored: int, refused: int, trials: int = 0) -> None:
+        """Before the first cell. The first `trials` of the `total` are trials of tuning."""
 
     def refuse(self, cell: Cell, reason: str) -> None:
         """A cell is not launched: which rule says so, and the remedy."""
@@ -36,12 +36,13 @@ class Lines(Progress):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-        self.total = 0
+        self.total = self.trials = 0
         self.live: LiveLine | None = None
 
-    def start(self, *, total: int, stored: int, refused: int) -> None:
-        self.total = total
-        self._line(f"{total} to run, {stored} stored, {refused} refused")
+    def start(self, *, total: int, stored: int, refused: int, trials: int = 0) -> None:
+        self.total, self.trials = total, trials
+        first = f" (first {trials} trials of tuning)" if trials else ""
+        self._line(f"{total} to run{first}, {stored} stored, {refused} refused")
         if total and self.stream.isatty():
             from rich.console import Console
 
@@ -53,17 +54,21 @@ class Lines(Progress):
 
     def begin(self, cell: Cell, position: int, left_s: float | None) -> None:
         if self.live:
-            self.live.update(f"{position + 1}/{self.total} {cell.label} seed {cell.seed}, {duration(left_s)} left")
+            self.live.update(f"{self._which(cell, position)}, {duration(left_s)} left")
 
     def end(self, cell: Cell, run: Run, position: int, left_s: float | None) -> None:
         what = _outcome(run)
         left = f", {duration(left_s)} left" if position + 1 < self.total else ""
-        self._line(f"[{position + 1}/{self.total}] {cell.label} seed {cell.seed}: {what}{left}")
+        self._line(f"{self._which(cell, position)}: {what}{left}")
 
     def stop(self) -> None:
         if self.live:
             self.live.stop()
             self.live = None
+
+    def _which(self, cell: Cell, position: int) -> str:
+        trial = "trial of " if position < self.trials else ""
+        return f"[{position + 1}/{self.total}] {trial}{cell.label} seed {cell.seed}"
 
     def _line(self, text: str) -> None:
         if self.live:

@@ -7,6 +7,7 @@ num_micro_batches (m), num_chunks (V per stage), slack (s), num_environments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from benchsuite.cell import num_layers
@@ -190,6 +191,16 @@ def stages(view: View) -> Problems:
         )
 
 
+def learning_rate(view: View) -> Problems:
+    """A factor that leaves the recipe a learning rate."""
+    factor = view.cell.lr_factor
+    if not 0 < factor < math.inf:
+        yield Problem(
+            "lr_factor", f"lr_factor = {factor:g}: the recipe's learning rate times this, a number above 0",
+            "set lr_factor = 1, or e.g. 0.5",
+        )  # fmt: skip
+
+
 def straggler(view: View) -> Problems:
     """Workers that exist, and slower rather than faster."""
     workers = view.cell.num_workers
@@ -246,6 +257,7 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     elastic,
     strategies,
     stages,
+    learning_rate,
     straggler,
     options,
     faults,

@@ -15,7 +15,6 @@ from benchsuite.rules_members import MODEL_PARALLEL
 NOT_BUILT_YET = {
     "precision": "bf16",
     "device": "cuda",
-    "server_placement": "with_worker",
     "rank_placement": "part_major",
 }
 MULTI_HOST = ("namespaces", "torchrun", "slurm", "mpirun", "kubernetes")
@@ -134,6 +133,24 @@ def cluster(view: View) -> Problems:
             )  # fmt: skip
 
 
+def tuning(view: View) -> Problems:
+    """Trials choose one factor per cell from what was trained, and `benchsuite run` runs them itself."""
+    cell = view.cell
+    if cell.tuning != "per_strategy":
+        return
+    refusals = (
+        (cell.lr_factor != 1, f"lr_factor = {cell.lr_factor:g}", "trials choose it, for every strategy from one grid",
+         "set lr_factor = 1, or tuning = same"),
+        (cell.gradients == "none", "gradients = none", "a trial would train nothing",
+         "set gradients = computed, or tuning = same"),
+        (cell.cluster != "local", f"cluster = {cell.cluster}", "trials are run by `benchsuite run`, on this machine",
+         "set tuning = same, and lr_factor to what a local run of the cell chose (column tuned_lr_factor)"),
+    )  # fmt: skip
+    for holds, what, why, remedy in refusals:
+        if holds:
+            yield Problem("tuning", f"{what} with tuning = per_strategy: {why}", remedy)
+
+
 def not_built(view: View) -> Problems:
     """Known to the design, without code in this version."""
     cell = view.cell
@@ -142,8 +159,6 @@ def not_built(view: View) -> Problems:
     missing = [(kind, view.label(kind)) for kind in kinds if not members.is_built(kind, getattr(cell, kind))]
     if cell.clock == "virtual" and not (package / "comm" / "virtual.py").is_file():
         missing.append(("clock", "virtual"))
-    if cell.tuning == "per_strategy" and not (package / "tune.py").is_file():
-        missing.append(("tuning", "per_strategy"))
     missing += [(field, value) for field, value in NOT_BUILT_YET.items() if getattr(cell, field) == value]
     for field, value in missing:
         built = _built(field)
@@ -157,10 +172,8 @@ def not_built(view: View) -> Problems:
 def _built(field: str) -> str:
     fixed = {
         "clock": "wall",
-        "tuning": "same",
         "precision": "fp32 or fp64",
         "device": "cpu",
-        "server_placement": "own_host",
         "rank_placement": "replica_major",
     }
     if field in fixed:
@@ -200,4 +213,4 @@ def _without_lock(view: View) -> bool:
     return lock == "none" or (view.name("sync") == "hogwild" and lock is None)
 
 
-RULES: tuple[Callable[[View], Problems], ...] = (clock, backend, cluster, not_built)
+RULES: tuple[Callable[[View], Problems], ...] = (clock, backend, cluster, tuning, not_built)

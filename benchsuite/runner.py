@@ -2,21 +2,24 @@
 
 A refused cell becomes one `unsupported` row with rule and remedy; a failed one is recorded and the rest runs. Cells
 are launched in blocks of one seed, in random order inside a block, so that a drift of the machine favours no
-strategy; the seed of that order and the position stand in the run file. The process that runs this has no torch.
+strategy; the seed of that order and the position stand in the run file. What tuning must try comes first, as runs of
+their own (`tune.py`). The process that runs this has no torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchsuite import tune
 from benchsuite.cell import Cell
 from benchsuite.measure.load import num_cores
 from benchsuite.progress import Progress
@@ -80,8 +83,8 @@ def run_cells(
     cells: resolved, each with its seed. refused: cells that are not launched, each with reason and remedy in one line.
     launch: starts the ranks of a cell, waits for them, and makes a run of what they left (`api.launcher`).
     simulate: does so for cells of the virtual clock, several at once and in any order (`api.simulator`); it is called
-    when all others are done, so that nothing disturbs what is measured. Ctrl-C keeps the finished runs and returns with
-    `interrupted`.
+    when all others are done, so that nothing disturbs what is measured. Trials of tuned cells come before all cells.
+    Ctrl-C keeps the finished runs and returns with `interrupted`.
     """
     progress = progress or Progress()
     store.check_writable()
@@ -92,9 +95,10 @@ def run_cells(
         launched = store.missing(launched, None, setting.code_id)
     tally = Tally(stored=num_cells - len(launched) - len(recorded))
     order_seed = secrets.randbelow(2**32)
-    launched = interleaved(launched, order_seed)
-    seconds = _Estimate(store, launched)
-    progress.start(total=len(launched), stored=tally.stored, refused=len(refused))
+    tuner = tune.Tuner(launched, store, setting, fresh=fresh)
+    trials, launched = interleaved(tuner.untried, order_seed), interleaved(launched, order_seed)
+    seconds = _Estimate(store, [*trials, *launched])
+    progress.start(total=len(trials) + len(launched), stored=tally.stored, refused=len(refused), trials=len(trials))
     try:
         reasons = {cell.id: reason for cell, reason in refused}
         for cell in {cell.id: cell for cell, _ in refused}.values():
@@ -103,7 +107,9 @@ def run_cells(
             run = _unsupported(cell, reasons[cell.id], setting)
             tally.add(run, store.write(run))
         started = time.monotonic()
-        for position, (cell, launching) in enumerate(_launches(launched, launch, simulate)):
+        tuned = tuner.launching(launch), simulate and tuner.simulating(simulate)
+        order = itertools.chain(_launches(trials, launch, simulate), _launches(launched, *tuned))
+        for position, (cell, launching) in enumerate(order):
             progress.begin(cell, position, seconds.left())
             run = launching()
             run = dataclasses.replace(run, extra={**run.extra, "order": {"seed": order_seed, "position": position}})
@@ -158,23 +164,36 @@ def estimated_seconds(store: Store) -> dict[str, float]:
     return {cell_id: statistics.median(values) for cell_id, values in seconds.items()}
 
 
+def timed_as(cell: Cell) -> tuple[str, str]:
+    """Ids of cells that take as long, its own first."""
+    return cell.id, tune.as_long(cell).id
+
+
+def known_seconds(known: Mapping[str, float], ids: Iterable[str]) -> float | None:
+    """The first of `ids` that is known."""
+    return next((known[cell_id] for cell_id in ids if cell_id in known), None)
+
+
 class _Estimate:
     """Seconds left: stored runs of the same cell, else this command's, else the mean of this command's."""
 
     def __init__(self, store: Store, launched: Sequence[Cell]) -> None:
         self.known: dict[str, float] = estimated_seconds(store)
-        self.waiting = {(cell.id, cell.seed) for cell in launched}
+        self.waiting = {(cell.id, cell.seed): timed_as(cell) for cell in launched}
         self.taken: list[float] = []
 
     def took(self, cell: Cell, seconds: float) -> None:
         self.taken.append(seconds)
-        self.known[cell.id] = seconds
-        self.waiting.discard((cell.id, cell.seed))
+        own, other = timed_as(cell)
+        self.known[own] = seconds
+        self.known.setdefault(other, seconds)
+        self.waiting.pop((cell.id, cell.seed), None)
 
     def left(self) -> float | None:
         """None while nothing is known of a cell that is still to run."""
         guess = statistics.fmean(self.taken) if self.taken else None
-        left = [self.known.get(cell_id, guess) for cell_id, _ in self.waiting]
+        known = [known_seconds(self.known, ids) for ids in self.waiting.values()]
+        left = [guess if seconds is None else seconds for seconds in known]
         return None if None in left else sum(value for value in left if value is not None)
 
 

@@ -105,11 +105,11 @@ class Store:
         `seeds = None`: the cells carry theirs. `code_id` may be a function of the cell (it hashes the files used).
         """
         done = {(r["cell_id"], r["seed"], r["code_id"]) for r in self.rows() if r["status"] in DONE}
-        return [cell for cell in _with_seeds(cells, seeds) if (cell.id, cell.seed, _code(code_id, cell)) not in done]
+        return [cell for cell in _with_seeds(cells, seeds) if (cell.id, cell.seed, code_of(code_id, cell)) not in done]
 
     def stale(self, cells: Iterable[Cell], seeds: Sequence[int] | None, code_id: CodeId) -> list[table.Row]:
         """Rows of these cells and seeds that other code has written. They stay, and are never drawn with new ones."""
-        now = {(cell.id, cell.seed): _code(code_id, cell) for cell in _with_seeds(cells, seeds)}
+        now = {(cell.id, cell.seed): code_of(code_id, cell) for cell in _with_seeds(cells, seeds)}
         return [r for r in self.rows() if now.get((r["cell_id"], r["seed"]), r["code_id"]) != r["code_id"]]
 
     def rows(self) -> list[table.Row]:
@@ -257,7 +257,8 @@ def _with_seeds(cells: Iterable[Cell], seeds: Sequence[int] | None) -> list[Cell
     return list(cells) if seeds is None else [cell.with_seed(seed) for cell in cells for seed in seeds]
 
 
-def _code(code_id: CodeId, cell: Cell) -> str:
+def code_of(code_id: CodeId, cell: Cell) -> str:
+    """The code id of a cell."""
     return code_id if isinstance(code_id, str) else code_id(cell)
 
 

@@ -102,9 +102,15 @@ def make_workload(cell: Cell) -> Workload:
 
 
 def make_recipe(cell: Cell, workload: Workload) -> Recipe:
-    """The workload's recipe with the cell's batch and budget."""
+    """The workload's recipe with the cell's batch and budget, its learning rate times the cell's `lr_factor`."""
     assert cell.budget.samples is not None, "resolve the cell first"
-    return dataclasses.replace(workload.recipe(), global_batch=cells.global_batch(cell), budget=cell.budget.samples)
+    recipe, factor = workload.recipe(), cell.lr_factor
+    return dataclasses.replace(
+        recipe,
+        lr=recipe.lr if factor == 1 else lambda progress: factor * recipe.lr(progress),
+        global_batch=cells.global_batch(cell),
+        budget=cell.budget.samples,
+    )
 
 
 def options_for(cell: Cell, kind: str) -> Mapping[str, Any]:
@@ -137,6 +143,7 @@ def build(
     The full model is built on the CPU from the one seed, so that every rank starts equal. given: a started workload, a
     recipe and a part that are there already (ranks of one process share the first two).
     """
+    assert cell.tuning == "same", "a tuned cell runs with the factor that its trials chose: tune.with_factor"
     if given is None:
         workload, part = build_part(cell)
         recipe = make_recipe(cell, workload)

@@ -50,7 +50,7 @@ def test_the_seed_is_not_in_the_id_and_everything_else_is():
         "tuning": "per_strategy", "servers": 2, "backend": "nccl", "device": "cuda", "clock": "virtual",
         "preset": "smoke", "options": {"asynchronous": {"lock": "none"}}, "budget": Budget(timeout_s=30),
         "compute_time": {"kind": "gamma"}, "rank_placement": "part_major", "link_latency_us": 1.0,
-        "faults": ({"rank": 0, "phase": "compute"},),
+        "faults": ({"rank": 0, "phase": "compute"},), "lr_factor": 2.0,
     }  # fmt: skip
     ids = {name: resolve(Cell(**{**ASYNC, name: value})).id for name, value in changes.items()}
     assert len({base.id, *ids.values()}) == 1 + len(changes), ids

@@ -122,6 +122,15 @@ def test_the_newest_ok_run_speaks() -> None:
     assert compared([a_run()], [older, a_run(), failed]).exit_code == 0
 
 
+def test_another_choice_of_tuning_is_named_and_only_where_it_does_not_depend_on_timing() -> None:
+    for cell, verdict in ((SYNCHRONOUS, "differs"), (ASYNCHRONOUS, "not compared")):
+        pair = [a_run(cell, tuning={"lr_factor": factor}) for factor in (0.5, 1.0)]
+        (found,) = (f for f in compared(pair[:1], pair[1:]).findings if f.metric == "tuned_lr_factor")
+        assert (found.base, found.head, found.verdict) == (0.5, 1.0, verdict)
+        assert compared(pair[:1], pair[:1]).exit_code == 0
+    assert all(f.metric != "tuned_lr_factor" for f in compared([a_run()], [a_run()]).findings)
+
+
 def test_the_table_is_as_committed() -> None:
     comparison = compared([a_run(), a_run(ASYNCHRONOUS)], [a_run(payload_bytes=500), a_run(ASYNCHRONOUS)], same=False)
     golden = Path(__file__).parent / "golden" / "compare.txt"

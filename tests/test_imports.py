@@ -37,6 +37,7 @@ NO_TORCH = (
     "store",
     "export",
     "runner",
+    "tune",
     "progress",
     "analysis",
     "report",

@@ -15,7 +15,7 @@ from benchsuite.cell import Cell, identity
 # Not part of a strategy's name: the x axis, what is trained, the world it ran in, and what has a column of its own.
 _APART = frozenset({
     "workload", "preset", "replicas", "straggler", "parallel", "sync", "topology", "compression",
-    "clock", "compute_time", "receive_cost", "link_mbit", "link_latency_us", "gradients",
+    "clock", "compute_time", "receive_cost", "link_mbit", "link_latency_us", "gradients", "tuning",
 })  # fmt: skip
 
 
@@ -23,18 +23,20 @@ def describe(cells: Sequence[Cell]) -> pd.DataFrame:
     """One row per cell, in the plan's order.
 
     Columns: cell_id, order, workload (`cnn/digits`), strategy (`synchronous/ring`), variant (options in which cells of
-    one strategy differ, else empty), series (strategy and variant), replicas, servers, world_size, straggler
-    (`worker 0: 4x`, else empty), clock, budget_samples; of the virtual clock also link (`1 Gbit/s, 50 us`), spread
-    (`gamma, cv 0.1`) and gradients (`computed`, `none`). An option that differs from one number of workers to the next
-    only (K of N) is no variant: it stands in by_size.
+    one strategy differ, else empty; `tuned` where the plan has tuned cells and others), series (strategy and variant),
+    tuning, replicas, servers, world_size, straggler (`worker 0: 4x`, else empty), clock, budget_samples; of the virtual
+    clock also link (`1 Gbit/s, 50 us`), spread (`gamma, cv 0.1`) and gradients (`computed`, `none`). An option that
+    differs from one number of workers to the next only (K of N) is no variant: it stands in by_size.
     """
     variants = _variants(cells, within_size=True)
     by_size = _variants(cells, within_size=False)
+    both = len({cell.tuning for cell in cells}) > 1
     rows = []
     for order, cell in enumerate(cells):
         workload = plugins.stem(cell.workload)
         strategy = strategy_of(cell)
-        variant = variants.get(cell.id, "")
+        options = variants.get(cell.id, "")
+        variant = f"{options} tuned".strip() if both and cell.tuning == "per_strategy" else options
         rows.append(
             {
                 "cell_id": cell.id,
@@ -43,6 +45,7 @@ def describe(cells: Sequence[Cell]) -> pd.DataFrame:
                 "strategy": strategy,
                 "variant": variant,
                 "series": f"{strategy} {variant}".strip(),
+                "tuning": cell.tuning,
                 "replicas": cell.replicas,
                 "servers": cell.num_servers,
                 "world_size": cell.world_size,
@@ -52,7 +55,7 @@ def describe(cells: Sequence[Cell]) -> pd.DataFrame:
                 "link": link_text(cell),
                 "spread": spread_text(cell.compute_time),
                 "gradients": cell.gradients,
-                "by_size": "" if variant else by_size.get(cell.id, ""),
+                "by_size": "" if options else by_size.get(cell.id, ""),
             }
         )
     return pd.DataFrame(rows).drop_duplicates("cell_id", ignore_index=True)
@@ -105,7 +108,7 @@ def _variants(cells: Sequence[Cell], *, within_size: bool) -> dict[str, str]:
         groups[cell.workload, cell.preset, cell.clock, cell.gradients, strategy_of(cell)].append(cell)
     names = {}
     for group in groups.values():
-        flat = {cell.id: _flat(identity(cell)) for cell in group}
+        flat = {cell.id: _flat({**identity(cell), "lr_factor": cell.to_json()["lr_factor"]}) for cell in group}
         sizes: dict[int, list[str]] = defaultdict(list)
         for cell in group:
             sizes[cell.replicas if within_size else 0].append(cell.id)

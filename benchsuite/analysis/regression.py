@@ -120,7 +120,7 @@ def _compared(old: Run, new: Run, tolerance: float) -> list[Finding]:
         verdict = SAME if old.status == new.status else DIFFERS
         return [_finding(old, "status", str(old.status), str(new.status), verdict, new.reason or "")]
     by_arrival = _by_arrival(old) or _by_arrival(new)
-    findings = []
+    findings = _tuned(old, new, by_arrival=by_arrival)
     for metric in TIMING_FREE_COUNTS if by_arrival else COUNTS:
         findings.append(_exact(old, metric, old.result.get(metric), new.result.get(metric)))
     if old.cell.clock == "virtual":
@@ -140,6 +140,16 @@ def _compared(old: Run, new: Run, tolerance: float) -> list[Finding]:
         note = "a metric near its target may cross it elsewhere one evaluation later"
         findings.append(_finding(old, "samples_to_target", _goal(old), _goal(new), NOT_COMPARED, note))
     return findings
+
+
+def _tuned(old: Run, new: Run, *, by_arrival: bool) -> list[Finding]:
+    """Where another learning rate was chosen, losses differ for that reason."""
+    a, b = ((run.result.get("tuning") or {}).get("lr_factor") for run in (old, new))
+    if a is b is None:
+        return []
+    if by_arrival:
+        return [_finding(old, "tuned_lr_factor", a, b, NOT_COMPARED, "depends on timing")]
+    return [_exact(old, "tuned_lr_factor", a, b)]
 
 
 def _loss(old: Run, new: Run, tolerance: float) -> Finding:

@@ -181,6 +181,8 @@ def _refusal(cell: Cell, started: int) -> str:
         formula = f"replicas({cell.replicas}) x model_parallel({cell.model_parallel}) + servers({cell.num_servers})"
         needed = cell.world_size
         return f"{formula} = {needed} ranks, but {started} were started: lower replicas or start {needed}"
+    if cell.tuning != "same":
+        return f"tuning = {cell.tuning} needs trials, which only `benchsuite run` makes: set tuning = same, lr_factor"
     try:
         faults.check(cell.faults, cell.world_size)
     except UsageError as error:

@@ -2,8 +2,8 @@
 
 It covers the cell's plug-in files and what they import on their own axis (`hierarchical` may use `ring`), what every
 rank shares (`loop.py`, `training.py`, `update.py`, `workload.py`, the protocols of the four folders), and the world
-it ran in: `worker.py` and the process comm, or `virtual/` and the virtual one. It does not cover the members that a
-cell does not use: editing `ring.py` leaves the runs of `native` valid.
+it ran in: `worker.py` and the process comm, or `virtual/` and the virtual one; of a tuned cell also how it is tuned.
+It does not cover the members that a cell does not use: editing `ring.py` leaves the runs of `native` valid.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def files(cell: Cell) -> dict[str, Path]:
     fixed = [package / name for name in SHARED]
     fixed += [package / folder / "__init__.py" for folder in FOLDERS]
     fixed += [package / "measure" / name for name in MEASURES]
+    fixed += [package / "tune.py"] if cell.tuning == "per_strategy" else []
     for name in (*COMM, *(VIRTUAL if cell.clock == "virtual" else WALL)):
         path = package / name
         fixed += sorted(path.glob("*.py")) if path.is_dir() else [path]

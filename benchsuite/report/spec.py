@@ -57,7 +57,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyTyp
 })  # fmt: skip
 WHERE = (
     "workload", "preset", "parallel", "sync", "topology", "compression", "replicas", "servers", "straggler", "clock",
-    "gradients", "link_mbit", "compute_time",
+    "gradients", "link_mbit", "compute_time", "tuning", "lr_factor",
 )  # fmt: skip
 CLOCKS: Mapping[str, frozenset[str]] = {  # kind -> the clocks whose runs it draws
     kind: frozenset(["virtual" if kind.startswith("virtual") else "wall"]) for kind in KINDS

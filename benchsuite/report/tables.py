@@ -235,9 +235,21 @@ def _notes(cell_id: str, fact: Mapping[str, Any], material: Material) -> str:
     diverged = sum(run.cell_id == cell_id and run.result.get("diverged_step") is not None for run in material.runs)
     if diverged:
         notes.append(f"diverged ({diverged} of {fact['n']})")
+    notes += _tuned(cell_id, material)
     absent = Counter(absence.status for absence in material.selection.absent if absence.cell.id == cell_id)
     notes += [f"{count} {status}" for status, count in sorted(absent.items())]
     return ", ".join(notes)
+
+
+def _tuned(cell_id: str, material: Material) -> list[str]:
+    """`lr x0.5`, and whether a factor beyond those that were tried might have been better still."""
+    chosen = [run.result["tuning"] for run in material.runs if run.cell_id == cell_id and run.result.get("tuning")]
+    said = []
+    for tuning in chosen:
+        tried = [trial["lr_factor"] for trial in tuning["trials"]]
+        edge = ": the edge of the grid" if tuning["lr_factor"] in (min(tried), max(tried)) else ""
+        said.append(f"lr x{tuning['lr_factor']:g} of {len(tried)} tried{edge}")
+    return list(dict.fromkeys(said))
 
 
 def _numbers(records: list[tuple[Any, dict[str, Any]]], columns: list[Column]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from benchsuite.assemble.virtual import sections
 from benchsuite.cell import Cell
 from benchsuite.errors import UsageError
 from benchsuite.record import Run, Status, finite
+from benchsuite.tune import trained
 from benchsuite.virtual.world import Simulated, simulate
 
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-3, "bf16": 1e-2}  # relative; gradients computed together round in another order
@@ -69,7 +70,7 @@ def replay(run: Run, run_dir: str | Path = "unused") -> Simulated:
     """A stored asynchronous run, again. UsageError where it cannot be replayed."""
     if run.status is not Status.OK:
         raise UsageError(f"run {run.run_id} ended as {run.status}: only a run that is ok can be replayed")
-    cell, log = in_virtual_time(run.cell), run.raw.get("push_log")
+    cell, log = in_virtual_time(trained(run)), run.raw.get("push_log")
     if not log:
         raise UsageError(f"run {run.run_id} has no push log (raw.push_log): it cannot be replayed")
     order = PushOrder(log["worker"], log["tag"])
@@ -114,7 +115,7 @@ def compared(run: Run) -> dict[str, Any]:
     `pushes`; `gaps` as `gaps` gives them, None = finite in one of them only; `tolerance`, relative; `same`.
     """
     again = replay(run)
-    result, _, _ = sections(in_virtual_time(run.cell), again.records, again.facts)
+    result, _, _ = sections(in_virtual_time(trained(run)), again.records, again.facts)
     found, tolerance = gaps(run, result), TOLERANCE[run.cell.precision]
     same = found["staleness"] == 0 and max(found["loss"], found["metric"]) <= tolerance
     return {
