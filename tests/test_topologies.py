@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchsuite import cell as cells
 from benchsuite import plugins
 from benchsuite.cell import Cell
+from benchsuite.comm import Traffic
 from benchsuite.laws import Law
 from benchsuite.laws.ranks import thread_ranks
 from benchsuite.laws.virtual_ranks import virtual_ranks
@@ -29,6 +31,28 @@ GRAPHS = [
     for n in range(2, 9)
     if not (topology == "random_matching" and n % 2)
 ]
+
+COSTS = [
+    tiny(topology=topology, replicas=n, clock="virtual")
+    for topology in ("native", "ring", "halving_doubling", "tree", "direct")
+    for n in (2, 3, 4, 5, 7, 8, 16)
+]
+SERVED = [
+    tiny(topology="parameter_server", replicas=n, servers=s, server_placement=placement, clock="virtual")
+    for placement in ("own_host", "with_worker")
+    for n in (1, 2, 4, 8)
+    for s in sorted({1, 2, n})
+    if s <= n or placement == "own_host"
+]
+
+# -- costs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("law", "cell"), list(cases("costs", [*COSTS, *SERVED])))
+def test_costs(law: Law, cell: Cell) -> None:
+    figure = law.check(virtual_ranks, cell)
+    assert figure.holds, f"{law.name}: {figure}"
+
 
 # -- graphs --------------------------------------------------------------------------------------------------------
 
@@ -87,3 +111,24 @@ def _halves(comm: Any) -> int:
 def test_scatter_and_gather_bring_every_piece_to_its_rank(ranks: Any) -> None:
     for size in (1, 2, 3, 4, 7):
         assert ranks(size, _halves) == [0] * size, size
+
+
+# -- ports ---------------------------------------------------------------------------------------------------------
+
+
+def test_servers_beside_workers_share_their_ports_and_hosts() -> None:
+    fields: dict[str, Any] = {"topology": "parameter_server", "replicas": 4, "servers": 2, "clock": "virtual"}
+    beside = tiny(**fields, server_placement="with_worker")
+    assert cells.ports(tiny(**fields)) == [0, 1, 2, 3, 4, 5] and cells.ports(beside) == [0, 1, 2, 3, 0, 1]
+    assert cells.hosts(beside) == [0] * 6
+    two = tiny(**fields, server_placement="with_worker", hosts=2)
+    assert cells.hosts(two) == cells.ports(two) == [0, 0, 1, 1, 0, 0]
+    assert cells.hosts(tiny(**fields, hosts=2)) == [0, 0, 0, 1, 1, 1]
+
+
+def test_what_stays_behind_a_port_is_not_counted_there() -> None:
+    traffic = Traffic()
+    for edge, num_bytes in (((0, 1), 5), ((0, 2), 7), ((1, 2), 11), ((2, 0), 1)):
+        traffic.add(*edge, num_bytes)
+    assert traffic.busiest_port_bytes == 18  # into rank 2
+    assert traffic.busiest_port([0, 0, 1]) == 18 and traffic.busiest_port([0, 1, 1]) == 12

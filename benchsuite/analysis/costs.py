@@ -49,21 +49,42 @@ def direct_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
     return 2 * link.alpha_s + 2 * (num_workers - 1) / num_workers * num_bytes * link.beta_s_per_byte
 
 
-def parameter_server_first_s(link: Link, *, num_workers: int, num_bytes: float, num_servers: int = 1) -> float:
-    """A synchronous step with servers on own hosts, nothing under way before: 2 alpha + (2N + S - 1)/S M beta.
+def parameter_server_first_s(
+    link: Link, *, num_workers: int, num_bytes: float, num_servers: int = 1, with_workers: bool = False
+) -> float:
+    """A synchronous step, nothing under way before: 2 alpha + (2N + S - 1)/S M beta with servers on own hosts.
 
-    Slices leave a worker one after the other: the last server's begin when S - 1 of them have left.
+    Slices leave a worker one after the other: the last server's begin when S - 1 of them have left. On the hosts of
+    workers every server has one slice there already: (2N + S - 3)/S M beta, and (2N + S - 4)/S where S = N.
     """
-    moved = (2 * num_workers + num_servers - 1) / num_servers * num_bytes
-    return 2 * link.alpha_s + moved * link.beta_s_per_byte
+    n, s = num_workers, num_servers
+    if with_workers and n == 1:
+        return 0.0  # nothing leaves the host
+    slices = 2 * n + s - (1 if not with_workers else 3 if s < n else 4)
+    return 2 * link.alpha_s + slices / s * num_bytes * link.beta_s_per_byte
 
 
-def parameter_server_s(link: Link, *, num_workers: int, num_bytes: float, num_servers: int = 1) -> float:
-    """One of many such steps: 2 alpha + (N/S + 1) M beta, since replies overlap pushes.
+def parameter_server_s(
+    link: Link, *, num_workers: int, num_bytes: float, num_servers: int = 1, with_workers: bool = False
+) -> float:
+    """One of many such steps: 2 alpha + (N/S + 1) M beta with servers on own hosts, since replies overlap pushes.
 
-    The latencies do not overlap: whoever is answered last pushes last.
+    The latencies do not overlap: whoever is answered last pushes last. On the hosts of workers (N + 2S - 2)/S M beta,
+    since a server's replies and its worker's pushes share a port; for S > N - 2 > 0 that is a bound from above.
     """
-    return 2 * link.alpha_s + (num_workers / num_servers + 1) * num_bytes * link.beta_s_per_byte
+    if with_workers and num_workers == 1:
+        return 0.0
+    slices = num_workers + (2 * num_servers - 2 if with_workers else num_servers)
+    return 2 * link.alpha_s + slices / num_servers * num_bytes * link.beta_s_per_byte
+
+
+def busiest_port_bytes(
+    *, num_workers: int, num_bytes: float, num_servers: int = 1, with_workers: bool = False
+) -> float:
+    """Each way through the busiest port in such a step: max(M, N M/S) on own hosts, (N + S - 2) M/S with workers."""
+    if with_workers:
+        return (num_workers + num_servers - 2) * num_bytes / num_servers
+    return max(num_bytes, num_workers * num_bytes / num_servers)
 
 
 def all_gather_s(link: Link, *, num_workers: int, num_bytes: float) -> float:

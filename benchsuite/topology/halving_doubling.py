@@ -1,0 +1,114 @@
+"""Recursive halving and doubling: all-reduce in 2 log2 N rounds (Thakur, Rabenseifner and Gropp 2005).
+
+N' = 2^q <= N workers cut the vector into N' chunks. Reduce-scatter: in round k a worker gives the half that it will not
+own to the one at distance N'/2^(k+1) and adds what comes to the other half; then it owns one chunk, summed first and
+divided once. All-gather: the same rounds backwards. The other N - N' workers are folded (Rabenseifner): each sends its
+vector to a partner before, and gets the mean back after.
+Sends 2 (N'-1)/N' * M bytes, 2 log2 N' messages; a partner M bytes and 1 message more, a folded worker M bytes in 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.topology import bounds
+
+Range = tuple[int, int]
+
+
+@dataclass
+class Topology:
+    """Pairs at halving, then doubling distances."""
+
+    payload_source = "counted"
+    timing_free = True
+    num_workers = 0
+    num_servers = 0
+
+    def start(self, comm: Comm, *, num_servers: int = 0) -> None:
+        assert num_servers == 0, "rules: servers need parameter_server"
+        self._comm, self.num_workers = comm, comm.size
+        self._inside = power_of_two(comm.size)
+        self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def buffer(self, numel: int, like: Tensor) -> Tensor:
+        return torch.zeros(numel, dtype=like.dtype, device=like.device)
+
+    def mean(self, flat: Tensor) -> None:
+        comm, inside = self._comm, self._inside
+        if self.num_workers == 1:
+            return
+        if comm.rank >= inside:
+            comm.send(flat, comm.rank - inside)
+            comm.recv(flat, comm.rank - inside)
+            return
+        folded = comm.rank + inside if comm.rank + inside < self.num_workers else None
+        scratch = self._scratch_for(flat)
+        if folded is not None:
+            comm.recv(scratch, folded)
+            flat.add_(scratch)
+        rounds = halves(comm.rank, flat.numel(), inside)
+        for partner, keep, give in rounds:
+            partial = scratch[keep[0] : keep[1]]
+            self._exchange(flat[give[0] : give[1]], partial, partner)
+            flat[keep[0] : keep[1]].add_(partial)
+        start, stop = bounds(flat.numel(), inside)[comm.rank]
+        flat[start:stop].div_(self.num_workers)
+        for partner, keep, give in reversed(rounds):
+            self._exchange(flat[keep[0] : keep[1]], flat[give[0] : give[1]], partner)
+        if folded is not None:
+            comm.send(flat, folded)
+
+    def _scratch_for(self, flat: Tensor) -> Tensor:
+        key = (flat.numel(), flat.dtype)
+        if key not in self._scratch:
+            self._scratch[key] = torch.empty_like(flat)
+        return self._scratch[key]
+
+    def _exchange(self, outgoing: Tensor, incoming: Tensor, partner: int) -> None:
+        """Both ways at once; an empty range is not sent."""
+        if outgoing.numel() and incoming.numel():
+            self._comm.sendrecv(outgoing, partner, incoming, partner)
+        elif outgoing.numel():
+            self._comm.send(outgoing, partner)
+        elif incoming.numel():
+            self._comm.recv(incoming, partner)
+
+    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
+        traffic, inside = Traffic(), power_of_two(num_workers)
+        for rank in range(inside):
+            for partner, *ranges in halves(rank, numel, inside):
+                for start, stop in ranges:
+                    if stop > start:
+                        traffic.add(rank, partner, (stop - start) * itemsize)
+        for folded in range(inside, num_workers if numel else inside):
+            traffic.add(folded, folded - inside, numel * itemsize)
+            traffic.add(folded - inside, folded, numel * itemsize)
+        return traffic
+
+
+def power_of_two(num_workers: int) -> int:
+    """The largest one that is not above the number of workers."""
+    return 1 << (num_workers.bit_length() - 1)
+
+
+def halves(rank: int, numel: int, inside: int) -> list[tuple[int, Range, Range]]:
+    """(partner, range kept, range given away) of the rounds of the reduce-scatter among `inside` = 2^q ranks."""
+    ranges = bounds(numel, inside)
+    first, last, rounds = 0, inside, []  # chunks that are still summed here
+    distance = inside // 2
+    while distance:
+        middle = first + distance
+        low, high = (ranges[first][0], ranges[middle][0]), (ranges[middle][0], ranges[last - 1][1])
+        if rank & distance:
+            rounds.append((rank ^ distance, high, low))
+            first = middle
+        else:
+            rounds.append((rank ^ distance, low, high))
+            last = middle
+        distance //= 2
+    return rounds

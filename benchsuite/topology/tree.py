@@ -1,0 +1,82 @@
+"""Binomial tree: reduce to rank 0, then broadcast from it (Thakur, Rabenseifner and Gropp 2005, sections 3 and 4).
+
+In round k of the reduce every rank whose lowest set bit is bit k sends its partial sum to the rank without that bit and
+is done; rank 0 has the whole sum after ceil(log2 N) rounds and divides it once. The broadcast takes the same edges
+backwards, the longest first.
+Sends M bytes up (all but rank 0) and M down to each child: at most ceil(log2 N) messages and * M bytes, by rank 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+
+
+@dataclass
+class Topology:
+    """Whole vectors up and down a binomial tree."""
+
+    payload_source = "counted"
+    timing_free = True
+    num_workers = 0
+    num_servers = 0
+
+    def start(self, comm: Comm, *, num_servers: int = 0) -> None:
+        assert num_servers == 0, "rules: servers need parameter_server"
+        self._comm, self.num_workers = comm, comm.size
+        self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def buffer(self, numel: int, like: Tensor) -> Tensor:
+        return torch.zeros(numel, dtype=like.dtype, device=like.device)
+
+    def mean(self, flat: Tensor) -> None:
+        comm = self._comm
+        if self.num_workers == 1:
+            return
+        below, above = children(comm.rank, self.num_workers), parent(comm.rank)
+        if below:
+            partial = self._scratch_for(flat)
+            for child in below:
+                comm.recv(partial, child)
+                flat.add_(partial)
+        if above is None:
+            flat.div_(self.num_workers)
+        else:
+            comm.send(flat, above)
+            comm.recv(flat, above)
+        for child in reversed(below):
+            comm.send(flat, child)
+
+    def _scratch_for(self, flat: Tensor) -> Tensor:
+        key = (flat.numel(), flat.dtype)
+        if key not in self._scratch:
+            self._scratch[key] = torch.empty_like(flat)
+        return self._scratch[key]
+
+    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
+        traffic = Traffic()
+        for rank in range(1, num_workers if numel else 1):
+            above = parent(rank)
+            assert above is not None
+            traffic.add(rank, above, numel * itemsize)
+            traffic.add(above, rank, numel * itemsize)
+        return traffic
+
+
+def parent(rank: int) -> int | None:
+    """The rank without the lowest set bit; None for rank 0."""
+    return rank & (rank - 1) if rank else None
+
+
+def children(rank: int, size: int) -> list[int]:
+    """Ranks with one bit more, below the lowest set one; the nearest, whose subtree is the smallest, first."""
+    found, bit = [], 1
+    while bit < size and not rank & bit:
+        if rank + bit < size:
+            found.append(rank + bit)
+        bit <<= 1
+    return found
