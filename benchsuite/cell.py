@@ -123,6 +123,10 @@ class Cell:
         parts.append(f"N={self.replicas}")
         if self.num_servers > 1:
             parts.append(f"S={self.num_servers}")
+        if self.server_placement == "with_worker":
+            parts.append("servers with workers")
+        if self.hosts > 1:
+            parts.append(f"{self.hosts} hosts")
         if self.clock == "virtual":
             parts.append("virtual" if self.gradients == "computed" else "virtual, timing only")
         if self.compute_time:

@@ -176,6 +176,9 @@ def strategies(view: View) -> Problems:
             "random matching", f"replicas = {cell.replicas} is odd: in a matching every worker has a partner",
             "set an even number of replicas, or topology = ring_neighbours",
         )  # fmt: skip
+    seed = view.number("topology", "seed")
+    if view.name("topology") == "random_matching" and seed is not None and seed < 0:
+        yield Problem("random matching", f"seed = {seed:g} of random_matching: 0 or more is needed", "set seed = 0")
 
 
 def stages(view: View) -> Problems:

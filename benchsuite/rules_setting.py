@@ -72,6 +72,13 @@ def clock(view: View) -> Problems:
     for holds, what, why, remedy in refusals:
         if holds:
             yield Problem("virtual clock", f"{what} with clock = virtual: {why}", f"set {remedy}, or clock = wall")
+    linked = cell.link_mbit is not None or bool(cell.link_latency_us)
+    if view.name("topology") == "hierarchical" and cell.hosts == 1 and cell.replicas > 1 and linked:
+        yield Problem(
+            "virtual clock", "topology = hierarchical on links with hosts = 1, which stands for one host per rank in "
+            "virtual time: within one host hierarchical moves nothing over a link",
+            "set hosts = 2 or more, or leave link_mbit and link_latency_us out",
+        )  # fmt: skip
     yield from _compute_time(view)
 
 
@@ -115,6 +122,12 @@ def cluster(view: View) -> Problems:
         yield Problem(
             "hosts", f"hosts = {cell.hosts} with cluster = {cell.cluster}, which starts ranks on this machine only",
             f"set hosts = 1, or cluster to one of {', '.join(MULTI_HOST)}",
+        )  # fmt: skip
+    if cell.hosts > 1 and cell.clock == "wall" and cell.server_placement == "with_worker":
+        yield Problem(
+            "hosts", f"server_placement = with_worker on hosts = {cell.hosts}, where ranks are started in order: the "
+            "servers, the last ones, share the last host",
+            "set server_placement = own_host, or clock = virtual",
         )  # fmt: skip
     for name in ("link_mbit", "link_latency_us"):
         value = getattr(cell, name)

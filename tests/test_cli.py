@@ -131,7 +131,7 @@ def test_plan_write_makes_the_cells_of_a_torchrun(tmp_path: Path, capsys: pytest
 def test_plan_prints_ranks_bytes_time_and_refusals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sys
 
-    traffic = SimpleNamespace(payload_bytes=3 * 2**20, num_messages=12, busiest_port_bytes=2**20)
+    traffic = SimpleNamespace(payload_bytes=3 * 2**20, num_messages=12, busiest_port=lambda ports: 2**20)
     monkeypatch.setitem(sys.modules, "benchsuite.predict", SimpleNamespace(predicted=lambda cell: traffic))
     flags = {"workload": "cnn", "preset": "smoke", "topology": "ring,parameter_server", "replicas": "2"}
     grid = plan.from_flags(flags, seeds=[0, 1])

@@ -220,6 +220,18 @@ CASES = [
                          "options": {"asynchronous": {"lock": "none"}}},
      {"backend": "nccl", "device": "cuda", "sync": "asynchronous", **SERVER}),
     ("hosts", "on this machine only", {"hosts": 2, "replicas": 2}, {"hosts": 2, "replicas": 2, "cluster": "torchrun"}),
+    ("hosts", "share the last host",
+     {**SERVER, "replicas": 4, "hosts": 2, "cluster": "torchrun", "server_placement": "with_worker"},
+     {**SERVER, "replicas": 4, "hosts": 2, **VIRTUAL, "server_placement": "with_worker"}),
+    ("virtual clock", "moves nothing over a link",
+     {"topology": "hierarchical", "replicas": 4, "link_mbit": 100.0, **VIRTUAL},
+     {"topology": "hierarchical", "replicas": 4, "link_mbit": 100.0, "hosts": 2, **VIRTUAL}),
+    ("virtual clock", "moves nothing over a link",
+     {"topology": "hierarchical", "replicas": 4, "link_latency_us": 50.0, **VIRTUAL},
+     {"topology": "hierarchical", "replicas": 4, **VIRTUAL}),
+    ("random matching", "seed = -1", {"sync": "gossip", "topology": "random_matching", "replicas": 2,
+                                      "options": {"random_matching": {"seed": -1}}},
+     {"sync": "gossip", "topology": "random_matching", "replicas": 2, "options": {"random_matching": {"seed": 1}}}),
     ("links", "nobody shapes", {"link_mbit": 100.0}, {"link_mbit": 100.0, "cluster": "namespaces"}),
     ("links", "nobody shapes", {"link_latency_us": 50.0}, {"link_latency_us": 50.0, **VIRTUAL}),
     ("links", "link_mbit = 0: a link has 0.001 to 1e+09 Mbit/s", {"link_mbit": 0.0, **VIRTUAL},
@@ -272,7 +284,7 @@ def test_every_planned_member_resolves_and_is_not_built_or_legal(kind, name):
     "fields",
     [
         {"clock": "virtual"}, {"tuning": "per_strategy"}, {"precision": "bf16"}, {"cluster": "kubernetes"},
-        {"device": "cuda"}, {"server_placement": "with_worker", **SERVER}, {"rank_placement": "part_major"},
+        {"device": "cuda"}, {"rank_placement": "part_major"},
     ],
 )
 def test_settings_without_code_are_not_built(fields):

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchsuite.cell import Cell
+from benchsuite.cell import Cell, ports
 from benchsuite.comm.traffic import Traffic
 from benchsuite.target import Target, first_reached
 
@@ -57,7 +57,7 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         "events": _events(cell, ranks),
         "staleness": _staleness(server) if asynchronous else None,
     }
-    return result | _traffic(ranks, steps, lost)
+    return result | _traffic(cell, ranks, steps, lost)
 
 
 def served(ranks: Sequence[Rank]) -> bool:
@@ -150,7 +150,7 @@ def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"histogram": histogram, "mean": statistics.fmean(values), "max": max(values)}
 
 
-def _traffic(ranks: Sequence[Rank], steps: int, lost: Sequence[int]) -> dict[str, Any]:
+def _traffic(cell: Cell, ranks: Sequence[Rank], steps: int, lost: Sequence[int]) -> dict[str, Any]:
     counted = Traffic.total(Traffic.from_json(rank["traffic"]) for rank in ranks)
     source = ranks[0]["payload_source"]
     payload: Traffic | None = counted
@@ -177,5 +177,5 @@ def _traffic(ranks: Sequence[Rank], steps: int, lost: Sequence[int]) -> dict[str
         "payload_bytes": payload.payload_bytes if payload is not None else None,
         "shm_bytes": counted.shm_bytes,
         "messages": payload.num_messages if payload is not None else None,
-        "busiest_port_bytes": payload.busiest_port_bytes if payload is not None else None,
+        "busiest_port_bytes": payload.busiest_port(ports(cell)) if payload is not None else None,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,11 +90,17 @@ class Traffic:
     @property
     def busiest_port_bytes(self) -> int:
         """The most payload that one rank sends, or receives (ports are full duplex)."""
-        ports: dict[tuple[str, int], int] = {}
+        return self.busiest_port()
+
+    def busiest_port(self, ports: Sequence[int] = ()) -> int:
+        """The same of one port; `ports`: of each rank, where some share one. What stays behind one is not counted."""
+        sums: dict[tuple[str, int], int] = {}
         for (source, destination), count in self.payload.items():
-            ports["out", source] = ports.get(("out", source), 0) + count
-            ports["in", destination] = ports.get(("in", destination), 0) + count
-        return max(ports.values(), default=0)
+            out, into = (ports[source], ports[destination]) if ports else (source, destination)
+            if out != into:
+                sums["out", out] = sums.get(("out", out), 0) + count
+                sums["in", into] = sums.get(("in", into), 0) + count
+        return max(sums.values(), default=0)
 
     def to_json(self) -> dict[str, Any]:
         """`{payload: [[source, destination, bytes]], messages: .., shm: .., control: [[source, bytes]]}`, sorted."""

@@ -210,10 +210,8 @@ class _Simulation:
 
     def _make_world(self, script: Script | None) -> VirtualWorld:
         cell, cost = self._cell, self._cell.receive_cost or {}
-        self._hosts = [rank * cell.hosts // cell.world_size for rank in range(cell.world_size)]
-        ports = self._hosts if cell.hosts > 1 else range(cell.world_size)  # one host stands for one per rank
         network = Network(
-            self._clock, ports, link_mbit=cell.link_mbit, latency_us=cell.link_latency_us,
+            self._clock, cells.ports(cell), link_mbit=cell.link_mbit, latency_us=cell.link_latency_us,
             incast=float(cost.get("incast", 1.0)),
         )  # fmt: skip
         copying = float(cost.get("copy_s_per_gib", 0.0)) * NS_PER_S / GIB
@@ -224,7 +222,7 @@ class _Simulation:
     def _life(self, rank: int) -> None:
         cell = self._cell
         trainings.seed_rank(cell.seed, rank)
-        comm = VirtualComm(self._world, rank=rank, size=cell.world_size, hosts=self._hosts, calls=self._calls)
+        comm = VirtualComm(self._world, rank=rank, size=cell.world_size, hosts=cells.hosts(cell), calls=self._calls)
         part = VirtualPart(self._pool, self._clock, self._times, rank=rank, schedule=self._schedule)
         training = trainings.build(cell, comm, given=(self._workload, self._recipe, part))
         owner = training.owns_snapshots
