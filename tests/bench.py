@@ -9,10 +9,10 @@ from typing import Any
 from benchsuite import api, rules
 from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.cluster.local import Cluster
+from benchsuite.laws.grid import TINY as TINY
 from benchsuite.record import Run
 
 ROOT = Path(__file__).parent.parent
-TINY = str(ROOT / "tests" / "workloads" / "tiny.py")
 
 
 def cell(*, steps: int | None = None, timeout_s: float = 20.0, **fields: Any) -> Cell:

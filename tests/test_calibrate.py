@@ -18,6 +18,7 @@ from benchsuite import cli
 from benchsuite.analysis.costs import Extrapolation
 from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.errors import UsageError
+from benchsuite.laws.grid import TINY
 from benchsuite.measure import calibrate, calibrate_cells, calibrate_table
 from benchsuite.measure.bench import Bench
 from benchsuite.measure.calibrate_launches import MESSAGES, RANKS, Effort, Launches
@@ -25,7 +26,6 @@ from benchsuite.measure.shaped_link import NotShaped, ShapedLoopback
 from benchsuite.record import Run, Status
 from benchsuite.store import Store
 
-TINY = str(Path(__file__).parent / "workloads" / "tiny.py")
 EFFORT = Effort(
     launches=2, sizes={1024: 3, 4096: 3, 65536: 3, 1 << 20: 3}, controls=5, incast_sizes={65536: 2}, add_sizes={65536: 3},
     gradients=8, rounds=5, steps=20, rates={400: {262144: 1}, 800: {262144: 1}},

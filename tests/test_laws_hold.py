@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchsuite import plugins
 from benchsuite.cell import Cell
 from benchsuite.laws import Law
+from benchsuite.laws.grid import WORKERS, means
 from benchsuite.laws.ranks import thread_ranks
 from benchsuite.laws.runs import remembered
 from tests.law_cells import RECIPES, all_laws, cases, recipes, shapes, strict_ranks, tiny
@@ -14,7 +14,7 @@ from tests.law_cells import RECIPES, all_laws, cases, recipes, shapes, strict_ra
 RANKS = remembered(thread_ranks)  # laws that look at the same run share it
 STRICT = remembered(strict_ranks)
 
-ELSEWHERE = ("virtual_times", "momentum", "bridge", "graphs", "costs")  # test_virtual_*.py, _momentum.py, _topologies.py
+ELSEWHERE = ("virtual_times", "momentum", "bridge", "graphs", "costs", "hierarchical")  # test_virtual_*.py, _momentum.py, _topologies.py
 TRAINING = ("synchronous", "parameter_server", "server_log", "replay", "asynchronous", "k_sync", "traffic")
 WITHOUT_TRAINING = ("comm", "strict", "topology", "part", "update")
 
@@ -39,14 +39,6 @@ PLAIN = [tiny(**shape) for shape in SHAPES]
 FLOAT32 = [
     tiny(**shape, precision="fp32") for shape in SHAPES if shape["sync"] == "synchronous" and shape["replicas"] == 3
 ]  # fmt: skip
-SIZES = [tiny(topology=topology, replicas=n) for topology in plugins.names("topology") for n in (1, 2, 3, 4)
-         if topology != "parameter_server"]  # fmt: skip
-SEGMENTED = [
-    tiny(topology=topology, replicas=n, options={topology: {"segment_kib": 1}})
-    for topology in plugins.names("topology")
-    if "segment_kib" in plugins.find("topology", topology).options
-    for n in (2, 3, 4)
-]
 
 
 def test_every_family_is_tested() -> None:
@@ -93,7 +85,7 @@ def test_with_nothing_that_nccl_refuses(law: Law, cell: Cell) -> None:
     assert figure.holds, f"{law.name}: {figure}"
 
 
-@pytest.mark.parametrize(("law", "cell"), [*cases("topology", SIZES), *cases("topology", SEGMENTED)])
+@pytest.mark.parametrize(("law", "cell"), [*cases("topology", means(WORKERS))])
 @pytest.mark.parametrize("ranks", [thread_ranks, strict_ranks], ids=["gloo", "nccl's rounds"])
 def test_one_mean(law: Law, cell: Cell, ranks: object) -> None:
     figure = law.check(ranks, cell)  # type: ignore[arg-type]

@@ -12,10 +12,11 @@ import pytest
 from benchsuite.cell import Budget, Cell
 from benchsuite.cluster.local import Cluster
 from benchsuite.laws import Law
+from benchsuite.laws.process_ranks import process_ranks
 from benchsuite.laws.runs import remembered
 from benchsuite.laws.synchronous import equals_one_process, replicas_agree
+from benchsuite.laws.twins import without_wrapper
 from tests.law_cells import RECIPES, all_laws, cases, tiny
-from tests.law_entries import ENTRY, ROOT, process_ranks, without_wrapper
 
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(60)]
 
@@ -27,7 +28,7 @@ GRID = [tiny(recipe, sync="ddp", replicas=n, budget=FAST) for n in (1, 2, 4) for
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Any]]]:
     me = psutil.Process(os.getpid())
     before = {child.pid for child in me.children(recursive=True)}
-    with Cluster(entry=ENTRY, path=(ROOT,)) as cluster:
+    with Cluster() as cluster:
         yield remembered(process_ranks(cluster, tmp_path_factory.mktemp("ranks")))
     left = {child.pid for child in me.children(recursive=True)} - before
     assert not left, f"processes left behind: {left}"

@@ -15,10 +15,10 @@ import pytest
 from benchsuite import members, plugins, rules, rules_members, rules_numbers, rules_setting
 from benchsuite.cell import AXES, Budget, Cell, resolve
 from benchsuite.errors import UsageError
+from benchsuite.laws.grid import TINY  # global batch 24, 9 layers
 from benchsuite.rules import Machine, Problem, validate
 
 SERVER = {"topology": "parameter_server"}
-TINY = str(Path(__file__).parent / "workloads" / "tiny.py")  # global batch 24, 9 layers
 VIRTUAL = {"clock": "virtual"}
 FAULT = {"rank": 1, "phase": "compute", "step": 3, "signal": "SIGKILL"}
 SMALL = {"options": {"cnn": {"global_batch": 8}}, "batch_mode": "fixed_per_worker", "budget": Budget(steps=2)}

@@ -17,15 +17,15 @@ from benchsuite.cell import Cell
 from benchsuite.cluster.local import Cluster
 from benchsuite.errors import UsageError
 from benchsuite.laws import bridge
+from benchsuite.laws.process_ranks import process_ranks
 from benchsuite.laws.ranks import thread_ranks
 from benchsuite.laws.runs import relative, run
 from benchsuite.laws.virtual_ranks import virtual_ranks
 from benchsuite.record import dumps
 from benchsuite.virtual.replay import PushOrder, gaps, in_virtual_time, replay
-from tests.bench import ROOT, Bench
+from tests.bench import Bench
 from tests.bench import cell as bench_cell
 from tests.law_cells import STALE_RECIPES, tiny
-from tests.law_entries import ENTRY, process_ranks
 from tests.virtual_runs import run as run_virtual
 
 (LAW,) = bridge.LAWS
@@ -112,7 +112,7 @@ def test_bytes_and_messages_are_those_of_real_processes_on_every_edge(bench: Ben
 @pytest.mark.procs
 @pytest.mark.timeout(120)
 def test_final_parameters_of_synchronous_cells_are_those_of_real_processes(tmp_path: Path) -> None:
-    with Cluster(entry=ENTRY, path=[str(ROOT)]) as cluster:
+    with Cluster() as cluster:
         real_ranks = process_ranks(cluster, tmp_path)
         for workers in (2, 3, 4):
             for way in WAYS[:4]:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchsuite import plugins, rules
+from benchsuite import rules
 from benchsuite.cell import Cell
 from benchsuite.laws import Law
+from benchsuite.laws.grid import means
 from benchsuite.laws.runs import relative, remembered, run
 from benchsuite.laws.virtual_ranks import virtual_ranks
 from benchsuite.virtual.gradients import Graphs
@@ -77,8 +78,7 @@ def test_on_links_slower_than_the_gradients(law: Law, cell: Cell) -> None:
 @pytest.mark.parametrize(
     ("law", "cell"),
     [
-        *cases("topology", [tiny(topology=t, replicas=n) for t in plugins.names("topology") for n in (1, 2, 3, 4, 7)
-                            if t != "parameter_server"]),
+        *cases("topology", means((1, 2, 3, 4, 7))),
         *cases("comm", [tiny(replicas=n) for n in (2, 3, 4)]),
     ],
 )  # fmt: skip

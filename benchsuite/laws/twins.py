@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchsuite.laws.runs import Change, rebuilt
 from benchsuite.sync import Apply
-from benchsuite.topology import Topology
+from benchsuite.topology import Topology, second
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.training import Training
 from benchsuite.update import clip
@@ -33,6 +33,10 @@ class OtherMean:
 
     def mean(self, flat: Tensor) -> None:
         self._mean(self._whole, flat)
+
+    def second(self) -> OtherMean:
+        """For a lane."""
+        return OtherMean(second(self._whole), self._mean)
 
 
 def silent(whole: Topology, flat: Tensor) -> None:
@@ -125,7 +129,8 @@ class OtherPolicy:
         return getattr(self._whole, name)
 
     def policy(self) -> Any:
-        return self._policy(self._whole.policy())
+        self.made = self._policy(self._whole.policy())
+        return self.made
 
 
 class Policy:
@@ -151,7 +156,8 @@ class Policy:
         return answers
 
     def answer(self, worker: int) -> Tensor:
-        return self._shard
+        answer: Tensor = self._whole.answer(worker)
+        return answer
 
 
 class Undivided(Policy):
@@ -270,3 +276,22 @@ class Late:
 def late_gradient(training: Training) -> Training:
     """Every worker is one batch behind with its gradients."""
     return rebuilt(training, part=Late(training.part))
+
+
+class Unwrapped:
+    """A part that takes no wrapper."""
+
+    def __init__(self, part: Any) -> None:
+        part.wrap(lambda module: module)
+        self._part = part
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+    def wrap(self, wrapper: object) -> None:
+        """Stays as it is."""
+
+
+def without_wrapper(training: Training) -> Training:
+    """A replica whose module DistributedDataParallel never sees: nothing is synchronised."""
+    return rebuilt(training, part=Unwrapped(training.part))
