@@ -20,7 +20,7 @@ def predicted(cell: Cell) -> Traffic:
     workload.start(seed=cell.seed, dtype=training.DTYPES[cell.precision])
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*workload.layers())).items()}
-    topology: Topology = training.make("topology", cell.topology, training.options_for(cell, "topology"))
+    topology: Topology = training.make_topology(cell)
     compression: Compression = training.make("compression", cell.compression, training.options_for(cell, "compression"))
     compression.start(shapes, seed=cell.seed)
     strategy: Strategy = training.make("sync", cell.sync, training.options_for(cell, "sync"))

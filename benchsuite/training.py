@@ -91,6 +91,14 @@ def make(kind: str, reference: str, options: Mapping[str, Any]) -> Any:
     return plugins.load(kind, reference)(**options)
 
 
+def make_topology(cell: Cell) -> Any:
+    """The cell's topology (or graph), not started; one that looks at hosts is told where the cell's ranks are."""
+    topology = make("topology", cell.topology, options_for(cell, "topology"))
+    if hasattr(topology, "place"):
+        topology.place(cells.hosts(cell))
+    return topology
+
+
 def make_workload(cell: Cell) -> Workload:
     """The workload with the cell's options and the cell's global batch; not started."""
     plugin = plugins.find("workload", cell.workload)
@@ -149,7 +157,7 @@ def build(
         recipe = make_recipe(cell, workload)
     else:
         workload, recipe, part = given
-    topology: Topology = make("topology", cell.topology, options_for(cell, "topology"))
+    topology = make_topology(cell)
     topology.start(comm, num_servers=cell.num_servers)
     if getattr(topology, "owns_buffer", False) and hasattr(part, "use_grad_buffer"):
         part.use_grad_buffer(topology.buffer(part.grad.numel(), like=part.grad))

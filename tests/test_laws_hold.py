@@ -14,7 +14,7 @@ from tests.law_cells import RECIPES, all_laws, cases, recipes, shapes, strict_ra
 RANKS = remembered(thread_ranks)  # laws that look at the same run share it
 STRICT = remembered(strict_ranks)
 
-ELSEWHERE = ("virtual_times", "momentum", "bridge", "graphs", "costs", "hierarchical")  # test_virtual_*.py, _momentum.py, _topologies.py
+ELSEWHERE = ("virtual_times", "momentum", "bridge", "graphs", "costs", "hierarchical")  # in tests of their own
 TRAINING = ("synchronous", "parameter_server", "server_log", "replay", "asynchronous", "k_sync", "traffic")
 WITHOUT_TRAINING = ("comm", "strict", "topology", "part", "update")
 

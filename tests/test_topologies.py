@@ -1,4 +1,4 @@
-"""Topologies beyond the laws of a mean: halves of `direct`, gossip graphs, memory shared inside a host."""
+"""Topologies beyond the laws of a mean: closed forms of costs, halves of `direct`, gossip graphs, ports."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from benchsuite.comm import Comm, Traffic
 from benchsuite.comm.groups import World, make_group, prefixed
 from benchsuite.comm.lane import Lane
 from benchsuite.comm.shared_memory import FileLock, attach_vector, create_vector
+from benchsuite.comm.socket_barrier import SocketBarrier
 from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES, Calls
 from benchsuite.errors import UsageError
 
@@ -93,6 +94,9 @@ class ProcessComm:
         self._store = prefixed(world.store, f"comm/{name}")
         self._ticket_client: Any = None
         self._splits = 0
+        self._num_made = 0  # shared vectors and locks
+        self._on_one_host = False  # a split of ranks that share a host
+        self._sockets: SocketBarrier | None = None
         self._on_phase = on_phase
         self._owner: int | None = None
         self._receiving = [0] * size  # receives posted and not waited for, per source
@@ -164,7 +168,13 @@ class ProcessComm:
 
     def barrier(self) -> None:
         self._check(0)
-        self._wait(self._group.barrier(), "barrier")
+        if not self._on_one_host:
+            self._wait(self._group.barrier(), "barrier")
+            return
+        if self._sockets is None:
+            timeout_s = self._world.timeout_s
+            self._sockets = SocketBarrier(self._store, rank=self.rank, names=self.world_ranks, timeout_s=timeout_s)
+        self._wait(self._sockets, "barrier")
 
     # -- lanes and groups -------------------------------------------------------------------------------------
 
@@ -178,7 +188,9 @@ class ProcessComm:
         self._splits += 1
         if self.rank not in ranks:
             return None
-        return self._child(name, list(ranks))
+        part = self._child(name, list(ranks))
+        part._on_one_host = len(ranks) > 1 and len(set(part.hosts)) == 1
+        return part
 
     def _child(self, name: str, ranks: Sequence[int]) -> ProcessComm:
         return ProcessComm(
@@ -231,7 +243,7 @@ class ProcessComm:
 
     def shared(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
         self._one_host(f"shared({name!r})")
-        key = f"shared/{name}"
+        key = self._once(f"shared/{name}")
         if self.rank == 0:
             vector, kept, address = create_vector(numel, dtype)
             self._store.set(key, address)
@@ -243,7 +255,7 @@ class ProcessComm:
 
     def lock(self, name: str) -> AbstractContextManager[Any]:
         self._one_host(f"lock({name!r})")
-        key = f"lock/{name}"
+        key = self._once(f"lock/{name}")
         if self.rank == 0:
             lock, address = FileLock.create()
             self._store.set(key, address)
@@ -251,6 +263,11 @@ class ProcessComm:
             lock = FileLock.attach(self._store.get(key).decode())
         self.barrier()
         return lock
+
+    def _once(self, name: str) -> str:
+        """A key of the store that no earlier call has used: all ranks call in the same order."""
+        self._num_made += 1
+        return f"{name}/{self._num_made}"
 
     def _one_host(self, what: str) -> None:
         if len(set(self.hosts)) > 1:

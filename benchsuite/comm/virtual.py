@@ -54,6 +54,7 @@ class VirtualComm:
         self._tickets = world.tickets(name, rank)
         self._num_collectives = 0
         self._splits = 0
+        self._num_made = 0  # shared vectors and locks
         self._lane: Lane | None = None
 
     # -- point to point ---------------------------------------------------------------------------------------
@@ -210,11 +211,16 @@ class VirtualComm:
 
     def shared(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
         self._one_host(f"shared({name!r})")
-        return self._world.shared(self._name, name, numel, dtype)
+        return self._world.shared(self._name, self._once(name), numel, dtype)
 
     def lock(self, name: str) -> AbstractContextManager[Any]:
         self._one_host(f"lock({name!r})")
-        return Lock(self._world.lock(self._name, name), self)
+        return Lock(self._world.lock(self._name, self._once(name)), self)
+
+    def _once(self, name: str) -> str:
+        """Every call makes a new one: all ranks call in the same order."""
+        self._num_made += 1
+        return f"{name}/{self._num_made}"
 
     def _one_host(self, what: str) -> None:
         if len(set(self.hosts)) > 1:

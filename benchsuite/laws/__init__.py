@@ -54,16 +54,21 @@ class Control:
     broken: str  # what is broken
     check: Check
     on: Mapping[str, Any] = field(default_factory=dict)  # fields of the cell that it is shown on
+    real_ranks: bool = False  # needs threads or processes: ranks of virtual time take turns and call no library
 
 
 @dataclass(frozen=True)
 class Law:
-    """A statement, how it is checked, the cells that it speaks about, its negative controls."""
+    """A statement, how it is checked, the cells that it speaks about, its negative controls.
+
+    Which cells it is shown on, its file says: `CELLS`, one of those in `grid.py` (default: all strategies).
+    """
 
     name: str
     check: Check
     applies: Callable[[Cell], bool]  # of a resolved, legal cell
     controls: tuple[Control, ...]
+    own_run: bool = False  # changes what is run, so it shares no run with other laws: one recipe is enough
 
 
 def families() -> dict[str, tuple[Law, ...]]:

@@ -14,7 +14,7 @@ from benchsuite import plugins
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm import Comm
-from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
 from benchsuite.topology import Graph
 
 STEPS = 20
@@ -168,13 +168,15 @@ def _always_the_next(graph: Graph, rank: int, step: int) -> list[tuple[int, floa
 
 
 def is_graph(cell: Cell) -> bool:
-    """Whether its topology is a gossip graph of more than one worker."""
-    return cell.replicas > 1 and hasattr(plugins.load("topology", cell.topology), "neighbours")
+    """Whether its topology is a gossip graph of more than one worker (a matching: of an even number)."""
+    odd = cell.topology == "random_matching" and cell.replicas % 2
+    return cell.replicas > 1 and not odd and hasattr(plugins.load("topology", cell.topology), "neighbours")
 
 
 _RING = {"topology": "ring_neighbours", "replicas": 4}
 _EXPONENTIAL = {"topology": "exponential", "replicas": 4}
 
+CELLS = grid.MEANS
 LAWS = (
     Law(
         "W is doubly stochastic",

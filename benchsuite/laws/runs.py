@@ -153,8 +153,15 @@ def remembered(make_ranks: MakeRanks) -> MakeRanks:
     return call
 
 
+def place(comm: Comm, cell: Cell) -> None:
+    """Puts the ranks on the cell's hosts: laws run on one machine."""
+    if cell.hosts > 1:
+        comm.hosts = cells.hosts(cell)
+
+
 def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[Training], Any] | None) -> RankRun:
     """The life of one rank, without measuring."""
+    place(comm, cell)
     training = trainings.build(cell, comm)
     if change is not None:
         training = change(training)

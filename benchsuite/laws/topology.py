@@ -17,8 +17,9 @@ from benchsuite import plugins
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm import Comm, Traffic
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import count_different, option
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid, twins
+from benchsuite.laws.runs import count_different, option, place
+from benchsuite.measure.traffic_mode import derived_total
 from benchsuite.topology import Topology, bounds
 
 ROUNDS = 2
@@ -40,8 +41,9 @@ def vector(rank: int, numel: int, round_: int, *, integers: bool) -> Tensor:
 def means(
     comm: Comm, *, cell: Cell, integers: bool, mean: twins.Mean | None = None
 ) -> tuple[dict[tuple[int, int], Tensor], Traffic, Traffic]:
-    """On one rank: (size, round) -> its mean; counted traffic; traffic predicted for all ranks."""
-    topology: Topology = trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
+    """On one rank: (size, round) -> its mean; counted (and the library's derived) traffic; that predicted for all."""
+    place(comm, cell)
+    topology: Topology = trainings.make_topology(cell)
     topology.start(comm)
     if mean is not None:
         topology = twins.OtherMean(topology, mean)
@@ -53,7 +55,7 @@ def means(
             topology.mean(flat)
             results[numel, round_] = flat.clone()
             predicted += topology.predicted_traffic(numel, flat.element_size(), num_workers=comm.size)
-    return results, comm.traffic + Traffic(), predicted
+    return results, comm.traffic + derived_total(getattr(comm, "calls", {})), predicted
 
 
 def longest(cell: Cell) -> int:
@@ -110,6 +112,19 @@ def _serial_ring(numel: int, round_: int, num_ranks: int) -> Tensor:
     return torch.cat(chunks)
 
 
+def in_rank_order(make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = "") -> Figure:
+    """The mean is, bit for bit, rank 0's vector plus rank 1's plus .., divided once."""
+    cell = cells.resolve(cell)
+    different = 0
+    for results, _, _ in make_ranks(cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict):
+        for (numel, round_), result in results.items():
+            total = vector(0, numel, round_, integers=False)
+            for rank in range(1, cell.replicas):
+                total += vector(rank, numel, round_, integers=False)
+            different += count_different(result, total / cell.replicas)
+    return Figure(different, 0, f"{different} elements differ from the serial sum in rank order, {cell.label}")
+
+
 def counted_is_predicted(
     make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = ""
 ) -> Figure:
@@ -141,8 +156,8 @@ def is_collective(cell: Cell) -> bool:
 
 def is_counted(cell: Cell) -> bool:
     """Whether our own sends are counted (the library's are derived)."""
-    sources = [plugins.find(kind, getattr(cell, kind)).constants.get("payload_source") for kind in ("sync", "topology")]
-    return "derived" not in sources
+    strategy = plugins.find("sync", cell.sync).constants.get("payload_source")
+    return "derived" not in (strategy, trainings.make_topology(cell).payload_source)
 
 
 def _control(law: Callable[..., Figure], mean: twins.Mean, broken: str) -> Control:
@@ -153,6 +168,7 @@ def _several(cell: Cell) -> bool:
     return is_collective(cell) and cell.replicas > 1
 
 
+CELLS = grid.MEANS
 LAWS = (
     Law(
         "integer vectors are averaged exactly",
@@ -186,6 +202,12 @@ LAWS = (
                 {"topology": "ring", "replicas": 3},
             ),
         ),
+    ),
+    Law(
+        "vectors are added in rank order",
+        in_rank_order,
+        lambda cell: cell.topology in ("direct", "hierarchical") and cell.hosts == 1,
+        (Control("adds around a ring", in_rank_order, {"topology": "ring", "replicas": 3}),),
     ),
     Law(
         "counted traffic of a mean is the predicted",

@@ -32,7 +32,7 @@ def predicted(result: Run) -> Traffic:
 
 def described(cell: Cell) -> tuple[Strategy, Setting]:
     """The strategy, not started, and what its prediction may depend on."""
-    topology: Topology = trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
+    topology: Topology = trainings.make_topology(cell)
     options = {kind: trainings.options_for(cell, kind) for kind in ("compression", "sync")}
     compression: Compression = trainings.make("compression", cell.compression, options["compression"])
     strategy: Strategy = trainings.make("sync", cell.sync, options["sync"])
@@ -117,18 +117,21 @@ LAWS = (
     Law(
         "the library's collectives are seen with their sizes",
         library_is_seen,
-        lambda cell: not is_counted(cell) and cell.replicas > 1,
+        lambda cell: not is_counted(cell) and cell.replicas > 1 and cell.hosts == 1,
         (
             Control(
                 "nothing is synchronised",
                 partial(library_is_seen, change=twins.with_mean(twins.silent)),
                 {"topology": "native", "replicas": 2},
+                real_ranks=True,
             ),
             Control(
                 "synchronises twice",
                 partial(library_is_seen, change=twins.with_mean(twins.twice)),
                 {"topology": "native", "replicas": 2},
+                real_ranks=True,
             ),
         ),
+        own_run=True,
     ),
 )

@@ -16,7 +16,9 @@ class Topology(Protocol):
     a gossip graph is a `Graph`.
 
     `payload_source`: "counted" (our own sends), or "derived" (calls of the library). A dataclass without other state
-    before `start`: `second(topology)` is a fresh one with the same options, for a lane.
+    before `start`: `second(topology)` is a fresh one with the same options, for a lane. One that looks at hosts says
+    `by_host = True` (what is added first depends on them) and has `place(hosts)`, for predictions before `start`;
+    `owns_buffer = True`: a gradient that lives in `buffer` is reduced where it is.
     """
 
     num_workers: int

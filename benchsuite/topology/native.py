@@ -32,9 +32,14 @@ class Topology:
         return torch.zeros(numel, dtype=like.dtype, device=like.device)
 
     def mean(self, flat: Tensor) -> None:
+        self.total(flat, divisor=self.num_workers)
+
+    def total(self, flat: Tensor, *, divisor: int) -> None:
+        """Replaces `flat` by its sum over the workers, divided once."""
         if self.num_workers > 1:
             self._comm.all_reduce(flat)
-            flat.div_(self.num_workers)
+        if divisor > 1:
+            flat.div_(divisor)
 
     def gather(self, wire: Tensor) -> list[Tensor]:
         out = torch.empty(self.num_workers * wire.numel(), dtype=wire.dtype, device=wire.device)

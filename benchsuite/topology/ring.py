@@ -38,15 +38,21 @@ class Topology:
         return torch.zeros(numel, dtype=like.dtype, device=like.device)
 
     def mean(self, flat: Tensor) -> None:
+        self.total(flat, divisor=self.num_workers)
+
+    def total(self, flat: Tensor, *, divisor: int) -> None:
+        """Replaces `flat` by its sum over the workers, divided once, by whom a chunk is whole at first."""
         if self.num_workers == 1:
+            if divisor > 1:
+                flat.div_(divisor)
             return
         key = (flat.data_ptr(), flat.numel(), flat.dtype)
         if key not in self._plans:
             self._plans[key] = _Plan(flat, self._comm, self._longest(flat.element_size()))
         if self._comm.posts_ahead:
-            self._mean_ahead(self._plans[key])
+            self._total_ahead(self._plans[key], divisor)
         else:
-            self._mean_in_rounds(self._plans[key])
+            self._total_in_rounds(self._plans[key], divisor)
 
     def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
         return ring_traffic(numel, itemsize, num_workers, longest=self._longest(itemsize))
@@ -54,7 +60,7 @@ class Topology:
     def _longest(self, itemsize: int) -> int:
         return max(1, self.segment_kib * 1024 // itemsize)
 
-    def _mean_ahead(self, plan: _Plan) -> None:
+    def _total_ahead(self, plan: _Plan, divisor: int) -> None:
         """Every receive of both phases is posted first, so that a segment is taken the moment it comes.
 
         Safe although the all-gather's receives point into the vector itself: a final chunk arrives only after
@@ -70,7 +76,7 @@ class Topology:
             for handle, partial, mine in zip(handles, pieces, plan.mine[round_], strict=True):
                 handle.wait()
                 if round_ == last:  # the chunk is whole: it is ours, and its send is the all-gather's first
-                    mine.add_(partial).div_(self.num_workers)
+                    mine.add_(partial).div_(divisor)
                     sending.append(comm.isend(mine, right))
                 else:
                     sending.append(comm.isend(partial.add_(mine), right))
@@ -82,7 +88,7 @@ class Topology:
         for send in sending:
             send.wait()
 
-    def _mean_in_rounds(self, plan: _Plan) -> None:
+    def _total_in_rounds(self, plan: _Plan, divisor: int) -> None:
         """The textbook's rounds, one `sendrecv` each: what NCCL can do."""
         right, left = (self._comm.rank + 1) % self.num_workers, (self._comm.rank - 1) % self.num_workers
         last = len(plan.scratch) - 1
@@ -91,7 +97,7 @@ class Topology:
             self._exchange(outgoing, right, pieces, left)
             for partial, mine in zip(pieces, plan.mine[round_], strict=True):
                 if round_ == last:
-                    mine.add_(partial).div_(self.num_workers)
+                    mine.add_(partial).div_(divisor)
                 else:
                     partial.add_(mine)
             outgoing = plan.mine[round_] if round_ == last else pieces

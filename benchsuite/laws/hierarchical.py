@@ -1,0 +1,158 @@
+"""Laws of a mean in two levels: over several hosts it is the same mean, and between them goes what theory says.
+
+The ranks are put on two hosts, in blocks and in turns; an odd number makes one host larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite import cell as cells
+from benchsuite import training as trainings
+from benchsuite.cell import Cell
+from benchsuite.comm import Comm, Traffic
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid, twins
+from benchsuite.laws.runs import count_different
+from benchsuite.laws.topology import counted_is_predicted, integer_mean, same_bits_everywhere, vector
+from benchsuite.measure.traffic_mode import derived_total
+from benchsuite.topology import Topology
+from benchsuite.topology.hierarchical import ranks_by_host
+
+NUMEL = 9240  # divides by 2, 3, .. 8, 10, 11, 12
+PARTS = ((0, NUMEL), (0, 1001), (1001, NUMEL))  # a vector whole, then as two buckets
+
+
+def placements(num_ranks: int) -> list[list[int]]:
+    """Host of each rank: 3 ranks as 2 + 1 and as first and last + middle, 4 as 2 + 2 and in turns."""
+    blocks, turns = [rank * 2 // num_ranks for rank in range(num_ranks)], [rank % 2 for rank in range(num_ranks)]
+    return [blocks] if blocks == turns else [blocks, turns]
+
+
+def placed(make_ranks: MakeRanks, hosts: Sequence[int]) -> MakeRanks:
+    """The same ranks on these hosts."""
+
+    def call(size: int, body: Callable[[Any], Any], *, strict: str = "") -> list[Any]:
+        def there(comm: Any) -> Any:
+            comm.hosts = list(hosts)
+            return body(comm)
+
+        return make_ranks(size, there, strict=strict)
+
+    return call
+
+
+def on_hosts(
+    make_ranks: MakeRanks, cell: Cell, *, law: Callable[..., Figure], mean: twins.Mean | None = None
+) -> Figure:
+    """A law of a mean, on every placement: the worst of its figures."""
+    figures = [
+        (hosts, law(placed(make_ranks, hosts), cells.resolve(cell), mean=mean)) for hosts in placements(cell.replicas)
+    ]
+    hosts, worst = max(figures, key=lambda pair: pair[1].value)
+    return Figure(worst.value, worst.bound, f"hosts {hosts}: {worst.detail}")
+
+
+def crosses_as_theory_says(make_ranks: MakeRanks, cell: Cell, *, topology: str = "") -> Figure:
+    """One mean: 2 (H-1) M between H hosts, 2 (n-1) M + (n-1)/n M in the memory of each, nothing else.
+
+    `topology`: another one over the same hosts.
+    """
+
+    def body(comm: Comm) -> tuple[Traffic, Traffic]:
+        made: Topology = trainings.make("topology", topology, {}) if topology else trainings.make_topology(cell)
+        made.start(comm)
+        made.mean(torch.zeros(NUMEL))
+        return comm.traffic, derived_total(getattr(comm, "calls", {}))
+
+    gap, where = 0, ""
+    for hosts in placements(cell.replicas):
+        per_rank = placed(make_ranks, hosts)(cell.replicas, body)
+        whole = sum((counted + derived for counted, derived in per_rank), Traffic())
+        across = sum(count for (a, b), count in whole.payload.items() if hosts[a] != hosts[b])
+        groups, num_bytes = ranks_by_host(hosts), 4 * NUMEL
+        shared = sum(2 * (len(g) - 1) * num_bytes + (len(g) - 1) * num_bytes // len(g) for g in groups)
+        told = 2 * (len(groups) - 1) * num_bytes, 0, shared
+        found = across, whole.payload_bytes - across, whole.shm_bytes
+        difference = sum(abs(a - b) for a, b in zip(found, told, strict=True))
+        if difference > gap:
+            gap, where = (
+                difference,
+                f"hosts {hosts}: (across, on a wire inside, in memory) {found} bytes, theory {told}",
+            )
+    return Figure(gap, 0, f"{where or 'as theory says'}, {cell.label}")
+
+
+def lives_there_or_is_copied(make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None) -> Figure:
+    """A vector (and slices of it) in the topology's own memory gets the bits that any other vector gets."""
+
+    def body(comm: Comm) -> int:
+        made: Topology = trainings.make_topology(cell)
+        made.start(comm)
+        own, other = made.buffer(NUMEL, torch.zeros(1)), torch.zeros(NUMEL)
+        there = made if mean is None else twins.OtherMean(made, mean)
+        different = 0
+        for round_, (start, stop) in enumerate(PARTS):
+            for flat in (own, other):
+                flat.copy_(vector(comm.rank, NUMEL, round_, integers=False))
+            untouched = own.clone()
+            there.mean(own[start:stop])
+            made.mean(other[start:stop])
+            different += count_different(own, other)
+            outside: Tensor = torch.cat([own[:start] - untouched[:start], own[stop:] - untouched[stop:]])
+            different += int(outside.count_nonzero())
+        return different
+
+    cell = cells.resolve(cell)
+    wrong = {
+        str(hosts): sum(placed(make_ranks, hosts)(cell.replicas, body))
+        for hosts in [[0] * cell.replicas, *placements(cell.replicas)]
+    }
+    return Figure(sum(wrong.values()), 0, f"elements that differ, by hosts of the ranks: {wrong}, {cell.label}")
+
+
+def _applies(cell: Cell) -> bool:
+    return cell.topology == "hierarchical" and cell.replicas > 1
+
+
+_ON = {"topology": "hierarchical", "replicas": 3}
+
+
+def _everywhere(name: str, law: Callable[..., Figure], mean: twins.Mean, broken: str) -> Law:
+    control = Control(broken, partial(on_hosts, law=law, mean=mean), _ON)
+    return Law(f"{name}, over two hosts", partial(on_hosts, law=law), _applies, (control,))
+
+
+CELLS = grid.MEANS
+LAWS = (
+    _everywhere("integer vectors are averaged exactly", integer_mean, twins.sum_only, "the divide by N is missing"),
+    _everywhere(
+        "a mean has the same bits on all ranks", same_bits_everywhere, twins.chunk_skipped, "one element is not reduced"
+    ),
+    _everywhere("counted traffic of a mean is the predicted", counted_is_predicted, twins.twice, "synchronises twice"),
+    Law(
+        "hosts exchange 2 (H-1) M in all",
+        crosses_as_theory_says,
+        _applies,
+        (
+            Control(
+                "a flat ring over the same hosts",
+                partial(crosses_as_theory_says, topology="ring"),
+                {"topology": "hierarchical", "replicas": 4},
+            ),
+        ),
+    ),
+    Law(
+        "a vector in the topology's memory gets the bits of any other",
+        lives_there_or_is_copied,
+        _applies,
+        (
+            Control("one element is not reduced", partial(lives_there_or_is_copied, mean=twins.chunk_skipped), _ON),
+            Control("rounds once more", partial(lives_there_or_is_copied, mean=twins.detour), _ON),
+        ),
+    ),
+)

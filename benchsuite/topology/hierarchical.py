@@ -1,0 +1,100 @@
+"""Hierarchical all-reduce: shared memory inside a host, then one rank of each host across (Jia et al. 2018).
+
+The ranks of a host add their vectors in rank order, each a part of it (`host_memory.py`). The host's first rank reduces
+the host's sum with those of the other hosts, over a ring or by the backend's all-reduce, and all ranks of the host get
+the result: summed first and divided once, the same bits everywhere. One host sends nothing at all.
+Sends 2 (H-1) M bytes between H hosts in all, 2 (H-1)/H M per first rank. In a host of n ranks 2 (n-1) M bytes go
+through shared memory, and (n-1)/n M more where there are other hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.topology.host_memory import HostMemory, host_traffic
+from benchsuite.topology.native import Topology as Native
+from benchsuite.topology.ring import Topology as Ring
+
+
+@dataclass
+class Topology:
+    """Inside the host, then between hosts."""
+
+    across: Literal["ring", "native"] = "ring"
+    """Between the first ranks of the hosts: our ring, or the backend's all-reduce."""
+
+    timing_free = True
+    by_host = True  # what is added first depends on who shares a host
+    owns_buffer = True
+    num_workers = 0
+    num_servers = 0
+
+    def __post_init__(self) -> None:
+        self._hosts: Sequence[int] = ()
+
+    def place(self, hosts: Sequence[int]) -> None:
+        """Host number of each rank, for predictions of an instance that is not started. Else all are on one host."""
+        self._hosts = tuple(hosts)
+
+    @property
+    def payload_source(self) -> str:
+        """The ring's sends are counted, the backend's all-reduce is derived; one host sends nothing."""
+        return "derived" if self.across == "native" and len(set(self._hosts)) > 1 else "counted"
+
+    def start(self, comm: Comm, *, num_servers: int = 0) -> None:
+        assert num_servers == 0, "rules: servers need parameter_server"
+        self._comm, self.num_workers = comm, comm.size
+        self.place(comm.hosts)
+        groups = ranks_by_host(self._hosts)
+        inside = [comm.split(ranks) for ranks in groups if len(ranks) > 1]
+        here = next((part for part in inside if part is not None), None)
+        self._memory = HostMemory(here) if here is not None else None
+        self._between = self._make_across()
+        if len(groups) > 1:
+            firsts = comm.split([ranks[0] for ranks in groups])
+            if firsts is not None:
+                self._between.start(firsts)
+
+    def buffer(self, numel: int, like: Tensor) -> Tensor:
+        """Memory that the host shares: a vector (or a slice of it) that lives here is neither copied in nor out."""
+        if self._memory is None:
+            return torch.zeros(numel, dtype=like.dtype, device=like.device)
+        return self._memory.slot(numel, like.dtype)
+
+    def mean(self, flat: Tensor) -> None:
+        """Where `flat` lies in `buffer`, it does so at the same place on all ranks of the host."""
+        divisor = self.num_workers
+        across = partial(self._between.total, divisor=divisor) if len(set(self._hosts)) > 1 else None
+        if self._memory is not None:
+            self._memory.total(flat, divisor=divisor, across=across)
+        elif across is not None:
+            across(flat)
+
+    def _make_across(self) -> Ring | Native:
+        return Ring() if self.across == "ring" else Native()
+
+    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
+        groups = ranks_by_host(self._hosts or (0,) * num_workers)
+        traffic = Traffic()
+        for ranks in groups if numel else []:
+            traffic += host_traffic(numel, itemsize, ranks, alone=len(groups) == 1)
+        between = self._make_across().predicted_traffic(numel, itemsize, num_workers=len(groups))
+        for (source, destination), num_bytes in between.payload.items():
+            messages = between.messages[source, destination]
+            traffic.add(groups[source][0], groups[destination][0], num_bytes, messages)
+        return traffic
+
+
+def ranks_by_host(hosts: Sequence[int]) -> list[list[int]]:
+    """The ranks of each host, hosts in the order of their first ranks."""
+    groups: dict[int, list[int]] = {}
+    for rank, host in enumerate(hosts):
+        groups.setdefault(host, []).append(rank)
+    return list(groups.values())
