@@ -163,6 +163,8 @@ def build(
         part.use_grad_buffer(topology.buffer(part.grad.numel(), like=part.grad))
     compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
     compression.start(part.shapes, seed=cell.seed)
+    if cell.compression != "none" and isinstance(topology, ParameterServer):
+        topology.use_compression(compression, part.shapes, part.params.dtype)
     if wrap is not None:
         part = wrap(part, comm.rank)
     strategy: Strategy = make("sync", cell.sync, options_for(cell, "sync"))

@@ -40,7 +40,7 @@ from benchsuite.measure import faults, load, memory
 from benchsuite.measure.beat import Beat, Phase
 from benchsuite.measure.clock import StepClock, TimedPart
 from benchsuite.measure.evaluation import evaluate
-from benchsuite.measure.rank_record import Measured, payload_source, rank_record
+from benchsuite.measure.rank_record import Measured, rank_record
 from benchsuite.measure.snapshots import Snapshots
 from benchsuite.measure.traffic_mode import TrafficMode, derive
 from benchsuite.measure.wire import WireBytes, WireMeter

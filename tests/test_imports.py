@@ -48,7 +48,8 @@ NO_TORCH = (
 ONLY_INSIDE = ("comm", "worker", "sync", "topology", "parallel", "compression", "measure", "record")
 TORCH_DISTRIBUTED = ("comm", "parallel", "cluster", "laws")  # laws: groups of thread ranks
 TORCH_DISTRIBUTED_FILES = ("benchsuite.sync.ddp", "benchsuite.measure.baseline_loops")  # the latter is hand-written
-PROTOCOLS = {"topology": "sync"}  # the parameter server serves a `sync.ServerPolicy`: the protocol, no strategy
+# The parameter server serves a `sync.ServerPolicy` and decodes a `compression.Codec`: the protocols, no member.
+PROTOCOLS = {"topology": ("sync", "compression")}
 STANDARD = sys.stdlib_module_names | {"torch", "numpy", "benchsuite", "workloads"}
 # used where they are found, with a fallback or `unsupported` where they are not
 OPTIONAL = {"psutil", "sklearn", "gymnasium", "greenlet", "scipy"}
@@ -79,11 +80,12 @@ def stems(folder: str) -> set[str]:
 
 
 def allowed(here: str, name: str) -> set[str]:
-    protocol = PROTOCOLS.get(here, "")
-    spoken = name.startswith(f"benchsuite.{protocol}.") and name.split(".")[2] not in stems(
+    spoken = [  # a name of the package, not a file of it
         protocol
-    )  # a name of the package, not a file of it
-    return {"", "errors", here, *MAY_IMPORT[here], *([protocol] if spoken else [])}
+        for protocol in PROTOCOLS.get(here, ())
+        if name.startswith(f"benchsuite.{protocol}.") and name.split(".")[2] not in stems(protocol)
+    ]
+    return {"", "errors", here, *MAY_IMPORT[here], *spoken}
 
 
 def offences(module: str, source: str) -> list[str]:

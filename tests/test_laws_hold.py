@@ -15,7 +15,10 @@ RANKS = remembered(thread_ranks)  # laws that look at the same run share it
 STRICT = remembered(strict_ranks)
 
 ELSEWHERE = ("virtual_times", "momentum", "bridge", "graphs", "costs", "hierarchical")  # in tests of their own
-TRAINING = ("synchronous", "parameter_server", "server_log", "replay", "asynchronous", "k_sync", "traffic")
+TRAINING = (
+    "synchronous", "parameter_server", "server_log", "replay", "asynchronous", "k_sync", "stale_synchronous", "replicas",
+    "elastic_averaging", "gossip", "hogwild", "traffic", "memory",
+)  # fmt: skip
 WITHOUT_TRAINING = ("comm", "strict", "topology", "part", "update")
 
 # These change what is run (given gradients, one more step), so they share no run: one recipe is enough for them.

@@ -58,7 +58,7 @@ class Replay:
         self._model = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         start = nn.utils.parameters_to_vector(self._parameters).detach()
-        self._at_once = cell.sync == "asynchronous"
+        self._at_once = cell.sync == "asynchronous" or option(cell, "stale_synchronous", "apply") == "per_push"
         self._gradients: dict[int, Tensor] = {}
         self._read: list[dict[int, int]] = [dict(zip(log.tag, log.version_read, strict=True)) for log in logs]
         self._slices = result.slices
@@ -89,6 +89,8 @@ class Replay:
         samples = int(pushes_before * self._recipe.global_batch / self._cell.num_workers)
         lr = self._recipe.lr(min(samples / self._recipe.budget, 1.0))
         cell = self._cell
+        if cell.sync == "stale_synchronous":
+            return lr / cell.num_workers if self._at_once else lr
         if option(cell, plugins.stem(cell.sync), "lr_rule") != "equal_sample":
             return lr
         if self._at_once:
@@ -149,6 +151,8 @@ def _updates(log: PushLog, cell: Cell, *, at_once: bool) -> list[tuple[list[int]
     """Per update: the batches whose gradients are in it, and how many pushes came before those."""
     if at_once:
         return [([tag], row) for row, tag in enumerate(log.tag)]
+    if cell.sync == "stale_synchronous":
+        return _clocks(log, cell.num_workers)
     updates = []
     drops = bool(option(cell, "k_sync", "wait"))
     for version in range(log.version):
@@ -161,12 +165,25 @@ def _updates(log: PushLog, cell: Cell, *, at_once: bool) -> list[tuple[list[int]
     return updates
 
 
+def _clocks(log: PushLog, num_workers: int) -> list[tuple[list[int], int]]:
+    """A clock is the same step of everybody, made when the last of its gradients is in."""
+    clocks = []
+    for clock in range(log.version):
+        rows = [row for row, tag in enumerate(log.tag) if tag // num_workers == clock]
+        clocks.append((sorted(log.tag[row] for row in rows), max(rows) + 1 - num_workers))
+    return clocks
+
+
 def _applies(cell: Cell) -> bool:
     single = cell.num_servers == 1 or trainings.make_recipe(cell, trainings.make_workload(cell)).clip_norm is None
     if is_asynchronous(cell):
-        return has_lock(cell) and option(cell, "asynchronous", "momentum") == "shared"  # others: family `momentum`
+        plain = option(cell, "asynchronous", "momentum") == "shared"  # others: family `momentum`
+        return has_lock(cell) and plain and cell.compression == "none"
+    if cell.sync == "stale_synchronous":
+        return cell.compression == "none" and (single or option(cell, "stale_synchronous", "apply") == "per_push")
     # a mean is clipped over all slices of one version; given-up gradients are part of the progress, not of the log
-    return cell.sync == "k_sync" and single and option(cell, "k_sync", "late") == "finish"
+    finished = cell.sync == "k_sync" and option(cell, "k_sync", "late") == "finish"
+    return finished and cell.compression == "none" and single
 
 
 _ON = {"sync": "asynchronous", "topology": "parameter_server", "servers": 1, "replicas": 3}

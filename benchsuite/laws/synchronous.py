@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite.cell import Cell
+from benchsuite import plugins
+from benchsuite.cell import Budget, Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
 from benchsuite.laws.reference import one_process
 from benchsuite.laws.runs import (
@@ -37,7 +38,20 @@ FLOAT32 = 1e-6  # plain SGD over 10 steps; correct float32 code with AdamW drift
 def is_synchronous(cell: Cell) -> bool:
     """Whether every update is the mean over all workers of one version."""
     all_of_them = option(cell, "k_sync", "backup_workers") == 0 and not option(cell, "k_sync", "batch")
-    return cell.sync in ("synchronous", "ddp") or all_of_them
+    slack, apply = (option(cell, "stale_synchronous", name) for name in ("slack", "apply"))
+    in_step = slack == 0 and apply == "per_clock"
+    every_step = cell.sync != "ddp" or option(cell, "ddp", "local_steps") in (None, 1)
+    return (cell.sync in ("synchronous", "ddp") and every_step) or all_of_them or in_step
+
+
+def is_exact(cell: Cell) -> bool:
+    """Synchronous, and nothing is lost on the way."""
+    return is_synchronous(cell) and cell.compression == "none"
+
+
+def steps_at_once(cell: Cell) -> bool:
+    """Whether a lone worker's step is the recipe's optimiser on its newest gradient, and that alone."""
+    return cell.compression == "none" and bool(plugins.find("sync", cell.sync).constants.get("alone_is_plain", True))
 
 
 def equals_one_process(
@@ -129,6 +143,7 @@ def _on(change: Change, law: Any, broken: str, **on: Any) -> Control:
 
 
 _RING: Mapping[str, Any] = {"sync": "synchronous", "topology": "ring", "replicas": 3}
+_DDP: Mapping[str, Any] = {"sync": "ddp", "topology": "native", "replicas": 2, "budget": Budget(timeout_s=60.0)}
 _SERVER: Mapping[str, Any] = {"sync": "synchronous", "topology": "parameter_server", "servers": 1, "replicas": 3}
 
 
@@ -144,10 +159,11 @@ LAWS = (
     Law(
         "synchronous training equals one process on the whole batch",
         equals_one_process,
-        is_synchronous,
+        is_exact,
         (
             _on(twins.with_mean(twins.sum_only), equals_one_process, "the divide by N is missing", **_RING),
             _on(twins.with_mean(twins.silent), equals_one_process, "nothing is synchronised", **_RING),
+            _on(twins.without_wrapper, equals_one_process, "DistributedDataParallel is missing", **_DDP),
             _on(twins.with_mean(twins.chunk_skipped), equals_one_process, "one element is not reduced", **_RING),
             _on(twins.with_policy(twins.Undivided), equals_one_process, "the server does not divide", **_SERVER),
             _on(twins.with_policy(twins.Early), equals_one_process, "applied before all pushes are in", **_SERVER),
@@ -170,6 +186,7 @@ LAWS = (
         lambda cell: is_synchronous(cell) and cell.replicas > 1,
         (
             _on(twins.with_mean(twins.silent), replicas_agree, "nothing is synchronised", **_RING),
+            _on(twins.without_wrapper, replicas_agree, "DistributedDataParallel is missing", **_DDP),
             _on(twins.with_mean(twins.chunk_skipped), replicas_agree, "one element is not reduced", **_RING),
             _on(twins.with_server(twins.Deaf, from_rank=2), replicas_agree, "one worker drops the answer", **_SERVER),
         ),
@@ -177,7 +194,7 @@ LAWS = (
     Law(
         "one worker is bit for bit the plain loop",
         alone_is_the_plain_loop,
-        lambda cell: cell.replicas == 1 and recipe_of(cell).clip_norm is None,
+        lambda cell: cell.replicas == 1 and recipe_of(cell).clip_norm is None and steps_at_once(cell),
         (
             Control(
                 "a mean that rounds once more",
@@ -201,11 +218,12 @@ LAWS = (
     Law(
         "integer gradients give the bits of the serial sum on every topology",
         integers_are_exact,
-        lambda cell: is_synchronous(cell) and cell.sync != "ddp" and cell.compression == "none",
+        lambda cell: is_exact(cell) and cell.sync != "ddp",
         (
             _on(twins.with_mean(twins.divided_first), integers_are_exact, "divides before it adds", **_RING),
             _on(twins.with_mean(twins.chunk_skipped), integers_are_exact, "one element is not reduced", **_RING),
             _on(twins.with_policy(twins.Undivided), integers_are_exact, "the server does not divide", **_SERVER),
         ),
+        own_run=True,
     ),
 )

@@ -49,6 +49,10 @@ class TimedPart:
     def grad(self, value: Tensor) -> None:
         self._part.grad = value
 
+    def use_grad_buffer(self, buffer: Tensor) -> None:
+        """Lets the gradient live in memory that a topology owns."""
+        self._part.use_grad_buffer(buffer)  # type: ignore[attr-defined]  # a real replica has it
+
     def infer(self, x: Tensor) -> Tensor:
         return self._part.infer(x)
 

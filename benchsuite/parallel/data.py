@@ -42,6 +42,9 @@ class DataPart:
             p.data = view
         self._bind_grad()
         self._forward: nn.Module = self.module
+        self._ends: list[tuple[int, int]] = []  # range of each tensor, once somebody wants slices as they come
+        self._missing: set[int] = set()
+        self._announce: Callable[[int], None]
 
     def use_grad_buffer(self, buffer: Tensor) -> None:
         """Lets the gradient live in memory that a topology owns."""
@@ -84,31 +87,32 @@ class DataPart:
 
         A parameter that the loss does not reach has gradient 0 and is announced at the end.
         """
-        ends, stop = [], 0
-        for shape in self.shapes.values():
-            ends.append((stop, stop + shape.numel()))
-            stop += shape.numel()
-        missing = set(range(len(self._parameters)))
+        if not self._ends:  # hooks cost a wrapper per tensor: registered once, by the first who asks
+            stop = 0
+            for shape in self.shapes.values():
+                self._ends.append((stop, stop + shape.numel()))
+                stop += shape.numel()
+            self._register_hooks()
+        self._missing = set(range(len(self._parameters)))
+        self._announce = lambda position: ready(*self._ends[position])
+        loss.backward()
+        for position in sorted(self._missing, reverse=True):
+            self._grads[position].zero_()
+            ready(*self._ends[position])
 
+    def _register_hooks(self) -> None:
         def hook(position: int) -> Callable[[Tensor], None]:
             def copy(parameter: Tensor) -> None:
                 assert parameter.grad is not None
                 self._grads[position].copy_(parameter.grad)
                 parameter.grad = None
-                missing.discard(position)
-                ready(*ends[position])
+                self._missing.discard(position)
+                self._announce(position)
 
             return copy
 
-        hooks = [p.register_post_accumulate_grad_hook(hook(i)) for i, p in enumerate(self._parameters)]
-        try:
-            loss.backward()
-        finally:
-            for handle in hooks:
-                handle.remove()
-        for position in sorted(missing, reverse=True):
-            self._grads[position].zero_()
-            ready(*ends[position])
+        for position, parameter in enumerate(self._parameters):
+            parameter.register_post_accumulate_grad_hook(hook(position))
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
         self._forward = wrapper(self.module)

@@ -41,6 +41,7 @@ class Strategy(Protocol):
     (any, rank 0's is taken), "servers" (their slices) or "mean" (over replicas). `apart = True`: workers do not step
     together, batches are handed out (a strategy whose servers own the parameters is so by itself). `goes_on = True`:
     replicas differ, so one may diverge while others wait for it: it goes on to the end of the budget.
+    `alone_is_plain = False`: one worker is not the plain loop.
     """
 
     events: dict[str, int]  # this rank's counts

@@ -24,11 +24,12 @@ from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
 from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.sync.averaging import largest_slice
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.parameter_server import push_pull_traffic
 from benchsuite.update import Updater, clip
-from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
+from benchsuite.workload import Batch, Part, Recipe, Shapes
 
 
 @dataclass
@@ -124,14 +125,18 @@ class Strategy:
         each = [num_batches] * setting.num_workers  # equal workers; the total is exact
         return {"pushes": each, "replies": each}
 
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        if not server or self.momentum == "shared":
+            return 0
+        return (setting.num_workers + 2) * largest_slice(shapes, setting)  # one per worker, their sum, the answer
+
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         workers = range(setting.num_workers)
         return push_pull_traffic(
-            numel(shapes),
-            setting.itemsize,
+            shapes,
+            setting,
             pushes=[count(events, "pushes", worker) for worker in workers],
             replies=[count(events, "replies", worker) for worker in workers],
-            num_servers=setting.num_servers,
         )
 
 

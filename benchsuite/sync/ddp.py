@@ -17,7 +17,7 @@ from benchsuite.compression import Compression
 from benchsuite.sync import Events, Setting, Work, count
 from benchsuite.topology import Topology
 from benchsuite.update import Updater
-from benchsuite.workload import Batch, Part, Recipe, Shapes
+from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
 @dataclass
@@ -75,6 +75,10 @@ class Strategy:
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"synchronisations": [num_batches] * setting.num_workers}
+
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        """The library's buckets, beside the gradients of the parameters."""
+        return numel(shapes) * setting.itemsize if setting.num_workers > 1 else 0
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         steps = max(count(events, "synchronisations", worker) for worker in range(setting.num_workers))

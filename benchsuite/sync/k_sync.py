@@ -24,6 +24,7 @@ from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
 from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.sync.averaging import largest_slice
 from benchsuite.topology import Topology, rank_order_sum
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.parameter_server import clip_traffic, push_pull_traffic
@@ -144,14 +145,19 @@ class Strategy:
             "updates": [0] * num_workers + [steps] * setting.num_servers,
         }
 
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        if not server:
+            return numel(shapes) * setting.itemsize if self.late == "cancel" and self.wait else 0
+        most = setting.num_workers - self.backup_workers + 1  # K gradients and their mean
+        return most * largest_slice(shapes, setting)
+
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         workers = range(setting.num_workers)
         traffic = push_pull_traffic(
-            numel(shapes),
-            setting.itemsize,
+            shapes,
+            setting,
             pushes=[count(events, "pushes", worker) for worker in workers],
             replies=[count(events, "replies", worker) for worker in workers],
-            num_servers=setting.num_servers,
         )
         updates = count(events, "updates", setting.num_workers) if setting.clip else 0
         return traffic + clip_traffic(setting.num_workers, setting.num_servers, updates)

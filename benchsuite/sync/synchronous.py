@@ -3,7 +3,9 @@
 g = (1/N) sum g_i, where g_i is the gradient of the mean loss on shard i; then one optimiser step, the same on every
 replica. Collective: each replica steps itself. Parameter server: the server steps once all N pushes of a version
 are in and answers everybody. Both equal one process on the concatenated batch.
+`bucket_mib` overlaps a collective with the backward pass: the gradient is cut into buckets that travel as they come.
 Sends per step what one mean of M bytes costs on its topology (ring 2 (N-1)/N * M per rank, server 2 N M in all).
+Keeps nothing on a worker; a server keeps a slot per worker and their mean, (N + 1) M / S.
 """
 
 from __future__ import annotations
@@ -16,16 +18,21 @@ from torch import Tensor
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.sync.averaging import averaging_server_bytes
+from benchsuite.sync.buckets import Buckets, buckets_traffic
 from benchsuite.topology import Topology, rank_order_sum
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.parameter_server import clip_traffic, push_pull_traffic
 from benchsuite.update import Updater, clip
-from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
+from benchsuite.workload import Batch, Part, Recipe, Shapes
 
 
 @dataclass
 class Strategy:
     """All replicas agree after every step."""
+
+    bucket_mib: float = 0.0
+    """MiB of a bucket that sets out during the backward pass (0 = the whole gradient after it)."""
 
     survives = "none"
     timing_free = True
@@ -39,6 +46,7 @@ class Strategy:
         self._steps, self._step = recipe.budget // recipe.global_batch, 0
         self.events = {"synchronisations": 0}
         self._updater = None if self._server else self.make_updater(part.params)
+        self._buckets = Buckets(comm, part, topology, self.bucket_mib) if self.bucket_mib else None
 
     def make_updater(self, params: Tensor) -> Updater:
         return Updater(params, self._recipe)
@@ -50,18 +58,29 @@ class Strategy:
 
     def step(self, batch: Batch) -> float:
         part = self._part
-        loss = part.gradient(batch)
+        loss = part.gradient(batch) if self._buckets is None else self._overlapped(self._buckets, batch)
         assert loss is not None
         if self._server is not None:
             self._server.exchange(part.grad, part.params, tag=self._step)
         else:
             assert self._updater is not None
-            self._compression.mean(part.grad, self._topology)
+            if self._buckets is None:
+                self._compression.mean(part.grad, self._topology)
             clip(part.grad, self._recipe.clip_norm)
             self._updater.step(part.grad, samples=self._step * self._recipe.global_batch)
         self._step += 1
         self.events["synchronisations"] += 1
         return loss
+
+    def _overlapped(self, buckets: Buckets, batch: Batch) -> float | None:
+        """The gradient and, meanwhile, its mean."""
+        try:
+            return self._part.gradient(batch, buckets.ready)
+        except BaseException:
+            self.events["synchronisations"] += 1  # diverged, on every rank in the same step: all buckets are out
+            raise
+        finally:
+            buckets.wait()
 
     def finish(self) -> None:
         if self._server is not None:
@@ -79,13 +98,19 @@ class Strategy:
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"synchronisations": [num_batches] * setting.num_workers}
 
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        return averaging_server_bytes(shapes, setting) if server else 0
+
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         steps = [count(events, "synchronisations", worker) for worker in range(setting.num_workers)]
         if setting.num_servers:
-            traffic = push_pull_traffic(
-                numel(shapes), setting.itemsize, pushes=steps, replies=steps, num_servers=setting.num_servers
-            )
+            traffic = push_pull_traffic(shapes, setting, pushes=steps, replies=steps)
             return traffic + clip_traffic(setting.num_workers, setting.num_servers, max(steps) if setting.clip else 0)
+        if self.bucket_mib:
+            step = buckets_traffic(
+                setting.topology, shapes, setting.itemsize, self.bucket_mib, num_workers=setting.num_workers
+            )
+            return step.times(max(steps))
         one = setting.compression.predicted_traffic(
             shapes, setting.itemsize, setting.topology, num_workers=setting.num_workers
         )

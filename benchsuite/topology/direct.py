@@ -28,7 +28,7 @@ class Topology:
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
-        self._comm, self.num_workers = comm, comm.size
+        self._comm, self.num_workers, self.rank = comm, comm.size, comm.rank
         self._scratch: dict[tuple[str, int, int, torch.dtype], Tensor] = {}
 
     def buffer(self, numel: int, like: Tensor) -> Tensor:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from benchsuite.comm import ABANDONED, GOODBYE, Comm, Handle, Traffic
-from benchsuite.sync import ServerPolicy
+from benchsuite.compression import Codec, Compression, pieces_of
+from benchsuite.sync import ServerPolicy, Setting
 from benchsuite.topology import bounds
-from benchsuite.topology.serving import ServerLog, ServerLoop
-from benchsuite.update import Updater
+from benchsuite.topology.serving import ServerLog, ServerLoop, Steps
+from benchsuite.workload import Shapes, numel
 
 CLIP_BYTES = 8  # one float64 between servers
 
@@ -40,6 +41,28 @@ class Topology:
         self.num_servers, self.num_workers = num_servers, comm.size - num_servers
         self.server = comm.rank - self.num_workers  # number of this server; negative on a worker
         self.use_threads(1)
+        self._codecs: list[Codec] = []  # per server, where pushes are encoded
+        self._compression: Compression | None = None
+
+    def use_compression(self, compression: Compression, shapes: Shapes, dtype: torch.dtype) -> None:
+        """Pushes are encoded by the worker and decoded by the server's loop; answers travel as they are.
+
+        Called on every rank after `start`. Each slice is a vector of its own, with its own residual.
+        """
+        size = numel(shapes)
+        slices = [self.slice_of(server, size) for server in range(self.num_servers)]
+        self._codecs = [compression.codec(pieces_of(shapes, start, stop), dtype) for start, stop in slices]
+        self._compression = compression
+
+    @property
+    def codec(self) -> Codec | None:
+        """Of this server's slice; None where pushes come as they are."""
+        return self._codecs[self.server] if self._codecs else None
+
+    def settle(self, mean: Tensor) -> None:
+        """What becomes of a mean of pushes before it is applied: a majority's vote is made of it."""
+        if self._compression is not None:
+            self._compression.settle(mean)
 
     def use_threads(self, num_threads: int) -> None:
         """Serves with so many threads, each with its own group: worker w belongs to thread w % num_threads.
@@ -84,7 +107,8 @@ class Topology:
             door, dst = self._door(server)
             door.ticket(dst, tag)
             if stop > start:
-                sending.append(door.isend(flat[start:stop], dst))
+                piece = flat[start:stop]
+                sending.append(door.isend(self._codecs[server].encode(piece) if self._codecs else piece, dst))
         return sending
 
     def expect(self, pull: Tensor) -> list[Handle]:
@@ -122,7 +146,7 @@ class Topology:
     def serve(
         self,
         shard: Tensor,
-        make_updater: Callable[[], Updater],
+        make_updater: Callable[[], Steps],
         policy: ServerPolicy,
         *,
         samples_per_push: float,
@@ -182,21 +206,39 @@ class Topology:
     def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 1) -> Traffic:
         """One exchange of every worker: 2 N M bytes in all."""
         ones = [1] * num_workers
-        return push_pull_traffic(numel, itemsize, pushes=ones, replies=ones, num_servers=num_servers)
+        size = [(stop - start) * itemsize for start, stop in bounds(numel, num_servers)]
+        return sized_traffic(size, size, pushes=ones, replies=ones)
 
 
 def push_pull_traffic(
-    numel: int, itemsize: int, *, pushes: Sequence[int], replies: Sequence[int], num_servers: int
+    shapes: Shapes,
+    setting: Setting,
+    *,
+    pushes: Sequence[int],
+    replies: Sequence[int],
+    compression: Compression | None = None,
 ) -> Traffic:
-    """Traffic of so many pushes and replies of each worker; an empty slice is not sent."""
+    """Traffic of so many pushes and replies of each worker. compression: in the place of the setting's."""
+    slices = bounds(numel(shapes), setting.num_servers)
+    how = compression or setting.compression
+    encoded = [how.wire_bytes(pieces_of(shapes, start, stop), setting.itemsize) for start, stop in slices]
+    return sized_traffic(
+        encoded, [(stop - start) * setting.itemsize for start, stop in slices], pushes=pushes, replies=replies
+    )
+
+
+def sized_traffic(
+    push_bytes: Sequence[int], reply_bytes: Sequence[int], *, pushes: Sequence[int], replies: Sequence[int]
+) -> Traffic:
+    """Of pushes and replies of so many bytes to and from each server; an empty slice is not sent."""
     traffic, num_workers = Traffic(), len(pushes)
-    for server, (start, stop) in enumerate(bounds(numel, num_servers)):
-        for worker in range(num_workers):
-            rank, num_bytes = num_workers + server, (stop - start) * itemsize
-            if num_bytes and pushes[worker]:
-                traffic.add(worker, rank, num_bytes * pushes[worker], pushes[worker])
-            if num_bytes and replies[worker]:
-                traffic.add(rank, worker, num_bytes * replies[worker], replies[worker])
+    for server, (push, reply) in enumerate(zip(push_bytes, reply_bytes, strict=True)):
+        for worker in range(num_workers if reply else 0):
+            rank = num_workers + server
+            if pushes[worker]:
+                traffic.add(worker, rank, push * pushes[worker], pushes[worker])
+            if replies[worker]:
+                traffic.add(rank, worker, reply * replies[worker], replies[worker])
     return traffic
 
 

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,17 @@ from torch import Tensor
 
 from benchsuite.comm import ABANDONED, GOODBYE, Comm
 from benchsuite.sync import ServerPolicy
-from benchsuite.update import Updater, clip_factor
+from benchsuite.update import clip_factor
 
 if TYPE_CHECKING:
     from benchsuite.topology.parameter_server import Topology as ParameterServer
+
+
+class Steps(Protocol):
+    """What a server applies with: `Updater`, or `Load` where it only averages."""
+
+    def step(self, grad: Tensor, *, samples: int) -> None:
+        """One step of the slice after so many samples of the budget."""
 
 
 class ServerLog:
@@ -124,7 +131,7 @@ class ServerLoop:
         self,
         topology: ParameterServer,
         shard: Tensor,
-        make_updater: Callable[[], Updater],
+        make_updater: Callable[[], Steps],
         policy: ServerPolicy,
         *,
         samples_per_push: float,
@@ -157,6 +164,8 @@ class ServerLoop:
         local = {world: position for position, world in enumerate(comm.world_ranks)}
         names = [self._topology._comm.world_ranks.index(world) for world in comm.world_ranks]  # -> worker numbers
         buffer = torch.empty_like(self._shard)
+        codec = self._topology.codec
+        wire = buffer if codec is None else torch.empty(codec.num_bytes, dtype=torch.uint8)
         active = {worker for worker in names if worker < self._topology.num_workers}
         while active:
             source, tag, sent_ns = comm.next_ticket()
@@ -166,12 +175,14 @@ class ServerLoop:
             if tag == ABANDONED:
                 log.abandoned(worker)
                 continue
-            if tag == GOODBYE or not self._reached(active, worker, partial(comm.recv, buffer, source)):
+            if tag == GOODBYE or not self._reached(active, worker, partial(comm.recv, wire, source)):
                 active.discard(worker)
                 log.left(worker)
                 answers = policy.on_goodbye(worker)
             else:
                 row = log.push(worker, tag, sent_ns, comm.now_ns())
+                if codec is not None and len(buffer):
+                    codec.decode(wire, buffer)
                 answers = policy.on_push(worker, log.version_of(row), buffer)
                 log.done(row, comm.now_ns())
             for answered in answers:
@@ -201,6 +212,7 @@ class ServerLoop:
     def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
         """One optimiser step on the shard; `num_gradients` pushes went into it. Version += 1."""
         samples = int((self.log.num_used - num_gradients) * self._samples_per_push)
+        self._topology.settle(gradient)
         if self._clip_norm is not None:
             square = float(torch.dot(gradient, gradient))
             factor = clip_factor(self._topology.square_sum_over_servers(square) ** 0.5, self._clip_norm)
@@ -215,9 +227,12 @@ class ServerLoop:
 
     def _step(self, gradient: Tensor, samples: int) -> None:
         """Each thread has an updater of its own; parameters and, from the first step on, state are shared."""
-        updater: Updater | None = getattr(self._updaters, "mine", None)
+        updater: Any = getattr(self._updaters, "mine", None)
         if updater is None:
             updater = self._updaters.mine = self._make_updater()
+        if self._topology.num_threads == 1:
+            updater.step(gradient, samples=samples)
+            return
         if self._shared_state is None:
             with self._first_step:
                 if self._shared_state is None:

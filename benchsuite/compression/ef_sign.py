@@ -1,0 +1,79 @@
+"""Sign with error feedback: one bit per element and a scale per tensor (Karimireddy et al. 2019, arXiv 1901.09847).
+
+e <- e + g; sent is mean|e| sign(e), per tensor (algorithm 1, scaled sign), and e keeps the rest: sum sent + residual =
+sum of gradients. Sends 4 bytes per tensor and ceil(P / 8) to everybody (native, direct), or pushes them to a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Traffic
+from benchsuite.compression import Codec, gathered_mean, pieces_of
+from benchsuite.compression.bits import pack_signs, packed_bytes, unpack_signs
+from benchsuite.topology import Topology
+from benchsuite.workload import Shapes
+
+SCALE_BYTES = 4  # a float32
+
+
+@dataclass
+class Compression:
+    """Scaled signs of the gradient and of what was left out before."""
+
+    nominal_ratio = 1 / 32
+
+    def start(self, shapes: Shapes, *, seed: int) -> None:
+        self._pieces = pieces_of(shapes)
+        self._codec: Codec | None = None
+
+    def mean(self, flat: Tensor, topology: Topology) -> None:
+        if self._codec is None:
+            self._codec = self.codec(self._pieces, flat.dtype)
+        gathered_mean(flat, topology, self._codec)
+
+    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> ScaledSigns:
+        return ScaledSigns(pieces, dtype, feedback=feedback)
+
+    def settle(self, mean: Tensor) -> None:
+        """A mean stays what it is."""
+
+    def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        return len(pieces) * SCALE_BYTES + packed_bytes(sum(pieces))
+
+    def predicted_traffic(
+        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
+        return topology.predicted_gather(self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers)
+
+
+class ScaledSigns:
+    """A float32 per tensor, then one bit per element."""
+
+    def __init__(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool) -> None:
+        self._pieces = list(pieces)
+        self._scales_bytes = len(pieces) * SCALE_BYTES
+        self.num_bytes = self._scales_bytes + packed_bytes(sum(pieces))
+        self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)
+        self._sent = torch.empty(sum(pieces), dtype=dtype)
+        self.residual = torch.zeros(sum(pieces), dtype=dtype) if feedback else None
+
+    def encode(self, flat: Tensor) -> Tensor:
+        whole = flat if self.residual is None else self.residual.add_(flat)
+        scales = torch.stack([piece.abs().mean() for piece in whole.split(self._pieces)])
+        self._wire[: self._scales_bytes].view(torch.float32).copy_(scales)
+        pack_signs(whole, self._wire[self._scales_bytes :])
+        if self.residual is not None:
+            self.decode(self._wire, self._sent)
+            self.residual.sub_(self._sent)
+        return self._wire
+
+    def decode(self, wire: Tensor, out: Tensor) -> None:
+        scales = wire[: self._scales_bytes].clone().view(torch.float32).tolist()  # a copy: a row may begin anywhere
+        unpack_signs(wire[self._scales_bytes :], out)
+        for piece, scale in zip(out.split(self._pieces), scales, strict=True):
+            piece.mul_(scale)

@@ -1,0 +1,49 @@
+"""Half precision (IEEE 754 binary16), as in Micikevicius et al. 2018. Nominal ratio 1/2.
+
+1 sign, 5 exponent and 10 fraction bits.
+A rounding moves a value by at most 2^-11 of itself; above 65,504, and so in a sum above it, is infinity.
+Sums travel and are added in this format on every topology; a push to a server is cast, its answer is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Traffic
+from benchsuite.compression import Codec
+from benchsuite.compression.half import HALF_BYTES, Half
+from benchsuite.topology import Topology
+from benchsuite.workload import Shapes
+
+
+@dataclass
+class Compression:
+    """Casts to torch.float16."""
+
+    nominal_ratio = 0.5
+
+    def start(self, shapes: Shapes, *, seed: int) -> None:
+        """Keeps no state."""
+
+    def mean(self, flat: Tensor, topology: Topology) -> None:
+        Half(torch.float16).mean(flat, topology)
+
+    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
+        return Half(torch.float16).codec(pieces)
+
+    def settle(self, mean: Tensor) -> None:
+        """A mean stays what it is."""
+
+    def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        return sum(pieces) * HALF_BYTES
+
+    def predicted_traffic(
+        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
+        return Half(torch.float16).predicted_traffic(
+            shapes, topology, num_workers=num_workers, num_servers=num_servers
+        )

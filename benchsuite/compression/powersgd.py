@@ -1,0 +1,129 @@
+"""PowerSGD: low-rank gradients, a step of power iteration per step of training (Vogels et al. 2019).
+
+arXiv 1905.13727. Per n x m matrix M = gradient + error: P = M Q, mean of P, orthogonalise P, Q = M^T P, mean of Q, the
+mean gradient is P Q^T, and error = M - P Q^T stays on the worker (algorithms 1 and 2; Q is kept as the next start).
+Linear, so the means are taken on any collective: all P and the vectors that are sent as they are in a first one, all Q
+in a second. A tensor is sent as it is where r (n + m) >= n m, and where it is no matrix. Lossless where r >= min(n, m).
+Sends r (n + m) elements per matrix instead of n m. Keeps M of errors, the factors, and what is sent as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Traffic
+from benchsuite.compression import Codec
+from benchsuite.errors import UsageError
+from benchsuite.topology import Topology
+from benchsuite.workload import Shapes, numel, views
+
+
+@dataclass
+class Compression:
+    """Two thin factors in the place of each matrix."""
+
+    rank: int = 2
+    """r, columns of the factors."""
+
+    nominal_ratio = 0.0  # of its shapes, once started
+
+    def start(self, shapes: Shapes, *, seed: int) -> None:
+        self._shapes, self._seed = shapes, seed
+        self._matrices = {name: shape for name, shape in shapes.items() if saves(shape, self.rank)}
+        first, second = element_counts(shapes, self.rank)
+        self.nominal_ratio = (first + second) / numel(shapes)
+        self._errors: Tensor | None = None  # (P,), made when the first gradient tells its dtype
+
+    def mean(self, flat: Tensor, topology: Topology) -> None:
+        if self._errors is None:
+            self._make_state(flat)
+        assert self._errors is not None
+        flat.add_(self._errors)
+        whole = views(flat, self._shapes)
+        matrices = {name: whole[name].view(shape[0], -1) for name, shape in self._matrices.items()}
+        p = views(self._first[: self._p_size], self._p_shapes)
+        for name, matrix in matrices.items():
+            torch.mm(matrix, self._q[name], out=p[name])
+        plain = [whole[name].flatten() for name in self._shapes if name not in self._matrices]
+        if plain:
+            torch.cat(plain, out=self._first[self._p_size :])
+        topology.mean(self._first)
+        for name, matrix in matrices.items():
+            orthogonalise(p[name])
+            torch.mm(matrix.t(), p[name], out=self._q[name])
+        if matrices:
+            topology.mean(self._second)
+        errors = views(self._errors, self._shapes)
+        for name, matrix in matrices.items():
+            error = errors[name].view_as(matrix)
+            error.copy_(matrix)
+            torch.mm(p[name], self._q[name].t(), out=matrix)
+            error.sub_(matrix)
+        rest = self._first[self._p_size :].split([tensor.numel() for tensor in plain])
+        for tensor, mean in zip(plain, rest, strict=True):
+            tensor.copy_(mean)  # a view of `flat`
+
+    def _make_state(self, flat: Tensor) -> None:
+        self._errors = torch.zeros_like(flat)
+        first, second = element_counts(self._shapes, self.rank)
+        self._first, self._second = flat.new_empty(first), flat.new_empty(second)
+        self._p_shapes = {name: torch.Size([shape[0], self._r(shape)]) for name, shape in self._matrices.items()}
+        q_shapes = {name: torch.Size([columns(shape), self._r(shape)]) for name, shape in self._matrices.items()}
+        self._p_size = numel(self._p_shapes)
+        generator = torch.Generator().manual_seed(self._seed)  # the same start on all ranks
+        self._second.copy_(torch.randn(second, generator=generator, dtype=torch.float64))
+        self._q = views(self._second, q_shapes)
+
+    def _r(self, shape: torch.Size) -> int:
+        return min(self.rank, shape[0], columns(shape))
+
+    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
+        raise UsageError(
+            "compression = powersgd for a push: its factors are summed by all-reduce, not on a server or an edge; set "
+            "topology to a collective, or compression to topk or fp16"
+        )
+
+    def settle(self, mean: Tensor) -> None:
+        """A mean stays what it is."""
+
+    def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        raise UsageError("compression = powersgd sends no single vectors: set topology to a collective")
+
+    def predicted_traffic(
+        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
+        means = [count for count in element_counts(shapes, self.rank) if count]
+        return Traffic.total(topology.predicted_traffic(count, itemsize, num_workers=num_workers) for count in means)
+
+
+def columns(shape: torch.Size) -> int:
+    """m of a tensor seen as an n x m matrix."""
+    return shape.numel() // shape[0]
+
+
+def saves(shape: torch.Size, rank: int) -> bool:
+    """Whether two factors are smaller than the matrix."""
+    return len(shape) > 1 and rank * (shape[0] + columns(shape)) < shape.numel()
+
+
+def element_counts(shapes: Shapes, rank: int) -> tuple[int, int]:
+    """Elements of the two means: all P and what is sent as it is; all Q."""
+    first = second = 0
+    for shape in shapes.values():
+        if saves(shape, rank):
+            r = min(rank, shape[0], columns(shape))
+            first, second = first + r * shape[0], second + r * columns(shape)
+        else:
+            first += shape.numel()
+    return first, second
+
+
+def orthogonalise(matrix: Tensor) -> None:
+    """Columns become orthonormal in place (QR; the sign of each column is fixed, so that all ranks agree)."""
+    q, r = torch.linalg.qr(matrix)
+    signs = torch.sign(torch.diagonal(r))
+    matrix.copy_(q * torch.where(signs == 0, torch.ones_like(signs), signs))

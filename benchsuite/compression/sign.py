@@ -1,0 +1,64 @@
+"""signSGD with majority vote: each worker sends one bit per element (Bernstein et al. 2018, arXiv 1810.05291).
+
+The update is the sign of the sum of signs. An element >= 0 votes +1, one < 0 votes -1; where as many vote for as
+against, nothing moves (the vote is 0). No error feedback. Steps have the size of the learning rate, whatever the
+gradient. Sends ceil(P / 8) bytes to everybody (native, direct), or pushes them to a server, which counts the votes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Traffic
+from benchsuite.compression import Codec, gathered_mean, pieces_of
+from benchsuite.compression.bits import pack_signs, packed_bytes, unpack_signs
+from benchsuite.topology import Topology
+from benchsuite.workload import Shapes
+
+
+@dataclass
+class Compression:
+    """The majority's sign."""
+
+    nominal_ratio = 1 / 32
+
+    def start(self, shapes: Shapes, *, seed: int) -> None:
+        self._codec = Signs(sum(pieces_of(shapes)))
+
+    def mean(self, flat: Tensor, topology: Topology) -> None:
+        gathered_mean(flat, topology, self._codec)
+        self.settle(flat)
+
+    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
+        return Signs(sum(pieces))
+
+    def settle(self, mean: Tensor) -> None:
+        """The majority: +1, -1, or 0 for a tie."""
+        mean.sign_()
+
+    def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        return packed_bytes(sum(pieces))
+
+    def predicted_traffic(
+        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
+        return topology.predicted_gather(self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers)
+
+
+class Signs:
+    """One bit per element."""
+
+    def __init__(self, size: int) -> None:
+        self.num_bytes = packed_bytes(size)
+        self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)
+
+    def encode(self, flat: Tensor) -> Tensor:
+        pack_signs(flat, self._wire)
+        return self._wire
+
+    def decode(self, wire: Tensor, out: Tensor) -> None:
+        unpack_signs(wire, out)

@@ -1,0 +1,90 @@
+"""Top-k sparsification with error feedback: only the largest elements travel (Stich et al. 2018).
+
+Aji and Heafield 2017; arXiv 1809.07599, algorithm 1. e <- e + g; the k = ceil(rho P) elements of largest magnitude of e
+are sent as values and 4-byte indices, what was not sent stays in e for the next time: sum sent + residual = sum of
+gradients. A sum of k-sparse vectors is not k-sparse, so workers gather each other's (native), or push to a server.
+Sends k (itemsize + 4) bytes to everybody: less than a dense ring where rho < 1/N (float32).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Traffic
+from benchsuite.compression import Codec, gathered_mean, pieces_of
+from benchsuite.topology import Topology
+from benchsuite.workload import Shapes
+
+INDEX_BYTES = 4
+
+
+@dataclass
+class Compression:
+    """The largest elements of the gradient and of what was left out before."""
+
+    rho: float = 0.01
+    """Share of the elements that travels, 0 < rho <= 1."""
+
+    @property
+    def nominal_ratio(self) -> float:
+        """Values and indices, of float32."""
+        return 2 * self.rho
+
+    def start(self, shapes: Shapes, *, seed: int) -> None:
+        self._pieces = pieces_of(shapes)
+        self._codec: Codec | None = None
+
+    def mean(self, flat: Tensor, topology: Topology) -> None:
+        if self._codec is None:
+            self._codec = self.codec(self._pieces, flat.dtype)
+        gathered_mean(flat, topology, self._codec)
+
+    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> TopK:
+        return TopK(sum(pieces), self._k(pieces), dtype, feedback=feedback)
+
+    def settle(self, mean: Tensor) -> None:
+        """A mean stays what it is."""
+
+    def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        return self._k(pieces) * (itemsize + INDEX_BYTES)
+
+    def _k(self, pieces: Sequence[int]) -> int:
+        size = sum(pieces)
+        return min(size, math.ceil(self.rho * size))
+
+    def predicted_traffic(
+        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
+        return topology.predicted_gather(self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers)
+
+
+class TopK:
+    """k values, then k indices."""
+
+    def __init__(self, size: int, k: int, dtype: torch.dtype, *, feedback: bool) -> None:
+        assert size < 2**31, "indices have 4 bytes"
+        self.k, self._values_bytes = k, k * dtype.itemsize
+        self.num_bytes = self._values_bytes + k * INDEX_BYTES
+        self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)
+        self._dtype = dtype
+        self.residual = torch.zeros(size, dtype=dtype) if feedback else None
+
+    def encode(self, flat: Tensor) -> Tensor:
+        whole = flat if self.residual is None else self.residual.add_(flat)
+        indices = torch.topk(whole.abs(), self.k, sorted=False).indices
+        self._wire[: self._values_bytes].view(self._dtype).copy_(whole[indices])
+        self._wire[self._values_bytes :].view(torch.int32).copy_(indices)
+        if self.residual is not None:
+            self.residual[indices] = 0
+        return self._wire
+
+    def decode(self, wire: Tensor, out: Tensor) -> None:
+        values = wire[: self._values_bytes].clone().view(self._dtype)  # a copy: a row may begin anywhere
+        indices = wire[self._values_bytes :].clone().view(torch.int32)
+        out.zero_()
+        out[indices.long()] = values

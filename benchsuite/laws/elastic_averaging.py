@@ -1,0 +1,144 @@
+"""Laws of elastic averaging: an exchange moves nothing away, and draws replicas and centre together by a known factor.
+
+Synchronous over a collective, asynchronous over a parameter server: shown without gradients, from replicas that differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite import cell as cells
+from benchsuite.cell import Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws.runs import Change, GivenGradient, Run, both, option, rebuilt, run, with_options
+from benchsuite.training import Training
+
+CONSERVED = 1e-12
+
+
+def sum_is_conserved(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """sum x_i + c after every exchange of all, and at the end, is what it was at the start."""
+    result = run(make_ranks, cell, change=both(apart_without_gradients, change), after=centre_of)
+    start = sum((worker.params[0] for worker in result.workers), torch.zeros(())) + _first_centre(result)
+    end = sum((worker.params[-1] for worker in result.workers), torch.zeros(())) + last_centre(result)
+    scale = sum(float(worker.params[0].norm()) for worker in result.workers)
+    value = float((end - start).norm()) / scale
+    return Figure(value, CONSERVED, f"||sum at the end - at the start|| / sum of ||x_i||, {cell.label}")
+
+
+def factor_of_an_exchange(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Synchronous form, mean of the replicas minus centre: 1 - moving_rate (N + 1) of it is left after an exchange.
+
+    So it is stable iff moving_rate (N + 1) < 2.
+    """
+    cell = cells.resolve(with_options(cell, "elastic_averaging", period=1))
+    result = run(make_ranks, cell, change=both(apart_without_gradients, change), after=centre_of)
+    gap = torch.stack([worker.params[0] for worker in result.workers]).mean(0) - _first_centre(result)
+    rate = float(option(cell, "elastic_averaging", "moving_rate"))
+    exchanges = len(result.workers[0].params) - 1
+    expected = gap * (1 - rate * (cell.num_workers + 1)) ** exchanges
+    found = torch.stack([worker.params[-1] for worker in result.workers]).mean(0) - last_centre(result)
+    value = float((found - expected).norm() / gap.norm())
+    left = float(found.norm() / gap.norm())
+    text = f"{left:.3g} of the gap is left after {exchanges} exchanges, {cell.label}"
+    return Figure(value, CONSERVED * max(left, 1.0), text)
+
+
+def apart_without_gradients(training: Training) -> Training:
+    """Replicas start apart, the centre at 0, and nothing but exchanges moves them."""
+    recipe = dataclasses.replace(
+        training.recipe,
+        make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
+        lr=lambda progress: 0.0,
+        clip_norm=None,
+    )
+    changed = rebuilt(training, part=GivenGradient(training.part, _nothing), recipe=recipe)
+    params = training.part.params
+    generator = torch.Generator().manual_seed(100 + training.comm.rank)
+    start = torch.randn(params.numel(), generator=generator, dtype=torch.float64).to(params.dtype)
+    params.copy_(torch.zeros_like(start) if training.is_server else start)
+    centre = getattr(changed.strategy, "centre", None)
+    if centre is not None:
+        centre.zero_()
+    return changed
+
+
+def _nothing(grad: Tensor, step: int) -> None:
+    grad.zero_()
+
+
+def centre_of(training: Training) -> Tensor | None:
+    """The rank's copy of the centre, where it has one."""
+    if training.is_server:
+        return training.shard().clone()
+    centre = getattr(training.strategy, "centre", None)
+    return None if centre is None else centre.clone()
+
+
+def last_centre(result: Run) -> Tensor:
+    """The centre at the end: a rank's copy, or the servers' slices."""
+    if result.servers:
+        return torch.cat([server.after for server in result.servers])
+    centre: Tensor = result.workers[0].after
+    return centre
+
+
+def _first_centre(result: Run) -> Tensor:
+    return torch.zeros_like(result.workers[0].params[0])
+
+
+class _Reckless(twins.Policy):
+    """The centre does not take what the worker gives."""
+
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
+        super().apply(self._shard.clone(), num_gradients=num_gradients)
+
+
+_ON: Mapping[str, Any] = {"sync": "elastic_averaging", "topology": "ring", "replicas": 3}
+_SERVER: Mapping[str, Any] = {**_ON, "topology": "parameter_server", "servers": 1}
+
+
+def _applies(cell: Cell) -> bool:
+    return cell.sync == "elastic_averaging" and cell.compression == "none" and cell.precision == "fp64"
+
+
+LAWS = (
+    Law(
+        "elastic averaging conserves the sum of replicas and centre",
+        sum_is_conserved,
+        _applies,
+        (
+            Control(
+                "the centre moves by the sum of sums",
+                partial(sum_is_conserved, change=twins.with_mean(twins.sum_only)),
+                _ON,
+            ),
+            Control(
+                "the centre stays where it is", partial(sum_is_conserved, change=twins.with_policy(_Reckless)), _SERVER
+            ),
+        ),
+    ),
+    Law(
+        "an exchange leaves 1 - moving_rate (N + 1) of the gap to the centre",
+        factor_of_an_exchange,
+        lambda cell: _applies(cell) and not cell.num_servers,
+        (
+            Control(
+                "the centre moves by the mean of the pulls",
+                partial(factor_of_an_exchange, change=twins.with_mean(lambda whole, flat: _mean_of_mean(whole, flat))),
+                _ON,
+            ),
+        ),
+    ),
+)
+
+
+def _mean_of_mean(whole: Any, flat: Tensor) -> None:
+    whole.mean(flat)
+    flat.div_(whole.num_workers)

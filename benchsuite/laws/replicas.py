@@ -1,0 +1,205 @@
+"""Laws of strategies whose replicas differ between agreements: each is its own serial loop, written down once more.
+
+Speaks about `local_sgd`, `diloco`, `elastic_averaging` (over a collective), `gossip` and `delayed`, whatever travels
+how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchsuite import cell as cells
+from benchsuite.cell import Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws.runs import Change, count_different, option, recipe_of, relative, run, with_options, worst
+from benchsuite.laws.serial import LOOPS
+from benchsuite.laws.synchronous import FLOAT64, equals_one_process
+from benchsuite.laws.topology import is_counted
+from benchsuite.training import Training
+from benchsuite.update import state_vectors
+
+
+def equals_its_loop(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, loop: str = "") -> Figure:
+    """Every worker's parameters after every step are those of the serial loop of N replicas."""
+    result = run(make_ranks, cell, change=change)
+    path = LOOPS[loop or cell.sync](result.cell)
+    value, where = worst([
+        (relative(mine - theirs, theirs), f"worker {worker.rank} after step {step}")
+        for worker in result.workers
+        for step, (mine, at) in enumerate(zip(worker.params, path, strict=True))
+        for theirs in [at[worker.rank]]
+    ])  # fmt: skip
+    text = f"||difference|| / ||parameters||, largest of {len(path) - 1} steps: {where}, {cell.label}"
+    return Figure(value, FLOAT64, text)
+
+
+def has_loop(cell: Cell) -> bool:
+    """Whether a serial loop of it is written down, and nothing is lost on the way."""
+    quantised = bool(option(cell, "diloco", "outer_bits"))
+    return cell.sync in LOOPS and cell.compression == "none" and not quantised and not (
+        cell.sync == "elastic_averaging" and cell.num_servers  # its order is what the times make it
+    )  # fmt: skip
+
+
+def agree_together(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Right after an agreement all replicas hold the same bits; between two they do not."""
+    result = run(make_ranks, cell, change=change)
+    steps = len(result.workers[0].params) - 1
+    due = [step for step in range(1, steps + 1) if _agrees_after(result.cell, step)]
+    spread = sum(
+        count_different(worker.params[step], result.workers[0].params[step])
+        for worker in result.workers[1:]
+        for step in due
+    )
+    alone = [step for step in range(1, steps + 1) if step not in due]
+    never_apart = sum(
+        all(bool(torch.equal(worker.params[step], result.workers[0].params[step])) for worker in result.workers[1:])
+        for step in alone
+    )
+    text = f"{spread} elements differ after {len(due)} agreements, {never_apart} of {len(alone)} other steps end alike"
+    return Figure(spread + never_apart, 0, f"{text}, {cell.label}")
+
+
+def _agrees_after(cell: Cell, step: int) -> bool:
+    warmup = int(option(cell, cell.sync, "warmup_steps") or 0)
+    return step <= warmup or (step - warmup) % int(option(cell, cell.sync, "local_steps")) == 0
+
+
+def meets_in_turns(cell: Cell) -> bool:
+    """Whole vectors agree every H steps."""
+    whole = option(cell, "diloco", "fragments") in (None, 1) and not option(cell, "diloco", "delay")
+    return cell.sync in ("local_sgd", "diloco") and whole and cell.replicas > 1
+
+
+def bytes_are_a_share(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Payload of T steps, w of them synchronous: (w/T + (T - w)/(T H)) of one that agrees in every step; `averaged`
+    counts the second term once more for each of the optimiser's vectors."""
+    cell = cells.resolve(cell)
+    result, recipe = run(make_ranks, cell, change=change), recipe_of(cell)
+    steps, every = recipe.budget // recipe.global_batch, int(option(cell, "local_sgd", "local_steps"))
+    warmup = int(option(cell, "local_sgd", "warmup_steps"))
+    vectors = 1 + (state_vectors(recipe) if option(cell, "local_sgd", "momentum") == "averaged" else 0)
+    always = run(make_ranks, with_options(cell, "local_sgd", warmup_steps=steps))  # every mean is of one vector
+    whole = always.traffic.payload_bytes
+    found, due = result.traffic.payload_bytes * steps * every, whole * (warmup * every + (steps - warmup) * vectors)
+    return Figure(abs(found - due), 0, f"{found / max(whole, 1):g} = {due / max(whole, 1):g} of T x H, {cell.label}")
+
+
+def is_local_of_one(cell: Cell) -> bool:
+    """H = 1 with plain SGD or momentum that is kept: synchronous."""
+    kept = cell.sync == "local_sgd" and option(cell, "local_sgd", "momentum") in ("local", "averaged")
+    recipe = recipe_of(cell)
+    sgd = isinstance(recipe.make_optimizer([torch.zeros(1)]), torch.optim.SGD) and recipe.clip_norm is None
+    return kept and option(cell, "local_sgd", "local_steps") == 1 and sgd and cell.compression == "none"
+
+
+def diloco_without_outer(
+    make_ranks: MakeRanks, cell: Cell, *, outer_lr: float = 1.0, outer_momentum: float = 0.0
+) -> Figure:
+    """Outer lr 1 and outer momentum 0 make diloco local_sgd with the same H, inner state kept."""
+    every = int(option(cell, "diloco", "local_steps"))
+    plain = with_options(cell, "diloco", outer_lr=outer_lr, outer_momentum=outer_momentum)
+    result = run(make_ranks, plain)
+    options = {name: given for name, given in cell.options.items() if name != "diloco"}
+    options["local_sgd"] = {"local_steps": every, "momentum": "local"}
+    path = LOOPS["local_sgd"](cells.resolve(dataclasses.replace(result.cell, sync="local_sgd", options=options)))
+    value, where = worst([
+        (relative(mine - at[worker.rank], at[worker.rank]), f"worker {worker.rank} after step {step}")
+        for worker in result.workers
+        for step, (mine, at) in enumerate(zip(worker.params, path, strict=True))
+    ])  # fmt: skip
+    return Figure(value, FLOAT64, f"||difference|| / ||parameters|| to local_sgd, {where}, {cell.label}")
+
+
+def gradients_instead(training: Training) -> Training:
+    """Averages neighbours' gradients where parameters are to be mixed: an earlier suite's gossip."""
+    strategy: Any = training.strategy
+    part = training.part
+    mix, set_out = strategy._mix, strategy._set_out
+
+    def mixed(under_way: Any) -> None:
+        params = part.params.clone()
+        part.params.copy_(part.grad)
+        mix(set_out())
+        part.grad.copy_(part.params)
+        part.params.copy_(params)
+
+    strategy._mix, strategy._set_out = mixed, list  # nothing sets out before the gradient is there
+    return training
+
+
+_SGD: Mapping[str, Any] = {"topology": "ring", "replicas": 3}
+_LOCAL: Mapping[str, Any] = {**_SGD, "sync": "local_sgd", "options": {"local_sgd": {"local_steps": 5}}}
+_DILOCO: Mapping[str, Any] = {**_SGD, "sync": "diloco", "options": {"diloco": {"local_steps": 5}}}
+_ONE: Mapping[str, Any] = {**_SGD, "sync": "local_sgd"}
+
+
+def _with_mean(law: Any, mean: twins.Mean, broken: str, on: Mapping[str, Any]) -> Control:
+    return Control(broken, partial(law, change=twins.with_mean(mean)), on)
+
+
+def _one(broken: str, momentum: str, optimizer: str) -> Control:
+    options = {"local_sgd": {"local_steps": 1, "momentum": momentum}, "tiny": {"optimizer": optimizer}}
+    return Control(broken, equals_one_process, {**_ONE, "options": options})
+
+
+LAWS = (
+    Law(
+        "replicas that differ are their own serial loop",
+        equals_its_loop,
+        has_loop,
+        (
+            _with_mean(equals_its_loop, twins.silent, "replicas never meet", _LOCAL),
+            _with_mean(equals_its_loop, twins.sum_only, "the divide by N is missing", _LOCAL),
+            _with_mean(equals_its_loop, twins.chunk_skipped, "one element is not averaged", _LOCAL),
+            _with_mean(equals_its_loop, twins.silent, "the outer gradient is a replica's own", _DILOCO),
+            _with_mean(
+                equals_its_loop, twins.sum_only, "the centre moves too far", {**_SGD, "sync": "elastic_averaging"}
+            ),
+            Control(
+                "neighbours' gradients are averaged, not parameters",
+                partial(equals_its_loop, change=gradients_instead),
+                {"sync": "gossip", "topology": "ring_neighbours", "replicas": 4},
+            ),
+            Control("nothing is delayed", partial(equals_its_loop, loop="delayed"), {**_SGD, "sync": "synchronous"}),
+        ),
+    ),
+    Law(
+        "replicas hold the same bits after an agreement, and only then",
+        agree_together,
+        meets_in_turns,
+        (
+            _with_mean(agree_together, twins.silent, "replicas never meet", _LOCAL),
+            _with_mean(agree_together, twins.chunk_skipped, "one element is not averaged", _DILOCO),
+        ),
+    ),
+    Law(
+        "local SGD with H = 1 is synchronous",
+        equals_one_process,
+        is_local_of_one,
+        (
+            _one("momentum starts afresh", "reset", "momentum"),
+            _one("Adam's second moments are each replica's own", "local", "adam"),
+        ),
+    ),
+    Law(
+        "local SGD sends its share of synchronous bytes",
+        bytes_are_a_share,
+        lambda cell: cell.sync == "local_sgd" and is_counted(cell) and cell.compression == "none",
+        (_with_mean(bytes_are_a_share, twins.twice, "agrees twice", _LOCAL),),
+    ),
+    Law(
+        "diloco with outer lr 1 and momentum 0 is local SGD",
+        diloco_without_outer,
+        lambda cell: cell.sync == "diloco" and meets_in_turns(cell) and has_loop(cell),
+        (
+            Control("outer momentum is kept", partial(diloco_without_outer, outer_momentum=0.9), _DILOCO),
+            Control("the outer step is shorter", partial(diloco_without_outer, outer_lr=0.7), _DILOCO),
+        ),
+    ),
+)

@@ -1,0 +1,211 @@
+"""Laws of stale synchronous training: nobody starts more than `slack` steps ahead, and what the two ends of slack are.
+
+Slack 0 with one step per clock is synchronous training (family `synchronous`); the push log replays (family `replay`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite import plugins
+from benchsuite.cell import Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws.runs import Change, both, count_different, option, rebuilt, recipe_of, run, with_options
+from benchsuite.laws.synchronous import equals_one_process
+from benchsuite.training import Training
+
+STRAGGLER_S = 0.01  # on real ranks the first worker takes so much longer; in virtual time the cell has a straggler
+
+
+class Watched(twins.Policy):
+    """Counts for itself how far ahead a worker is when its next step is let go."""
+
+    def __init__(self, whole: Any, *, num_workers: int) -> None:
+        super().__init__(whole)
+        self.num_workers = num_workers
+        self.finished: dict[int, int] = {}
+        self.gone: set[int] = set()
+        self.gaps: list[int] = []
+
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        self.finished[worker] = self.finished.get(worker, 0) + 1
+        return self._seen(super().on_push(worker, version, flat))
+
+    def on_goodbye(self, worker: int) -> list[int]:
+        self.gone.add(worker)
+        return self._seen(super().on_goodbye(worker))
+
+    def _seen(self, answers: list[int]) -> list[int]:
+        active = [self.finished.get(worker, 0) for worker in range(self.num_workers) if worker not in self.gone]
+        for worker in answers:
+            self.gaps.append(self.finished[worker] - min(active, default=self.finished[worker]))
+        return answers
+
+
+def start_gap(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Steps that a worker is ahead of the slowest one when it may start, behind a slow worker: at most slack."""
+    watch = partial(_watch, slow=cell.clock == "wall" and cell.num_workers > 1)
+    result = run(make_ranks, cell, change=both(change, watch), after=_gaps)
+    slack = int(option(cell, "stale_synchronous", "slack"))
+    largest = max(max(server.after, default=0) for server in result.servers)
+    return Figure(max(0, largest - slack), 0, f"largest start gap {largest}, slack {slack}, {cell.label}")
+
+
+def _watch(training: Training, *, slow: bool) -> Training:
+    if training.is_server:
+        workers = training.topology.num_workers
+        training.strategy = twins.OtherPolicy(training.strategy, partial(Watched, num_workers=workers))
+        return training
+    if slow and training.comm.rank == 0:
+        return rebuilt(training, part=_Slow(training.part))
+    return training
+
+
+class _Slow:
+    """A part whose gradients take longer."""
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+    def gradient(self, *args: Any) -> Any:
+        time.sleep(STRAGGLER_S)
+        return self._part.gradient(*args)
+
+
+def _gaps(training: Training) -> list[int]:
+    return list(training.strategy.made.gaps) if training.is_server else []  # type: ignore[attr-defined]
+
+
+def unbounded_is_asynchronous(make_ranks: MakeRanks, cell: Cell, *, slack: int = -1) -> Figure:
+    """Without a bound, one step per push: the versions of `asynchronous` under the same times, while nobody is done.
+
+    Gradients depend on parameters and worker only, since asynchronous workers are handed other batches.
+    """
+    unbounded = _with(cell, "stale_synchronous", {"slack": slack, "apply": "per_push"})
+    asynchronous = _with(dataclasses.replace(cell, sync="asynchronous"), "asynchronous", {})
+    runs = [run(make_ranks, each, change=_pulled) for each in (unbounded, asynchronous)]
+    steps = recipe_of(cell).budget // recipe_of(cell).global_batch
+    different, compared = 0, 0
+    for mine, theirs, log, other in zip(runs[0].servers, runs[1].servers, runs[0].logs, runs[1].logs, strict=True):
+        length = _until_one_is_done(log.worker, steps)
+        compared += length
+        different += sum(a != b for a, b in zip(log.worker[:length], other.worker[:length], strict=True))
+        pairs = zip(mine.params[: length + 1], theirs.params[: length + 1], strict=True)
+        different += sum(count_different(a, b) for a, b in pairs)
+    return Figure(different, 0, f"{different} pushes or elements differ in {compared} updates, {cell.label}")
+
+
+def _until_one_is_done(workers: list[int], steps: int) -> int:
+    counts: dict[int, int] = {}
+    for row, worker in enumerate(workers):
+        counts[worker] = counts.get(worker, 0) + 1
+        if counts[worker] == steps:
+            return row
+    return len(workers)
+
+
+def _with(cell: Cell, member: str, values: Mapping[str, Any]) -> Cell:
+    options = {name: given for name, given in cell.options.items() if name not in ("stale_synchronous", "asynchronous")}
+    return dataclasses.replace(cell, options={**options, member: values})
+
+
+class _Pulled:
+    """Takes the time of the real gradient; what it hands over pulls towards a point of the worker's own."""
+
+    def __init__(self, part: Any, worker: int) -> None:
+        self._part = part
+        self._point = torch.linspace(0.0, 1.0 + worker, part.params.numel(), dtype=part.params.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+    def gradient(self, *args: Any) -> Any:
+        loss = self._part.gradient(*args)
+        torch.sub(self._part.params, self._point, out=self._part.grad)
+        return loss
+
+
+def _pulled(training: Training) -> Training:
+    if training.is_server:
+        return training
+    return rebuilt(training, part=_Pulled(training.part, training.comm.rank))
+
+
+def constant_rate_is_synchronous(make_ranks: MakeRanks, cell: Cell) -> Figure:
+    """`equals_one_process` at a constant learning rate: within a clock, a schedule would give each push another one."""
+    return equals_one_process(make_ranks, with_options(cell, plugins.stem(cell.workload), schedule=False))
+
+
+def is_stale(cell: Cell) -> bool:
+    """Whether the family speaks about it."""
+    return cell.sync == "stale_synchronous"
+
+
+def _is_plain_per_push(cell: Cell) -> bool:
+    form = (option(cell, "stale_synchronous", "slack"), option(cell, "stale_synchronous", "apply"))
+    recipe = recipe_of(cell) if is_stale(cell) and form == (0, "per_push") and cell.compression == "none" else None
+    if recipe is None or recipe.clip_norm is not None:
+        return False
+    optimizer = recipe.make_optimizer([torch.zeros(1)])
+    group = optimizer.param_groups[0]
+    return isinstance(optimizer, torch.optim.SGD) and not group["momentum"] and not group["weight_decay"]
+
+
+class _OneMore(twins.Policy):
+    """Lets workers start one step too early."""
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__(whole)
+        whole._slack += 1
+
+
+_ON: Mapping[str, Any] = {
+    "sync": "stale_synchronous", "topology": "parameter_server", "servers": 1, "replicas": 3,
+    "options": {"stale_synchronous": {"slack": 1}},
+}  # fmt: skip
+_IN_STEP = {"stale_synchronous": {"slack": 0, "apply": "per_push"}}
+
+
+LAWS = (
+    Law(
+        "no worker starts more than slack steps ahead",
+        start_gap,
+        lambda cell: is_stale(cell) and option(cell, "stale_synchronous", "slack") >= 0,
+        (Control("workers start one step early", partial(start_gap, change=twins.with_policy(_OneMore)), _ON),),
+    ),
+    Law(
+        "without a bound it is asynchronous",
+        unbounded_is_asynchronous,
+        lambda cell: is_stale(cell) and cell.clock == "virtual" and cell.num_servers == 1
+        and recipe_of(cell).clip_norm is None and cell.compression == "none",
+        (
+            Control(
+                "with a bound it is not",
+                partial(unbounded_is_asynchronous, slack=0),
+                {**_ON, "clock": "virtual", "straggler": {"0": 5.0}},
+            ),
+        ),
+    ),
+    Law(
+        "slack 0 with lr/N per push is synchronous for plain SGD",
+        constant_rate_is_synchronous,
+        _is_plain_per_push,
+        (
+            Control(
+                "with momentum it is not",
+                constant_rate_is_synchronous,
+                {**_ON, "options": {**_IN_STEP, "tiny": {"optimizer": "momentum"}}},
+            ),
+        ),
+    ),
+)

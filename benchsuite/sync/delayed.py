@@ -1,0 +1,102 @@
+"""Delayed averaging, Pipe-SGD: the mean of step k-1 travels while step k is computed (Li et al. 2018).
+
+"Pipe-SGD: A Decentralized Pipelined SGD Framework", arXiv 1811.03619, algorithm 1 with width K = 2: g_k is computed on
+parameters that know the means up to g_(k-2); then the mean of g_(k-1) is applied. Step 0 applies nothing, the last step
+waits for its own mean as well. Every update but the first is exactly one version stale, on every replica alike.
+Sends what `synchronous` sends; the exchange is hidden behind the gradient where it is the shorter one.
+Keeps M bytes: the gradient that is under way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Handle, Traffic
+from benchsuite.compression import Compression
+from benchsuite.sync import Events, Setting, Work, count
+from benchsuite.sync.averaging import means_traffic
+from benchsuite.topology import Topology, second
+from benchsuite.update import Updater, clip
+from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
+
+
+@dataclass
+class Strategy:
+    """Applies the mean gradient of the step before."""
+
+    survives = "none"
+    alone_is_plain = False
+    timing_free = True
+    snapshot_of = "replica"
+    clips_mean = True
+
+    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+        self._comm, self._part, self._recipe, self._compression = comm, part, recipe, compression
+        self._rank, self._num_workers = comm.rank, topology.num_workers
+        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+        self.events = {"synchronisations": 0}
+        self._updater = Updater(part.params, recipe)
+        self._travelling = torch.empty_like(part.params)
+        self._under_way: Handle | None = None
+        self._topology: Topology | None = None  # the lane's own
+        self._make_topology = topology
+
+    def make_updater(self, params: Tensor) -> Updater:
+        raise AssertionError("rules: delayed needs a collective")
+
+    def next_index(self) -> Work | None:
+        return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+
+    def step(self, batch: Batch) -> float:
+        loss = self._part.gradient(batch)
+        assert loss is not None
+        self._apply_what_travels()
+        self._travelling.copy_(self._part.grad)
+        self._under_way = self._comm.lane(self._mean)
+        self.events["synchronisations"] += 1
+        self._step += 1
+        if self._step == self._steps:
+            self._apply_what_travels()
+        return loss
+
+    def _apply_what_travels(self) -> None:
+        """The gradient of the step before, by the learning rate of the samples it was computed after."""
+        if self._under_way is None:
+            return
+        self._under_way.wait()
+        self._under_way = None
+        clip(self._travelling, self._recipe.clip_norm)
+        self._updater.step(self._travelling, samples=(self.events["synchronisations"] - 1) * self._recipe.global_batch)
+
+    def _mean(self, lane: Comm) -> None:
+        """On the second lane."""
+        if self._topology is None:
+            self._topology = second(self._make_topology)
+            self._topology.start(lane)
+        self._compression.mean(self._travelling, self._topology)
+
+    def finish(self) -> None:
+        """Nothing travels after the last step, unless the run diverged before it."""
+        if self._under_way is not None:
+            self._under_way.wait()
+
+    def snapshot(self) -> Tensor:
+        return self._part.params
+
+    def policy(self) -> None:
+        return None
+
+    def num_pushes(self) -> int:
+        return 0
+
+    def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        return {"synchronisations": [num_batches] * setting.num_workers}
+
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        return numel(shapes) * setting.itemsize
+
+    def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        return means_traffic(shapes, count(events, "synchronisations", 0), setting)

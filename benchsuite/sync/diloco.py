@@ -1,0 +1,204 @@
+"""DiLoCo: H inner steps on each replica, then one outer step on their common way (Douillard et al. 2023).
+
+arXiv 2311.08105, algorithm 1: every replica starts from the outer copy theta, makes H steps of the recipe's optimiser,
+and d = theta - (1/N) sum theta_i is the gradient of an outer SGD with Nesterov momentum on theta; everybody loads
+theta. The inner optimiser keeps its state. Outer lr 1 and momentum 0 make it `local_sgd`.
+Streaming, overlapped, in few bits (Douillard et al. 2025, arXiv 2501.18512): the vector is cut into `fragments` that
+agree in turn, H/fragments steps apart; a fragment's mean may travel for `delay` steps while the inner steps go on (the
+replica then loads what has come, and its steps on that fragment meanwhile are lost); `outer_bits` quantises the outer
+gradient. At the end of the budget every fragment agrees once more, unless its turn was the last step.
+Sends one mean of M bytes every H steps. Keeps 2 M: outer copy and outer gradient, and M of outer momentum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Handle, Traffic
+from benchsuite.compression import Compression, pieces_of
+from benchsuite.compression.quantise import Quantised
+from benchsuite.sync import Events, Setting, Work, count
+from benchsuite.sync.averaging import averaging_server_bytes
+from benchsuite.sync.synchronous import ServerMean
+from benchsuite.topology import Topology, bounds, second
+from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.topology.parameter_server import push_pull_traffic
+from benchsuite.update import Load, Updater, clip
+from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
+
+
+@dataclass
+class Strategy:
+    """Inner steps alone, one outer step together."""
+
+    local_steps: int = 8
+    """H, inner steps between two outer steps."""
+    outer_lr: float = 0.7
+    """Learning rate of the outer SGD."""
+    outer_momentum: float = 0.9
+    """Nesterov momentum of the outer SGD (0 = none)."""
+    fragments: int = 1
+    """Pieces of the vector that agree in turn."""
+    delay: int = 0
+    """Inner steps that a fragment's mean may take before it is waited for."""
+    outer_bits: Literal[0, 4, 8] = 0
+    """Bits per element of the outer gradient on the wire (0 = as the cell's compression says)."""
+
+    survives = "none"
+    alone_is_plain = False
+    timing_free = True
+    snapshot_of = "replica"
+    clips_mean = False
+    goes_on = True
+
+    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+        self._comm, self._part, self._recipe, self._topology = comm, part, recipe, topology
+        self._rank, self._num_workers = comm.rank, topology.num_workers
+        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+        self.events = {f"fragment {number}": 0 for number in range(self.fragments)}
+        self._server = topology if isinstance(topology, ParameterServer) else None
+        if self._server is not None and self.outer_bits:
+            self._server.use_compression(Quantised(self.outer_bits), part.shapes, part.params.dtype)
+        if comm.rank >= self._num_workers:
+            return
+        self._updater = Updater(part.params, recipe)
+        self._fragments = [
+            _Fragment(self, part.params[start:stop], self._compression(compression, part.shapes, start, stop))
+            for start, stop in bounds(part.params.numel(), self.fragments)
+        ]
+        self._lane_topology: Topology | None = None
+
+    def _compression(self, given: Compression, shapes: Shapes, start: int, stop: int) -> Compression:
+        """Of one fragment: the cell's, or its own quantiser."""
+        if not self.outer_bits:
+            return given
+        own: Compression = Quantised(self.outer_bits)
+        own.start(_pieces(shapes, start, stop), seed=0)
+        return own
+
+    def make_updater(self, params: Tensor) -> Load:
+        return Load(params)
+
+    def next_index(self) -> Work | None:
+        return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+
+    def step(self, batch: Batch) -> float:
+        loss = self._part.gradient(batch)
+        assert loss is not None
+        clip(self._part.grad, self._recipe.clip_norm)
+        self._updater.step(self._part.grad, samples=self._step * self._recipe.global_batch)
+        self._step += 1
+        last = self._step == self._steps
+        for number, fragment in enumerate(self._fragments):
+            if fragment.started_at is not None and (last or self._step - fragment.started_at >= self.delay):
+                fragment.load(self._step)
+            if self._is_due(number) or (last and fragment.loaded_at != self._step):
+                fragment.begin(self._step, wait=last or not self.delay)
+                self.events[f"fragment {number}"] += 1
+        return loss
+
+    def _is_due(self, number: int) -> bool:
+        """Fragment f agrees H/F steps after fragment f-1, the last one at multiples of H."""
+        return self._step % self.local_steps == (number + 1) * (self.local_steps // self.fragments) % self.local_steps
+
+    def beside(self, compression: Compression, flat: Tensor) -> Handle:
+        """The mean of a fragment while inner steps go on."""
+        return self._comm.lane(self._on_lane, compression, flat)
+
+    def _on_lane(self, lane: Comm, compression: Compression, flat: Tensor) -> None:
+        if self._lane_topology is None:
+            self._lane_topology = second(self._topology)
+            self._lane_topology.start(lane)
+        compression.mean(flat, self._lane_topology)
+
+    def mean(self, compression: Compression, flat: Tensor) -> None:
+        """The mean of a fragment, now."""
+        if self._server is not None:
+            self._server.exchange(flat, flat, tag=self._step)
+        else:
+            compression.mean(flat, self._topology)
+
+    def finish(self) -> None:
+        if self._server is not None:
+            self._server.goodbye()
+
+    def snapshot(self) -> Tensor:
+        return torch.cat([fragment.outer for fragment in self._fragments])
+
+    def policy(self) -> ServerMean:
+        return ServerMean(self._num_workers)
+
+    def num_pushes(self) -> int:
+        return (self._steps // self.local_steps + 1) * self._num_workers
+
+    def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        events = {}
+        for number in range(self.fragments):
+            first = (number + 1) * (self.local_steps // self.fragments)
+            turns = range(first, num_batches + 1, self.local_steps)
+            once_more = not turns or num_batches - turns[-1] > self.delay
+            events[f"fragment {number}"] = [len(turns) + once_more] * setting.num_workers
+        return events
+
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        if server:
+            return averaging_server_bytes(shapes, setting)
+        return (3 if self.outer_momentum else 2) * numel(shapes) * setting.itemsize
+
+    def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        compression = Quantised(self.outer_bits) if self.outer_bits else setting.compression
+        if setting.num_servers:
+            each = [count(events, "fragment 0", 0)] * setting.num_workers
+            return push_pull_traffic(shapes, setting, pushes=each, replies=each, compression=compression)
+        each_fragment = []
+        for number, (start, stop) in enumerate(bounds(numel(shapes), self.fragments)):
+            one = compression.predicted_traffic(
+                _pieces(shapes, start, stop) if self.fragments > 1 else shapes,
+                setting.itemsize,
+                setting.topology,
+                num_workers=setting.num_workers,
+            )
+            each_fragment.append(one.times(count(events, f"fragment {number}", 0)))
+        return Traffic.total(each_fragment)
+
+
+class _Fragment:
+    """A range of the vector: its outer copy, outer optimiser, and what is under way."""
+
+    def __init__(self, strategy: Strategy, params: Tensor, compression: Compression) -> None:
+        self._strategy, self._params, self._compression = strategy, params, compression
+        self.outer = params.clone()
+        self._gradient = torch.empty_like(params)
+        momentum = strategy.outer_momentum
+        self._optimizer = torch.optim.SGD([self.outer], strategy.outer_lr, momentum, nesterov=momentum > 0)
+        self._under_way: Handle | None = None
+        self.started_at: int | None = None  # step; None = nothing is under way
+        self.loaded_at = 0
+
+    def begin(self, step: int, *, wait: bool) -> None:
+        """Its outer gradient sets out; `wait`: and is applied at once."""
+        torch.sub(self.outer, self._params, out=self._gradient)
+        self.started_at = step
+        if wait:
+            self._strategy.mean(self._compression, self._gradient)
+            self.load(step)
+        else:
+            self._under_way = self._strategy.beside(self._compression, self._gradient)
+
+    def load(self, step: int) -> None:
+        """The outer step, and everybody starts from it."""
+        if self._under_way is not None:
+            self._under_way.wait()
+        self.outer.grad = self._gradient
+        self._optimizer.step()
+        self._params.copy_(self.outer)
+        self._under_way, self.started_at, self.loaded_at = None, None, step
+
+
+def _pieces(shapes: Shapes, start: int, stop: int) -> Shapes:
+    """The tensors' parts in a range."""
+    return {str(number): torch.Size([size]) for number, size in enumerate(pieces_of(shapes, start, stop))}

@@ -1,0 +1,143 @@
+"""Elastic averaging: replicas explore alone, a spring ties each of them to a centre c (Zhang et al. 2015, EASGD).
+
+arXiv 1412.6651, equations 3 and 4: every `period` steps d_i = moving_rate (x_i - c); x_i -= d_i; c += sum d_i, so that
+sum x_i + c is conserved. Synchronous over a collective: every rank keeps the same c, and the mean of the d_i travels.
+Asynchronous over a parameter server, which keeps c: a worker pushes x_i, the server moves c at once and answers x_i -
+d_i. Stable iff moving_rate (N + 1) < 2 (synchronous form). What counts is the mean of the replicas.
+Sends one mean of M bytes every `period` steps, or M each way. Keeps 2 M on a worker (c and d; collective), 2 M/S on
+a server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.compression import Compression
+from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.sync.averaging import largest_slice, means_traffic
+from benchsuite.topology import Topology
+from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.topology.parameter_server import push_pull_traffic
+from benchsuite.update import Load, Updater, clip
+from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
+
+
+@dataclass
+class Strategy:
+    """Local steps with a pull towards a common centre."""
+
+    period: int = 4
+    """Local steps between two exchanges with the centre."""
+    moving_rate: float = 0.1
+    """Share of the way to the centre that an exchange takes; replicas x moving_rate <= 1."""
+
+    survives = "none"
+    alone_is_plain = False
+    snapshot_of = "mean"
+    clips_mean = False
+    goes_on = True
+
+    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+        self._comm, self._part, self._recipe = comm, part, recipe
+        self._topology, self._compression = topology, compression
+        self._rank, self._num_workers = comm.rank, topology.num_workers
+        self._server = topology if isinstance(topology, ParameterServer) else None
+        self.apart = self._server is not None  # batches are handed out
+        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+        self._index = 0
+        self.events = {"synchronisations": 0}
+        if comm.rank < self._num_workers:
+            self._updater = Updater(part.params, recipe)
+        if self._server is None:
+            self.centre, self._pull = part.params.clone(), torch.empty_like(part.params)
+
+    def make_updater(self, params: Tensor) -> Load:
+        return Load(params)
+
+    def next_index(self) -> Work | None:
+        if self._server is None:
+            return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+        self._index = self._comm.fetch_add("next batch", 1)
+        if self._index >= self._steps * self._num_workers:
+            return None
+        return self._index // self._num_workers, self._index % self._num_workers, self._num_workers
+
+    def step(self, batch: Batch) -> float:
+        loss = self._part.gradient(batch)
+        assert loss is not None
+        clip(self._part.grad, self._recipe.clip_norm)
+        at = self._step if self._server is None else self._index // self._num_workers
+        self._updater.step(self._part.grad, samples=at * self._recipe.global_batch)
+        self._step += 1
+        if self._step % self.period == 0:
+            self._exchange()
+            self.events["synchronisations"] += 1
+        return loss
+
+    def _exchange(self) -> None:
+        params = self._part.params
+        if self._server is not None:
+            self._server.exchange(params, params, tag=self._index)
+            return
+        torch.sub(params, self.centre, out=self._pull).mul_(self.moving_rate)
+        params.sub_(self._pull)
+        self._compression.mean(self._pull, self._topology)
+        self.centre.add_(self._pull, alpha=self._num_workers)
+
+    def finish(self) -> None:
+        if self._server is not None:
+            self._server.goodbye()
+
+    def snapshot(self) -> Tensor:
+        return self._part.params
+
+    def policy(self) -> Centre:
+        return Centre(self.moving_rate)
+
+    def num_pushes(self) -> int:
+        return self._steps * self._num_workers // self.period + self._num_workers
+
+    def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        """Over a server exact where workers are equally fast: each counts its own steps."""
+        return {"synchronisations": [num_batches // self.period] * setting.num_workers}
+
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        if server:
+            return 2 * largest_slice(shapes, setting)  # d and the answer
+        return 0 if setting.num_servers else 2 * numel(shapes) * setting.itemsize
+
+    def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        if not setting.num_servers:
+            return means_traffic(shapes, count(events, "synchronisations", 0), setting)
+        each = [count(events, "synchronisations", worker) for worker in range(setting.num_workers)]
+        return push_pull_traffic(shapes, setting, pushes=each, replies=each)
+
+
+class Centre:
+    """The server's part: its slice is c; a push x moves c by d and is answered with x - d."""
+
+    def __init__(self, moving_rate: float) -> None:
+        self._moving_rate = moving_rate
+
+    def start(self, shard: Tensor, apply: Apply) -> None:
+        self._shard, self._apply = shard, apply
+        self._pull, self._answer = torch.empty_like(shard), torch.empty_like(shard)
+
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        torch.sub(flat, self._shard, out=self._pull).mul_(self._moving_rate)
+        torch.sub(flat, self._pull, out=self._answer)
+        self._apply(self._pull.add_(self._shard))  # c + d becomes the slice
+        return [worker]
+
+    def on_goodbye(self, worker: int) -> list[int]:
+        return []
+
+    def answer(self, worker: int) -> Tensor:
+        return self._answer
+
+    def snapshot(self) -> Tensor:
+        return self._shard

@@ -1,0 +1,97 @@
+"""Hogwild: the parameters lie in memory that all workers share, and everybody updates them in place (Niu et al. 2011).
+
+arXiv 1106.5730, algorithm 1: read the parameters, compute a gradient on one's own batch, add the step to the shared
+vector without asking anybody. `lock = none` is that: reads may be torn and updates of one element at one moment may be
+lost. `lock = exclusive` is the control: one lock around the step and the next read, and nothing is ever lost. Each
+worker keeps an optimiser of its own, and steps with lr/N on batch/N samples, as `asynchronous` does.
+Sends nothing: 0 bytes on the wire. Keeps the shared vector: M bytes, once for all workers of the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.compression import Compression
+from benchsuite.sync import Events, Setting, Work
+from benchsuite.topology import Topology
+from benchsuite.update import Updater, clip
+from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
+
+
+@dataclass
+class Strategy:
+    """Everybody writes to one vector."""
+
+    lock: Literal["none", "exclusive"] = "none"
+    """`exclusive`: one worker at a time reads or writes."""
+    lr_rule: Literal["equal_sample", "same"] = "equal_sample"
+    """A step is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous lr."""
+
+    survives = "none"
+    snapshot_of = "replica"
+    clips_mean = False
+    apart = True
+    needs_topology = ("native",)
+    payload_source = "counted"
+
+    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+        self._comm, self._part, self._recipe = comm, part, recipe
+        self._num_workers = comm.size
+        self._num_steps = recipe.budget // recipe.global_batch * self._num_workers
+        self._index = 0
+        self.events = {"updates": 0}
+        self._shared = comm.shared("hogwild", part.params.numel(), part.params.dtype)
+        self._guard: Any = comm.lock("hogwild") if self.lock == "exclusive" else contextlib.nullcontext()
+        if comm.rank == 0:
+            self._shared.copy_(part.params)
+        comm.barrier()
+        scale = 1 / self._num_workers if self.lr_rule == "equal_sample" else 1.0
+        self._updater = Updater(self._shared, recipe, lr_scale=scale)
+
+    def make_updater(self, params: Tensor) -> Updater:
+        raise AssertionError("rules: hogwild has no server")
+
+    def next_index(self) -> Work | None:
+        self._index = self._comm.fetch_add("next batch", 1)
+        if self._index >= self._num_steps:
+            return None
+        return self._index // self._num_workers, self._index % self._num_workers, self._num_workers
+
+    def step(self, batch: Batch) -> float:
+        part = self._part
+        loss = part.gradient(batch)
+        assert loss is not None
+        clip(part.grad, self._recipe.clip_norm)
+        with self._guard:
+            self._updater.step(part.grad, samples=self._index // self._num_workers * self._recipe.global_batch)
+            part.params.copy_(self._shared)
+        self.events["updates"] += 1
+        return loss
+
+    def finish(self) -> None:
+        """The vector is nobody's own: whoever reads the end of the run waits for all."""
+        self._comm.barrier()
+        self._part.params.copy_(self._shared)
+
+    def snapshot(self) -> Tensor:
+        return self._shared
+
+    def policy(self) -> None:
+        return None
+
+    def num_pushes(self) -> int:
+        return 0
+
+    def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        return {"updates": [num_batches] * setting.num_workers}
+
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        return numel(shapes) * setting.itemsize
+
+    def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        return Traffic()

@@ -1,0 +1,117 @@
+"""Local SGD, post-local form: H optimiser steps on each replica, then the mean of the parameters (Lin et al. 2020).
+
+"Don't Use Large Mini-Batches, Use Local SGD", arXiv 1808.07217, equation 2 and section 3: p_i <- p_i - lr g_i(p_i) for
+H steps, then p = (1/N) sum p_i; the first `warmup_steps` steps are synchronous (post-local). With H = 1 and SGD it is
+`synchronous`. Sends one mean of M bytes every H steps: 1/H of synchronous. Over a compression the differences
+p_i - p (of the last agreement) travel, never parameters. A parameter server only averages.
+Keeps nothing beside parameters and optimiser; over a compression M bytes, on a server N M/S + M/S.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.compression import Compression
+from benchsuite.sync import Events, Setting, Work, count
+from benchsuite.sync.averaging import Averager, averaging_server_bytes, is_compressed, means_traffic
+from benchsuite.sync.synchronous import ServerMean
+from benchsuite.topology import Topology
+from benchsuite.update import Load, Updater, clip, state_of
+from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
+
+
+@dataclass
+class Strategy:
+    """Steps alone, agrees every H steps."""
+
+    local_steps: int = 8
+    """H, optimiser steps between two agreements."""
+    warmup_steps: int = 0
+    """Synchronous steps at the beginning."""
+    momentum: Literal["local", "averaged", "reset"] = "local"
+    """What an agreement does to the optimiser's vectors: nothing, their mean too, or a fresh start."""
+
+    survives = "none"
+    timing_free = True
+    snapshot_of = "mean"
+    clips_mean = False
+    goes_on = True
+
+    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+        self._part, self._recipe, self._topology = part, recipe, topology
+        self._rank, self._num_workers = comm.rank, topology.num_workers
+        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+        self.events = {"synchronisations": 0, "gradient_means": 0, "state_means": 0}
+        if comm.rank < self._num_workers:
+            self._updater = Updater(part.params, recipe)
+            self._average = Averager(topology, compression)
+            self._agreed = part.params.clone() if self._average.differences_only else None
+
+    def make_updater(self, params: Tensor) -> Load:
+        return Load(params)
+
+    def next_index(self) -> Work | None:
+        return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+
+    def step(self, batch: Batch) -> float:
+        loss = self._part.gradient(batch)
+        assert loss is not None
+        local = self._step - self.warmup_steps
+        if local < 0:
+            self._average(self._part.grad)
+            self.events["gradient_means"] += 1
+        clip(self._part.grad, self._recipe.clip_norm)
+        self._updater.step(self._part.grad, samples=self._step * self._recipe.global_batch)
+        if local >= 0 and (local + 1) % self.local_steps == 0:
+            self._agree()
+        self._step += 1
+        return loss
+
+    def _agree(self) -> None:
+        params = self._part.params
+        if self._agreed is None:
+            self._average(params)
+        else:
+            params.sub_(self._agreed)
+            self._average(params)
+            self._agreed.add_(params)
+            params.copy_(self._agreed)
+        self.events["synchronisations"] += 1
+        if self.momentum == "averaged":
+            for vector in state_of(self._updater):
+                self._average(vector)
+                self.events["state_means"] += 1
+        elif self.momentum == "reset":
+            self._updater.optimizer.state.clear()
+
+    def finish(self) -> None:
+        self._average.goodbye()
+
+    def snapshot(self) -> Tensor:
+        return self._part.params
+
+    def policy(self) -> ServerMean:
+        return ServerMean(self._num_workers)
+
+    def num_pushes(self) -> int:
+        return self._steps * self._num_workers
+
+    def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        warm = min(self.warmup_steps, num_batches)
+        agreements = (num_batches - warm) // self.local_steps
+        states = agreements * setting.state_vectors if self.momentum == "averaged" else 0
+        counts = {"synchronisations": agreements, "gradient_means": warm, "state_means": states}
+        return {name: [number] * setting.num_workers for name, number in counts.items()}
+
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        if server:
+            return averaging_server_bytes(shapes, setting)
+        return numel(shapes) * setting.itemsize if is_compressed(setting.compression) else 0
+
+    def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        times = sum(count(events, name, 0) for name in ("synchronisations", "gradient_means", "state_means"))
+        return means_traffic(shapes, times, setting)

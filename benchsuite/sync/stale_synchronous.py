@@ -1,0 +1,176 @@
+"""Stale synchronous parallel: fast workers run ahead, but never by more than `slack` steps (Ho et al. 2013, SSP).
+
+A worker may START step t only if t - min_j(finished steps of j) <= slack; until then the server holds the answer to its
+push. `apply = per_clock`: the mean of a clock's N gradients (step t of everybody), added in rank order, divided once,
+is one optimiser step, made when the last of them is in: with slack 0 it is `synchronous`, for any optimiser.
+`apply = per_push`: every gradient at once, with lr/N, as `asynchronous` does; with slack -1 (no bound) it is that.
+A worker that has used its budget leaves the minimum. Several servers decide each for itself, by the same rule.
+Sends M bytes each way per push. A server keeps N (slack + 1) M / S of gradients at most (per_clock), nothing
+(per_push).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.compression import Compression
+from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.sync.averaging import largest_slice
+from benchsuite.topology import Topology, rank_order_sum
+from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.topology.parameter_server import clip_traffic, push_pull_traffic
+from benchsuite.update import Updater, clip
+from benchsuite.workload import Batch, Part, Recipe, Shapes
+
+UNBOUNDED = -1
+
+
+@dataclass
+class Strategy:
+    """Waits only for workers that are more than `slack` steps behind."""
+
+    slack: int = 3
+    """s, steps that a worker may be ahead of the slowest (-1 = no bound)."""
+    apply: Literal["per_clock", "per_push"] = "per_clock"
+    """One step per clock on the mean of all, or one per push with lr/N."""
+
+    survives = "none"
+    snapshot_of = "servers"
+    needs_topology = ("parameter_server",)
+
+    @property
+    def clips_mean(self) -> bool:
+        """A clock's mean is clipped by the servers, a push by its worker."""
+        return self.apply == "per_clock"
+
+    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+        assert isinstance(topology, ParameterServer), "rules: stale_synchronous needs parameter_server"
+        self._part, self._recipe, self._topology = part, recipe, topology
+        self._rank, self._num_workers = comm.rank, topology.num_workers
+        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+        self.events = {"pushes": 0, "replies": 0}
+
+    def make_updater(self, params: Tensor) -> Updater:
+        scale = 1 / self._num_workers if self.apply == "per_push" else 1.0
+        return Updater(params, self._recipe, lr_scale=scale)
+
+    def next_index(self) -> Work | None:
+        return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+
+    def step(self, batch: Batch) -> float:
+        part = self._part
+        loss = part.gradient(batch)
+        assert loss is not None
+        if self.apply == "per_push":
+            clip(part.grad, self._recipe.clip_norm)
+        self._topology.exchange(part.grad, part.params, tag=self._step * self._num_workers + self._rank)
+        self._step += 1
+        self.events["pushes"] += 1
+        self.events["replies"] += 1
+        return loss
+
+    def finish(self) -> None:
+        self._topology.goodbye()
+
+    def snapshot(self) -> Tensor:
+        return self._part.params
+
+    def policy(self) -> BoundedAhead:
+        return BoundedAhead(self._num_workers, self.slack, per_clock=self.apply == "per_clock")
+
+    def num_pushes(self) -> int:
+        return self._steps * self._num_workers
+
+    def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        each = [num_batches] * setting.num_workers
+        updates = num_batches * (1 if self.apply == "per_clock" else setting.num_workers)
+        return {"pushes": each, "replies": each, "updates": [0] * setting.num_workers + [updates] * setting.num_servers}
+
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        if not server or self.apply == "per_push":
+            return 0
+        ahead = max(self.slack, 0) + 1
+        return (setting.num_workers * ahead + 1) * largest_slice(shapes, setting)
+
+    def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        workers = range(setting.num_workers)
+        traffic = push_pull_traffic(
+            shapes,
+            setting,
+            pushes=[count(events, "pushes", worker) for worker in workers],
+            replies=[count(events, "replies", worker) for worker in workers],
+        )
+        updates = count(events, "updates", setting.num_workers) if setting.clip and self.clips_mean else 0
+        return traffic + clip_traffic(setting.num_workers, setting.num_servers, updates)
+
+
+class BoundedAhead:
+    """Applies clocks or pushes; answers who is at most `slack` steps ahead of the slowest, holds the others."""
+
+    def __init__(self, num_workers: int, slack: int, *, per_clock: bool) -> None:
+        self._slack, self._per_clock = slack, per_clock
+        self._finished = [0] * num_workers  # steps, of each worker
+        self._active = set(range(num_workers))
+        self._held: set[int] = set()
+        self.events = {"held": 0}
+
+    def start(self, shard: Tensor, apply: Apply) -> None:
+        self._shard, self._apply = shard, apply
+        self._clock = 0  # the next to be applied
+        self._gradients: dict[int, list[Tensor | None]] = {}  # clock -> by worker
+        self._free: list[Tensor] = []
+        self._mean = torch.empty_like(shard)
+
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        if self._per_clock:
+            self._keep(worker, flat)
+            self._apply_whole_clocks()
+        else:
+            self._apply(flat)
+        self._finished[worker] += 1
+        self._held.add(worker)
+        answers = self._released()
+        self.events["held"] += worker not in answers
+        return answers
+
+    def on_goodbye(self, worker: int) -> list[int]:
+        self._active.discard(worker)
+        return self._released()
+
+    def _keep(self, worker: int, flat: Tensor) -> None:
+        slots = self._gradients.setdefault(self._finished[worker], [None] * len(self._finished))
+        slot = slots[worker] = self._free.pop() if self._free else torch.empty_like(flat)
+        slot.copy_(flat)
+
+    def _apply_whole_clocks(self) -> None:
+        while (slots := self._gradients.get(self._clock)) is not None:
+            gradients = [slot for slot in slots if slot is not None]
+            if len(gradients) < len(slots):
+                return
+            rank_order_sum(gradients, self._mean)
+            self._mean.div_(len(gradients))
+            self._apply(self._mean, num_gradients=len(gradients))
+            self._free += gradients
+            del self._gradients[self._clock]
+            self._clock += 1
+
+    def _released(self) -> list[int]:
+        """Whoever may start its next step, in rank order."""
+        slowest = min((self._finished[worker] for worker in self._active), default=0)
+        answers = sorted(
+            worker for worker in self._held
+            if self._slack == UNBOUNDED or self._finished[worker] - slowest <= self._slack
+        )  # fmt: skip
+        self._held.difference_update(answers)
+        return answers
+
+    def answer(self, worker: int) -> Tensor:
+        return self._shard
+
+    def snapshot(self) -> Tensor:
+        return self._shard
