@@ -111,12 +111,12 @@ def test_the_gradient_lives_in_the_hosts_memory() -> None:
         memory, grad = training.topology._memory, training.part.grad
         if comm.rank == 2:
             return memory is None, True, 0.0  # alone on its host: ordinary memory
-        before = float(memory._rows_of(grad)[1 - comm.rank].sum())
+        before = float(memory.place_of(grad).rows[1 - comm.rank].sum())
         comm.barrier()
         grad.fill_(1.0 + comm.rank)
         comm.barrier()
-        seen = float(memory._rows_of(grad)[1 - comm.rank][-1])  # what the other one has written
-        return before == 0.0, memory._rows_of(torch.zeros(3)) is None, seen
+        seen = float(memory.place_of(grad).rows[1 - comm.rank][-1])  # what the other one has written
+        return before == 0.0, memory.place_of(torch.zeros(3)) is None, seen
 
     def with_barriers(comm: Any) -> tuple[bool, bool, float]:
         found = body(comm)

@@ -25,11 +25,21 @@ PAGE_BYTES = 4096  # slots begin on pages: two ranks never write one cache line
 Across = Callable[[Tensor], None]  # what the host's first rank does with the host's sum, before everybody gets it
 
 
-class _Stage(NamedTuple):
-    """Where vectors of one size and type are copied to: a slot per rank, and the host's result."""
+class _InPlace(NamedTuple):
+    """A vector in the slots."""
 
-    slots: Tensor  # (ranks, length)
-    result: Tensor  # (length,)
+    rows: list[Tensor]  # whole, by rank
+    own: list[list[Tensor]]  # the own part of each chunk, by rank
+
+
+class _Chunk(NamedTuple):
+    """One chunk of a vector, its views of the shared memory made once. Ranges are those of the vector."""
+
+    into: list[tuple[int, int, Tensor]]  # others' parts: where this rank's share of them is put
+    own: tuple[int, int]
+    shares: list[Tensor | None]  # of the own part, by rank; None: this rank's, straight from its vector
+    total: Tensor  # the own part of the host's result
+    out: list[tuple[int, int, Tensor]]  # others' parts of the result
 
 
 class HostMemory:
@@ -37,47 +47,54 @@ class HostMemory:
 
     def __init__(self, comm: Comm) -> None:
         self._comm, self._rank, self._size = comm, comm.rank, comm.size
-        self._owned: list[Tensor] = []  # (ranks, numel) each
-        self._stages: dict[tuple[int, torch.dtype], _Stage] = {}
+        self._owned: list[tuple[int, Tensor]] = []  # address of this rank's slot, (ranks, numel)
+        self._stages: dict[tuple[int, torch.dtype], Tensor] = {}  # (ranks + 1, length): the last row is the result
+        self._chunks: dict[tuple[int, torch.dtype], list[_Chunk]] = {}
+        self._places: dict[tuple[int, int, int], _InPlace] = {}
         self._counts: dict[tuple[int, int], list[tuple[Edge, int]]] = {}  # (numel, itemsize) -> what a total counts
 
     def slot(self, numel: int, dtype: torch.dtype) -> Tensor:
         """Memory for a vector of this rank that the others can read and write."""
-        slots = self._slots("slots", self._size, numel, dtype)
-        self._owned.append(slots)
-        return slots[self._rank]
+        slots = self._shared("slots", self._size, numel, dtype)
+        mine = slots[self._rank]
+        self._owned.append((mine.data_ptr(), slots))
+        return mine
 
     def total(self, flat: Tensor, *, divisor: int, across: Across | None) -> None:
         """Replaces `flat` by the sum over the host's ranks, divided; `across` divides itself."""
         self._count(flat, alone=across is None)
-        rows = self._rows_of(flat)
-        if rows is not None:
-            self._in_place(rows, divisor, across)
+        place = self.place_of(flat)
+        if place is not None:
+            self._in_place(place, divisor, across)
         elif across is None and flat.numel() * flat.element_size() >= PIPELINED_BYTES:
             self._pipelined(flat, divisor)
         else:
             self._staged(flat, divisor, across)
 
-    def _rows_of(self, flat: Tensor) -> list[Tensor] | None:
-        """The same range of every rank's slot, where `flat` lies in this rank's; None where it does not."""
-        for slots in self._owned:
-            offset = flat.data_ptr() - slots[self._rank].data_ptr()
-            start, size = offset // flat.element_size(), slots.shape[1]
-            if slots.dtype == flat.dtype and offset >= 0 and start + flat.numel() <= size:
-                return [slot[start : start + flat.numel()] for slot in slots]
+    def place_of(self, flat: Tensor) -> _InPlace | None:
+        """Where `flat` lies in this rank's slots; None: it lies elsewhere."""
+        address, numel, itemsize = flat.data_ptr(), flat.numel(), flat.element_size()
+        for number, (begin, slots) in enumerate(self._owned):
+            start = (address - begin) // itemsize
+            if 0 <= start <= slots.shape[1] - numel and slots.dtype == flat.dtype:
+                key = (number, start, numel)
+                if key not in self._places:
+                    rows = [slot[start : start + numel] for slot in slots]
+                    own = own_ranges(numel, itemsize, self._size, self._rank)
+                    self._places[key] = _InPlace(rows, [[row[a:b] for row in rows] for a, b in own])
+                return self._places[key]
         return None
 
-    def _in_place(self, rows: list[Tensor], divisor: int, across: Across | None) -> None:
-        comm, first = self._comm, rows[0]
+    def _in_place(self, place: _InPlace, divisor: int, across: Across | None) -> None:
+        comm, first = self._comm, place.rows[0]
         comm.barrier()
-        for start, stop in self._mine(first):
-            total = first[start:stop]
-            for row in rows[1:]:
-                total.add_(row[start:stop])
+        for total, *others in place.own:
+            for share in others:
+                total.add_(share)
             if across is None:
                 total.div_(divisor)
-                for row in rows[1:]:
-                    row[start:stop].copy_(total)
+                for share in others:
+                    share.copy_(total)
         comm.barrier()
         if across is None:
             return
@@ -85,74 +102,87 @@ class HostMemory:
             across(first)
         comm.barrier()
         if self._rank > 0:
-            rows[self._rank].copy_(first)
+            place.rows[self._rank].copy_(first)
         comm.barrier()  # nobody changes what others still copy
 
     def _staged(self, flat: Tensor, divisor: int, across: Across | None) -> None:
         comm, stage = self._comm, self._stage(flat.numel(), flat.dtype)
-        chunks = segments(0, flat.numel(), _chunk_length(flat.element_size()))
-        for start, stop in chunks:
-            self._copy_in(flat[start:stop], stage.slots[:, start:stop])
+        key = (flat.numel(), flat.dtype)
+        if key not in self._chunks:
+            ranges = segments(0, flat.numel(), chunk_length(flat.element_size()))
+            self._chunks[key] = [self._chunk(stage[:, start:stop], start) for start, stop in ranges]
+        chunks = self._chunks[key]
+        for chunk in chunks:
+            self._copy_in(flat, chunk)
         comm.barrier()
-        for start, stop in chunks:
-            result = stage.result[start:stop]
-            self._add(flat[start:stop], stage.slots[:, start:stop], result, divisor if across is None else 1)
+        for chunk in chunks:
+            self._add(flat, chunk, divisor if across is None else 1)
         comm.barrier()
         if across is not None:
             if self._rank == 0:
-                across(stage.result)
+                across(stage[self._size])
             comm.barrier()
-            flat.copy_(stage.result)
+            flat.copy_(stage[self._size])
             return
-        for start, stop in chunks:
-            self._copy_out(flat[start:stop], stage.result[start:stop])
+        for chunk in chunks:
+            self._copy_out(flat, chunk)
 
     def _pipelined(self, flat: Tensor, divisor: int) -> None:
         """Two chunks' worth of memory: what step k writes was read for the last time in step k-1."""
-        length = _chunk_length(flat.element_size())
-        halves = self._stage(2 * length, flat.dtype)
-        chunks = [flat[start:stop] for start, stop in segments(0, flat.numel(), length)]
+        length = chunk_length(flat.element_size())
+        stage = self._stage(2 * length, flat.dtype)
+        key = (flat.numel(), flat.dtype)
+        if key not in self._chunks:
+            self._chunks[key] = [
+                self._chunk(stage.narrow(1, number % 2 * length, stop - start), start)
+                for number, (start, stop) in enumerate(segments(0, flat.numel(), length))
+            ]
+        chunks = self._chunks[key]
         for step in range(len(chunks) + 2):
             if step:
                 self._comm.barrier()
             if step < len(chunks):
-                self._copy_in(chunks[step], _half(halves.slots, step, length))
+                self._copy_in(flat, chunks[step])
             if 1 <= step <= len(chunks):
-                slots, result = (_half(whole, step - 1, length) for whole in halves)
-                self._add(chunks[step - 1], slots, result, divisor)
+                self._add(flat, chunks[step - 1], divisor)
             if step >= 2:
-                self._copy_out(chunks[step - 2], _half(halves.result, step - 2, length))
+                self._copy_out(flat, chunks[step - 2])
 
     # -- one chunk -----------------------------------------------------------------------------------------------
 
-    def _copy_in(self, chunk: Tensor, slots: Tensor) -> None:
-        for start, stop in self._others(chunk.numel()):
-            slots[self._rank, start:stop].copy_(chunk[start:stop])
+    def _chunk(self, stage: Tensor, start: int) -> _Chunk:
+        """The chunk at `start` of a vector; stage: its place in the memory, (ranks + 1, length)."""
+        mine, result = stage[self._rank], stage[self._size]
+        low, high = bounds(stage.shape[1], self._size)[self._rank]
+        others = [(a, b) for a, b in ((0, low), (high, stage.shape[1])) if b > a]
+        return _Chunk(
+            into=[(start + a, start + b, mine[a:b]) for a, b in others],
+            own=(start + low, start + high),
+            shares=[None if rank == self._rank else stage[rank, low:high] for rank in range(self._size)],
+            total=result[low:high],
+            out=[(start + a, start + b, result[a:b]) for a, b in others],
+        )
 
-    def _add(self, chunk: Tensor, slots: Tensor, result: Tensor, divisor: int) -> None:
-        """The own part: the own share straight from the vector, the others' from their slots, in rank order."""
-        start, stop = bounds(chunk.numel(), self._size)[self._rank]
-        mine, total = chunk[start:stop], result[start:stop]
-        rows = [mine if rank == self._rank else slots[rank, start:stop] for rank in range(self._size)]
-        torch.add(rows[0], rows[1], out=total)
-        for row in rows[2:]:
-            total.add_(row)
+    def _copy_in(self, flat: Tensor, chunk: _Chunk) -> None:
+        for start, stop, place in chunk.into:
+            place.copy_(flat[start:stop])
+
+    def _add(self, flat: Tensor, chunk: _Chunk, divisor: int) -> None:
+        """The own part: shares in rank order."""
+        mine, total = flat[chunk.own[0] : chunk.own[1]], chunk.total
+        first, second, *others = (mine if share is None else share for share in chunk.shares)
+        torch.add(first, second, out=total)
+        for share in others:
+            total.add_(share)
         if divisor > 1:
             total.div_(divisor)
         mine.copy_(total)
 
-    def _copy_out(self, chunk: Tensor, result: Tensor) -> None:
-        for start, stop in self._others(chunk.numel()):
-            chunk[start:stop].copy_(result[start:stop])
+    def _copy_out(self, flat: Tensor, chunk: _Chunk) -> None:
+        for start, stop, result in chunk.out:
+            flat[start:stop].copy_(result)
 
-    def _others(self, numel: int) -> list[tuple[int, int]]:
-        """What lies before and behind the own part."""
-        start, stop = bounds(numel, self._size)[self._rank]
-        return [(a, b) for a, b in ((0, start), (stop, numel)) if b > a]
-
-    def _mine(self, flat: Tensor) -> list[tuple[int, int]]:
-        """The own part of each chunk."""
-        return own_ranges(flat.numel(), flat.element_size(), self._size, self._rank)
+    # -- book-keeping and memory ---------------------------------------------------------------------------------
 
     def _count(self, flat: Tensor, *, alone: bool) -> None:
         key = (flat.numel(), flat.element_size())
@@ -162,35 +192,28 @@ class HostMemory:
         for edge, num_bytes in self._counts[key]:
             self._comm.traffic.add_shm(*edge, num_bytes)
 
-    # -- memory --------------------------------------------------------------------------------------------------
-
-    def _stage(self, length: int, dtype: torch.dtype) -> _Stage:
+    def _stage(self, length: int, dtype: torch.dtype) -> Tensor:
         key = (length, dtype)
         if key not in self._stages:
-            whole = self._slots("stage", self._size + 1, length, dtype)
-            self._stages[key] = _Stage(whole[: self._size], whole[self._size])
+            self._stages[key] = self._shared("stage", self._size + 1, length, dtype)
         return self._stages[key]
 
-    def _slots(self, name: str, count: int, numel: int, dtype: torch.dtype) -> Tensor:
+    def _shared(self, name: str, count: int, numel: int, dtype: torch.dtype) -> Tensor:
         """(count, numel), every row on pages of its own."""
         page = PAGE_BYTES // dtype.itemsize
         stride = -(-numel // page) * page
         return self._comm.shared(name, count * stride, dtype).view(count, stride)[:, :numel]
 
 
-def _half(whole: Tensor, number: int, length: int) -> Tensor:
-    """Chunk `number`'s half of the last dimension."""
-    return whole.narrow(-1, number % 2 * length, length)
-
-
-def _chunk_length(itemsize: int) -> int:
+def chunk_length(itemsize: int) -> int:
+    """Elements of a chunk."""
     return CHUNK_BYTES // itemsize
 
 
 def own_ranges(numel: int, itemsize: int, size: int, rank: int) -> list[tuple[int, int]]:
     """Part `rank` of every chunk; empty ones are left out."""
     found = []
-    for start, stop in segments(0, numel, _chunk_length(itemsize)):
+    for start, stop in segments(0, numel, chunk_length(itemsize)):
         low, high = bounds(stop - start, size)[rank]
         if high > low:
             found.append((start + low, start + high))
