@@ -50,6 +50,10 @@ ON_TWO_HOSTS = [
     for n in (2, 3, 4)
     for across in ("ring", "native")
 ]
+IN_BUCKETS = [
+    tiny(RECIPES[2], topology="hierarchical", replicas=3, hosts=hosts, options={"synchronous": {"bucket_mib": 0.002}})
+    for hosts in (1, 2)
+]
 
 
 @pytest.mark.parametrize("ranks", WORLDS.values(), ids=WORLDS)
@@ -61,7 +65,8 @@ def test_two_levels(law: Law, cell: Cell, ranks: Any) -> None:
 
 @pytest.mark.parametrize("ranks", [thread_ranks, virtual_ranks], ids=["gloo", "virtual"])
 @pytest.mark.parametrize(
-    ("law", "cell"), [case for family in ("synchronous", "traffic") for case in cases(family, ON_TWO_HOSTS)]
+    ("law", "cell"),
+    [case for family in ("synchronous", "traffic") for case in cases(family, [*ON_TWO_HOSTS, *IN_BUCKETS])],
 )
 def test_training_on_two_hosts(law: Law, cell: Cell, ranks: Any) -> None:
     figure = law.check(ranks, cell)
