@@ -19,6 +19,7 @@ NOT_BUILT_YET = {
 }
 MULTI_HOST = ("namespaces", "torchrun", "slurm", "mpirun", "kubernetes")
 LARGEST_VIRTUAL_RING = 128
+ALL_TO_MANY = ("ring", "direct")  # 2 N (N-1) messages
 LARGEST_VIRTUAL_WORLD = 4096
 LINKS = {"link_mbit": (1e-3, 1e9, "Mbit/s"), "link_latency_us": (0.0, 1e9, "us")}
 
@@ -65,9 +66,10 @@ def clock(view: View) -> Problems:
          f"up to {LARGEST_VIRTUAL_WORLD} are simulated", f"replicas + servers to at most {LARGEST_VIRTUAL_WORLD}"),
         (bool(cell.faults), "faults", "there is no process to strike", "faults = []"),
         (cell.cluster != "local", f"cluster = {cell.cluster}", "one process simulates all hosts", "cluster = local"),
-        (view.name("topology") == "ring" and cell.replicas > LARGEST_VIRTUAL_RING,
-         f"topology = ring with replicas = {cell.replicas}",
-         f"explicit rings are simulated up to {LARGEST_VIRTUAL_RING}", "topology = native (one priced rendezvous)"),
+        (view.name("topology") in ALL_TO_MANY and cell.replicas > LARGEST_VIRTUAL_RING,
+         f"topology = {view.label('topology')} with replicas = {cell.replicas}",
+         f"2 N (N-1) messages of a mean are simulated up to {LARGEST_VIRTUAL_RING}",
+         "topology = native (one priced rendezvous)"),
     )  # fmt: skip
     for holds, what, why, remedy in refusals:
         if holds:

@@ -213,6 +213,9 @@ CASES = [
     ("virtual clock", "up to 128",
      {"topology": "ring", "replicas": 256, **SMALL, **VIRTUAL},
      {"topology": "ring", "replicas": 128, **SMALL, **VIRTUAL}),
+    ("virtual clock", "up to 128",
+     {"topology": "direct", "replicas": 129, **SMALL, **VIRTUAL},
+     {"topology": "tree", "replicas": 129, **SMALL, **VIRTUAL}),
     # backend, cluster, links
     ("nccl", "device = cpu", {"backend": "nccl"}, {"backend": "nccl", "device": "cuda"}),
     ("nccl", "CPU memory", {"backend": "nccl", "device": "cuda", "sync": "hogwild"}, {"backend": "gloo", "sync": "hogwild"}),
