@@ -21,7 +21,10 @@ CELL_FLAGS = (
     "workload", "preset", "parallel", "sync", "topology", "compression", "replicas", "model_parallel", "servers",
     "threads", "precision", "backend", "device", "clock",
 )  # fmt: skip
-SELFCHECK_ITEMS = ("commands", "launch", "harness", "ring", "server", "virtual", "store", "report")  # its ITEMS
+SELFCHECK_ITEMS = (  # its ITEMS
+    "commands", "launch", "harness", "ring", "server", "hierarchical", "overlap", "profile", "virtual", "store",
+    "report",
+)  # fmt: skip
 
 Verb = Callable[[argparse.Namespace], int]
 

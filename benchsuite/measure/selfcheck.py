@@ -12,13 +12,13 @@ from typing import Any
 
 from benchsuite import plugins
 from benchsuite.errors import UsageError
-from benchsuite.measure import selfcheck_cells, selfcheck_files, selfcheck_virtual, verdict
+from benchsuite.measure import selfcheck_cells, selfcheck_collectives, selfcheck_files, selfcheck_virtual, verdict
 from benchsuite.measure.bench import Bench
 from benchsuite.measure.load import CONTENDED_ABOVE
 from benchsuite.measure.selfcheck_cells import Effort
 from benchsuite.measure.verdict import Figure
 
-ITEMS = ("commands", *selfcheck_cells.CHECKS, "virtual", "store", "report")
+ITEMS = ("commands", *selfcheck_cells.CHECKS, *selfcheck_collectives.CHECKS, "virtual", "store", "report")
 NUM_RUNS = 10_000  # of the results folder that is loaded
 
 Say = Callable[[str], None]
@@ -47,11 +47,15 @@ def _figures(items: Sequence[str], effort: Effort, results: str | Path, say: Say
     if "commands" in items:
         say("commands")
         yield from selfcheck_files.commands(3 * effort.launches)
-    if wanted := [item for item in items if item in selfcheck_cells.CHECKS]:
+    if wanted := [item for item in items if item in (*selfcheck_cells.CHECKS, *selfcheck_collectives.CHECKS)]:
         with Bench(selfcheck_cells.MODULES) as bench:
             for item in wanted:
                 say(item)
-                yield from selfcheck_cells.CHECKS[item](bench, effort)
+                if item in selfcheck_cells.CHECKS:
+                    yield from selfcheck_cells.CHECKS[item](bench, effort)
+                else:
+                    collectives = selfcheck_collectives.CollectiveEffort()
+                    yield from selfcheck_collectives.CHECKS[item](bench, effort.launches, collectives)
     if "virtual" in items:
         say("virtual")
         yield from selfcheck_virtual.virtual(effort.launches)

@@ -19,6 +19,7 @@ from benchsuite.comm.process import ProcessComm
 from benchsuite.comm.rendezvous import connect, open_store
 from benchsuite.job import RankJob, write_rank_file
 from benchsuite.measure.bench import read_order
+from benchsuite.topology.hierarchical import Topology as Hierarchical
 from benchsuite.topology.native import Topology as Native
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.ring import Topology as Ring
@@ -62,6 +63,84 @@ def _timed(comm: ProcessComm, operation: Callable[[Tensor], None], x: Tensor) ->
     begin = time.perf_counter_ns()
     operation(x)
     return time.perf_counter_ns() - begin
+
+
+def hierarchical(job: RankJob) -> None:
+    """`all_reduce` (gloo's, a sum) and the mean through shared memory: `copied` in and out, or `in place`."""
+    comm = _connected(job)
+    order = random.Random(job.cell["seed"])  # the same on every rank
+    record: dict[str, list[int]] = {}
+    ours = Hierarchical()
+    ours.start(comm)
+    for size, repetitions in _sizes(job).items():
+        outside = torch.ones(size // 4)
+        inside = ours.buffer(size // 4, like=outside)
+        variants: dict[str, tuple[Callable[[Tensor], None], Tensor]] = {
+            "all_reduce": (comm.all_reduce, outside), "copied": (ours.mean, outside), "in place": (ours.mean, inside),
+        }  # fmt: skip
+        names = sorted(variants)
+        for repetition in range(WARMUP + repetitions):
+            order.shuffle(names)
+            for name in names:
+                operation, x = variants[name]
+                x.fill_(1.0)  # a sum in place would run away
+                taken = _timed(comm, operation, x)
+                if repetition >= WARMUP:
+                    record.setdefault(f"{name} {size}", []).append(taken)
+    write_rank_file(job.run_dir, job.rank, json.dumps(record))
+    comm.barrier()
+
+
+def server_profile(job: RankJob) -> None:
+    """On the server: ns of its loop in all, and in tickets, receiving, applying (`add_`), sending."""
+    comm = _connected(job)
+    ((size, updates),) = _sizes(job).items()
+    topology = ParameterServer()
+    topology.start(comm, num_servers=1)
+    mine, answer = torch.ones(size // 4), torch.zeros(size // 4)
+    profile: dict[str, int] = {}
+    if topology.server < 0:
+        comm.barrier()
+        for update in range(updates):
+            topology.exchange(mine, answer, tag=update)
+        topology.goodbye()
+    else:
+        watched = _Watched(comm)
+        topology._doors = [[watched]]  # a comm whose calls are timed
+        policy = _TimedPolicy()
+        comm.barrier()
+        begin = time.perf_counter_ns()
+        topology.serve(mine, _no_updater, policy, samples_per_push=1, num_pushes=updates * topology.num_workers)
+        total = time.perf_counter_ns() - begin
+        profile = {**watched.spent, "apply": policy.spent, "total": total}
+    write_rank_file(job.run_dir, job.rank, json.dumps(profile))
+    comm.barrier()
+
+
+class _Watched:
+    """A comm that notes how long its calls take."""
+
+    def __init__(self, comm: ProcessComm) -> None:
+        self._comm = comm
+        self.spent = {"ticket": 0, "receive": 0, "send": 0}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._comm, name)
+
+    def next_ticket(self) -> Any:
+        return self._spend("ticket", self._comm.next_ticket)
+
+    def recv(self, x: Tensor, src: int) -> Any:
+        return self._spend("receive", self._comm.recv, x, src)
+
+    def send(self, x: Tensor, dst: int) -> Any:
+        return self._spend("send", self._comm.send, x, dst)
+
+    def _spend(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
+        begin = time.perf_counter_ns()
+        result = call(*args)
+        self.spent[what] += time.perf_counter_ns() - begin
+        return result
 
 
 def server(job: RankJob) -> None:
@@ -127,6 +206,19 @@ class AddAndAnswer:
 
     def snapshot(self) -> Tensor:
         return self._shard
+
+
+class _TimedPolicy(AddAndAnswer):
+    """Notes how long adding takes."""
+
+    def __init__(self) -> None:
+        self.spent = 0
+
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        begin = time.perf_counter_ns()
+        answers = super().on_push(worker, version, flat)
+        self.spent += time.perf_counter_ns() - begin
+        return answers
 
 
 def _no_updater() -> Any:

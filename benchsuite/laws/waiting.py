@@ -1,0 +1,69 @@
+"""Law of waiting under the virtual clock: the more workers may run ahead, the less they wait, down to nothing.
+
+Exponential compute times, no gradients, free links: with slack 0 a step takes the slowest of n, the efficiency is
+1 / H_n (Dutta et al. 2018); the same draws with more slack never take longer; without a bound nobody waits for anybody.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from benchsuite import cell as cells
+from benchsuite.cell import Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws.runs import with_options
+from benchsuite.laws.virtual_times import harmonic, timed
+
+SLACKS = (0, 1, 3, 8, 32)
+UNBOUNDED = -1
+GRADIENTS = 6_000
+FIRST_TO = 0.02  # of 1 / H_n
+LAST_TO = 0.05  # of 1: fast workers have used their budget before the slowest
+
+
+def efficiency_grows(
+    make_ranks: MakeRanks, cell: Cell, *, slacks: Sequence[int] = SLACKS, gradients: int = GRADIENTS
+) -> Figure:
+    """Efficiency = computing share of the workers' time inside the window, over slack 0, 1, 2 ..: never less, from
+    1 / H_n to 1. The value is the largest step back, or what the ends lack."""
+    cell = cells.resolve(cell)
+    found = [_efficiency(cell, slack, gradients) for slack in (*slacks, UNBOUNDED)]
+    back = max(before - after for before, after in itertools.pairwise(found))
+    synchronous = 1 / harmonic(cell.num_workers)
+    lacks = max(abs(found[0] - synchronous) - FIRST_TO, 1 - LAST_TO - found[-1], 0.0)
+    text = ", ".join(f"{slack}: {value:.3f}" for slack, value in zip((*slacks, "no bound"), found, strict=True))
+    text = f"efficiency by slack {text}; 1 / H_n = {synchronous:.4f}, {cell.label}"
+    return Figure(max(back, 0.0) + lacks, 0.002, text)
+
+
+def _efficiency(cell: Cell, slack: int, gradients: int) -> float:
+    form = "per_push" if slack == UNBOUNDED else "per_clock"
+    _, cost = timed(with_options(cell, "stale_synchronous", slack=slack, apply=form), gradients)
+    return 1.0 - float(cost["idle_share"])
+
+
+_ON: Mapping[str, Any] = {
+    "workload": "mlp", "preset": "small", "sync": "stale_synchronous", "topology": "parameter_server", "servers": 1,
+    "replicas": 8, "clock": "virtual", "compute_time": {"kind": "exponential", "mean_s": 1.0},
+    "batch_mode": "fixed_per_worker", "gradients": "none", "options": {},
+}  # fmt: skip
+
+
+def _cells(asked: grid.Asked) -> list[Cell]:
+    """Eight exponential workers, whatever numbers are asked for."""
+    wanted = asked.includes(sync="stale_synchronous", topology="parameter_server", compression="none")
+    return [cells.resolve(Cell(**_ON))] if wanted and asked.clock == "virtual" else []
+
+
+CELLS = grid.Cells(_cells, grid.subject_of)
+LAWS = (
+    Law(
+        "the more slack, the less waiting",
+        efficiency_grows,
+        lambda cell: cell.sync == "stale_synchronous" and cell.gradients == "none",
+        (Control("slack shrinks", partial(efficiency_grows, slacks=SLACKS[::-1], gradients=2000), _ON),),
+    ),
+)

@@ -1,0 +1,140 @@
+"""The checks of `benchsuite selfcheck` on collectives: shared memory, buckets, where a server's time goes.
+
+All launches are fresh, and whatever is compared takes turns. No torch here.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchsuite.cell import Budget, Cell, resolve
+from benchsuite.measure.bench import Bench, Launch
+from benchsuite.measure.load import CpuMeter
+from benchsuite.measure.verdict import Figure
+
+RANKS = "benchsuite.measure.selfcheck_ranks"
+MIB = 2**20
+HIERARCHICAL_BAR = 2.0
+GOALS = {"copied": 3.0, "in place": 5.0}
+OVERLAP_BAR, OVERLAP_SHARED_BAR = 1.10, 0.85
+SERVER_SHARE_BAR = 0.95
+SIDES: Mapping[str, tuple[str, str, float, float | None]] = {  # name -> sync, topology, bucket_mib, bar
+    "DDP": ("ddp", "native", 0.0, None),
+    "buckets, native": ("synchronous", "native", 25.0, OVERLAP_BAR),
+    "buckets, ring": ("synchronous", "ring", 25.0, OVERLAP_BAR),
+    "buckets, hierarchical": ("synchronous", "hierarchical", 25.0, OVERLAP_SHARED_BAR),
+    "one vector, native": ("synchronous", "native", 0.0, None),
+}
+
+
+@dataclass(frozen=True)
+class CollectiveEffort:
+    """How much is run; smaller in tests."""
+
+    repetitions: Mapping[int, int] = field(
+        default_factory=lambda: {MIB: 60, 4 * MIB: 30, 16 * MIB: 12, 64 * MIB: 5}
+    )
+    steps: int = 14  # of a training step of ResNet-18 shapes
+    warmup: int = 4
+    updates: int = 60  # of a 13 MB server
+
+
+def hierarchical(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
+    """Shared memory against gloo's all_reduce (a bare sum), by 2 and 4 ranks on this host."""
+    for ranks in (2, 4):
+        cell = resolve(Cell(workload="cnn", preset="smoke", topology="hierarchical", replicas=ranks))
+        meter = CpuMeter()
+        runs = [
+            bench.launch(cell.with_seed(seed), f"{RANKS}:hierarchical", effort.repetitions) for seed in range(launches)
+        ]
+        foreign = meter.read().foreign_share
+        for size in effort.repetitions:
+            times = {name: medians(runs, f"{name} {size}") for name in ("all_reduce", "copied", "in place")}
+            for name, goal in GOALS.items():
+                points = ratios(times["all_reduce"], times[name])
+                ours, theirs = (statistics.median(times[side]) / 1e6 for side in (name, "all_reduce"))
+                yield Figure(
+                    item="hierarchical", unit="", better="higher", bar=HIERARCHICAL_BAR, points=points, foreign=foreign,
+                    quantity=f"{ranks} ranks, {size / MIB:g} MiB: gloo's all_reduce / hierarchical's mean, {name}",
+                    note=f"{ours:.2f} ms, gloo {theirs:.2f} ms; best {max(points):.2f}, goal {goal:g}",
+                )  # fmt: skip
+
+
+def overlap(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
+    """A step of ResNet-18 shapes, 4 images per rank, 2 ranks, against DistributedDataParallel's."""
+    cells = {name: _step_cell(*side[:3], steps=effort.steps) for name, side in SIDES.items()}
+    found: dict[str, list[float]] = {name: [] for name in cells}
+    order, meter = list(cells), CpuMeter()
+    for _ in range(launches):
+        for name in order:
+            found[name].append(_step_ms(bench.launch(cells[name]).ranks, effort.warmup))
+        order = order[1:] + order[:1]
+    foreign = meter.read().foreign_share
+    for name, (_, _, _, bar) in SIDES.items():
+        if name == "DDP":
+            continue
+        points = ratios(found[name], found["DDP"])
+        yield Figure(
+            item="overlap", quantity=f"ResNet-18 shapes, 2 ranks: step of {name} / DDP's", unit="", bar=bar,
+            points=points, foreign=foreign,
+            note=f"{statistics.median(found[name]):.1f} ms, DDP {statistics.median(found['DDP']):.1f} ms; "
+            f"best {min(points):.2f}",
+        )  # fmt: skip
+
+
+def _step_cell(sync: str, topology: str, bucket_mib: float, *, steps: int) -> Cell:
+    options: dict[str, Any] = {"synchronous": {"bucket_mib": bucket_mib}} if sync == "synchronous" else {}
+    return resolve(
+        Cell(
+            workload="cnn", preset="comm", sync=sync, topology=topology, replicas=2, options=options,
+            budget=Budget(steps=steps),
+        )
+    )  # fmt: skip
+
+
+def _step_ms(ranks: Sequence[Mapping[str, Any]], warmup: int) -> float:
+    """Median step time of a launch; a step's time is the maximum over its ranks."""
+    start, end = (np.array([rank["steps"][name] for rank in ranks], dtype=float) for name in ("start_ns", "end_ns"))
+    return float(np.median((end - start).max(axis=0)[warmup:])) / 1e6
+
+
+def server_profile(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
+    """Where a busy server's time goes at 13 MB: receiving, applying, sending; the rest is our loop."""
+    cell = resolve(
+        Cell(workload="cnn", preset="smoke", sync="asynchronous", topology="parameter_server", replicas=2, servers=1)
+    )
+    meter = CpuMeter()
+    runs = [bench.launch(cell, f"{RANKS}:server_profile", {13_000_000: effort.updates}) for _ in range(launches)]
+    foreign = meter.read().foreign_share
+    profiles = [run.ranks[-1] for run in runs]
+    parts = ("receive", "apply", "send", "ticket")
+    shares = {part: [profile[part] / profile["total"] for profile in profiles] for part in parts}
+    yield Figure(
+        item="profile", quantity="2 workers, 13 MB: receive + apply + send of the server's busy time", unit="",
+        better="higher", bar=SERVER_SHARE_BAR, foreign=foreign,
+        points=[
+            (profile["receive"] + profile["apply"] + profile["send"]) / (profile["total"] - profile["ticket"])
+            for profile in profiles
+        ],
+        note=", ".join(f"{part} {100 * statistics.median(values):.0f} %" for part, values in shares.items()),
+    )  # fmt: skip
+
+
+def medians(launches: Sequence[Launch], name: str) -> list[float]:
+    """Per launch the median over repetitions of the slowest rank's time."""
+    return [float(np.median(np.array([rank[name] for rank in launch.ranks]).max(axis=0))) for launch in launches]
+
+
+def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
+    """Launch by launch."""
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]
+
+
+CHECKS: Mapping[str, Callable[[Bench, int, CollectiveEffort], Iterator[Figure]]] = {
+    "hierarchical": hierarchical, "overlap": overlap, "profile": server_profile,
+}  # fmt: skip
