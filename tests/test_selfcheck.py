@@ -14,7 +14,14 @@ import pytest
 from benchsuite import cli
 from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.errors import UsageError
-from benchsuite.measure import selfcheck, selfcheck_cells, selfcheck_files, selfcheck_simulations, selfcheck_virtual
+from benchsuite.measure import (
+    selfcheck,
+    selfcheck_cells,
+    selfcheck_collectives,
+    selfcheck_files,
+    selfcheck_simulations,
+    selfcheck_virtual,
+)
 from benchsuite.measure.bench import Bench, Launch
 from benchsuite.measure.selfcheck_cells import Effort
 from benchsuite.measure.verdict import Figure, exit_code, interval, judge
@@ -185,6 +192,20 @@ def test_every_check_with_ranks_gives_figures(bench: Bench, item: str) -> None:
     for figure in figures:
         assert figure.points and all(math.isfinite(point) for point in figure.points), figure
         json.dumps(figure.to_json(), allow_nan=False)
+    assert len({figure.quantity for figure in figures}) == len(figures)
+
+
+@pytest.mark.procs
+@pytest.mark.parametrize("item", selfcheck_collectives.CHECKS)
+def test_every_check_of_collectives_gives_figures(bench: Bench, item: str) -> None:
+    effort = selfcheck_collectives.CollectiveEffort(
+        repetitions={4096: 2, 1 << 20: 2}, preset="smoke", steps=3, warmup=1, updates=4
+    )
+    figures = list(selfcheck_collectives.CHECKS[item](bench, 2, effort))
+    assert figures and all(figure.item == item for figure in figures)
+    for figure in figures:
+        assert figure.points or "no link is shaped here" in figure.note, figure
+        assert all(math.isfinite(point) and point > 0 for point in figure.points), figure
     assert len({figure.quantity for figure in figures}) == len(figures)
 
 

@@ -5,6 +5,7 @@ All launches are fresh, and whatever is compared takes turns. No torch here.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchsuite.cell import Budget, Cell, resolve
+from benchsuite.cluster.local import WORKER
 from benchsuite.measure.bench import Bench, Launch
 from benchsuite.measure.load import CpuMeter
 from benchsuite.measure.verdict import Figure
@@ -22,6 +24,8 @@ MIB = 2**20
 HIERARCHICAL_BAR = 2.0
 GOALS = {"copied": 3.0, "in place": 5.0}
 OVERLAP_BAR, OVERLAP_SHARED_BAR = 1.10, 0.85
+SHAPED = "benchsuite.measure.selfcheck_shaped"
+SHAPED_MBIT, SHAPED_BAR = 2000, 1.15
 SERVER_SHARE_BAR = 0.95
 SIDES: Mapping[str, tuple[str, str, float, float | None]] = {  # name -> sync, topology, bucket_mib, bar
     "DDP": ("ddp", "native", 0.0, None),
@@ -39,7 +43,8 @@ class CollectiveEffort:
     repetitions: Mapping[int, int] = field(
         default_factory=lambda: {MIB: 60, 4 * MIB: 30, 16 * MIB: 12, 64 * MIB: 5}
     )
-    steps: int = 14  # of a training step of ResNet-18 shapes
+    preset: str = "comm"  # ResNet-18 shapes
+    steps: int = 14  # of a training run of it
     warmup: int = 4
     updates: int = 60  # of a 13 MB server
 
@@ -67,7 +72,7 @@ def hierarchical(bench: Bench, launches: int, effort: CollectiveEffort) -> Itera
 
 def overlap(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
     """A step of ResNet-18 shapes, 4 images per rank, 2 ranks, against DistributedDataParallel's."""
-    cells = {name: _step_cell(*side[:3], steps=effort.steps) for name, side in SIDES.items()}
+    cells = {name: _step_cell(*side[:3], effort=effort) for name, side in SIDES.items()}
     found: dict[str, list[float]] = {name: [] for name in cells}
     order, meter = list(cells), CpuMeter()
     for _ in range(launches):
@@ -87,12 +92,37 @@ def overlap(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[F
         )  # fmt: skip
 
 
-def _step_cell(sync: str, topology: str, bucket_mib: float, *, steps: int) -> Cell:
+    yield from _hidden(bench, launches, effort)
+
+
+def _hidden(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
+    """What buckets hide where sending is waiting and not work: one vector against buckets on a shaped link."""
+    figure = Figure(
+        item="overlap", unit="", better="higher", bar=SHAPED_BAR,
+        quantity=f"the same, ring on a link of {SHAPED_MBIT} Mbit/s: step of one vector / of buckets",
+    )  # fmt: skip
+    alone = resolve(Cell(workload="cnn", preset="smoke"))
+    if why := bench.launch(alone, f"{SHAPED}:probe").ranks[0]["reason"]:
+        yield dataclasses.replace(figure, note=f"no link is shaped here: {why}")
+        return
+    sides = {mib: _step_cell("synchronous", "ring", mib, effort=effort) for mib in (0.0, 25.0)}
+    found: dict[float, list[float]] = {mib: [] for mib in sides}
+    meter = CpuMeter()
+    for number in range(launches):
+        for mib in sorted(sides, reverse=bool(number % 2)):
+            ranks = bench.launch(sides[mib], f"{SHAPED}:around", {"entry": WORKER, "mbit": SHAPED_MBIT}).ranks
+            found[mib].append(_step_ms(ranks, effort.warmup))
+    plain, buckets = found.values()
+    note = f"{statistics.median(plain):.0f} ms, in buckets {statistics.median(buckets):.0f} ms"
+    yield dataclasses.replace(figure, points=ratios(plain, buckets), foreign=meter.read().foreign_share, note=note)
+
+
+def _step_cell(sync: str, topology: str, bucket_mib: float, *, effort: CollectiveEffort) -> Cell:
     options: dict[str, Any] = {"synchronous": {"bucket_mib": bucket_mib}} if sync == "synchronous" else {}
     return resolve(
         Cell(
-            workload="cnn", preset="comm", sync=sync, topology=topology, replicas=2, options=options,
-            budget=Budget(steps=steps),
+            workload="cnn", preset=effort.preset, sync=sync, topology=topology, replicas=2, options=options,
+            budget=Budget(steps=effort.steps),
         )
     )  # fmt: skip
 
