@@ -138,11 +138,11 @@ def test_a_page_of_the_virtual_clock_alone_says_what_it_is_and_what_it_is_not(ru
     assert "n = 2 seeds per cell, preview; virtual; commit" in plain
     assert "Some runs shared the machine" not in plain, "the machine does not matter here"
     topics = [sentence.topic for sentence in answer(material(runs))]
-    assert topics == ["Waiting", "Time to target"], topics
+    assert topics == ["Waiting", "Time to target", "Bytes, virtual"], topics
 
 
 def test_sentences_name_the_worlds_that_they_compare(runs: list[Run]) -> None:
-    waiting, arrival = (sentence.text for sentence in answer(material(runs)))
+    waiting, arrival, _ = (sentence.text for sentence in answer(material(runs)))
     assert waiting.startswith("With 8 workers on free links, share of time waiting by compute times: ")
     found = {
         (row["spread"], row["strategy"]): row["waiting"].center
@@ -169,8 +169,8 @@ def test_a_plan_without_entries_gets_those_of_its_clocks() -> None:
     wall, simulated = made.quick_cells(), the_cells()
     kinds = [{entry.kind for entry in spec.parse([], cells)} for cells in (wall, simulated, [*wall, *simulated])]
     assert kinds[0] == {kind for kind in spec.KINDS if spec.CLOCKS[kind] == {"wall"}} and "table" in kinds[0]
-    assert kinds[1] == {"virtual_scaling", "virtual_table"}
-    assert kinds[2] == set(spec.KINDS)
+    assert kinds[1] == {"virtual_scaling", "virtual_table", "virtual_to_target", "virtual_pareto"}
+    assert kinds[2] == set(spec.KINDS) - {"virtual_tuning"}, "no cell of these is tuned"
 
 
 def test_an_entry_without_cells_says_so(runs: list[Run], tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ class Summary:
         """Launches without a finite value."""
         return sum(math.isinf(point) for point in self.points)
 
+    def times(self, factor: float) -> Summary:
+        """The same in another unit."""
+        points = tuple(point * factor for point in self.points)
+        return Summary(self.n, self.center * factor, self.low * factor, self.high * factor, self.kind, points)
+
     @property
     def is_preview(self) -> bool:
         """Fewer than 5 launches: a published convergence figure has at least 5."""

@@ -19,12 +19,17 @@ def traffic(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     Adds `payload_bytes_per_sample`, `wire_ratio` = wire / (payload + control) over the whole run, `payload_source`,
     and `law`: `holds` where payload equals predicted exactly in every counted run, `broken` where it does not, and
     empty for derived rows (a formula compared with itself proves nothing). A run that lost a worker says nothing: what
-    that one sent is not known. `num_counted`: the runs that the law was held against.
+    that one sent is not known. `num_counted`: the runs that the law was held against; `payload_minus_predicted`: their
+    difference over the whole run.
     """
     table = frame.copy()
     sent = pd.to_numeric(table["payload_bytes"]) + pd.to_numeric(table["control_bytes"]).fillna(0)
     table["wire_ratio"] = (pd.to_numeric(table["wire_bytes"]) / sent).where(sent > 0)
-    merged = cells.merge(per_cell(table, (*PER_STEP, "payload_bytes_per_sample", "wire_ratio")), on="cell_id")
+    difference = pd.to_numeric(table["payload_bytes"]) - pd.to_numeric(table["predicted_bytes"])
+    whole = ~table["flags"].fillna("").astype(str).str.contains(LOST_WORKER)
+    table["payload_minus_predicted"] = difference.where(whole & (table["payload_source"] == "counted"))
+    added = ("payload_bytes_per_sample", "payload_minus_predicted", "wire_ratio")
+    merged = cells.merge(per_cell(table, (*PER_STEP, *added)), on="cell_id")
     grouped = table.groupby("cell_id", sort=False)
     sources = grouped["payload_source"].first()
     merged["payload_source"] = merged["cell_id"].map(sources)

@@ -13,22 +13,34 @@ import pandas as pd
 
 from benchsuite.analysis import convergence
 from benchsuite.analysis.statistics import Summary, ratio
-from benchsuite.report import virtual_answer, words
+from benchsuite.report import straggler_answer, virtual_answer, words
 from benchsuite.report.material import Material
-from benchsuite.report.sentences import Ends, Sentence, largest, listed, names, number_of_launches, versus
+from benchsuite.report.sentences import MANY, Ends, Sentence, goal, largest, listed, names, number_of_launches, versus
 
 
 def answer(material: Material) -> list[Sentence]:
-    """What the runs say, in the order a reader asks; empty without runs."""
+    """What the runs say, in the order a reader asks; empty without runs. A law that is broken comes before all."""
     makers: list[Callable[[Material], list[Sentence]]] = [
         _speed, _arrival, _same_training, _bytes, _cpu, _straggler,
     ]  # fmt: skip
     measured = [sentence for make in makers for sentence in make(material)] if material.runs else []
-    return [*measured, *virtual_answer.answer(material)]
+    return [*_broken(material), *straggler_answer.answer(material), *measured, *virtual_answer.answer(material)]
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["straggler"] == ""]
+    return table[(table["straggler"] == "") & (table["tuning"] == "same")]
+
+
+def _broken(material: Material) -> list[Sentence]:
+    """Payload that is not what was predicted: then no byte on this page may be believed."""
+    said = []
+    for world in (material, material.in_virtual_time):
+        table = world.traffic if world.runs else world.names.assign(law="")
+        labels = {cell.id: cell.label for cell in material.cells}
+        said += [labels[cell_id] for cell_id in table.loc[table["law"] == "broken", "cell_id"]]
+    if not said:
+        return []
+    return [Sentence("BROKEN LAW", f"Counted payload DIFFERS from its prediction: {'; '.join(said)}.")]
 
 
 def _speed(material: Material) -> list[Sentence]:
@@ -38,7 +50,10 @@ def _speed(material: Material) -> list[Sentence]:
     rows = largest(clean)
     if rows.empty:
         return [
-            Sentence("Throughput", "No two strategies had a core for every rank: wall-clock times rank nothing here.")
+            Sentence(
+                "Throughput",
+                "No two strategies had a core for every rank to themselves: wall-clock times rank nothing.",
+            )
         ]
     ends = Ends("samples_per_s", "max", "fastest", "slowest", " samples/s")
     count = int(rows["replicas"].iloc[0])
@@ -65,30 +80,31 @@ def _arrival(material: Material) -> list[Sentence]:
     if rows.empty:
         return []
     name = names(material)
-    target = material.target(str(rows["workload"].iloc[0]))
-    unit = f" {target['unit']}" if target.get("unit") else ""
-    goal = f"{target['target']:g}{unit} {target['metric']}"
+    aim = goal(material.target(str(rows["workload"].iloc[0])))
     missed = rows["samples_to_target"].map(lambda s: math.isinf(s.center))
     arrived = rows[~missed]
     ends = Ends("samples_to_target", "min", "needed least", "needed most", " samples")
     said = []
     if len(arrived) > 1:
-        said.append(f"With {words.workers(int(rows['replicas'].iloc[0]))}, to {goal}: {versus(arrived, ends, name)}")
+        said.append(f"With {words.workers(int(rows['replicas'].iloc[0]))}, to {aim}: {versus(arrived, ends, name)}")
     elif len(arrived) == 1:
         only = arrived.iloc[0]
         said.append(
-            f"Only {name(only['series'])} reached {goal}, after {words.quantity(only['samples_to_target'])} samples"
+            f"Only {name(only['series'])} reached {aim}, after {words.quantity(only['samples_to_target'])} samples"
         )
-    for row in rows[missed].to_dict("records"):
-        summary: Summary = row["samples_to_target"]
-        said.append(f"{name(row['series'])} missed {goal}: {words.quantity(summary)}")
+    late = [(name(row["series"]), row["samples_to_target"]) for row in rows[missed].to_dict("records")]
+    if len(late) > MANY:
+        said.append(f"missed {aim} in half of their runs or more: {listed([who for who, _ in late])}")
+    else:
+        said += [f"{who} missed {aim}: {words.quantity(summary)}" for who, summary in late]
     return [Sentence("Convergence", f"{'; '.join(said)} ({number_of_launches(rows)}).")]
 
 
 def _same_training(material: Material) -> list[Sentence]:
     """Whether the synchronous forms trained alike, seed by seed."""
     rows = _plain(material.names)
-    rows = rows[rows["strategy"].str.startswith("synchronous/") & (rows["replicas"] > 1)]
+    whole = rows["strategy"].str.fullmatch("synchronous/[^/]+")  # compressed ones train otherwise
+    rows = rows[whole & (rows["replicas"] > 1)]
     said = []
     for count, group in rows.groupby("replicas"):
         gap = convergence.largest_gap(material.curves, list(group["cell_id"]))
@@ -108,13 +124,11 @@ def _bytes(material: Material) -> list[Sentence]:
         return []
     name = names(material)
     amount = rows["payload_bytes_per_sample"].map(lambda s: s.center)
-    least, most = (
-        listed([name(s) for s in rows.loc[amount == end, "series"]]) for end in (amount.min(), amount.max())
-    )
+    least, most = (listed([name(s) for s in rows.loc[amount == end, "series"]]) for end in (amount.min(), amount.max()))
     text = f"With {words.workers(int(rows['replicas'].iloc[0]))}, per sample: {words.si(amount.min())} ({least})"
     if amount.max() > amount.min():
         text += f", up to {words.si(amount.max())} ({most})"
-    counted = table[table["law"] != ""]
+    counted = material.traffic[material.traffic["law"] != ""]
     broken = [name(s) for s in dict.fromkeys(counted.loc[counted["law"] == "broken", "series"])]
     law = (
         f"payload DIFFERS from its prediction for {listed(broken)}"

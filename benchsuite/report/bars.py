@@ -26,7 +26,8 @@ def traffic(spec: FigureSpec, material: Material) -> list[Drawing]:
     places, headings = _rows(table)
     height = 0.155 * (max(places) + 1.6)
     legend = [(INK, "black tick: predicted"), ("#6b7280", "dark: payload"), ("#c9ccd1", "light: wire")]
-    margins = Margins(left=0.92, right=0.24, top=0.24)
+    labels = [words.short(series) for series in table["series"]]
+    margins = Margins(left=max(0.92, 0.056 * max(map(len, labels)) + 0.1), right=0.24, top=0.24)
     layout = grid([height], 2, width=WIDE_IN, legend=legend, margins=margins)
     total, port = layout.axes[0]
     for place, row in zip(places, table.to_dict("records"), strict=True):
@@ -35,7 +36,7 @@ def traffic(spec: FigureSpec, material: Material) -> list[Drawing]:
         _bar(port, place, row["busiest_port_bytes_per_step"], color, 0.6)
     for ax, title in ((total, "bytes per step, all ranks"), (port, "bytes per step through the busiest port")):
         ax.set_title(title, loc="left")
-        ax.set_yticks(places, [words.short(series) for series in table["series"]])
+        ax.set_yticks(places, labels)
         for place, heading in headings:
             ax.text(
                 -0.01, place, heading, transform=ax.get_yaxis_transform(), ha="right", va="center", fontweight="bold"

@@ -39,6 +39,7 @@ class Drawing:
     whole: Box  # without the legend strip
     panels: list[Box] = field(default_factory=list)
     alt: str = ""
+    labels: Box | None = None  # names of rows, which stand left of every panel where the picture is cut
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Grid:
     whole: Box
     columns: list[Box]
     cells: list[list[Box]]
+    labels: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,18 @@ class Margins:
 
 
 def grid(
-    rows: Sequence[float], columns: int, *, width: float, legend: Sequence[Entry], margins: Margins | None = None
+    rows: Sequence[float],
+    columns: int,
+    *,
+    width: float,
+    legend: Sequence[Entry],
+    margins: Margins | None = None,
+    labels: float = 0.0,
 ) -> Grid:
     """A figure `width` inches wide with axes of the given heights (inches) in `columns` equal columns.
 
-    `legend`: what `Drawing.legend` will hold; the strip on top is made high enough for it.
+    `legend`: what `Drawing.legend` will hold; the strip on top is made high enough for it. `labels`: inches on the left
+    for what belongs to all columns.
     """
     m = margins or Margins()
     strip = LEGEND_ROW_IN * _legend_rows(legend, width)[0] + 0.06
@@ -76,22 +85,23 @@ def grid(
     height = strip + sum(row + m.top + under for row, under in zip(rows, below, strict=True))
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    cell_width = width / columns
+    cell_width = (width - labels) / columns
     axes, cells = [], []
     top = strip
     for row, under in zip(rows, below, strict=True):
         line, boxes = [], []
         for column in range(columns):
-            left = column * cell_width + m.left
+            left = labels + column * cell_width + m.left
             bottom = height - (top + m.top + row)
             size = (cell_width - m.left - m.right) / width, row / height
             line.append(figure.add_axes((left / width, bottom / height, *size)))
-            boxes.append(_box(column * cell_width, top, cell_width, m.top + row + under))
+            boxes.append(_box(labels + column * cell_width, top, cell_width, m.top + row + under))
         axes.append(line)
         cells.append(boxes)
         top += m.top + row + under
-    column_boxes = [_box(c * cell_width, strip, cell_width, height - strip) for c in range(columns)]
-    return Grid(figure, axes, _box(0, strip, width, height - strip), column_boxes, cells)
+    column_boxes = [_box(labels + c * cell_width, strip, cell_width, height - strip) for c in range(columns)]
+    beside = _box(0, strip, labels, height - strip) if labels else None
+    return Grid(figure, axes, _box(0, strip, width, height - strip), column_boxes, cells, beside)
 
 
 def _legend_rows(entries: Sequence[Entry], width: float) -> tuple[int, int]:

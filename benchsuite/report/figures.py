@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from benchsuite.analysis.convergence import band
 from benchsuite.analysis.scaling import runs_of_line
 from benchsuite.analysis.statistics import Summary
-from benchsuite.report import bars, virtual, words
+from benchsuite.report import arrivals, bars, pareto, virtual, words
 from benchsuite.report.canvas import Drawing, Margins, grid
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
@@ -42,6 +42,10 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         "traffic": bars.traffic,
         "staleness": bars.staleness,
         "rank_split": bars.rank_split,
+        "to_target": arrivals.to_target,
+        "virtual_to_target": arrivals.to_target,
+        "virtual_pareto": pareto.pareto,
+        "virtual_tuning": arrivals.tuning,
         "virtual_scaling": virtual.scaling,
         "two_worlds": virtual.two_worlds,
     }
@@ -187,10 +191,15 @@ def _spread(counts: Sequence[int]) -> list[int]:
 
 
 def throughput(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Samples per second and CPU time per sample against workers; a flagged point is hollow and joined to nothing."""
+    """Samples per second and CPU time per sample against workers; a flagged point is hollow and joined to nothing.
+
+    Of one number of workers: a row per strategy.
+    """
     table = material.of(material.scaling, spec)
     if table.empty:
         return []
+    if table["replicas"].nunique() == 1:
+        return [arrivals.rates(spec, table.sort_values("order", kind="stable"), material)]
     counts = sorted(set(table["replicas"]))
     series = list(dict.fromkeys(table["series"]))
     legend = [material.looks[name] for name in series]

@@ -20,27 +20,18 @@ import matplotlib
 import pandas as pd
 from markupsafe import Markup
 
+from benchsuite.analysis.arrival import base
 from benchsuite.analysis.select import Selection, select
 from benchsuite.cell import Cell
 from benchsuite.plan import Plan
 from benchsuite.record import Run
-from benchsuite.report import canvas, figures, limits, manifest, spec, style, tables, words
+from benchsuite.report import canvas, figures, legend, limits, manifest, printed, spec, style, tables, words
 from benchsuite.report.answer import answer
 from benchsuite.report.canvas import Drawing
 from benchsuite.report.material import Material
-from benchsuite.report.style import Look
 from benchsuite.store import Store
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-_SHAPES = {
-    "o": '<circle cx="15" cy="6" r="3.2"/>',
-    "s": '<rect x="12" y="3" width="6" height="6"/>',
-    "D": '<path d="M15 2 19 6 15 10 11 6Z"/>',
-    "^": '<path d="M15 2 19 9.5 11 9.5Z"/>',
-    "v": '<path d="M15 10 19 2.5 11 2.5Z"/>',
-    "<": '<path d="M11 6 18 2 18 10Z"/>',
-    ">": '<path d="M19 6 12 2 12 10Z"/>',
-}
 
 
 @dataclass
@@ -116,7 +107,7 @@ def _sections(specs: Sequence[spec.FigureSpec], material: Material, out_dir: Pat
                 section.nothing = "No cell of this plan belongs here."
             elif entry.kind in ("table", "virtual_table"):
                 section.table = tables.build(entry, material)
-                tables.save(section.table, out_dir / "tables")
+                printed.save(section.table, out_dir / "tables")
             elif material.selection.runs:
                 for drawing in figures.draw(entry, material):
                     number += 1
@@ -134,11 +125,19 @@ def _placed(drawing: Drawing, out_dir: Path, *, number: int, epoch: int) -> dict
         "name": drawing.name,
         "svg": Markup(canvas.inline(svg, f"f{number}-")),  # our own matplotlib output, text in it is escaped
         "whole": _view(drawing.whole),
-        "panels": [{"view": _view(box), "width": _phone_width(box)} for box in drawing.panels],
+        "panels": [_panel(box, drawing.labels) for box in drawing.panels],
         "alt": drawing.alt,
         "caption": f"Figure {number}. {drawing.caption}",
-        "legend": [_legend(entry) for entry in shown],
+        "legend": [legend.entry(each) for each in shown],
     }
+
+
+def _panel(box: canvas.Box, labels: canvas.Box | None) -> dict[str, Any]:
+    """One panel for a phone; the names of its rows, which the whole picture has once, are cut out beside it."""
+    if labels is None:
+        return {"parts": [{"view": _view(box), "share": 1}], "width": _phone_width(box)}
+    parts = [{"view": _view(part), "share": part[2]} for part in (labels, box)]
+    return {"parts": parts, "width": round((labels[2] + box[2]) * 1.55)}
 
 
 def _view(box: canvas.Box) -> str:
@@ -149,21 +148,6 @@ def _phone_width(box: canvas.Box) -> int:
     """CSS pixels of a panel on a phone: two narrow ones side by side, else one, its text at about 10 px or more."""
     width = box[2]
     return round(width * (1.34 if width <= 130 else 1.95))
-
-
-def _legend(entry: canvas.Entry) -> dict[str, Any]:
-    if not isinstance(entry, Look):
-        color, label = entry
-        return {"label": label, "swatch": _swatch(f'<rect width="12" height="12" fill="{color}"/>', width=12)}
-    dash = f' stroke-dasharray="{" ".join(f"{d * 1.5:g}" for d in entry.dash)}"' if entry.dash else ""
-    line = f'<path d="M0 6H30" stroke="{entry.color}" stroke-width="1.8"{dash}/>'
-    shape = _SHAPES.get(entry.marker, _SHAPES["o"])
-    mark = f'<g fill="{entry.color}" stroke="#fff" stroke-width="0.6">{shape}</g>'
-    return {"label": entry.label, "swatch": _swatch(line + mark)}
-
-
-def _swatch(body: str, *, width: int = 30) -> Markup:
-    return Markup(f'<svg width="{width}" height="12" viewBox="0 0 {width} 12" aria-hidden="true">{body}</svg>')
 
 
 def _html(plan: Plan, material: Material, sections: Sequence[Section], *, drawn: Collection[str]) -> str:
@@ -217,7 +201,8 @@ def _trained(names: pd.DataFrame) -> str:
     shown = ", ".join(counts) if len(counts) <= 6 else f"{counts[0]} to {counts[-1]}"
     budgets = sorted({budget for budget in names["budget_samples"] if budget})
     budget = f", {budgets[0]:,} samples each" if len(budgets) == 1 else ""
-    strategies = words.count_of(names["series"].nunique(), "strategy").replace("strategys", "strategies")
+    series = {base(str(one), str(tuning)) for one, tuning in zip(names["series"], names["tuning"], strict=True)}
+    strategies = words.count_of(len(series), "strategy").replace("strategys", "strategies")
     return f"{' and '.join(dict.fromkeys(names['workload']))} under {strategies} by {shown} workers{budget}"
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from benchsuite.report import words
 from benchsuite.report.material import Material
+
+MANY = 4  # names in a sentence
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,22 @@ def largest(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["replicas"] == several.index.max()] if len(several) else table.iloc[:0]
 
 
-def names(material: Material) -> Callable[[str], str]:
-    """Series -> how a sentence calls it: without its topology where its sync has no other one in this plan."""
-    series = list(dict.fromkeys(material.names["series"]))
+def names(material: Material, *, short: bool = False) -> Callable[[str], str]:
+    """Series -> how a sentence calls it, or (short) a row of a figure.
+
+    Without topology and compression where this plan has its sync with one of them only; with hosts where several.
+    """
+    hosts_of = {cell.id: cell.hosts for cell in material.cells}
+    hosts = {str(row["series"]): hosts_of[row["cell_id"]] for row in material.names.to_dict("records")}
+    strategies = {str(one).partition(" ")[0] for one in material.names["series"]}
+    syncs = Counter(one.partition("/")[0] for one in strategies)
 
     def name(one: str) -> str:
-        sync = one.partition("/")[0]
-        alone = sum(other.partition("/")[0] == sync for other in series) == 1 and sync != "ddp"
-        return sync.replace("_", " ") if alone else words.label(one).replace(", ", " ")
+        strategy, _, variant = one.partition(" ")
+        sync = strategy.partition("/")[0]
+        called = f"{sync if syncs[sync] == 1 and sync != 'ddp' else strategy} {variant}".strip()
+        said = words.short(called) if short else words.label(called).replace(", ", " ")
+        return f"{said}, {hosts[one]} hosts" if hosts.get(one, 1) > 1 else said
 
     return name
 
@@ -60,13 +72,24 @@ def versus(rows: pd.DataFrame, ends: Ends, name: Callable[[str], str]) -> str:
     if not apart:
         return f"no difference seen between {best_name}, {high}, and {worst_name}, {low} (the ranges touch)"
     ties = [n for n, v in pairs[1:-1] if (v.high >= best.low if ends.better == "max" else v.low <= best.high)]
-    close = f" (in its range: {listed(ties)})" if ties else ""
+    close = f" (in its range: {few(ties)})" if ties else ""
     return f"{best_name} {ends.best}, {high}{close}; {worst_name} {ends.worst}, {low}"
 
 
 def listed(names: list[str]) -> str:
     """`a, b and c`."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def few(names: list[str]) -> str:
+    """`listed`, or how many there are where a reader would not finish the list."""
+    return listed(names) if len(names) <= MANY else f"{len(names)} others"
+
+
+def goal(target: Mapping[str, Any], key: str = "target") -> str:
+    """`97.5 % test accuracy`."""
+    unit = f" {target['unit']}" if target.get("unit") else ""
+    return f"{target[key]:g}{unit} {target['metric']}"
 
 
 def number_of_launches(rows: pd.DataFrame) -> str:

@@ -4,11 +4,13 @@
 kind = "metric_against"                 # one of KINDS
 title = "Does it train?"                # heading on the page, default: the kind's own
 name = "curves"                         # file name under figures/ or tables/, default: the kind
-x = ["samples", "seconds", "bytes"]     # metric_against only: one figure each
-y = ["loss", "metric"]                  # metric_against only: one row of panels each
+x = ["samples", "seconds", "bytes"]     # metric_against: one figure each; to_target, virtual_to_target: a column each
+y = ["loss", "metric"]                  # metric_against: a row of panels each; virtual_tuning: one of x
+goal = "target"                         # to_target, virtual_to_target, _pareto, _tuning: easy | target | hard
 columns = ["samples_per_s"]             # tables, default all; virtual_scaling: spread | link, panels side by side
 rows = ["link"]                         # virtual_scaling only: panels below each other
 where = { straggler = false, replicas = [1, 2, 4], topology = "ring" }   # cells that are drawn, default all
+                                        # straggler: true, false, or factors of the slowest worker (1 = nobody slowed)
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from benchsuite import plugins
 from benchsuite.cell import Cell
 from benchsuite.errors import UsageError
 
+_TO_TARGET = {"x": ("seconds", "samples", "bytes"), "goal": ("target", "easy", "hard")}
 # kind -> (title, keys of its own with their values)
 KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyType({
     "metric_against": (
@@ -32,6 +35,12 @@ KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyTyp
     "traffic": ("How many bytes?", {}),
     "staleness": ("How stale are the gradients?", {}),
     "rank_split": ("Where does each rank's time go?", {}),
+    "to_target": ("What does the target take?", _TO_TARGET),
+    "virtual_to_target": ("What does the target take in virtual time?", _TO_TARGET),
+    "virtual_pareto": ("Which strategy is beaten by no other?", {"goal": _TO_TARGET["goal"]}),
+    "virtual_tuning": (
+        "What does a learning rate of its own change?", {"y": _TO_TARGET["x"], "goal": _TO_TARGET["goal"]},
+    ),
     "virtual_scaling": (
         "And with more workers? In virtual time",
         {
@@ -44,14 +53,15 @@ KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyTyp
         "All numbers",
         {"columns": (
             "samples_per_s", "cpu_ms_per_sample", "final_metric", "samples_to_target", "seconds_to_target",
-            "bytes_to_target", "bytes_per_sample", "bytes_per_step", "wire_ratio", "staleness", "notes",
+            "bytes_to_target", "bytes_per_sample", "bytes_per_step", "wire_ratio", "payload_minus_predicted",
+            "staleness", "notes",
         )},
     ),
     "virtual_table": (
         "All numbers in virtual time",
         {"columns": (
             "virtual_samples_per_s", "waiting", "staleness", "final_metric", "samples_to_target",
-            "virtual_seconds_to_target", "bytes_to_target", "bytes_per_sample", "notes",
+            "virtual_seconds_to_target", "bytes_to_target", "bytes_per_sample", "payload_minus_predicted", "notes",
         )},
     ),
 })  # fmt: skip
@@ -79,9 +89,11 @@ class FigureSpec:
         """Whether the entry's filter lets this cell in."""
         for key, allowed in self.where.items():
             if key == "straggler":
-                value: Any = bool(cell.straggler)
-            elif key == "servers":
-                value = cell.num_servers
+                if not any(_slowed(cell, wanted) for wanted in allowed):
+                    return False
+                continue
+            if key == "servers":
+                value: Any = cell.num_servers
             elif key == "compute_time":
                 value = (cell.compute_time or {}).get("kind", "")
             else:
@@ -92,13 +104,21 @@ class FigureSpec:
         return True
 
 
+def _slowed(cell: Cell, wanted: Any) -> bool:
+    if isinstance(wanted, bool):
+        return bool(cell.straggler) == wanted
+    return bool(max(cell.straggler.values(), default=1.0) == wanted)
+
+
 def parse(entries: Iterable[Mapping[str, Any]], cells: Iterable[Cell] = ()) -> list[FigureSpec]:
-    """Checked entries with unique names; none at all means one of each kind that draws the clocks of `cells`.
+    """Checked entries with unique names; none at all means one of each kind that has something to draw of `cells`.
 
     UsageError for an unknown kind, key or value (the nearest known one first).
     """
-    clocks = {cell.clock for cell in cells} or {"wall"}
-    listed = list(entries) or [{"kind": kind} for kind in KINDS if CLOCKS[kind] <= clocks]
+    known = list(cells)
+    clocks = {cell.clock for cell in known} or {"wall"}
+    left_out = set() if any(cell.tuning == "per_strategy" for cell in known) else {"virtual_tuning"}
+    listed = list(entries) or [{"kind": kind} for kind in KINDS if CLOCKS[kind] <= clocks and kind not in left_out]
     specs: list[FigureSpec] = []
     for entry in listed:
         spec = _parse_one(entry)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,13 @@ _FIXED = {
     "asynchronous/parameter_server": (3, 3, 0),
     "ddp/native": (7, 4, 2),
 }
+# Colours of syncs, for figures that tell only these apart, and of their series where _FIXED has none.
+_FAMILIES = {
+    "synchronous": PALETTE[0], "asynchronous": PALETTE[3], "k_sync": PALETTE[1], "stale_synchronous": PALETTE[4],
+    "local_sgd": PALETTE[5], "ddp": PALETTE[7], "diloco": "#882255", "gossip": "#332288", "delayed": "#7d7d1f",
+    "elastic_averaging": "#56220f", "hogwild": "#22272e",
+}  # fmt: skip
+_FREE = tuple(PALETTE[index] for index in (1, 4, 5, 8, 6))
 # Parts of a rank's time: colour and label. Apart from the strategies' colours; ordered from work to waiting.
 PARTS = {
     "compute": ("#35506b", "forward + backward"),
@@ -44,25 +53,63 @@ class Look:
     marker: str
     dash: tuple[float, ...]
     label: str
+    joined: bool = True  # whether a line joins its marks
 
     @property
     def line(self) -> Any:
         """matplotlib's `linestyle`."""
+        if not self.joined:
+            return "none"
         return (0, self.dash) if self.dash else "-"
 
 
 def looks(series: Iterable[str]) -> dict[str, Look]:
-    """Series name -> look. Known strategies keep theirs; new ones get free colours in alphabetical order."""
-    names = sorted(set(series))
-    given: dict[str, tuple[int, int, int]] = {name: _FIXED[name] for name in names if name in _FIXED}
-    used = {color for color, _, _ in _FIXED.values()}
-    free = [index for index in (1, 4, 5, 8, 6) if index not in used] or [0]
-    for position, name in enumerate(name for name in names if name not in given):
-        given[name] = (free[position % len(free)], (5 + position) % len(MARKERS), position % len(DASHES))
+    """Series name -> look. Known strategies keep theirs, known syncs their colour; new ones get free colours in order.
+
+    A tuned series looks like the one that it was tuned from, with other dashes.
+    """
+    given: dict[str, tuple[str, int, int]] = {}
+    free = itertools.cycle(_FREE)
+    used: Counter[str] = Counter()
+    for name in sorted(set(series)):
+        plain, sync = name.removesuffix(" tuned"), name.partition("/")[0]
+        if plain in _FIXED:
+            color, marker, dash = _FIXED[plain]
+            given[name] = (PALETTE[color], marker, dash)
+        elif plain in given:
+            given[name] = given[plain]
+        elif sync in _FAMILIES and sync != "synchronous":
+            place = list(_FAMILIES).index(sync) + 3 * used[sync]
+            given[name] = (_FAMILIES[sync], place, place)
+        else:
+            place = 5 + used[sync]
+            given[name] = (next(free), place, used[sync])
+        used[sync] += 1
+        if plain != name:
+            color_of, marker, dash = given[name]
+            given[name] = (color_of, marker, dash + 1)
     return {
-        name: Look(PALETTE[color], MARKERS[marker], DASHES[dash], words.label(name))
+        name: Look(color, MARKERS[marker % len(MARKERS)], DASHES[dash % len(DASHES)], words.label(name))
         for name, (color, marker, dash) in given.items()
     }
+
+
+def families(syncs: Iterable[str]) -> dict[str, Look]:
+    """Sync -> how its points look, the same in every plan; unknown ones get free colours."""
+    known = list(_FAMILIES)
+    free = itertools.cycle(_FREE)
+    found = {}
+    for sync in dict.fromkeys(syncs):
+        place = known.index(sync) if sync in known else len(known)
+        color = _FAMILIES[sync] if sync in known else next(free)
+        found[sync] = Look(color, MARKERS[place % len(MARKERS)], SOLID, words.label(sync), joined=False)
+    return found
+
+
+def levels(labels: Sequence[str]) -> list[Look]:
+    """Looks of what is ordered (1, 2, 4 times slower), from light to dark; no strategy has these colours."""
+    colors = sns.color_palette("flare", max(len(labels), 2)).as_hex()
+    return [Look(colors[i], MARKERS[i % len(MARKERS)], SOLID, label) for i, label in enumerate(labels)]
 
 
 def theme() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The table with n and ranges: one row per cell of the plan, also for cells without a run, as HTML, TeX, csv, Markdown.
+"""The table with n and ranges: one row per cell of the plan, also for cells without a run. As files: `printed`.
 
 Best values, and those whose interval touches the best one's, are bold within one number of workers; a flagged row takes
 no part where the wall clock decides.
@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -81,6 +80,8 @@ COLUMNS: Mapping[str, Column] = {
         Column("bytes_per_step", "bytes per step", "payload of all ranks over steps; over updates where "
                                                    "asynchronous", si=True),
         Column("wire_ratio", "wire ratio", "bytes the kernel counted on the interface over payload + control bytes"),
+        Column("payload_minus_predicted", "payload − predicted",
+               "bytes counted over the whole run minus those predicted: 0, or a law is broken; empty where derived"),
         Column("staleness", "staleness", "mean over updates: version at the update minus version of the gradient"),
         Column("virtual_samples_per_s", "samples per virtual s",
                "samples over virtual seconds after the warm-up, summed over workers", better="max"),
@@ -90,7 +91,10 @@ COLUMNS: Mapping[str, Column] = {
     )
 }  # fmt: skip
 # of virtual rows: column of the names -> heading, meaning
-WORLDS = {"spread": ("compute times", "how long gradients take"), "link": ("link", "rate and latency")}
+WORLDS = {
+    "straggler": ("straggler", "who is slowed, how many times"), "spread": ("compute times", "how long gradients take"),
+    "link": ("link", "rate and latency"),
+}  # fmt: skip
 _SOURCES = {
     "cpu_ms_per_sample": "cpu_s_per_sample", "seconds_to_target": "time_to_target_s", "staleness": "staleness_mean",
     "bytes_per_sample": "payload_bytes_per_sample", "bytes_per_step": "payload_bytes_per_step",
@@ -110,17 +114,24 @@ def build(spec: FigureSpec, material: Material) -> Table:
     several = names["workload"].nunique() > 1
     records = [(name, facts.get(name["cell_id"], {})) for name in names.to_dict("records")]
     worlds = [key for key in WORLDS if virtual and names[key].nunique() > 1]
-    same = [f"{WORLDS[key][0]}: {names[key].iloc[0]}" for key in WORLDS if virtual and names[key].nunique() == 1]
+    same = [
+        f"{WORLDS[key][0]}: {names[key].iloc[0]}" for key in WORLDS
+        if virtual and names[key].nunique() == 1 and names[key].iloc[0]
+    ]  # fmt: skip
+    sizes = names["replicas"].nunique() != 1
+    if not sizes:
+        same.append(words.workers(int(names["replicas"].iloc[0])))
     bold = {column.key: _best(column, records) for column in columns}
     rows = []
     groups = [_group(name) for name, _ in records]
     breaks = [index > 0 and groups[index] != groups[index - 1] for index in range(len(groups))]
     for name, fact in records:
         row = [Value(name["workload"])] if several else []
-        label = words.label(name["series"]) + (f" ({name['straggler']} slower)" if name["straggler"] else "")
-        label += f" ({name['by_size']})" if name["by_size"] else ""
-        row += [Value(label), *(Value(name[key]) for key in worlds)]
-        row += [Value(str(name["replicas"]), sort=float(name["replicas"])), _count(name["cell_id"], material)]
+        slowed = f" ({name['straggler']} slower)" if name["straggler"] and "straggler" not in worlds else ""
+        label = words.label(name["series"]) + slowed + (f" ({name['by_size']})" if name["by_size"] else "")
+        row += [Value(label), *(Value(name[key] or words.EMPTY) for key in worlds)]
+        row += [Value(str(name["replicas"]), sort=float(name["replicas"]))] if sizes else []
+        row.append(_count(name["cell_id"], material))
         for column in columns:
             summary = fact.get(column.key, _NONE)
             row.append(_value(column, summary, fact.get("n", 0), bold=name["cell_id"] in bold[column.key]))
@@ -129,7 +140,8 @@ def build(spec: FigureSpec, material: Material) -> Table:
         rows.append(row)
     headings = [("workload", "what is trained")] if several else []
     headings += [("strategy", "sync, topology"), *(WORLDS[key] for key in worlds)]
-    headings += [("workers", "ranks that compute gradients"), ("n", "seeds" if virtual else "fresh launches")]
+    headings += [("workers", "ranks that compute gradients")] if sizes else []
+    headings.append(("n", "seeds" if virtual else "fresh launches"))
     metrics = {str(material.target(workload).get("metric", "final metric")) for workload in names["workload"]}
     final = metrics.pop() if len(metrics) == 1 else "final metric"
     headings += [(final if column.key == "final_metric" else column.heading, column.meaning) for column in columns]
@@ -165,6 +177,7 @@ def _facts(material: Material) -> dict[str, dict[str, Any]]:
     return {
         str(cell_id): {key: row[_SOURCES.get(key, key)] for key in COLUMNS if _SOURCES.get(key, key) in table}
         | {"oversubscribed": row["oversubscribed"], "num_contended": row["num_contended"], "n": row["n"]}
+        | {"law": row["law"]}
         for cell_id, row in table.iterrows()
     }
 
@@ -172,9 +185,10 @@ def _facts(material: Material) -> dict[str, dict[str, Any]]:
 def _virtual_facts(material: Material) -> dict[str, dict[str, Any]]:
     """The same for the virtual clock, whose runs are never crowded."""
     table = material.virtual.set_index("cell_id")
+    table = table.join(material.in_virtual_time.traffic.set_index("cell_id")[["payload_minus_predicted", "law"]])
     return {
         str(cell_id): {key: row[key] for key in COLUMNS if key in table}
-        | {"oversubscribed": False, "num_contended": 0, "n": row["n"]}
+        | {"oversubscribed": False, "num_contended": 0, "n": row["n"], "law": row["law"]}
         for cell_id, row in table.iterrows()
     }
 
@@ -227,7 +241,7 @@ def _count(cell_id: str, material: Material) -> Value:
 
 
 def _notes(cell_id: str, fact: Mapping[str, Any], material: Material) -> str:
-    notes = []
+    notes = ["PAYLOAD DIFFERS FROM PREDICTION"] if fact.get("law") == "broken" else []
     if fact.get("oversubscribed"):
         notes.append("oversubscribed")
     if fact.get("num_contended"):
@@ -264,39 +278,3 @@ def _numbers(records: list[tuple[Any, dict[str, Any]]], columns: list[Column]) -
             row |= {f"{column.key}_spread": summary.kind, f"{column.key}_misses": summary.misses}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def save(table: Table, folder: Path) -> None:
-    """Writes name.tex (booktabs), .csv (numbers) and .md (as printed) under `folder`."""
-    (folder / f"{table.name}.csv").write_text(table.numbers.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-    (folder / f"{table.name}.md").write_text(markdown(table), encoding="utf-8")
-    (folder / f"{table.name}.tex").write_text(latex(table), encoding="utf-8")
-
-
-def markdown(table: Table) -> str:
-    """A GitHub table, best values in bold, the caption below."""
-    lines = ["| " + " | ".join(heading for heading, _ in table.headings) + " |"]
-    lines.append("|" + "---|" * len(table.headings))
-    for row in table.rows:
-        cells = [f"**{value.plain}**" if value.bold else value.plain for value in row]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + f"\n\n{table.caption}\n"
-
-
-def latex(table: Table) -> str:
-    """booktabs by `Styler.to_latex(hrules=True)`; needs only the booktabs package."""
-    frame = pd.DataFrame([[value.plain for value in row] for row in table.rows])
-    bold = pd.DataFrame([["font-weight: bold" if value.bold else "" for value in row] for row in table.rows])
-    styler = frame.style.format(escape="latex").apply(lambda _: bold, axis=None).hide(axis="index")
-    styler = styler.relabel_index([_escaped(heading) for heading, _ in table.headings], axis="columns")
-    text: str = styler.to_latex(
-        hrules=True,
-        convert_css=True,
-        column_format="l" + "r" * (len(table.headings) - 2) + "l",
-        caption=_escaped(table.caption),
-    )
-    return text.replace("–", "--").replace("≥", r"$\geq$").replace("≤", r"$\leq$")
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\{c}" if c in "%&#_$" else c for c in text)

@@ -11,7 +11,8 @@ import pandas as pd
 from benchsuite.analysis.statistics import Summary
 from benchsuite.report import words
 from benchsuite.report.material import Material
-from benchsuite.report.sentences import Ends, Sentence, listed, names, number_of_launches, versus
+from benchsuite.report.sentences import Ends, Sentence, goal, listed, names, number_of_launches, versus
+from benchsuite.report.straggler_answer import slowed_worlds
 
 Name = Callable[[str], str]
 
@@ -21,7 +22,7 @@ def answer(material: Material) -> list[Sentence]:
     if not material.in_virtual_time.runs:
         return []
     name = names(material.in_virtual_time)
-    return [*_waiting(material, name), *_arrival(material, name)]
+    return [*_waiting(material, name), *_arrival(material, name), *_payload(material)]
 
 
 def _waiting(material: Material, name: Name) -> list[Sentence]:
@@ -51,6 +52,8 @@ def _arrival(material: Material, name: Name) -> list[Sentence]:
     """Who reaches the target first in virtual seconds: how often over all worlds, and the widest margin."""
     table = material.virtual
     table = table[(table["virtual_seconds_to_target"].map(lambda s: s.n) > 0) & (table["straggler"] == "")]
+    told = [world["workload"].iloc[0] for world in slowed_worlds(material.in_virtual_time)]
+    table = table[(table["tuning"] == "same") & ~table["workload"].isin(told)]
     sentences = []
     for workload, part in table.groupby("workload", sort=False):
         several = part.groupby("replicas")["series"].nunique()
@@ -58,11 +61,9 @@ def _arrival(material: Material, name: Name) -> list[Sentence]:
         if several.empty:
             continue
         rows = part[part["replicas"] == several.index.max()]
-        target = material.in_virtual_time.target(str(workload))
-        unit = f" {target['unit']}" if target.get("unit") else ""
-        goal = f"{target['target']:g}{unit} {target['metric']}"
+        aim = goal(material.in_virtual_time.target(str(workload)))
         worlds = [group for _, group in rows.groupby(["spread", "link"], sort=False)]
-        text = f"{workload}, {words.workers(int(rows['replicas'].iloc[0]))}, to {goal} in virtual seconds: "
+        text = f"{workload}, {words.workers(int(rows['replicas'].iloc[0]))}, to {aim} in virtual seconds: "
         arrived = rows[rows["virtual_seconds_to_target"].map(lambda s: math.isfinite(s.center))]
         if len(worlds) == 1 and len(arrived) > 1:
             ends = Ends("virtual_seconds_to_target", "min", "first", "last", " virtual s")
@@ -71,6 +72,16 @@ def _arrival(material: Material, name: Name) -> list[Sentence]:
             text += f"{_firsts(worlds, name)}{_margin(worlds, name)}{_missed(rows, name)}"
         sentences.append(Sentence("Time to target", f"{text} ({number_of_launches(rows)})."))
     return sentences
+
+
+def _payload(material: Material) -> list[Sentence]:
+    """Bytes counted under the virtual clock against their prediction; a broken law is said on top of the page."""
+    table = material.in_virtual_time.traffic
+    counted = table[table["law"] == "holds"]
+    if counted.empty or (table["law"] == "broken").any():
+        return []
+    runs = words.count_of(int(counted["num_counted"].sum()), "counted run")
+    return [Sentence("Bytes, virtual", f"In {runs} of the virtual clock payload equals its prediction exactly.")]
 
 
 def _firsts(worlds: list[pd.DataFrame], name: Name) -> str:

@@ -10,8 +10,16 @@ _WORDS = {
     "native": "native all-reduce",
     "parameter_server": "parameter server",
     "ddp/native": "DistributedDataParallel",
+    "local_sgd": "local SGD",
+    "diloco": "DiLoCo",
+    "powersgd": "PowerSGD",
+    "topk": "top-k",
 }
-_SHORT = {"synchronous": "sync", "asynchronous": "async", "parameter_server": "server", "ddp/native": "DDP"}
+_SHORT = {
+    **_WORDS, "native": "native", "synchronous": "sync", "asynchronous": "async", "stale_synchronous": "stale sync",
+    "parameter_server": "server", "ddp/native": "DDP", "elastic_averaging": "elastic avg",
+    "ring_neighbours": "ring", "random_matching": "matching", "halving_doubling": "halving-doubl.",
+}  # fmt: skip
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 EMPTY = "–"
 
@@ -30,6 +38,11 @@ def _named(series: str, words: dict[str, str], separator: str) -> str:
     strategy, _, variant = series.partition(" ")
     named = words.get(strategy) or separator.join(words.get(p, p.replace("_", " ")) for p in strategy.split("/"))
     return f"{named} ({variant})" if variant else named
+
+
+def slowed(straggler: str) -> str:
+    """`worker 0: 4x` -> `worker 0: 4x slower`; nobody -> `no straggler`."""
+    return f"{straggler} slower" if straggler else "no straggler"
 
 
 def workers(count: int) -> str:
