@@ -1,7 +1,7 @@
 """What is put on the wire: `Compression`, and `Codec`, how one vector goes there.
 
 A `mean` over workers goes one of three ways: a linear compression sums what it sends on any topology (`fp16`, `bf16`,
-`powersgd`); what cannot be summed is gathered and summed after decoding, in rank order (`gathered_mean`); and a push to
+`powersgd`); what cannot be summed is gathered and summed after decoding, in rank order (`Gathered`); and a push to
 a parameter server is encoded by the worker and decoded by the server's loop, whose policy never sees the wire.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchsuite.comm import Traffic
+from benchsuite.errors import UsageError
 from benchsuite.topology import Topology
 from benchsuite.workload import Shapes
 
@@ -27,7 +28,7 @@ class Codec(Protocol):
         """(num_bytes,) uint8, the codec's own memory: it is sent before the next call. `flat` stays as it is."""
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
-        """Inverse of `encode`, up to its loss. Of any rank's wire: keeps no state."""
+        """Inverse of `encode`, up to its loss. Of any rank's wire: keeps no state, several threads may call it."""
 
 
 class Compression(Protocol):
@@ -70,13 +71,27 @@ def pieces_of(shapes: Shapes, start: int = 0, stop: int | None = None) -> list[i
     return pieces
 
 
-def gathered_mean(flat: Tensor, topology: Topology, codec: Codec) -> None:
-    """Every worker's encoded vector to everybody, decoded and added in rank order, divided once."""
-    wire = codec.encode(flat)
-    rows = topology.gather(wire)
-    one = torch.empty_like(flat)
-    flat.zero_()
-    for row in rows:
-        codec.decode(row, one)
-        flat.add_(one)
-    flat.div_(len(rows))
+class Gathered:
+    """The mean of what cannot be summed on its way: every worker's encoded vector goes to everybody, is decoded and
+    added in rank order, divided once. Keeps M of scratch: fresh memory of that size costs more than the arithmetic.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._one: Tensor | None = None
+
+    def mean(self, flat: Tensor, topology: Topology) -> None:
+        """In place."""
+        if not hasattr(topology, "gather"):
+            raise UsageError(
+                f"{type(topology).__module__} has no `gather`, which this compression needs: what it sends cannot be "
+                "summed; give the topology one, or set topology = native"
+            )
+        rows = topology.gather(self._codec.encode(flat))
+        if self._one is None:
+            self._one = torch.empty_like(flat)
+        self._codec.decode(rows[0], flat)
+        for row in rows[1:]:
+            self._codec.decode(row, self._one)
+            flat.add_(self._one)
+        flat.div_(len(rows))

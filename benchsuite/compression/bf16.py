@@ -26,10 +26,10 @@ class Compression:
     nominal_ratio = 0.5
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
-        """Keeps no state."""
+        self._half = Half(torch.bfloat16)
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        Half(torch.bfloat16).mean(flat, topology)
+        self._half.mean(flat, topology)
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
         return Half(torch.bfloat16).codec(pieces)

@@ -1,7 +1,7 @@
 """Sign with error feedback: one bit per element and a scale per tensor (Karimireddy et al. 2019, arXiv 1901.09847).
 
 e <- e + g; sent is mean|e| sign(e), per tensor (algorithm 1, scaled sign), and e keeps the rest: sum sent + residual =
-sum of gradients. Sends 4 bytes per tensor and ceil(P / 8) to everybody (native, direct), or pushes them to a server.
+sum of gradients. Sends 4 bytes per tensor and ceil(P / 8) to everybody (native), or pushes them to a server.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchsuite.comm import Traffic
-from benchsuite.compression import Codec, gathered_mean, pieces_of
+from benchsuite.compression import Gathered, pieces_of
 from benchsuite.compression.bits import pack_signs, packed_bytes, unpack_signs
 from benchsuite.topology import Topology
 from benchsuite.workload import Shapes
@@ -29,12 +29,18 @@ class Compression:
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
         self._pieces = pieces_of(shapes)
-        self._codec: Codec | None = None
+        self._gathered: Gathered | None = None
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        if self._codec is None:
+        if self._gathered is None:
             self._codec = self.codec(self._pieces, flat.dtype)
-        gathered_mean(flat, topology, self._codec)
+            self._gathered = Gathered(self._codec)
+        self._gathered.mean(flat, topology)
+
+    @property
+    def residual(self) -> Tensor | None:
+        """What has not been sent yet (P,); None before the first mean."""
+        return None if self._gathered is None else self._codec.residual
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> ScaledSigns:
         return ScaledSigns(pieces, dtype, feedback=feedback)
@@ -59,11 +65,13 @@ class ScaledSigns:
         self._scales_bytes = len(pieces) * SCALE_BYTES
         self.num_bytes = self._scales_bytes + packed_bytes(sum(pieces))
         self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)
-        self._sent = torch.empty(sum(pieces), dtype=dtype)
         self.residual = torch.zeros(sum(pieces), dtype=dtype) if feedback else None
+        self._sent = torch.empty(sum(pieces) if feedback else 0, dtype=dtype)
 
     def encode(self, flat: Tensor) -> Tensor:
         whole = flat if self.residual is None else self.residual.add_(flat)
+        if not self._pieces:
+            return self._wire
         scales = torch.stack([piece.abs().mean() for piece in whole.split(self._pieces)])
         self._wire[: self._scales_bytes].view(torch.float32).copy_(scales)
         pack_signs(whole, self._wire[self._scales_bytes :])
@@ -75,5 +83,5 @@ class ScaledSigns:
     def decode(self, wire: Tensor, out: Tensor) -> None:
         scales = wire[: self._scales_bytes].clone().view(torch.float32).tolist()  # a copy: a row may begin anywhere
         unpack_signs(wire[self._scales_bytes :], out)
-        for piece, scale in zip(out.split(self._pieces), scales, strict=True):
-            piece.mul_(scale)
+        if scales:
+            torch._foreach_mul_(out.split(self._pieces), scales)

@@ -27,10 +27,10 @@ class Compression:
     nominal_ratio = 0.5
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
-        """Keeps no state."""
+        self._half = Half(torch.float16)
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        Half(torch.float16).mean(flat, topology)
+        self._half.mean(flat, topology)
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
         return Half(torch.float16).codec(pieces)
@@ -44,6 +44,4 @@ class Compression:
     def predicted_traffic(
         self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
-        return Half(torch.float16).predicted_traffic(
-            shapes, topology, num_workers=num_workers, num_servers=num_servers
-        )
+        return Half(torch.float16).predicted_traffic(shapes, topology, num_workers=num_workers, num_servers=num_servers)

@@ -26,12 +26,14 @@ class Half:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
+        self._short: Tensor | None = None
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
         """In place."""
-        short = flat.to(self._dtype)
-        topology.mean(short)
-        flat.copy_(short)
+        if self._short is None:
+            self._short = torch.empty_like(flat, dtype=self._dtype)
+        topology.mean(self._short.copy_(flat))
+        flat.copy_(self._short)
 
     def codec(self, pieces: Sequence[int]) -> Codec:
         """Of a push."""
@@ -39,9 +41,7 @@ class Half:
 
     def predicted_traffic(self, shapes: Shapes, topology: Topology, *, num_workers: int, num_servers: int) -> Traffic:
         """Of one mean."""
-        return topology.predicted_traffic(
-            numel(shapes), HALF_BYTES, num_workers=num_workers, num_servers=num_servers
-        )
+        return topology.predicted_traffic(numel(shapes), HALF_BYTES, num_workers=num_workers, num_servers=num_servers)
 
 
 class HalfCodec:
@@ -55,4 +55,5 @@ class HalfCodec:
         return self._short.copy_(flat).view(torch.uint8)
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
-        out.copy_(wire.view(self._short.dtype))
+        aligned = wire.storage_offset() % HALF_BYTES == 0
+        out.copy_((wire if aligned else wire.clone()).view(self._short.dtype))

@@ -33,16 +33,31 @@ class Compression:
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
         self._shapes, self._seed = shapes, seed
-        self._matrices = {name: shape for name, shape in shapes.items() if saves(shape, self.rank)}
-        first, second = element_counts(shapes, self.rank)
+        self._matrices = {name: shape for name, shape in shapes.items() if self.factors(shape)}
+        first, second = self.element_counts(shapes)
         self.nominal_ratio = (first + second) / numel(shapes)
-        self._errors: Tensor | None = None  # (P,), made when the first gradient tells its dtype
+        self.residual: Tensor | None = None  # (P,), made when the first gradient tells its dtype
+
+    def factors(self, shape: torch.Size) -> bool:
+        """Whether a tensor travels as two factors: where they are smaller than the matrix."""
+        return len(shape) > 1 and self.rank * (shape[0] + columns(shape)) < shape.numel()
+
+    def element_counts(self, shapes: Shapes) -> tuple[int, int]:
+        """Elements of the two means: all P and what is sent as it is; all Q."""
+        first = second = 0
+        for shape in shapes.values():
+            if self.factors(shape):
+                r = self._r(shape)
+                first, second = first + r * shape[0], second + r * columns(shape)
+            else:
+                first += shape.numel()
+        return first, second
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        if self._errors is None:
+        if self.residual is None:
             self._make_state(flat)
-        assert self._errors is not None
-        flat.add_(self._errors)
+        assert self.residual is not None
+        flat.add_(self.residual)
         whole = views(flat, self._shapes)
         matrices = {name: whole[name].view(shape[0], -1) for name, shape in self._matrices.items()}
         p = views(self._first[: self._p_size], self._p_shapes)
@@ -57,7 +72,7 @@ class Compression:
             torch.mm(matrix.t(), p[name], out=self._q[name])
         if matrices:
             topology.mean(self._second)
-        errors = views(self._errors, self._shapes)
+        errors = views(self.residual, self._shapes)
         for name, matrix in matrices.items():
             error = errors[name].view_as(matrix)
             error.copy_(matrix)
@@ -68,8 +83,8 @@ class Compression:
             tensor.copy_(mean)  # a view of `flat`
 
     def _make_state(self, flat: Tensor) -> None:
-        self._errors = torch.zeros_like(flat)
-        first, second = element_counts(self._shapes, self.rank)
+        self.residual = torch.zeros_like(flat)
+        first, second = self.element_counts(self._shapes)
         self._first, self._second = flat.new_empty(first), flat.new_empty(second)
         self._p_shapes = {name: torch.Size([shape[0], self._r(shape)]) for name, shape in self._matrices.items()}
         q_shapes = {name: torch.Size([columns(shape), self._r(shape)]) for name, shape in self._matrices.items()}
@@ -96,30 +111,13 @@ class Compression:
     def predicted_traffic(
         self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
-        means = [count for count in element_counts(shapes, self.rank) if count]
+        means = [count for count in self.element_counts(shapes) if count]
         return Traffic.total(topology.predicted_traffic(count, itemsize, num_workers=num_workers) for count in means)
 
 
 def columns(shape: torch.Size) -> int:
     """m of a tensor seen as an n x m matrix."""
     return shape.numel() // shape[0]
-
-
-def saves(shape: torch.Size, rank: int) -> bool:
-    """Whether two factors are smaller than the matrix."""
-    return len(shape) > 1 and rank * (shape[0] + columns(shape)) < shape.numel()
-
-
-def element_counts(shapes: Shapes, rank: int) -> tuple[int, int]:
-    """Elements of the two means: all P and what is sent as it is; all Q."""
-    first = second = 0
-    for shape in shapes.values():
-        if saves(shape, rank):
-            r = min(rank, shape[0], columns(shape))
-            first, second = first + r * shape[0], second + r * columns(shape)
-        else:
-            first += shape.numel()
-    return first, second
 
 
 def orthogonalise(matrix: Tensor) -> None:

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from benchsuite.comm import Traffic
-from benchsuite.compression import Codec, gathered_mean, pieces_of
+from benchsuite.compression import Codec, Gathered, pieces_of
 from benchsuite.topology import Topology, bounds
 from benchsuite.workload import Shapes
 
 RANGE_BYTES = 8  # min and step, float32 each
+SMALLEST = torch.finfo(torch.float32).tiny  # a step below it has no reciprocal in float32
 
 
 def quantised_bytes(pieces: Sequence[int], bits: int) -> int:
-    """Of an encoded vector; every tensor begins with its range and on a byte of its own."""
-    return sum(RANGE_BYTES + -(-size * bits // 8) for size in pieces)
+    """Of an encoded vector: the ranges of all tensors, then the levels of all elements."""
+    return RANGE_BYTES * len(pieces) + -(-sum(pieces) * bits // 8)
 
 
 class Quantiser:
@@ -31,41 +32,49 @@ class Quantiser:
 
     def __init__(self, pieces: Sequence[int], bits: int) -> None:
         assert bits in (4, 8)
-        self._pieces, self._bits, self._steps = list(pieces), bits, 2**bits - 1
+        self._pieces, self._size = list(pieces), sum(pieces)
+        self._bits, self._steps = bits, 2**bits - 1
         self.num_bytes = quantised_bytes(pieces, bits)
+        self._ranges_bytes = RANGE_BYTES * len(pieces)
         self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)
-        self._sizes = [quantised_bytes([size], bits) for size in pieces]
+        self._levels = self._wire[self._ranges_bytes :] if bits == 8 else torch.empty(self._size, dtype=torch.uint8)
+        self._scratch: Tensor | None = None  # (P,), made when the first vector tells its dtype
 
     def encode(self, flat: Tensor) -> Tensor:
-        for piece, place in zip(flat.split(self._pieces), self._wire.split(self._sizes), strict=True):
-            low, high = float(piece.min()), float(piece.max())
-            header = torch.tensor([low, (high - low) / self._steps], dtype=torch.float32)
-            place[:RANGE_BYTES].copy_(header.view(torch.uint8))
-            low, step = header.tolist()
-            if step > 0:
-                levels = ((piece - low) / step).round_().clamp_(0, self._steps)
-            else:
-                levels = torch.zeros_like(piece)
-            self._pack(levels.to(torch.uint8), place[RANGE_BYTES:])
+        if not self._pieces:
+            return self._wire
+        if self._scratch is None:
+            self._scratch = torch.empty_like(flat)
+        ranges = [torch.aminmax(piece) for piece in flat.split(self._pieces)]
+        low = torch.stack([found.min for found in ranges]).double()
+        high = torch.stack([found.max for found in ranges]).double()
+        header = torch.stack([low, (high - low) / self._steps], dim=1).float()  # (tensors, 2)
+        self._wire[: self._ranges_bytes].view(torch.float32).copy_(header.flatten())
+        lows, steps = header.double().t().tolist()
+        pieces = self._scratch.copy_(flat).split(self._pieces)
+        torch._foreach_sub_(pieces, lows)
+        torch._foreach_mul_(pieces, [1 / step if step > SMALLEST else 0.0 for step in steps])
+        self._levels.copy_(self._scratch.round_().clamp_(0, self._steps))
+        if self._bits == 4:
+            packed, odd = self._wire[self._ranges_bytes :], self._levels[1::2]
+            packed.copy_(self._levels[::2])
+            packed[: odd.numel()].bitwise_or_(odd << 4)
         return self._wire
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
-        for piece, place in zip(out.split(self._pieces), wire.split(self._sizes), strict=True):
-            low, step = place[:RANGE_BYTES].clone().view(torch.float32).tolist()
-            piece.copy_(self._unpack(place[RANGE_BYTES:], piece.numel())).mul_(step).add_(low)
-
-    def _pack(self, levels: Tensor, place: Tensor) -> None:
-        if self._bits == 8:
-            place.copy_(levels)
+        if not self._pieces:
             return
-        place.copy_(levels[::2])
-        odd = levels[1::2]
-        place[: odd.numel()].bitwise_or_(odd << 4)
-
-    def _unpack(self, place: Tensor, size: int) -> Tensor:
+        header = wire[: self._ranges_bytes].clone().view(torch.float32)  # a copy: a row may begin anywhere
+        lows, steps = header[::2].tolist(), header[1::2].tolist()
+        packed = wire[self._ranges_bytes :]
         if self._bits == 8:
-            return place
-        return torch.stack([place & 15, place >> 4], dim=1).flatten()[:size]
+            out.copy_(packed)
+        else:
+            out[::2] = packed & 15
+            out[1::2] = (packed >> 4)[: self._size // 2]
+        pieces = out.split(self._pieces)
+        torch._foreach_mul_(pieces, steps)
+        torch._foreach_add_(pieces, lows)
 
 
 class Quantised:
@@ -77,29 +86,36 @@ class Quantised:
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
         self._pieces = pieces_of(shapes)
+        self._gathered: Gathered | None = None
+        self._owners: list[Quantiser] = []  # of the chunks, where they have owners
+        self._one: Tensor
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
         if hasattr(topology, "scatter"):
             self._by_owners(flat, topology)
-        else:
-            gathered_mean(flat, topology, Quantiser(self._pieces, self.bits))
+            return
+        if self._gathered is None:
+            self._gathered = Gathered(Quantiser(self._pieces, self.bits))
+        self._gathered.mean(flat, topology)
 
     def _by_owners(self, flat: Tensor, topology: Topology) -> None:
         """Chunk r of everybody to rank r, the mean of it back to everybody."""
         size, rank = topology.num_workers, topology.rank  # type: ignore[attr-defined]  # of `direct`
-        chunks = [slice(start, stop) for start, stop in bounds(flat.numel(), size)]
-        codecs = [Quantiser(_cut(self._pieces, chunk), self.bits) for chunk in chunks]
-        wires = [codec.encode(flat[chunk]) for codec, chunk in zip(codecs, chunks, strict=True)]
-        mine = flat[chunks[rank]]
-        one = torch.empty_like(mine)
+        chunks = [flat[start:stop] for start, stop in bounds(flat.numel(), size)]
+        mine = chunks[rank]
+        if not self._owners:
+            self._owners = [Quantiser(pieces, self.bits) for pieces in _chunk_pieces(self._pieces, size)]
+            self._one = torch.empty_like(mine)
+        codec = self._owners[rank]
+        wires = [owner.encode(chunk) for owner, chunk in zip(self._owners, chunks, strict=True)]
         mine.zero_()
         for wire in topology.scatter(wires):  # type: ignore[attr-defined]
-            codecs[rank].decode(wire, one)
-            mine.add_(one)
-        sizes = [codec.num_bytes for codec in codecs]
-        rows = topology.gather(codecs[rank].encode(mine.div_(size)), sizes)  # type: ignore[call-arg]
-        for codec, chunk, wire in zip(codecs, chunks, rows, strict=True):
-            codec.decode(wire, flat[chunk])
+            codec.decode(wire, self._one)
+            mine.add_(self._one)
+        wire = codec.encode(mine.div_(size))
+        rows = topology.gather(wire, [owner.num_bytes for owner in self._owners])  # type: ignore[call-arg]
+        for owner, chunk, row in zip(self._owners, chunks, rows, strict=True):
+            owner.decode(row, chunk)
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
         return Quantiser(pieces, self.bits)
@@ -116,15 +132,12 @@ class Quantised:
         pieces = pieces_of(shapes)
         if not hasattr(topology, "scatter"):
             return topology.predicted_gather(quantised_bytes(pieces, self.bits), num_workers=num_workers)
-        traffic = Traffic()
-        for owner, (start, stop) in enumerate(bounds(sum(pieces), num_workers)):
-            size = quantised_bytes(_cut(pieces, slice(start, stop)), self.bits)
-            for rank in range(num_workers if size else 0):
-                if rank != owner:
-                    traffic.add(rank, owner, size)
-                    traffic.add(owner, rank, size)
-        return traffic
+        sizes = [quantised_bytes(chunk, self.bits) for chunk in _chunk_pieces(pieces, num_workers)]
+        scattered: Traffic = topology.predicted_scatter(sizes)  # type: ignore[attr-defined]
+        return scattered + topology.predicted_gather(sizes, num_workers=num_workers)  # type: ignore[arg-type]
 
 
-def _cut(pieces: Sequence[int], chunk: slice) -> list[int]:
-    return pieces_of({str(number): torch.Size([size]) for number, size in enumerate(pieces)}, chunk.start, chunk.stop)
+def _chunk_pieces(pieces: Sequence[int], size: int) -> list[list[int]]:
+    """The tensors' parts in each of `size` chunks of the vector."""
+    shapes = {str(number): torch.Size([piece]) for number, piece in enumerate(pieces)}
+    return [pieces_of(shapes, start, stop) for start, stop in bounds(sum(pieces), size)]

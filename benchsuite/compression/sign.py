@@ -2,7 +2,8 @@
 
 The update is the sign of the sum of signs. An element >= 0 votes +1, one < 0 votes -1; where as many vote for as
 against, nothing moves (the vote is 0). No error feedback. Steps have the size of the learning rate, whatever the
-gradient. Sends ceil(P / 8) bytes to everybody (native, direct), or pushes them to a server, which counts the votes.
+gradient: one that is not finite votes too (NaN: -1), so a run that diverges shows it in its losses, not its parameters.
+Sends ceil(P / 8) bytes to everybody (native), or pushes them to a server, which counts the votes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchsuite.comm import Traffic
-from benchsuite.compression import Codec, gathered_mean, pieces_of
+from benchsuite.compression import Codec, Gathered, pieces_of
 from benchsuite.compression.bits import pack_signs, packed_bytes, unpack_signs
 from benchsuite.topology import Topology
 from benchsuite.workload import Shapes
@@ -27,10 +28,10 @@ class Compression:
     nominal_ratio = 1 / 32
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
-        self._codec = Signs(sum(pieces_of(shapes)))
+        self._gathered = Gathered(Signs(sum(pieces_of(shapes))))
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        gathered_mean(flat, topology, self._codec)
+        self._gathered.mean(flat, topology)
         self.settle(flat)
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:

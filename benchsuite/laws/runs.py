@@ -136,15 +136,17 @@ def run(
 
 
 def remembered(make_ranks: MakeRanks) -> MakeRanks:
-    """The same ranks; a cell that they ran unchanged is not run again: several laws look at one run."""
+    """The same ranks; a cell that they ran unchanged is not run again: several laws look at one run.
+
+    Unchanged: the body is a partial with a `cell`, and None for the rest.
+    """
     runs: dict[str, Any] = {}
 
     def call(size: int, body: Callable[[ProcessComm], Any], *, strict: str = "") -> list[Any]:
         arguments = getattr(body, "keywords", {})
-        plain = getattr(body, "func", None) is one_rank and not arguments["change"] and not arguments["after"]
-        if not plain:
+        if "cell" not in arguments or any(value is not None for name, value in arguments.items() if name != "cell"):
             return make_ranks(size, body, strict=strict)
-        key = strict + cells.canonical(arguments["cell"].to_json())
+        key = strict + body.func.__module__ + cells.canonical(arguments["cell"].to_json())  # type: ignore[attr-defined]
         if key not in runs:
             runs[key] = make_ranks(size, body, strict=strict)
         found: list[Any] = runs[key]

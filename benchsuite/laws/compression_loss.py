@@ -1,0 +1,240 @@
+"""Laws of what compressed means lose: nothing for good where there is feedback, else as much as theory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite import cell as cells
+from benchsuite import plugins
+from benchsuite import training as trainings
+from benchsuite.cell import Cell
+from benchsuite.compression.powersgd import Compression as PowerSGD
+from benchsuite.laws import Figure, Law, MakeRanks, compression
+from benchsuite.laws.codecs import vector
+from benchsuite.laws.compression import (
+    CASES,
+    ROUNDS,
+    Given,
+    Mean,
+    after,
+    control,
+    is_of,
+    means,
+    own_last,
+    random_vectors,
+)  # fmt: skip
+from benchsuite.laws.runs import count_different, relative, with_options, worst
+from benchsuite.topology import Topology
+
+FLOAT64, LOSSLESS = 1e-12, 1e-10
+ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # relative, of one rounding
+SMALLEST = {"fp16": 2.0**-24, "bf16": 2.0**-133}  # an absolute error of numbers below the format's normal ones
+QUANTISED_HOP = 0.501  # half a step
+
+
+def of_low_rank(cell: Cell, rank: int, case: str, round_: int) -> Tensor:
+    """Tensors that are, seen as matrices, sums of two outer products, the same two on all ranks: their mean is one."""
+    flat = []
+    for number, shape in enumerate(CASES[case].values()):
+        rows = shape[0] if shape else 1
+        left = vector(number, 2 * rows, torch.float64).view(rows, 2)
+        right = vector(50 + number, 2 * (shape.numel() // rows), torch.float64).view(2, -1)
+        scales = vector(1000 * round_ + rank, 2, torch.float64)
+        flat.append(((left * scales) @ right).flatten())
+    return torch.cat(flat).to(trainings.DTYPES[cell.precision])
+
+
+def feedback(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:
+    """All means together, and the mean of what the ranks have not sent, are the mean of all that was given."""
+    cell = cells.resolve(cell)
+    ranks = means(make_ranks, cell, mean=mean)
+    figures: list[tuple[float, str]] = []
+    for case in CASES:
+        given = sum(_dense(cell, random_vectors, case, round_) for round_ in range(ROUNDS))
+        got = sum(ranks[0].results[case, round_] for round_ in range(ROUNDS))
+        left = sum(torch.zeros(1) if rank.left[case] is None else rank.left[case] for rank in ranks)  # type: ignore[misc]
+        assert isinstance(given, Tensor) and isinstance(left, Tensor)
+        figures.append((relative(got + left / cell.replicas - given, given), case))
+    value, where = worst(figures)
+    return Figure(value, FLOAT64, f"||sent + left - given|| / ||given||, {where}, {cell.label}")
+
+
+def is_the_dense_mean(
+    make_ranks: MakeRanks,
+    cell: Cell,
+    *,
+    bound: float,
+    given: Given = random_vectors,
+    mean: Mean | None = None,
+    made: Callable[[], Any] | None = None,
+) -> Figure:
+    """Nothing is lost: every mean is that of the vectors."""
+    cell = cells.resolve(cell)
+    value, where = worst([
+        (relative(result - dense, dense), f"{key}")
+        for rank in means(make_ranks, cell, given=given, mean=mean, made=made)
+        for key, result in rank.results.items()
+        for dense in [_dense(cell, given, *key)]
+    ])  # fmt: skip
+    return Figure(value, bound, f"||mean - dense mean|| / ||dense mean||, {where}, {cell.label}")
+
+
+def all_elements(make_ranks: MakeRanks, cell: Cell, *, rho: float = 1.0) -> Figure:
+    """Top-k with k = P."""
+    return is_the_dense_mean(make_ranks, with_options(cell, "topk", rho=rho), bound=FLOAT64)
+
+
+class FullRank(PowerSGD):
+    """Sends every matrix as two factors, though they are larger than the matrix."""
+
+    def factors(self, shape: torch.Size) -> bool:
+        return len(shape) > 1
+
+
+def full_rank(make_ranks: MakeRanks, cell: Cell, *, rank: int = 99) -> Figure:
+    """PowerSGD with at least as many columns as the smaller side of any matrix."""
+    return is_the_dense_mean(make_ranks, cell, bound=LOSSLESS, made=lambda: FullRank(rank=rank))
+
+
+def rank_of_the_mean(make_ranks: MakeRanks, cell: Cell, *, rank: int = 2) -> Figure:
+    """PowerSGD with as many columns as the mean has rank."""
+    return is_the_dense_mean(make_ranks, cell, bound=LOSSLESS, given=of_low_rank, made=lambda: FullRank(rank=rank))
+
+
+def within_roundings(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:
+    """A rounding of what each rank puts in, N - 1 of sums, one of the quotient: N + 1 of the mean of |x|."""
+    cell = cells.resolve(cell)
+    name, size, figures = plugins.stem(cell.compression), cell.replicas, []
+    for rank in means(make_ranks, cell, mean=mean):
+        for (case, round_), result in rank.results.items():
+            error = (result - _dense(cell, random_vectors, case, round_)).abs()
+            magnitude = _dense(cell, lambda *key: random_vectors(*key).abs(), case, round_)
+            allowed = (size + 1) * (ROUNDING[name] * magnitude + SMALLEST[name])
+            figures.append((float((error / allowed).max()), f"{case}, round {round_}"))
+    value, where = worst(figures)
+    return Figure(value, 1.0, f"largest error in units of N + 1 roundings, {where}, {cell.label}")
+
+
+def within_two_hops(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None, bits: int = 8) -> Figure:
+    """On `direct` every vector is quantised on its way to the owners, and their mean on its way back."""
+    cell = cells.resolve(cell)
+    figures = []
+    for rank in means(make_ranks, cell, mean=mean):
+        for (case, round_), result in rank.results.items():
+            sizes = [shape.numel() for shape in CASES[case].values()]
+            error = (result - _dense(cell, random_vectors, case, round_)).abs().split(sizes)
+            vectors = [random_vectors(cell, worker, case, round_).split(sizes) for worker in range(cell.replicas)]
+            for number, piece in enumerate(error):
+                steps = [float(each[number].max() - each[number].min()) / (2**bits - 1) for each in vectors]
+                step = max(sum(steps) / len(steps), 1e-6)  # of the mean the range is at most the mean range
+                figures.append((float(piece.max()) / step / 2, f"{case}, tensor {number}, round {round_}"))
+    value, where = worst(figures)
+    # the second hop's range is that of a mean which is off by half a step at either end
+    return Figure(value, QUANTISED_HOP + 2 / (2**bits - 1), f"steps off per hop at most, {where}, {cell.label}")
+
+
+def is_the_majority(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:
+    """+1 where more workers have an element >= 0 than below, -1 where fewer, 0 where as many."""
+    cell, different, ties = cells.resolve(cell), 0, 0
+    for rank in means(make_ranks, cell, mean=mean):
+        for (case, round_), result in rank.results.items():
+            rows = [random_vectors(cell, worker, case, round_) for worker in range(cell.replicas)]
+            votes = sum((row >= 0).to(torch.int64) for row in rows)
+            assert isinstance(votes, Tensor)
+            majority = torch.sign(2 * votes - cell.replicas)
+            different, ties = different + count_different(result, majority.to(result)), int((majority == 0).sum())
+    return Figure(different, 0, f"{different} elements are not the majority's ({ties} ties), {cell.label}")
+
+
+def _dense(cell: Cell, given: Given, case: str, round_: int) -> Tensor:
+    """The mean of what all ranks put in, in float64."""
+    return torch.stack([given(cell, rank, case, round_).double() for rank in range(cell.replicas)]).mean(0)
+
+
+# -- broken twins ----------------------------------------------------------------------------------------------
+
+
+def _dropped(compression: Any, flat: Tensor, topology: Topology) -> None:
+    """What was left out is forgotten."""
+    compression.residual.zero_()
+
+
+def _undivided(compression: Any, flat: Tensor, topology: Topology) -> None:
+    """The divide by N is missing."""
+    flat.mul_(topology.num_workers)
+
+
+def _ties_for(compression: Any, flat: Tensor, topology: Topology) -> None:
+    """A tie counts as a vote for +1."""
+    flat[flat == 0] = 1.0
+
+
+def _sign_of_the_mean(compression: Any, flat: Tensor, topology: Topology) -> None:
+    """Not a vote."""
+    topology.mean(flat)
+    flat.sign_()
+
+
+CELLS = compression.CELLS
+LAWS = (
+    Law(
+        "means and what is left over are the mean of what was given",
+        feedback,
+        is_of("topk", "ef_sign", "powersgd", precision="fp64"),
+        (
+            control(feedback, "what is left over is dropped", "topk", "native", mean=after(_dropped)),
+            control(feedback, "what is left over is dropped", "ef_sign", "native", mean=after(_dropped)),
+            control(feedback, "what is left over is dropped", "powersgd", "ring", mean=after(_dropped)),
+            control(feedback, "the divide by N is missing", "powersgd", "ring", mean=after(_undivided)),
+        ),
+    ),
+    Law(
+        "top-k with k = P is the dense mean",
+        all_elements,
+        is_of("topk", precision="fp64"),
+        (control(all_elements, "one element in ten stays", "topk", "native", rho=0.9),),
+    ),
+    Law(
+        "powersgd of full rank is the dense mean",
+        full_rank,
+        is_of("powersgd", precision="fp64"),
+        (control(full_rank, "one column too few", "powersgd", "ring", rank=8),),
+    ),
+    Law(
+        "powersgd is the dense mean where that has its rank",
+        rank_of_the_mean,
+        is_of("powersgd", precision="fp64"),
+        (control(rank_of_the_mean, "one column too few", "powersgd", "ring", rank=1),),
+    ),
+    Law(
+        "half precision is off by N + 1 roundings at most",
+        within_roundings,
+        is_of("fp16", "bf16", precision="fp64"),
+        (
+            control(within_roundings, "the divide by N is missing", "fp16", "ring", mean=after(_undivided)),
+            control(within_roundings, "one element is not reduced", "bf16", "native", mean=own_last),
+        ),
+    ),
+    Law(
+        "8 bits are off by half a step per hop at most",
+        within_two_hops,
+        lambda cell: is_of("int8")(cell) and cell.topology == "direct",
+        (
+            control(within_two_hops, "one element is not reduced", "int8", "direct", mean=own_last),
+            control(within_two_hops, "judged as 9 bits", "int8", "direct", bits=9),
+        ),
+    ),
+    Law(
+        "the vote is the majority's, a tie is 0",
+        is_the_majority,
+        is_of("sign"),
+        (
+            control(is_the_majority, "a tie counts as +1", "sign", "native", mean=after(_ties_for)),
+            control(is_the_majority, "the sign of the mean", "sign", "native", mean=_sign_of_the_mean),
+        ),
+    ),
+)
