@@ -70,7 +70,8 @@ LAWS = (
     Law(
         "gradients of ones: every answer is one whole version, the last one -U",
         answers_are_whole_versions,
-        lambda cell: has_lock(cell) and option(cell, "asynchronous", "momentum") == "shared",
+        lambda cell: has_lock(cell) and cell.compression == "none"
+        and option(cell, "asynchronous", "momentum") == "shared",
         (
             Control("torn answers", partial(answers_are_whole_versions, change=twins.with_policy(twins.Torn)), _ON),
             Control(
@@ -85,5 +86,6 @@ LAWS = (
             ),
             Control("answers are lost", partial(answers_are_whole_versions, change=twins.with_server(twins.Deaf)), _ON),
         ),
+        own_run=True,
     ),
 )

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
+from benchsuite import plugins
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
 from benchsuite.laws.runs import Change, count_different, recipe_of, run, worst
 from benchsuite.laws.synchronous import is_synchronous
 
+ELEMENTWISE = ("none", "fp16", "bf16", "sign")  # what becomes of an element depends on it alone
+
 
 def servers_do_not_matter(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """Every worker pulls, after every step, the bits that one server would have answered.
 
-    Elementwise optimisers only, and without clipping: a norm over slices is added in another order.
+    Elementwise optimisers only, and without clipping: a norm over slices is added in another order. The same for what
+    is put on the wire: k of a slice, or a scale of it, are other ones than of the whole.
     """
     one = run(make_ranks, dataclasses.replace(cell, servers=1))
     many = run(make_ranks, cell, change=change)
@@ -27,8 +31,8 @@ def servers_do_not_matter(make_ranks: MakeRanks, cell: Cell, *, change: Change |
 
 
 def _applies(cell: Cell) -> bool:
-    recipe = recipe_of(cell)
-    return cell.num_servers > 1 and cell.sync == "synchronous" and is_synchronous(cell) and recipe.clip_norm is None
+    elementwise = recipe_of(cell).clip_norm is None and plugins.stem(cell.compression) in ELEMENTWISE
+    return cell.num_servers > 1 and cell.sync == "synchronous" and is_synchronous(cell) and elementwise
 
 
 _ON = {"sync": "synchronous", "topology": "parameter_server", "servers": 2, "replicas": 3}

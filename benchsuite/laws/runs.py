@@ -21,6 +21,7 @@ from benchsuite.cell import Cell, Scalar
 from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.comm.process import ProcessComm
 from benchsuite.laws import MakeRanks
+from benchsuite.measure.traffic_mode import derived_total
 from benchsuite.sync import Events, Work
 from benchsuite.topology import bounds
 from benchsuite.topology.serving import ServerLog
@@ -80,6 +81,7 @@ class RankRun:
     losses: list[float | None]  # None: given up
     work: list[Work]
     traffic: Traffic
+    called: Traffic  # of the library's collectives that went through the comm, derived
     events: dict[str, int]
     shapes: Shapes
     log: PushLog | None
@@ -109,6 +111,11 @@ class Run:
     def traffic(self) -> Traffic:
         """Sum over the ranks."""
         return sum((rank.traffic for rank in self.ranks), Traffic())
+
+    @property
+    def called(self) -> Traffic:
+        """Sum over the ranks."""
+        return sum((rank.called for rank in self.ranks), Traffic())
 
     @property
     def events(self) -> Events:
@@ -186,12 +193,14 @@ def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[
         training.strategy.finish()
     events = training.events(log)
     traffic = comm.traffic + Traffic()  # a copy: what `after` sends is not the run's
+    called = derived_total(getattr(comm, "calls", {}))
     return RankRun(
         rank=comm.rank,
         params=params,
         losses=losses,
         work=done,
         traffic=traffic,
+        called=called,
         events=events,
         shapes=dict(training.part.shapes),
         log=None if log is None else push_log(log),

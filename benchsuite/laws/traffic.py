@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+from benchsuite import plugins
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
 from benchsuite.compression import Compression
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
 from benchsuite.laws.runs import Change, Run, option, recipe_of, run
-from benchsuite.laws.synchronous import with_clip_norm
+from benchsuite.laws.synchronous import is_exact, with_clip_norm
 from benchsuite.laws.topology import compare, is_counted
 from benchsuite.measure.traffic_mode import Call, TrafficMode, derive
 from benchsuite.sync import Events, Setting, Strategy
@@ -50,6 +51,12 @@ def undisturbed_is_expected(make_ranks: MakeRanks, cell: Cell, *, change: Change
     return Figure(abs(counted - told), 0, f"{counted} bytes counted, {told} expected, {result.cell.label}")
 
 
+def called_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """The same where the library's collectives carry it: their calls and sizes, over the whole run, are those told."""
+    result = run(make_ranks, cell, change=change)
+    return compare(result.traffic + result.called, predicted(result), result.cell)
+
+
 def library_is_seen(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """One more step under the dispatch mode: the library's all-reduces carry the whole gradient once, and nothing else.
 
@@ -79,8 +86,16 @@ def _one_step_seen(training: Training) -> list[Call]:
     return mode.calls
 
 
-_TWICE = partial(counted_is_predicted, change=twins.with_mean(twins.twice))
+def _times_decide(cell: Cell) -> bool:
+    """How many gradients are given up, or how often a worker meets the centre when batches are handed out."""
+    period = option(cell, "elastic_averaging", "period") if cell.num_servers else None
+    return option(cell, "k_sync", "late") == "cancel" or (period or 1) > 1
+
+
+_MEAN_TWICE, _NO_MEAN = twins.with_mean(twins.twice), twins.with_mean(twins.silent)
+_TWICE = partial(counted_is_predicted, change=_MEAN_TWICE)
 _SERVER = {"topology": "parameter_server", "servers": 2, "replicas": 2}
+_NATIVE = {"topology": "native", "replicas": 2}
 
 LAWS = (
     Law(
@@ -102,10 +117,18 @@ LAWS = (
         ),
     ),
     Law(
+        "traffic of a run by the library's collectives is the predicted",
+        called_is_predicted,
+        lambda cell: not is_counted(cell) and not plugins.find("sync", cell.sync).constants.get("calls_library"),
+        (
+            Control("synchronises twice", partial(called_is_predicted, change=_MEAN_TWICE), _NATIVE),
+            Control("nothing is synchronised", partial(called_is_predicted, change=_NO_MEAN), _NATIVE),
+        ),
+    ),
+    Law(
         "counted traffic of a run is what was expected before it",
         undisturbed_is_expected,
-        lambda cell: is_counted(cell) and recipe_of(cell).clip_norm is None
-        and option(cell, "k_sync", "late") != "cancel",  # how many are given up, only the times decide
+        lambda cell: is_counted(cell) and recipe_of(cell).clip_norm is None and not _times_decide(cell),
         (
             Control(
                 "the ring synchronises twice",
@@ -117,7 +140,7 @@ LAWS = (
     Law(
         "the library's collectives are seen with their sizes",
         library_is_seen,
-        lambda cell: not is_counted(cell) and cell.replicas > 1 and cell.hosts == 1,
+        lambda cell: is_exact(cell) and not is_counted(cell) and cell.replicas > 1 and cell.hosts == 1,
         (
             Control(
                 "nothing is synchronised",
