@@ -171,12 +171,6 @@ def compression(view: View) -> Problems:
             f"compression = sign with sync = {view.label('sync')}: a majority vote needs all votes of a step",
             "set sync = synchronous, or compression = ef_sign",
         )
-    if not name and sync and view.name("topology") in SERVER:
-        yield Problem(
-            "compression x topology",
-            f"compression = {label} over topology = {topology}: pushes to a server are not compressed in this version",
-            "set compression = none, or topology to a collective",
-        )
     if sync == "ddp" and name not in DDP_HOOKS:
         yield Problem(
             "compression x sync",

@@ -130,6 +130,34 @@ def local_steps(view: View) -> Problems:
         )
 
 
+def fragments(view: View) -> Problems:
+    """Fragments of diloco agree at even distances, one after the other, and past servers."""
+    if view.name("sync") != "diloco":
+        return
+    every, pieces, delay = (view.number("sync", name) for name in ("local_steps", "fragments", "delay"))
+    if every is None or pieces is None or delay is None or every < 1:
+        return
+    if pieces < 1 or every % pieces:
+        yield Problem(
+            "fragments", f"fragments({pieces:g}) does not divide local_steps({every:g}): they agree in turn",
+            "set fragments to a divisor of local_steps",
+        )  # fmt: skip
+    elif not 0 <= delay < every // pieces:
+        yield Problem(
+            "fragments",
+            f"delay = {delay:g} with local_steps({every:g}) / fragments({pieces:g}) = {every // pieces:g}: a mean is "
+            "there before the next fragment's turn",
+            f"set delay to 0 .. {every // pieces - 1:g}",
+        )
+    if view.name("topology") in SERVER and (pieces > 1 or delay > 0):
+        yield Problem(
+            "fragments",
+            f"fragments = {pieces:g} and delay = {delay:g} with topology = {view.label('topology')}: a server averages "
+            "whole vectors, and its answer is waited for",
+            "set fragments = 1 and delay = 0, or topology to a collective",
+        )
+
+
 def elastic(view: View) -> Problems:
     """N x moving_rate <= 1 and 0 < moving_rate < 1."""
     rate = view.number("sync", "moving_rate") if view.name("sync") == "elastic_averaging" else None
@@ -221,8 +249,9 @@ def straggler(view: View) -> Problems:
 
 
 def options(view: View) -> Problems:
-    """Threads, buckets and segments: 1 or more."""
-    for axis, name in (("sync", "server_threads"), ("sync", "bucket_cap_mb"), ("topology", "segment_kib")):
+    """Threads, buckets, periods and segments: 1 or more."""
+    of_sync = (("sync", name) for name in ("server_threads", "bucket_cap_mb", "period"))
+    for axis, name in (*of_sync, ("topology", "segment_kib")):
         value = view.number(axis, name)
         if value is not None and value < 1:
             yield Problem(
@@ -257,6 +286,7 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     global_batch,
     environments,
     local_steps,
+    fragments,
     elastic,
     strategies,
     stages,

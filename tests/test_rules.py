@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import members, plugins, rules, rules_members, rules_numbers, rules_setting
+from benchsuite import members, plugins, rules, rules_members, rules_numbers, rules_options, rules_setting
 from benchsuite.cell import AXES, Budget, Cell, resolve
 from benchsuite.errors import UsageError
 from benchsuite.laws.grid import TINY  # global batch 24, 9 layers
@@ -103,6 +103,45 @@ CASES = [
     *[("compression x parallel", "inside one", {"parallel": parallel, "compression": "fp16"},
        {"parallel": parallel, "compression": "fp16", "replicas": 2})
       for parallel in ("fsdp", "tensor", "pipeline")],
+    *[("topk", f"rho = {rho:g}", {"compression": "topk", "options": {"topk": {"rho": rho}}},
+       {"compression": "topk", "options": {"topk": {"rho": legal}}})
+      for rho, legal in ((0.0, 1e-6), (1.5, 1.0))],
+    ("powersgd", "rank = 0", {"compression": "powersgd", "options": {"powersgd": {"rank": 0}}},
+     {"compression": "powersgd", "options": {"powersgd": {"rank": 1}}}),
+    ("compression x sync", "it pushes parameters", {"sync": "elastic_averaging", **SERVER, "compression": "fp16"},
+     {"sync": "elastic_averaging", "topology": "ring", "compression": "fp16"}),
+    ("compression x sync", "momentum is no difference",
+     {"sync": "local_sgd", "compression": "fp16", "options": {"local_sgd": {"momentum": "averaged"}}},
+     {"sync": "local_sgd", "compression": "fp16", "options": {"local_sgd": {"momentum": "reset"}}}),
+    *[("compression x sync", "what the gradients left over",
+       {"sync": "local_sgd", "compression": name, "options": {"local_sgd": {"warmup_steps": 8}}},
+       {"sync": "local_sgd", "compression": "fp16", "options": {"local_sgd": {"warmup_steps": 8}}})
+      for name in ("topk", "ef_sign", "powersgd")],
+    ("compression x sync", "buckets travel as they are",
+     {"compression": "fp16", "options": {"synchronous": {"bucket_mib": 4.0}}},
+     {"compression": "fp16", "options": {"synchronous": {"bucket_mib": 0.0}}}),
+    ("compression x sync", "fragments = 2", {"sync": "diloco", "compression": "fp16", "options": {"diloco": {"fragments": 2}}},
+     {"sync": "diloco", "options": {"diloco": {"fragments": 2, "outer_bits": 8}}}),
+    ("compression x sync", "outer_bits = 8", {"sync": "diloco", "compression": "fp16", "options": {"diloco": {"outer_bits": 8}}},
+     {"sync": "diloco", "compression": "fp16", "options": {"diloco": {"outer_bits": 0}}}),
+    # options of strategies
+    ("buckets", "bucket_mib = -1", {"options": {"synchronous": {"bucket_mib": -1.0}}},
+     {"options": {"synchronous": {"bucket_mib": 0.0}}}),
+    ("buckets", "a push is whole", {**SERVER, "options": {"synchronous": {"bucket_mib": 25.0}}},
+     {"options": {"synchronous": {"bucket_mib": 25.0}}}),
+    *[("outer step", f"{name} = {value:g}", {"sync": "diloco", "options": {"diloco": {name: value}}},
+       {"sync": "diloco", "options": {"diloco": {name: legal}}})
+      for name, value, legal in (("outer_lr", 0.0, 1.0), ("outer_momentum", 1.0, 0.0), ("outer_momentum", -0.1, 0.9))],
+    *[("outer bits", "never summed", {"sync": "diloco", "topology": topology, "options": {"diloco": {"outer_bits": 4}}},
+       {"sync": "diloco", "topology": legal, "options": {"diloco": {"outer_bits": 4}}})
+      for topology, legal in (("ring", "direct"), ("hierarchical", "native"), ("tree", "parameter_server"))],
+    ("slack", "any number of clocks",
+     {"sync": "stale_synchronous", **SERVER, "options": {"stale_synchronous": {"slack": -1, "apply": "per_clock"}}},
+     {"sync": "stale_synchronous", **SERVER, "options": {"stale_synchronous": {"slack": -1, "apply": "per_push"}}}),
+    *[("consensus rate", f"consensus_rate = {rate:g}",
+       {"sync": "gossip", "topology": "exponential", "options": {"gossip": {"consensus_rate": rate}}},
+       {"sync": "gossip", "topology": "exponential", "options": {"gossip": {"consensus_rate": 0.5}}})
+      for rate in (0.0, 1.5)],
     # counts
     *[("counts", f"{name} = 0", {name: 0}, {name: 1}) for name in ("replicas", "model_parallel", "threads", "hosts")],
     ("servers", "it needs one at least", {**SERVER, "servers": 0}, {**SERVER, "servers": 3}),
@@ -143,6 +182,15 @@ CASES = [
       for sync in ("local_sgd", "diloco")],
     ("local steps", "local_steps = 0", {"sync": "local_sgd", "options": {"local_sgd": {"local_steps": 0}}},
      {"sync": "local_sgd", "options": {"local_sgd": {"local_steps": 1}}}),
+    ("fragments", "does not divide local_steps(8)", {"sync": "diloco", "options": {"diloco": {"fragments": 3}}},
+     {"sync": "diloco", "options": {"diloco": {"fragments": 4}}}),
+    ("fragments", "delay = 8", {"sync": "diloco", "options": {"diloco": {"delay": 8}}},
+     {"sync": "diloco", "options": {"diloco": {"delay": 7}}}),
+    ("fragments", "averages whole vectors",
+     {"sync": "diloco", **SERVER, "options": {"diloco": {"fragments": 2, "delay": 1}}},
+     {"sync": "diloco", "topology": "ring", "options": {"diloco": {"fragments": 2, "delay": 1}}}),
+    ("counts", "period = 0", {"sync": "elastic_averaging", "options": {"elastic_averaging": {"period": 0}}},
+     {"sync": "elastic_averaging", "options": {"elastic_averaging": {"period": 1}}}),
     ("stages", "layers(9) < stages(5) x num_chunks(2)",
      {"workload": TINY, "parallel": "pipeline", "model_parallel": 5, "options": {"pipeline": {"num_chunks": 2}}},
      {"workload": TINY, "parallel": "pipeline", "model_parallel": 4, "options": {"pipeline": {"num_chunks": 2}}}),
@@ -154,7 +202,7 @@ CASES = [
     ("moving rate", "moving_rate = 1", {"sync": "elastic_averaging", "options": {"elastic_averaging": {"moving_rate": 1.0}}},
      {"sync": "elastic_averaging", "options": {"elastic_averaging": {"moving_rate": 0.9}}}),
     ("slack", "slack = -2", {"sync": "stale_synchronous", **SERVER, "options": {"stale_synchronous": {"slack": -2}}},
-     {"sync": "stale_synchronous", **SERVER, "options": {"stale_synchronous": {"slack": -1}}}),
+     {"sync": "stale_synchronous", **SERVER, "options": {"stale_synchronous": {"slack": -1, "apply": "per_push"}}}),
     ("backup workers", "backup_workers(2) of replicas(2)",
      {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"backup_workers": 2}}},
      {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"backup_workers": 1}}}),
@@ -257,7 +305,7 @@ def test_rule_refuses_its_case_and_passes_the_twin(rule, words, refused, twin):
 def test_every_rule_has_a_case():
     """Each Problem in the sources names a rule that a test here refuses."""
     named = set()
-    for module in (rules, rules_members, rules_numbers, rules_setting):
+    for module in (rules, rules_members, rules_numbers, rules_options, rules_setting):
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
                 named.add(ast.literal_eval(node.args[0]))

@@ -14,7 +14,11 @@ import pytest
 
 from benchsuite import cli, rules
 from benchsuite.cell import Cell, resolve
+from benchsuite.compression import fp16
 from benchsuite.doctor import Machine
+from benchsuite.laws.grid import tiny
+from benchsuite.laws.ranks import thread_ranks
+from benchsuite.laws.traffic import counted_is_predicted
 from benchsuite.record import Status
 from benchsuite.store import Store
 from tests.bench import ROOT
@@ -285,16 +289,18 @@ def test_what_this_machine_lacks_is_refused_with_its_remedy(
     assert run.status is Status.UNSUPPORTED
 
 
-def test_a_compression_of_ones_own_is_refused_where_it_would_be_ignored(tmp_path: Path) -> None:
+def test_a_compression_of_ones_own_is_refused_where_it_would_be_ignored_and_else_used(tmp_path: Path) -> None:
+    """The suite's own fp16, as a file of the user's."""
     path = tmp_path / "half.py"
-    path.write_text(
-        '"""Half of it."""\nfrom dataclasses import dataclass\n@dataclass\nclass Compression:\n    """x"""\n'
-    )
+    path.write_text(Path(fp16.__file__).read_text())
 
     def reasons(**fields: Any) -> str:
         return " ".join(problem.reason for problem in rules.validate(resolve(Cell(compression=str(path), **fields))))
 
     for sync in ("synchronous", "asynchronous", "k_sync"):
-        assert "pushes to a server are not compressed" in reasons(sync=sync, topology="parameter_server", replicas=2)
+        served: dict[str, Any] = {"sync": sync, "topology": "parameter_server", "replicas": 2}
+        assert reasons(**served) == ""
+        figure = counted_is_predicted(thread_ranks, tiny(compression=str(path), **served))
+        assert figure.holds, figure
     assert "it has no communication hook for it" in reasons(sync="ddp", topology="native", replicas=2)
     assert reasons(sync="synchronous", topology="ring", replicas=2) == ""

@@ -1,0 +1,142 @@
+"""The rules on options of strategies and compressions: their ranges, and what goes with what. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from benchsuite.legal import Problem, Problems, View
+from benchsuite.rules_members import SERVER
+
+# They keep what was not sent for the next vector.
+WITH_FEEDBACK = ("topk", "ef_sign", "powersgd")
+OUTER_BITS_ON = ("native", "direct", *SERVER)
+
+
+def compressions(view: View) -> Problems:
+    """How much of a vector travels."""
+    rho = view.number("compression", "rho") if view.name("compression") == "topk" else None
+    if rho is not None and not 0 < rho <= 1:
+        yield Problem(
+            "topk", f"rho = {rho:g}: the share of the elements that travels, 0 < rho <= 1",
+            "set rho = 0.01, or 1 for all of them",
+        )  # fmt: skip
+    rank = view.number("compression", "rank") if view.name("compression") == "powersgd" else None
+    if rank is not None and rank < 1:
+        yield Problem("powersgd", f"rank = {rank:g}: a factor has 1 column or more", "set rank = 1, 2 or 4")
+
+
+def what_is_compressed(view: View) -> Problems:
+    """Gradients and differences are, and a residual is added to the next vector of its kind."""
+    name, label, sync = view.name("compression"), view.label("compression"), view.name("sync")
+    if name == "none":
+        return
+    if sync == "elastic_averaging" and view.name("topology") in SERVER:
+        yield Problem(
+            "compression x sync",
+            f"compression = {label} with sync = elastic_averaging over topology = {view.label('topology')}: it pushes "
+            "parameters; a compression acts on gradients or differences",
+            "set topology to a collective, or compression = none",
+        )
+    if sync == "local_sgd" and view.option("sync", "momentum") == "averaged":
+        yield Problem(
+            "compression x sync",
+            f"compression = {label} with momentum = averaged of local_sgd: momentum is no difference",
+            "set momentum = local or reset, or compression = none",
+        )
+    warmup = view.number("sync", "warmup_steps") if sync == "local_sgd" else None
+    if warmup and name in WITH_FEEDBACK:
+        yield Problem(
+            "compression x sync",
+            f"compression = {label} with warmup_steps = {warmup:g} of local_sgd: what the gradients left over would be "
+            "added to differences of parameters",
+            "set warmup_steps = 0, or compression to one without error feedback: fp16, bf16, int8",
+        )
+    if sync == "synchronous" and (view.number("sync", "bucket_mib") or 0) > 0:
+        yield Problem(
+            "compression x sync",
+            f"compression = {label} with bucket_mib = {view.number('sync', 'bucket_mib'):g} of synchronous: buckets "
+            "travel as they are",
+            "set bucket_mib = 0, or compression = none",
+        )
+    if sync == "diloco" and (view.number("sync", "fragments") or 1) > 1:
+        yield Problem(
+            "compression x sync",
+            f"compression = {label} with fragments = {view.number('sync', 'fragments'):g} of diloco: it acts on whole "
+            "vectors",
+            "set fragments = 1, or outer_bits = 8 or 4 and compression = none",
+        )
+    if sync == "diloco" and view.number("sync", "outer_bits"):
+        yield Problem(
+            "compression x sync",
+            f"compression = {label} with outer_bits = {view.number('sync', 'outer_bits'):g} of diloco: both act on "
+            "the outer gradient",
+            "set outer_bits = 0, or compression = none",
+        )
+
+
+def buckets(view: View) -> Problems:
+    """Buckets travel over a collective."""
+    mib = view.number("sync", "bucket_mib") if view.name("sync") == "synchronous" else None
+    if mib is None:
+        return
+    if not 0 <= mib < math.inf:
+        yield Problem(
+            "buckets", f"bucket_mib = {mib:g}: MiB of a bucket, or 0 for the whole gradient at once",
+            "set bucket_mib = 0, or e.g. 25",
+        )  # fmt: skip
+    elif mib and view.name("topology") in SERVER:
+        yield Problem(
+            "buckets",
+            f"bucket_mib = {mib:g} with topology = {view.label('topology')}: a push is whole, and a server steps "
+            "once for it",
+            "set bucket_mib = 0, or topology to a collective",
+        )
+
+
+def outer_step(view: View) -> Problems:
+    """The outer optimiser of diloco is an SGD that moves and comes to rest."""
+    if view.name("sync") != "diloco":
+        return
+    lr, momentum = view.number("sync", "outer_lr"), view.number("sync", "outer_momentum")
+    if lr is not None and not 0 < lr < math.inf:
+        yield Problem("outer step", f"outer_lr = {lr:g}: a number above 0", "set outer_lr = 0.7")
+    if momentum is not None and not 0 <= momentum < 1:
+        yield Problem("outer step", f"outer_momentum = {momentum:g}: 0 <= outer_momentum < 1", "set it to 0.9, or 0")
+    bits, topology = view.number("sync", "outer_bits"), view.label("topology")
+    if bits and not view.is_one_of("topology", OUTER_BITS_ON, own=True):
+        yield Problem(
+            "outer bits",
+            f"outer_bits = {bits:g} over topology = {topology}: levels are never summed (100 + 100 = -56)",
+            f"set topology to one of {', '.join(OUTER_BITS_ON)}, or outer_bits = 0",
+        )
+
+
+def clocks(view: View) -> Problems:
+    """Means of a clock wait for all, however far ahead some are: they must be bounded."""
+    if view.name("sync") != "stale_synchronous":
+        return
+    if view.number("sync", "slack") == -1 and view.option("sync", "apply") == "per_clock":
+        yield Problem(
+            "slack", "slack = -1 with apply = per_clock: without a bound a server would keep any number of clocks",
+            "set slack = 0 or more, or apply = per_push",
+        )  # fmt: skip
+
+
+def consensus(view: View) -> Problems:
+    """A share of the way to the neighbours."""
+    rate = view.number("sync", "consensus_rate") if view.name("sync") == "gossip" else None
+    if rate is not None and not 0 < rate <= 1:
+        yield Problem(
+            "consensus rate", f"consensus_rate = {rate:g}: 0 < consensus_rate <= 1 is needed", "set consensus_rate = 1"
+        )
+
+
+RULES: tuple[Callable[[View], Problems], ...] = (
+    compressions,
+    what_is_compressed,
+    buckets,
+    outer_step,
+    clocks,
+    consensus,
+)
