@@ -26,10 +26,11 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
     """`{"plan", "question", "seeds", "cells", "refused", "runs", "trials", "missing", "estimated_s"}`.
 
     estimated_s: of one run, from stored runs of the same cell (or with another learning rate), else None; in all: of
-    the missing runs, None where one is unknown. predicted_bytes: of one run, all ranks together. runs and missing count
+    the missing runs, None where one is unknown. predicted_bytes: of one run, all ranks together. kept_bytes: by the
+    strategy on a worker and on a server, beside parameters, gradient and optimiser. runs and missing count
     the trials of tuned cells too: `trials` of all runs; of a cell its missing ones.
     """
-    from benchsuite.predict import predicted
+    from benchsuite.predict import kept, predicted
 
     known = estimated_seconds(store)
     missing_runs = store.missing(plan.cells, plan.seeds, code_id)
@@ -51,6 +52,7 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
             "predicted_bytes": traffic.payload_bytes,
             "predicted_messages": traffic.num_messages,
             "busiest_port_bytes": traffic.busiest_port(ports(cell)),
+            "kept_bytes": kept(cell),
             "estimated_s": known_seconds(known, timed_as(cell)),
         })  # fmt: skip
     left = [known_seconds(known, timed_as(cell)) for cell in (*untried, *missing_runs)]
@@ -70,7 +72,7 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
 
 def table(document: dict[str, Any]) -> str:
     """The forecast as plain text."""
-    header = ("cell", "", "ranks", "missing", "predicted per run", "messages", "estimated per run")
+    header = ("cell", "", "ranks", "missing", "predicted per run", "messages", "kept by a worker", "estimated per run")
     rows = [
         (
             cell["cell_id"],
@@ -79,6 +81,7 @@ def table(document: dict[str, Any]) -> str:
             f"{cell['missing']}/{len(document['seeds'])}" + (f" + {cell['trials']} trials" if cell["trials"] else ""),
             binary(cell["predicted_bytes"]),
             str(cell["predicted_messages"]),
+            "" if cell["kept_bytes"]["worker"] is None else binary(cell["kept_bytes"]["worker"]),
             duration(cell["estimated_s"]),
         )
         for cell in document["cells"]

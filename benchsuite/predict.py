@@ -1,4 +1,4 @@
-"""Bytes that a run will send, before it runs: from the strategy's own file, shapes and expected events."""
+"""Bytes that a run will send and keep, before it runs: from the strategy's own file, shapes and expected events."""
 
 from __future__ import annotations
 
@@ -9,13 +9,32 @@ from benchsuite import training
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
 from benchsuite.compression import Compression
-from benchsuite.sync import Strategy
+from benchsuite.sync import Setting, Strategy
 from benchsuite.topology import Topology
-from benchsuite.workload import trained_parameters
+from benchsuite.workload import Shapes, trained_parameters
 
 
 def predicted(cell: Cell) -> Traffic:
     """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta device)."""
+    strategy, shapes, described, num_batches = _described(cell)
+    return strategy.predicted_traffic(shapes, strategy.expected_events(num_batches, described), described)
+
+
+def kept(cell: Cell) -> dict[str, int | None]:
+    """Bytes that the strategy keeps on a worker and on the fullest server, by its memory formula (`state_bytes`).
+
+    None: there is no server, or a user's file states no formula.
+    """
+    strategy, shapes, described, _ = _described(cell)
+    formula = getattr(strategy, "state_bytes", None)
+    if formula is None:
+        return {"worker": None, "server": None}
+    server = formula(shapes, described, server=True) if described.num_servers else None
+    return {"worker": formula(shapes, described), "server": server}
+
+
+def _described(cell: Cell) -> tuple[Strategy, Shapes, Setting, int]:
+    """The strategy, not started, and what its formulas take; global batches of the budget."""
     workload = training.make_workload(cell)
     workload.start(seed=cell.seed, dtype=training.DTYPES[cell.precision])
     with torch.device("meta"):
@@ -26,5 +45,4 @@ def predicted(cell: Cell) -> Traffic:
     strategy: Strategy = training.make("sync", cell.sync, training.options_for(cell, "sync"))
     recipe = training.make_recipe(cell, workload)
     described = training.setting(cell, topology, compression, recipe)
-    events = strategy.expected_events(recipe.budget // recipe.global_batch, described)
-    return strategy.predicted_traffic(shapes, events, described)
+    return strategy, shapes, described, recipe.budget // recipe.global_batch
