@@ -208,6 +208,11 @@ def test_the_front_is_drawn_and_named_and_what_it_beats_is_pale() -> None:
     assert "Nor is hogwild: it sends nothing" in drawing.caption
 
 
+def test_where_all_are_tuned_nobody_is_called_so() -> None:
+    drawing = drawn({"kind": "virtual_pareto", "where": {"tuning": "per_strategy"}}, the_runs())
+    assert [t.get_text() for t in drawing.figure.axes[0].texts if not t.get_text().isdigit()] == ["1  local SGD"]
+
+
 def test_both_tunings_stand_in_one_row_with_the_factor_that_was_chosen() -> None:
     drawing = drawn({"kind": "virtual_tuning", "y": "seconds"}, the_runs())
     (ax,) = drawing.figure.axes

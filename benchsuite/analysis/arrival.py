@@ -26,7 +26,7 @@ def arrivals(runs: Sequence[Run], cells: pd.DataFrame, *, goal: str = "target") 
     """One row per cell with runs that state a target, in the order of `cells` (`cells.describe`).
 
     Adds n, a `Summary` per `QUANTITIES`, base (the series without `tuned`, equal for both tunings), slowdown (the
-    largest factor of a slowed worker, else 1), lr_factors (of tuned cells: the chosen ones), flagged (a run was
+    largest factor of a slowed worker, else 1), hosts, lr_factors (of tuned cells: the chosen ones), flagged (a run was
     oversubscribed or contended: its wall seconds rank nothing).
     """
     found: dict[str, list[Run]] = defaultdict(list)
@@ -38,7 +38,7 @@ def arrivals(runs: Sequence[Run], cells: pd.DataFrame, *, goal: str = "target") 
         mine = found.get(name["cell_id"])
         if mine:
             rows.append(name | _facts(mine, goal) | {"base": base(str(name["series"]), str(name["tuning"]))})
-    added = ["n", *QUANTITIES, "slowdown", "lr_factors", "flagged", "base"]
+    added = ["n", *QUANTITIES, "slowdown", "hosts", "lr_factors", "flagged", "base"]
     return pd.DataFrame(rows, columns=[*cells.columns, *added])
 
 
@@ -49,6 +49,7 @@ def _facts(runs: Sequence[Run], goal: str) -> dict[str, Any]:
     return dict(zip(QUANTITIES, map(summarize, values), strict=True)) | {
         "n": len(runs),
         "slowdown": max((float(factor) for factor in runs[0].cell.straggler.values()), default=1.0),
+        "hosts": runs[0].cell.hosts,
         "lr_factors": tuple(dict.fromkeys(float(factor) for factor in chosen if factor is not None)),
         "flagged": any({OVERSUBSCRIBED, CONTENDED} & set(run.flags) for run in runs),
     }

@@ -21,6 +21,7 @@ SOURCES = {
     "payload_bytes_per_sample": "bytes_per_sample",
     "busiest_port_bytes_per_step": "busiest_port_bytes_per_step",
 }
+ROUNDED = 9  # digits of a share: what is left of 1 - busy / total by rounding is no waiting
 CENSORED = ("samples_to_target", "bytes_to_target", "virtual_time_to_target_s")
 
 
@@ -35,5 +36,6 @@ def virtual(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     for column in CENSORED:
         numbers = pd.to_numeric(table[column]).astype(float)
         table[column] = numbers.mask(numbers.isna() & has_target, math.inf)
+    table["idle_share"] = pd.to_numeric(table["idle_share"]).round(ROUNDED)
     merged = cells.merge(per_cell(table, tuple(SOURCES)), on="cell_id")
     return merged.rename(columns=SOURCES)

@@ -28,10 +28,15 @@ _AXES = {  # quantity -> title of its column, axis, unit
 
 
 def worlds(spec: FigureSpec, material: Material) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Suffix of a file name, and `arrivals` of the cells that may be compared; `material` is of one clock."""
+    """Suffix of a file name, and `arrivals` of the cells that may be compared; `material` is of one clock.
+
+    Where all are tuned, their series do not say so.
+    """
     goal = spec.values.get("goal", ("target",))[0]
     wanted = material.of(material.names, spec)
     table = arrivals(material.runs, wanted, goal=goal).sort_values("order", kind="stable")
+    if set(table["tuning"]) == {TUNED}:
+        table["series"] = table["base"]
     groups = [group for _, group in table.groupby(list(WORLD), sort=False)]
     for position, group in enumerate(groups):
         yield (f"_{position + 1}" if len(groups) > 1 else ""), group
@@ -192,6 +197,8 @@ def setting(table: pd.DataFrame, material: Material) -> str:
     if material.clock == "virtual":
         links = "free links" if first["link"] == "free" else f"links of {first['link']}"
         world = f", compute times {first['spread']}, {links}"
+        if (table["hosts"] > 1).any():
+            world += "; where hosts are named, the ranks of one exchange in no time and their bytes cross no link"
     said = f"{first['workload']}, {words.workers(int(first['replicas']))}{world}."
     return f"{said} {material.provenance(list(table['cell_id']))}"
 

@@ -42,7 +42,7 @@ def pareto(spec: FigureSpec, material: Material) -> list[Drawing]:
         longest = max(map(len, fronts))
         margins = Margins(left=0.66, right=0.12, top=0.24, bottom=0.48 + LINE_IN * longest)
         drawn = table[_has_place(table)]
-        looks = families(_sync(series) for series in drawn["series"])
+        looks = families(_family(strategy) for strategy in drawn["strategy"])
         layout = grid([1.9], len(parts), width=WIDE_IN, legend=list(looks.values()), margins=margins)
         for ax, (slowed, part), chosen in zip(layout.axes[0], parts, fronts, strict=True):
             _panel(ax, part, chosen, [name(one) for one in _series(part, chosen)], looks)
@@ -65,8 +65,10 @@ def _has_place(table: pd.DataFrame) -> list[bool]:
     return [math.isfinite(seconds.center) and amount.center > 0 for seconds, amount in pairs]
 
 
-def _sync(series: object) -> str:
-    return str(series).partition("/")[0]
+def _family(strategy: object) -> str:
+    """`synchronous`, `synchronous compressed`: what is told apart by its look."""
+    sync, _, *compression = str(strategy).split("/")
+    return f"{sync} compressed" if compression else sync
 
 
 def unbeaten(part: pd.DataFrame) -> list[str]:
@@ -126,13 +128,13 @@ def _panel(
     for cell_id, row in rows.items():
         x, y = row["seconds"].center, row["bytes"].center
         if cell_id not in on_front and math.isfinite(x) and y > 0:
-            look = looks[_sync(row["series"])]
+            look = looks[_family(row["strategy"])]
             pale: dict[str, Any] = {"color": look.color, "alpha": PALE, "markersize": 3.6, "markeredgewidth": 0}
             ax.plot([x], [y], look.marker, gid="beaten", zorder=2, **pale)
     chosen = [rows[cell_id] for cell_id in on_front]
     _stairs(ax, [(row["seconds"].center, row["bytes"].center) for row in chosen])
     for row in chosen:
-        _ranges(ax, row, looks[_sync(row["series"])])
+        _ranges(ax, row, looks[_family(row["strategy"])])
     ax.set_xlabel("virtual seconds to target")
     ax.set_ylabel("bytes to target")
     ax.grid()

@@ -17,7 +17,7 @@ from benchsuite.report import words
 from benchsuite.report.arrivals import WORLD, both, by_straggler, factors
 from benchsuite.report.material import Material
 from benchsuite.report.pareto import front_names
-from benchsuite.report.sentences import Sentence, few, goal, listed, names, number_of_launches
+from benchsuite.report.sentences import MANY, Sentence, few, goal, listed, names, number_of_launches
 
 Name = Callable[[str], str]
 
@@ -43,7 +43,18 @@ def slowed_worlds(virtual: Material) -> Iterator[pd.DataFrame]:
 
 
 def _short(parts: list[tuple[str, pd.DataFrame]], material: Material) -> Sentence:
-    """Who leads on each quantity, straggler by straggler; equal leaders are said once."""
+    """Who leads, who missed, over all stragglers."""
+    name = names(material, short=True)
+    ever = [set(part.loc[part["seconds"].map(lambda s: s.misses > 0), "series"]) for _, part in parts]
+    lost = list(dict.fromkeys(name(one) for one in parts[0][1]["series"] if any(one in each for each in ever)))
+    missed = f" Missed in some runs or all: {listed(lost)}." if lost else " Nobody missed."
+    aim = goal(material.target(str(parts[0][1]["workload"].iloc[0])))
+    count = words.workers(int(parts[0][1]["replicas"].iloc[0]))
+    return Sentence("Answer", f"{count}, to {aim}, by medians (ranges below). {_leaders(parts, material)}{missed}")
+
+
+def _leaders(parts: list[tuple[str, pd.DataFrame]], material: Material) -> str:
+    """Who is best on each quantity, straggler by straggler; one that always is, is said once."""
     name = names(material, short=True)
     said = []
     for column, text in (("seconds", "First in virtual time"), ("bytes", "Fewest bytes")):
@@ -55,12 +66,7 @@ def _short(parts: list[tuple[str, pd.DataFrame]], material: Material) -> Sentenc
         told = [who if len(when) == len(parts) else f"{who} ({', '.join(when)})" for who, when in leaders.items()]
         if told:
             said.append(f"{text}: {'; '.join(told)}.")
-    ever = [set(part.loc[part["seconds"].map(lambda s: s.misses > 0), "series"]) for _, part in parts]
-    lost = list(dict.fromkeys(name(one) for one in parts[0][1]["series"] if any(one in each for each in ever)))
-    missed = f" Missed in some runs or all: {listed(lost)}." if lost else " Nobody missed."
-    aim = goal(material.target(str(parts[0][1]["workload"].iloc[0])))
-    count = words.workers(int(parts[0][1]["replicas"].iloc[0]))
-    return Sentence("Answer", f"{count}, to {aim}, by medians (ranges below). {' '.join(said)}{missed}")
+    return " ".join(said)
 
 
 def _one(slowed: str, part: pd.DataFrame, material: Material) -> Sentence:
@@ -133,29 +139,45 @@ def _cost(parts: list[tuple[str, pd.DataFrame]], material: Material) -> list[Sen
 
 
 def _tuning(table: pd.DataFrame, material: Material) -> list[Sentence]:
-    """Whom a learning rate of its own helped: ranges apart, or a miss that arrived."""
+    """Whom a learning rate of its own helped: ranges apart, or a median that missed and arrived."""
     pairs = both(table)
     if pairs.empty:
         return []
-    name = names(material, short=True)
     said = []
     for slowed, part in by_straggler(pairs):
-        helped, alike, worse = [], [], []
-        for one, rows in part.groupby("base", sort=False):
-            before = rows.loc[rows["tuning"] != TUNED, "seconds"].iloc[0]
-            tuned = rows[rows["tuning"] == TUNED].to_dict("records")[0]
-            after = tuned["seconds"]
-            change = f"{name(str(one))} {factors(tuned)}, {words.quantity(before)} to {words.quantity(after)}"
-            if after.high < before.low or (math.isinf(before.center) and math.isfinite(after.center)):
-                helped.append(change)
-            elif after.low > before.high or (math.isinf(after.center) and math.isfinite(before.center)):
-                worse.append(change)
-            else:
-                alike.append(name(str(one)))
-        text = [f"helps {listed(helped)}"] if helped else []
-        text += [f"harms {listed(worse)}"] if worse else []
+        helped, harmed, alike = _changes(part, names(material, short=True))
+        text = [f"helps {_most(helped)}"] if helped else []
+        text += [f"harms {_most(harmed)}"] if harmed else []
         text += [f"no difference seen for {few(alike)}"] if alike else []
-        said.append(f"{words.slowed(slowed)}: {'; '.join(text)}")
+        said.append(f"{_capital(words.slowed(slowed))}: {'; '.join(text)}.")
+    own = table[table["tuning"] == TUNED]
+    tuned = by_straggler(own.assign(series=own["base"]))
     return [Sentence(
-        "Tuning", "A learning rate of its own (virtual s to target, same recipe to tuned). " + ". ".join(said) + "."
+        "Tuning",
+        f"With a learning rate of its own for every strategy: {_leaders(tuned, material)} Virtual s to target, the "
+        f"recipe's rate to the tuned one: {' '.join(said)}",
     )]  # fmt: skip
+
+
+def _changes(part: pd.DataFrame, name: Name) -> tuple[list[str], list[str], list[str]]:
+    """Who was helped (most first), who was harmed, each with factor and both times, and by name who was neither."""
+    helped, harmed, alike = [], [], []
+    for one, rows in part.groupby("base", sort=False):
+        before: Summary = rows.loc[rows["tuning"] != TUNED, "seconds"].iloc[0]
+        tuned = rows[rows["tuning"] == TUNED].to_dict("records")[0]
+        after: Summary = tuned["seconds"]
+        change = f"{name(str(one))} {factors(tuned)}, {words.quantity(before)} to {words.quantity(after)}"
+        gain = math.inf if math.isinf(before.center) else before.center / after.center
+        if after.high < before.low or (math.isinf(before.center) and math.isfinite(after.center)):
+            helped.append((gain, change))
+        elif after.low > before.high or (math.isinf(after.center) and math.isfinite(before.center)):
+            harmed.append((-gain, change))
+        else:
+            alike.append(name(str(one)))
+    first, last = (sorted(each, key=lambda pair: -pair[0]) for each in (helped, harmed))
+    return [text for _, text in first], [text for _, text in last], alike
+
+
+def _most(changes: list[str]) -> str:
+    rest = len(changes) - MANY
+    return "; ".join(changes[:MANY]) + (f"; and {rest} more" if rest > 0 else "")

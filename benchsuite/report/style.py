@@ -30,6 +30,7 @@ _FAMILIES = {
     "synchronous": PALETTE[0], "asynchronous": PALETTE[3], "k_sync": PALETTE[1], "stale_synchronous": PALETTE[4],
     "local_sgd": PALETTE[5], "ddp": PALETTE[7], "diloco": "#882255", "gossip": "#332288", "delayed": "#7d7d1f",
     "elastic_averaging": "#56220f", "hogwild": "#22272e",
+    "synchronous compressed": PALETTE[9],
 }  # fmt: skip
 _FREE = tuple(PALETTE[index] for index in (1, 4, 5, 8, 6))
 # Parts of a rank's time: colour and label. Apart from the strategies' colours; ordered from work to waiting.
@@ -95,7 +96,7 @@ def looks(series: Iterable[str]) -> dict[str, Look]:
 
 
 def families(syncs: Iterable[str]) -> dict[str, Look]:
-    """Sync -> how its points look, the same in every plan; unknown ones get free colours."""
+    """Sync, or `sync compressed` -> how its points look, the same in every plan; unknown ones get free colours."""
     known = list(_FAMILIES)
     free = itertools.cycle(_FREE)
     found = {}

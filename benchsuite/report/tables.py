@@ -242,6 +242,7 @@ def _count(cell_id: str, material: Material) -> Value:
 
 def _notes(cell_id: str, fact: Mapping[str, Any], material: Material) -> str:
     notes = ["PAYLOAD DIFFERS FROM PREDICTION"] if fact.get("law") == "broken" else []
+    notes += [f"{cell.hosts} hosts" for cell in material.cells if cell.id == cell_id and cell.hosts > 1]
     if fact.get("oversubscribed"):
         notes.append("oversubscribed")
     if fact.get("num_contended"):
