@@ -126,7 +126,8 @@ def rates(spec: FigureSpec, table: pd.DataFrame, material: Material) -> Drawing:
     )  # fmt: skip
     caption = (
         "Left: total samples over total wall time after warm-up. Right: CPU time of all ranks, servers included, per "
-        f"sample. Mark: median; line: range where n < 5, else interval. {_slow(slowed)}{hollow}"
+        f"sample. Mark and line: {words.spreads(mark.summary for each in columns for mark in each.marks.values())}. "
+        f"{_slow(slowed)}{hollow}"
         f"{words.workers(int(table['replicas'].iloc[0]))}. {material.provenance(list(table['cell_id']))}"
     )
     return Drawing(
@@ -170,8 +171,8 @@ def _what(spec: FigureSpec, table: pd.DataFrame, material: Material) -> str:
     unit = f" {target['unit']}" if target.get("unit") else ""
     return (
         f"What it took until an evaluation first met {target['metric']} {sign} {target[goal]:g}{unit} (looked at every "
-        f"{target['evaluate_every']:,} samples): {seconds}; samples used by all workers; payload of all ranks. Mark: "
-        "median; line: range where n < 5, else interval. Open mark at the right edge: k of n runs did not arrive "
+        f"{target['evaluate_every']:,} samples): {seconds}; samples used by all workers; payload of all ranks. "
+        f"Mark and line: {words.spreads(table['seconds'])}. Open mark at the right edge: k of n runs did not arrive "
         "within the budget, and a median of which half did not is not a number."
     )
 

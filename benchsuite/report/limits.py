@@ -23,7 +23,7 @@ DEFINITIONS = (
     ("to target", "at the first evaluation that meets the target, not interpolated; evaluation itself is off the "
                   "clock"),
     ("> budget (k of n)", "k of n runs did not arrive: infinite, and kept in the median"),
-    ("front", "the strategies that no other beats on both quantities by their medians"),
+    ("front", "the strategies that no other beats on both quantities by their medians (means)"),
     ("tuned", "the learning rate that trials chose for the strategy: the same factors of the recipe's, each tried once "
               "with a seed of its own, the fewest samples to the target won"),
     ("virtual second", "second of the simulated clock; virtual and wall seconds never share a column or an axis"),

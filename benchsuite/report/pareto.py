@@ -1,6 +1,6 @@
 """The kind `virtual_pareto`: counted bytes to target against virtual seconds to target, one panel per slowed worker.
 
-Drawn and named is the front: whom nobody beats on both by their medians. All others are pale. Who missed the target is
+Drawn and named is the front: whom nobody beats on both by their centres. All others are pale. Who missed the target is
 listed in words and has no place among numbers; so is who sends nothing, since its workers share the memory of one host.
 """
 
@@ -50,7 +50,7 @@ def pareto(spec: FigureSpec, material: Material) -> list[Drawing]:
         _share(layout.axes[0])
         for ax, (_, part), chosen in zip(layout.axes[0], parts, fronts, strict=True):
             _numbers(ax, part, chosen)
-        caption = f"{_meaning()} {missed(parts, material)}{_silent(parts, material)}{setting(table, material)}"
+        caption = f"{_meaning(drawn)} {missed(parts, material)}{_silent(parts, material)}{setting(table, material)}"
         drawings.append(Drawing(
             f"{spec.name}{suffix}", layout.figure, caption, list(table["cell_id"]), list(looks.values()), layout.whole,
             layout.columns,
@@ -92,11 +92,11 @@ def _silent(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> st
     )
 
 
-def _meaning() -> str:
+def _meaning(drawn: pd.DataFrame) -> str:
     return (
-        "Payload of all ranks against virtual seconds, both until an evaluation first met the target (medians). "
-        "Numbered: the front, whom no other strategy beats on both; bars: range or interval. Above and right of the "
-        "line is what the front beats (pale)."
+        "Payload of all ranks against virtual seconds, both until an evaluation first met the target. Numbered: the "
+        "front, whom no other strategy beats on both; above and right of the line is what it beats (pale). Mark and "
+        f"bars: {words.spreads(drawn['seconds'])}."
     )
 
 

@@ -50,7 +50,7 @@ def _short(parts: list[tuple[str, pd.DataFrame]], material: Material) -> Sentenc
     missed = f" Missed in some runs or all: {listed(lost)}." if lost else " Nobody missed."
     aim = goal(material.target(str(parts[0][1]["workload"].iloc[0])))
     count = words.workers(int(parts[0][1]["replicas"].iloc[0]))
-    return Sentence("Answer", f"{count}, to {aim}, by medians (ranges below). {_leaders(parts, material)}{missed}")
+    return Sentence("Answer", f"{count}, to {aim}, spread and ties below. {_leaders(parts, material)}{missed}")
 
 
 def _leaders(parts: list[tuple[str, pd.DataFrame]], material: Material) -> str:
@@ -155,7 +155,7 @@ def _tuning(table: pd.DataFrame, material: Material) -> list[Sentence]:
     return [Sentence(
         "Tuning",
         f"With a learning rate of its own for every strategy: {_leaders(tuned, material)} Virtual s to target, the "
-        f"recipe's rate to the tuned one: {' '.join(said)}",
+        f"recipe's rate to the tuned one ({number_of_launches(pairs)}): {' '.join(said)}",
     )]  # fmt: skip
 
 

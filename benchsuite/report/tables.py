@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,11 +147,14 @@ def build(spec: FigureSpec, material: Material) -> Table:
     headings += [(final if column.key == "final_metric" else column.heading, column.meaning) for column in columns]
     headings += [("notes", "flags, and what is missing")] if with_notes else []
     ids = list(names["cell_id"])
-    return Table(spec.name, _caption(material, ids, same), headings, rows, breaks, _numbers(records, columns), ids)
+    shown = [fact[column.key] for _, fact in records for column in columns if column.key in fact]
+    return Table(
+        spec.name, _caption(material, ids, same, shown), headings, rows, breaks, _numbers(records, columns), ids
+    )
 
 
-def _caption(material: Material, ids: list[str], same: Sequence[str]) -> str:
-    """same: what is equal in all rows."""
+def _caption(material: Material, ids: list[str], same: Sequence[str], shown: Iterable[Summary]) -> str:
+    """same: what is equal in all rows. shown: what is printed."""
     targets = {workload: material.target(workload) for workload in dict.fromkeys(material.names["workload"])}
     stated = "; ".join(
         f"target of {workload}: {t['metric']} {'≥' if t['direction'] == 'max' else '≤'} {t['target']:g}"
@@ -160,7 +163,7 @@ def _caption(material: Material, ids: list[str], same: Sequence[str]) -> str:
     )  # fmt: skip
     facts = " ".join(f"{each[:1].upper()}{each[1:]}." for each in (*same, stated))
     return (
-        f"Median [range] where n < 5. {facts} A miss is infinite and stays in the median: "
+        f"{words.spreads(shown).capitalize()}. {facts} A miss is infinite and stays in the median: "
         "> budget (k of n) means that k of n runs did not arrive. Bold: best for that number of workers, and what its "
         f"range touches; oversubscribed or contended rows take no part where the wall clock decides. "
         f"{material.provenance(ids)}"

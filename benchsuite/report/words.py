@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from benchsuite.analysis.statistics import Summary
 
@@ -22,6 +23,10 @@ _SHORT = {
 }  # fmt: skip
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 EMPTY = "–"
+_SPREADS = {
+    "t interval": "geometric mean and 95 % t interval of the logs (n = 5 to 9)",
+    "bootstrap": "median and 95 % bootstrap interval (n ≥ 10)",
+}
 
 
 def label(series: str) -> str:
@@ -95,6 +100,13 @@ def parts(summary: Summary, *, scale: float = 1.0) -> tuple[str, str]:
         return center, ""
     top = missed if math.isinf(high) else number(high, width=width)
     return center, f"{number(low, width=width)}–{top}"
+
+
+def spreads(summaries: Iterable[Summary]) -> str:
+    """What centre and spread of these are: `median and range (n < 5)`."""
+    kinds = {summary.kind for summary in summaries}
+    said = [text for kind, text in _SPREADS.items() if kind in kinds]
+    return "; ".join([*said, f"median and range where {'runs missed or ' if said else ''}n < 5"])
 
 
 def si(value: float, unit: str = "B", digits: int = 3) -> str:
