@@ -124,7 +124,8 @@ class BoundedAhead:
         self._clock = 0  # the next to be applied
         self._gradients: dict[int, list[Tensor | None]] = {}  # clock -> by worker
         self._free: list[Tensor] = []
-        self._mean = torch.empty_like(shard)
+        if self._per_clock:
+            self._mean = torch.empty_like(shard)
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         if self._per_clock:
