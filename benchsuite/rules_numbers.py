@@ -115,9 +115,11 @@ def environments(view: View) -> Problems:
 
 def local_steps(view: View) -> Problems:
     """The run ends with a synchronisation: (steps - warmup) % H == 0."""
-    if view.name("sync") not in ("local_sgd", "diloco"):
+    if view.name("sync") not in ("local_sgd", "diloco", "ddp"):
         return
     sync, every = view.label("sync"), view.number("sync", "local_steps")
+    if sync == "ddp" and every == 1:
+        return  # gradients agree in every step
     warmup = view.number("sync", "warmup_steps") or 0
     if every is not None and every < 1:
         yield Problem("local steps", f"local_steps = {every:g} of {sync}: 1 or more is needed", "set local_steps = 1")

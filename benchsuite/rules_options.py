@@ -52,6 +52,13 @@ def what_is_compressed(view: View) -> Problems:
             "added to differences of parameters",
             "set warmup_steps = 0, or compression to one without error feedback: fp16, bf16, int8",
         )
+    if sync == "ddp" and (view.number("sync", "local_steps") or 1) > 1:
+        yield Problem(
+            "compression x sync",
+            f"compression = {label} with local_steps = {view.number('sync', 'local_steps'):g} of ddp: it takes one "
+            "hook, of a compression or of local steps",
+            "set local_steps = 1, or compression = none",
+        )
     if sync == "synchronous" and (view.number("sync", "bucket_mib") or 0) > 0:
         yield Problem(
             "compression x sync",

@@ -42,8 +42,9 @@ from benchsuite.measure.clock import StepClock, TimedPart
 from benchsuite.measure.evaluation import evaluate
 from benchsuite.measure.rank_record import Measured, rank_record
 from benchsuite.measure.snapshots import Snapshots
-from benchsuite.measure.traffic_mode import TrafficMode, derive
+from benchsuite.measure.traffic_mode import derived_run
 from benchsuite.measure.wire import WireBytes, WireMeter
+from benchsuite.sync import Cycle
 from benchsuite.training import Training
 from benchsuite.workload import Part
 
@@ -158,16 +159,17 @@ class Rank:
             measured.derived = self._derive(training, measured)
 
     def _derive(self, training: Training, measured: Measured) -> Traffic | None:
-        """One more step, untimed, under the dispatch mode. Not after a divergence: the ranks may stand apart."""
+        """Of the whole run, from more steps, untimed, that are watched. Not after a divergence: the ranks may stand
+        apart."""
         losses = measured.clock.to_json()["loss"]
         if not losses or None in losses:
             return None
-        flat = training.part.params.clone()
-        num_workers = training.topology.num_workers
-        with TrafficMode() as seen:
-            training.strategy.step(training.workload.batch(0, shard=self.comm.rank, num_shards=num_workers))
+        flat, num_workers = training.part.params.clone(), training.topology.num_workers
+        batch = training.workload.batch(0, shard=self.comm.rank, num_shards=num_workers)
+        cycles = training.strategy.cycles() if hasattr(training.strategy, "cycles") else [Cycle(len(losses))]
+        traffic = derived_run(lambda: training.strategy.step(batch), cycles, num_workers)
         training.part.params.copy_(flat)
-        return derive(seen.calls, num_workers)
+        return traffic
 
     # -- after the loop ---------------------------------------------------------------------------------------
 

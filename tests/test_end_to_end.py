@@ -74,16 +74,47 @@ def test_derived_bytes_are_calls_seen_times_the_rings_factor(bench: Bench, way: 
         jsonschema.validate(json.loads(dumps(run.to_json())), SCHEMA)
 
 
+# 8 x 8 matrices as two factors of one column, all else as it is; from the third step on.
+FACTORS = 2 * PARAMETERS + (STEPS - 2) * (8 * (2 * 8 + 8) + 8 + 1)
+HOOKS: list[tuple[dict[str, Any], int]] = [
+    ({"compression": "fp16"}, STEPS * PARAMETERS // 2),
+    ({"compression": "bf16"}, STEPS * PARAMETERS // 2),
+    ({"compression": "powersgd", "options": {"powersgd": {"rank": 1}}}, FACTORS),
+    ({"options": {"ddp": {"local_steps": 5}}}, 2 * PARAMETERS),
+    ({"options": {"ddp": {"local_steps": 3, "warmup_steps": 4}}}, 6 * PARAMETERS),
+]
+
+
+@pytest.mark.parametrize(("how", "elements"), HOOKS, ids=lambda value: str(value))
+def test_bytes_of_the_librarys_hooks_are_derived_from_one_cycle_of_each_kind(
+    bench: Bench, how: dict[str, Any], elements: int
+) -> None:
+    """By hand: elements of float32 on the whole run, 2 (N-1) times."""
+    run = bench.ok(**DDP, **how, replicas=3)
+    assert run.result["payload_source"] == "derived"
+    assert run.result["payload_bytes"] == run.result["predicted_bytes"] == 4 * 4 * elements, run.cell.label
+    assert run.result["steps"] == STEPS and run.result["final_metric"] is not None
+    jsonschema.validate(json.loads(dumps(run.to_json())), SCHEMA)
+
+
 def wire_ratio(run: Run) -> float:
     if run.cost["wire_bytes"] is None:
         pytest.skip(f"no private network here: {run.cost['wire_reason']}")
     return float(run.cost["wire_bytes"] / (run.result["payload_bytes"] + run.cost["control_bytes"]))
 
 
+COMPRESSED = [
+    {**RING, "compression": "fp16"}, {**DDP, "compression": "fp16"}, {**DDP, "compression": "powersgd"},
+    {**NATIVE, "compression": "topk", "options": {"topk": {"rho": 0.1}}},
+    {"sync": "synchronous", "topology": "direct", "compression": "int8"},
+    {**ways("asynchronous", servers=1), "compression": "int8"},
+]  # fmt: skip
+
+
 @pytest.mark.netns
-@pytest.mark.parametrize("way", [RING, ways("synchronous", servers=1), NATIVE, DDP], ids=label)
+@pytest.mark.parametrize("way", [RING, ways("synchronous", servers=1), NATIVE, DDP, *COMPRESSED], ids=label)
 def test_the_wire_carries_what_was_sent(bench: Bench, way: dict[str, Any]) -> None:
-    """Messages of 1.2 MB (a tiny chain of width 192). Headers, and nothing twice: 1.00 to 1.02."""
+    """Vectors of 1.2 MB (a tiny chain of width 192), 0.2 to 0.6 MB encoded. Headers, and nothing twice: 1.00 to 1.02."""
     run = bench.ok(**way, replicas=2, steps=5, tiny={"width": 192, "lr": 0.0001})
     assert 1.0 <= wire_ratio(run) <= 1.02, f"wire / (payload + control) = {wire_ratio(run):.4f}"
 
@@ -183,11 +214,31 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_a_miss(bench: Bench, way: dic
     assert result["final_loss"] is result["final_metric"] is None
     assert result["samples"] < 240, "it stops instead of using the budget up"
     assert set(result["samples_to"].values()) == set(run.cost["time_to"].values()) == {None}
-    if result["payload_source"] == "derived" and replicas > 1:
+    if way["sync"] == "ddp" and replicas > 1:
         assert result["payload_bytes"] is None and "diverged" in result["payload_reason"]
     else:
         assert result["predicted_bytes"] == result["payload_bytes"]
     jsonschema.validate(json.loads(dumps(run.to_json())), SCHEMA)
+
+
+LOSSY = [
+    {**RING, "compression": "bf16"}, {**RING, "compression": "powersgd"}, {**DDP, "compression": "powersgd"},
+    {**NATIVE, "compression": "topk"}, {**NATIVE, "compression": "ef_sign"},
+    {"sync": "synchronous", "topology": "direct", "compression": "int8"},
+    {**ways("asynchronous", servers=1), "compression": "int8"}, {**ways("k_sync", servers=1), "compression": "topk"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", LOSSY, ids=label)
+def test_a_loss_that_is_not_finite_survives_a_compression(bench: Bench, way: dict[str, Any]) -> None:
+    run = bench.ok(**way, replicas=2, tiny={"nan_at": 3, "lr": 0.001}, timeout_s=10)
+    assert DIVERGED in run.flags and run.result["diverged_step"] is not None
+    assert run.result["samples"] < 240, "it stops instead of using the budget up"
+
+
+def test_votes_on_what_is_not_finite_are_finite_and_the_losses_say_it(bench: Bench) -> None:
+    run = bench.ok(**NATIVE, compression="sign", replicas=2, tiny={"nan_at": 3, "lr": 0.001}, timeout_s=10)
+    assert DIVERGED in run.flags and run.result["diverged_step"] == 3 and run.result["final_loss"] is None
 
 
 def test_parameters_that_overflow_between_two_pushes_are_a_divergence(bench: Bench) -> None:

@@ -47,7 +47,10 @@ NO_TORCH = (
 )
 ONLY_INSIDE = ("comm", "worker", "sync", "topology", "parallel", "compression", "measure", "record")
 TORCH_DISTRIBUTED = ("comm", "parallel", "cluster", "laws")  # laws: groups of thread ranks
-TORCH_DISTRIBUTED_FILES = ("benchsuite.sync.ddp", "benchsuite.measure.baseline_loops")  # the latter is hand-written
+# the library's strategy, a hand-written loop, and who watches the library
+TORCH_DISTRIBUTED_FILES = (
+    "benchsuite.sync.ddp", "benchsuite.measure.baseline_loops", "benchsuite.measure.traffic_mode",
+)  # fmt: skip
 # The parameter server serves a `sync.ServerPolicy` and decodes a `compression.Codec`: the protocols, no member.
 PROTOCOLS = {"topology": ("sync", "compression")}
 STANDARD = sys.stdlib_module_names | {"torch", "numpy", "benchsuite", "workloads"}

@@ -117,6 +117,8 @@ CASES = [
        {"sync": "local_sgd", "compression": name, "options": {"local_sgd": {"warmup_steps": 8}}},
        {"sync": "local_sgd", "compression": "fp16", "options": {"local_sgd": {"warmup_steps": 8}}})
       for name in ("topk", "ef_sign", "powersgd")],
+    ("compression x sync", "it takes one", {"sync": "ddp", "compression": "fp16", "options": {"ddp": {"local_steps": 8}}},
+     {"sync": "ddp", "compression": "fp16"}),
     ("compression x sync", "buckets travel as they are",
      {"compression": "fp16", "options": {"synchronous": {"bucket_mib": 4.0}}},
      {"compression": "fp16", "options": {"synchronous": {"bucket_mib": 0.0}}}),
@@ -180,6 +182,10 @@ CASES = [
        {"sync": sync, "budget": Budget(steps=20), "options": {sync: {"local_steps": 8, "warmup_steps": 2}}},
        {"sync": sync, "budget": Budget(steps=20), "options": {sync: {"local_steps": 8, "warmup_steps": 4}}})
       for sync in ("local_sgd", "diloco")],
+    ("local steps", "% local_steps(7)", {"sync": "ddp", "options": {"ddp": {"local_steps": 7}}},
+     {"sync": "ddp", "options": {"ddp": {"local_steps": 8, "warmup_steps": 8}}}),
+    ("local steps", "local_steps = 0", {"sync": "ddp", "options": {"ddp": {"local_steps": 0}}},
+     {"sync": "ddp", "options": {"ddp": {"local_steps": 1, "warmup_steps": 3}}}),
     ("local steps", "local_steps = 0", {"sync": "local_sgd", "options": {"local_sgd": {"local_steps": 0}}},
      {"sync": "local_sgd", "options": {"local_sgd": {"local_steps": 1}}}),
     ("fragments", "does not divide local_steps(8)", {"sync": "diloco", "options": {"diloco": {"fragments": 3}}},

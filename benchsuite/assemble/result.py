@@ -57,7 +57,7 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         "events": _events(cell, ranks),
         "staleness": _staleness(server) if asynchronous else None,
     }
-    return result | _traffic(cell, ranks, steps, lost)
+    return result | _traffic(cell, ranks, lost)
 
 
 def served(ranks: Sequence[Rank]) -> bool:
@@ -150,7 +150,7 @@ def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"histogram": histogram, "mean": statistics.fmean(values), "max": max(values)}
 
 
-def _traffic(cell: Cell, ranks: Sequence[Rank], steps: int, lost: Sequence[int]) -> dict[str, Any]:
+def _traffic(cell: Cell, ranks: Sequence[Rank], lost: Sequence[int]) -> dict[str, Any]:
     counted = Traffic.total(Traffic.from_json(rank["traffic"]) for rank in ranks)
     source = ranks[0]["payload_source"]
     payload: Traffic | None = counted
@@ -163,9 +163,9 @@ def _traffic(cell: Cell, ranks: Sequence[Rank], steps: int, lost: Sequence[int])
     elif source == "derived":
         one = next((rank["derived"] for rank in ranks if rank["derived"]), None)
         alone = sum(rank["role"] == "worker" for rank in ranks) == 1
-        payload = Traffic.from_json(one).times(steps) if one else (Traffic() if alone else None)
+        payload = Traffic.from_json(one) if one else (Traffic() if alone else None)
         if payload is None:
-            reason = "derived from a step after the run, which a diverged run has not"
+            reason = "derived from steps after the run, which a diverged run has not"
     predicted = next((rank["predicted"] for rank in ranks if rank["predicted"]), None)
     expected = Traffic.from_json(predicted) if predicted else None
     return {

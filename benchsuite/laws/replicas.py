@@ -1,7 +1,7 @@
 """Laws of strategies whose replicas differ between agreements: each is its own serial loop, written down once more.
 
-Speaks about `local_sgd`, `diloco`, `elastic_averaging` (over a collective), `gossip` and `delayed`, whatever travels
-how.
+Speaks about `local_sgd` (and `ddp` with local steps), `diloco`, `elastic_averaging` (over a collective), `gossip` and
+`delayed`, whatever travels how.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchsuite import cell as cells
-from benchsuite.cell import Cell
+from benchsuite.cell import Budget, Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
 from benchsuite.laws.runs import Change, count_different, option, recipe_of, relative, run, with_options, worst
 from benchsuite.laws.serial import LOOPS
@@ -41,9 +41,9 @@ def equals_its_loop(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
 def has_loop(cell: Cell) -> bool:
     """Whether a serial loop of it is written down, and nothing is lost on the way."""
     quantised = bool(option(cell, "diloco", "outer_bits"))
-    return cell.sync in LOOPS and cell.compression == "none" and not quantised and not (
-        cell.sync == "elastic_averaging" and cell.num_servers  # its order is what the times make it
-    )  # fmt: skip
+    in_turns = cell.sync == "elastic_averaging" and bool(cell.num_servers)  # its order is what the times make it
+    together = option(cell, "ddp", "local_steps") == 1
+    return cell.sync in LOOPS and cell.compression == "none" and not (quantised or in_turns or together)
 
 
 def agree_together(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -73,7 +73,8 @@ def _agrees_after(cell: Cell, step: int) -> bool:
 def meets_in_turns(cell: Cell) -> bool:
     """Whole vectors agree every H steps."""
     whole = option(cell, "diloco", "fragments") in (None, 1) and not option(cell, "diloco", "delay")
-    return cell.sync in ("local_sgd", "diloco") and whole and cell.replicas > 1
+    local = (option(cell, "ddp", "local_steps") or 1) > 1
+    return (cell.sync in ("local_sgd", "diloco") or local) and whole and cell.replicas > 1
 
 
 def bytes_are_a_share(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -133,9 +134,20 @@ def gradients_instead(training: Training) -> Training:
     return training
 
 
+def without_averager(training: Training) -> Training:
+    """A replica of the library's local SGD that never meets the others."""
+    strategy: Any = training.strategy
+    strategy._averager = None
+    return training
+
+
 _SGD: Mapping[str, Any] = {"topology": "ring", "replicas": 3}
 _LOCAL: Mapping[str, Any] = {**_SGD, "sync": "local_sgd", "options": {"local_sgd": {"local_steps": 5}}}
 _DILOCO: Mapping[str, Any] = {**_SGD, "sync": "diloco", "options": {"diloco": {"local_steps": 5}}}
+_DDP: Mapping[str, Any] = {
+    "sync": "ddp", "topology": "native", "replicas": 2, "options": {"ddp": {"local_steps": 5}},
+    "budget": Budget(timeout_s=60.0),
+}  # fmt: skip
 _ONE: Mapping[str, Any] = {**_SGD, "sync": "local_sgd"}
 
 
@@ -166,6 +178,7 @@ LAWS = (
                 partial(equals_its_loop, change=gradients_instead),
                 {"sync": "gossip", "topology": "ring_neighbours", "replicas": 4},
             ),
+            Control("the averager is missing", partial(equals_its_loop, change=without_averager), _DDP),
             Control("nothing is delayed", partial(equals_its_loop, loop="delayed"), {**_SGD, "sync": "synchronous"}),
         ),
     ),
@@ -176,6 +189,7 @@ LAWS = (
         (
             _with_mean(agree_together, twins.silent, "replicas never meet", _LOCAL),
             _with_mean(agree_together, twins.chunk_skipped, "one element is not averaged", _DILOCO),
+            Control("the averager is missing", partial(agree_together, change=without_averager), _DDP),
         ),
     ),
     Law(

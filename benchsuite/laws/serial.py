@@ -84,9 +84,12 @@ class Replicas:
 
 
 def local_sgd(cell: Cell) -> Path:
-    """Lin et al. 2020: synchronous for a while, then H local steps and the mean of the parameters."""
+    """Lin et al. 2020: synchronous for a while, then H local steps and the mean of the parameters.
+
+    Of `ddp` with the library's hook too, which leaves momentum to the replicas.
+    """
     replicas = Replicas(cell)
-    steps, warmup, form = (option(cell, "local_sgd", name) for name in ("local_steps", "warmup_steps", "momentum"))
+    steps, warmup, form = (option(cell, cell.sync, name) for name in ("local_steps", "warmup_steps", "momentum"))
     path = [replicas.record()]
     for step in range(replicas.num_steps):
         if step < warmup:
@@ -229,5 +232,5 @@ def delayed(cell: Cell) -> Path:
 
 LOOPS = {
     "local_sgd": local_sgd, "diloco": diloco, "elastic_averaging": elastic_averaging, "gossip": gossip,
-    "delayed": delayed,
+    "delayed": delayed, "ddp": local_sgd,
 }  # fmt: skip

@@ -2,21 +2,26 @@
 
 Our own strategies call the library through `Comm`, which notes every call of the whole run. `ddp` calls it by itself:
 a dispatch mode sees every c10d operation with its tensors, but slows every operator, so it sees untimed steps after the
-run, and the result is multiplied. Seen are calls and sizes; the bytes follow from the algorithm's factor (ring
-all-reduce 2 (N-1) M in all), so such rows are `derived` and held against the wire, never against the prediction.
+run, one of each kind, and the result is multiplied. Seen are calls and sizes; the bytes follow from the algorithm's
+factor (ring all-reduce 2 (N-1) M in all), so such rows are `derived` and held against the wire, never against the
+prediction.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchsuite.comm import Traffic
 from benchsuite.comm.traffic import Calls
+from benchsuite.sync import Cycle
 from benchsuite.topology import ring_traffic
 
 
@@ -30,11 +35,31 @@ class Call:
 
 
 class TrafficMode(TorchDispatchMode):
-    """`with TrafficMode() as seen: step()`; then `seen.calls`. DDP's bucket all-reduces are seen too."""
+    """`with TrafficMode() as seen: step()`; then `seen.calls`. DDP's bucket all-reduces are seen too.
+
+    A mode belongs to its thread; what a communication hook starts when something has arrived, it starts on a thread of
+    the backend's, by `torch.distributed.all_reduce`: that function is watched there.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch
         self.calls: list[Call] = []
+        self._thread, self._all_reduce = threading.get_ident(), dist.all_reduce
+
+    def __enter__(self) -> TrafficMode:
+        if dist.is_initialized():  # there is a default group: this process is one rank
+            dist.all_reduce = self._elsewhere
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        dist.all_reduce = self._all_reduce
+
+    def _elsewhere(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            self.calls.append(Call("allreduce", tensor.numel(), tensor.element_size()))
+        return self._all_reduce(tensor, *args, **kwargs)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
@@ -44,6 +69,19 @@ class TrafficMode(TorchDispatchMode):
                 name = func.overloadpacket.__name__.rstrip("_")
                 self.calls.append(Call(name, largest.numel(), largest.element_size()))
         return func(*args, **(kwargs or {}))
+
+
+def derived_run(step: Callable[[], object], cycles: Sequence[Cycle], num_ranks: int) -> Traffic:
+    """Traffic of a whole run, from one cycle of each kind, watched."""
+    traffic = Traffic()
+    for cycle in cycles:
+        if cycle.times:
+            cycle.rewind()
+            with TrafficMode() as seen:
+                for _ in range(cycle.steps):
+                    step()
+            traffic += derive(seen.calls, num_ranks).times(cycle.times)
+    return traffic
 
 
 def derived_total(calls: Calls) -> Traffic:

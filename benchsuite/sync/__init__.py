@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +32,18 @@ class Setting:
     state_vectors: int = 0  # of the recipe's optimiser, as long as the parameters
 
 
+@dataclass(frozen=True)
+class Cycle:
+    """Steps of a run whose calls of the library repeat: `times` cycles of `steps` each.
+
+    `rewind` puts the strategy where such a cycle begins.
+    """
+
+    times: int
+    steps: int = 1
+    rewind: Callable[[], None] = lambda: None
+
+
 class Strategy(Protocol):
     """One file in `sync/`, a dataclass whose fields are its options; state is created in `start`.
 
@@ -41,7 +53,8 @@ class Strategy(Protocol):
     (any, rank 0's is taken), "servers" (their slices) or "mean" (over replicas). `apart = True`: workers do not step
     together, batches are handed out (a strategy whose servers own the parameters is so by itself). `goes_on = True`:
     replicas differ, so one may diverge while others wait for it: it goes on to the end of the budget.
-    `alone_is_plain = False`: one worker is not the plain loop.
+    `alone_is_plain = False`: one worker is not the plain loop. `calls_library = True`: past `Comm`; `cycles() ->
+    list[Cycle]` then tells what a run was made of (default: steps that are all alike).
     """
 
     events: dict[str, int]  # this rank's counts

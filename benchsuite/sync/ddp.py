@@ -1,23 +1,42 @@
 """torch.nn.parallel.DistributedDataParallel: what a user would pick (Li et al. 2020, PyTorch Distributed).
 
-The library reference beside `synchronous`: same cells, same columns. Buckets of gradients are all-reduced while
-the backward pass still runs. Sends 2 (N-1)/N * M bytes per rank and step; derived, not counted.
+The library reference beside `synchronous` and, with `local_steps` > 1, beside `local_sgd`: same cells, same columns.
+Buckets of gradients are all-reduced while the backward pass still runs. Compressions and local steps are the library's
+own communication hooks: `fp16`, PowerSGD, post-local SGD with its periodic averager; bf16's does not run on gloo, ours
+has three lines. The library lets PowerSGD begin with the third step, and leaves a matrix alone unless it saves half.
+Sends 2 (N-1)/N * M bytes per rank and step, half of it in half precision; derived, not counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.nn.parallel import DistributedDataParallel
 
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
-from benchsuite.sync import Events, Setting, Work, count
+from benchsuite.compression.bf16 import Compression as BFloat16
+from benchsuite.compression.fp16 import Compression as Float16
+from benchsuite.compression.half import HALF_BYTES
+from benchsuite.compression.powersgd import Compression as PowerSGD
+from benchsuite.compression.powersgd import columns
+from benchsuite.sync import Cycle, Events, Setting, Work, count
 from benchsuite.topology import Topology
 from benchsuite.update import Updater
-from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
+from benchsuite.workload import Batch, Part, Recipe, Shapes, numel, views
+
+DENSE_STEPS = 2  # before PowerSGD: the least that the library takes, which rebuilds its buckets after the first
+LEAST_RATE = 2  # of a matrix's bytes to its factors': the library's default
+Hook = Callable[[Any, Any], torch.futures.Future[Tensor]]
 
 
 @dataclass
@@ -26,23 +45,57 @@ class Strategy:
 
     bucket_cap_mb: int = 25
     """DDP's own option: bytes of a bucket in units of 2**20."""
+    local_steps: int = 1
+    """H, optimiser steps between two means of the parameters (1 = gradients agree in every step)."""
+    warmup_steps: int = 0
+    """Synchronous steps before the local ones."""
 
     survives = "none"
-    snapshot_of = "replica"
     clips_mean = True
     needs_topology = ("native",)
     payload_source = "derived"
     calls_library = True  # by itself, past `Comm`
     blocked_reason = "all-reduce inside DDP's backward pass: blocked = from the last gradient to its return"
 
+    @property
+    def snapshot_of(self) -> str:
+        """Replicas differ between two means."""
+        return "mean" if self.local_steps > 1 else "replica"
+
+    @property
+    def goes_on(self) -> bool:
+        """A replica that diverges alone goes on: others wait for it."""
+        return self.local_steps > 1
+
     def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
-        self._part, self._recipe = part, recipe
+        self._comm, self._part, self._recipe = comm, part, recipe
         self._rank, self._num_workers = comm.rank, topology.num_workers
         self._steps, self._step = recipe.budget // recipe.global_batch, 0
-        self.events = {"synchronisations": 0}
-        part.wrap(lambda module: DistributedDataParallel(module, bucket_cap_mb=self.bucket_cap_mb))
+        self.events = dict.fromkeys(self._counted, 0)
+        self._state: Any = None  # of the hook
+        self._averager: PeriodicModelAverager | None = None
+        part.wrap(lambda module: self._wrapped(module, compression))
         self._params = [p for p in part.module.parameters() if p.requires_grad]
         self._updater = Updater(self._params, recipe)
+
+    def _wrapped(self, module: torch.nn.Module, compression: Compression) -> torch.nn.Module:
+        wrapped = DistributedDataParallel(module, bucket_cap_mb=self.bucket_cap_mb)
+        if self.local_steps > 1:
+            # the library's averager takes its first mean right after the first local step; ours after H of them
+            first = self.warmup_steps + self.local_steps - 1
+            self._averager = PeriodicModelAverager(self.local_steps, warmup_steps=first)
+            self._state = PostLocalSGDState(None, None, self.warmup_steps, post_local_gradient_allreduce=False)
+            wrapped.register_comm_hook(self._state, post_localSGD_hook)
+        elif isinstance(compression, Float16):
+            wrapped.register_comm_hook(None, fp16_compress_hook)
+        elif isinstance(compression, BFloat16):
+            wrapped.register_comm_hook(None, bf16_hook)
+        elif isinstance(compression, PowerSGD):
+            self._state = PowerSGDState(
+                None, compression.rank, start_powerSGD_iter=DENSE_STEPS, min_compression_rate=LEAST_RATE
+            )
+            wrapped.register_comm_hook(self._state, powerSGD_hook)
+        return wrapped
 
     def make_updater(self, params: Tensor) -> Updater:
         raise AssertionError("ddp has no server")
@@ -57,9 +110,25 @@ class Strategy:
         if self._recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._params, self._recipe.clip_norm)
         self._updater.step(None, samples=self._step * self._recipe.global_batch)
+        if self._averager is not None:
+            self._average(self._averager)
         self._step += 1
-        self.events["synchronisations"] += 1
+        if self._step <= self._num_gradient_means(self._steps):
+            self.events["gradient_means"] += 1
+        elif self.local_steps == 1 or (self._step - self.warmup_steps) % self.local_steps == 0:
+            self.events["synchronisations"] += 1
         return loss
+
+    def _average(self, averager: PeriodicModelAverager) -> None:
+        """The averager gives the parameters new memory: back to where the replica keeps them."""
+        begin = self._comm.now_ns()
+        averager.average_parameters(self._params)
+        self._comm.wait_ns += self._comm.now_ns() - begin  # past `Comm`, which would have counted it
+        kept = list(views(self._part.params, self._part.shapes).values())
+        if self._params[0].data_ptr() != kept[0].data_ptr():
+            for parameter, view in zip(self._params, kept, strict=True):
+                view.copy_(parameter.detach())
+                parameter.data = view
 
     def finish(self) -> None:
         """Nothing is under way after a step."""
@@ -73,15 +142,85 @@ class Strategy:
     def num_pushes(self) -> int:
         return 0
 
+    @property
+    def _counted(self) -> list[str]:
+        """Names of the events."""
+        return ["synchronisations", "gradient_means"] if self.local_steps > 1 else ["synchronisations"]
+
+    def _num_gradient_means(self, steps: int) -> int:
+        """Steps that are counted apart: synchronous ones before local steps."""
+        return min(self.warmup_steps, steps) if self.local_steps > 1 else 0
+
+    def cycles(self) -> list[Cycle]:
+        """What this run was made of, for those who watch the library do it once more."""
+        if self.local_steps > 1:
+            warmup, means = self.events["gradient_means"], self.events["synchronisations"]
+            return [
+                Cycle(warmup, rewind=lambda: self._rewind(0)),
+                Cycle(means, self.local_steps, rewind=lambda: self._rewind(self.warmup_steps)),
+            ]
+        steps = self.events["synchronisations"]
+        if isinstance(self._state, PowerSGDState):
+            dense = min(DENSE_STEPS, steps)
+            return [
+                Cycle(dense, rewind=lambda: self._rewind(0)),
+                Cycle(steps - dense, rewind=lambda: self._rewind(DENSE_STEPS)),
+            ]
+        return [Cycle(steps)]
+
+    def _rewind(self, step: int) -> None:
+        self._state.iter = step
+        if self._averager is not None:
+            self._averager.step = step
+
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
-        return {"synchronisations": [num_batches] * setting.num_workers}
+        warmup = self._num_gradient_means(num_batches)
+        means = (num_batches - warmup) // self.local_steps
+        counts = {"synchronisations": means, "gradient_means": warmup}
+        return {name: [counts[name]] * setting.num_workers for name in self._counted}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
-        """The library's buckets, beside the gradients of the parameters."""
-        return numel(shapes) * setting.itemsize if setting.num_workers > 1 else 0
+        """The library's buckets, beside the gradients of the parameters; what is cast; errors, a copy and factors of
+        PowerSGD; the averager's vector."""
+        if setting.num_workers == 1:
+            return 0
+        whole = numel(shapes) * setting.itemsize
+        if isinstance(setting.compression, (Float16, BFloat16)):
+            return whole + numel(shapes) * HALF_BYTES
+        if isinstance(setting.compression, PowerSGD):
+            return 3 * whole + setting.itemsize * compressed_numel(shapes, setting.compression.rank)
+        return 2 * whole if self.local_steps > 1 else whole
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
-        steps = max(count(events, "synchronisations", worker) for worker in range(setting.num_workers))
-        return setting.compression.predicted_traffic(
-            shapes, setting.itemsize, setting.topology, num_workers=setting.num_workers
-        ).times(steps)
+        ranks = range(setting.num_workers)
+        means = max(count(events, "synchronisations", worker) for worker in ranks)
+        dense = max(count(events, "gradient_means", worker) for worker in ranks)
+        itemsize, size = setting.itemsize, numel(shapes)
+        if isinstance(setting.compression, PowerSGD):
+            dense = min(DENSE_STEPS, means)
+            sent = _all_reduce(setting, compressed_numel(shapes, setting.compression.rank), itemsize)
+            return _all_reduce(setting, size, itemsize).times(dense) + sent.times(means - dense)
+        if isinstance(setting.compression, (Float16, BFloat16)):
+            itemsize = HALF_BYTES
+        return _all_reduce(setting, size, itemsize).times(dense + means)
+
+
+def bf16_hook(group, bucket):  # type: ignore[no-untyped-def]  # DDP looks at the argument's name, and refuses hints as text
+    """Mean of a bucket in bfloat16."""
+    short = bucket.buffer().to(torch.bfloat16).div_(dist.get_world_size(group))
+    reduced = dist.all_reduce(short, group=group, async_op=True).get_future()
+    return reduced.then(lambda future: bucket.buffer().copy_(future.value()[0]))
+
+
+def compressed_numel(shapes: Shapes, rank: int) -> int:
+    """Elements that the library's PowerSGD sends per step: two factors where they are less than half of the matrix."""
+    total = 0
+    for shape in shapes.values():
+        n, m = (shape[0], columns(shape)) if shape else (1, 1)
+        factors = min(n, m, rank) * (n + m)
+        total += factors if factors * LEAST_RATE < n * m else n * m
+    return total
+
+
+def _all_reduce(setting: Setting, size: int, itemsize: int) -> Traffic:
+    return setting.topology.predicted_traffic(size, itemsize, num_workers=setting.num_workers)
