@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from benchsuite.cell import Cell
-from benchsuite.laws import Law, families, grid
+from benchsuite.laws import Law, MakeRanks, families, grid
 from benchsuite.laws.grid import RECIPES, STALE_RECIPES, TINY, VARIANTS, label, on, recipes, shapes, tiny
 from benchsuite.laws.ranks import thread_ranks
 
 __all__ = [
-    "RECIPES", "STALE_RECIPES", "TINY", "VARIANTS", "all_laws", "cases", "label", "on", "recipes", "shapes",
+    "RECIPES", "STALE_RECIPES", "TINY", "VARIANTS", "all_laws", "cases", "holds", "label", "lines", "on", "recipes", "shapes",
     "strict_ranks", "tiny",
 ]  # fmt: skip
 
@@ -31,6 +31,23 @@ def cases(family: str, cells: list[Cell], *, only: Callable[[Law], bool] = lambd
     """(law, cell) of a family."""
     for law, cell in grid.cases(all_laws()[family], cells, only=only):
         yield pytest.param(law, cell, id=f"{law.name}: {label(cell)}")
+
+
+def lines(family: str, cells: list[Cell], *, only: Callable[[Law], bool] = lambda law: True) -> Iterator[Any]:
+    """(law, cells of one strategy) of a family."""
+    subject = grid.cells_of(family).subject
+    for law in filter(only, all_laws()[family]):
+        found: dict[str, list[Cell]] = {}
+        for _, cell in grid.cases([law], cells):
+            found.setdefault(subject(cell), []).append(cell)
+        for name, shown in found.items():
+            yield pytest.param(law, shown, id=f"{law.name}: {name}")
+
+
+def holds(law: Law, ranks: MakeRanks, cells: list[Cell]) -> None:
+    for cell in cells:
+        figure = law.check(ranks, cell)
+        assert figure.holds, f"{law.name}: {figure} [{label(cell)}]"
 
 
 def strict_ranks(size: int, body: Callable[[Any], Any], *, strict: str = "") -> list[Any]:

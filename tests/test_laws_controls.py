@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchsuite.laws import Control, Figure, Law
+from benchsuite.laws.grid import calls_library
 from benchsuite.laws.ranks import thread_ranks
 from tests.law_cells import all_laws, on, tiny
 
@@ -19,7 +20,12 @@ def test_every_law_has_a_broken_twin(law: Law) -> None:
 
 @pytest.mark.parametrize(
     ("law", "control"),
-    [pytest.param(law, control, id=f"{law.name}: {control.broken}") for _, law in LAWS for control in law.controls],
+    [
+        pytest.param(law, control, id=f"{law.name}: {control.broken}")
+        for _, law in LAWS
+        for control in law.controls
+        if not calls_library(control.on.get("sync", "synchronous"))  # tests/test_laws_processes.py
+    ],
 )
 def test_the_law_catches(law: Law, control: Control) -> None:
     figure = control.check(thread_ranks, on(tiny(), **control.on))

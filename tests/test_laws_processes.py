@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from benchsuite.cell import Budget, Cell
+from benchsuite.cell import Cell
 from benchsuite.cluster.local import Cluster
-from benchsuite.laws import Law
+from benchsuite.laws import Control, Law, MakeRanks, grid
 from benchsuite.laws.process_ranks import process_ranks
 from benchsuite.laws.runs import remembered
-from benchsuite.laws.synchronous import equals_one_process, replicas_agree
-from benchsuite.laws.twins import without_wrapper
-from tests.law_cells import RECIPES, all_laws, cases, tiny
+from tests.law_cells import all_laws, holds, lines, on, tiny
 
-pytestmark = [pytest.mark.procs, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.procs, pytest.mark.timeout(90)]
 
-FAST = Budget(timeout_s=30.0)
-GRID = [tiny(recipe, sync="ddp", replicas=n, budget=FAST) for n in (1, 2, 4) for recipe in (RECIPES[0], RECIPES[1], RECIPES[5])]
+GRID = [cell for cell in grid.training(grid.Asked()) if grid.calls_library(cell.sync)]
+TWINS = [
+    pytest.param(law, control, id=f"{law.name}: {control.broken}")
+    for laws in all_laws().values()
+    for law in laws
+    for control in law.controls
+    if grid.calls_library(control.on.get("sync", "synchronous"))
+]
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Any]]]:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRanks]:
     me = psutil.Process(os.getpid())
     before = {child.pid for child in me.children(recursive=True)}
     with Cluster() as cluster:
@@ -34,14 +37,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., li
     assert not left, f"processes left behind: {left}"
 
 
-@pytest.mark.parametrize(("law", "cell"), [case for family in all_laws() for case in cases(family, GRID)
-                                           if family in ("synchronous", "traffic")])  # fmt: skip
-def test_ddp(law: Law, cell: Cell, ranks: Callable[..., list[Any]]) -> None:
-    figure = law.check(ranks, cell)
-    assert figure.holds, f"{law.name}: {figure}"
+@pytest.mark.parametrize(("law", "cells"), [line for family in all_laws() if grid.cells_of(family) is grid.TRAINING for line in lines(family, GRID)])
+def test_strategies_of_the_library(law: Law, cells: list[Cell], ranks: MakeRanks) -> None:
+    holds(law, ranks, cells)
 
 
-@pytest.mark.parametrize("law", [equals_one_process, replicas_agree])
-def test_the_law_sees_that_ddp_is_missing(law: Callable[..., Any], ranks: Callable[..., list[Any]]) -> None:
-    figure = law(ranks, tiny(sync="ddp", replicas=2, budget=FAST), change=without_wrapper)
-    assert not figure.holds and figure.value > 1e-3, figure
+@pytest.mark.parametrize(("law", "control"), TWINS)
+def test_the_law_catches(law: Law, control: Control, ranks: MakeRanks) -> None:
+    figure = control.check(ranks, on(tiny(), **control.on))
+    assert not figure.holds and figure.value > 1e-3, f"{law.name} does not see that {control.broken}: {figure}"

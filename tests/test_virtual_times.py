@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from benchsuite import rules
 from benchsuite.cell import Budget, Cell, resolve
-from benchsuite.laws.virtual_times import LAWS, expected_update_s, harmonic, timed, updates_take
+from benchsuite.laws.virtual_times import (
+    EXPONENTIAL,
+    FIXED,
+    GAMMA,
+    LAWS,
+    PARETO,
+    expected_update_s,
+    harmonic,
+    timed,
+    timing_cell,
+    updates_take,
+)
 
-EXPONENTIAL = {"kind": "exponential", "mean_s": 1.0}
-GAMMA = {"kind": "gamma", "mean_s": 1.0, "cv": 0.1}
-PARETO = {"kind": "pareto", "mean_s": 1.0, "shape": 3.0}
-FIXED = {"kind": "fixed", "mean_s": 1.0}
-N, K = 8, 4
 
-
-def cell(sync: str, times: dict[str, Any], **options: Any) -> Cell:
-    given = {sync: {"backup_workers": N - K, **options}} if sync == "k_sync" else {}
-    made = resolve(
-        Cell(workload="mlp", sync=sync, topology="parameter_server", replicas=N, clock="virtual", compute_time=times,
-             batch_mode="fixed_per_worker", gradients="none", options=given, budget=Budget(steps=10))
-    )  # fmt: skip
+def cell(sync: str, times: Mapping[str, Any], *, replicas: int = 8, **options: Any) -> Cell:
+    made = timing_cell(sync, times, replicas=replicas, **options)
     assert rules.validate(made) == []
     return made
-
-
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,7 @@ def test_synchronous_workers_are_busy_a_share_of_1_over_harmonic_n() -> None:
 @pytest.mark.parametrize("workers", [2, 8])
 def test_staleness_of_exponential_workers_is_geometric(workers: int) -> None:
     law = next(law for law in LAWS if law.name == "staleness of exponential workers is geometric")
-    made = resolve(
-        Cell(workload="mlp", sync="asynchronous", topology="parameter_server", replicas=workers, clock="virtual",
-             compute_time=EXPONENTIAL, batch_mode="fixed_per_worker", gradients="none")
-    )  # fmt: skip
+    made = cell("asynchronous", EXPONENTIAL, replicas=workers)
     assert law.applies(made)
     figure = law.check(_no_ranks, made)
     assert figure.holds, figure
@@ -87,10 +84,7 @@ def test_staleness_of_exponential_workers_is_geometric(workers: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 8, 64])
 def test_equal_workers_are_n_minus_1_versions_behind_after_the_first_round(workers: int) -> None:
     law = next(law for law in LAWS if law.name == "equal workers are N - 1 versions behind")
-    made = resolve(
-        Cell(workload="mlp", sync="asynchronous", topology="parameter_server", replicas=workers, clock="virtual",
-             batch_mode="fixed_per_worker", gradients="none")
-    )  # fmt: skip
+    made = cell("asynchronous", FIXED, replicas=workers)
     assert law.applies(made)
     figure = law.check(_no_ranks, made)
     assert figure.holds, figure

@@ -34,7 +34,8 @@ class Lane:
 
     def __init__(self, comm: ProcessComm) -> None:
         self._comm = comm
-        self._queue: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], LaneHandle]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], LaneHandle] | None]
+        self._queue = queue.SimpleQueue()
         threading.Thread(target=self._run, name="lane", daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], *args: Any) -> LaneHandle:
@@ -42,10 +43,14 @@ class Lane:
         self._queue.put((fn, args, handle))
         return handle
 
+    def close(self) -> None:
+        """Ends the thread after what was submitted."""
+        self._queue.put(None)
+
     def _run(self) -> None:
         lane_comm: ProcessComm | None = None
-        while True:
-            fn, args, handle = self._queue.get()
+        while (submitted := self._queue.get()) is not None:
+            fn, args, handle = submitted
             try:
                 if lane_comm is None:
                     lane_comm = self._comm._child(f"{self._comm._name}/lane", range(self._comm.size))

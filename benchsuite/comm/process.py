@@ -103,6 +103,11 @@ class ProcessComm:
         self._lane: Lane | None = None
         self._kept: list[Any] = []  # shared memory that must outlive its tensors
 
+    def close(self) -> None:
+        """Ends the second lane's thread, for ranks whose process goes on."""
+        if self._lane is not None:
+            self._lane.close()
+
     # -- point to point ---------------------------------------------------------------------------------------
 
     def send(self, x: Tensor, dst: int, *, tag: int = 0) -> None:

@@ -24,7 +24,7 @@ def create_vector(numel: int, dtype: torch.dtype) -> tuple[Tensor, Any, str]:
     fd = os.memfd_create("benchsuite")
     os.posix_fallocate(fd, 0, size)  # a sparse mapping would be SIGBUS on a full memory
     memory = mmap.mmap(fd, size, flags=_MAPPED)
-    return torch.frombuffer(memory, dtype=dtype, count=numel), (memory, fd), f"{os.getpid()}:{fd}"
+    return torch.frombuffer(memory, dtype=dtype, count=numel), (memory, _Open(fd)), f"{os.getpid()}:{fd}"
 
 
 def attach_vector(address: str, numel: int, dtype: torch.dtype) -> tuple[Tensor, Any]:
@@ -35,6 +35,16 @@ def attach_vector(address: str, numel: int, dtype: torch.dtype) -> tuple[Tensor,
     return torch.frombuffer(memory, dtype=dtype, count=numel), memory
 
 
+class _Open:
+    """A file descriptor that is open as long as somebody keeps it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 def _open(address: str) -> int:
     pid, fd = address.split(":")
     return os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -43,15 +53,15 @@ def _open(address: str) -> int:
 class FileLock:
     """flock on an open file description of its own: excludes threads and processes alike."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, keeper: _Open | None = None) -> None:
+        self._file, self._keeper = _Open(fd), keeper
 
     @staticmethod
     def create() -> tuple[FileLock, str]:
         """(the lock, its address)."""
-        keeper = os.memfd_create(f"benchsuite-lock-{secrets.token_hex(4)}")
-        address = f"{os.getpid()}:{keeper}"
-        return FileLock(_open(address)), address
+        keeper = _Open(os.memfd_create(f"benchsuite-lock-{secrets.token_hex(4)}"))
+        address = f"{os.getpid()}:{keeper.fd}"
+        return FileLock(_open(address), keeper), address
 
     @staticmethod
     def attach(address: str) -> FileLock:
@@ -59,8 +69,8 @@ class FileLock:
         return FileLock(_open(address))
 
     def __enter__(self) -> FileLock:
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        fcntl.flock(self._file.fd, fcntl.LOCK_EX)
         return self
 
     def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        fcntl.flock(self._file.fd, fcntl.LOCK_UN)

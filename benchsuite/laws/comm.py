@@ -13,7 +13,7 @@ import torch
 
 from benchsuite.cell import Cell
 from benchsuite.comm.process import ProcessComm, StrictError
-from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
 
 TIMES = 20
 Wrap = Callable[[ProcessComm], Any]
@@ -210,6 +210,8 @@ def _drops_its_work(comm: Any, fn: Callable[..., Any], *args: Any) -> Any:
 
 _ON = {"replicas": 3, "topology": "native"}
 _UNLOCKED = with_instead("lock", lambda comm, name: contextlib.nullcontext())
+_REAL = ("no lock", "the lane has no group of its own")
+CELLS = grid.RANKS
 
 
 def _several(cell: Cell) -> bool:
@@ -217,7 +219,9 @@ def _several(cell: Cell) -> bool:
 
 
 def _law(name: str, check: Callable[..., Figure], *controls: tuple[str, dict[str, Any]]) -> Law:
-    made = tuple(Control(broken, partial(check, **how), _ON) for broken, how in controls)
+    made = tuple(
+        Control(broken, partial(check, **how), _ON, real_ranks=broken in _REAL) for broken, how in controls
+    )
     return Law(name, check, _several, made)
 
 

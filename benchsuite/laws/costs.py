@@ -21,7 +21,7 @@ from benchsuite.analysis.fits import Link
 from benchsuite.assemble.virtual import sections
 from benchsuite.cell import Budget, Cell
 from benchsuite.comm import Comm
-from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
 from benchsuite.laws.virtual_ranks import virtual_ranks
 from benchsuite.topology import Topology
 from benchsuite.virtual.world import simulate
@@ -157,6 +157,22 @@ _BESIDE: Mapping[str, Any] = {
 
 _SQUARE = {**_BESIDE, "servers": 4}
 
+
+def _cells(asked: grid.Asked) -> list[Cell]:
+    """Every mean; in virtual time also servers, on hosts of their own and beside the workers."""
+    made = grid.means(asked)
+    if not made or asked.clock == "wall" or not asked.includes(topology="parameter_server"):
+        return made
+    return made + [
+        grid.tiny(topology="parameter_server", replicas=n, servers=s, server_placement=place, clock=asked.clock)
+        for place in ("own_host", "with_worker")
+        for n in asked.workers
+        for s in sorted({1, 2, n})
+        if s <= n or place == "own_host"
+    ]
+
+
+CELLS = grid.Cells(_cells, grid.MEANS.subject)
 LAWS = (
     Law(
         "a rank sends what the table of costs says",

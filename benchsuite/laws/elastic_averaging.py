@@ -135,6 +135,7 @@ LAWS = (
                 _ON,
             ),
         ),
+        own_run=True,
     ),
 )
 

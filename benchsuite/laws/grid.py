@@ -6,48 +6,66 @@ A new file in one of the folders is in the grid without an edit here; what is le
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchsuite import cell as cells
 from benchsuite import plugins, rules
-from benchsuite.cell import Cell
+from benchsuite.cell import Budget, Cell
 from benchsuite.laws import Law
+from benchsuite.rules import Problem
 
 TINY = str(Path(__file__).with_name("tiny.py"))
 WORKERS = (1, 2, 3, 4)
 Recipe = tuple[str, float, float]  # optimizer, lr, clip norm
 Fields = dict[str, Any]  # of a cell
 
-# Where pushes are stale, momentum takes a tenth of the rate: a run that diverges would amplify roundings. 0.5 clips
-# every step of this workload.
+# Where pushes are stale or replicas differ, momentum takes a tenth of the rate: a run that diverges would amplify
+# roundings. 0.5 clips every step of this workload.
 RECIPES: tuple[Recipe, ...] = (
     ("sgd", 0.05, 0.0), ("sgd", 0.05, 0.5), ("momentum", 0.05, 0.0), ("nesterov", 0.05, 0.5), ("adam", 0.01, 0.0),
     ("adamw", 0.01, 0.5),
 )  # fmt: skip
-STALE_RECIPES: tuple[Recipe, ...] = (
-    ("sgd", 0.05, 0.0), ("sgd", 0.05, 0.5), ("momentum", 0.005, 0.0), ("adam", 0.01, 0.0),
+APART_RECIPES: tuple[Recipe, ...] = (
+    ("sgd", 0.05, 0.0), ("sgd", 0.05, 0.5), ("momentum", 0.005, 0.0), ("nesterov", 0.005, 0.5), ("adam", 0.01, 0.0),
+    ("adamw", 0.01, 0.5),
+)  # fmt: skip
+STALE_RECIPES = (*APART_RECIPES[:3], APART_RECIPES[4])
+
+# A combination that one of these rules refuses is no strategy; any other reason depends on clock or numbers.
+NO_STRATEGY = (
+    "parallel x sync", "sync x topology", "compression", "compression x topology", "compression x sync",
+    "compression x parallel",
 )  # fmt: skip
 
 # Options worth a cell of their own; the budget is 10 steps. A compression is shown with a strategy's first ones.
 VARIANTS: dict[str, tuple[Fields, ...]] = {
+    "synchronous": ({}, {"bucket_mib": 0.001}),  # five buckets
     "asynchronous": ({"lock": "exclusive"}, {"lock": "none"}),
     "k_sync": (
         *({"backup_workers": count} for count in range(3)),
         {"backup_workers": 1, "wait": False, "batch": False},
         {"backup_workers": 1, "wait": False, "batch": True},
         {"backup_workers": 1, "batch": True},
+        *({"backup_workers": count, "late": "cancel", "batch": batch} for count in (0, 1) for batch in (False, True)),
     ),
-    "stale_synchronous": ({"slack": 0}, {"slack": 1}, {"slack": 3}, {"slack": -1, "apply": "per_push"}),
+    "stale_synchronous": (
+        {"slack": 0}, {"slack": 1}, {"slack": 3}, *({"slack": slack, "apply": "per_push"} for slack in (0, -1)),
+    ),
     "local_sgd": (
         {"local_steps": 2},
         {"local_steps": 1},
         {"local_steps": 5, "momentum": "averaged"},
         {"local_steps": 2, "warmup_steps": 4, "momentum": "reset"},
     ),
-    "diloco": ({"local_steps": 2}, {"local_steps": 5}, {"local_steps": 5, "fragments": 2, "delay": 1}),
+    "diloco": ({"local_steps": 2}, {"local_steps": 5}, {"local_steps": 10, "fragments": 2, "delay": 1}),
     "elastic_averaging": ({"period": 2}, {"period": 1}),
+    "ddp": ({}, {"local_steps": 5}, {"local_steps": 2, "warmup_steps": 4}),
+    "powersgd": ({"rank": 1},),  # of 8 x 8 matrices: the library's would leave them alone at rank 2
     "hogwild": ({"lock": "exclusive"}, {"lock": "none"}),
 }
 
@@ -60,55 +78,175 @@ def tiny(recipe: Recipe = RECIPES[0], *, options: Fields | None = None, **fields
     return cells.resolve(Cell(workload=TINY, options={"tiny": workload, **(options or {})}, **fields))
 
 
-def shapes(
-    *, sync: Sequence[str] = (), workers: Sequence[int] = WORKERS, by_library: bool = False, **fields: Any
-) -> Iterator[Fields]:
-    """Every legal sync x topology x options x N x S, then the compressions on a thinner grid, as fields of a cell.
+@dataclass(frozen=True)
+class Asked:
+    """What is to be shown: members by name or path (() = all in the folder), numbers of workers, the clock."""
 
-    sync: names or paths, () = all in the folder. by_library: the strategies that call the library past `Comm` instead
-    of all others; their ranks are processes. fields: what all of them have besides.
+    sync: tuple[str, ...] = ()
+    topology: tuple[str, ...] = ()
+    compression: tuple[str, ...] = ()
+    workers: tuple[int, ...] = WORKERS
+    clock: str = "wall"
+
+    @property
+    def is_everything(self) -> bool:
+        return not (self.sync or self.topology or self.compression)
+
+    def includes(self, **members: str) -> bool:
+        """Whether all of these are among what is asked for."""
+        return all(name in self.members(kind) for kind, name in members.items())
+
+    def members(self, kind: str) -> tuple[str, ...]:
+        """Those that are asked for, or all."""
+        return getattr(self, kind) or tuple(plugins.names(kind))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where laws are shown."""
+
+    of: Callable[[Asked], Sequence[Cell]]
+    subject: Callable[[Cell], str]  # what a cell is an instance of: the line of a table
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A combination that cannot run as it was asked for."""
+
+    subject: str
+    problem: Problem
+
+
+def shapes(asked: Asked = Asked(), *, by_library: bool = False) -> Iterator[Fields]:
+    """Legal cells as fields: every sync x topology x N x S; further options and compressions on fewer of them.
+
+    `synchronous` is shown on every topology with everything. Of the others, options beyond the first ones and
+    compressions are shown on one collective, on servers and on every graph, with one S for each N.
+    by_library: the strategies that call the library past `Comm` instead of all others; their ranks are processes.
     """
-    names = [name for name in sync or plugins.names("sync") if calls_library(name) == by_library]
-    compressed = [name for name in plugins.names("compression") if name != "none"]
-    for name in names:
-        for topology in plugins.names("topology"):
-            for variant in VARIANTS.get(name, ({},)):
-                yield from _legal(_sized(name, topology, workers), {name: variant}, fields)
-    for compression in compressed:
-        for name in names:
-            for topology in plugins.names("topology"):
-                for variant in VARIANTS.get(compression, ({},)):
-                    given = {name: VARIANTS.get(name, ({},))[0], compression: variant}
-                    sized = _sized(name, topology, [n for n in workers if n in (2, 3)] or workers[:1], thin=True)
-                    yield from _legal(sized, given, {"compression": compression, **fields})
+    shown: set[str] = set()
+    for sized in _candidates(asked):
+        if calls_library(sized[0]["sync"]) != by_library:
+            continue
+        legal = [shape for shape in sized if not rules.validate(tiny(**shape))]
+        once = _shown_once(sized[0])
+        if legal and once not in shown:
+            shown |= {once} - {""}
+            yield from legal
 
 
-def _sized(sync: str, topology: str, workers: Sequence[int], *, thin: bool = False) -> Iterator[Fields]:
-    """N x S; thin: one S for each N."""
+def refused(asked: Asked) -> Iterator[Refused]:
+    """What is a strategy, but none of its N x S can run under this clock or with these numbers."""
+    for sized in _candidates(asked):
+        found = [rules.validate(tiny(**shape)) for shape in sized]
+        if all(found) and not any(problem.rule in NO_STRATEGY for problem in found[0]):
+            yield Refused(subject_of(tiny(**sized[0]), told=sized[0]["options"]), found[-1][0])
+
+
+def _candidates(asked: Asked) -> Iterator[list[Fields]]:
+    """N x S of each sync x topology x compression x options, whether they mean something or not."""
+    topologies = sorted(asked.members("topology"), key=lambda name: name != "native")
+    for compression in sorted(asked.members("compression"), key=lambda name: name != "none"):
+        workers: Sequence[int] = asked.workers
+        if compression != "none":
+            workers = [n for n in workers if n in (2, 3)] or workers[:1]
+        for sync in asked.members("sync"):
+            for topology in topologies:
+                for options in _variants(sync, compression):
+                    fields = {"sync": sync, "topology": topology, "options": options, "clock": asked.clock}
+                    fields |= {"compression": compression} if compression != "none" else {}
+                    if sized := [{**fields, **size} for size in _sizes(fields, workers)]:
+                        yield sized
+
+
+def _variants(sync: str, compression: str) -> list[Fields]:
+    """Options of the strategy; under a compression its first ones with those of the compression."""
+    own = [{sync: given} if given else {} for given in VARIANTS.get(sync, ({},))]
+    if compression == "none":
+        return own
+    return [{**own[0], **({compression: given} if given else {})} for given in VARIANTS.get(compression, ({},))]
+
+
+def _is_further(shape: Fields) -> bool:
+    """A compression, or options that are not the strategy's first ones."""
+    first = _variants(shape["sync"], "none")[0]
+    return "compression" in shape or shape["options"] != first
+
+
+def _shown_once(shape: Fields) -> str:
+    """What is shown on one topology of a kind; "" = on all."""
+    topology = plugins.load("topology", shape["topology"])
+    if not _is_further(shape) or shape["sync"] == "synchronous" or hasattr(topology, "neighbours"):
+        return ""
+    return cells.canonical([shape["sync"], shape.get("compression"), shape["options"], hasattr(topology, "serve")])
+
+
+def _sizes(fields: Fields, workers: Sequence[int]) -> Iterator[Fields]:
+    """N x S."""
     for replicas in workers:
+        if replicas == 1 and fields["options"].get("asynchronous", {}).get("lock") == "none":
+            continue  # one worker, one thread: that is the lock
         counts = [0]
-        if topology == "parameter_server":
-            counts = [max(1, replicas - 1)] if thin else sorted({1, 2, replicas})
-        for servers in counts:
-            yield {"sync": sync, "topology": topology, "replicas": replicas, "servers": servers}
+        if fields["topology"] == "parameter_server":
+            counts = [max(1, replicas - 1)] if _is_further(fields) else sorted({1, 2, replicas})
+        yield from ({"replicas": replicas, "servers": servers} for servers in counts)
 
 
-def _legal(sized: Iterator[Fields], options: Fields, fields: Fields) -> Iterator[Fields]:
-    for size in sized:
-        shape = {**size, "options": {name: given for name, given in options.items() if given}, **fields}
-        alone = size["replicas"] == 1 and options.get("asynchronous", {}).get("lock") == "none"
-        if not alone and not rules.validate(tiny(**shape)):  # one worker, one thread: that is the lock
-            yield shape
+@cache
+def training(asked: Asked) -> tuple[Cell, ...]:
+    """All strategies, each shape with its recipes."""
+    made = []
+    for by_library, budget in ((False, Budget()), (True, Budget(timeout_s=60.0))):
+        for shape in shapes(asked, by_library=by_library):
+            made += [tiny(recipe, budget=budget, **shape) for recipe in recipes(shape)]
+    return tuple(made)
 
 
-def means(workers: Sequence[int]) -> list[Cell]:
-    """Every topology x N, in segments too: for laws that need no training."""
-    names = plugins.names("topology")
-    cut = [name for name in names if "segment_kib" in plugins.find("topology", name).options]
-    whole = [tiny(topology=name, replicas=n) for name in names for n in workers]
-    return whole + [
-        tiny(topology=name, replicas=n, options={name: {"segment_kib": 1}}) for name in cut for n in workers if n > 1
-    ]
+def once(asked: Asked) -> list[Cell]:
+    """All strategies, the same options once: with the most workers and servers."""
+    largest: dict[str, Cell] = {}
+    for cell in training(asked):
+        options = {name: given for name, given in cell.options.items() if name != "tiny"}
+        largest[cells.canonical([cell.sync, cell.topology, cell.compression, options])] = cell
+    return list(largest.values())
+
+
+def means(asked: Asked) -> list[Cell]:
+    """Every topology x N, in segments too, without a strategy."""
+    if asked.sync or asked.compression:
+        return []
+    made = []
+    for name in asked.members("topology"):
+        made += [tiny(topology=name, replicas=n, clock=asked.clock) for n in asked.workers]
+        if "segment_kib" in plugins.find("topology", name).options:
+            cut = {plugins.stem(name): {"segment_kib": 1}}
+            made += [tiny(topology=name, replicas=n, clock=asked.clock, options=cut) for n in asked.workers if n > 1]
+    return made
+
+
+def subject_of(cell: Cell, *, told: Fields | None = None) -> str:
+    """Strategy, topology, compression; `told`: options to be named too."""
+    names = [plugins.stem(name) for name in (cell.sync, cell.topology, cell.compression) if name != "none"]
+    return " ".join([*names, *(f"{key}={value}" for given in (told or {}).values() for key, value in given.items())])
+
+
+TRAINING = Cells(training, subject_of)
+ONCE = Cells(once, subject_of)
+MEANS = Cells(means, lambda cell: f"a mean over {plugins.stem(cell.topology)}")
+RANKS = Cells(
+    lambda asked: [tiny(replicas=n, clock=asked.clock) for n in asked.workers if n > 1 and asked.is_everything],
+    lambda cell: "ranks",
+)
+ONE_REPLICA = Cells(
+    lambda asked: [tiny(clock=asked.clock, precision=name) for name in ("fp64", "fp32") if asked.is_everything],
+    lambda cell: "a replica",
+)
+
+
+def cells_of(family: str) -> Cells:
+    """Where the laws of a file are shown: as it says, else on all strategies."""
+    found: Cells = getattr(importlib.import_module(f"benchsuite.laws.{family}"), "CELLS", TRAINING)
+    return found
 
 
 def calls_library(sync: str) -> bool:
@@ -117,19 +255,20 @@ def calls_library(sync: str) -> bool:
 
 
 def recipes(shape: Fields) -> tuple[Recipe, ...]:
-    """What a shape is trained with. `synchronous`: all recipes; other strategies: all for three workers over `native` or
-    one or two servers, one for the others."""
-    if shape.get("compression", "none") != "none":
+    """What a shape is trained with: all optimisers where three workers work over `native` or up to two servers."""
+    if "compression" in shape:
         return RECIPES[:1]
+    if calls_library(shape["sync"]):
+        return RECIPES[0], RECIPES[1], RECIPES[5]
+    plain = shape["topology"] in ("native", "parameter_server") and shape["servers"] <= 2
+    whole = plain and shape["replicas"] in (1, 3)
     if shape["sync"] == "synchronous":
-        return RECIPES if shape["servers"] <= 2 else RECIPES[3:5]  # as many servers as workers: many ranks
-    whole = (shape["replicas"], shape["servers"]) in ((1, 1), (3, 1), (3, 2)) or (
-        shape["replicas"] == 3 and shape["topology"] == "native"
-    )
+        return RECIPES if whole and not _is_further(shape) else RECIPES[1:3]
     if plugins.find("sync", shape["sync"]).constants.get("timing_free"):
-        return RECIPES if whole else RECIPES[2:3]
+        together = APART_RECIPES[2:5:2] if _is_further(shape) else APART_RECIPES
+        return together if whole and shape["replicas"] == 3 else APART_RECIPES[2:3]
     locked = shape["options"].get(shape["sync"], {}).get("lock") != "none"
-    return STALE_RECIPES if whole and locked else RECIPES[:1]
+    return STALE_RECIPES if whole and locked and not _is_further(shape) else RECIPES[:1]
 
 
 def label(cell: Cell) -> str:
@@ -152,12 +291,17 @@ def _variant(cell: Cell, name: str) -> Fields:
 
 
 def cases(
-    laws: Sequence[Law], grid: Sequence[Cell], *, only: Callable[[Law], bool] = lambda law: True
+    laws: Iterable[Law], grid: Sequence[Cell], *, only: Callable[[Law], bool] = lambda law: True
 ) -> Iterator[tuple[Law, Cell]]:
-    """Each law on the cells that it speaks about."""
+    """Each law on the cells that it speaks about; one that shares no run with others, on one recipe of each shape."""
     for law in laws:
+        seen: set[str] = set()
         for cell in grid:
-            if only(law) and law.applies(cell):
+            if not only(law) or not law.applies(cell):
+                continue
+            shape = cells.canonical(on(cell, options={"tiny": {}}).to_json()) if law.own_run else ""
+            if not law.own_run or shape not in seen:
+                seen.add(shape)
                 yield law, cell
 
 

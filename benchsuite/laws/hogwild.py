@@ -104,11 +104,13 @@ LAWS = (
             Control("the lock is not taken", partial(loses_nothing, change=_unguarded), _ON, real_ranks=True),
             Control("every step is made twice", partial(loses_nothing, change=_twofold), _ON),
         ),
+        own_run=True,
     ),
     Law(
         "hogwild without a lock makes no increment up",
         makes_nothing_up,
         lambda cell: cell.sync == "hogwild" and option(cell, "hogwild", "lock") == "none",
         (Control("every step is made twice", partial(makes_nothing_up, change=_twofold), _ON),),
+        own_run=True,
     ),
 )

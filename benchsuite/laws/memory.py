@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchsuite import plugins
 from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid, twins
 from benchsuite.laws.runs import Change, both, run
 from benchsuite.laws.traffic import described
 from benchsuite.training import Training
@@ -88,6 +88,7 @@ def _applies(cell: Cell) -> bool:
     return cell.compression == "none" and not plugins.find("sync", cell.sync).constants.get("calls_library")
 
 
+CELLS = grid.ONCE
 LAWS = (
     Law(
         "a strategy keeps the bytes that its formula says",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchsuite import cell as cells
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
 from benchsuite.laws.runs import count_different
 from benchsuite.workload import Batch, Part, Workload
 
@@ -151,6 +151,7 @@ def _data(cell: Cell) -> bool:
     return cell.parallel == "data"
 
 
+CELLS = grid.ONE_REPLICA
 LAWS = (
     Law(
         "announced slices are the gradient",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -13,6 +16,7 @@ from benchsuite.comm.process import ProcessComm
 from benchsuite.laws.memory_store import MemoryStore
 
 T = TypeVar("T")
+MANY_FILES = 300  # of about 1000 that a process may open
 
 
 def thread_ranks(
@@ -27,6 +31,7 @@ def thread_ranks(
 
     Each thread makes its own `Traffic`; groups meet in a store in memory.
     """
+    _release_sockets()
     store = MemoryStore(timeout_s=timeout_s)
     results: list[Any] = [None] * size
     errors: list[tuple[int, BaseException]] = []
@@ -35,7 +40,8 @@ def thread_ranks(
         try:
             torch.set_num_threads(1)  # per thread: a pool of its own for each rank would spin on the others' cores
             world = World(store, lambda: store, timeout_s=timeout_s, strict=strict)
-            results[rank] = body(ProcessComm(world, rank=rank, size=size, hosts=hosts))
+            with contextlib.closing(ProcessComm(world, rank=rank, size=size, hosts=hosts)) as comm:
+                results[rank] = body(comm)
         except BaseException as error:  # noqa: BLE001  raised by the caller's thread
             errors.append((rank, error))
 
@@ -52,3 +58,10 @@ def thread_ranks(
     if stuck:
         raise TimeoutError(f"{', '.join(stuck)} did not end within {timeout_s + 10} s")
     return results
+
+
+def _release_sockets() -> None:
+    """A group in a reference cycle keeps its sockets until Python looks for cycles: too late where many ranks ran."""
+    with contextlib.suppress(OSError):
+        if len(os.listdir("/proc/self/fd")) > MANY_FILES:
+            gc.collect()

@@ -182,6 +182,7 @@ LAWS = (
         start_gap,
         lambda cell: is_stale(cell) and option(cell, "stale_synchronous", "slack") >= 0,
         (Control("workers start one step early", partial(start_gap, change=twins.with_policy(_OneMore)), _ON),),
+        own_run=True,
     ),
     Law(
         "without a bound it is asynchronous",

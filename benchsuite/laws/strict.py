@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchsuite.cell import Cell
 from benchsuite.comm.process import ANY_SOURCE, ProcessComm, StrictError
-from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
 from benchsuite.laws.comm import Wrap, in_thread, whole, with_instead
 
 
@@ -96,12 +96,13 @@ def _several(cell: Cell) -> bool:
     return cell.replicas > 1
 
 
+CELLS = grid.RANKS
 LAWS = (
     Law(
         "strict mode refuses what NCCL cannot do",
         strict_refuses,
         _several,
-        (Control("strict mode is off", partial(strict_refuses, strict=""), {"replicas": 2}),),
+        (Control("strict mode is off", partial(strict_refuses, strict=""), {"replicas": 2}, real_ranks=True),),
     ),
     Law(
         "strict mode takes what NCCL can do",
@@ -112,6 +113,7 @@ LAWS = (
                 "a sendrecv that receives first",
                 partial(strict_takes_what_is_legal, wrap=with_instead("sendrecv", _answer_first)),
                 {"replicas": 2},
+                real_ranks=True,
             ),
         ),
     ),

@@ -51,7 +51,8 @@ def is_exact(cell: Cell) -> bool:
 
 def steps_at_once(cell: Cell) -> bool:
     """Whether a lone worker's step is the recipe's optimiser on its newest gradient, and that alone."""
-    return cell.compression == "none" and bool(plugins.find("sync", cell.sync).constants.get("alone_is_plain", True))
+    plain = plugins.find("sync", cell.sync).constants.get("alone_is_plain", True)
+    return bool(plain) and cell.compression == "none" and option(cell, "local_sgd", "momentum") != "reset"
 
 
 def equals_one_process(

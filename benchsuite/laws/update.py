@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
 from benchsuite.laws.runs import relative, worst
 from benchsuite.update import clip, clip_factor
 
@@ -69,6 +69,7 @@ def _any(cell: Cell) -> bool:
     return True
 
 
+CELLS = grid.ONE_REPLICA
 LAWS = (
     Law(
         "clipping is torch's clip_grad_norm_",

@@ -18,7 +18,7 @@ from benchsuite import cell as cells
 from benchsuite import compute_time
 from benchsuite.assemble.virtual import sections
 from benchsuite.cell import Budget, Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
 from benchsuite.laws.runs import option, with_options
 from benchsuite.virtual.world import simulate
 
@@ -134,6 +134,37 @@ def _control(broken: str, **instead: Any) -> Control:
     return Control(broken, partial(updates_take, gradients=_FEW, instead=instead), _ON)
 
 
+EXPONENTIAL: Mapping[str, Any] = {"kind": "exponential", "mean_s": 1.0}
+GAMMA: Mapping[str, Any] = {"kind": "gamma", "mean_s": 1.0, "cv": 0.1}
+PARETO: Mapping[str, Any] = {"kind": "pareto", "mean_s": 1.0, "shape": 3.0}
+FIXED: Mapping[str, Any] = {"kind": "fixed", "mean_s": 1.0}
+SHOWN: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (  # strategy, times, options of it
+    ("k_sync", EXPONENTIAL, {"late": "cancel"}),  # K-sync
+    ("k_sync", EXPONENTIAL, {"late": "cancel", "batch": True}),  # K-batch-sync
+    ("k_sync", EXPONENTIAL, {"wait": False}),  # K-async, equal to K-sync
+    *(("k_sync", times, {"wait": False, "batch": True}) for times in (EXPONENTIAL, GAMMA, PARETO)),  # K-batch-async
+    ("synchronous", EXPONENTIAL, {}),
+    ("asynchronous", EXPONENTIAL, {}),
+    ("asynchronous", FIXED, {}),
+)
+
+
+def timing_cell(sync: str, times: Mapping[str, Any], *, replicas: int = 8, **options: Any) -> Cell:
+    """A cell without gradients; of k_sync half the workers make a version."""
+    given = {sync: {"backup_workers": replicas // 2, **options}} if sync == "k_sync" else {}
+    return cells.resolve(
+        Cell(workload="mlp", sync=sync, topology="parameter_server", replicas=replicas, clock="virtual",
+             compute_time=dict(times), batch_mode="fixed_per_worker", gradients="none", options=given)
+    )  # fmt: skip
+
+
+def _cells(asked: grid.Asked) -> list[Cell]:
+    """Eight workers, whatever numbers are asked for: a closed form is one of n and K."""
+    shown = [each for each in SHOWN if asked.includes(sync=each[0], topology="parameter_server", compression="none")]
+    return [timing_cell(sync, times, **options) for sync, times, options in shown if asked.clock == "virtual"]
+
+
+CELLS = grid.Cells(_cells, grid.subject_of)
 LAWS = (
     Law(
         "an update takes as long as theory says",

@@ -99,6 +99,7 @@ class DataPart:
         for position in sorted(self._missing, reverse=True):
             self._grads[position].zero_()
             ready(*self._ends[position])
+        del self._announce  # autograd keeps the hooks, and so this part, for ever: `ready` leads to the rank's sockets
 
     def _register_hooks(self) -> None:
         def hook(position: int) -> Callable[[Tensor], None]:

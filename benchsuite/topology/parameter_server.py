@@ -179,6 +179,7 @@ class Topology:
         loop.guarded(comms[0])
         for thread in threads:
             thread.join()
+        loop.close()
         if loop.errors:
             raise loop.errors[0]
         loop.log.events = dict(getattr(policy, "events", {}))

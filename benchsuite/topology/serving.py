@@ -152,6 +152,10 @@ class ServerLoop:
         self.errors: list[BaseException] = []
         policy.start(shard, self.apply)
 
+    def close(self) -> None:
+        """Lets go of the policy, which holds `apply`: a cycle would keep the comm's sockets until Python finds it."""
+        del self._policy
+
     def guarded(self, comm: Comm) -> None:
         """Runs the loop in its thread; an error is kept for `serve` to raise."""
         try:
