@@ -22,8 +22,8 @@ CELL_FLAGS = (
     "threads", "precision", "backend", "device", "clock",
 )  # fmt: skip
 SELFCHECK_ITEMS = (  # its ITEMS
-    "commands", "launch", "harness", "ring", "server", "hierarchical", "overlap", "profile", "virtual", "store",
-    "report",
+    "commands", "launch", "harness", "ring", "server", "hierarchical", "overlap", "profile", "compression", "virtual",
+    "store", "report",
 )  # fmt: skip
 
 Verb = Callable[[argparse.Namespace], int]

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchsuite import cli
+from benchsuite import cli, plugins
 from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.errors import UsageError
 from benchsuite.measure import (
     selfcheck,
     selfcheck_cells,
+    selfcheck_codecs,
     selfcheck_collectives,
+    selfcheck_compression,
     selfcheck_files,
     selfcheck_simulations,
     selfcheck_virtual,
@@ -207,6 +210,42 @@ def test_every_check_of_collectives_gives_figures(bench: Bench, item: str) -> No
         assert figure.points or "no link is shaped here" in figure.note, figure
         assert all(math.isfinite(point) and point > 0 for point in figure.points), figure
     assert len({figure.quantity for figure in figures}) == len(figures)
+
+
+@pytest.mark.procs
+def test_every_compression_is_timed(bench: Bench) -> None:
+    figures = list(selfcheck_compression.compression(bench, 2, {"digits": 3}))
+    names = [name for name in plugins.names("compression") if name != "none"]
+    assert {figure.quantity.partition(",")[0] for figure in figures} == set(names) == set(selfcheck_codecs.OVER)
+    assert len({figure.quantity for figure in figures}) == len(figures) == 3 * len(names)
+    for figure in figures:
+        assert len(figure.points) == 2 and all(math.isfinite(point) and point > 0 for point in figure.points), figure
+
+
+def test_below_the_break_even_rate_the_bytes_cost_more_than_the_work() -> None:
+    """100 MB saved, 8 s of work: 100 Mbit/s. Nothing is saved: on no link."""
+    assert selfcheck_compression.break_even_mbit(150e6, 50e6, 8000.0) == 100.0
+    assert selfcheck_compression.break_even_mbit(50e6, 60e6, 1.0) == 0.0
+
+
+def test_what_a_topology_does_is_not_a_compressions_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves on only where it is told: 5 before, 1,000 in each of two calls, 7 between, 3 after."""
+    now = [0]
+    monkeypatch.setattr(selfcheck_codecs.time, "perf_counter_ns", lambda: now[0])
+
+    def spend(ns: int) -> None:
+        now[0] += ns
+
+    class Twice:
+        def mean(self, flat: torch.Tensor, topology: selfcheck_codecs.Nowhere) -> None:
+            spend(5)
+            topology.mean(flat)
+            spend(7)
+            topology.mean(flat)
+            spend(3)
+
+    monkeypatch.setattr(selfcheck_codecs.Nowhere, "mean", lambda self, flat: (self._leave(), spend(1000), self._return()))
+    assert selfcheck_codecs._timed(Twice(), torch.zeros(1)) == (12, 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.procs

@@ -18,6 +18,6 @@ def pack_signs(flat: Tensor, wire: Tensor) -> None:
 
 
 def unpack_signs(wire: Tensor, out: Tensor) -> None:
-    """+1 and -1."""
+    """+1 and -1, made of the bits while they are bytes: a quarter of the memory to go through."""
     bits = np.unpackbits(wire.numpy(), count=out.numel())
-    out.copy_(torch.from_numpy(bits)).mul_(2).sub_(1)
+    out.copy_(torch.from_numpy(bits).view(torch.int8).mul_(2).sub_(1))

@@ -86,10 +86,10 @@ class TopK:
     def encode(self, flat: Tensor) -> Tensor:
         whole = flat if self.residual is None else self.residual.add_(flat)
         indices = self._largest(whole)
-        self._wire[: self._values_bytes].view(self._dtype).copy_(whole[indices])
+        self._wire[: self._values_bytes].view(self._dtype).copy_(whole.index_select(0, indices))
         self._wire[self._values_bytes :].view(torch.int32).copy_(indices)
         if self.residual is not None:
-            self.residual[indices] = 0
+            self.residual.index_fill_(0, indices, 0.0)
         return self._wire
 
     def _largest(self, whole: Tensor) -> Tensor:
@@ -101,12 +101,13 @@ class TopK:
         sample = magnitudes[:: max(1, len(magnitudes) // SAMPLE)]
         share = len(sample) * self.k / max(len(magnitudes), 1)
         rank = int(share + 6 * share**0.5 + 6)  # six deviations deeper: hardly ever too few
-        if len(magnitudes) > SAMPLE and 4 * rank < len(sample):
+        if len(magnitudes) > 4 * SAMPLE and 4 * rank < len(sample):
             bound = torch.topk(sample, rank, sorted=False).values.min()
             torch.lt(magnitudes, bound, out=self._below)
             candidates = self._below.logical_not_().nonzero().flatten()  # not (x < bound): NaN too
             if len(candidates) >= self.k:
-                return candidates[torch.topk(magnitudes[candidates], self.k, sorted=False).indices]
+                found = torch.topk(magnitudes.index_select(0, candidates), self.k, sorted=False)
+                return candidates.index_select(0, found.indices)
         return torch.topk(magnitudes, self.k, sorted=False).indices
 
     def decode(self, wire: Tensor, out: Tensor) -> None:

@@ -12,13 +12,21 @@ from typing import Any
 
 from benchsuite import plugins
 from benchsuite.errors import UsageError
-from benchsuite.measure import selfcheck_cells, selfcheck_collectives, selfcheck_files, selfcheck_virtual, verdict
+from benchsuite.measure import (
+    selfcheck_cells,
+    selfcheck_collectives,
+    selfcheck_compression,
+    selfcheck_files,
+    selfcheck_virtual,
+    verdict,
+)
 from benchsuite.measure.bench import Bench
 from benchsuite.measure.load import CONTENDED_ABOVE
 from benchsuite.measure.selfcheck_cells import Effort
 from benchsuite.measure.verdict import Figure
 
-ITEMS = ("commands", *selfcheck_cells.CHECKS, *selfcheck_collectives.CHECKS, "virtual", "store", "report")
+WITH_RANKS = (*selfcheck_cells.CHECKS, *selfcheck_collectives.CHECKS, *selfcheck_compression.CHECKS)
+ITEMS = ("commands", *WITH_RANKS, "virtual", "store", "report")
 NUM_RUNS = 10_000  # of the results folder that is loaded
 
 Say = Callable[[str], None]
@@ -47,12 +55,14 @@ def _figures(items: Sequence[str], effort: Effort, results: str | Path, say: Say
     if "commands" in items:
         say("commands")
         yield from selfcheck_files.commands(3 * effort.launches)
-    if wanted := [item for item in items if item in (*selfcheck_cells.CHECKS, *selfcheck_collectives.CHECKS)]:
+    if wanted := [item for item in items if item in WITH_RANKS]:
         with Bench(selfcheck_cells.MODULES) as bench:
             for item in wanted:
                 say(item)
                 if item in selfcheck_cells.CHECKS:
                     yield from selfcheck_cells.CHECKS[item](bench, effort)
+                elif item in selfcheck_compression.CHECKS:
+                    yield from selfcheck_compression.CHECKS[item](bench, effort.launches)
                 else:
                     collectives = selfcheck_collectives.CollectiveEffort()
                     yield from selfcheck_collectives.CHECKS[item](bench, effort.launches, collectives)
