@@ -100,6 +100,16 @@ def build_parser() -> argparse.ArgumentParser:
     each = verbs.add_parser("replay", parents=[json_output], help="a stored asynchronous run again, in virtual time")
     each.add_argument("run", metavar="RUN.json", help="a run file; its push log says who pushed what in which order")
 
+    each = verbs.add_parser(
+        "verify", parents=[json_output], help="every law on every strategy, and that each law catches its broken twins"
+    )
+    for name, what in (("sync", "strategies"), ("topology", "topologies"), ("compression", "compressions")):
+        each.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME", help=f"only these {what} or .py files")
+    each.add_argument("--replicas", default="1,2,3,4", metavar="LIST", help="numbers of workers (default: 1,2,3,4)")
+    each.add_argument(
+        "--clock", choices=("wall", "virtual"), default="wall", help="real ranks, or in virtual time (default: wall)"
+    )
+
     verbs.add_parser("doctor", parents=[json_output], help="what this machine can do, and what is missing for what")
     each = verbs.add_parser(
         "calibrate", parents=[results, json_output], help="links, incast, gradients; a virtual run beside a real one"

@@ -175,6 +175,23 @@ def replay(args: Namespace) -> int:
     return 0 if document["same"] else 1
 
 
+def verify(args: Namespace) -> int:
+    """Laws and their broken twins. Exit 0 where all hold and all are caught, else 1."""
+    workers = _integers(args.replicas, "--replicas", "1,2,3,4")
+    from benchsuite import verify as laws
+    from benchsuite.laws.grid import Asked
+    from benchsuite.verify_table import table
+
+    def say(what: str) -> None:
+        print(f"verify: {what}", file=sys.stderr, flush=True)
+
+    asked = Asked(tuple(args.sync), tuple(args.topology), tuple(args.compression), tuple(workers), args.clock)
+    document = laws.run(asked, say=say)
+    _print_json(document) if args.json else _print(table(document))
+    code: int = document["exit_code"]
+    return code
+
+
 def doctor(args: Namespace) -> int:
     """What this machine can do."""
     from benchsuite import doctor as machine
@@ -230,7 +247,7 @@ def _plan(args: Namespace, *settings: str) -> Plan:
         said = f"PLAN {args.plan!r} and {given[0]}" if given else "neither"
         raise UsageError(f"give a PLAN (benchsuite list report) or a cell by flags (--workload cnn ...), not {said}")
     settings = (*args.set, *([f"cluster={args.cluster}"] if args.cluster else []), *settings)
-    seeds = _seeds(args.seeds)
+    seeds = None if args.seeds is None else _integers(args.seeds, "--seeds", "0,1,2")
     if args.plan:
         loaded = plan.load(args.plan, settings=settings, only=args.only, seeds=seeds)
         spec.parse(loaded.figures)  # now, rather than after everything has run
@@ -250,13 +267,11 @@ def _writing(path: str | Path) -> Iterator[None]:
         raise UsageError(f"{path} cannot be written{where}: {error.strerror or error}; name another place") from error
 
 
-def _seeds(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
+def _integers(text: str, flag: str, example: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"--seeds {text!r}: give integers separated by commas, e.g. 0,1,2") from error
+        raise UsageError(f"{flag} {text!r}: give integers separated by commas, e.g. {example}") from error
 
 
 def _store(args: Namespace) -> Store:

@@ -12,7 +12,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -106,6 +106,9 @@ def run(asked: Asked, *, say: Say = lambda _: None) -> dict[str, Any]:
     if wrong := [n for n in asked.workers if n < 1 or BATCH % n]:
         fit = ", ".join(str(n) for n in range(1, BATCH + 1) if BATCH % n == 0)
         raise UsageError(f"--replicas {wrong[0]}: a step of the laws has {BATCH} samples; give some of {fit}")
+    for path in filter(plugins.is_path, asked.sync):
+        if "obeys" not in plugins.find("sync", path).constants:
+            say(f'{path}: laws of all strategies only; obeys = "synchronous" in its class would claim the laws of that')
     begin, threads = time.monotonic(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -175,25 +178,28 @@ class _Verdict:
 
     def show_laws(self) -> None:
         """Strategy by strategy, since laws share its runs."""
-        subjects = list(_subjects(self._laws, self._asked))
+        subjects = _subjects(self._laws, self._asked)
         if not subjects:
             reasons = [f"{told['strategy']}: {told['reason']}" for told in self._unsupported]
             raise UsageError("; ".join(reasons) or f"{_described(self._asked)}: no such combination is a strategy")
-        for number, (subject, cells, laws) in enumerate(subjects):
-            self._say(f"[{number + 1}/{len(subjects)}] {subject}: {len(cells)} cells")
+        for number, (subject, shown) in enumerate(subjects.items()):
+            self._say(f"[{number + 1}/{len(subjects)}] {subject}: {max(len(cells) for cells, _ in shown)} cells")
             self._ranks.forget()
-            self._show(subject, cells, laws)
+            try:
+                for cells, laws in shown:
+                    self._show(subject, cells, laws)
+            except NoProcesses as error:
+                self._unsupported.append({"strategy": subject, "reason": str(error), "remedy": "see benchsuite doctor"})
 
-    def _show(self, subject: str, cells: list[Cell], laws: list[Named]) -> None:
+    def _show(self, subject: str, cells: Sequence[Cell], laws: list[Named]) -> None:
         hangs = ""
         for named in laws:
             line, begin = Line(named, subject, error=hangs), time.monotonic()
             try:
                 for law, cell in grid.cases([named.law], cells) if not hangs else ():
                     line.add(law.check(self._ranks.of(cell), cell))
-            except NoProcesses as error:
-                self._unsupported.append({"strategy": subject, "reason": str(error), "remedy": "see benchsuite doctor"})
-                return
+            except NoProcesses:
+                raise
             except Exception as error:  # noqa: BLE001  a law that raises fails its own line, the others go on
                 line.error = f"{type(error).__name__}: {error}"
                 hangs = line.error if time.monotonic() - begin > HANGS_S else ""
@@ -256,16 +262,19 @@ def _laws(asked: Asked) -> list[Named]:
     return found
 
 
-def _subjects(laws: list[Named], asked: Asked) -> Iterator[tuple[str, list[Cell], list[Named]]]:
-    """(strategy, its cells, the laws that are shown there)."""
+def _subjects(laws: list[Named], asked: Asked) -> dict[str, list[tuple[list[Cell], list[Named]]]]:
+    """Strategy -> its cells in each of the places where laws are shown, with these laws."""
     places: dict[Cells, list[Named]] = {}
     for named in laws:
         places.setdefault(named.place, []).append(named)
+    subjects: dict[str, list[tuple[list[Cell], list[Named]]]] = {}
     for place, own in places.items():
-        by_subject: dict[str, list[Cell]] = {}
+        found: dict[str, list[Cell]] = {}
         for cell in place.of(asked):
-            by_subject.setdefault(place.subject(cell), []).append(cell)
-        yield from ((subject, cells, own) for subject, cells in by_subject.items())
+            found.setdefault(place.subject(cell), []).append(cell)
+        for subject, cells in found.items():
+            subjects.setdefault(subject, []).append((cells, own))
+    return subjects
 
 
 def _described(asked: Asked) -> str:

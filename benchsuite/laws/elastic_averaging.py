@@ -16,7 +16,7 @@ from torch import Tensor
 from benchsuite import cell as cells
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, GivenGradient, Run, both, option, rebuilt, run, with_options
+from benchsuite.laws.runs import Change, GivenGradient, Run, both, option, rebuilt, run, sync_of, with_options
 from benchsuite.training import Training
 
 CONSERVED = 1e-12
@@ -105,7 +105,7 @@ _SERVER: Mapping[str, Any] = {**_ON, "topology": "parameter_server", "servers": 
 
 
 def _applies(cell: Cell) -> bool:
-    return cell.sync == "elastic_averaging" and cell.compression == "none" and cell.precision == "fp64"
+    return sync_of(cell) == "elastic_averaging" and cell.compression == "none" and cell.precision == "fp64"
 
 
 LAWS = (

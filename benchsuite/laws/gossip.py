@@ -15,7 +15,7 @@ from benchsuite.cell import Budget, Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.elastic_averaging import apart_without_gradients
 from benchsuite.laws.replicas import gradients_instead
-from benchsuite.laws.runs import Change, Run, both, option, rebuilt, run
+from benchsuite.laws.runs import Change, Run, both, option, rebuilt, run, sync_of
 from benchsuite.laws.serial import mixing, seated
 from benchsuite.training import Training
 
@@ -127,7 +127,7 @@ def _leaks(training: Training) -> Training:
 
 def is_gossip(cell: Cell) -> bool:
     """Whether the family speaks about it."""
-    return cell.sync == "gossip" and cell.replicas > 1 and cell.precision == "fp64"
+    return sync_of(cell) == "gossip" and cell.replicas > 1 and cell.precision == "fp64"
 
 
 _ON: Mapping[str, Any] = {"sync": "gossip", "topology": "ring_neighbours", "replicas": 4}

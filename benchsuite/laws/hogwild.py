@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks
-from benchsuite.laws.runs import Change, GivenGradient, both, option, rebuilt, run, with_options
+from benchsuite.laws.runs import Change, GivenGradient, both, option, rebuilt, run, sync_of, with_options
 from benchsuite.training import Training
 
 
@@ -99,7 +99,7 @@ LAWS = (
     Law(
         "hogwild under its lock loses no increment",
         loses_nothing,
-        lambda cell: cell.sync == "hogwild" and option(cell, "hogwild", "lock") == "exclusive",
+        lambda cell: sync_of(cell) == "hogwild" and option(cell, "hogwild", "lock") == "exclusive",
         (
             Control("the lock is not taken", partial(loses_nothing, change=_unguarded), _ON, real_ranks=True),
             Control("every step is made twice", partial(loses_nothing, change=_twofold), _ON),
@@ -109,7 +109,7 @@ LAWS = (
     Law(
         "hogwild without a lock makes no increment up",
         makes_nothing_up,
-        lambda cell: cell.sync == "hogwild" and option(cell, "hogwild", "lock") == "none",
+        lambda cell: sync_of(cell) == "hogwild" and option(cell, "hogwild", "lock") == "none",
         (Control("every step is made twice", partial(makes_nothing_up, change=_twofold), _ON),),
         own_run=True,
     ),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, PushLog, option, run
+from benchsuite.laws.runs import Change, PushLog, option, run, sync_of
 from benchsuite.laws.server_log import Read, as_written, counted_after_the_apply
 from benchsuite.sync import Apply
 
@@ -74,7 +74,7 @@ LAWS = (
     Law(
         "a version is its first K gradients",
         versions_have_k,
-        lambda cell: cell.sync == "k_sync",
+        lambda cell: sync_of(cell) == "k_sync",
         (
             Control(
                 "a version ends one gradient early", partial(versions_have_k, change=twins.with_policy(_Impatient)), _ON

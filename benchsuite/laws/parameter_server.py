@@ -8,7 +8,7 @@ from functools import partial
 from benchsuite import plugins
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, count_different, recipe_of, run, worst
+from benchsuite.laws.runs import Change, count_different, recipe_of, run, sync_of, worst
 from benchsuite.laws.synchronous import is_synchronous
 
 ELEMENTWISE = ("none", "fp16", "bf16", "sign")  # what becomes of an element depends on it alone
@@ -32,7 +32,7 @@ def servers_do_not_matter(make_ranks: MakeRanks, cell: Cell, *, change: Change |
 
 def _applies(cell: Cell) -> bool:
     elementwise = recipe_of(cell).clip_norm is None and plugins.stem(cell.compression) in ELEMENTWISE
-    return cell.num_servers > 1 and cell.sync == "synchronous" and is_synchronous(cell) and elementwise
+    return cell.num_servers > 1 and sync_of(cell) == "synchronous" and is_synchronous(cell) and elementwise
 
 
 _ON = {"sync": "synchronous", "topology": "parameter_server", "servers": 2, "replicas": 3}

@@ -12,11 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchsuite import plugins
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, PushLog, Run, option, relative, run, worst
+from benchsuite.laws.runs import Change, PushLog, Run, option, relative, run, sync_of, worst
 from benchsuite.laws.server_log import Read, as_written, has_lock, is_asynchronous, reads_forgotten
 from benchsuite.workload import seeded_layers
 
@@ -58,7 +57,7 @@ class Replay:
         self._model = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         start = nn.utils.parameters_to_vector(self._parameters).detach()
-        self._at_once = cell.sync == "asynchronous" or option(cell, "stale_synchronous", "apply") == "per_push"
+        self._at_once = sync_of(cell) == "asynchronous" or option(cell, "stale_synchronous", "apply") == "per_push"
         self._gradients: dict[int, Tensor] = {}
         self._read: list[dict[int, int]] = [dict(zip(log.tag, log.version_read, strict=True)) for log in logs]
         self._slices = result.slices
@@ -89,9 +88,9 @@ class Replay:
         samples = int(pushes_before * self._recipe.global_batch / self._cell.num_workers)
         lr = self._recipe.lr(min(samples / self._recipe.budget, 1.0))
         cell = self._cell
-        if cell.sync == "stale_synchronous":
+        if sync_of(cell) == "stale_synchronous":
             return lr / cell.num_workers if self._at_once else lr
-        if option(cell, plugins.stem(cell.sync), "lr_rule") != "equal_sample":
+        if option(cell, sync_of(cell), "lr_rule") != "equal_sample":
             return lr
         if self._at_once:
             return lr / cell.num_workers
@@ -151,7 +150,7 @@ def _updates(log: PushLog, cell: Cell, *, at_once: bool) -> list[tuple[list[int]
     """Per update: the batches whose gradients are in it, and how many pushes came before those."""
     if at_once:
         return [([tag], row) for row, tag in enumerate(log.tag)]
-    if cell.sync == "stale_synchronous":
+    if sync_of(cell) == "stale_synchronous":
         return _clocks(log, cell.num_workers)
     updates = []
     drops = bool(option(cell, "k_sync", "wait"))
@@ -179,10 +178,10 @@ def _applies(cell: Cell) -> bool:
     if is_asynchronous(cell):
         plain = option(cell, "asynchronous", "momentum") == "shared"  # others: family `momentum`
         return has_lock(cell) and plain and cell.compression == "none"
-    if cell.sync == "stale_synchronous":
+    if sync_of(cell) == "stale_synchronous":
         return cell.compression == "none" and (single or option(cell, "stale_synchronous", "apply") == "per_push")
     # a mean is clipped over all slices of one version; given-up gradients are part of the progress, not of the log
-    finished = cell.sync == "k_sync" and option(cell, "k_sync", "late") == "finish"
+    finished = sync_of(cell) == "k_sync" and option(cell, "k_sync", "late") == "finish"
     return finished and cell.compression == "none" and single
 
 

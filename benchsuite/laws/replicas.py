@@ -16,7 +16,7 @@ import torch
 from benchsuite import cell as cells
 from benchsuite.cell import Budget, Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, count_different, option, recipe_of, relative, run, with_options, worst
+from benchsuite.laws.runs import Change, count_different, option, recipe_of, relative, run, sync_of, with_options, worst
 from benchsuite.laws.serial import LOOPS
 from benchsuite.laws.synchronous import FLOAT64, equals_one_process
 from benchsuite.laws.topology import is_counted
@@ -27,7 +27,7 @@ from benchsuite.update import state_vectors
 def equals_its_loop(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, loop: str = "") -> Figure:
     """Every worker's parameters after every step are those of the serial loop of N replicas."""
     result = run(make_ranks, cell, change=change)
-    path = LOOPS[loop or cell.sync](result.cell)
+    path = LOOPS[loop or sync_of(cell)](result.cell)
     value, where = worst([
         (relative(mine - theirs, theirs), f"worker {worker.rank} after step {step}")
         for worker in result.workers
@@ -41,9 +41,9 @@ def equals_its_loop(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
 def has_loop(cell: Cell) -> bool:
     """Whether a serial loop of it is written down, and nothing is lost on the way."""
     quantised = bool(option(cell, "diloco", "outer_bits"))
-    in_turns = cell.sync == "elastic_averaging" and bool(cell.num_servers)  # its order is what the times make it
+    in_turns = sync_of(cell) == "elastic_averaging" and bool(cell.num_servers)  # its order is what the times make it
     together = option(cell, "ddp", "local_steps") == 1
-    return cell.sync in LOOPS and cell.compression == "none" and not (quantised or in_turns or together)
+    return sync_of(cell) in LOOPS and cell.compression == "none" and not (quantised or in_turns or together)
 
 
 def agree_together(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -66,15 +66,15 @@ def agree_together(make_ranks: MakeRanks, cell: Cell, *, change: Change | None =
 
 
 def _agrees_after(cell: Cell, step: int) -> bool:
-    warmup = int(option(cell, cell.sync, "warmup_steps") or 0)
-    return step <= warmup or (step - warmup) % int(option(cell, cell.sync, "local_steps")) == 0
+    warmup = int(option(cell, sync_of(cell), "warmup_steps") or 0)
+    return step <= warmup or (step - warmup) % int(option(cell, sync_of(cell), "local_steps")) == 0
 
 
 def meets_in_turns(cell: Cell) -> bool:
     """Whole vectors agree every H steps."""
     whole = option(cell, "diloco", "fragments") in (None, 1) and not option(cell, "diloco", "delay")
     local = (option(cell, "ddp", "local_steps") or 1) > 1
-    return (cell.sync in ("local_sgd", "diloco") or local) and whole and cell.replicas > 1
+    return (sync_of(cell) in ("local_sgd", "diloco") or local) and whole and cell.replicas > 1
 
 
 def bytes_are_a_share(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -93,7 +93,7 @@ def bytes_are_a_share(make_ranks: MakeRanks, cell: Cell, *, change: Change | Non
 
 def is_local_of_one(cell: Cell) -> bool:
     """H = 1 with plain SGD or momentum that is kept: synchronous."""
-    kept = cell.sync == "local_sgd" and option(cell, "local_sgd", "momentum") in ("local", "averaged")
+    kept = sync_of(cell) == "local_sgd" and option(cell, "local_sgd", "momentum") in ("local", "averaged")
     recipe = recipe_of(cell)
     sgd = isinstance(recipe.make_optimizer([torch.zeros(1)]), torch.optim.SGD) and recipe.clip_norm is None
     return kept and option(cell, "local_sgd", "local_steps") == 1 and sgd and cell.compression == "none"
@@ -204,13 +204,13 @@ LAWS = (
     Law(
         "local SGD sends its share of synchronous bytes",
         bytes_are_a_share,
-        lambda cell: cell.sync == "local_sgd" and is_counted(cell) and cell.compression == "none",
+        lambda cell: sync_of(cell) == "local_sgd" and is_counted(cell) and cell.compression == "none",
         (_with_mean(bytes_are_a_share, twins.twice, "agrees twice", _LOCAL),),
     ),
     Law(
         "diloco with outer lr 1 and momentum 0 is local SGD",
         diloco_without_outer,
-        lambda cell: cell.sync == "diloco" and meets_in_turns(cell) and has_loop(cell),
+        lambda cell: sync_of(cell) == "diloco" and meets_in_turns(cell) and has_loop(cell),
         (
             Control("outer momentum is kept", partial(diloco_without_outer, outer_momentum=0.9), _DILOCO),
             Control("the outer step is shorter", partial(diloco_without_outer, outer_lr=0.7), _DILOCO),

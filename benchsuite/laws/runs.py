@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchsuite import cell as cells
+from benchsuite import plugins
 from benchsuite import training as trainings
 from benchsuite.cell import Cell, Scalar
 from benchsuite.comm import Comm, Handle, Traffic
@@ -260,8 +261,17 @@ def with_options(cell: Cell, member: str, **values: Scalar) -> Cell:
     return dataclasses.replace(cell, options=options)
 
 
+def sync_of(cell: Cell) -> str:
+    """Whose laws the cell's strategy obeys: its name; of a user's file what its class says, `obeys = "synchronous"`."""
+    if not plugins.is_path(cell.sync):
+        return cell.sync
+    return str(plugins.find("sync", cell.sync).constants.get("obeys", ""))
+
+
 def option(cell: Cell, member: str, name: str) -> Any:
     """An option's value in a resolved cell, None where it has no such option."""
+    if member not in cell.options and member == sync_of(cell):
+        member = plugins.stem(cell.sync)
     return cell.options.get(member, {}).get(name)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
-from benchsuite.laws.runs import option
+from benchsuite.laws.runs import option, sync_of
 from benchsuite.topology import Graph
 from benchsuite.workload import seeded_layers
 
@@ -89,7 +89,7 @@ def local_sgd(cell: Cell) -> Path:
     Of `ddp` with the library's hook too, which leaves momentum to the replicas.
     """
     replicas = Replicas(cell)
-    steps, warmup, form = (option(cell, cell.sync, name) for name in ("local_steps", "warmup_steps", "momentum"))
+    steps, warmup, form = (option(cell, sync_of(cell), name) for name in ("local_steps", "warmup_steps", "momentum"))
     path = [replicas.record()]
     for step in range(replicas.num_steps):
         if step < warmup:

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchsuite import cell as cells
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, PushLog, option, run
+from benchsuite.laws.runs import Change, PushLog, option, run, sync_of
 
 Read = Callable[[PushLog], PushLog]
 
@@ -150,7 +150,7 @@ def has_server_log(cell: Cell) -> bool:
 
 def is_asynchronous(cell: Cell) -> bool:
     """Applied and answered at once."""
-    return cell.sync == "asynchronous"
+    return sync_of(cell) == "asynchronous"
 
 
 def has_lock(cell: Cell) -> bool:
@@ -217,7 +217,7 @@ LAWS = (
     Law(
         "every batch of the budget is used once",
         batches_are_used_once,
-        lambda cell: cell.sync in ("asynchronous", "k_sync") and option(cell, "k_sync", "late") != "cancel",
+        lambda cell: sync_of(cell) in ("asynchronous", "k_sync") and option(cell, "k_sync", "late") != "cancel",
         (Control("pushes twice", partial(batches_are_used_once, change=twins.with_server(twins.Repeating)), _ON),),
     ),
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchsuite import plugins
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, both, count_different, option, rebuilt, recipe_of, run, with_options
+from benchsuite.laws.runs import Change, both, count_different, option, rebuilt, recipe_of, run, sync_of, with_options
 from benchsuite.laws.synchronous import equals_one_process
 from benchsuite.training import Training
 
@@ -148,7 +148,7 @@ def constant_rate_is_synchronous(make_ranks: MakeRanks, cell: Cell) -> Figure:
 
 def is_stale(cell: Cell) -> bool:
     """Whether the family speaks about it."""
-    return cell.sync == "stale_synchronous"
+    return sync_of(cell) == "stale_synchronous"
 
 
 def _is_plain_per_push(cell: Cell) -> bool:

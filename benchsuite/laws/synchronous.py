@@ -27,6 +27,7 @@ from benchsuite.laws.runs import (
     recipe_of,
     relative,
     run,
+    sync_of,
     worst,
 )  # fmt: skip
 from benchsuite.training import Training
@@ -40,8 +41,8 @@ def is_synchronous(cell: Cell) -> bool:
     all_of_them = option(cell, "k_sync", "backup_workers") == 0 and not option(cell, "k_sync", "batch")
     slack, apply = (option(cell, "stale_synchronous", name) for name in ("slack", "apply"))
     in_step = slack == 0 and apply == "per_clock"
-    every_step = cell.sync != "ddp" or option(cell, "ddp", "local_steps") in (None, 1)
-    return (cell.sync in ("synchronous", "ddp") and every_step) or all_of_them or in_step
+    every_step = sync_of(cell) != "ddp" or option(cell, "ddp", "local_steps") in (None, 1)
+    return (sync_of(cell) in ("synchronous", "ddp") and every_step) or all_of_them or in_step
 
 
 def is_exact(cell: Cell) -> bool:
@@ -219,7 +220,7 @@ LAWS = (
     Law(
         "integer gradients give the bits of the serial sum on every topology",
         integers_are_exact,
-        lambda cell: is_exact(cell) and cell.sync != "ddp",
+        lambda cell: is_exact(cell) and sync_of(cell) != "ddp",
         (
             _on(twins.with_mean(twins.divided_first), integers_are_exact, "divides before it adds", **_RING),
             _on(twins.with_mean(twins.chunk_skipped), integers_are_exact, "one element is not reduced", **_RING),
