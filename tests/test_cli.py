@@ -18,7 +18,7 @@ from benchsuite.runner import Tally
 from benchsuite.store import Store, StoreError
 
 GOLDEN = Path(__file__).parent / "golden"
-VERBS = ("list", "plan", "run", "report", "compare", "export", "collect", "replay", "doctor", "calibrate", "selfcheck")
+VERBS = ("list", "plan", "run", "report", "compare", "export", "collect", "replay", "doctor", "calibrate", "selfcheck", "verify")
 CELL = ["--workload", "cnn", "--preset", "smoke", "--topology", "ring", "--replicas", "2"]
 
 
@@ -132,7 +132,7 @@ def test_plan_prints_ranks_bytes_time_and_refusals(monkeypatch: pytest.MonkeyPat
     import sys
 
     traffic = SimpleNamespace(payload_bytes=3 * 2**20, num_messages=12, busiest_port=lambda ports: 2**20)
-    monkeypatch.setitem(sys.modules, "benchsuite.predict", SimpleNamespace(predicted=lambda cell: traffic))
+    monkeypatch.setitem(sys.modules, "benchsuite.predict", SimpleNamespace(predicted=lambda cell: traffic, kept=lambda cell: {"worker": 0, "server": None}))
     flags = {"workload": "cnn", "preset": "smoke", "topology": "ring,parameter_server", "replicas": "2"}
     grid = plan.from_flags(flags, seeds=[0, 1])
     store = Store(tmp_path)
