@@ -1,6 +1,6 @@
-"""What the rank of `benchsuite selfcheck --only compression` does: every compression's own work on one gradient.
+"""What ranks of `benchsuite selfcheck --only compression` do: every compression's own work on a gradient, its transfer.
 
-`mean` of two workers is called on a topology that moves nothing: what is left is encoding and decoding. Leaves
+`codecs`: `mean` of two workers is called on a topology that moves nothing: what is left is encoding and decoding; leaves
 `{name: {"encode": [ns, ..], "decode": [ns, ..], "wire_bytes", "dense_bytes", "nominal_ratio"}}`.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchsuite import cell as cells
 from benchsuite import training as trainings
+from benchsuite.comm.rendezvous import connect, open_store
 from benchsuite.compression import Compression
 from benchsuite.job import RankJob, write_rank_file
 from benchsuite.measure.bench import read_order
@@ -54,6 +55,27 @@ def codecs(job: RankJob) -> None:
                 record[name]["encode"].append(encode)
                 record[name]["decode"].append(decode)
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
+
+
+def wires(job: RankJob) -> None:
+    """Two ranks give each other as many bytes as each compression sends: `{name: [ns, ..]}`."""
+    torch.set_num_threads(1)
+    comm = connect(job, cells.from_json(job.cell), open_store(job), None)
+    order = read_order(job.run_dir)
+    peer, names = 1 - comm.rank, sorted(order["sizes"])
+    sizes = {name: int(size) for name, size in order["sizes"].items()}
+    vectors = {name: [torch.zeros(size, dtype=torch.uint8) for _ in range(2)] for name, size in sizes.items()}
+    record: dict[str, list[int]] = {name: [] for name in names}
+    for repetition in range(WARMUP + int(order["repetitions"])):
+        for name in names[repetition % len(names) :] + names[: repetition % len(names)]:
+            mine, other = vectors[name]
+            comm.barrier()
+            begin = time.perf_counter_ns()
+            comm.sendrecv(mine, peer, other, peer)
+            if repetition >= WARMUP:
+                record[name].append(time.perf_counter_ns() - begin)
+    write_rank_file(job.run_dir, job.rank, json.dumps(record))
+    comm.barrier()
 
 
 def _shapes(job: RankJob) -> Shapes:

@@ -17,20 +17,28 @@ from benchsuite.measure.load import CpuMeter
 from benchsuite.measure.verdict import Figure
 
 ENTRY = "benchsuite.measure.selfcheck_codecs:codecs"
+WIRES = "benchsuite.measure.selfcheck_codecs:wires"
 REPETITIONS: Mapping[str, int] = {"digits": 200, "comm": 6}  # of a preset of `cnn`, within a launch
 
 
 def compression(bench: Bench, launches: int, repetitions: Mapping[str, int] = REPETITIONS) -> Iterator[Figure]:
-    """Encode, decode and break-even rate of every compression, on gradients of 101 kB and 44.7 MB."""
+    """Encode, wire, decode and break-even rate of every compression, on gradients of 101 kB and 44.7 MB."""
     for preset, times in repetitions.items():
         cell = resolve(Cell(workload="cnn", preset=preset))
         meter = CpuMeter()
         records = [
             bench.launch(cell.with_seed(seed), ENTRY, {"repetitions": times}).ranks[0] for seed in range(launches)
         ]
+        sizes = {name: record["wire_bytes"] for name, record in records[0].items()}
+        sizes["none"] = next(iter(records[0].values()))["dense_bytes"]
+        pair = resolve(Cell(workload="cnn", preset=preset, replicas=2))
+        order = {"repetitions": times, "sizes": sizes}
+        moved = [bench.launch(pair.with_seed(seed), WIRES, order).ranks for seed in range(launches)]
         foreign = meter.read().foreign_share
-        for name in records[0]:
-            yield from _figures(name, [record[name] for record in records], foreign)
+        for name in sizes:
+            if name in records[0]:
+                yield from _figures(name, [record[name] for record in records], foreign)
+            yield _wire(name, sizes, [[rank[name] for rank in ranks] for ranks in moved], foreign)
 
 
 def _figures(name: str, records: list[Mapping[str, Any]], foreign: float | None) -> Iterator[Figure]:
@@ -47,6 +55,17 @@ def _figures(name: str, records: list[Mapping[str, Any]], foreign: float | None)
         points=[break_even_mbit(dense, wire, sum(both)) for both in zip(*work.values(), strict=True)], foreign=foreign,
         note=f"{wire:,.0f} of {dense:,.0f} bytes per worker: {100 * wire / dense:.3g} %, nominally "
         f"{100 * records[0]['nominal_ratio']:.3g} %",
+    )  # fmt: skip
+
+
+def _wire(
+    name: str, sizes: Mapping[str, float], launches: list[list[list[int]]], foreign: float | None
+) -> Figure:
+    """Per launch the median over its repetitions of the slower rank's time."""
+    points = [statistics.median(map(max, zip(*ranks, strict=True))) / 1e6 for ranks in launches]
+    return Figure(
+        item="compression", quantity=f"{name}, {sizes['none'] / 1e6:.3g} MB: wire (loopback, both ways at once)",
+        unit="ms", points=points, foreign=foreign, note=f"{sizes[name]:,.0f} bytes each way",
     )  # fmt: skip
 
 
