@@ -11,11 +11,12 @@ import torch
 
 from benchsuite.cell import Cell
 from benchsuite.laws import Law, MakeRanks, families, grid
-from benchsuite.laws.grid import RECIPES, STALE_RECIPES, TINY, VARIANTS, label, on, recipes, shapes, tiny
+from benchsuite.laws.grid import TINY, label, on, recipes, shapes, tiny
 from benchsuite.laws.ranks import thread_ranks
+from benchsuite.laws.variants import RECIPES, STALE_RECIPES
 
 __all__ = [
-    "RECIPES", "STALE_RECIPES", "TINY", "VARIANTS", "all_laws", "cases", "holds", "label", "lines", "on", "recipes", "shapes",
+    "RECIPES", "STALE_RECIPES", "TINY", "all_laws", "cases", "holds", "label", "lines", "on", "recipes", "shapes",
     "strict_ranks", "tiny",
 ]  # fmt: skip
 

@@ -17,57 +17,16 @@ from benchsuite import cell as cells
 from benchsuite import plugins, rules
 from benchsuite.cell import Budget, Cell
 from benchsuite.laws import Law
+from benchsuite.laws.variants import APART_RECIPES, RECIPES, STALE_RECIPES, VARIANTS, Fields, Recipe
 from benchsuite.rules import Problem
 
 TINY = str(Path(__file__).with_name("tiny.py"))
 WORKERS = (1, 2, 3, 4)
-Recipe = tuple[str, float, float]  # optimizer, lr, clip norm
-Fields = dict[str, Any]  # of a cell
-
-# Where pushes are stale or replicas differ, momentum takes a tenth of the rate: a run that diverges would amplify
-# roundings. 0.5 clips every step of this workload.
-RECIPES: tuple[Recipe, ...] = (
-    ("sgd", 0.05, 0.0), ("sgd", 0.05, 0.5), ("momentum", 0.05, 0.0), ("nesterov", 0.05, 0.5), ("adam", 0.01, 0.0),
-    ("adamw", 0.01, 0.5),
-)  # fmt: skip
-APART_RECIPES: tuple[Recipe, ...] = (
-    ("sgd", 0.05, 0.0), ("sgd", 0.05, 0.5), ("momentum", 0.005, 0.0), ("nesterov", 0.005, 0.5), ("adam", 0.01, 0.0),
-    ("adamw", 0.01, 0.5),
-)  # fmt: skip
-STALE_RECIPES = (*APART_RECIPES[:3], APART_RECIPES[4])
-
 # A combination that one of these rules refuses is no strategy; any other reason depends on clock or numbers.
 NO_STRATEGY = (
     "parallel x sync", "sync x topology", "compression", "compression x topology", "compression x sync",
     "compression x parallel",
 )  # fmt: skip
-
-# Options worth a cell of their own; the budget is 10 steps. A compression is shown with a strategy's first ones.
-VARIANTS: dict[str, tuple[Fields, ...]] = {
-    "synchronous": ({}, {"bucket_mib": 0.001}),  # five buckets
-    "asynchronous": ({"lock": "exclusive"}, {"lock": "none"}),
-    "k_sync": (
-        *({"backup_workers": count} for count in range(3)),
-        {"backup_workers": 1, "wait": False, "batch": False},
-        {"backup_workers": 1, "wait": False, "batch": True},
-        {"backup_workers": 1, "batch": True},
-        *({"backup_workers": count, "late": "cancel", "batch": batch} for count in (0, 1) for batch in (False, True)),
-    ),
-    "stale_synchronous": (
-        {"slack": 0}, {"slack": 1}, {"slack": 3}, *({"slack": slack, "apply": "per_push"} for slack in (0, -1)),
-    ),
-    "local_sgd": (
-        {"local_steps": 2},
-        {"local_steps": 1},
-        {"local_steps": 5, "momentum": "averaged"},
-        {"local_steps": 2, "warmup_steps": 4, "momentum": "reset"},
-    ),
-    "diloco": ({"local_steps": 2}, {"local_steps": 5}, {"local_steps": 10, "fragments": 2, "delay": 1}),
-    "elastic_averaging": ({"period": 2}, {"period": 1}),
-    "ddp": ({}, {"local_steps": 5}, {"local_steps": 2, "warmup_steps": 4}),
-    "powersgd": ({"rank": 1},),  # of 8 x 8 matrices: the library's would leave them alone at rank 2
-    "hogwild": ({"lock": "exclusive"}, {"lock": "none"}),
-}
 
 
 def tiny(recipe: Recipe = RECIPES[0], *, options: Fields | None = None, **fields: Any) -> Cell:
@@ -255,16 +214,22 @@ def calls_library(sync: str) -> bool:
 
 
 def recipes(shape: Fields) -> tuple[Recipe, ...]:
-    """What a shape is trained with: all optimisers where three workers work over `native` or up to two servers."""
+    """What a shape is trained with: all optimisers where three workers work over `native` or up to two servers.
+
+    A strategy given by path: all optimisers everywhere.
+    """
     if "compression" in shape:
         return RECIPES[:1]
     if calls_library(shape["sync"]):
         return RECIPES[0], RECIPES[1], RECIPES[5]
+    free = plugins.find("sync", shape["sync"]).constants.get("timing_free")
+    if plugins.is_path(shape["sync"]):
+        return APART_RECIPES if free else STALE_RECIPES
     plain = shape["topology"] in ("native", "parameter_server") and shape["servers"] <= 2
     whole = plain and shape["replicas"] in (1, 3)
     if shape["sync"] == "synchronous":
         return RECIPES if whole and not _is_further(shape) else RECIPES[1:3]
-    if plugins.find("sync", shape["sync"]).constants.get("timing_free"):
+    if free:
         together = APART_RECIPES[2:5:2] if _is_further(shape) else APART_RECIPES
         return together if whole and shape["replicas"] == 3 else APART_RECIPES[2:3]
     locked = shape["options"].get(shape["sync"], {}).get("lock") != "none"
