@@ -198,12 +198,13 @@ def test_a_missed_level_is_null_and_the_curve_costs_what_was_sent_until_then() -
         "evaluations": {"samples": [0, 100, 200, 300]}, "samples": 400, "payload_bytes": 4000,
         "samples_to": {"easy": 100, "target": 300, "hard": None},
     }  # fmt: skip
-    found = cost._curve_costs([{"evaluations": None}, {"evaluations": curve}], result, begin=10**9)
+    owner = {"evaluations": curve, "snapshot_of": "replica"}
+    found = cost._curve_costs([{"evaluations": None}, owner], result, begin=10**9)
     assert found["evaluation_s"] == [0.0, 1.0, 3.0, 7.0]
     assert found["evaluation_bytes"] == [0, 1000, 2000, 3000]
     assert found["time_to"] == {"easy": 1.0, "target": 7.0, "hard": None}
     assert found["bytes_to"] == {"easy": 1000, "target": 3000, "hard": None}
-    unknown = cost._curve_costs([{"evaluations": curve}], result | {"payload_bytes": None}, begin=0)
+    unknown = cost._curve_costs([owner], result | {"payload_bytes": None}, begin=0)
     assert unknown["bytes_to"] == dict.fromkeys(("easy", "target", "hard"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -269,8 +268,10 @@ def _in_fork(function) -> list[int]:
 
 
 def _touch(num_bytes: int) -> None:
-    block = bytearray(num_bytes)
-    ctypes.memset((ctypes.c_char * num_bytes).from_buffer(block), 1, num_bytes)
+    """Fresh pages: a heap that earlier tests have grown would give old ones."""
+    with mmap.mmap(-1, num_bytes) as block:
+        for page in range(0, num_bytes, mmap.PAGESIZE):
+            block[page] = 1
 
 
 @pytest.mark.skipif(threading.active_count() > 1, reason="fork with threads")

@@ -1,6 +1,6 @@
 """What ranks of `benchsuite selfcheck --only compression` do: every compression's own work on a gradient, its transfer.
 
-`codecs`: `mean` of two workers is called on a topology that moves nothing: what is left is encoding and decoding; leaves
+`codecs`: `mean` of two workers on a topology that moves nothing: what is left is encoding and decoding; leaves
 `{name: {"encode": [ns, ..], "decode": [ns, ..], "wire_bytes", "dense_bytes", "nominal_ratio"}}`.
 """
 
