@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 def run(
     only: str | None = None, launches: int = 5, *, results: str | Path = "results", say: Say = lambda _: None
 ) -> dict[str, Any]:
-    """`{"figures": [..], "exit_code"}`; all items take about thirteen minutes on two cores.
+    """`{"figures": [..], "exit_code"}`; all items take about twenty minutes on two cores.
 
     only: one of ITEMS. launches: fresh launches per quantity, at least 2. say: is told what is being measured.
     """
