@@ -91,7 +91,7 @@ def shapes(asked: Asked = Asked(), *, by_library: bool = False) -> Iterator[Fiel
         once = _shown_once(sized[0])
         if legal and once not in shown:
             shown |= {once} - {""}
-            yield from legal
+            yield from _thinned(legal) if _is_further(legal[0]) else legal
 
 
 def refused(asked: Asked) -> Iterator[Refused]:
@@ -99,7 +99,7 @@ def refused(asked: Asked) -> Iterator[Refused]:
     for sized in _candidates(asked):
         found = [rules.validate(tiny(**shape)) for shape in sized]
         if all(found) and not any(problem.rule in NO_STRATEGY for problem in found[0]):
-            yield Refused(subject_of(tiny(**sized[0]), told=sized[0]["options"]), found[-1][0])
+            yield Refused(subject_of(tiny(**sized[0]), told=sized[0]["options"]), min(found, key=len)[0])
 
 
 def _candidates(asked: Asked) -> Iterator[list[Fields]]:
@@ -140,6 +140,11 @@ def _shown_once(shape: Fields) -> str:
     return cells.canonical([shape["sync"], shape.get("compression"), shape["options"], hasattr(topology, "serve")])
 
 
+def _thinned(shapes: list[Fields]) -> list[Fields]:
+    """The most S for each N."""
+    return list({shape["replicas"]: shape for shape in shapes}.values())
+
+
 def _sizes(fields: Fields, workers: Sequence[int]) -> Iterator[Fields]:
     """N x S."""
     for replicas in workers:
@@ -147,7 +152,7 @@ def _sizes(fields: Fields, workers: Sequence[int]) -> Iterator[Fields]:
             continue  # one worker, one thread: that is the lock
         counts = [0]
         if fields["topology"] == "parameter_server":
-            counts = [max(1, replicas - 1)] if _is_further(fields) else sorted({1, 2, replicas})
+            counts = sorted({1, replicas - 1} - {0}) if _is_further(fields) else sorted({1, 2, replicas})
         yield from ({"replicas": replicas, "servers": servers} for servers in counts)
 
 
@@ -233,7 +238,7 @@ def recipes(shape: Fields) -> tuple[Recipe, ...]:
         together = APART_RECIPES[2:5:2] if _is_further(shape) else APART_RECIPES
         return together if whole and shape["replicas"] == 3 else APART_RECIPES[2:3]
     locked = shape["options"].get(shape["sync"], {}).get("lock") != "none"
-    return STALE_RECIPES if whole and locked and not _is_further(shape) else RECIPES[:1]
+    return STALE_RECIPES if whole and locked and not _is_further(shape) else STALE_RECIPES[:1]
 
 
 def label(cell: Cell) -> str:
