@@ -24,7 +24,8 @@ def traffic(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """
     table = frame.copy()
     sent = pd.to_numeric(table["payload_bytes"]) + pd.to_numeric(table["control_bytes"]).fillna(0)
-    table["wire_ratio"] = (pd.to_numeric(table["wire_bytes"]) / sent).where(sent > 0)
+    moved = pd.to_numeric(table["payload_bytes"]) > 0  # a ratio to control bytes alone says nothing of the payload
+    table["wire_ratio"] = (pd.to_numeric(table["wire_bytes"]) / sent).where(moved)
     difference = pd.to_numeric(table["payload_bytes"]) - pd.to_numeric(table["predicted_bytes"])
     whole = ~table["flags"].fillna("").astype(str).str.contains(LOST_WORKER)
     table["payload_minus_predicted"] = difference.where(whole & (table["payload_source"] == "counted"))

@@ -22,8 +22,8 @@ from benchsuite.report.style import levels
 
 WORLD = ("workload", "replicas", "spread", "link")
 _AXES = {  # quantity -> title of its column, axis, unit
-    "seconds": ("time to target", "seconds", ""), "samples": ("samples to target", "samples of all workers", ""),
-    "bytes": ("bytes to target", "payload of all ranks", "B"),
+    "seconds": ("time to target", "seconds", ""), "samples": ("samples to target", "samples", ""),
+    "bytes": ("bytes to target", "all ranks", "B"),
 }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def tuning(spec: FigureSpec, material: Material) -> list[Drawing]:
             marks = {(str(row["base"]), str(row["tuning"])): Mark(row[y]) for row in mine}
             _, axis, unit = _AXES[y]
             columns.append(Column(
-                words.slowed(slowed), f"virtual {axis} to target" if y == "seconds" else axis, marks, unit=unit,
+                words.slowed(slowed), f"virtual {axis}" if y == "seconds" else axis, marks, unit=unit,
                 joined=True, texts={str(row["base"]): factors(row) for row in mine if row["tuning"] == TUNED},
             ))  # fmt: skip
         looks = levels(["the recipe's learning rate", "the best of those tried for the strategy (right: its factor)"])
