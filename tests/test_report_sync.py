@@ -320,3 +320,15 @@ def test_what_the_plan_refuses_is_refused_by_a_rule_and_not_for_want_of_a_file()
     assert set(per_straggler.index) == {"", "worker 0: 2x", "worker 0: 4x"}
     assert len({frozenset(each) for each in per_straggler}) == 1, "every strategy meets every straggler"
     assert {each.budget.samples for each in plan_of.cells} == {15_360}, "equal samples for everybody"
+
+
+def test_no_interval_of_an_accuracy_passes_100(tmp_path: Path) -> None:
+    of, seeds = cell("synchronous", "ring", "none"), range(5)
+    runs = [arriving(of, seed, 1.0 + seed, 10) for seed in seeds]
+    runs = [
+        dataclasses.replace(run, result={**run.result, "final_metric": value})
+        for run, value in zip(runs, (20.0, 99.0, 30.0, 95.0, 90.0), strict=True)
+    ]
+    page.render(dataclasses.replace(plan(runs, {"kind": "virtual_table"}), seeds=tuple(seeds)), runs, tmp_path)
+    row = (tmp_path / "tables" / "virtual_table.md").read_text(encoding="utf-8").splitlines()[2]
+    assert re.search(r"\[\d+–100\]", row), row
