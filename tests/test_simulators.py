@@ -153,7 +153,7 @@ def test_a_refused_cell_is_an_answer(tmp_path: Path) -> None:
     for fields, said in (
         ({"sync": "ddp", "topology": "native"}, "sync = ddp"),
         ({"sync": "asynchronous", "topology": "parameter_server", "options": {"asynchronous": {"lock": "none"}}}, "torn reads"),
-        ({"topology": "ring", "replicas": 192}, "explicit rings are simulated up to 128"),
+        ({"topology": "ring", "replicas": 192}, "2 N (N-1) messages of a mean are simulated up to 128"),
         ({"sync": "k_sync", "topology": "parameter_server", "replicas": 2,
           "options": {"k_sync": {"late": "cancel", "wait": False}}}, "no gradient is too late"),
         ({"topology": "ring", "device": "cuda"}, "share one process"),

@@ -110,13 +110,28 @@ def test_buckets_are_cut_at_tensors_from_the_end_the_first_one_small() -> None:
 
 def test_more_slack_lets_go_sooner_and_a_leaver_is_waited_for_by_nobody() -> None:
     policy = BoundedAhead(3, slack=1, per_clock=False)
-    policy.start(torch.zeros(2), lambda gradient, *, num_gradients=1: None)
+    policy.start(torch.zeros(2), lambda gradient, *, num_gradients=1, oldest_of=(): None)
     one = torch.ones(2)
     assert policy.on_push(0, 0, one) == [0], "one step ahead is within slack 1"
     assert policy.on_push(0, 0, one) == [], "two are not"
     assert policy.on_push(1, 0, one) == [1]
     assert policy.on_goodbye(2) == [0], "the slowest has left: 2 - 1 <= 1"
     assert policy.events["held"] == 1
+
+
+@pytest.mark.parametrize("apply", ["per_clock", "per_push"])
+def test_a_stale_gradient_ages_until_it_is_applied_not_until_it_arrives(apply: str, tmp_path: Path) -> None:
+    """Three fixed workers, one five times slower, slack 3: the fast ones' gradients wait for their clock."""
+    options = {"stale_synchronous": {"slack": 3, "apply": apply}}
+    fixed = {"kind": "fixed", "mean_s": 0.01}
+    result, _, raw = run(virtual({**WAYS[10], "options": options}, compute_time=fixed, straggler={"0": 5.0}), tmp_path)
+    log = raw["push_log"]
+    if apply == "per_clock":  # push of step t is applied as version t
+        assert log["version_before"] == [tag // 3 for tag in log["tag"]]
+        assert result["staleness"]["max"] == 3, result["staleness"]
+    else:
+        assert log["version_before"] == list(range(30))
+    assert min(b - r for b, r in zip(log["version_before"], log["version_read"], strict=True)) >= 0
 
 
 @pytest.mark.parametrize(

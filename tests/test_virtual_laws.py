@@ -80,7 +80,8 @@ def test_what_strategies_lean_on(law: Law, cells: list[Cell], strict: str) -> No
     holds(law, ranks, cells)
 
 
-@pytest.mark.parametrize("shape", FOUR, ids=lambda shape: "-".join(map(str, shape.values())))
+# A lossy compression is not continuous: which elements it sends, a rounding may decide.
+@pytest.mark.parametrize("shape", [shape for shape in FOUR if "compression" not in shape], ids=lambda shape: "-".join(map(str, shape.values())))
 def test_gradients_computed_together_are_those_computed_one_by_one(shape: dict[str, Any]) -> None:
     cell = tiny(steady(shape), **shape)
     together = run(RANKS, cell)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,9 +62,9 @@ _ON = {"sync": "asynchronous", "topology": "parameter_server", "servers": 1, "re
 class _Twofold(twins.Policy):
     """Applies every gradient twice."""
 
-    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
-        super().apply(gradient, num_gradients=num_gradients)
-        super().apply(gradient, num_gradients=num_gradients)
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
+        super().apply(gradient, num_gradients=num_gradients, **where)
+        super().apply(gradient, num_gradients=num_gradients, **where)
 
 
 LAWS = (

@@ -96,8 +96,8 @@ def _first_centre(result: Run) -> Tensor:
 class _Reckless(twins.Policy):
     """The centre does not take what the worker gives."""
 
-    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
-        super().apply(self._shard.clone(), num_gradients=num_gradients)
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
+        super().apply(self._shard.clone(), num_gradients=num_gradients, **where)
 
 
 _ON: Mapping[str, Any] = {"sync": "elastic_averaging", "topology": "ring", "replicas": 3}

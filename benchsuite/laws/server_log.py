@@ -11,6 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -135,7 +136,7 @@ class _Held(twins.Policy):
 class _Batched(twins.Policy):
     """Two pushes are one update."""
 
-    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
         self._calls += 1
         if self._calls % 2:
             self._kept = gradient.clone()

@@ -138,14 +138,15 @@ class Policy:
 
     def __init__(self, whole: Any) -> None:
         self._whole = whole
+        self.applies_later = getattr(whole, "applies_later", False)
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._shard, self._apply, self._calls = shard, apply, 0
         self._whole.start(shard, self.apply)
 
-    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
         self._calls += 1
-        self._apply(gradient, num_gradients=num_gradients)
+        self._apply(gradient, num_gradients=num_gradients, **where)
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         answers: list[int] = self._whole.on_push(worker, version, flat)
@@ -163,17 +164,17 @@ class Policy:
 class Undivided(Policy):
     """The server forgets to divide by the number of gradients."""
 
-    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
-        super().apply(gradient.mul_(num_gradients), num_gradients=num_gradients)
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
+        super().apply(gradient.mul_(num_gradients), num_gradients=num_gradients, **where)
 
 
 class Forgetful(Policy):
     """Every fourth update is not made."""
 
-    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
         self._calls += 1
         if self._calls % 4:
-            self._apply(gradient, num_gradients=num_gradients)
+            self._apply(gradient, num_gradients=num_gradients, **where)
 
 
 class Torn(Policy):
@@ -183,9 +184,9 @@ class Torn(Policy):
         super().start(shard, apply)
         self._before = shard.clone()
 
-    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
         self._before.copy_(self._shard)
-        super().apply(gradient, num_gradients=num_gradients)
+        super().apply(gradient, num_gradients=num_gradients, **where)
 
     def answer(self, worker: int) -> Tensor:
         half = len(self._shard) // 2

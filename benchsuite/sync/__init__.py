@@ -102,8 +102,9 @@ class Strategy(Protocol):
 class Apply(Protocol):
     """One optimiser step on the server's slice."""
 
-    def __call__(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
-        """`num_gradients`: how many pushes are in it. Version += 1."""
+    def __call__(self, gradient: Tensor, *, num_gradients: int = 1, oldest_of: Sequence[int] = ()) -> None:
+        """`num_gradients`: how many pushes are in it. Version += 1. oldest_of: of a policy that `applies_later`, the
+        workers whose oldest push of those not yet applied is in it: its staleness ends here, not at its arrival."""
 
 
 class ServerPolicy(Protocol):

@@ -114,6 +114,7 @@ class BoundedAhead:
 
     def __init__(self, num_workers: int, slack: int, *, per_clock: bool) -> None:
         self._slack, self._per_clock = slack, per_clock
+        self.applies_later = per_clock
         self._finished = [0] * num_workers  # steps, of each worker
         self._active = set(range(num_workers))
         self._held: set[int] = set()
@@ -155,7 +156,7 @@ class BoundedAhead:
                 return
             rank_order_sum(gradients, self._mean)
             self._mean.div_(len(gradients))
-            self._apply(self._mean, num_gradients=len(gradients))
+            self._apply(self._mean, num_gradients=len(gradients), oldest_of=range(len(gradients)))
             self._free += gradients
             del self._gradients[self._clock]
             self._clock += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,6 +51,7 @@ class ServerLog:
         # versions that a worker was given and has not sent a ticket for: the first is what its next ticket is about
         self._reads: list[deque[int]] = [deque([0]) for _ in range(num_workers)]
         self._open_row = [-1] * num_workers  # the worker's last push, unanswered
+        self._waiting: list[deque[int]] | None = None  # per worker its pushes that are applied later, oldest first
 
     def push(self, worker: int, tag: int, sent_ns: int, now_ns: int) -> int:
         """Notes an arrival, returns its row."""
@@ -63,7 +64,13 @@ class ServerLog:
         answered = reads[0] if reads else -1  # its version was over, and its answer sent, before it came
         self._rows[row] = (worker, tag, read, self.version, answered, sent_ns, now_ns, -1, self.num_abandoned)
         self._open_row[worker] = row if answered < 0 else -1
+        if self._waiting is not None:
+            self._waiting[worker].append(row)
         return row
+
+    def keep_waiting(self) -> None:
+        """Pushes may be applied versions after their arrival: the policy says when (`applied`)."""
+        self._waiting = [deque() for _ in self.replies]
 
     def version_of(self, row: int) -> int:
         """The version that a push was computed on."""
@@ -97,8 +104,11 @@ class ServerLog:
         """Notes that the policy has taken the push."""
         self._rows[row, 7] = now_ns
 
-    def applied(self) -> None:
-        """One optimiser step is done."""
+    def applied(self, oldest_of: Sequence[int] = ()) -> None:
+        """One optimiser step is done. oldest_of: workers whose oldest waiting push was in it."""
+        for worker in oldest_of:
+            assert self._waiting is not None
+            self._rows[self._waiting[worker].popleft(), 3] = self.version
         with self._lock:
             self.version += 1
 
@@ -150,6 +160,8 @@ class ServerLoop:
         self._applying = 0
         self.log = ServerLog(num_pushes, topology.num_workers)
         self.errors: list[BaseException] = []
+        if getattr(policy, "applies_later", False):
+            self.log.keep_waiting()
         policy.start(shard, self.apply)
 
     def close(self) -> None:
@@ -213,7 +225,7 @@ class ServerLoop:
             return False
         return True
 
-    def apply(self, gradient: Tensor, *, num_gradients: int = 1) -> None:
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1, oldest_of: Sequence[int] = ()) -> None:
         """One optimiser step on the shard; `num_gradients` pushes went into it. Version += 1."""
         samples = int((self.log.num_used - num_gradients) * self._samples_per_push)
         self._topology.settle(gradient)
@@ -225,7 +237,7 @@ class ServerLoop:
         self._count_applying(+1)
         self._step(gradient, max(samples, 0))
         self._count_applying(-1)
-        self.log.applied()
+        self.log.applied(oldest_of)
         if self._on_update is not None:
             self._on_update(int(self.log.num_used * self._samples_per_push), self.log.version)
 
