@@ -35,12 +35,14 @@ def thread_ranks(
     store = MemoryStore(timeout_s=timeout_s)
     results: list[Any] = [None] * size
     errors: list[tuple[int, BaseException]] = []
+    comms: list[ProcessComm] = []  # until all have ended: who sends nothing would hang up on those that still connect
 
     def run(rank: int) -> None:
         try:
             torch.set_num_threads(1)  # per thread: a pool of its own for each rank would spin on the others' cores
             world = World(store, lambda: store, timeout_s=timeout_s, strict=strict)
             with contextlib.closing(ProcessComm(world, rank=rank, size=size, hosts=hosts)) as comm:
+                comms.append(comm)
                 results[rank] = body(comm)
         except BaseException as error:  # noqa: BLE001  raised by the caller's thread
             errors.append((rank, error))
