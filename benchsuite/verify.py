@@ -185,18 +185,22 @@ class _Verdict:
         for number, (subject, shown) in enumerate(subjects.items()):
             self._say(f"[{number + 1}/{len(subjects)}] {subject}: {max(len(cells) for cells, _ in shown)} cells")
             self._ranks.forget()
+            hangs = ""
             try:
                 for cells, laws in shown:
-                    self._show(subject, cells, laws)
+                    hangs = self._show(subject, cells, laws, hangs)
             except NoProcesses as error:
                 self._unsupported.append({"strategy": subject, "reason": str(error), "remedy": "see benchsuite doctor"})
 
-    def _show(self, subject: str, cells: Sequence[Cell], laws: list[Named]) -> None:
-        hangs = ""
+    def _show(self, subject: str, cells: Sequence[Cell], laws: list[Named], hangs: str) -> str:
+        """`hangs`: why nobody waits for this strategy again; returned too."""
         for named in laws:
-            line, begin = Line(named, subject, error=hangs), time.monotonic()
+            line, begin = Line(named, subject), time.monotonic()
             try:
-                for law, cell in grid.cases([named.law], cells) if not hangs else ():
+                for law, cell in grid.cases([named.law], cells):
+                    if hangs:
+                        line.error = f"not run: {hangs}"
+                        break
                     line.add(law.check(self._ranks.of(cell), cell))
             except NoProcesses:
                 raise
@@ -205,6 +209,7 @@ class _Verdict:
                 hangs = line.error if time.monotonic() - begin > HANGS_S else ""
             if line.num_cells or line.error:
                 self._lines.append(line)
+        return hangs
 
     def show_twins(self) -> None:
         """Of the laws that were shown on something."""

@@ -132,7 +132,9 @@ def test_a_strategy_that_hangs_is_waited_for_once(
     monkeypatch.setattr(verify, "HANGS_S", -1.0)  # whatever raises, hung
     _, out, _ = said(capsys, "--json", "--sync", written(tmp_path, "own.py", WITH_LAWS), *NARROW)
     lines = {line["law"]: line for line in json.loads(out)["laws"]}
-    assert lines["mine holds"]["error"] == "ZeroDivisionError: of this law" and lines["mine holds"]["cells"] == 0
+    assert lines["mine raises"]["error"] == "ZeroDivisionError: of this law"
+    assert lines["mine holds"]["error"] == "not run: ZeroDivisionError: of this law" and lines["mine holds"]["cells"] == 0
+    assert "the number of servers changes no bit" not in lines, "it does not speak about a ring"
 
 
 def test_what_the_clock_cannot_run_is_unsupported_and_no_failure() -> None:
