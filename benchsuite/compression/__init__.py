@@ -7,7 +7,7 @@ a parameter server is encoded by the worker and decoded by the server's loop, wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -76,9 +76,16 @@ class Gathered:
     added in rank order, divided once. Keeps M of scratch: fresh memory of that size costs more than the arithmetic.
     """
 
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
+    def __init__(self, make_codec: Callable[[torch.dtype], Codec]) -> None:
+        """make_codec: called by the first mean, which tells the vectors' dtype."""
+        self._make_codec = make_codec
+        self._codec: Codec | None = None
         self._one: Tensor | None = None
+
+    @property
+    def residual(self) -> Tensor | None:
+        """What has not been sent yet (P,); None before the first mean, or where nothing is kept."""
+        return getattr(self._codec, "residual", None)
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
         """In place."""
@@ -87,6 +94,8 @@ class Gathered:
                 f"{type(topology).__module__} has no `gather`, which this compression needs: what it sends cannot be "
                 "summed; give the topology one, or set topology = native"
             )
+        if self._codec is None:
+            self._codec = self._make_codec(flat.dtype)
         rows = topology.gather(self._codec.encode(flat))
         if self._one is None:
             self._one = torch.empty_like(flat)

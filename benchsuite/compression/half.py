@@ -22,8 +22,6 @@ HALF_BYTES = 2
 class Half:
     """Casts to `dtype` and back."""
 
-    nominal_ratio = 0.5
-
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._short: Tensor | None = None

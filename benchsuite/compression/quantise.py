@@ -9,6 +9,7 @@ everybody gathers everybody's vector (one hop), or workers push to a server.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class Quantised:
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
         self._pieces = pieces_of(shapes)
-        self._gathered: Gathered | None = None
+        self._gathered = Gathered(partial(self.codec, self._pieces))
         self._owners: list[Quantiser] = []  # of the chunks, where they have owners
         self._one: Tensor
 
@@ -94,8 +95,6 @@ class Quantised:
         if hasattr(topology, "scatter"):
             self._by_owners(flat, topology)
             return
-        if self._gathered is None:
-            self._gathered = Gathered(Quantiser(self._pieces, self.bits))
         self._gathered.mean(flat, topology)
 
     def _by_owners(self, flat: Tensor, topology: Topology) -> None:

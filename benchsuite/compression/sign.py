@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Compression:
     nominal_ratio = 1 / 32
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
-        self._gathered = Gathered(Signs(sum(pieces_of(shapes))))
+        self._gathered = Gathered(partial(self.codec, pieces_of(shapes)))
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
         self._gathered.mean(flat, topology)

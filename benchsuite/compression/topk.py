@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,19 +38,15 @@ class Compression:
         return 2 * self.rho
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
-        self._pieces = pieces_of(shapes)
-        self._gathered: Gathered | None = None
+        self._gathered = Gathered(partial(self.codec, pieces_of(shapes)))
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        if self._gathered is None:
-            self._codec = self.codec(self._pieces, flat.dtype)
-            self._gathered = Gathered(self._codec)
         self._gathered.mean(flat, topology)
 
     @property
     def residual(self) -> Tensor | None:
         """What has not been sent yet (P,); None before the first mean."""
-        return None if self._gathered is None else self._codec.residual
+        return self._gathered.residual
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> TopK:
         return TopK(sum(pieces), self._k(pieces), dtype, feedback=feedback)

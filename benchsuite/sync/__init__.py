@@ -126,6 +126,15 @@ class ServerPolicy(Protocol):
         """The server's share of the parameters that count."""
 
 
+def hand_out(comm: Comm, num_workers: int, total: int) -> tuple[int, Work | None]:
+    """Takes the next of `total` batches (shards of global batches): its number, and the work; None = all are taken.
+
+    Every sample of the budget is used once, whoever is fast.
+    """
+    number = comm.fetch_add("next batch", 1)
+    return number, None if number >= total else (number // num_workers, number % num_workers, num_workers)
+
+
 def count(events: Events, name: str, rank: int) -> int:
     """events[name][rank], 0 where nothing was recorded."""
     counts = events.get(name, ())

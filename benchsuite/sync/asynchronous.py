@@ -23,7 +23,7 @@ from torch import Tensor
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
-from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.sync import Apply, Events, Setting, Work, count, hand_out
 from benchsuite.sync.averaging import largest_slice
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
@@ -76,10 +76,8 @@ class Strategy:
 
     def next_index(self) -> Work | None:
         """Batches are handed out, so that every sample of the budget is used once whoever is fast."""
-        self._index = self._comm.fetch_add("next batch", 1)
-        if self._index >= self._num_pushes:
-            return None
-        return self._index // self._num_workers, self._index % self._num_workers, self._num_workers
+        self._index, work = hand_out(self._comm, self._num_workers, self._num_pushes)
+        return work
 
     def step(self, batch: Batch) -> float:
         part = self._part

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
-from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.sync import Apply, Events, Setting, Work, count, hand_out
 from benchsuite.sync.averaging import largest_slice, means_traffic
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
@@ -61,10 +61,8 @@ class Strategy:
     def next_index(self) -> Work | None:
         if self._server is None:
             return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
-        self._index = self._comm.fetch_add("next batch", 1)
-        if self._index >= self._steps * self._num_workers:
-            return None
-        return self._index // self._num_workers, self._index % self._num_workers, self._num_workers
+        self._index, work = hand_out(self._comm, self._num_workers, self._steps * self._num_workers)
+        return work
 
     def step(self, batch: Batch) -> float:
         loss = self._part.gradient(batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
-from benchsuite.sync import Events, Setting, Work
+from benchsuite.sync import Events, Setting, Work, hand_out
 from benchsuite.topology import Topology
 from benchsuite.update import Updater, clip
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
@@ -57,10 +57,8 @@ class Strategy:
         raise AssertionError("rules: hogwild has no server")
 
     def next_index(self) -> Work | None:
-        self._index = self._comm.fetch_add("next batch", 1)
-        if self._index >= self._num_steps:
-            return None
-        return self._index // self._num_workers, self._index % self._num_workers, self._num_workers
+        self._index, work = hand_out(self._comm, self._num_workers, self._num_steps)
+        return work
 
     def step(self, batch: Batch) -> float:
         part = self._part
