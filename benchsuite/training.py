@@ -159,8 +159,6 @@ def build(
         workload, recipe, part = given
     topology = make_topology(cell)
     topology.start(comm, num_servers=cell.num_servers)
-    if getattr(topology, "owns_buffer", False) and hasattr(part, "use_grad_buffer"):
-        part.use_grad_buffer(topology.buffer(part.grad.numel(), like=part.grad))
     compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
     compression.start(part.shapes, seed=cell.seed)
     if cell.compression != "none" and isinstance(topology, ParameterServer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -282,6 +283,36 @@ def test_a_forked_child_does_not_inherit_its_parents_peak():
     before, after = _in_fork(lambda: [memory.peak_rss_bytes(), _touch(32 * MIB) or memory.peak_rss_bytes()])
     assert parent - before > 48 * MIB, f"parent's peak {parent}, child starts with {before}"
     assert 31 * MIB < after - before < 48 * MIB
+
+
+_AGAIN = """
+import resource, sys
+import numpy as np
+from benchsuite.measure.memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+faults = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.empty(40 * 2**20, dtype=np.uint8).fill(1)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults[1:]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+@pytest.mark.parametrize(
+    ("order", "variables", "kept"),
+    [("keep", {}, True), ("leave", {}, False), ("keep", {"MALLOC_MMAP_THRESHOLD_": "131072"}, False)],
+)
+def test_freed_memory_is_kept_unless_the_user_tunes_the_allocator(
+    order: str, variables: dict[str, str], kept: bool
+) -> None:
+    command = [sys.executable, "-c", _AGAIN, order]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=True, timeout=60)
+    faults = int(done.stdout)  # all again: 10,240 small pages or 20 huge ones
+    assert (faults < 10) == kept, f"{faults} page faults in a vector whose memory was freed before"
 
 
 @pytest.mark.skipif(not memory.reset_peak(), reason="this system does not reset peaks")

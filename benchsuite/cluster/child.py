@@ -24,6 +24,7 @@ from benchsuite import job as jobs
 from benchsuite.cluster import preload
 from benchsuite.cluster.namespace import die_with_parent
 from benchsuite.job import RankJob
+from benchsuite.measure.memory import keep_freed_memory
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
@@ -85,6 +86,7 @@ def _prepare(job: RankJob) -> None:
     if job.interface:  # read by each process; a thread count set here would do nothing
         os.environ["GLOO_SOCKET_IFNAME"] = job.interface
         os.environ["NCCL_SOCKET_IFNAME"] = f"={job.interface}"  # exactly this one, not those that begin so
+    keep_freed_memory()
     torch = sys.modules.get("torch")
     if torch is None:
         print("torch was not preloaded: this rank imports it itself", file=sys.stderr)

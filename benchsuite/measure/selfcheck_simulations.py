@@ -19,8 +19,8 @@ import torch
 
 from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.measure.memory import keep_freed_memory
 from benchsuite.topology.ring import Topology
-from benchsuite.virtual.simulator import keep_freed_memory
 from benchsuite.virtual.world import Kept, simulate
 
 WORKERS = 64

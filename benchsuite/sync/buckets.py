@@ -9,7 +9,7 @@ and all before it have set out: the same order on every rank, which a collective
 from __future__ import annotations
 
 from benchsuite.comm import Comm, Handle, Traffic
-from benchsuite.topology import Topology, second
+from benchsuite.topology import Topology, lend_memory, second
 from benchsuite.workload import Part, Shapes, numel
 
 MIB = 2**20
@@ -41,9 +41,7 @@ class Buckets:
     def _open(self, lane: Comm) -> None:
         """On the lane: its own topology, whose memory the gradient lives in where it has some."""
         self._topology.start(lane)
-        if getattr(self._topology, "owns_buffer", False) and hasattr(self._part, "use_grad_buffer"):
-            grad = self._part.grad
-            self._part.use_grad_buffer(self._topology.buffer(grad.numel(), like=grad))
+        lend_memory(self._topology, self._part)
 
     def _begin(self) -> None:
         self._missing = [stop - start for start, stop in self._ranges]

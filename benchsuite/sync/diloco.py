@@ -22,7 +22,7 @@ from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.compression import Compression, pieces_of
 from benchsuite.compression.quantise import Quantised
 from benchsuite.sync import Events, Setting, Work, count
-from benchsuite.sync.averaging import averaging_server_bytes
+from benchsuite.sync.averaging import Averager, averaging_server_bytes
 from benchsuite.sync.synchronous import ServerMean
 from benchsuite.topology import Topology, bounds, second
 from benchsuite.topology.parameter_server import Topology as ParameterServer
@@ -60,14 +60,13 @@ class Strategy:
         self._rank, self._num_workers = comm.rank, topology.num_workers
         self._steps, self._step = recipe.budget // recipe.global_batch, 0
         self.events = {f"fragment {number}": 0 for number in range(self.fragments)}
-        self._server = topology if isinstance(topology, ParameterServer) else None
-        if self._server is not None and self.outer_bits:
-            self._server.use_compression(Quantised(self.outer_bits), part.shapes, part.params.dtype)
+        if isinstance(topology, ParameterServer) and self.outer_bits:
+            topology.use_compression(Quantised(self.outer_bits), part.shapes, part.params.dtype)
         if comm.rank >= self._num_workers:
             return
         self._updater = Updater(part.params, recipe)
         self._fragments = [
-            _Fragment(self, part.params[start:stop], self._compression(compression, part.shapes, start, stop))
+            _Fragment(self, part.params[start:stop], topology, self._compression(compression, part.shapes, start, stop))
             for start, stop in bounds(part.params.numel(), self.fragments)
         ]
         self._lane_topology: Topology | None = None
@@ -115,16 +114,8 @@ class Strategy:
             self._lane_topology.start(lane)
         compression.mean(flat, self._lane_topology)
 
-    def mean(self, compression: Compression, flat: Tensor) -> None:
-        """The mean of a fragment, now."""
-        if self._server is not None:
-            self._server.exchange(flat, flat, tag=self._step)
-        else:
-            compression.mean(flat, self._topology)
-
     def finish(self) -> None:
-        if self._server is not None:
-            self._server.goodbye()
+        self._fragments[0].average.goodbye()
 
     def snapshot(self) -> Tensor:
         return torch.cat([fragment.outer for fragment in self._fragments])
@@ -169,8 +160,9 @@ class Strategy:
 class _Fragment:
     """A range of the vector: its outer copy, outer optimiser, and what is under way."""
 
-    def __init__(self, strategy: Strategy, params: Tensor, compression: Compression) -> None:
+    def __init__(self, strategy: Strategy, params: Tensor, topology: Topology, compression: Compression) -> None:
         self._strategy, self._params, self._compression = strategy, params, compression
+        self.average = Averager(topology, compression)
         self.outer = params.clone()
         self._gradient = torch.empty_like(params)
         momentum = strategy.outer_momentum
@@ -184,7 +176,7 @@ class _Fragment:
         torch.sub(self.outer, self._params, out=self._gradient)
         self.started_at = step
         if wait:
-            self._strategy.mean(self._compression, self._gradient)
+            self.average(self._gradient)
             self.load(step)
         else:
             self._under_way = self._strategy.beside(self._compression, self._gradient)

@@ -20,7 +20,7 @@ from benchsuite.sync import Events, Setting, Work, count
 from benchsuite.sync.averaging import Averager, averaging_server_bytes, is_compressed, means_traffic
 from benchsuite.sync.synchronous import ServerMean
 from benchsuite.topology import Topology
-from benchsuite.update import Load, Updater, clip, state_of
+from benchsuite.update import Load, Updater, clip
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
@@ -82,11 +82,11 @@ class Strategy:
             params.copy_(self._agreed)
         self.events["synchronisations"] += 1
         if self.momentum == "averaged":
-            for vector in state_of(self._updater):
+            for vector in self._updater.state_vectors():
                 self._average(vector)
                 self.events["state_means"] += 1
         elif self.momentum == "reset":
-            self._updater.optimizer.state.clear()
+            self._updater.forget_state()
 
     def finish(self) -> None:
         self._average.goodbye()

@@ -20,7 +20,7 @@ from benchsuite.compression import Compression
 from benchsuite.sync import Apply, Events, Setting, Work, count
 from benchsuite.sync.averaging import averaging_server_bytes
 from benchsuite.sync.buckets import Buckets, buckets_traffic
-from benchsuite.topology import Topology, rank_order_sum
+from benchsuite.topology import Topology, lend_memory, rank_order_sum
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.parameter_server import clip_traffic, push_pull_traffic
 from benchsuite.update import Updater, clip
@@ -47,6 +47,8 @@ class Strategy:
         self.events = {"synchronisations": 0}
         self._updater = None if self._server else self.make_updater(part.params)
         self._buckets = Buckets(comm, part, topology, self.bucket_mib) if self.bucket_mib else None
+        if self._buckets is None:
+            lend_memory(topology, part)
 
     def make_updater(self, params: Tensor) -> Updater:
         return Updater(params, self._recipe)

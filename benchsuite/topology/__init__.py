@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from benchsuite.comm import Comm, Traffic
+from benchsuite.workload import Part
 
 
 class Topology(Protocol):
@@ -66,6 +67,12 @@ def second(topology: Any) -> Any:
     """A fresh instance with the same options, not started: a lane has a group of its own."""
     own = getattr(topology, "second", None)
     return own() if own is not None else dataclasses.replace(topology)
+
+
+def lend_memory(topology: Topology, part: Part) -> None:
+    """Lets the gradient of a real replica live in the memory of a topology that has some: for who reduces gradients."""
+    if getattr(topology, "owns_buffer", False) and hasattr(part, "use_grad_buffer"):
+        part.use_grad_buffer(topology.buffer(part.grad.numel(), like=part.grad))
 
 
 def bounds(numel: int, parts: int) -> list[tuple[int, int]]:

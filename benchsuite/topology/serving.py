@@ -155,7 +155,7 @@ class ServerLoop:
         self._survives = survives
         self._updaters = threading.local()
         self._make_updater = make_updater
-        self._shared_state: Any = None
+        self._first_updater: Any = None
         self._first_step = threading.Lock()
         self._applying = 0
         self.log = ServerLog(num_pushes, topology.num_workers)
@@ -246,17 +246,13 @@ class ServerLoop:
         updater: Any = getattr(self._updaters, "mine", None)
         if updater is None:
             updater = self._updaters.mine = self._make_updater()
-        if self._topology.num_threads == 1:
-            updater.step(gradient, samples=samples)
-            return
-        if self._shared_state is None:
-            with self._first_step:
-                if self._shared_state is None:
-                    updater.step(gradient, samples=samples)
-                    self._shared_state = updater.optimizer.state[updater.params[0]]
-                    return
-        if updater.optimizer.state.get(updater.params[0]) is not self._shared_state:
-            updater.optimizer.state[updater.params[0]] = self._shared_state
+            if self._topology.num_threads > 1:
+                with self._first_step:
+                    if self._first_updater is None:
+                        updater.step(gradient, samples=samples)
+                        self._first_updater = updater
+                        return
+                updater.share_state(self._first_updater)
         updater.step(gradient, samples=samples)
 
     def _count_applying(self, change: int) -> None:

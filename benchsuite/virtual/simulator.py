@@ -7,7 +7,6 @@ that can be timed again, so cells of one workload belong to one process. The end
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -22,10 +21,9 @@ from benchsuite.assemble.virtual import sections
 from benchsuite.cluster.namespace import die_with_parent
 from benchsuite.cluster.simulators import SECTIONS
 from benchsuite.job import EXIT_PARENT_GONE, CannotWrite, write_atomic
+from benchsuite.measure.memory import keep_freed_memory
 from benchsuite.record import dumps
 from benchsuite.virtual.world import Kept, SimulationError, simulate
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def main(arguments: list[str]) -> int:
@@ -68,14 +66,6 @@ def answer(document: dict[str, Any], run_dir: Path, kept: Kept) -> dict[str, Any
 
 def _say(descriptor: int, document: dict[str, Any]) -> None:
     os.write(descriptor, json.dumps(document).encode() + b"\n")
-
-
-def keep_freed_memory() -> None:
-    """Groups of gradients come and go by megabytes: giving them back to the kernel each time costs half of a group."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 if __name__ == "__main__":
