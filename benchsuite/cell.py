@@ -193,29 +193,12 @@ def trajectory_key(cell: Cell) -> str | None:
 def untimed(cell: Cell) -> Cell:
     """The cell in the plainest of virtual worlds: every gradient takes 1 s, links are free."""
     topology = members.find("topology", cell.topology)
-    by_host = topology is not None and topology.constants.get(
-        "by_host"
-    )  # who shares a host decides what is added first
+    # who shares a host decides what is added first
+    by_host = topology is not None and topology.constants.get("by_host")
     return dataclasses.replace(
         cell, compute_time=None, receive_cost=None, straggler={}, link_mbit=None, link_latency_us=None,
         hosts=cell.hosts if by_host else 1, server_placement="own_host",
     )  # fmt: skip
-
-
-def hosts(cell: Cell) -> list[int]:
-    """Host number of each rank: in blocks; `with_worker`: workers in blocks, server j on the host of worker j."""
-    if cell.server_placement == "own_host":
-        return [rank * cell.hosts // cell.world_size for rank in range(cell.world_size)]
-    workers = [rank * cell.hosts // cell.num_workers for rank in range(cell.num_workers)]
-    return workers + workers[: cell.num_servers]
-
-
-def ports(cell: Cell) -> list[int]:
-    """The network port of each rank: its host's. hosts = 1 stands for one host per rank, servers placed as it says."""
-    if cell.hosts > 1:
-        return hosts(cell)
-    alone = list(range(cell.world_size))
-    return alone if cell.server_placement == "own_host" else alone[: cell.num_workers] + alone[: cell.num_servers]
 
 
 def canonical(document: Any) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchsuite import tune
-from benchsuite.cell import Cell, ports
+from benchsuite.cell import Cell
 from benchsuite.errors import UsageError
+from benchsuite.placement import ports
 from benchsuite.plan import Plan
 from benchsuite.progress import duration
 from benchsuite.runner import estimated_seconds, known_seconds, timed_as

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchsuite import cell as cells
-from benchsuite import plugins
+from benchsuite import placement, plugins
 from benchsuite.cell import Cell
 from benchsuite.comm import Comm
 from benchsuite.compression import Compression
@@ -95,7 +95,7 @@ def make_topology(cell: Cell) -> Any:
     """The cell's topology (or graph), not started; one that looks at hosts is told where the cell's ranks are."""
     topology = make("topology", cell.topology, options_for(cell, "topology"))
     if hasattr(topology, "place"):
-        topology.place(cells.hosts(cell))
+        topology.place(placement.hosts(cell))
     return topology
 
 

@@ -56,7 +56,7 @@ class Updater:
         """The next step is the optimiser's first."""
         self.optimizer.state.clear()
 
-    def state_vectors(self) -> list[Tensor]:
+    def state(self) -> list[Tensor]:
         """The optimiser's vectors as long as the parameters, in the order of their names; [] before the first step.
 
         Whoever writes to them changes the optimiser's state.
@@ -111,7 +111,7 @@ def state_vectors(recipe: Recipe) -> int:
     if updater is None:
         return 0
     updater.step(torch.zeros(2), samples=0)
-    return len(updater.state_vectors())
+    return len(updater.state())
 
 
 def clip_factor(norm: float, clip_norm: float) -> float:

@@ -29,6 +29,7 @@ NO_TORCH = (
     "cell",
     "compute_time",
     "members",
+    "placement",
     "plugins",
     "plan",
     "rules",

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchsuite import cell as cells
-from benchsuite import plugins
+from benchsuite import placement, plugins
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
 from benchsuite.laws import Law
@@ -119,11 +118,11 @@ def test_scatter_and_gather_bring_every_piece_to_its_rank(ranks: Any) -> None:
 def test_servers_beside_workers_share_their_ports_and_hosts() -> None:
     fields: dict[str, Any] = {"topology": "parameter_server", "replicas": 4, "servers": 2, "clock": "virtual"}
     beside = tiny(**fields, server_placement="with_worker")
-    assert cells.ports(tiny(**fields)) == [0, 1, 2, 3, 4, 5] and cells.ports(beside) == [0, 1, 2, 3, 0, 1]
-    assert cells.hosts(beside) == [0] * 6
+    assert placement.ports(tiny(**fields)) == [0, 1, 2, 3, 4, 5] and placement.ports(beside) == [0, 1, 2, 3, 0, 1]
+    assert placement.hosts(beside) == [0] * 6
     two = tiny(**fields, server_placement="with_worker", hosts=2)
-    assert cells.hosts(two) == cells.ports(two) == [0, 0, 1, 1, 0, 0]
-    assert cells.hosts(tiny(**fields, hosts=2)) == [0, 0, 0, 1, 1, 1]
+    assert placement.hosts(two) == placement.ports(two) == [0, 0, 1, 1, 0, 0]
+    assert placement.hosts(tiny(**fields, hosts=2)) == [0, 0, 0, 1, 1, 1]
 
 
 def test_what_stays_behind_a_port_is_not_counted_there() -> None:

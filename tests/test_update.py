@@ -43,7 +43,7 @@ def test_a_long_vector_is_stepped_to_the_bits_of_one_tensor(name: str) -> None:
         optimizer.step()
         different = int((ours != whole).sum())
         assert different == 0, f"{different} of {LONG} elements differ after step {number + 1}"
-    vectors = updater.state_vectors()
+    vectors = updater.state()
     assert len(vectors) == len(OPTIMIZERS[name][1]) == state_vectors(recipe(name))
     for vector, of in zip(vectors, OPTIMIZERS[name][1], strict=True):
         assert torch.equal(vector, optimizer.state[whole][of]), of
@@ -66,13 +66,13 @@ def test_who_writes_to_the_state_s_vectors_changes_the_next_step(name: str, nume
     for factor in (1.0, 0.5):
         params = first.clone()
         updater = Updater(params, recipe(name))
-        assert updater.state_vectors() == []
+        assert updater.state() == []
         updater.step(second, samples=0)
         for _ in range(2):  # the second time they are still one vector's chunks
-            for vector in updater.state_vectors():
+            for vector in updater.state():
                 vector.mul_(factor)
-        assert [vector.data_ptr() for vector in updater.state_vectors()] == [
-            vector.data_ptr() for vector in updater.state_vectors()
+        assert [vector.data_ptr() for vector in updater.state()] == [
+            vector.data_ptr() for vector in updater.state()
         ]
         updater.step(third, samples=0)
         ends[factor] = params

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchsuite.cell import Cell, ports
+from benchsuite.cell import Cell
 from benchsuite.comm.traffic import Traffic
+from benchsuite.placement import ports
 from benchsuite.target import Target, first_reached
 
 Rank = Mapping[str, Any]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchsuite import cell as cells
-from benchsuite import plugins
+from benchsuite import placement, plugins
 from benchsuite import training as trainings
 from benchsuite.cell import Cell, Scalar
 from benchsuite.comm import Comm, Handle, Traffic
@@ -166,7 +166,7 @@ def remembered(make_ranks: MakeRanks) -> MakeRanks:
 def place(comm: Comm, cell: Cell) -> None:
     """Puts the ranks on the cell's hosts: laws run on one machine."""
     if cell.hosts > 1:
-        comm.hosts = cells.hosts(cell)
+        comm.hosts = placement.hosts(cell)
 
 
 def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[Training], Any] | None) -> RankRun:

@@ -54,7 +54,7 @@ def keep_freed_memory() -> None:
     """glibc keeps what is freed, unless the user tuned it by a variable: tensors come and go by megabytes.
 
     Giving them back to the kernel each time costs a step of ResNet-18 19,000 page faults, a sixth to a quarter of its
-    time (by which strategy, nobody chose), and a group of simulated gradients half of it.
+    time, and a group of simulated gradients half of it.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt") and not any(name in os.environ for name in _USERS_CHOICE):  # glibc

@@ -27,7 +27,7 @@ from benchsuite.sync.synchronous import ServerMean
 from benchsuite.topology import Topology, bounds, second
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.parameter_server import push_pull_traffic
-from benchsuite.update import Load, Updater, clip
+from benchsuite.update import Load, Updater, clip, in_chunks
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
@@ -166,7 +166,10 @@ class _Fragment:
         self.outer = params.clone()
         self._gradient = torch.empty_like(params)
         momentum = strategy.outer_momentum
-        self._optimizer = torch.optim.SGD([self.outer], strategy.outer_lr, momentum, nesterov=momentum > 0)
+        chunks = in_chunks(self.outer)
+        for chunk, gradient in zip(chunks, in_chunks(self._gradient), strict=True):
+            chunk.grad = gradient
+        self._optimizer = torch.optim.SGD(chunks, strategy.outer_lr, momentum, nesterov=momentum > 0)
         self._under_way: Handle | None = None
         self.started_at: int | None = None  # step; None = nothing is under way
         self.loaded_at = 0
@@ -185,7 +188,6 @@ class _Fragment:
         """The outer step, and everybody starts from it."""
         if self._under_way is not None:
             self._under_way.wait()
-        self.outer.grad = self._gradient
         self._optimizer.step()
         self._params.copy_(self.outer)
         self._under_way, self.started_at, self.loaded_at = None, None, step

@@ -82,7 +82,7 @@ class Strategy:
             params.copy_(self._agreed)
         self.events["synchronisations"] += 1
         if self.momentum == "averaged":
-            for vector in self._updater.state_vectors():
+            for vector in self._updater.state():
                 self._average(vector)
                 self.events["state_means"] += 1
         elif self.momentum == "reset":

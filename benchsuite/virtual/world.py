@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchsuite import cell as cells
-from benchsuite import compute_time
+from benchsuite import compute_time, placement
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
@@ -211,7 +211,7 @@ class _Simulation:
     def _make_world(self, script: Script | None) -> VirtualWorld:
         cell, cost = self._cell, self._cell.receive_cost or {}
         network = Network(
-            self._clock, cells.ports(cell), link_mbit=cell.link_mbit, latency_us=cell.link_latency_us,
+            self._clock, placement.ports(cell), link_mbit=cell.link_mbit, latency_us=cell.link_latency_us,
             incast=float(cost.get("incast", 1.0)),
         )  # fmt: skip
         copying = float(cost.get("copy_s_per_gib", 0.0)) * NS_PER_S / GIB
@@ -222,7 +222,7 @@ class _Simulation:
     def _life(self, rank: int) -> None:
         cell = self._cell
         trainings.seed_rank(cell.seed, rank)
-        comm = VirtualComm(self._world, rank=rank, size=cell.world_size, hosts=cells.hosts(cell), calls=self._calls)
+        comm = VirtualComm(self._world, rank=rank, size=cell.world_size, hosts=placement.hosts(cell), calls=self._calls)
         part = VirtualPart(self._pool, self._clock, self._times, rank=rank, schedule=self._schedule)
         training = trainings.build(cell, comm, given=(self._workload, self._recipe, part))
         owner = training.owns_snapshots
