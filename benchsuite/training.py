@@ -22,7 +22,7 @@ from benchsuite.compression import Compression
 from benchsuite.sync import Events, Setting, Strategy
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
-from benchsuite.topology.serving import ServerLog
+from benchsuite.topology.server_log import ServerLog
 from benchsuite.update import state_vectors
 from benchsuite.workload import Part, Recipe, Workload
 

@@ -30,6 +30,12 @@ def fault(rank: int, phase: str, how: str, step: int = 3) -> tuple[dict[str, Any
     return ({"rank": rank, "phase": phase, "step": step, "signal": how},)
 
 
+def behind(rank: int, num_workers: int) -> dict[str, float]:
+    """The straggler of a cell in which all workers but `rank` are slow: batches are handed out, and on busy cores the
+    others may have used the budget before `rank` has come to the step where it is to be struck."""
+    return {str(other): 30.0 for other in range(num_workers) if other != rank}
+
+
 class Bench:
     """Fresh processes per cell on a cluster that is already there."""
 

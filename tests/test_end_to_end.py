@@ -103,6 +103,13 @@ def wire_ratio(run: Run) -> float:
     return float(run.cost["wire_bytes"] / (run.result["payload_bytes"] + run.cost["control_bytes"]))
 
 
+def _headers_only(run: Run) -> None:
+    """Wire / (payload + control) is 1.00 to 1.02, but for segments that a busy kernel sent again: at most 64 KiB each."""
+    ratio, sent_again = wire_ratio(run), run.cost["wire_retransmits"]
+    most = 1.02 + sent_again * 65_536 / (run.result["payload_bytes"] + run.cost["control_bytes"])
+    assert 1.0 <= ratio <= most, f"wire / (payload + control) = {ratio:.4f}, {sent_again} segments sent again"
+
+
 COMPRESSED = [
     {**RING, "compression": "fp16"}, {**DDP, "compression": "fp16"}, {**DDP, "compression": "powersgd"},
     {**NATIVE, "compression": "topk", "options": {"topk": {"rho": 0.1}}},
@@ -116,7 +123,7 @@ COMPRESSED = [
 def test_the_wire_carries_what_was_sent(bench: Bench, way: dict[str, Any]) -> None:
     """Vectors of 1.2 MB (a tiny chain of width 192), 0.2 to 0.6 MB encoded. Headers, and nothing twice: 1.00 to 1.02."""
     run = bench.ok(**way, replicas=2, steps=5, tiny={"width": 192, "lr": 0.0001})
-    assert 1.0 <= wire_ratio(run) <= 1.02, f"wire / (payload + control) = {wire_ratio(run):.4f}"
+    _headers_only(run)
 
 
 @pytest.mark.netns
@@ -128,7 +135,7 @@ def test_the_wire_carries_what_was_sent_for_resnet_18(bench: Bench, way: dict[st
     print(f"{run.cell.label}: wire / (payload + control) = {wire_ratio(run):.5f}")
     assert run.result["num_parameters"] == 11_173_962
     assert run.result["predicted_bytes"] == run.result["payload_bytes"]
-    assert 1.0 <= wire_ratio(run) <= 1.02
+    _headers_only(run)
 
 
 # equal losses

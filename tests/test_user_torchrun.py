@@ -14,7 +14,7 @@ from benchsuite import cli
 from benchsuite.cluster.collect import collect
 from benchsuite.record import LOST_WORKER, Status
 from benchsuite.store import Store
-from tests.bench import ROOT, TINY, cell, fault
+from tests.bench import ROOT, TINY, behind, cell, fault
 from tests.test_cluster_torchrun import environment, free_port, write_cells
 
 PLAN = f"""
@@ -74,7 +74,7 @@ def test_a_torchrun_of_ones_own_becomes_rows(tmp_path: Path, capsys: pytest.Capt
 def test_the_others_go_on_without_a_killed_asynchronous_worker(tmp_path: Path) -> None:
     lossy = cell(
         sync="asynchronous", topology="parameter_server", replicas=2, servers=1, cluster="torchrun",
-        faults=fault(1, "compute", "SIGKILL"), timeout_s=20.0,
+        faults=fault(1, "compute", "SIGKILL"), straggler=behind(1, 2), timeout_s=20.0,
     )  # fmt: skip
     job = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--master-addr", "127.0.0.1",

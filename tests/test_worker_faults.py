@@ -12,7 +12,7 @@ import pytest
 
 import benchsuite
 from benchsuite.record import LOST_WORKER, Run, Status, dumps
-from tests.bench import Bench, fault
+from tests.bench import Bench, behind, fault
 
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(60)]
 SCHEMA = json.loads((Path(benchsuite.__file__).parent / "schema" / "run.schema.json").read_text())
@@ -23,6 +23,11 @@ DDP: dict[str, Any] = {"sync": "ddp", "topology": "native", "replicas": 2}
 SERVER: dict[str, Any] = {"sync": "synchronous", "topology": "parameter_server", "replicas": 2}
 ASYNC: dict[str, Any] = {"sync": "asynchronous", "topology": "parameter_server", "replicas": 3}
 K_SYNC: dict[str, Any] = {"sync": "k_sync", "topology": "parameter_server", "replicas": 2}
+
+
+def slow(kind: dict[str, Any], rank: int) -> dict[str, float]:
+    """Stragglers that leave `rank` its batches, where they are handed out."""
+    return behind(rank, kind["replicas"]) if kind is ASYNC and rank < kind["replicas"] else {}
 
 
 def culprit(run: Run) -> tuple[int, str, str]:
@@ -44,7 +49,7 @@ def test_a_killed_rank_fails_its_cell_within_5_s_and_is_named(
     bench.cluster.start()
     begin = time.monotonic()
     step = 0 if phase in ("barrier", "start") else 3
-    run = bench.run(**kind, faults=fault(rank, phase, "SIGKILL", step))
+    run = bench.run(**kind, faults=fault(rank, phase, "SIGKILL", step), straggler=slow(kind, rank))
     seconds = time.monotonic() - begin
     assert run.status is Status.FAILED, run.reason
     assert culprit(run) == (rank, "SIGKILL", phase)
@@ -59,7 +64,7 @@ def test_a_killed_rank_fails_its_cell_within_5_s_and_is_named(
 def test_a_stopped_rank_is_a_timeout_at_the_deadline(bench: Bench, kind: dict[str, Any], rank: int, phase: str) -> None:
     bench.cluster.start()
     begin = time.monotonic()
-    run = bench.run(**kind, faults=fault(rank, phase, "SIGSTOP"), timeout_s=2.0)
+    run = bench.run(**kind, faults=fault(rank, phase, "SIGSTOP"), straggler=slow(kind, rank), timeout_s=2.0)
     seconds = time.monotonic() - begin
     assert run.status is Status.TIMEOUT, run.reason
     assert culprit(run) == (rank, "stopped", phase)
@@ -68,14 +73,15 @@ def test_a_stopped_rank_is_a_timeout_at_the_deadline(bench: Bench, kind: dict[st
 
 @pytest.mark.parametrize(("kind", "rank"), [(RING, 1), (SERVER, 2), (ASYNC, 1)])
 def test_a_rank_that_exits_0_early_is_named(bench: Bench, kind: dict[str, Any], rank: int) -> None:
-    run = bench.run(**kind, faults=fault(rank, "serve" if rank == 2 else "compute", "exit0"))
+    phase = "serve" if rank == 2 else "compute"
+    run = bench.run(**kind, faults=fault(rank, phase, "exit0"), straggler=slow(kind, rank))
     assert run.status is Status.FAILED
     assert culprit(run)[:2] == (rank, "exit 0 without a result")
 
 
 @pytest.mark.parametrize(("kind", "rank"), [(DDP, 0), (ASYNC, 1)])
 def test_a_rank_that_raises_is_named_with_its_error(bench: Bench, kind: dict[str, Any], rank: int) -> None:
-    run = bench.run(**kind, faults=fault(rank, "compute", "raise"))
+    run = bench.run(**kind, faults=fault(rank, "compute", "raise"), straggler=slow(kind, rank))
     assert run.status is Status.FAILED
     assert culprit(run)[0] == rank
     assert run.reason is not None and "the fault that this cell asked for" in run.reason
@@ -93,7 +99,7 @@ def test_asynchronous_training_goes_on_without_a_lost_worker(bench: Bench, phase
     begin = time.monotonic()
     run = bench.run(
         **ASYNC, servers=servers, options={"asynchronous": {"lock": lock}}, faults=fault(1, phase, "SIGKILL"),
-        tiny={"lr": 0.001},
+        straggler=slow(ASYNC, 1), tiny={"lr": 0.001},
     )  # fmt: skip
     seconds = time.monotonic() - begin
     assert run.status is Status.OK, run.reason
@@ -104,7 +110,8 @@ def test_asynchronous_training_goes_on_without_a_lost_worker(bench: Bench, phase
 
 
 def test_what_a_lost_worker_had_pushed_counts_and_what_it_sent_is_not_made_up(bench: Bench) -> None:
-    run = bench.run(**ASYNC, faults=fault(1, "compute", "SIGKILL", step=2), tiny={"lr": 0.001})
+    strike = fault(1, "compute", "SIGKILL", step=2)
+    run = bench.run(**ASYNC, faults=strike, straggler=slow(ASYNC, 1), tiny={"lr": 0.001})
     pushes = run.raw["push_log"]["worker"]
     assert pushes.count(1) == 2, "two pushes before its third gradient"
     assert run.result["steps"] == len(pushes) == 29, "the batch in its hands is lost with it"

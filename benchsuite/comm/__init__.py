@@ -39,6 +39,7 @@ class Comm(Protocol):
     traffic: Traffic  # shared by all comms of this rank
     wait_ns: int  # time this rank was blocked in communication
     posts_ahead: bool  # receives may be posted long before their sends (gloo); else in rounds (nccl)
+    early_bytes: int  # receives of up to so many bytes are faster when posted before their ticket; 0 = none are
 
     def send(self, x: Tensor, dst: int) -> None:
         """Blocking."""
@@ -87,6 +88,9 @@ class Comm(Protocol):
 
     def next_ticket(self) -> tuple[int, int, int]:
         """Waits for a ticket: (source, tag, sent_ns)."""
+
+    def farewell(self, dst: int) -> None:
+        """Sends one byte (control) that means nothing: what `dst` receives behind this rank's goodbye, or has open."""
 
     def shared(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
         """One zeroed vector in memory shared by all ranks of this comm (one host only)."""

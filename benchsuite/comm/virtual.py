@@ -46,6 +46,7 @@ class VirtualComm:
         self.wait_ns = 0
         self.ticket_wait_ns = 0  # a server's time without work
         self.posts_ahead = world.posts_ahead
+        self.early_bytes = 0  # a receive costs the same whenever it is posted
         self._world, self._clock, self._network, self._name = world, world.clock, world.network, name
         self._schedule = world.schedule
         self._mine = self.world_ranks[rank]
@@ -206,6 +207,9 @@ class VirtualComm:
         if self._schedule is not None:
             self._schedule.received(ticket.sent, begin)
         return ticket.source, ticket.tag, ticket.sent_ns
+
+    def farewell(self, dst: int) -> None:
+        raise AssertionError("early_bytes = 0: no receive is open at a goodbye")
 
     # -- one host only ----------------------------------------------------------------------------------------
 

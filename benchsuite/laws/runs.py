@@ -25,7 +25,7 @@ from benchsuite.laws import MakeRanks
 from benchsuite.measure.traffic_mode import derived_total
 from benchsuite.sync import Events, Work
 from benchsuite.topology import bounds
-from benchsuite.topology.serving import ServerLog
+from benchsuite.topology.server_log import ServerLog
 from benchsuite.training import Training
 from benchsuite.workload import Batch, Part, Ready, Recipe, Shapes
 

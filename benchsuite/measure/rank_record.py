@@ -13,7 +13,7 @@ from benchsuite.measure.clock import StepClock
 from benchsuite.measure.snapshots import Snapshots
 from benchsuite.measure.traffic_mode import derived_total
 from benchsuite.measure.wire import WireBytes
-from benchsuite.topology.serving import ServerLog
+from benchsuite.topology.server_log import ServerLog
 from benchsuite.training import Training
 
 

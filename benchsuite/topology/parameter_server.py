@@ -20,7 +20,8 @@ from benchsuite.comm import ABANDONED, GOODBYE, Comm, Handle, Traffic
 from benchsuite.compression import Codec, Compression, pieces_of
 from benchsuite.sync import ServerPolicy, Setting
 from benchsuite.topology import bounds
-from benchsuite.topology.serving import ServerLog, ServerLoop, Steps
+from benchsuite.topology.server_log import ServerLog
+from benchsuite.topology.serving import ServerLoop, Steps
 from benchsuite.workload import Shapes, numel
 
 CLIP_BYTES = 8  # one float64 between servers
@@ -135,6 +136,8 @@ class Topology:
         for server in range(self.num_servers):
             door, dst = self._door(server)
             door.ticket(dst, GOODBYE)
+            if door.early_bytes:
+                door.farewell(dst)
 
     def _door(self, server: int) -> tuple[Comm, int]:
         door = self._doors[server][self._comm.rank % self.num_threads if self.num_threads > 1 else 0]

@@ -1,19 +1,19 @@
-"""The one server loop of a parameter server, and its log: receive, let the policy decide, answer."""
+"""The one server loop of a parameter server: receive, let the policy decide, answer."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchsuite.comm import ABANDONED, GOODBYE, Comm
+from benchsuite.comm import ABANDONED, GOODBYE, Comm, Handle
+from benchsuite.compression import Codec
 from benchsuite.sync import ServerPolicy
+from benchsuite.topology.server_log import ServerLog
 from benchsuite.update import clip_factor
 
 if TYPE_CHECKING:
@@ -27,111 +27,47 @@ class Steps(Protocol):
         """One step of the slice after so many samples of the budget."""
 
 
-class ServerLog:
-    """One row per push in the order of arrival, preallocated. Times are this server's clock in ns.
+class _Inbox:
+    """What a server's thread receives pushes into: small ones before their tickets come (`Comm.early_bytes`)."""
 
-    `abandoned`: gradients that had been given up before this push came.
-    """
+    def __init__(self, comm: Comm, shard: Tensor, codec: Codec | None) -> None:
+        self._comm, self._codec = comm, codec
+        self._decoded = torch.empty_like(shard)
+        self._empty = not shard.numel()
+        self._late = self._decoded if codec is None else torch.empty(codec.num_bytes, dtype=torch.uint8)
+        self._early = 0 < self._late.numel() * self._late.element_size() <= comm.early_bytes
+        self._wires: dict[int, Tensor] = {}
+        self._open: dict[int, Handle] = {}  # receives that are under way
 
-    FIELDS = ("worker", "tag", "version_read", "version_before", "version_next", "sent_ns", "apply_ns", "done_ns",
-              "abandoned")  # fmt: skip
+    def expect(self, source: int) -> None:
+        """Posts the receive of the next push of `source`, where that is done before its ticket."""
+        if self._early:
+            wire = self._wires.setdefault(source, torch.empty_like(self._late))
+            self._open[source] = self._comm.irecv(wire, source)
 
-    def __init__(self, num_pushes: int, num_workers: int) -> None:
-        self._rows = np.full((max(num_pushes, 1), len(self.FIELDS)), -1, dtype=np.int64)
-        self._claimed = 0
-        self._lock = threading.Lock()
-        self.version = 0  # optimiser steps done
-        self.overlapped_replies = 0  # without lock: answers sent while another thread was applying
-        self.replies = [0] * num_workers
-        self.events: dict[str, int] = {}  # counts that the policy kept, e.g. drops
-        self.num_abandoned = 0  # gradients given up because an answer came first
-        self.abandoned_versions = 0  # sum over them: version read next minus version read
-        self.first_read = [0] * num_workers
-        self.last_read = [0] * num_workers
-        # versions that a worker was given and has not sent a ticket for: the first is what its next ticket is about
-        self._reads: list[deque[int]] = [deque([0]) for _ in range(num_workers)]
-        self._open_row = [-1] * num_workers  # the worker's last push, unanswered
-        self._waiting: list[deque[int]] | None = None  # per worker its pushes that are applied later, oldest first
+    def take(self, source: int) -> None:
+        """Receives the push of which a ticket came (nothing of an empty slice)."""
+        if self._early:
+            if source not in self._open:  # it could not be posted: the connection was broken, and says so here
+                self.expect(source)
+            self._open.pop(source).wait()
+        elif not self._empty:
+            self._comm.recv(self._late, source)
 
-    def push(self, worker: int, tag: int, sent_ns: int, now_ns: int) -> int:
-        """Notes an arrival, returns its row."""
-        with self._lock:
-            row, self._claimed = self._claimed, self._claimed + 1
-            if row >= len(self._rows):
-                self._rows = np.concatenate([self._rows, np.full_like(self._rows, -1)])
-        reads = self._reads[worker]
-        read = reads.popleft() if reads else self.last_read[worker]
-        answered = reads[0] if reads else -1  # its version was over, and its answer sent, before it came
-        self._rows[row] = (worker, tag, read, self.version, answered, sent_ns, now_ns, -1, self.num_abandoned)
-        self._open_row[worker] = row if answered < 0 else -1
-        if self._waiting is not None:
-            self._waiting[worker].append(row)
-        return row
+    def push(self, source: int) -> Tensor:
+        """The push just taken, decoded: the caller's until the next `expect` or `take`."""
+        wire = self._wires.get(source, self._late)
+        if self._codec is None or self._empty:
+            return wire
+        self._codec.decode(wire, self._decoded)
+        return self._decoded
 
-    def keep_waiting(self) -> None:
-        """Pushes may be applied versions after their arrival: the policy says when (`applied`)."""
-        self._waiting = [deque() for _ in self.replies]
-
-    def version_of(self, row: int) -> int:
-        """The version that a push was computed on."""
-        return int(self._rows[row, 2])
-
-    def abandoned(self, worker: int) -> None:
-        """Notes that the worker gave its gradient up for an answer that it has got."""
-        reads = self._reads[worker]
-        self.num_abandoned += 1
-        self.abandoned_versions += reads[1] - reads[0]
-        reads.popleft()
-
-    def left(self, worker: int) -> None:
-        """Notes a goodbye: answers that crossed with it count as read."""
-        reads = self._reads[worker]
-        self.abandoned_versions += reads[-1] - reads[0] if reads else 0
-        reads.clear()
-
-    def answered(self, worker: int) -> None:
-        """Notes that `worker` now holds the current version."""
-        version = self.version  # read once: without lock another thread may be applying
-        self.last_read[worker] = version
-        self._reads[worker].append(version)
-        self.replies[worker] += 1
-        row = self._open_row[worker]
-        if row >= 0:
-            self._rows[row, 4] = version
-            self._open_row[worker] = -1
-
-    def done(self, row: int, now_ns: int) -> None:
-        """Notes that the policy has taken the push."""
-        self._rows[row, 7] = now_ns
-
-    def applied(self, oldest_of: Sequence[int] = ()) -> None:
-        """One optimiser step is done. oldest_of: workers whose oldest waiting push was in it."""
-        for worker in oldest_of:
-            assert self._waiting is not None
-            self._rows[self._waiting[worker].popleft(), 3] = self.version
-        with self._lock:
-            self.version += 1
-
-    @property
-    def num_pushes(self) -> int:
-        """Pushes taken so far."""
-        return self._claimed
-
-    @property
-    def num_used(self) -> int:
-        """Batches used so far: pushed, or begun and given up."""
-        return self._claimed + self.num_abandoned
-
-    def columns(self) -> dict[str, list[int]]:
-        """The log as columns of plain integers."""
-        taken = self._rows[: self._claimed]
-        return {name: taken[:, position].tolist() for position, name in enumerate(self.FIELDS)}
-
-    @property
-    def staleness(self) -> list[int]:
-        """Per push: version just before its apply minus version read."""
-        taken = self._rows[: self._claimed]
-        return list((taken[:, 3] - taken[:, 2]).tolist())
+    def close(self, source: int) -> None:
+        """Receives the farewell of a worker that sends no more: no receive may be left over for a later message."""
+        if source in self._open:
+            self._open.pop(source).wait()
+        elif self._comm.early_bytes:
+            self._comm.recv(torch.empty(1, dtype=torch.uint8), source)
 
 
 class ServerLoop:
@@ -179,49 +115,48 @@ class ServerLoop:
         policy, log = self._policy, self.log
         local = {world: position for position, world in enumerate(comm.world_ranks)}
         names = [self._topology._comm.world_ranks.index(world) for world in comm.world_ranks]  # -> worker numbers
-        buffer = torch.empty_like(self._shard)
-        codec = self._topology.codec
-        wire = buffer if codec is None else torch.empty(codec.num_bytes, dtype=torch.uint8)
         active = {worker for worker in names if worker < self._topology.num_workers}
+        inbox = _Inbox(comm, self._shard, self._topology.codec)
+        for position, worker in enumerate(names):
+            if worker in active:
+                self._reached(partial(inbox.expect, position))
         while active:
             source, tag, sent_ns = comm.next_ticket()
             worker = names[source]
             if worker not in active:
-                continue  # lost before: its goodbye comes from whoever found it dead
+                continue  # found lost before: this goodbye comes from whoever found it dead
             if tag == ABANDONED:
                 log.abandoned(worker)
                 continue
-            if tag == GOODBYE or not self._reached(active, worker, partial(comm.recv, wire, source)):
+            if tag == GOODBYE or not self._reached(partial(inbox.take, source)):
+                self._reached(partial(inbox.close, source))
                 active.discard(worker)
                 log.left(worker)
                 answers = policy.on_goodbye(worker)
             else:
                 row = log.push(worker, tag, sent_ns, comm.now_ns())
-                if codec is not None and len(buffer):
-                    codec.decode(wire, buffer)
-                answers = policy.on_push(worker, log.version_of(row), buffer)
+                answers = policy.on_push(worker, log.version_of(row), inbox.push(source))
                 log.done(row, comm.now_ns())
+                self._reached(partial(inbox.expect, source))
             for answered in answers:
-                self._answer(comm, active, answered, local[self._topology._comm.world_ranks[answered]])
+                self._answer(comm, answered, local[self._topology._comm.world_ranks[answered]])
 
-    def _answer(self, comm: Comm, active: set[int], worker: int, dst: int) -> None:
+    def _answer(self, comm: Comm, worker: int, dst: int) -> None:
         log = self.log
         log.answered(worker)
         started, applying = log.version, self._applying
-        self._reached(active, worker, lambda: comm.send(self._policy.answer(worker), dst))
+        if self._shard.numel():
+            self._reached(lambda: comm.send(self._policy.answer(worker), dst))
         if applying or self._applying or log.version != started:
             log.overlapped_replies += 1
 
-    def _reached(self, active: set[int], worker: int, transfer: Callable[[], None]) -> bool:
-        """Does the transfer (nothing for an empty slice); False where the worker is lost and is survived."""
-        if not self._shard.numel():
-            return True
+    def _reached(self, transfer: Callable[[], None]) -> bool:
+        """Does the transfer; False where the worker is lost and is survived: somebody will say its goodbye."""
         try:
             transfer()
         except RuntimeError:
             if not self._survives:
                 raise
-            active.discard(worker)
             return False
         return True
 

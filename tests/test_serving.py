@@ -1,0 +1,101 @@
+"""The server's loop on its edges: receives that are posted before their tickets, and what a goodbye leaves behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchsuite.comm.process import EARLY_BYTES, ProcessComm
+from benchsuite.laws.ranks import thread_ranks
+from benchsuite.measure.selfcheck_ranks import AddAndAnswer
+from benchsuite.topology import serving
+from benchsuite.topology.parameter_server import Topology as ParameterServer
+
+EARLY, LATE = 1_000, EARLY_BYTES // 4 + 1  # float32 of one slice
+WORKERS, PUSHES = 3, 4
+
+
+def _serve_then_send(comm: ProcessComm, *, numel: int, servers: int, doors: int) -> list[float]:
+    """Twice: pushes, goodbye; then a message of worker 0 to each server, as any later use of the comm would send it."""
+    heard: list[float] = []
+    for message in (7.0, 8.0):
+        comm.barrier()  # or tickets of the next round would reach a server that is still in this one
+        topology = ParameterServer()
+        topology.start(comm, num_servers=servers)
+        topology.use_threads(doors)
+        params, later = torch.zeros(numel), torch.full((5,), message)
+        if topology.server < 0:
+            for push in range(PUSHES):
+                topology.exchange(torch.ones(numel), params, tag=push)
+            topology.goodbye()
+            for server in range(servers if comm.rank == 0 else 0):
+                door, dst = topology._door(server)
+                door.send(later, dst)
+            continue
+        start, stop = topology.slice_of(topology.server, numel)
+        shard = params[start:stop]
+        log = topology.serve(shard, _nothing_steps, AddAndAnswer(), samples_per_push=1, num_pushes=PUSHES * WORKERS)
+        assert log.num_pushes == PUSHES * WORKERS
+        assert shard.eq(PUSHES * WORKERS).all(), f"{shard} is not the sum of {PUSHES * WORKERS} pushes of ones"
+        door = topology._doors[topology.server][0]
+        assert door is not None
+        door.recv(later.zero_(), 0)
+        heard += later.tolist()
+    return heard
+
+
+def _nothing_steps() -> serving.Steps:
+    raise AssertionError("AddAndAnswer adds by itself")
+
+
+CASES = [(EARLY, 1, 1), (LATE, 1, 1), (EARLY, 2, 1), (1, 2, 1), (EARLY, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("numel", "servers", "doors", "strict"),
+    [(*case, strict) for strict in ("", "nccl") for case in CASES if not strict or case[2] == 1],  # doors are groups
+)
+def test_a_message_after_the_goodbye_reaches_its_receiver(numel: int, servers: int, doors: int, strict: str) -> None:
+    def rank(comm: ProcessComm) -> list[float]:
+        return _serve_then_send(comm, numel=numel, servers=servers, doors=doors)
+
+    heard = thread_ranks(WORKERS + servers, rank, strict=strict)
+    assert heard[WORKERS:] == [[7.0] * 5 + [8.0] * 5] * servers
+
+
+@pytest.mark.parametrize(("numel", "farewell"), [(EARLY, False), (LATE, True)])
+def test_without_a_farewell_or_without_its_receive_the_message_is_lost(
+    numel: int, farewell: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receive that was left open takes the message; a farewell that nobody receives is taken for it."""
+    monkeypatch.setattr(serving._Inbox, "close", lambda self, source: None)
+    if not farewell:
+        monkeypatch.setattr(ProcessComm, "farewell", lambda self, dst: None)
+    with pytest.raises((AssertionError, RuntimeError, TimeoutError)):
+        heard = thread_ranks(
+            WORKERS + 1, lambda comm: _serve_then_send(comm, numel=numel, servers=1, doors=1), timeout_s=2.0
+        )
+        assert heard[WORKERS][:5] == [7.0] * 5
+
+
+@pytest.mark.parametrize(("numel", "early"), [(EARLY, True), (LATE, False)])
+def test_small_pushes_are_received_before_their_tickets(
+    numel: int, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order on the server: the receive, then the ticket; for large pushes the ticket first."""
+    order: list[str] = []
+    ticket, receive = ProcessComm.next_ticket, ProcessComm.irecv
+
+    def next_ticket(self: ProcessComm) -> tuple[int, int, int]:
+        order.append("ticket")
+        return ticket(self)
+
+    def irecv(self: ProcessComm, x: torch.Tensor, src: int, *, tag: int = 0) -> object:
+        if self.rank == WORKERS:
+            order.append("receive")
+        return receive(self, x, src, tag=tag)
+
+    monkeypatch.setattr(ProcessComm, "next_ticket", next_ticket)
+    monkeypatch.setattr(ProcessComm, "irecv", irecv)
+    thread_ranks(WORKERS + 1, lambda comm: _serve_then_send(comm, numel=numel, servers=1, doors=1))
+    assert order[:4] == (["receive"] * WORKERS + ["ticket"] if early else ["ticket", "receive"] * 2)
