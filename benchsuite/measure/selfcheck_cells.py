@@ -41,7 +41,7 @@ class Effort:
     steps: int = 80  # of each of them
     warmup: int = 10  # of them not looked at
     idle_steps: int = 2000  # of the cell that does nothing but be measured
-    ring_repetitions: Mapping[int, int] = field(default_factory=lambda: {4 * MIB: 20, 16 * MIB: 10, 64 * MIB: 5})
+    ring_repetitions: Mapping[int, int] = field(default_factory=lambda: {4 * MIB: 100, 16 * MIB: 30, 64 * MIB: 8})
     server_updates: Mapping[int, int] = field(default_factory=lambda: {40_000: 2000, 13_000_000: 60})
 
 
