@@ -7,6 +7,7 @@ The same code in both worlds: under the wall clock `worker.py` calls it in a pro
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -91,11 +92,13 @@ class Loop:
         """A server's loop is the topology's; this takes snapshots of its slice."""
         training, snapshots, now = self.training, measured.snapshots, self.comm.now_ns
         shard = training.shard()
+        one_at_a_time = threading.Lock()  # a server without lock has several threads
 
         def on_update(samples: int, version: int) -> None:
             self.step = version
             if owner:
-                snapshots.offer(shard, samples=samples, version=version, time_ns=now())
+                with one_at_a_time:
+                    snapshots.offer(shard, samples=samples, version=version, time_ns=now())
 
         if owner:
             snapshots.offer(shard, samples=0, version=0, time_ns=now())

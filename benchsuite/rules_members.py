@@ -122,11 +122,19 @@ def actor_learner(view: View) -> Problems:
 def momentum(view: View) -> Problems:
     """Vectors that a policy keeps between pushes belong to one thread."""
     own = view.option("sync", "momentum")
-    if view.name("sync") == "asynchronous" and own in ("per_worker", "dana") and view.option("sync", "lock") == "none":
+    if view.name("sync") != "asynchronous" or own not in ("per_worker", "dana"):
+        return
+    if view.option("sync", "lock") == "none":
         yield Problem(
             "momentum",
             f"momentum = {own} with lock = none: threads without a lock would add to one another's momentum vectors",
             "set lock = exclusive, or momentum = shared",
+        )
+    if view.number("workload", "momentum") == 0:
+        yield Problem(
+            "momentum",
+            f"momentum = {own} of asynchronous with momentum = 0 of {view.label('workload')}: there is none to keep",
+            f"set options.{view.label('workload')}.momentum = 0.9, or momentum = shared",
         )
 
 
@@ -163,7 +171,7 @@ def compression(view: View) -> Problems:
         yield Problem(
             "compression x topology",
             f"compression = {label} over topology = {topology}: {needs.why}",
-            f"set topology to {_one_of(needs.topologies)}, or compression = none",
+            _where_it_travels(view, needs),
         )
     if name == "sign" and not view.is_one_of("sync", ("synchronous",), own=True):
         yield Problem(
@@ -184,6 +192,15 @@ def compression(view: View) -> Problems:
             "replicas is compressed, never that inside one",
             "set compression = none, or replicas to at least 2",
         )
+
+
+def _where_it_travels(view: View, needs: Needs) -> str:
+    """A topology that the strategy takes and the compression too."""
+    taken = TOPOLOGY_OF.get(view.name("sync"), _REDUCES).topologies
+    both = tuple(name for name in needs.topologies if name in taken)
+    if view.name("sync") == "elastic_averaging":  # over a server it pushes parameters
+        both = tuple(name for name in both if name not in SERVER)
+    return f"set topology to {_one_of(both)}, or compression = none" if both else "set compression = none"
 
 
 def muon(view: View) -> Problems:

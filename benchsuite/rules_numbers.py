@@ -118,9 +118,15 @@ def local_steps(view: View) -> Problems:
     if view.name("sync") not in ("local_sgd", "diloco", "ddp"):
         return
     sync, every = view.label("sync"), view.number("sync", "local_steps")
+    warmup = view.number("sync", "warmup_steps") or 0
+    if warmup < 0:
+        yield Problem(
+            "local steps", f"warmup_steps = {warmup:g} of {sync}: steps that agree at first, 0 or more",
+            "set warmup_steps = 0",
+        )  # fmt: skip
+        return
     if sync == "ddp" and every == 1:
         return  # gradients agree in every step
-    warmup = view.number("sync", "warmup_steps") or 0
     if every is not None and every < 1:
         yield Problem("local steps", f"local_steps = {every:g} of {sync}: 1 or more is needed", "set local_steps = 1")
     elif every and view.steps is not None and (warmup > view.steps or (view.steps - warmup) % every):

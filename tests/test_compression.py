@@ -177,6 +177,11 @@ def test_a_topology_without_gather_is_told_so() -> None:
         compression.mean(torch.zeros(259), Counting())  # type: ignore[arg-type]
 
 
+def test_powersgd_leaves_tensors_without_elements_alone() -> None:
+    shapes = {"empty": torch.Size([0, 4]), "column": torch.Size([5, 0]), "full": torch.Size([40, 30])}
+    assert PowerSGD(rank=2).element_counts(shapes) == (2 * 40, 2 * 30)
+
+
 def test_powersgd_pushes_nothing() -> None:
     with pytest.raises(UsageError, match="set topology to a collective"):
         PowerSGD().codec([4], torch.float32)

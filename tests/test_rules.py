@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,9 @@ CASES = [
       for sync in ("local_sgd", "diloco")],
     ("local steps", "% local_steps(7)", {"sync": "ddp", "options": {"ddp": {"local_steps": 7}}},
      {"sync": "ddp", "options": {"ddp": {"local_steps": 8, "warmup_steps": 8}}}),
+    *[("local steps", "warmup_steps = -8", {"sync": sync, "options": {sync: {"local_steps": 8, "warmup_steps": -8}}},
+       {"sync": sync, "options": {sync: {"local_steps": 8, "warmup_steps": 8}}})
+      for sync in ("local_sgd", "ddp")],
     ("local steps", "local_steps = 0", {"sync": "ddp", "options": {"ddp": {"local_steps": 0}}},
      {"sync": "ddp", "options": {"ddp": {"local_steps": 1, "warmup_steps": 3}}}),
     ("local steps", "local_steps = 0", {"sync": "local_sgd", "options": {"local_sgd": {"local_steps": 0}}},
@@ -250,6 +254,11 @@ CASES = [
     ("momentum", "momentum = dana with lock = none",
      {"sync": "asynchronous", **SERVER, "options": {"asynchronous": {"lock": "none", "momentum": "dana"}}},
      {"sync": "asynchronous", **SERVER, "options": {"asynchronous": {"momentum": "dana"}}}),
+    *[("momentum", f"momentum = {name} of asynchronous with momentum = 0 of mlp",
+       {"sync": "asynchronous", "workload": "mlp", **SERVER, "options": {"asynchronous": {"momentum": name}}},
+       {"sync": "asynchronous", "workload": "mlp", **SERVER,
+        "options": {"asynchronous": {"momentum": name}, "mlp": {"momentum": 0.9}}})
+      for name in ("per_worker", "dana")],
     ("late", "not abandoned", {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"late": "cancel"}}},
      {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"late": "cancel"}}, **VIRTUAL}),
     ("virtual clock", "sync = ddp", {"sync": "ddp", **VIRTUAL}, {**VIRTUAL}),
@@ -306,6 +315,20 @@ def test_rule_refuses_its_case_and_passes_the_twin(rule, words, refused, twin):
     assert all(p.reason and p.remedy for p in found)
     assert found[0].rule != "not built", "the rule that no later version lifts is named first"
     assert real(problems(**twin)) == []
+
+
+@pytest.mark.parametrize("compression", rules_members.COMPRESSION_ON)
+@pytest.mark.parametrize("sync", [name for name in members.KNOWN["sync"] if name != "actor_learner"])
+def test_a_topology_that_a_refusal_names_is_one_that_both_take(sync, compression):
+    """Of a compression that does not travel over the topology: what the remedy names is not refused in its turn."""
+    for topology in rules_members.TOPOLOGY_OF[sync].topologies:
+        fields = {"sync": sync, "topology": topology, "compression": compression, "replicas": 4}
+        for problem in [p for p in problems(**fields) if p.rule == "compression x topology"]:
+            named = re.match(r"set topology to (?:one of )?(.*), or compression = none", problem.remedy)
+            assert named or problem.remedy == "set compression = none", problem
+            for other in named[1].split(", ") if named else ():
+                again = [p for p in problems(**{**fields, "topology": other}) if "topology" in p.rule or other in p.reason]
+                assert again == [], f"{fields}: {problem.remedy}"
 
 
 def test_every_rule_has_a_case():

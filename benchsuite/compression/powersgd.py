@@ -9,6 +9,7 @@ Sends r (n + m) elements per matrix instead of n m. Keeps M of errors, the facto
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,7 +118,7 @@ class Compression:
 
 def columns(shape: torch.Size) -> int:
     """m of a tensor seen as an n x m matrix."""
-    return shape.numel() // shape[0]
+    return math.prod(shape[1:])
 
 
 def orthogonalise(matrix: Tensor) -> None:

@@ -58,7 +58,8 @@ def keep_freed_memory() -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt") and not any(name in os.environ for name in _USERS_CHOICE):  # glibc
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        if not libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30):  # before glibc 2.35 half a heap is the most
+            libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 

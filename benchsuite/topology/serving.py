@@ -57,9 +57,10 @@ class _Inbox:
     def push(self, source: int) -> Tensor:
         """The push just taken, decoded: the caller's until the next `expect` or `take`."""
         wire = self._wires.get(source, self._late)
-        if self._codec is None or self._empty:
+        if self._codec is None:
             return wire
-        self._codec.decode(wire, self._decoded)
+        if not self._empty:
+            self._codec.decode(wire, self._decoded)
         return self._decoded
 
     def close(self, source: int) -> None:
@@ -146,7 +147,7 @@ class ServerLoop:
         log.answered(worker)
         started, applying = log.version, self._applying
         if self._shard.numel():
-            self._reached(lambda: comm.send(self._policy.answer(worker), dst))
+            self._reached(partial(comm.send, self._policy.answer(worker), dst))
         if applying or self._applying or log.version != started:
             log.overlapped_replies += 1
 
