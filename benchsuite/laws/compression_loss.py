@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from benchsuite import cell as cells
 from benchsuite import plugins
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
+from benchsuite.compression.ef_sign import Compression as ScaledSign
+from benchsuite.compression.ef_sign import ScaledSigns
 from benchsuite.compression.powersgd import Compression as PowerSGD
 from benchsuite.laws import Figure, Law, MakeRanks, compression
 from benchsuite.laws.codecs import vector
@@ -150,6 +152,33 @@ def is_the_majority(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = No
     return Figure(different, 0, f"{different} elements are not the majority's ({ties} ties), {cell.label}")
 
 
+def is_scaled_signs(make_ranks: MakeRanks, cell: Cell, *, made: Callable[[], Any] | None = None) -> Figure:
+    """Algorithm 1 of Karimireddy et al., in one process: e <- e + g, sent is mean|e| sign(e) per tensor, e keeps the
+    rest. The scale travels as a float32."""
+    cell = cells.resolve(cell)
+    ranks, figures = means(make_ranks, cell, made=made), []
+    for case, shapes in CASES.items():
+        sizes = [shape.numel() for shape in shapes.values()]
+        left = [torch.zeros(sum(sizes), dtype=torch.float64) for _ in ranks]
+        for round_ in range(ROUNDS):
+            total = torch.zeros_like(left[0])
+            for worker, residual in enumerate(left):
+                residual += random_vectors(cell, worker, case, round_)
+                sent = torch.cat([_scaled_sign(piece) for piece in residual.split(sizes)])
+                residual -= sent
+                total += sent
+            mean = total / len(ranks)
+            results = [rank.results[case, round_] for rank in ranks]
+            figures += [(relative(result - mean, mean), f"{case}, round {round_}") for result in results]
+    value, where = worst(figures)
+    return Figure(value, FLOAT64, f"||mean - mean of scaled signs|| / ||mean||, {where}, {cell.label}")
+
+
+def _scaled_sign(tensor: Tensor) -> Tensor:
+    scale = float(tensor.abs().mean().float())
+    return torch.where(tensor >= 0, scale, -scale).to(tensor)
+
+
 def _dense(cell: Cell, given: Given, case: str, round_: int) -> Tensor:
     """The mean of what all ranks put in, in float64."""
     return torch.stack([given(cell, rank, case, round_).double() for rank in range(cell.replicas)]).mean(0)
@@ -177,6 +206,26 @@ def _sign_of_the_mean(compression: Any, flat: Tensor, topology: Topology) -> Non
     """Not a vote."""
     topology.mean(flat)
     flat.sign_()
+
+
+class _Smaller(ScaledSigns):
+    """The scale is 0.3 of what it should be; what is left over is told by what was sent."""
+
+    def decode(self, wire: Tensor, out: Tensor) -> None:
+        super().decode(wire, out)
+        out.mul_(0.3)
+
+
+class _SmallerScale(ScaledSign):
+    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> ScaledSigns:
+        return _Smaller(pieces, dtype, feedback=feedback)
+
+
+class _OneScale(ScaledSign):
+    """One scale for all tensors."""
+
+    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> ScaledSigns:
+        return super().codec([sum(pieces)], dtype, feedback=feedback)
 
 
 CELLS = compression.CELLS
@@ -209,6 +258,15 @@ LAWS = (
         rank_of_the_mean,
         is_of("powersgd", precision="fp64"),
         (control(rank_of_the_mean, "one column too few", "powersgd", "ring", rank=1),),
+    ),
+    Law(
+        "ef_sign's mean is that of the signs times mean|e + g| of each tensor",
+        is_scaled_signs,
+        is_of("ef_sign", precision="fp64"),
+        (
+            control(is_scaled_signs, "0.3 of the scale", "ef_sign", "native", made=_SmallerScale),
+            control(is_scaled_signs, "one scale for all tensors", "ef_sign", "native", made=_OneScale),
+        ),
     ),
     Law(
         "half precision is off by N + 1 roundings at most",

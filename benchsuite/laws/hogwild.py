@@ -1,4 +1,5 @@
-"""Laws of hogwild: under the lock no increment is lost; without it none is made up, and the lost share is said.
+"""Laws of hogwild: under the lock no increment is lost and the run can be made again, update by update, in one process;
+without it no increment is made up, and the lost share is said.
 
 How many are lost without a lock is a matter of luck: it is reported, and never asserted to be more than none.
 """
@@ -9,6 +10,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -16,9 +18,27 @@ import torch
 from torch import Tensor
 
 from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks
-from benchsuite.laws.runs import Change, GivenGradient, both, option, rebuilt, run, sync_of, with_options
+from benchsuite.comm import Comm
+from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws.runs import (
+    Change,
+    GivenGradient,
+    Run,
+    both,
+    option,
+    rebuilt,
+    relative,
+    run,
+    sync_of,
+    with_options,
+    worst,
+)  # fmt: skip
+from benchsuite.laws.serial import Replicas
+from benchsuite.laws.synchronous import with_clip_norm
 from benchsuite.training import Training
+from benchsuite.update import Updater
+
+FLOAT64 = 1e-10
 
 
 def loses_nothing(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -41,6 +61,78 @@ def increments_lost(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
     updates = sum(result.events["updates"])
     last = torch.stack([worker.params[-1] for worker in result.workers])
     return float((updates + last.min(dim=0).values).mean()), updates
+
+
+def locked_replay(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Every version of the shared vector, made again by one process in the order in which the lock was taken."""
+    result = run(make_ranks, cell, change=both(_watch, change), after=_turns)
+    turns = sorted((turn, rank.rank, step) for rank in result.workers for step, turn in enumerate(rank.after))
+    updates = sum(result.events["updates"])
+    if len(turns) != updates:
+        text = f"the lock was taken {len(turns)} times for {updates} updates, {cell.label}"
+        return Figure(float("nan"), FLOAT64, text)
+    versions = _versions(result, [(worker, step) for _, worker, step in turns])
+    value, where = worst([
+        (relative(result.workers[worker].params[step + 1] - theirs, theirs), f"update {turn} by worker {worker}")
+        for (turn, worker, step), theirs in zip(turns, versions, strict=True)
+    ])  # fmt: skip
+    return Figure(value, FLOAT64, f"||difference|| / ||parameters||, {where} of {updates}, {cell.label}")
+
+
+def _versions(result: Run, order: list[tuple[int, int]]) -> list[Tensor]:
+    """The vector after each update by (worker, its how-many-eth), on what that worker read after the one before."""
+    replicas = Replicas(result.cell)
+    whole, size = replicas.recipe, replicas.num_workers
+    if option(result.cell, "hogwild", "lr_rule") == "equal_sample":
+        replicas.recipe = dataclasses.replace(whole, lr=lambda progress: whole.lr(progress) / size)
+    shared = replicas.params[0]
+    read = replicas.record()
+    replicas.params = [shared] * size
+    replicas.fresh_optimizers()  # one per worker, all of them on the one vector
+    versions = []
+    for worker, step in order:
+        index, shard, _ = result.workers[worker].work[step]
+        gradient = replicas.clip(replicas.gradient(shard, index, read[worker]))
+        replicas.update(worker, gradient, index)
+        read[worker] = shared.clone()
+        versions.append(read[worker])
+    return versions
+
+
+class _Numbered:
+    """A lock that numbers its turns over all ranks."""
+
+    def __init__(self, lock: AbstractContextManager[Any], comm: Comm, turns: list[int]) -> None:
+        self._lock, self._comm, self._turns = lock, comm, turns
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+        self._turns.append(self._comm.fetch_add("turns of the lock", 1))
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.__exit__(*error)
+
+
+class _Watched:
+    """A comm whose locks number their turns."""
+
+    def __init__(self, whole: Comm) -> None:
+        self._whole = whole
+        self.turns: list[int] = []  # this rank's
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def lock(self, name: str) -> _Numbered:
+        return _Numbered(self._whole.lock(name), self._whole, self.turns)
+
+
+def _watch(training: Training) -> Training:
+    return rebuilt(training, comm=_Watched(training.comm))
+
+
+def _turns(training: Training) -> list[int]:
+    return training.comm.turns  # type: ignore[attr-defined, no-any-return]
 
 
 def _ones(training: Training) -> Training:
@@ -85,6 +177,16 @@ def _twofold(training: Training) -> Training:
     return training
 
 
+_unclipped = partial(with_clip_norm, clip_norm=None)
+
+
+def _whole_rate(training: Training) -> Training:
+    """A step on batch/N samples goes with the lr of a whole batch."""
+    strategy: Any = training.strategy
+    strategy._updater = Updater(strategy._shared, training.recipe)
+    return training
+
+
 def _unguarded(training: Training) -> Training:
     strategy: Any = training.strategy
     strategy._guard, strategy._updater = contextlib.nullcontext(), _Torn(strategy._shared)
@@ -94,6 +196,7 @@ def _unguarded(training: Training) -> Training:
 _ON: Mapping[str, Any] = {
     "sync": "hogwild", "topology": "native", "replicas": 3, "options": {"hogwild": {"lock": "exclusive"}},
 }  # fmt: skip
+_CLIPPED: Mapping[str, Any] = {**_ON, "options": {**_ON["options"], "tiny": {"clip_norm": 0.5}}}
 
 LAWS = (
     Law(
@@ -105,6 +208,16 @@ LAWS = (
             Control("every step is made twice", partial(loses_nothing, change=_twofold), _ON),
         ),
         own_run=True,
+    ),
+    Law(
+        "hogwild under its lock replays to the same parameters",
+        locked_replay,
+        lambda cell: sync_of(cell) == "hogwild" and option(cell, "hogwild", "lock") == "exclusive",
+        (
+            Control("steps go with lr instead of lr/N", partial(locked_replay, change=_whole_rate), _ON),
+            Control("gradients are not clipped", partial(locked_replay, change=_unclipped), _CLIPPED),
+            Control("gradients are one batch late", partial(locked_replay, change=twins.late_gradient), _ON),
+        ),
     ),
     Law(
         "hogwild without a lock makes no increment up",

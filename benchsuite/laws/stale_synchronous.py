@@ -1,6 +1,7 @@
 """Laws of stale synchronous training: nobody starts more than `slack` steps ahead, and what the two ends of slack are.
 
-Slack 0 with one step per clock is synchronous training (family `synchronous`); the push log replays (family `replay`).
+Slack 0 with one step per clock is synchronous training (family `synchronous`); the push log replays (family `replay`),
+here with clipped pushes too.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from torch import Tensor
 from benchsuite import plugins
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws.replay import push_log_replay
 from benchsuite.laws.runs import Change, both, count_different, option, rebuilt, recipe_of, run, sync_of, with_options
-from benchsuite.laws.synchronous import equals_one_process
+from benchsuite.laws.synchronous import equals_one_process, with_clip_norm
 from benchsuite.training import Training
+from benchsuite.update import clip
 
 STRAGGLER_S = 0.01  # on real ranks the first worker takes so much longer; in virtual time the cell has a straggler
+CLIPS_ALL = 0.5  # below the norm of every gradient of the run
 
 
 class Watched(twins.Policy):
@@ -146,6 +150,12 @@ def constant_rate_is_synchronous(make_ranks: MakeRanks, cell: Cell) -> Figure:
     return equals_one_process(make_ranks, with_options(cell, plugins.stem(cell.workload), schedule=False))
 
 
+def clipped_pushes_replay(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """`push_log_replay` where every push is clipped, whole, by its worker."""
+    clipped = with_options(cell, plugins.stem(cell.workload), clip_norm=CLIPS_ALL)
+    return push_log_replay(make_ranks, clipped, change=change)
+
+
 def is_stale(cell: Cell) -> bool:
     """Whether the family speaks about it."""
     return sync_of(cell) == "stale_synchronous"
@@ -161,6 +171,28 @@ def _is_plain_per_push(cell: Cell) -> bool:
     return isinstance(optimizer, torch.optim.SGD) and not group["momentum"] and not group["weight_decay"]
 
 
+_unclipped = partial(with_clip_norm, clip_norm=None)
+
+
+def _clips_slices(training: Training) -> Training:
+    """The servers clip, each the slice that it has, and no worker does."""
+    if training.is_server:
+        return twins.with_policy(partial(_ClipsSlice, clip_norm=training.recipe.clip_norm))(training)
+    return _unclipped(training)
+
+
+class _ClipsSlice(twins.Policy):
+    """Clips what it is about to apply."""
+
+    def __init__(self, whole: Any, *, clip_norm: float | None) -> None:
+        super().__init__(whole)
+        self._clip_norm = clip_norm
+
+    def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
+        clip(gradient, self._clip_norm)
+        super().apply(gradient, num_gradients=num_gradients, **where)
+
+
 class _OneMore(twins.Policy):
     """Lets workers start one step too early."""
 
@@ -174,6 +206,7 @@ _ON: Mapping[str, Any] = {
     "options": {"stale_synchronous": {"slack": 1}},
 }  # fmt: skip
 _IN_STEP = {"stale_synchronous": {"slack": 0, "apply": "per_push"}}
+_PER_PUSH = {**_ON, "options": {"stale_synchronous": {"slack": 1, "apply": "per_push"}}}
 
 
 LAWS = (
@@ -196,6 +229,21 @@ LAWS = (
                 {**_ON, "clock": "virtual", "straggler": {"0": 5.0}},
             ),
         ),
+    ),
+    Law(
+        "a push is clipped by its worker",
+        clipped_pushes_replay,
+        lambda cell: is_stale(cell) and option(cell, "stale_synchronous", "apply") == "per_push"
+        and cell.compression == "none",
+        (
+            Control("pushes are not clipped", partial(clipped_pushes_replay, change=_unclipped), _PER_PUSH),
+            Control(
+                "each server clips its slice",
+                partial(clipped_pushes_replay, change=_clips_slices),
+                {**_PER_PUSH, "servers": 2},
+            ),
+        ),
+        own_run=True,
     ),
     Law(
         "slack 0 with lr/N per push is synchronous for plain SGD",

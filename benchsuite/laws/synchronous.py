@@ -135,8 +135,8 @@ def with_integer_gradients(training: Training) -> Training:
     return rebuilt(training, part=GivenGradient(training.part, fill), recipe=recipe)
 
 
-def with_clip_norm(training: Training, *, clip_norm: float) -> Training:
-    """Clips, whatever the recipe says."""
+def with_clip_norm(training: Training, *, clip_norm: float | None) -> Training:
+    """Clips at this norm (None: not at all), whatever the recipe says."""
     return rebuilt(training, recipe=dataclasses.replace(training.recipe, clip_norm=clip_norm))
 
 
