@@ -16,7 +16,20 @@ from torch import Tensor
 from benchsuite import cell as cells
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, GivenGradient, Run, both, option, rebuilt, run, sync_of, with_options
+from benchsuite.laws.runs import (
+    Change,
+    GivenGradient,
+    Run,
+    both,
+    option,
+    rebuilt,
+    relative,
+    run,
+    sync_of,
+    with_options,
+    worst,
+)  # fmt: skip
+from benchsuite.sync.elastic_averaging import Centre
 from benchsuite.training import Training
 
 CONSERVED = 1e-12
@@ -48,6 +61,28 @@ def factor_of_an_exchange(make_ranks: MakeRanks, cell: Cell, *, change: Change |
     left = float(found.norm() / gap.norm())
     text = f"{left:.3g} of the gap is left after {exchanges} exchanges, {cell.label}"
     return Figure(value, CONSERVED * max(left, 1.0), text)
+
+
+def each_exchange(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Asynchronous form: a push of x moves the centre by moving_rate (x - c), and the worker by as much towards it.
+
+    Push by push from the servers' logs: c is the version that the push met.
+    """
+    cell = cells.resolve(with_options(cell, "elastic_averaging", period=1))
+    result = run(make_ranks, cell, change=both(apart_without_gradients, change))
+    rate, figures = float(option(cell, "elastic_averaging", "moving_rate")), []
+    for server, log, (begin, end) in zip(result.servers, result.logs, result.slices, strict=True):
+        done = [0] * cell.num_workers
+        for worker, version in zip(log.worker, log.version_before, strict=True):
+            own, after = (result.workers[worker].params[done[worker] + k][begin:end] for k in (0, 1))
+            centre, moved = server.params[version : version + 2]
+            done[worker] += 1
+            gap, where = own - centre, f"server {server.rank}, version {version}"
+            figures.append((relative(moved - centre - rate * gap, gap), f"the centre, {where}"))
+            figures.append((relative(own - after - rate * gap, gap), f"worker {worker}, {where}"))
+    value, where = worst(figures)
+    text = f"||way - moving_rate (x - c)|| / ||x - c||, largest of {len(figures) // 2} exchanges: {where}, {cell.label}"
+    return Figure(value, CONSERVED, text)
 
 
 def apart_without_gradients(training: Training) -> Training:
@@ -100,6 +135,11 @@ class _Reckless(twins.Policy):
         super().apply(self._shard.clone(), num_gradients=num_gradients, **where)
 
 
+def _half_rate(whole: Centre) -> Centre:
+    """The server goes half as far as the option says, and tells the worker so."""
+    return Centre(whole._moving_rate / 2)
+
+
 _ON: Mapping[str, Any] = {"sync": "elastic_averaging", "topology": "ring", "replicas": 3}
 _SERVER: Mapping[str, Any] = {**_ON, "topology": "parameter_server", "servers": 1}
 
@@ -133,6 +173,24 @@ LAWS = (
                 "the centre moves by the mean of the pulls",
                 partial(factor_of_an_exchange, change=twins.with_mean(lambda whole, flat: _mean_of_mean(whole, flat))),
                 _ON,
+            ),
+        ),
+        own_run=True,
+    ),
+    Law(
+        "over a server every exchange moves the centre and the worker by moving_rate of what is between them",
+        each_exchange,
+        lambda cell: _applies(cell) and bool(cell.num_servers),
+        (
+            Control(
+                "the centre takes half the moving rate",
+                partial(each_exchange, change=twins.with_policy(_half_rate)),
+                _SERVER,
+            ),
+            Control(
+                "the worker drops the answer",
+                partial(each_exchange, change=twins.with_server(twins.Deaf)),
+                _SERVER,
             ),
         ),
         own_run=True,

@@ -39,7 +39,13 @@ VARIANTS: dict[str, tuple[Fields, ...]] = {
         {"local_steps": 5, "momentum": "averaged"},
         {"local_steps": 2, "warmup_steps": 4, "momentum": "reset"},
     ),
-    "diloco": ({"local_steps": 2}, {"local_steps": 5}, {"local_steps": 10, "fragments": 2, "delay": 1}),
+    "diloco": (
+        {"local_steps": 2},
+        {"local_steps": 5},
+        {"local_steps": 10, "fragments": 2, "delay": 1},
+        *({"local_steps": 5, "outer_bits": bits} for bits in (8, 4)),
+        {"local_steps": 10, "fragments": 2, "delay": 1, "outer_bits": 4},
+    ),
     "elastic_averaging": ({"period": 2}, {"period": 1}),
     "ddp": ({}, {"local_steps": 5}, {"local_steps": 2, "warmup_steps": 4}),
     "powersgd": ({"rank": 1},),  # of 8 x 8 matrices: the library's would leave them alone at rank 2

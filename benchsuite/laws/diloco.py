@@ -1,0 +1,197 @@
+"""Laws of diloco's `outer_bits`: the outer gradient is off by as much as so many bits allow, and sends their bytes.
+
+Shown on everything that carries quantised vectors. Gradients are given, the outer lr is 1 without momentum, and nothing
+is delayed: the way of the outer copy is then the mean of what was decoded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite import cell as cells
+from benchsuite import rules
+from benchsuite.cell import Cell
+from benchsuite.compression import pieces_of
+from benchsuite.laws import Control, Figure, Law, MakeRanks, traffic
+from benchsuite.laws.codecs import HALF_A_STEP, vector
+from benchsuite.laws.grid import Asked, Cells, subject_of, tiny
+from benchsuite.laws.runs import Change, GivenGradient, Run, both, option, rebuilt, run, with_options, worst
+from benchsuite.laws.topology import compare
+from benchsuite.laws.variants import APART_RECIPES, VARIANTS
+from benchsuite.topology import bounds
+from benchsuite.training import Training
+
+SAME = 1e-9  # of numbers around 1: closer ones are one level
+Step = tuple[list[Tensor], Tensor]  # of a tensor's part: the replicas' outer gradients, the way of the outer copy
+
+
+def within_half_a_step(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Each element of the outer step is that of the mean outer gradient, within half a step per hop.
+
+    A step is range / (2^bits - 1) of the tensor, the mean of the replicas'. On `direct` the mean makes a second hop.
+    """
+    steps, hops = 2 ** int(option(cell, "diloco", "outer_bits")) - 1, 2 if cell.topology == "direct" else 1
+    figures = []
+    for where, (vectors, way) in _outer_steps(make_ranks, cell, change):
+        ranges = [float(flat.max() - flat.min()) for flat in vectors]
+        step = sum(ranges) / len(ranges) / steps or 1e-6 * float(torch.stack(vectors).abs().max())
+        figures.append((float((way - torch.stack(vectors).mean(0)).abs().max()) / step / hops, where))
+    value, where = worst(figures)
+    # the second hop's range is that of a mean which is off by half a step at either end
+    bound = HALF_A_STEP + (hops - 1) * 2 / steps
+    return Figure(value, bound, f"steps off per hop at most, {where}, {cell.label}")
+
+
+def has_levels(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Where one replica alone moves, a tensor of its outer gradient comes back with 2^bits values at most."""
+    figures = []
+    for where, (_, way) in _outer_steps(make_ranks, cell, both(_one_alone, change)):
+        distinct = 1 + int((way.sort().values.diff() > SAME).sum())
+        figures.append((float(distinct), f"{where}, {len(way)} elements"))
+    value, where = worst(figures)
+    bits = int(option(cell, "diloco", "outer_bits"))
+    return Figure(value, 2**bits, f"values of a tensor at most, {where}, {cell.label}")
+
+
+def sends_its_bits(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Bytes and messages, the library's derived, are those that the file predicts for so many bits."""
+    result = run(make_ranks, cell, change=change)
+    return compare(result.traffic + result.called, traffic.predicted(result), result.cell)
+
+
+def _outer_steps(make_ranks: MakeRanks, cell: Cell, change: Change | None) -> Iterator[tuple[str, Step]]:
+    """Every outer step of every part of a tensor that has a range of its own."""
+    cell = cells.resolve(with_options(cell, "diloco", outer_lr=1.0, outer_momentum=0.0, delay=0))
+    result = run(make_ranks, cell, change=both(_with_given_gradients, change), after=_gradients)
+    every, fragments = (int(option(cell, "diloco", name)) for name in ("local_steps", "fragments"))
+    first, total = result.workers[0].params, len(result.workers[0].params) - 1
+    for number, (begin, end) in enumerate(bounds(first[0].numel(), fragments)):
+        turn = (number + 1) * (every // fragments) % every
+        due = [step for step in range(1, total + 1) if step % every == turn or step == total]
+        for before, step in zip([0, *due], due, strict=False):
+            ways = [torch.stack(worker.after[before:step]).sum(0) for worker in result.workers]
+            for start, stop in _parts(result, begin, end):
+                given = [way[start:stop] for way in ways], (first[before] - first[step])[start:stop]
+                yield f"after step {step}, [{start}, {stop})", given
+
+
+def _parts(result: Run, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Of the tensors in a fragment, cut at the borders of the servers' slices or the owners' chunks."""
+    owners = result.cell.num_servers or (result.cell.num_workers if result.cell.topology == "direct" else 1)
+    for low, high in bounds(end - begin, owners):
+        start = begin + low
+        for size in pieces_of(result.workers[0].shapes, begin + low, begin + high):
+            yield start, start + size
+            start += size
+
+
+class _Given(GivenGradient):
+    """Other numbers for every rank and step, which it remembers."""
+
+    def __init__(self, part: Any, rank: int) -> None:
+        super().__init__(part, self._next)
+        self._rank, self.share, self.given = rank, 1.0, list[Tensor]()
+
+    def _next(self, grad: Tensor, step: int) -> None:
+        grad.copy_(vector(100 * step + self._rank, grad.numel(), grad.dtype) * self.share)
+        self.given.append(grad.clone())
+
+
+def _with_given_gradients(training: Training) -> Training:
+    recipe = dataclasses.replace(
+        training.recipe, make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0), lr=lambda progress: 1.0,
+        clip_norm=None,
+    )  # fmt: skip
+    return rebuilt(training, part=_Given(training.part, training.comm.rank), recipe=recipe)
+
+
+def _one_alone(training: Training) -> Training:
+    """All replicas but the last one stay where they are."""
+    part: Any = training.part
+    part.share = float(training.comm.rank == training.cell.num_workers - 1)
+    return training
+
+
+def _gradients(training: Training) -> list[Tensor]:
+    part: Any = training.part
+    given: list[Tensor] = part.given
+    return given
+
+
+def _sends(bits: int) -> Change:
+    """What travels has other bits than the option says."""
+
+    def change(training: Training) -> Training:
+        strategy: Any = training.strategy
+        strategy.outer_bits = bits
+        strategy.start(training.comm, training.part, training.recipe, training.topology, training.compression)
+        return training
+
+    return change
+
+
+def _cells(asked: Asked) -> list[Cell]:
+    """Every number of bits on everything that carries quantised vectors."""
+    if not asked.includes(sync="diloco", compression="none"):
+        return []
+    made = []
+    for own in filter(lambda options: "outer_bits" in options, VARIANTS["diloco"]):
+        for name in asked.members("topology"):
+            for replicas in asked.workers:
+                for servers in sorted({1, replicas}) if name == "parameter_server" else (0,):
+                    fields = {"sync": "diloco", "topology": name, "replicas": replicas, "servers": servers}
+                    made.append(tiny(APART_RECIPES[2], options={"diloco": own}, clock=asked.clock, **fields))
+    return [cell for cell in made if not rules.validate(cell)]
+
+
+def _on(topology: str, bits: int, **fields: Any) -> Mapping[str, Any]:
+    options = {"diloco": {"local_steps": 5, "outer_bits": bits}}
+    return {"sync": "diloco", "topology": topology, "replicas": 3, "options": options, **fields}
+
+
+def _control(law: Any, bits: int, sent: int, topology: str, **fields: Any) -> Control:
+    broken = f"{bits} bits travel as {sent}, {topology}"
+    return Control(broken, partial(law, change=_sends(sent)), _on(topology, bits, **fields))
+
+
+CELLS = Cells(_cells, subject_of)
+LAWS = (
+    Law(
+        "an outer gradient of few bits is off by half a step per hop at most",
+        within_half_a_step,
+        lambda cell: True,
+        (
+            _control(within_half_a_step, 8, 4, "native"),
+            _control(within_half_a_step, 8, 4, "direct"),
+            _control(within_half_a_step, 8, 4, "parameter_server", servers=2),
+        ),
+        own_run=True,
+    ),
+    Law(
+        "an outer gradient of 4 bits has 16 levels",
+        has_levels,
+        lambda cell: option(cell, "diloco", "outer_bits") == 4,
+        (
+            _control(has_levels, 4, 8, "native"),
+            _control(has_levels, 4, 8, "direct"),
+            _control(has_levels, 4, 8, "parameter_server", servers=2),
+        ),
+        own_run=True,
+    ),
+    Law(
+        "an outer gradient of few bits sends the bytes of so many",
+        sends_its_bits,
+        lambda cell: True,
+        (
+            _control(sends_its_bits, 4, 8, "native"),
+            _control(sends_its_bits, 4, 8, "direct"),
+            _control(sends_its_bits, 8, 4, "parameter_server", servers=2),
+        ),
+    ),
+)
