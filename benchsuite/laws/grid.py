@@ -25,7 +25,7 @@ WORKERS = (1, 2, 3, 4)
 # A combination that one of these rules refuses is no strategy; any other reason depends on clock or numbers.
 NO_STRATEGY = (
     "parallel x sync", "sync x topology", "compression", "compression x topology", "compression x sync",
-    "compression x parallel",
+    "compression x parallel", "outer bits",
 )  # fmt: skip
 
 
