@@ -1,0 +1,340 @@
+"""Transformer: a decoder that predicts the next symbol (Vaswani et al. 2017; the pre-norm form of Radford et al. 2019).
+
+`markov`: sequences of a known source of 8 symbols, where each depends on the two before it; 99,136 parameters. The best
+possible loss is known exactly, so the metric is the excess over it: nats per symbol beyond what the source itself gives
+to the held-out sequences. `comm`, `gpu`, `gpu_medium` and `cluster` (13 MB, GPT-2 small and medium, a billion) are on
+random symbols, to load links and devices rather than to learn. `data = text` reads a file of the user's as bytes,
+`stdlib` the Python standard library's own source: real text, which differs from one Python to the next, so no target.
+A sample is a sequence of `context` predicted symbols.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sysconfig
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchsuite.workload import Batch, Infer, Recipe, Target
+
+presets = {
+    "markov": {"global_batch": 32, "num_layers": 4, "budget_samples": 7680},
+    "smoke": {"global_batch": 32, "num_layers": 4, "budget_samples": 1280},
+    "comm": {"global_batch": 8, "num_layers": 6, "budget_samples": 96, "data": "random", "symbols": 256, "width": 256,
+             "blocks": 4, "context": 256, "positions": "learned", "lr": 1e-3},
+    "gpu": {"global_batch": 16, "num_layers": 14, "budget_samples": 640, "data": "random", "symbols": 50304,
+            "width": 768, "blocks": 12, "heads": 12, "context": 1024, "positions": "learned", "lr": 6e-4},
+    "gpu_medium": {"global_batch": 8, "num_layers": 26, "budget_samples": 320, "data": "random", "symbols": 50304,
+                   "width": 1024, "blocks": 24, "heads": 16, "context": 1024, "positions": "learned", "lr": 3e-4},
+    "cluster": {"global_batch": 64, "num_layers": 20, "budget_samples": 2560, "data": "random", "symbols": 50304,
+                "width": 2048, "blocks": 18, "heads": 16, "context": 1024, "positions": "learned", "lr": 2e-4},
+}  # fmt: skip
+
+BUDGET = 7680  # sequences; a preset or the cell's budget comes first
+SUCCESSORS, SYMBOLS, UNIFORM = 3, 8, 1e-3  # of the source; a share of a uniform draw, so that every symbol can follow
+DATA, TEST = 2, 3  # purposes of random streams
+SOURCE_SEED = 1234  # entropy rate 0.5360 nats; the best guess from one symbol alone is 1.17 above it
+BLOCK = 1024  # sequences that are drawn at once
+KEPT_BLOCKS = 4
+HELD_OUT = 512  # sequences
+FIRST_SCORED = 1  # position whose prediction is the first with two symbols before it
+FUSED_FROM = 128  # context from which attention is torch's fused kernel
+
+
+@dataclass
+class Workload:
+    """Next-symbol prediction; a sample is a sequence."""
+
+    data: Literal["markov", "random", "text", "stdlib"] = "markov"
+    """A known source, random symbols, a file as bytes, or the standard library's source as bytes."""
+    path: str = ""
+    """The file that `data = text` reads."""
+    symbols: int = 8
+    """Size of the vocabulary: 8 of the source, 256 of bytes."""
+    width: int = 64
+    """Length of a symbol's vector (d)."""
+    blocks: int = 2
+    """Number of blocks, each attention and a two-layer network of 4 d."""
+    heads: int = 4
+    """Attention heads; they divide the width."""
+    context: int = 32
+    """Symbols of a sequence (T)."""
+    positions: Literal["rope", "learned"] = "rope"
+    """Rotations of queries and keys (Su et al. 2021), or a learned vector per position."""
+    lr: float = 1e-2
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of AdamW."""
+    clip_norm: float = 1.0
+    """Largest norm of the mean gradient (0 = not clipped)."""
+    global_batch: int = 32
+    """Sequences per synchronous step."""
+    evaluate_every: int = 320
+    """Sequences between two evaluations."""
+
+    @property
+    def target(self) -> Target:
+        """Excess nats per symbol over the source; what has no known source is not evaluated on the way."""
+        metric, every = ("excess nats", self.evaluate_every) if self.data == "markov" else ("nats", 0)
+        return Target(metric, easy=0.10, target=0.06, hard=0.05, direction="min", evaluate_every=every)
+
+    def start(self, *, seed: int, dtype: torch.dtype) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width = {self.width} is not a multiple of heads = {self.heads}: set one that is")
+        known = {"markov": SYMBOLS, "text": 256, "stdlib": 256}.get(self.data, self.symbols)
+        if self.symbols != known:
+            raise ValueError(f"symbols = {self.symbols}, but data = {self.data} has {known}: set symbols = {known}")
+        self._seed = seed
+        self._blocks: dict[int, Tensor] = {}
+        self._text = self._read_text() if self.data in ("text", "stdlib") else np.zeros(0, dtype=np.uint8)
+        self._test, self._floor = self._held_out()
+
+    def layers(self) -> list[nn.Module]:
+        embedding = Embedding(self.symbols, self.width, self.context if self.positions == "learned" else 0)
+        shape, rope = (self.width, self.heads, self.context), self.positions == "rope"
+        blocks = [Block(*shape, rope=rope, depth=self.blocks) for _ in range(self.blocks)]
+        return [embedding, *blocks, Head(self.width, embedding.symbols.weight)]
+
+    def tensor_plan(self) -> Mapping[int, str]:
+        return {}
+
+    def layer_flops(self) -> list[int]:
+        """Forward operations of each layer for one sequence: 2 per multiply-add of matrix products, T x T in full."""
+        tokens, width = self.context, self.width
+        block = 2 * tokens * 12 * width**2 + 2 * 2 * tokens * tokens * width
+        return [0, *[block] * self.blocks, 2 * tokens * width * self.symbols]
+
+    def recipe(self) -> Recipe:
+        def make_optimizer(params: Iterable[Tensor]) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(params, lr=self.lr, betas=(0.9, 0.95), weight_decay=self.weight_decay)
+
+        clip = self.clip_norm or None
+        return Recipe(make_optimizer, lr=self._lr, global_batch=self.global_batch, budget=BUDGET, clip_norm=clip)
+
+    def _lr(self, progress: float) -> float:
+        """10 % linear warm-up, then a cosine to 10 %."""
+        if progress < 0.1:
+            return self.lr * (progress + 0.004) / 0.104
+        return self.lr * (0.55 + 0.45 * math.cos(math.pi * (progress - 0.1) / 0.9))
+
+    def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
+        """Sequences [index B + shard B/n, ..) of the endless stream: x and y are (B/n, T), y one symbol ahead."""
+        share = self.global_batch // num_shards
+        first = index * self.global_batch + shard * share
+        rows = torch.cat([self._rows(at, min(share, first + share - at)) for at in _starts(first, share)])
+        return Batch(rows[:, :-1], rows[:, 1:], share)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(output.flatten(0, 1), batch.y.flatten())
+
+    def evaluate(self, infer: Infer) -> float:
+        """Mean over the held-out positions with two symbols before them: nats of the model, minus the source's own."""
+        total, count = 0.0, 0
+        for rows in self._test.split(64):
+            logits = infer(rows[:, :-1])[:, FIRST_SCORED:].double()
+            answers = rows[:, 1 + FIRST_SCORED :]
+            total += float(nn.functional.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="sum"))
+            count += answers.numel()
+        return total / count - self._floor
+
+    def _rows(self, first: int, count: int) -> Tensor:
+        """Sequences [first, first + count) of one drawn block, (count, T + 1)."""
+        number, begin = divmod(first, BLOCK)
+        if number not in self._blocks:
+            self._blocks[number] = self._draw(np.random.default_rng([DATA, self._seed, number]), BLOCK)
+            while len(self._blocks) > KEPT_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+        return self._blocks[number][begin : begin + count]
+
+    def _draw(self, stream: np.random.Generator, count: int) -> Tensor:
+        """`count` sequences of T + 1 symbols."""
+        length = self.context + 1
+        if self.data == "markov":
+            return torch.from_numpy(source_sequences(stream, count, length))
+        if self.data == "random":
+            return torch.from_numpy(stream.integers(self.symbols, size=(count, length)))
+        starts = stream.integers(len(self._text) - length, size=(count, 1))
+        return torch.from_numpy(self._text[starts + np.arange(length)].astype(np.int64))
+
+    def _held_out(self) -> tuple[Tensor, float]:
+        """Sequences that no worker trains on, and the nats per scored symbol that their source gives them."""
+        if self.data in ("text", "stdlib"):
+            return self._last_tenth(), 0.0
+        count = HELD_OUT if self.data == "markov" else 16
+        rows = self._draw(np.random.default_rng([TEST, SOURCE_SEED]), count)
+        if self.data == "random":
+            return rows, 0.0
+        return rows, realised_nats(rows.numpy())
+
+    def _last_tenth(self) -> Tensor:
+        """Every sequence of the text's end, at most 64; training draws from what is before it."""
+        length = self.context + 1
+        cut = len(self._text) - max(len(self._text) // 10, length)
+        if cut <= length:
+            least = f"too few for sequences of {length}: at least {2 * length + 1}"
+            raise ValueError(f"the text has {len(self._text)} bytes, {least}")
+        rows = [self._text[at : at + length] for at in range(cut, len(self._text) - length + 1, length)][:64]
+        self._text = self._text[:cut]
+        return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+    def _read_text(self) -> np.ndarray:
+        if self.data == "stdlib":
+            folder = Path(sysconfig.get_paths()["stdlib"])
+            content = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+        else:
+            if not self.path:
+                raise ValueError("data = text reads a file of yours: set path")
+            content = Path(self.path).expanduser().read_bytes()
+        self.text_sha256 = hashlib.sha256(content).hexdigest()
+        return np.frombuffer(content, dtype=np.uint8)
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
+
+
+class Embedding(nn.Module):
+    """Symbols to vectors, plus a learned vector per position where there are some."""
+
+    def __init__(self, symbols: int, width: int, positions: int) -> None:
+        super().__init__()
+        self.symbols = nn.Embedding(symbols, width)
+        nn.init.normal_(self.symbols.weight, std=0.02)
+        self.positions = nn.Parameter(torch.empty(positions, width).normal_(std=0.02)) if positions else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T) -> (B, T, d)."""
+        vectors: Tensor = self.symbols(x)
+        return vectors if self.positions is None else vectors + self.positions[: x.shape[1]]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + network(norm(x)), without biases.
+
+    Rows of the one matrix of queries, keys and values are ordered (head, {q, k, v}, head_dim): a slice is whole heads.
+    """
+
+    mask: Tensor
+
+    def __init__(self, width: int, heads: int, context: int, *, rope: bool, depth: int) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm_network = nn.LayerNorm(width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+        for linear, scale in ((self.qkv, 1.0), (self.up, 1.0), (self.out, 2 * depth), (self.down, 2 * depth)):
+            nn.init.normal_(linear.weight, std=0.02 / math.sqrt(scale))
+        self._head_dim, self._fused = width // heads, context >= FUSED_FROM
+        self.turn = Rotation(context, self._head_dim) if rope else None
+        if not self._fused:
+            self.register_buffer("mask", torch.full((context, context), -math.inf).triu(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, d)."""
+        x = x + self.out(self._attend(self.qkv(self.norm_attention(x))))
+        mixed: Tensor = x + self.down(nn.functional.gelu(self.up(self.norm_network(x))))
+        return mixed
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """(B, T, 3 h head_dim) of h heads, which may be a rank's share of them -> (B, T, h head_dim)."""
+        batch, tokens, _ = qkv.shape
+        query, key, value = qkv.view(batch, tokens, -1, 3, self._head_dim).permute(3, 0, 2, 1, 4)
+        if self.turn is not None:
+            query, key = self.turn(query), self.turn(key)
+        if self._fused:
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            scores = query @ key.transpose(-2, -1) / math.sqrt(self._head_dim) + self.mask[:tokens, :tokens]
+            mixed = scores.softmax(-1) @ value
+        return mixed.transpose(1, 2).reshape(batch, tokens, -1)
+
+
+class Rotation(nn.Module):
+    """Turns each pair of a vector by its position (RoPE, Su et al. 2021, equation 34)."""
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, context: int, head_dim: int) -> None:
+        super().__init__()
+        rates = 10000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        angles = torch.outer(torch.arange(context, dtype=torch.float64), rates)
+        self.register_buffer("cosine", angles.cos().float(), persistent=False)
+        self.register_buffer("sine", angles.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(.., T, head_dim), pairs are halves of the vector."""
+        tokens = x.shape[-2]
+        cosine, sine = self.cosine[:tokens], self.sine[:tokens]
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+
+
+class Head(nn.Module):
+    """Norm, then a score per symbol by the embedding's own matrix (tied: one parameter, counted once)."""
+
+    def __init__(self, width: int, weight: Tensor) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.weight = weight  # a parameter already
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, V)."""
+        return nn.functional.linear(self.norm(x), self.weight)
+
+
+# -- the source ------------------------------------------------------------------------------------------------------
+
+
+def source() -> np.ndarray:
+    """p[a, b, c] = P(next is c | the last two were a, b), (8, 8, 8): three successors each, Dirichlet(0.3) shares."""
+    stream = np.random.default_rng(SOURCE_SEED)
+    table = np.full((SYMBOLS, SYMBOLS, SYMBOLS), UNIFORM / SYMBOLS)
+    for first in range(SYMBOLS):
+        for second in range(SYMBOLS):
+            successors = stream.choice(SYMBOLS, SUCCESSORS, replace=False)
+            table[first, second, successors] += (1 - UNIFORM) * stream.dirichlet([0.3] * SUCCESSORS)
+    return table
+
+
+def stationary(table: np.ndarray) -> np.ndarray:
+    """P(two symbols in a row are a, b) in the long run, (8, 8), by power iteration."""
+    pairs = np.full(table.shape[:2], 1 / table.shape[0] ** 2)
+    while True:
+        after: np.ndarray = np.einsum("ab,abc->bc", pairs, table)
+        if np.abs(after - pairs).max() < 1e-15:
+            return after
+        pairs = after
+
+
+def source_sequences(stream: np.random.Generator, count: int, length: int) -> np.ndarray:
+    """(count, length) symbols; the first two are drawn from the long run."""
+    table = source()
+    pairs = stationary(table).ravel()
+    first = stream.choice(len(pairs), size=count, p=pairs / pairs.sum())
+    rows = np.empty((count, length), dtype=np.int64)
+    rows[:, 0], rows[:, 1] = np.divmod(first, SYMBOLS)
+    borders = table.cumsum(-1)
+    borders[..., -1] = 1.0  # a draw is below 1
+    draws = stream.random((count, length))
+    for at in range(2, length):
+        rows[:, at] = (draws[:, at, None] >= borders[rows[:, at - 2], rows[:, at - 1]]).sum(-1)
+    return rows
+
+
+def realised_nats(rows: np.ndarray) -> float:
+    """Mean of -ln p of the symbols from the third on, by the source that drew them."""
+    return float(-np.log(source()[rows[:, :-2], rows[:, 1:-1], rows[:, 2:]]).mean())
+
+
+def _starts(first: int, count: int) -> list[int]:
+    """Where the pieces of [first, first + count) begin when it is cut at borders of blocks."""
+    return [first, *range((first // BLOCK + 1) * BLOCK, first + count, BLOCK)]
