@@ -124,8 +124,9 @@ def test_a_text_is_read_as_bytes_and_its_end_is_held_out(tmp_path: Path) -> None
     path.write_bytes(b"ab" * 20)
     with pytest.raises(ValueError, match="40 bytes, too few for sequences of 33: at least 67"):
         made(data="text", path=str(path), symbols=256)
-    with pytest.raises(ValueError, match="set path"):
-        made(data="text", symbols=256)
+    for wrong in ("", "words"):
+        with pytest.raises(ValueError, match=f"path = '{wrong}', but data = text needs the whole path"):
+            made(data="text", path=wrong, symbols=256)
 
 
 def test_the_standard_library_is_a_text_of_some_megabytes() -> None:

@@ -55,7 +55,7 @@ class Workload:
     data: Literal["markov", "random", "text", "stdlib"] = "markov"
     """A known source, random symbols, a file as bytes, or the standard library's source as bytes."""
     path: str = ""
-    """The file that `data = text` reads."""
+    """The file that `data = text` reads, by its whole path."""
     symbols: int = 8
     """Size of the vocabulary: 8 of the source, 256 of bytes."""
     width: int = 64
@@ -189,9 +189,10 @@ class Workload:
             folder = Path(sysconfig.get_paths()["stdlib"])
             content = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
         else:
-            if not self.path:
-                raise ValueError("data = text reads a file of yours: set path")
-            content = Path(self.path).expanduser().read_bytes()
+            path = Path(self.path).expanduser()
+            if not path.is_absolute():  # a rank stands in a folder of its own
+                raise ValueError(f"path = {self.path!r}, but data = text needs the whole path of a file: set path")
+            content = path.read_bytes()
         self.text_sha256 = hashlib.sha256(content).hexdigest()
         return np.frombuffer(content, dtype=np.uint8)
 
@@ -240,8 +241,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
         x = x + self.out(self._attend(self.qkv(self.norm_attention(x))))
-        mixed: Tensor = x + self.down(nn.functional.gelu(self.up(self.norm_network(x))))
-        return mixed
+        return torch.add(x, self.down(nn.functional.gelu(self.up(self.norm_network(x)))))
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """(B, T, 3 h head_dim) of h heads, which may be a rank's share of them -> (B, T, h head_dim)."""
