@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, GivenGradient, both, option, rebuilt, run, with_options
+from benchsuite.laws.runs import Change, both, from_zero_with_ones, option, run, with_options
 from benchsuite.laws.server_log import has_lock
-from benchsuite.training import Training
 
 
 def answers_are_whole_versions(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """Start vector 0, lr 1, every gradient 1: each pulled slice is constant, each of -1 .. -U is pulled once, and the
     server ends at -U (exact while U < 2^24)."""
     cell = with_options(cell, "asynchronous", lr_rule="same")
-    result = run(make_ranks, cell, change=both(_ones, change))
+    result = run(make_ranks, cell, change=both(from_zero_with_ones, change))
     updates = sum(result.events["pushes"])
     torn, values, ends = 0, [], []
     for server, (start, stop) in zip(result.servers, result.slices, strict=True):
@@ -38,22 +35,6 @@ def answers_are_whole_versions(make_ranks: MakeRanks, cell: Cell, *, change: Cha
         f"{torn} torn answers, {strange + missing} versions not pulled once, servers end at -{ends}, U = {updates}, "
         f"{cell.label}",
     )
-
-
-def _ones(training: Training) -> Training:
-    training.part.params.zero_()
-    part = GivenGradient(training.part, _one)
-    recipe = dataclasses.replace(
-        training.recipe,
-        make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
-        lr=lambda progress: 1.0,
-        clip_norm=None,
-    )
-    return rebuilt(training, part=part, recipe=recipe)
-
-
-def _one(grad: Tensor, step: int) -> None:
-    grad.fill_(1.0)
 
 
 _ON = {"sync": "asynchronous", "topology": "parameter_server", "servers": 1, "replicas": 3}

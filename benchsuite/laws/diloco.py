@@ -6,7 +6,6 @@ is delayed: the way of the outer copy is then the mean of what was decoded.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -21,7 +20,18 @@ from benchsuite.compression import pieces_of
 from benchsuite.laws import Control, Figure, Law, MakeRanks, traffic
 from benchsuite.laws.codecs import HALF_A_STEP, vector
 from benchsuite.laws.grid import Asked, Cells, subject_of, tiny
-from benchsuite.laws.runs import Change, GivenGradient, Run, both, option, rebuilt, run, with_options, worst
+from benchsuite.laws.runs import (
+    Change,
+    GivenGradient,
+    Run,
+    both,
+    option,
+    plain_sgd,
+    rebuilt,
+    run,
+    with_options,
+    worst,
+)  # fmt: skip
 from benchsuite.laws.topology import compare
 from benchsuite.laws.variants import APART_RECIPES, VARIANTS
 from benchsuite.topology import bounds
@@ -104,11 +114,8 @@ class _Given(GivenGradient):
 
 
 def _with_given_gradients(training: Training) -> Training:
-    recipe = dataclasses.replace(
-        training.recipe, make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0), lr=lambda progress: 1.0,
-        clip_norm=None,
-    )  # fmt: skip
-    return rebuilt(training, part=_Given(training.part, training.comm.rank), recipe=recipe)
+    part = _Given(training.part, training.comm.rank)
+    return rebuilt(training, part=part, recipe=plain_sgd(training.recipe))
 
 
 def _one_alone(training: Training) -> Training:
@@ -160,28 +167,26 @@ def _control(law: Any, bits: int, sent: int, topology: str, **fields: Any) -> Co
     return Control(broken, partial(law, change=_sends(sent)), _on(topology, bits, **fields))
 
 
+def _controls(law: Any, bits: int, sent: int) -> tuple[Control, ...]:
+    """One per way that quantised vectors travel."""
+    ways: Mapping[str, Any] = {"native": {}, "direct": {}, "parameter_server": {"servers": 2}}
+    return tuple(_control(law, bits, sent, topology, **fields) for topology, fields in ways.items())
+
+
 CELLS = Cells(_cells, subject_of)
 LAWS = (
     Law(
         "an outer gradient of few bits is off by half a step per hop at most",
         within_half_a_step,
         lambda cell: True,
-        (
-            _control(within_half_a_step, 8, 4, "native"),
-            _control(within_half_a_step, 8, 4, "direct"),
-            _control(within_half_a_step, 8, 4, "parameter_server", servers=2),
-        ),
+        _controls(within_half_a_step, 8, 4),
         own_run=True,
     ),
     Law(
         "an outer gradient of 4 bits has 16 levels",
         has_levels,
         lambda cell: option(cell, "diloco", "outer_bits") == 4,
-        (
-            _control(has_levels, 4, 8, "native"),
-            _control(has_levels, 4, 8, "direct"),
-            _control(has_levels, 4, 8, "parameter_server", servers=2),
-        ),
+        _controls(has_levels, 4, 8),
         own_run=True,
     ),
     Law(

@@ -5,7 +5,6 @@ Synchronous over a collective, asynchronous over a parameter server: shown witho
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from benchsuite.laws.runs import (
     Run,
     both,
     option,
+    plain_sgd,
     rebuilt,
     relative,
     run,
@@ -87,12 +87,7 @@ def each_exchange(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = 
 
 def apart_without_gradients(training: Training) -> Training:
     """Replicas start apart, the centre at 0, and nothing but exchanges moves them."""
-    recipe = dataclasses.replace(
-        training.recipe,
-        make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
-        lr=lambda progress: 0.0,
-        clip_norm=None,
-    )
+    recipe = plain_sgd(training.recipe, lr=0.0)
     changed = rebuilt(training, part=GivenGradient(training.part, _nothing), recipe=recipe)
     params = training.part.params
     generator = torch.Generator().manual_seed(100 + training.comm.rank)

@@ -15,7 +15,7 @@ from benchsuite.cell import Budget, Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.elastic_averaging import apart_without_gradients
 from benchsuite.laws.replicas import gradients_instead
-from benchsuite.laws.runs import Change, Run, both, option, rebuilt, run, sync_of
+from benchsuite.laws.runs import Change, Run, both, option, plain_sgd, rebuilt, run, sync_of
 from benchsuite.laws.serial import mixing, seated
 from benchsuite.training import Training
 
@@ -103,12 +103,9 @@ class _Parabola:
 
 
 def _unequal(training: Training) -> Training:
-    recipe = dataclasses.replace(
-        training.recipe, make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0), lr=lambda progress: 0.3,
-        clip_norm=None,
-    )  # fmt: skip
     training.part.params.zero_()
-    return rebuilt(training, part=_Parabola(training.part, training.comm.rank), recipe=recipe)
+    part = _Parabola(training.part, training.comm.rank)
+    return rebuilt(training, part=part, recipe=plain_sgd(training.recipe, lr=0.3))
 
 
 def _leaks(training: Training) -> Training:

@@ -22,13 +22,12 @@ from benchsuite.compression import Codec, Compression, pieces_of
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.gossip import is_gossip
 from benchsuite.laws.runs import Change, relative, run, with_options, worst
-from benchsuite.laws.serial import Path, Replicas, mixing, seated
+from benchsuite.laws.serial import Exchange, gossiping, mix
 from benchsuite.training import Training
 from benchsuite.workload import Shapes
 
 FLOAT64 = 1e-10
 RATE = 0.5  # at 1 nobody would see that it is not looked at
-Exchange = Callable[[list[Tensor], Tensor], None]  # (replicas, in place; W of the step)
 
 
 def follows_choco(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -40,14 +39,14 @@ def follows_choco(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = 
 def lossless_is_mixing(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """Top-k with k = P: every worker's parameters are those of mixing by (1 - rate) I + rate W."""
     cell = with_options(with_options(cell, "gossip", consensus_rate=RATE), "topk", rho=1.0)
-    return _compared(make_ranks, cells.resolve(cell), change, lambda start, shapes: mixed)
+    return _compared(make_ranks, cells.resolve(cell), change, lambda start, shapes: towards_mixing)
 
 
 def _compared(
     make_ranks: MakeRanks, cell: Cell, change: Change | None, made: Callable[[Tensor, Shapes], Exchange]
 ) -> Figure:
     result = run(make_ranks, cell, change=change)
-    path = serial(cell, made(result.workers[0].params[0], result.workers[0].shapes))
+    path = gossiping(cell, made(result.workers[0].params[0], result.workers[0].shapes))
     value, where = worst([
         (relative(mine - at[worker.rank], at[worker.rank]), f"worker {worker.rank} after step {step}")
         for worker in result.workers
@@ -57,25 +56,9 @@ def _compared(
     return Figure(value, FLOAT64, text)
 
 
-def serial(cell: Cell, exchange: Exchange) -> Path:
-    """x_i <- exchanged x_i - lr g_i(x_i)."""
-    replicas = Replicas(cell)
-    graphs = [seated(cell, worker) for worker in range(replicas.num_workers)]
-    path = [replicas.record()]
-    for step in range(replicas.num_steps):
-        gradients = [replicas.clip(replicas.gradient(worker, step)) for worker in range(replicas.num_workers)]
-        exchange(replicas.params, mixing(graphs, step))
-        for worker, gradient in enumerate(gradients):
-            replicas.update(worker, gradient, step)
-        path.append(replicas.record())
-    return path
-
-
-def mixed(params: list[Tensor], weights: Tensor) -> None:
-    """As far as the rate says towards W x."""
-    before = torch.stack(params)
-    for flat, own, target in zip(params, before, weights @ before, strict=True):
-        flat.copy_((1 - RATE) * own + RATE * target)
+def towards_mixing(params: list[Tensor], weights: Tensor) -> None:
+    """By (1 - rate) I + rate W."""
+    mix(params, (1 - RATE) * torch.eye(len(params), dtype=weights.dtype) + RATE * weights)
 
 
 class Choco:

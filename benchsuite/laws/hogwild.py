@@ -22,9 +22,9 @@ from benchsuite.comm import Comm
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
 from benchsuite.laws.runs import (
     Change,
-    GivenGradient,
     Run,
     both,
+    from_zero_with_ones,
     option,
     rebuilt,
     relative,
@@ -34,7 +34,7 @@ from benchsuite.laws.runs import (
     worst,
 )  # fmt: skip
 from benchsuite.laws.serial import Replicas
-from benchsuite.laws.synchronous import with_clip_norm
+from benchsuite.laws.synchronous import unclipped
 from benchsuite.training import Training
 from benchsuite.update import Updater
 
@@ -57,7 +57,7 @@ def makes_nothing_up(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
 def increments_lost(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> tuple[float, int]:
     """(increments of an element that were lost, mean over the elements; updates made)."""
     cell = with_options(cell, "hogwild", lr_rule="same")
-    result = run(make_ranks, cell, change=both(_ones, change))
+    result = run(make_ranks, cell, change=both(from_zero_with_ones, change))
     updates = sum(result.events["updates"])
     last = torch.stack([worker.params[-1] for worker in result.workers])
     return float((updates + last.min(dim=0).values).mean()), updates
@@ -135,19 +135,6 @@ def _turns(training: Training) -> list[int]:
     return training.comm.turns  # type: ignore[attr-defined, no-any-return]
 
 
-def _ones(training: Training) -> Training:
-    training.part.params.zero_()
-    recipe = dataclasses.replace(
-        training.recipe, make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0), lr=lambda progress: 1.0,
-        clip_norm=None,
-    )  # fmt: skip
-    return rebuilt(training, part=GivenGradient(training.part, _one), recipe=recipe)
-
-
-def _one(grad: Tensor, step: int) -> None:
-    grad.fill_(1.0)
-
-
 class _Torn:
     """An updater that reads, takes a break, and writes what it then makes of it."""
 
@@ -175,9 +162,6 @@ def _twofold(training: Training) -> Training:
     strategy: Any = training.strategy
     strategy._updater = _Twice(strategy._updater)
     return training
-
-
-_unclipped = partial(with_clip_norm, clip_norm=None)
 
 
 def _whole_rate(training: Training) -> Training:
@@ -215,7 +199,7 @@ LAWS = (
         lambda cell: sync_of(cell) == "hogwild" and option(cell, "hogwild", "lock") == "exclusive",
         (
             Control("steps go with lr instead of lr/N", partial(locked_replay, change=_whole_rate), _ON),
-            Control("gradients are not clipped", partial(locked_replay, change=_unclipped), _CLIPPED),
+            Control("gradients are not clipped", partial(locked_replay, change=unclipped), _CLIPPED),
             Control("gradients are one batch late", partial(locked_replay, change=twins.late_gradient), _ON),
         ),
     ),

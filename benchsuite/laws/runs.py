@@ -251,6 +251,23 @@ class GivenGradient:
         return 0.0
 
 
+def plain_sgd(recipe: Recipe, lr: float = 1.0) -> Recipe:
+    """Every update is -lr times the gradient: no momentum, no schedule, no clipping."""
+    return dataclasses.replace(
+        recipe, make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0), lr=lambda progress: lr, clip_norm=None
+    )
+
+
+def from_zero_with_ones(training: Training) -> Training:
+    """Start 0, every gradient 1: after U updates with lr 1 every parameter is -U."""
+    training.part.params.zero_()
+    return rebuilt(training, part=GivenGradient(training.part, _one), recipe=plain_sgd(training.recipe))
+
+
+def _one(grad: Tensor, step: int) -> None:
+    grad.fill_(1.0)
+
+
 # -- cells -----------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ and the papers' equations between them. No comm, no topology, nothing of `sync/`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from benchsuite.topology import Graph
 from benchsuite.workload import seeded_layers
 
 Path = list[list[Tensor]]  # step (0 = the start) -> worker -> its parameters (P,)
+Exchange = Callable[[list[Tensor], Tensor], None]  # (replicas, in place; W of the step)
 
 
 class Replicas:
@@ -173,14 +174,24 @@ def elastic_averaging(cell: Cell) -> Path:
 
 def gossip(cell: Cell) -> Path:
     """Lian et al. 2017: x_i <- sum_j W_ij x_j - lr g_i(x_i)."""
+    return gossiping(cell, mix)
+
+
+def mix(params: list[Tensor], weights: Tensor) -> None:
+    """x <- W x, in place."""
+    for flat, mixed in zip(params, weights @ torch.stack(params).double(), strict=True):
+        flat.copy_(mixed)
+
+
+def gossiping(cell: Cell, exchange: Exchange) -> Path:
+    """x_i <- exchanged x_i - lr g_i(x_i), whatever moves replicas between gradient and update."""
     replicas = Replicas(cell)
     graphs = [seated(cell, worker) for worker in range(replicas.num_workers)]
     path = [replicas.record()]
     for step in range(replicas.num_steps):
         gradients = [replicas.clip(replicas.gradient(worker, step)) for worker in range(replicas.num_workers)]
-        mixed = mixing(graphs, step) @ torch.stack(replicas.params).double()
+        exchange(replicas.params, mixing(graphs, step))
         for worker, gradient in enumerate(gradients):
-            replicas.params[worker].copy_(mixed[worker])
             replicas.update(worker, gradient, step)
         path.append(replicas.record())
     return path

@@ -20,7 +20,7 @@ from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
 from benchsuite.laws.replay import push_log_replay
 from benchsuite.laws.runs import Change, both, count_different, option, rebuilt, recipe_of, run, sync_of, with_options
-from benchsuite.laws.synchronous import equals_one_process, with_clip_norm
+from benchsuite.laws.synchronous import equals_one_process, unclipped
 from benchsuite.training import Training
 from benchsuite.update import clip
 
@@ -171,14 +171,11 @@ def _is_plain_per_push(cell: Cell) -> bool:
     return isinstance(optimizer, torch.optim.SGD) and not group["momentum"] and not group["weight_decay"]
 
 
-_unclipped = partial(with_clip_norm, clip_norm=None)
-
-
 def _clips_slices(training: Training) -> Training:
     """The servers clip, each the slice that it has, and no worker does."""
     if training.is_server:
         return twins.with_policy(partial(_ClipsSlice, clip_norm=training.recipe.clip_norm))(training)
-    return _unclipped(training)
+    return unclipped(training)
 
 
 class _ClipsSlice(twins.Policy):
@@ -236,7 +233,7 @@ LAWS = (
         lambda cell: is_stale(cell) and option(cell, "stale_synchronous", "apply") == "per_push"
         and cell.compression == "none",
         (
-            Control("pushes are not clipped", partial(clipped_pushes_replay, change=_unclipped), _PER_PUSH),
+            Control("pushes are not clipped", partial(clipped_pushes_replay, change=unclipped), _PER_PUSH),
             Control(
                 "each server clips its slice",
                 partial(clipped_pushes_replay, change=_clips_slices),

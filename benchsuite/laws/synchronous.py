@@ -140,6 +140,9 @@ def with_clip_norm(training: Training, *, clip_norm: float | None) -> Training:
     return rebuilt(training, recipe=dataclasses.replace(training.recipe, clip_norm=clip_norm))
 
 
+unclipped: Change = partial(with_clip_norm, clip_norm=None)
+
+
 def _on(change: Change, law: Any, broken: str, **on: Any) -> Control:
     return Control(broken, partial(law, change=change), on)
 

@@ -9,7 +9,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from benchsuite.measure.bench import Bench, Launch
 from benchsuite.measure.load import CpuMeter
 from benchsuite.measure.verdict import Figure
 
+Side = TypeVar("Side")
 RANKS = "benchsuite.measure.selfcheck_ranks"
 MIB = 2**20
 HIERARCHICAL_BAR = 2.0
@@ -74,12 +75,8 @@ def hierarchical(bench: Bench, launches: int, effort: CollectiveEffort) -> Itera
 def overlap(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
     """A step of ResNet-18 shapes, 4 images per rank, 2 ranks, against DistributedDataParallel's."""
     cells = {name: _step_cell(*side[:3], effort=effort) for name, side in SIDES.items()}
-    found: dict[str, list[float]] = {name: [] for name in cells}
-    order, meter = list(cells), CpuMeter()
-    for _ in range(launches):
-        for name in order:
-            found[name].append(_step_ms(bench.launch(cells[name]).ranks, effort.warmup))
-        order = order[1:] + order[:1]
+    meter = CpuMeter()
+    found = _in_turns(cells, launches, lambda cell: _step_ms(bench.launch(cell).ranks, effort.warmup))
     foreign = meter.read().foreign_share
     for name, (_, _, _, bar) in SIDES.items():
         if name == "DDP":
@@ -111,17 +108,25 @@ def _hidden(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[F
         yield from (dataclasses.replace(figure, note=f"no link is shaped here: {why}") for figure in figures.values())
         return
     sides = {mib: _step_cell("synchronous", "ring", mib, effort=effort) for mib in (0.0, *SHAPED_BUCKETS)}
-    found: dict[float, list[float]] = {mib: [] for mib in sides}
-    order, meter = list(sides), CpuMeter()
-    for _ in range(launches):
-        for mib in order:
-            ranks = bench.launch(sides[mib], f"{SHAPED}:around", {"entry": WORKER, "mbit": SHAPED_MBIT}).ranks
-            found[mib].append(_step_ms(ranks, effort.warmup))
-        order = order[1:] + order[:1]
+    shaped, meter = {"entry": WORKER, "mbit": SHAPED_MBIT}, CpuMeter()
+    found = _in_turns(
+        sides, launches, lambda cell: _step_ms(bench.launch(cell, f"{SHAPED}:around", shaped).ranks, effort.warmup)
+    )
     foreign, plain = meter.read().foreign_share, found[0.0]
     for mib, figure in figures.items():
         note = f"{statistics.median(plain):.0f} ms, in buckets {statistics.median(found[mib]):.0f} ms"
         yield dataclasses.replace(figure, points=ratios(plain, found[mib]), foreign=foreign, note=note)
+
+
+def _in_turns(sides: Mapping[Side, Cell], launches: int, measure: Callable[[Cell], float]) -> dict[Side, list[float]]:
+    """So many values of each side; another one goes first in every round."""
+    found: dict[Side, list[float]] = {side: [] for side in sides}
+    order = list(sides)
+    for _ in range(launches):
+        for side in order:
+            found[side].append(measure(sides[side]))
+        order = order[1:] + order[:1]
+    return found
 
 
 def _step_cell(sync: str, topology: str, bucket_mib: float, *, effort: CollectiveEffort) -> Cell:
