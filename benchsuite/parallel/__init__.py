@@ -1,19 +1,59 @@
-"""How one replica computes its gradient: `Parallel` makes a `Part` of the workload on each rank."""
+"""How one replica computes its gradient: `Parallel` makes a `Part` of the workload on each rank.
+
+`data` holds a replica on one rank. The others divide it over `model_parallel` ranks, its parts: by layer (`pipeline`),
+by weight (`tensor`), or by shards of the state (`fsdp`). What a strategy of the replica axis sees of a part is the
+same: a flat vector of parameters and one of gradients, whose elements agree with those of the same part elsewhere.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from benchsuite.comm import Comm
-from benchsuite.workload import Part, Workload
+from benchsuite.comm import Traffic
+from benchsuite.parallel.pieces import Piece
+from benchsuite.parallel.replica import Replica
+from benchsuite.workload import Batch, Part, Workload
 
 
 class Parallel(Protocol):
     """One file in `parallel/`; the class's fields are its options."""
 
     def build(
-        self, workload: Workload, comm: Comm | None, *, seed: int, dtype: torch.dtype, device: torch.device
+        self, workload: Workload, replica: Replica | None, *, seed: int, dtype: torch.dtype, device: torch.device
     ) -> Part:
-        """This rank's part. `comm` joins the ranks of one replica (None where a replica is one rank)."""
+        """This rank's part. `replica` joins the ranks of one replica (None where a replica is one rank)."""
+
+
+class ModelParallel(Parallel, Protocol):
+    """A replica on several ranks."""
+
+    def pieces(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> list[list[Piece]]:
+        """What each of `size` parts holds, in the order of its flat vector: what it owns first, copies last.
+
+        Of the chain's parameters by their names in `nn.Sequential(*layers)`, each once; layers may be on the meta
+        device. Servers and predictions ask too: nothing is sent and no process group is needed.
+        """
+
+    def predicted_traffic(
+        self, workload: Workload, layers: Sequence[nn.Module], batch: Batch, *, size: int, itemsize: int, clip: bool
+    ) -> Traffic:
+        """Of one step of one replica, between its parts 0 .. size-1. `batch` is a replica's share, on the meta device.
+
+        What the library sends, and our own scalars (`Replica.sum`, with `clip` that of the norm) and tied gradients.
+        """
+
+
+class PartOfReplica(Part, Protocol):
+    """What `ModelParallel.build` returns beyond a `Part`."""
+
+    num_owned: int  # elements of `params` and `grad` that count here: the first ones; the rest are copies
+
+    def share(self, shard: int, num_shards: int) -> tuple[int, int]:
+        """Which slice of a global batch this rank reads where its replica is given slice `shard` of `num_shards`."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What the run file keeps of this part, in plain JSON: balance, bubble, activation bytes."""
