@@ -2,36 +2,75 @@
 
 The chain of layers is used whole. Parameters and gradients are views into two flat vectors, so that a strategy
 moves one vector and an optimiser steps one tensor. Inside a replica nothing is sent.
+With micro-batches the gradient of a share is the mean of theirs, made one after the other: the memory of activations
+of one, the gradient of all. With `precision = bf16` forward and loss run under autocast (matrix products in bfloat16);
+parameters, gradient and optimiser state stay in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchsuite.comm import Comm, Handle
-from benchsuite.workload import Batch, Ready, Shapes, Workload, numel, seeded_layers, trained_parameters, views
+from benchsuite.workload import (
+    Batch,
+    Ready,
+    Shapes,
+    Workload,
+    micro_batches,
+    numel,
+    seeded_layers,
+    trained_parameters,
+    views,
+)
 
 
 @dataclass
 class Parallel:
     """One rank per replica."""
 
+    num_micro_batches: int = 1
+    """Pieces of a rank's share of a batch: gradients are accumulated over them, activations live for one."""
+
+    later = ("num_micro_batches",)
+    autocast = True
+
     def build(
-        self, workload: Workload, comm: Comm | None, *, seed: int, dtype: torch.dtype, device: torch.device
+        self,
+        workload: Workload,
+        comm: Comm | None,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        autocast: bool = False,
     ) -> DataPart:
-        return DataPart(workload, seed=seed, dtype=dtype, device=device)
+        return DataPart(
+            workload, seed=seed, dtype=dtype, device=device, autocast=autocast, num_micro_batches=self.num_micro_batches
+        )
 
 
 class DataPart:
     """A whole replica on one rank. `params` and `grad` are (P,)."""
 
-    def __init__(self, workload: Workload, *, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        autocast: bool = False,
+        num_micro_batches: int = 1,
+    ) -> None:
         self.module: nn.Module = nn.Sequential(*seeded_layers(workload, seed)).to(dtype).to(device)
-        self._workload = workload
+        self._workload, self._autocast, self._num_micro = workload, autocast, num_micro_batches
         named = trained_parameters(self.module)
         self.shapes: Shapes = {name: p.shape for name, p in named.items()}
         self.params = torch.zeros(numel(self.shapes), dtype=dtype, device=device)
@@ -54,28 +93,57 @@ class DataPart:
     def _bind_grad(self) -> None:
         self._grads = list(views(self.grad, self.shapes).values())
 
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Of the forward pass and the loss; a backward pass follows what they did."""
+        return torch.autocast(self.params.device.type, torch.bfloat16) if self._autocast else nullcontext()
+
+    def _loss(self, forward: nn.Module, batch: Batch) -> Tensor:
+        if not self._autocast:
+            return self._workload.loss(forward(batch.x), batch)
+        with self._precision():
+            return self._workload.loss(forward(batch.x), batch)
+
     def infer(self, x: Tensor) -> Tensor:
         training = self.module.training
         self.module.eval()  # no dropout, no batch statistics
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._precision():
                 output: Tensor = self.module(x)
-                return output
+                return output.to(self.params.dtype) if self._autocast else output
         finally:
             self.module.train(training)
 
     def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
         if until is not None:
             raise ValueError("a real backward pass is not abandoned: `until` is for the virtual clock")
-        loss = self._workload.loss(self.module(batch.x), batch)
+        if self._num_micro > 1:
+            return self._accumulated(micro_batches(batch, self._num_micro), ready)
+        loss = self._loss(self.module, batch)
         if ready is None:
-            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-            if any(gradient is None for gradient in gradients):  # `materialize_grads` costs 1 % of a digits step
-                gradients = self._with_zeros(gradients)
-            torch._foreach_copy_(self._grads, gradients)
+            torch._foreach_copy_(self._grads, self._gradients(loss))
         else:
             self._backward_with_hooks(loss, ready)
         return float(loss.detach())
+
+    def _accumulated(self, pieces: Sequence[Batch], ready: Ready | None) -> float:
+        """The mean over micro-batches, added up in the flat vector; only the last one announces its slices."""
+        self.grad.zero_()
+        total = 0.0
+        for number, piece in enumerate(pieces, start=1):
+            loss = self._loss(self.module, piece)
+            share = loss / len(pieces)
+            if ready is None or number < len(pieces):
+                torch._foreach_add_(self._grads, self._gradients(share))
+            else:
+                self._backward_with_hooks(share, ready)
+            total += float(loss.detach())
+        return total / len(pieces)
+
+    def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        if any(gradient is None for gradient in gradients):  # `materialize_grads` costs 1 % of a digits step
+            gradients = self._with_zeros(gradients)
+        return gradients
 
     def _with_zeros(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """A parameter that the loss does not reach has gradient 0."""
@@ -83,7 +151,8 @@ class DataPart:
         return tuple(torch.zeros_like(parameter) if found is None else found for found, parameter in pairs)
 
     def _backward_with_hooks(self, loss: Tensor, ready: Ready) -> None:
-        """Copies each gradient into the flat vector the moment autograd has it, and says so.
+        """Copies each gradient into the flat vector (adds it there, of several micro-batches) the moment autograd has it,
+        and says so.
 
         A parameter that the loss does not reach has gradient 0 and is announced at the end.
         """
@@ -97,7 +166,8 @@ class DataPart:
         self._announce = lambda position: ready(*self._ends[position])
         loss.backward()
         for position in sorted(self._missing, reverse=True):
-            self._grads[position].zero_()
+            if self._num_micro == 1:
+                self._grads[position].zero_()
             ready(*self._ends[position])
         del self._announce  # autograd keeps the hooks, and so this part, for ever: `ready` leads to the rank's sockets
 
@@ -105,7 +175,10 @@ class DataPart:
         def hook(position: int) -> Callable[[Tensor], None]:
             def copy(parameter: Tensor) -> None:
                 assert parameter.grad is not None
-                self._grads[position].copy_(parameter.grad)
+                if self._num_micro == 1:
+                    self._grads[position].copy_(parameter.grad)
+                else:
+                    self._grads[position].add_(parameter.grad)
                 parameter.grad = None
                 self._missing.discard(position)
                 self._announce(position)
@@ -121,6 +194,15 @@ class DataPart:
     def backward(self, batch: Batch) -> float:
         for parameter in self._parameters:
             parameter.grad = None
-        loss = self._workload.loss(self._forward(batch.x), batch)
-        loss.backward()
-        return float(loss.detach())
+        pieces, total = micro_batches(batch, self._num_micro), 0.0
+        for number, piece in enumerate(pieces, start=1):
+            with nullcontext() if number == len(pieces) else self._not_yet():
+                loss = self._loss(self._forward, piece)
+                (loss if len(pieces) == 1 else loss / len(pieces)).backward()
+            total += float(loss.detach())
+        return total / len(pieces)
+
+    def _not_yet(self) -> AbstractContextManager[Any]:
+        """A wrapper that agrees in the backward pass does so in the last one."""
+        context: AbstractContextManager[Any] = getattr(self._forward, "no_sync", nullcontext)()
+        return context

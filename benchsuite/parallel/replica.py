@@ -20,7 +20,7 @@ class Replica:
 
     comm: Comm
     group: Any  # torch.distributed.ProcessGroup in torch's own table
-    device: torch.device = torch.device("cpu")
+    device: torch.device
 
     @property
     def part(self) -> int:
@@ -60,8 +60,7 @@ class Replica:
         return math.sqrt(self.sum(float(torch.dot(owned, owned))))
 
     def all_finite(self, params: Tensor) -> bool:
-        """Whether nobody's parameters are beyond repair. Asked on every part alike, where the common loss is not finite:
-        a run that ends here sends it outside its books."""
+        """Whether every part's parameters are finite. Asked on all of them, where the common loss is not."""
         return not self.sum(0.0 if bool(torch.isfinite(params).all()) else 1.0)
 
     def _number(self, value: float) -> Tensor:
