@@ -9,7 +9,7 @@ from benchsuite import training
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
 from benchsuite.compression import Compression
-from benchsuite.sync import Setting, Strategy
+from benchsuite.sync import Events, Setting, Strategy
 from benchsuite.topology import Topology
 from benchsuite.workload import Shapes, trained_parameters
 
@@ -17,7 +17,12 @@ from benchsuite.workload import Shapes, trained_parameters
 def predicted(cell: Cell) -> Traffic:
     """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta device)."""
     strategy, shapes, described, num_batches = _described(cell)
-    return strategy.predicted_traffic(shapes, strategy.expected_events(num_batches, described), described)
+    return of_run(cell, strategy, shapes, strategy.expected_events(num_batches, described), described)
+
+
+def of_run(cell: Cell, strategy: Strategy, shapes: Shapes, events: Events, described: Setting) -> Traffic:
+    """Traffic of a whole run, from its recorded events: the one place where everything that a run sends is told."""
+    return strategy.predicted_traffic(shapes, events, described)
 
 
 def kept(cell: Cell) -> dict[str, int | None]:

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from benchsuite import cell as cells
+from benchsuite import predict
 from benchsuite import training as trainings
 from benchsuite.comm import Traffic
 from benchsuite.comm.groups import World
@@ -180,7 +181,9 @@ class Rank:
         events = trainings.gather_events(
             [json.loads(self.store.get(f"events/{rank}")) for rank in range(self.comm.size)]
         )
-        return training.strategy.predicted_traffic(training.part.shapes, events, training.setting).to_json()
+        return predict.of_run(
+            self.cell, training.strategy, training.part.shapes, events, training.setting
+        ).to_json()
 
     def _straggler(self) -> dict[str, Any] | None:
         return {"factor": self.slow_down, "how": "busy" if self.busy else "sleep"} if self.slow_down > 1 else None

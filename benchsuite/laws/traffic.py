@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchsuite import plugins
+from benchsuite import plugins, predict
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
@@ -28,7 +28,7 @@ def counted_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | 
 def predicted(result: Run) -> Traffic:
     """What a strategy that never ran says of this run."""
     strategy, setting = described(result.cell)
-    return strategy.predicted_traffic(result.workers[0].shapes, result.events, setting)
+    return predict.of_run(result.cell, strategy, result.workers[0].shapes, result.events, setting)
 
 
 def described(cell: Cell) -> tuple[Strategy, Setting]:
@@ -46,7 +46,7 @@ def undisturbed_is_expected(make_ranks: MakeRanks, cell: Cell, *, change: Change
     strategy, setting = described(result.cell)
     recipe = recipe_of(result.cell)
     events: Events = strategy.expected_events(recipe.budget // recipe.global_batch, setting)
-    before = strategy.predicted_traffic(result.workers[0].shapes, events, setting)
+    before = predict.of_run(result.cell, strategy, result.workers[0].shapes, events, setting)
     counted, told = result.traffic.payload_bytes, before.payload_bytes
     return Figure(abs(counted - told), 0, f"{counted} bytes counted, {told} expected, {result.cell.label}")
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchsuite import cell as cells
-from benchsuite import compute_time, placement
+from benchsuite import compute_time, placement, predict
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
@@ -266,7 +266,9 @@ class _Simulation:
         """What the strategy's own file says of this run, from shapes and recorded events."""
         training = self._trainings[0]
         events = trainings.gather_events([record["events"] for record in self._records])
-        return training.strategy.predicted_traffic(training.part.shapes, events, training.setting).to_json()
+        return predict.of_run(
+            self._cell, training.strategy, training.part.shapes, events, training.setting
+        ).to_json()
 
     def _facts(self, real_s: float, cpu_s: float) -> dict[str, Any]:
         pool = self._pool
