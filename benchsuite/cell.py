@@ -260,7 +260,10 @@ def _preset(cell: Cell, workload: plugins.Plugin | None) -> tuple[str, Mapping[s
 def _options(
     cell: Cell, found: Mapping[str, plugins.Plugin | None], preset: Mapping[str, Any]
 ) -> dict[str, dict[str, Scalar]]:
-    """Every option of every member with its value: default, then the preset's, then what the cell says."""
+    """Every option of every member with its value: default, then the preset's, then what the cell says.
+
+    Options that came after the first stored runs (the class's `later`) are absent where they have their default.
+    """
     used = {axis: plugins.stem(getattr(cell, axis)) for axis in AXES}
     stray = sorted(set(cell.options) - set(used.values()))
     if stray:
@@ -273,6 +276,8 @@ def _options(
             if axis == "workload":
                 given = {k: v for k, v in preset.items() if k in member.options} | given
             given = member.resolve_options(given)
+            later = member.constants.get("later", ())
+            given = {k: v for k, v in given.items() if k not in later or v != member.options[k].default}
         if given:
             options[used[axis]] = given
     return options

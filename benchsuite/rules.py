@@ -50,9 +50,12 @@ def notices(cell: Cell) -> list[Problem]:
 
 
 def law_problems(cell: Cell) -> list[Problem]:
-    """What an equality law refuses beyond `validate`: dropout draws differ between shards."""
-    dropout = View(cell).number("workload", "dropout")
-    if not dropout:
-        return validate(cell)
-    reason = f"dropout = {dropout:g}: shards draw other masks than one process"
-    return [*validate(cell), Problem("laws", reason, "set dropout = 0")]
+    """What an equality law refuses beyond `validate`: dropout draws differ between shards, bfloat16 rounds."""
+    found = validate(cell)
+    if dropout := View(cell).number("workload", "dropout"):
+        reason = f"dropout = {dropout:g}: shards draw other masks than one process"
+        found.append(Problem("laws", reason, "set dropout = 0"))
+    if cell.precision == "bf16":
+        reason = "precision = bf16: equality is a law of float64, bfloat16 rounds to 2^-8"
+        found.append(Problem("laws", reason, "set precision = fp64"))
+    return found

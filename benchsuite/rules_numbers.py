@@ -89,7 +89,7 @@ def global_batch(view: View) -> Problems:
             f"set the workload's global_batch (fixed_per_worker: x replicas) to at most {available}",
         )  # fmt: skip
     parts, formula = cell.replicas, f"replicas({cell.replicas})"
-    micro = view.number("parallel", "num_micro_batches") if view.name("parallel") == "pipeline" else None
+    micro = view.number("parallel", "num_micro_batches")
     if micro and micro >= 1:
         parts, formula = parts * int(micro), f"{formula} x num_micro_batches({micro:g})"
     if view.name("parallel") == "fsdp":
@@ -257,9 +257,9 @@ def straggler(view: View) -> Problems:
 
 
 def options(view: View) -> Problems:
-    """Threads, buckets, periods and segments: 1 or more."""
+    """Threads, buckets, periods, segments and micro-batches: 1 or more."""
     of_sync = (("sync", name) for name in ("server_threads", "bucket_cap_mb", "period"))
-    for axis, name in (*of_sync, ("topology", "segment_kib")):
+    for axis, name in (*of_sync, ("topology", "segment_kib"), ("parallel", "num_micro_batches")):
         value = view.number(axis, name)
         if value is not None and value < 1:
             yield Problem(

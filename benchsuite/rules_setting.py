@@ -13,7 +13,6 @@ from benchsuite.rules_members import MODEL_PARALLEL
 
 # Values that a later version gives a meaning to; ignoring them would be a lie.
 NOT_BUILT_YET = {
-    "precision": "bf16",
     "device": "cuda",
     "rank_placement": "part_major",
 }
@@ -60,6 +59,10 @@ def clock(view: View) -> Problems:
          "the library runs by the wall clock", "parallel = data"),
         (_without_lock(view), "lock = none", "torn reads need real threads", "lock = exclusive"),
         (cell.device != "cpu", f"device = {cell.device}", "simulated workers share one process", "device = cpu"),
+        (cell.precision == "bf16", "precision = bf16", "simulated gradients are batched calls of a traced graph",
+         "precision = fp32"),
+        (_num_micro_batches(view) > 1, f"num_micro_batches = {_num_micro_batches(view):g}",
+         "a simulated gradient is computed whole, in its one compute time", "num_micro_batches = 1"),
         (cell.backend != "gloo", f"backend = {cell.backend}", "nothing is sent", "backend = gloo"),
         (cell.threads != 1, f"threads = {cell.threads}", "a simulation runs in one thread", "threads = 1"),
         (cell.world_size > LARGEST_VIRTUAL_WORLD, f"{cell.world_size} ranks",
@@ -114,6 +117,15 @@ def backend(view: View) -> Problems:
         yield Problem(
             "nccl", "backend = nccl with lock = none: threads on one device's communicator can deadlock",
             "set lock = exclusive, or backend = gloo",
+        )  # fmt: skip
+
+
+def precision(view: View) -> Problems:
+    """Autocast is asked of the part that runs forward and loss."""
+    if view.cell.precision == "bf16" and not view.constant("parallel", "autocast"):
+        yield Problem(
+            "precision", f"precision = bf16 with parallel = {view.label('parallel')}: it does not run under autocast",
+            "set parallel = data, or precision = fp32",
         )  # fmt: skip
 
 
@@ -187,7 +199,6 @@ def not_built(view: View) -> Problems:
 def _built(field: str) -> str:
     fixed = {
         "clock": "wall",
-        "precision": "fp32 or fp64",
         "device": "cpu",
         "rank_placement": "replica_major",
     }
@@ -222,10 +233,15 @@ def machine(view: View, machine: Machine) -> Problems:
         yield Problem("gloo", f"torch {machine.torch} is built without gloo", "install the torch wheel")
 
 
+def _num_micro_batches(view: View) -> float:
+    """Of parallel = data; a pipeline is refused as such."""
+    return (view.number("parallel", "num_micro_batches") or 1) if view.name("parallel") == "data" else 1
+
+
 def _without_lock(view: View) -> bool:
     """Threads or workers that write at once."""
     lock = view.option("sync", "lock")
     return lock == "none" or (view.name("sync") == "hogwild" and lock is None)
 
 
-RULES: tuple[Callable[[View], Problems], ...] = (clock, backend, cluster, tuning, not_built)
+RULES: tuple[Callable[[View], Problems], ...] = (clock, backend, precision, cluster, tuning, not_built)

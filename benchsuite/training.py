@@ -26,7 +26,8 @@ from benchsuite.topology.server_log import ServerLog
 from benchsuite.update import state_vectors
 from benchsuite.workload import Part, Recipe, Workload
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+# Of parameters, gradients, optimiser state, and so of what travels; bf16: forward and loss under autocast.
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
 
 @dataclass
@@ -177,7 +178,10 @@ def build_part(cell: Cell) -> tuple[Workload, Part]:
     workload, dtype = make_workload(cell), DTYPES[cell.precision]
     workload.start(seed=cell.seed, dtype=dtype)
     parallel = make("parallel", cell.parallel, options_for(cell, "parallel"))
-    part: Part = parallel.build(workload, None, seed=cell.seed, dtype=dtype, device=torch.device(cell.device))
+    precision = {"autocast": True} if cell.precision == "bf16" else {}
+    part: Part = parallel.build(
+        workload, None, seed=cell.seed, dtype=dtype, device=torch.device(cell.device), **precision
+    )
     return workload, part
 
 

@@ -33,6 +33,32 @@ class Batch:
     num_samples: int
 
 
+def micro_batches(batch: Batch, count: int) -> list[Batch]:
+    """The batch in `count` equal pieces, cut along dimension 0 (views)."""
+    if count == 1:
+        return [batch]
+    if batch.num_samples % count:
+        raise ValueError(f"{batch.num_samples} samples cannot be cut into {count} equal micro-batches")
+    size = batch.num_samples // count
+    return [Batch(_piece(batch.x, at, count), _piece(batch.y, at, count), size) for at in range(count)]
+
+
+def _piece(value: Any, at: int, count: int) -> Any:
+    return mapped(value, lambda whole: whole[at * (len(whole) // count) : (at + 1) * (len(whole) // count)])
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch's x or y with every tensor in it changed: a tensor, or tuples, lists and mappings of tensors."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        inside = [mapped(each, change) for each in value]
+        return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
+    if isinstance(value, Mapping):
+        return {name: mapped(each, change) for name, each in value.items()}
+    return value
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How it is trained. The learning rate is a function of progress = samples consumed / budget, so it is the

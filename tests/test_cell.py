@@ -89,6 +89,13 @@ def test_editing_a_path_plugin_changes_the_id(tmp_path):
     assert resolve(Cell(workload=str(path))).id != before.id
 
 
+def test_an_option_that_came_later_leaves_ids_alone_at_its_default():
+    """Stored runs keep their ids; another value is another cell."""
+    plain, written = resolve(Cell()), resolve(Cell(options={"data": {"num_micro_batches": 1}}))
+    assert "data" not in plain.options and plain == written
+    assert resolve(Cell(options={"data": {"num_micro_batches": 2}})).id != plain.id
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

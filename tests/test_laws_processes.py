@@ -18,6 +18,7 @@ from tests.law_cells import all_laws, holds, lines, on, tiny
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(90)]
 
 GRID = [cell for cell in grid.training(grid.Asked()) if grid.calls_library(cell.sync)]
+MICRO = [cell for cell in grid.cells_of("micro_batches").of(grid.Asked()) if grid.calls_library(cell.sync)]
 TWINS = [
     pytest.param(law, control, id=f"{law.name}: {control.broken}")
     for laws in all_laws().values()
@@ -39,6 +40,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRanks]:
 
 @pytest.mark.parametrize(("law", "cells"), [line for family in all_laws() if grid.cells_of(family) is grid.TRAINING for line in lines(family, GRID)])
 def test_strategies_of_the_library(law: Law, cells: list[Cell], ranks: MakeRanks) -> None:
+    holds(law, ranks, cells)
+
+
+@pytest.mark.parametrize(("law", "cells"), [*lines("micro_batches", MICRO)])
+def test_micro_batches_in_the_library(law: Law, cells: list[Cell], ranks: MakeRanks) -> None:
     holds(law, ranks, cells)
 
 

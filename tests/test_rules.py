@@ -179,6 +179,10 @@ CASES = [
      {"workload": TINY, "parallel": "pipeline", "replicas": 2, "options": {"pipeline": {"num_micro_batches": 4}}}),
     ("global batch", "model_parallel(5)", {"workload": TINY, "parallel": "fsdp", "model_parallel": 5},
      {"workload": TINY, "parallel": "tensor", "model_parallel": 5}),
+    ("global batch", "num_micro_batches(5)", {"workload": TINY, "replicas": 2, "options": {"data": {"num_micro_batches": 5}}},
+     {"workload": TINY, "replicas": 2, "options": {"data": {"num_micro_batches": 6}}}),
+    ("counts", "num_micro_batches = 0", {"options": {"data": {"num_micro_batches": 0}}},
+     {"options": {"data": {"num_micro_batches": 1}}}),
     *[("local steps", "would not end with a synchronisation",
        {"sync": sync, "budget": Budget(steps=20), "options": {sync: {"local_steps": 8, "warmup_steps": 2}}},
        {"sync": sync, "budget": Budget(steps=20), "options": {sync: {"local_steps": 8, "warmup_steps": 4}}})
@@ -269,6 +273,10 @@ CASES = [
     ("virtual clock", "torn reads", {"sync": "hogwild", **VIRTUAL},
      {"sync": "hogwild", **VIRTUAL, "options": {"hogwild": {"lock": "exclusive"}}}),
     ("virtual clock", "device = cuda", {"device": "cuda", **VIRTUAL}, {"device": "cpu", **VIRTUAL}),
+    ("virtual clock", "precision = bf16", {"precision": "bf16", **VIRTUAL}, {"precision": "bf16"}),
+    ("virtual clock", "num_micro_batches = 2", {**VIRTUAL, "options": {"data": {"num_micro_batches": 2}}},
+     {"options": {"data": {"num_micro_batches": 2}}}),
+    ("precision", "does not run under autocast", {"precision": "bf16", "parallel": "tensor"}, {"precision": "bf16"}),
     ("virtual clock", "backend = mpi", {"backend": "mpi", **VIRTUAL}, {"backend": "gloo", **VIRTUAL}),
     ("virtual clock", "threads = 4", {"threads": 4, **VIRTUAL}, {**VIRTUAL}),
     ("virtual clock", "5001 ranks", {**MANY, "replicas": 5000}, {**MANY, "replicas": 4000}),
@@ -363,7 +371,7 @@ def test_every_planned_member_resolves_and_is_not_built_or_legal(kind, name):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"clock": "virtual"}, {"tuning": "per_strategy"}, {"precision": "bf16"}, {"cluster": "kubernetes"},
+        {"clock": "virtual"}, {"tuning": "per_strategy"}, {"cluster": "kubernetes"},
         {"device": "cuda"}, {"rank_placement": "part_major"},
     ],
 )
@@ -462,6 +470,7 @@ def test_batch_norm_is_a_notice_and_dropout_is_refused_in_laws_only(tmp_path):
     assert [p.rule for p in rules.notices(normed)] == ["batch norm"]
     assert rules.notices(dataclasses.replace(normed, replicas=1)) == []
     assert [p.rule for p in rules.law_problems(normed)] == ["laws"]
+    assert ["float64" in p.reason for p in rules.law_problems(Cell(workload=TINY, precision="bf16"))] == [True]
     assert rules.law_problems(dataclasses.replace(normed, options={})) == []
 
 

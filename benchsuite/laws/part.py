@@ -1,7 +1,9 @@
-"""Laws of `Part.gradient`: announced slices are the gradient, in backward order; what the loss misses has 0."""
+"""Laws of `Part.gradient`: announced slices are the gradient, in backward order; what the loss misses has 0; under
+bf16 it is rounded, but the float32 one."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +16,7 @@ from benchsuite import cell as cells
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
-from benchsuite.laws.runs import count_different
+from benchsuite.laws.runs import count_different, relative
 from benchsuite.workload import Batch, Part, Workload
 
 Wrap = Callable[[Part], Any]
@@ -120,6 +122,33 @@ def unused_is_zero(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
     return Figure(wrong, 0, f"{wrong} of 6 elements of an unused parameter are not 0")
 
 
+BF16_ROUNDING = 2.0**-8  # relative step of bfloat16's 8 bits
+
+
+def bf16_is_close(make_ranks: MakeRanks, cell: Cell, *, autocast: bool = True, scale: float = 1.0) -> Figure:
+    """Under autocast the gradient is float32's up to roundings to bfloat16, a few per layer, and not its very bits.
+
+    Parameters and gradient stay in float32. Where nothing differs nothing was cast: as wrong as it can be.
+    """
+    cell = cells.resolve(dataclasses.replace(cell, precision="fp32"))
+    workload = trainings.make_workload(cell)
+    workload.start(seed=cell.seed, dtype=torch.float32)
+    parallel = trainings.make("parallel", cell.parallel, trainings.options_for(cell, "parallel"))
+    build = partial(parallel.build, workload, None, seed=cell.seed, dtype=torch.float32, device=torch.device("cpu"))
+    batch = workload.batch(0, shard=0, num_shards=1)
+    plain, cast = build(), build(autocast=autocast)
+    loss, plain_loss = cast.gradient(batch), plain.gradient(batch)
+    bound = BF16_ROUNDING * len(workload.layers())
+    kept = cast.params.dtype == cast.grad.dtype == torch.float32
+    different = count_different(cast.grad, plain.grad)
+    value = relative(scale * cast.grad - plain.grad, plain.grad) if different and kept else 1.0
+    return Figure(
+        value,
+        bound,
+        f"{different} of {plain.grad.numel()} elements differ, losses {loss} and {plain_loss}, {cast.grad.dtype}",
+    )
+
+
 class _Broken:
     """A part whose announcements pass through `how(ready)`, or whose gradient keeps old values."""
 
@@ -176,5 +205,14 @@ LAWS = (
         unused_is_zero,
         _data,
         (Control("old values are kept", partial(unused_is_zero, wrap=_broken("keeps"))),),
+    ),
+    Law(
+        "a bf16 gradient is the fp32 one up to bfloat16's roundings, and is rounded",
+        bf16_is_close,
+        lambda cell: _data(cell) and cell.precision == "fp32",
+        (
+            Control("autocast is not on", partial(bf16_is_close, autocast=False)),
+            Control("the gradient is scaled", partial(bf16_is_close, scale=0.5)),
+        ),
     ),
 )

@@ -25,7 +25,10 @@ class Parallel(Protocol):
     def build(
         self, workload: Workload, replica: Replica | None, *, seed: int, dtype: torch.dtype, device: torch.device
     ) -> Part:
-        """This rank's part. `replica` joins the ranks of one replica (None where a replica is one rank)."""
+        """This rank's part. `replica` joins the ranks of one replica (None where a replica is one rank).
+
+        A class that says `autocast = True` also takes `autocast: bool = False`: forward and loss under autocast.
+        """
 
 
 class ModelParallel(Parallel, Protocol):

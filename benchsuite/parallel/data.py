@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchsuite.comm import Comm, Handle
+from benchsuite.comm import Handle
+from benchsuite.parallel.replica import Replica
 from benchsuite.workload import (
     Batch,
     Ready,
@@ -44,7 +45,7 @@ class Parallel:
     def build(
         self,
         workload: Workload,
-        comm: Comm | None,
+        replica: Replica | None,
         *,
         seed: int,
         dtype: torch.dtype,
@@ -151,10 +152,10 @@ class DataPart:
         return tuple(torch.zeros_like(parameter) if found is None else found for found, parameter in pairs)
 
     def _backward_with_hooks(self, loss: Tensor, ready: Ready) -> None:
-        """Copies each gradient into the flat vector (adds it there, of several micro-batches) the moment autograd has it,
-        and says so.
+        """Copies each gradient into the flat vector the moment autograd has it, and says so.
 
-        A parameter that the loss does not reach has gradient 0 and is announced at the end.
+        Of several micro-batches it is added. A parameter that the loss does not reach has gradient 0 and is announced
+        at the end.
         """
         if not self._ends:  # hooks cost a wrapper per tensor: registered once, by the first who asks
             stop = 0

@@ -1,0 +1,95 @@
+"""Laws of gradient accumulation: m micro-batches, one after the other, are the whole batch.
+
+The mean of equal pieces' mean gradients is the gradient of the mean loss, so training with them equals one process on
+the whole batch under every form of the synchronous strategy, in buckets and through the library too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchsuite.cell import Budget, Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws.grid import Asked, tiny
+from benchsuite.laws.runs import rebuilt
+from benchsuite.laws.synchronous import equals_one_process, is_exact
+from benchsuite.laws.variants import RECIPES
+from benchsuite.training import Training
+from benchsuite.workload import Batch, Part, Ready, micro_batches
+
+FORMS: tuple[dict[str, Any], ...] = (
+    {"topology": "native"},
+    {"topology": "ring", "options": {"synchronous": {"bucket_mib": 0.001}}},
+    {"topology": "parameter_server"},
+    {"sync": "ddp", "budget": Budget(timeout_s=60.0)},
+)
+
+
+def accumulated(cell: Cell) -> int:
+    """Micro-batches of a share."""
+    return int(cell.options.get("data", {}).get("num_micro_batches", 1))
+
+
+def _cells(asked: Asked) -> Sequence[Cell]:
+    """m = 2 and 4 at every number of workers; the virtual clock has no accumulation."""
+    if asked.clock != "wall" or not asked.is_everything:
+        return []
+    return [
+        tiny(RECIPES[2], replicas=workers, **{**form, "options": {**form.get("options", {}), "data": micro}})
+        for form in FORMS
+        for workers in (1, 2, 3)
+        for micro in ({"num_micro_batches": 2}, {"num_micro_batches": 4})
+    ]
+
+
+class _Summed:
+    """A part that adds its micro-batches' gradients and never divides."""
+
+    def __init__(self, part: Part, count: int) -> None:
+        self._part, self._count = part, count
+        self.module, self.shapes, self.params = part.module, part.shapes, part.params
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+    def gradient(self, batch: Batch, ready: Ready | None = None, until: Any = None) -> float | None:
+        loss = self._part.gradient(batch)
+        self._part.grad.mul_(self._count)
+        return loss
+
+
+class _LastOnly(_Summed):
+    """A part that keeps the last micro-batch's gradient alone."""
+
+    def gradient(self, batch: Batch, ready: Ready | None = None, until: Any = None) -> float | None:
+        last = micro_batches(batch, self._count)[-1]
+        x, y = (torch.cat([piece] * self._count) for piece in (last.x, last.y))
+        return self._part.gradient(Batch(x, y, batch.num_samples))
+
+
+def _with(broken: type[_Summed], training: Training) -> Training:
+    part: Any = broken(training.part, accumulated(training.cell))
+    return rebuilt(training, part=part)
+
+
+def _broken(part: type[_Summed], make_ranks: MakeRanks, cell: Cell) -> Figure:
+    return equals_one_process(make_ranks, cell, change=partial(_with, part))
+
+
+_ON = {"replicas": 2, "options": {"data": {"num_micro_batches": 4}}}
+CELLS = grid.Cells(_cells, lambda cell: f"{cell.sync} in micro-batches")
+LAWS = (
+    Law(
+        "m micro-batches equal the whole batch",
+        equals_one_process,
+        lambda cell: is_exact(cell) and accumulated(cell) > 1,
+        (
+            Control("their sum instead of their mean", partial(_broken, _Summed), _ON),
+            Control("only the last one counts", partial(_broken, _LastOnly), _ON),
+        ),
+    ),
+)
