@@ -24,6 +24,7 @@ SERIES: Mapping[str, tuple[str, ...]] = {
     "ranks": (
         "run_id", "cell_id", "seed", "clock", "rank", "role", "steps", "data_s", "compute_s", "blocked_s", "update_s",
         "idle_s", "wall_s", "cpu_s", "peak_rss_bytes", "virtual_s",
+        "base_rss_bytes", "peak_model_bytes",
     ),
 }  # fmt: skip
 

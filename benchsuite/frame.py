@@ -53,6 +53,7 @@ COLUMNS: Mapping[str, str] = {
         ("int", "predicted_bytes payload_bytes shm_bytes control_bytes wire_bytes"),
         ("str", "gradients receive_cost"),
         ("float", "simulation_s lr_factor tuned_lr_factor"),
+        ("int", "peak_model_bytes"),
     )
     for name in names.split()
 }
@@ -66,6 +67,7 @@ _CELL_FIELDS = (
 _TIMES = ("samples_per_s", "step_time_s_median", "compute_s_median", "blocked_comm_s_median")
 _COST = (
     ("provenance", "idle_share", "lock_wait_share", "env_steps_per_s", "bubble_share", "peak_memory_bytes")
+    + ("peak_model_bytes",)
     + ("cpu_s_per_sample", "mfu")
 )  # fmt: skip
 _RESULT = ("diverged_step", "samples", "updates", "payload_source", "policy_lag_mean", "final_loss", "final_metric")

@@ -19,6 +19,7 @@ from benchsuite import placement, plugins
 from benchsuite.cell import Cell
 from benchsuite.comm import Comm
 from benchsuite.compression import Compression
+from benchsuite.parallel import PartOfReplica
 from benchsuite.sync import Events, Setting, Strategy
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
@@ -42,6 +43,8 @@ class Training:
     topology: Topology
     compression: Compression
     strategy: Strategy
+    replica: PartOfReplica | None = None  # this rank's part of a divided replica; `comm` joins it with its likes
+    served: Any = None  # on a server of divided replicas: `divided.Served`
 
     @property
     def is_server(self) -> bool:
@@ -61,6 +64,11 @@ class Training:
 
     def serve(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
         """The life of a server rank, until every worker has said goodbye."""
+        log: ServerLog = self.serve_alone(on_update) if self.served is None else self.served.serve(on_update)
+        return log
+
+    def serve_alone(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
+        """Serves one vector: the parameters, or a part's of divided replicas."""
         assert isinstance(self.topology, ParameterServer)
         shard = self.shard()
         policy = self.strategy.policy()
@@ -78,6 +86,8 @@ class Training:
 
     def events(self, log: ServerLog | None) -> dict[str, int]:
         """This rank's counts: a server's are the updates and what its policy kept."""
+        if self.replica is not None:
+            return {**self.strategy.events, "gradients": self.replica.num_gradients}
         return dict(self.strategy.events) if log is None else {"updates": log.version, **log.events}
 
     def shard(self) -> Tensor:
@@ -90,6 +100,23 @@ class Training:
 def make(kind: str, reference: str, options: Mapping[str, Any]) -> Any:
     """An instance of a plug-in with its options."""
     return plugins.load(kind, reference)(**options)
+
+
+def make_parallel(cell: Cell) -> Any:
+    """How the cell's replicas compute their gradients."""
+    return make("parallel", cell.parallel, options_for(cell, "parallel"))
+
+
+def is_divided(cell: Cell) -> bool:
+    """Whether a replica is held by several ranks (`divided.py`), or by one in the form of such a parallelism."""
+    return hasattr(plugins.load("parallel", cell.parallel), "pieces")
+
+
+def start_workload(cell: Cell) -> Workload:
+    """The workload with its data and its random streams."""
+    workload = make_workload(cell)
+    workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
+    return workload
 
 
 def make_topology(cell: Cell) -> Any:
@@ -146,18 +173,37 @@ def build(
     *,
     wrap: Callable[[Part, int], Part] | None = None,
     given: tuple[Workload, Recipe, Part] | None = None,
+    before_model: Callable[[], None] = lambda: None,
 ) -> Training:
-    """Builds and starts everything on this rank. `wrap(part, worker)` may stand between strategy and part.
+    """Builds and starts everything on this rank. `wrap(part, worker)` may stand between strategy and part;
+    `before_model()` is called once the workload has its data.
 
     The full model is built on the CPU from the one seed, so that every rank starts equal. given: a started workload, a
     recipe and a part that are there already (ranks of one process share the first two).
     """
     assert cell.tuning == "same", "a tuned cell runs with the factor that its trials chose: tune.with_factor"
+    if is_divided(cell):
+        from benchsuite import divided  # which builds on this module
+
+        return divided.build(cell, comm, wrap=wrap, before_model=before_model)
     if given is None:
-        workload, part = build_part(cell)
+        workload, part = build_part(cell, before_model=before_model)
         recipe = make_recipe(cell, workload)
     else:
         workload, recipe, part = given
+    return assemble(cell, comm, workload, recipe, part, wrap=wrap)
+
+
+def assemble(
+    cell: Cell,
+    comm: Comm,
+    workload: Workload,
+    recipe: Recipe,
+    part: Part,
+    *,
+    wrap: Callable[[Part, int], Part] | None = None,
+) -> Training:
+    """Topology, compression and strategy of the replica axis around a part, started. comm: of this axis."""
     topology = make_topology(cell)
     topology.start(comm, num_servers=cell.num_servers)
     compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
@@ -173,11 +219,11 @@ def build(
     return Training(cell, comm, workload, recipe, part, topology, compression, strategy)
 
 
-def build_part(cell: Cell) -> tuple[Workload, Part]:
+def build_part(cell: Cell, *, before_model: Callable[[], None] = lambda: None) -> tuple[Workload, Part]:
     """A started workload and this rank's part of its model."""
-    workload, dtype = make_workload(cell), DTYPES[cell.precision]
-    workload.start(seed=cell.seed, dtype=dtype)
-    parallel = make("parallel", cell.parallel, options_for(cell, "parallel"))
+    workload, dtype = start_workload(cell), DTYPES[cell.precision]
+    before_model()
+    parallel = make_parallel(cell)
     precision = {"autocast": True} if cell.precision == "bf16" else {}
     part: Part = parallel.build(
         workload, None, seed=cell.seed, dtype=dtype, device=torch.device(cell.device), **precision

@@ -62,6 +62,7 @@ class Rank:
         self.slow_down = self.cell.straggler.get(str(job.rank), 1.0) if job.rank < self.cell.num_workers else 1.0
         self.lost = 0  # ranks that died while the strategy went on
         self.busy = not load.oversubscribed(self.cell)
+        self.memory = memory.RankMemory()
 
     def run(self) -> None:
         memory.reset_peak()
@@ -75,7 +76,9 @@ class Rank:
         self.comm = connect(self.job, self.cell, self.store, self._enter)
         marks["connected"] = time.perf_counter_ns()
         trainings.seed_rank(self.cell.seed, self.job.rank)
-        training = trainings.build(self.cell, self.comm, wrap=self._timed)
+        training = trainings.build(
+            self.cell, self.comm, wrap=self._timed, before_model=self.memory.begin_model
+        )
         self.loop = Loop(training, self.part, self.comm, self.beat.enter)
         self._check_equal_start(training)
         marks["built"] = time.perf_counter_ns()
@@ -110,7 +113,7 @@ class Rank:
         recipe = training.recipe
         every = training.workload.target.evaluate_every if owner else 0
         snapshots = Snapshots(every, self.job.run_dir, str(self.job.rank))
-        return Measured(StepClock(recipe.budget // recipe.global_batch + 1), snapshots)
+        return Measured(StepClock(recipe.budget // recipe.global_batch + 1), snapshots, memory=self.memory)
 
     def _meter(self) -> WireMeter:
         return WireMeter(
@@ -147,6 +150,7 @@ class Rank:
     def _stop(self, measured: Measured, meter: WireMeter, training: Training) -> None:
         """The loop ends here: later traffic (snapshots, barriers) is not the strategy's."""
         measured.cpu_s += time.process_time()
+        measured.memory.end_loop()
         measured.traffic, measured.calls = copy.deepcopy(self.comm.traffic), dict(self.comm.calls)
         self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))  # before anybody can miss it
         begin = time.perf_counter_ns()

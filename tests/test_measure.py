@@ -323,3 +323,18 @@ def test_reset_peak_forgets_what_was_freed():
     assert high - memory.peak_rss_bytes() > 32 * MIB
     resident = memory.rss_bytes()
     assert resident is not None and abs(memory.peak_rss_bytes() - resident) < 8 * MIB
+
+
+@pytest.mark.skipif(not memory.reset_peak(), reason="this system does not reset peaks")
+def test_what_training_takes_is_its_peak_minus_what_was_there_before():
+    """Not what imports and data took before, nor what an evaluation takes after; the whole peak has all of it."""
+    _touch(96 * MIB)
+    of_rank = memory.RankMemory()
+    of_rank.begin_model()
+    _touch(48 * MIB)
+    of_rank.end_loop()
+    _touch(64 * MIB)
+    assert of_rank.peak_model_bytes is not None
+    assert 47 * MIB < of_rank.peak_model_bytes < 60 * MIB, f"{of_rank.peak_model_bytes / MIB:.1f} MiB, not 48"
+    assert of_rank.base_rss_bytes is not None
+    assert of_rank.peak_rss_bytes - of_rank.base_rss_bytes > 60 * MIB

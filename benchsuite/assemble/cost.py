@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
         "cpu_s": cpu_s,
         "cpu_s_per_sample": cpu_s / samples if samples and cpu_s is not None else None,
         "peak_memory_bytes": max(rank["peak_rss_bytes"] for rank in ranks),
+        "peak_model_bytes": _most(rank.get("peak_model_bytes") for rank in ranks),
         "lock_wait_share": _lock_wait_share(cell, server, len(workers) * wall_s) if one_host else None,
         "overlapped_replies": server["overlapped_replies"] if server else None,
         "blocked_reason": ranks[0]["blocked_reason"],
@@ -125,9 +126,16 @@ def _split(rank: Rank, wall_s: float) -> dict[str, Any]:
         "idle_s": max(0.0, wall_s - own_s) + tickets_s,
         "cpu_s": rank["cpu_s"],
         "peak_rss_bytes": rank["peak_rss_bytes"],
+        "base_rss_bytes": rank.get("base_rss_bytes"),
+        "peak_model_bytes": rank.get("peak_model_bytes"),
         "steps": len(rank["steps"]["loss"]),
         "straggler": rank["straggler"],
     }
+
+
+def _most(values: Iterable[int | None]) -> int | None:
+    """The largest that is known."""
+    return max((value for value in values if value is not None), default=None)
 
 
 def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]:

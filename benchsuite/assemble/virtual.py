@@ -23,7 +23,7 @@ from benchsuite.cell import Cell
 LONGEST_LOG = 2000  # numbers of a raw series that is kept
 MOST_LOSSES = 1000  # on the curve; else means of groups of equal size
 MOST_RANKS = 64  # whose times are kept apart
-NOT_SIMULATED = ("cpu_s", "cpu_s_per_sample", "peak_memory_bytes")
+NOT_SIMULATED = ("cpu_s", "cpu_s_per_sample", "peak_memory_bytes", "peak_model_bytes")
 
 
 def sections(
@@ -49,7 +49,7 @@ def sections(
     cost["ranks"] = cost["ranks"][:MOST_RANKS] if not cost["ranks_left_out"] else []
     for split in cost["ranks"]:
         split["virtual_s"] = split.pop("wall_s")
-        split |= {"cpu_s": None, "peak_rss_bytes": None}
+        split |= dict.fromkeys(("cpu_s", "peak_rss_bytes", "base_rss_bytes", "peak_model_bytes"))
     cost |= dict.fromkeys(NOT_SIMULATED)
     cost |= {"provenance": "virtual", "wire_reason": "virtual clock: nothing was on a wire", "simulation": dict(facts)}
     raw.pop("life_cpu_s")

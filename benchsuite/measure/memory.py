@@ -10,10 +10,42 @@ import ctypes
 import os
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _USERS_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # variables that glibc reads
+
+
+@dataclass
+class RankMemory:
+    """Resident sets of a rank: before there is a model, at most while it is built and trained, at most in all.
+
+    What training takes is the peak of building and of the loop minus the base: parameters, gradient, optimiser state,
+    activations, buffers of strategy and communication, snapshots; also code that is touched for the first time (some
+    MB). Imports and data are in the base, the evaluation after the loop is left out.
+    """
+
+    base_rss_bytes: int | None = None
+    peak_model_bytes: int | None = None
+    _before: int = 0  # the peak until the model was built
+
+    def begin_model(self) -> None:
+        """Right before the model is built."""
+        self._before = peak_rss_bytes()
+        give_back_freed()
+        reset_peak()
+        self.base_rss_bytes = rss_bytes()
+
+    def end_loop(self) -> None:
+        """Right after the loop."""
+        if self.base_rss_bytes is not None:
+            self.peak_model_bytes = max(0, peak_rss_bytes() - self.base_rss_bytes)
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """Highest resident set until now."""
+        return max(self._before, peak_rss_bytes())
 
 
 def peak_rss_bytes() -> int:
@@ -48,6 +80,13 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def give_back_freed() -> None:
+    """glibc returns what is free to the kernel: what is resident afterwards is in use."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def keep_freed_memory() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from benchsuite.comm.traffic import Calls, Traffic
 from benchsuite.job import RankJob
-from benchsuite.measure import memory
 from benchsuite.measure.clock import StepClock
+from benchsuite.measure.memory import RankMemory
 from benchsuite.measure.snapshots import Snapshots
 from benchsuite.measure.traffic_mode import derived_total
 from benchsuite.measure.wire import WireBytes
@@ -36,6 +36,8 @@ class Measured:
     server: ServerLog | None = None
     derived: Traffic | None = None
     barrier_ns: int = 0  # waiting for the others at the end
+    memory: RankMemory = field(default_factory=RankMemory)
+    device: dict[str, Any] | None = None  # of a rank on a device: its name, peak memory, the ceiling of a matrix product
 
 
 def rank_record(
@@ -57,7 +59,10 @@ def rank_record(
         "ticket_wait_ns": measured.ticket_wait_ns,
         "barrier_ns": measured.barrier_ns,
         "cpu_s": measured.cpu_s,
-        "peak_rss_bytes": memory.peak_rss_bytes(),
+        "peak_rss_bytes": measured.memory.peak_rss_bytes,
+        "base_rss_bytes": measured.memory.base_rss_bytes,
+        "peak_model_bytes": measured.memory.peak_model_bytes,
+        "device": measured.device,
         "traffic": measured.traffic.to_json(),
         "derived": measured.derived.to_json() if measured.derived is not None else None,
         # of the collectives that this rank was the first of; None: the library called itself (ddp)
