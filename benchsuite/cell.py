@@ -276,7 +276,8 @@ def _options(
             if axis == "workload":
                 given = {k: v for k, v in preset.items() if k in member.options} | given
             given = member.resolve_options(given)
-            later = member.constants.get("later", ())
+            stated = preset if axis == "workload" else {}  # a default that overrides the preset is no default
+            later = set(member.constants.get("later", ())) - set(stated)
             given = {k: v for k, v in given.items() if k not in later or v != member.options[k].default}
         if given:
             options[used[axis]] = given

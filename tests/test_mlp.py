@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchsuite import plugins
 
@@ -30,6 +31,29 @@ def count(layers: list[nn.Module]) -> int:
 @pytest.mark.parametrize(("name", "stated"), [("small", 1441), ("smoke", 1441), ("wide", 49_665)])
 def test_presets_have_the_stated_number_of_parameters(name: str, stated: int) -> None:
     assert count(workload(**preset(name)).layers()) == stated
+
+
+def test_every_preset_has_a_stated_number_of_parameters_and_of_layers_on_the_meta_device() -> None:
+    presets = plugins.find("workload", "mlp").presets
+    for name, stated in {"small": 1441, "smoke": 1441, "wide": 49_665}.items():
+        made = workload(**preset(name))
+        with torch.device("meta"):
+            layers = made.layers()
+        assert count(layers) == stated, f"{name}: {count(layers)} parameters, known {stated}"
+        assert len(layers) == presets[name]["num_layers"]
+    assert len(presets) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"hidden": 256, "inputs": 64}, {"num_parameters": 2000}])
+def test_operations_by_formula_are_those_that_torch_counts(options: dict[str, int]) -> None:
+    made = workload(**options)
+    x = torch.zeros(1, made.inputs)
+    for layer, formula in zip(made.layers(), made.layer_flops(), strict=True):
+        with FlopCounterMode(display=False) as counter:
+            x = layer(x)
+        assert counter.get_total_flops() == formula, (
+            f"{layer}: {counter.get_total_flops()} counted, {formula} by formula"
+        )
 
 
 @pytest.mark.parametrize("asked", [1_048_576, 4_194_304, 1441])
@@ -114,7 +138,9 @@ def test_answers_have_variance_1_and_the_stated_noise() -> None:
     batch = workload(global_batch=65_536).batch(0, shard=0, num_shards=1)
     clean = workload(global_batch=65_536, noise=0.0).batch(0, shard=0, num_shards=1)
     assert torch.equal(batch.x, clean.x)
-    assert float(clean.y.var()) == pytest.approx(1.0, abs=0.05) and float(clean.y.mean()) == pytest.approx(0.0, abs=0.05)
+    assert float(clean.y.var()) == pytest.approx(1.0, abs=0.05) and float(clean.y.mean()) == pytest.approx(
+        0.0, abs=0.05
+    )
     assert float((batch.y - clean.y).std()) == pytest.approx(0.1, rel=0.02)
 
 
@@ -122,7 +148,9 @@ def test_the_rate_follows_its_rule_and_ends_near_0() -> None:
     peaks = {rule: max(workload(global_batch=64, lr_rule=rule).recipe().lr(i / 100) for i in range(100))
              for rule in ("sqrt", "linear", "none")}  # fmt: skip
     lr = workload().lr
-    assert peaks == {rule: pytest.approx(lr * factor, rel=0.01) for rule, factor in (("sqrt", 2), ("linear", 4), ("none", 1))}
+    assert peaks == {
+        rule: pytest.approx(lr * factor, rel=0.01) for rule, factor in (("sqrt", 2), ("linear", 4), ("none", 1))
+    }
     rates = [workload().recipe().lr(i / 100) for i in range(101)]
     assert rates[0] < 0.1 * lr and rates[-1] < 0.05 * lr and math.isclose(max(rates), lr, rel_tol=0.01)
 

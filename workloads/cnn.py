@@ -1,21 +1,32 @@
-"""CNN: image classification, the article's worked example. 1797 real 8x8 digits, or ResNet-18 shapes.
+"""CNN: image classification, the article's worked example. 1797 real 8x8 digits, ResNet-18 and ResNet-50.
 
 `digits`: scikit-learn's bundled digits, stratified 1280 train / 517 test; four convolutions with GroupNorm, two
 linear layers, 25,370 parameters; reaches 97.5 % in about 4 epochs. `comm`: a ResNet-18 on synthetic 32x32 images,
-11,173,962 parameters (44.7 MB per gradient), to load links rather than to learn.
+11,173,962 parameters (44.7 MB per gradient), to load links rather than to learn. `gpu`: a ResNet-50, 25,557,032
+parameters, on synthetic 224x224 images or (`data = imagenet`) on an ImageNet of the user's; `cluster`: its rate grows
+with the batch. `cifar10`: a ResNet-18 on the user's CIFAR-10.
 GroupNorm instead of BatchNorm: a shard's statistics must not depend on how the batch is split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import glob
+import importlib.util
+import itertools
+import math
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchsuite.errors import UsageError
 from benchsuite.workload import Batch, Infer, Recipe, Target
 
 presets = {
@@ -24,93 +35,169 @@ presets = {
     "comm": {
         "global_batch": 8, "num_layers": 11, "budget_samples": 96, "num_samples": 64, "model": "resnet18", "lr": 0.01,
     },
+    "gpu": {"global_batch": 128, "num_layers": 19, "budget_samples": 12800, "model": "resnet50", "lr": 0.05,
+            "weight_decay": 1e-4, "evaluate_every": 1_281_167},
+    "cluster": {"global_batch": 256, "num_layers": 19, "budget_samples": 51200, "model": "resnet50", "lr": 0.1,
+                "lr_batch": 256, "weight_decay": 1e-4, "evaluate_every": 1_281_167},
+    "cifar10": {"global_batch": 128, "num_layers": 11, "budget_samples": 1_996_800, "num_samples": 50000,
+                "model": "resnet18", "data": "cifar10", "lr": 0.1, "evaluate_every": 49920},
 }  # fmt: skip
 
 TRAIN, TEST = 1280, 517  # 1280 = 20 x 64: no ragged batch
 BUDGET = 240 * 64  # samples; a preset or the cell's budget comes first
-GROUPS = 8
+GROUPS, GROUPS_50 = 8, 32  # ResNet-50: as Wu and He 2018
+SHAPES = {"digits": (1, 8, 8), "resnet18": (3, 32, 32), "resnet50": (3, 224, 224)}
+POOL = 256  # synthetic images of 224x224 (154 MB): endless data goes round in them
+CLASSES_50 = 1000
+TARGETS = {"own": (96.0, 97.5, 98.0), "cifar10": (92.0, 94.0, 95.0), "imagenet": (70.0, 75.9, 76.5)}
+SCALES = {  # data -> mean and standard deviation of its colours
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+CHANGES = 11  # purpose of a random stream: how pictures are cropped and mirrored
+MARGIN, DECODERS = 4, 8  # pixels that a crop of CIFAR-10 moves by, threads that decode images, at most
+Split = tuple[Any, Tensor, Any, Tensor]  # images (or their files) to train on, their classes; images to test on, theirs
 
 
 @dataclass
 class Workload:
-    """Digits or synthetic images."""
+    """Digits, synthetic images, or images of the user's."""
 
-    model: Literal["digits", "resnet18"] = "digits"
-    """Which chain of layers and which data."""
+    later = ("data", "path", "optimizer", "lr_batch")
+    model: Literal["digits", "resnet18", "resnet50"] = "digits"
+    """Which chain of layers, and which size of images."""
     lr: float = 0.03
-    """Peak learning rate of SGD with Nesterov momentum 0.9."""
+    """Peak learning rate; of SGD it goes with Nesterov momentum."""
     momentum: float = 0.9
-    """Nesterov momentum (0 = plain SGD)."""
+    """Nesterov momentum of SGD (0 = plain)."""
     weight_decay: float = 5e-4
     """L2 penalty of the optimiser."""
     global_batch: int = 64
     """Images per synchronous step."""
     evaluate_every: int = 320
     """Images between two evaluations."""
+    data: Literal["own", "cifar10", "imagenet"] = "own"
+    """Digits or synthetic images, or what `path` holds: the CIFAR-10 batches, or train/CLASS/* and val/CLASS/*."""
+    path: str = ""
+    """The folder of `data = cifar10` or `imagenet`, by its whole path."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, or AdamW (0.9, 0.999), which wants a smaller rate."""
+    lr_batch: int = 0
+    """Global batch that `lr` is meant for: the rate grows in proportion (Goyal et al. 2017); 0 = `lr` as it stands."""
 
     @property
     def target(self) -> Target:
         """Test accuracy in percent; synthetic images have nothing to reach and are not evaluated on the way."""
-        every = self.evaluate_every if self.model == "digits" else 0
-        return Target("accuracy", easy=96.0, target=97.5, hard=98.0, evaluate_every=every, unit="%")
+        every = self.evaluate_every if self.model == "digits" or self.data != "own" else 0
+        return Target("accuracy", *TARGETS[self.data], evaluate_every=every, unit="%")
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
-        self._seed = seed
-        if self.model == "digits":
-            self._x, self._y, self._x_test, self._y_test = _digits(dtype)
+        self._seed, self._dtype = seed, dtype
+        if self.data == "own":
+            found = _digits(dtype) if self.model == "digits" else _synthetic(seed, dtype, self.model)
         else:
-            self._x, self._y, self._x_test, self._y_test = _synthetic(seed, dtype)
+            path = Path(self.path).expanduser()
+            if not path.is_absolute() or not path.is_dir():  # a rank stands in a folder of its own
+                raise UsageError(f"path = {self.path!r}, but data = {self.data} needs a folder's whole path: set path")
+            found = (_image_folder if self.data == "imagenet" else _cifar10)(path)
+        self._x, self._y, self._x_test, self._y_test = found
+        if self.data != "own" and self.global_batch > len(self._x):
+            most = f"path = {self.path} has {len(self._x)} images to train on: set global_batch to at most that"
+            raise UsageError(f"global_batch = {self.global_batch}, but {most}")
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
-    def layers(self) -> list[nn.Module]:
-        return _digits_chain() if self.model == "digits" else _resnet18_chain()
+    def place(self, device: torch.device) -> None:
+        """Images that are kept in memory move to where the model is."""
+        for name in ("_x", "_y", "_x_test", "_y_test"):
+            if isinstance(kept := getattr(self, name), Tensor):
+                setattr(self, name, kept.to(device))
 
-    def tensor_plan(self) -> Mapping[int, str]:
+    def layers(self) -> list[nn.Module]:
+        return {"digits": _digits_chain, "resnet18": _resnet18_chain, "resnet50": _resnet50_chain}[self.model]()
+
+    def tensor_plan(self) -> Mapping[str, str]:
         return {}
 
+    def layer_flops(self) -> list[int]:
+        """Forward operations of each layer for one image: 2 per multiply-add of convolutions and matrix products."""
+        counts: list[int] = []
+
+        def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            counts[-1] += 2 * module.weight[0].numel() * output.numel()  # type: ignore[index]
+
+        with torch.device("meta"):
+            x = torch.empty(1, *SHAPES[self.model])
+            for layer in self.layers():
+                for module in layer.modules():
+                    if isinstance(module, (nn.Conv2d, nn.Linear)):
+                        module.register_forward_hook(count)
+                counts.append(0)
+                x = layer(x)
+        return counts
+
     def recipe(self) -> Recipe:
-        def make_optimizer(params: object) -> torch.optim.Optimizer:
-            return torch.optim.SGD(
-                params,  # type: ignore[arg-type]
-                lr=self.lr,
-                momentum=self.momentum,
-                nesterov=self.momentum > 0,
-                weight_decay=self.weight_decay,
-            )
+        def make_optimizer(params: Iterable[Tensor]) -> torch.optim.Optimizer:
+            lr, decay, momentum = self.lr, self.weight_decay, self.momentum
+            if self.optimizer == "adamw":
+                return torch.optim.AdamW(params, lr=lr, weight_decay=decay)
+            return torch.optim.SGD(params, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
 
         return Recipe(make_optimizer=make_optimizer, lr=self._lr, global_batch=self.global_batch, budget=BUDGET)
 
     def _lr(self, progress: float) -> float:
         """10 % linear warm-up, then linear to 1 %."""
+        peak = self.lr * (self.global_batch / self.lr_batch if self.lr_batch else 1)
         if progress < 0.1:
-            return self.lr * (progress + 0.004) / 0.104
-        return self.lr * (1 - 0.99 * (progress - 0.1) / 0.9)
+            return peak * (progress + 0.004) / 0.104
+        return peak * (1 - 0.99 * (progress - 0.1) / 0.9)
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
-        """Rows [index B, (index + 1) B) of the epoch's permutation; the shard takes its slice of them.
+        """The shard's slice of rows [index B, (index + 1) B) of the epoch's permutation: (B/n, c, h, w), (B/n,)."""
+        share = self.global_batch // num_shards
+        rows = self._rows(index, shard * share, share)
+        if self.data == "own":
+            return Batch(self._x[rows], self._y[rows], share)
+        stream = np.random.default_rng([CHANGES, self._seed, index])
+        draws = stream.random((self.global_batch, 5))[shard * share : (shard + 1) * share]
+        pictures = (_decoded if self.data == "imagenet" else _moved)(self._x[rows], draws)
+        return Batch(self._scaled(pictures), self._y[rows], share)
 
-        x is (B / num_shards, channels, height, width), y is (B / num_shards,) of class numbers.
-        """
-        per_epoch = len(self._x) // self.global_batch
-        epoch, position = divmod(index, per_epoch)
+    def _rows(self, index: int, first: int, share: int) -> Any:
+        """Rows of a shard: numbers, or a slice where a view of the pool will do."""
+        if self.model == "resnet50" and self.data == "own":
+            at = (index * self.global_batch + first) % POOL
+            return slice(at, at + share) if at + share <= POOL else torch.arange(at, at + share) % POOL
+        epoch, position = divmod(index, len(self._x) // self.global_batch)
         if epoch != self._epoch:
             self._order = torch.from_numpy(np.random.default_rng([self._seed, epoch]).permutation(len(self._x)))
             self._epoch = epoch
-        share = self.global_batch // num_shards
-        first = position * self.global_batch + shard * share
-        rows = self._order[first : first + share]
-        return Batch(self._x[rows], self._y[rows], share)
+        begin = position * self.global_batch + first
+        return self._order[begin : begin + share]
+
+    def _scaled(self, pictures: Tensor) -> Tensor:
+        """(n, 3, h, w) bytes to numbers of mean 0 and variance 1."""
+        mean, deviation = torch.tensor(SCALES[self.data], dtype=self._dtype, device=pictures.device).view(2, 3, 1, 1)
+        return pictures.to(self._dtype).div_(255).sub_(mean).div_(deviation)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return nn.functional.cross_entropy(output, batch.y)
 
     def evaluate(self, infer: Infer) -> float:
         """Test accuracy in percent over every test image once."""
-        right = (infer(self._x_test).argmax(1) == self._y_test).sum()
+        right, at_once = 0, 100 if self.model == "resnet50" else 1000
+        for first in range(0, len(self._y_test), at_once):
+            x = self._x_test[first : first + at_once]
+            if self.data != "own":
+                x = self._scaled(x if isinstance(x, Tensor) else _decoded(x, None))
+            answers = self._y_test[first : first + at_once]
+            right += int((infer(x).argmax(1).to(answers.device) == answers).sum())
         return 100.0 * float(right) / len(self._y_test)
 
 
-def _digits(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+# -- data ------------------------------------------------------------------------------------------------------------
+
+
+def _digits(dtype: torch.dtype) -> Split:
     """load_digits as (1280, 1, 8, 8), (1280,), (517, 1, 8, 8), (517,): one fixed stratified split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -122,12 +209,84 @@ def _digits(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, y, x_test, y_test
 
 
-def _synthetic(seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """64 random 32x32 colour images with random labels, 16 more as a test set."""
+def _synthetic(seed: int, dtype: torch.dtype, model: str) -> Split:
+    """64 random 32x32 colour images with random labels, or POOL of 224x224; 16 more as a test set."""
+    train, classes = (POOL, CLASSES_50) if model == "resnet50" else (64, 10)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(80, 3, 32, 32, generator=generator, dtype=torch.float32).to(dtype)
-    y = torch.randint(0, 10, (80,), generator=generator)
-    return x[:64], y[:64], x[64:], y[64:]
+    x = torch.randn(train + 16, *SHAPES[model], generator=generator, dtype=torch.float32).to(dtype)
+    y = torch.randint(0, classes, (train + 16,), generator=generator)
+    return x[:train], y[:train], x[train:], y[train:]
+
+
+def _cifar10(folder: Path) -> Split:
+    """The python batches as bytes: (50000, 3, 32, 32), (50000,), (10000, 3, 32, 32), (10000,)."""
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    if lacking := [name for name in names if not (folder / name).is_file()]:
+        needed = f"data = cifar10 reads {names[0]} .. 5 and {names[5]}; set path to the folder cifar-10-batches-py"
+        raise UsageError(f"path = {folder} has no {', '.join(lacking)}: {needed}")
+    batches = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names]
+    x = [torch.from_numpy(np.asarray(batch[b"data"], dtype=np.uint8)).view(-1, 3, 32, 32) for batch in batches]
+    y = [torch.tensor(batch[b"labels"], dtype=torch.long) for batch in batches]
+    return torch.cat(x[:5]), torch.cat(y[:5]), x[5], y[5]
+
+
+def _image_folder(folder: Path) -> Split:
+    """train/CLASS/* and val/CLASS/*: files, decoded when their turn comes, and the numbers of their classes."""
+    if importlib.util.find_spec("PIL") is None:
+        raise UsageError("data = imagenet decodes images with Pillow: pip install 'benchsuite[images]'")
+    files = [sorted(glob.glob(str(folder / part / "*" / "*"))) for part in ("train", "val")]
+    named = [[file.split(os.sep)[-2] for file in each] for each in files]
+    names, tested = (sorted(set(each)) for each in named)
+    if not 0 < len(names) <= CLASSES_50 or not tested or not set(tested) <= set(names):
+        known = f"path = {folder} has {len(names)} classes with images in train/ and {len(tested)} in val/"
+        needed = f"1 to {CLASSES_50} are needed, and in val/ none that train/ lacks"
+        raise UsageError(f"{known}: {needed}; set path to a folder of train/CLASS/* and val/CLASS/*")
+    numbers = {name: number for number, name in enumerate(names)}
+    y, y_test = (torch.tensor([numbers[name] for name in each]) for each in named)
+    return np.array(files[0], dtype=object), y, np.array(files[1], dtype=object), y_test
+
+
+def _moved(pictures: Tensor, draws: np.ndarray) -> Tensor:
+    """(n, 3, 32, 32) bytes, each moved by up to MARGIN pixels on black and every other one mirrored."""
+    padded, side = nn.functional.pad(pictures, [MARGIN] * 4), pictures.shape[-1]
+    steps = torch.from_numpy((draws[:, :2] * (2 * MARGIN + 1)).astype(np.int64))
+    along, mirrored = torch.arange(side), torch.from_numpy(draws[:, 4] < 0.5)
+    rows = steps[:, :1] + along  # (n, 32)
+    columns = steps[:, 1:] + torch.where(mirrored[:, None], side - 1 - along, along)
+    each, colour = torch.arange(len(pictures))[:, None, None, None], torch.arange(3)[:, None, None]
+    return padded[each, colour, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _decoded(paths: Iterable[str], draws: np.ndarray | None) -> Tensor:
+    """(n, 3, 224, 224) bytes: a random part of each image, mirrored or not; without draws its middle."""
+    given = itertools.repeat(None) if draws is None else draws
+    with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as threads:  # Pillow decodes without Python's lock
+        return torch.from_numpy(np.stack(list(threads.map(_picture, paths, given))))
+
+
+def _picture(path: str, draw: np.ndarray | None) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        wide, high = image.size
+        width = height = min(image.size) * 224 / 256
+        left, top = (wide - width) / 2, (high - height) / 2
+        if draw is not None:  # 8 to 100 % of the area, 3:4 to 4:3 (Szegedy et al. 2015)
+            area, shape = wide * high * (0.08 + 0.92 * draw[0]), math.exp((2 * draw[1] - 1) * math.log(4 / 3))
+            width, height = min(math.sqrt(area * shape), wide), min(math.sqrt(area / shape), high)
+            left, top = draw[2] * (wide - width), draw[3] * (high - height)
+        box = (left, top, left + width, top + height)
+        picture = np.asarray(image.convert("RGB").resize(SHAPES["resnet50"][1:], Image.Resampling.BILINEAR, box=box))
+    turned = picture[:, ::-1] if draw is not None and draw[4] < 0.5 else picture
+    return np.ascontiguousarray(turned.transpose(2, 0, 1))
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def _layer(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = GROUPS) -> list[nn.Module]:
+    """Convolution without bias, GroupNorm; the height and width are divided by the stride."""
+    return [nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.GroupNorm(groups, outputs)]
 
 
 def _digits_chain() -> list[nn.Module]:
@@ -135,37 +294,25 @@ def _digits_chain() -> list[nn.Module]:
 
     (B, 1, 8, 8) -> (B, 16, 8, 8) -> (B, 16, 4, 4) -> (B, 32, 4, 4) -> (B, 32, 2, 2) -> (B, 64) -> (B, 10)
     """
-
-    def block(inputs: int, outputs: int, *, pool: bool) -> nn.Module:
-        parts: list[nn.Module] = [
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, outputs), nn.ReLU(),
-        ]  # fmt: skip
-        return nn.Sequential(*parts, nn.MaxPool2d(2)) if pool else nn.Sequential(*parts)
-
-    return [
-        block(1, 16, pool=False),
-        block(16, 16, pool=True),
-        block(16, 32, pool=False),
-        block(32, 32, pool=True),
-        nn.Flatten(),
-        nn.Linear(128, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
-    ]
+    blocks = [nn.Sequential(*_layer(*width), nn.ReLU()) for width in ((1, 16), (16, 16), (16, 32), (32, 32))]
+    for block in blocks[1::2]:
+        block.append(nn.MaxPool2d(2))
+    return [*blocks, nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)]
 
 
 class ResidualBlock(nn.Module):
-    """Basic block of He et al. 2016, GroupNorm for BatchNorm (the same number of affine parameters)."""
+    """Of He et al. 2016, GroupNorm for BatchNorm: two 3x3 convolutions, or a bottleneck's one between two of 1x1."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, inner: int = 0) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(GROUPS, outputs), nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.GroupNorm(GROUPS, outputs),
-        )  # fmt: skip
+        groups = GROUPS_50 if inner else GROUPS
+        shapes = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, outputs, 1, 1)]
+        if not inner:
+            shapes = [(inputs, outputs, 3, stride), (outputs, outputs, 3, 1)]
+        self.body = nn.Sequential(*[part for shape in shapes for part in (*_layer(*shape, groups), nn.ReLU())][:-1])
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.skip = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.GroupNorm(GROUPS, outputs))
+            self.skip = nn.Sequential(*_layer(inputs, outputs, 1, stride, groups))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
@@ -174,16 +321,15 @@ class ResidualBlock(nn.Module):
 
 def _resnet18_chain() -> list[nn.Module]:
     """CIFAR form of ResNet-18 for 10 classes: 11,173,962 parameters, chain of 11."""
-    stem = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.GroupNorm(GROUPS, 64), nn.ReLU())
-    widths = [
-        (64, 64, 1),
-        (64, 64, 1),
-        (64, 128, 2),
-        (128, 128, 1),
-        (128, 256, 2),
-        (256, 256, 1),
-        (256, 512, 2),
-        (512, 512, 1),
-    ]
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return [stem, *(ResidualBlock(*width) for width in widths), head, nn.Linear(512, 10)]
+    stem = nn.Sequential(*_layer(3, 64), nn.ReLU())
+    widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
+    blocks = [ResidualBlock(a, b, 1 if a == b else 2) for a, b in itertools.pairwise(widths)]
+    return [stem, *blocks, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(512, 10)]
+
+
+def _resnet50_chain() -> list[nn.Module]:
+    """ResNet-50 for 1000 classes: 25,557,032 parameters, chain of 19."""
+    stem = nn.Sequential(*_layer(3, 64, 7, 2, GROUPS_50), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+    widths = [64, *[256] * 3, *[512] * 4, *[1024] * 6, *[2048] * 3]
+    blocks = [ResidualBlock(a, b, 2 if b == 2 * a else 1, inner=b // 4) for a, b in itertools.pairwise(widths)]
+    return [stem, *blocks, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(2048, CLASSES_50)]

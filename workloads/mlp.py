@@ -106,8 +106,14 @@ class Workload:
             chain.append(Ballast(self.num_parameters - own))
         return chain
 
-    def tensor_plan(self) -> Mapping[int, str]:
+    def tensor_plan(self) -> Mapping[str, str]:
         return {}
+
+    def layer_flops(self) -> list[int]:
+        """Forward operations of each layer for one sample: 2 per multiply-add of matrix products."""
+        half = self.hidden // 2
+        products = [2 * self.inputs * self.hidden, 0, 2 * self.hidden * half, 0, 2 * half]
+        return [*products, 0] if self.num_parameters else products
 
     def recipe(self) -> Recipe:
         def make_optimizer(params: object) -> torch.optim.Optimizer:
