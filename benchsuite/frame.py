@@ -53,7 +53,8 @@ COLUMNS: Mapping[str, str] = {
         ("int", "predicted_bytes payload_bytes shm_bytes control_bytes wire_bytes"),
         ("str", "gradients receive_cost"),
         ("float", "simulation_s lr_factor tuned_lr_factor"),
-        ("int", "peak_model_bytes"),
+        ("int", "peak_model_bytes peak_device_bytes"),
+        ("float", "flops_per_sample flop_per_s matmul_ceiling_flop_per_s"),
     )
     for name in names.split()
 }
@@ -66,11 +67,11 @@ _CELL_FIELDS = (
 # of `cost`, by clock: the same quantity stands in `x` under the wall clock and in `virtual_x` under the virtual one
 _TIMES = ("samples_per_s", "step_time_s_median", "compute_s_median", "blocked_comm_s_median")
 _COST = (
-    ("provenance", "idle_share", "lock_wait_share", "env_steps_per_s", "bubble_share", "peak_memory_bytes")
-    + ("peak_model_bytes",)
+    ("provenance", "idle_share", "lock_wait_share", "bubble_share", "peak_memory_bytes")
+    + ("peak_model_bytes", "peak_device_bytes", "flops_per_sample", "flop_per_s", "matmul_ceiling_flop_per_s")
     + ("cpu_s_per_sample", "mfu")
 )  # fmt: skip
-_RESULT = ("diverged_step", "samples", "updates", "payload_source", "policy_lag_mean", "final_loss", "final_metric")
+_RESULT = ("diverged_step", "samples", "updates", "payload_source", "final_loss", "final_metric")
 
 
 def row(run: Run) -> Row:
@@ -97,6 +98,7 @@ def row(run: Run) -> Row:
         "tuned_lr_factor": (run.result.get("tuning") or {}).get("lr_factor"),
         "staleness_mean": staleness.get("mean"),
         "staleness_max": staleness.get("max"),
+        "policy_lag_mean": (run.result.get("policy_lag") or {}).get("mean"),
         "target_metric": (run.result.get("target") or {}).get("target"),
         "samples_to_target": (run.result.get("samples_to") or {}).get("target"),
         "bytes_to_target": (run.cost.get("bytes_to") or {}).get("target"),
@@ -139,6 +141,7 @@ def _time_columns(run: Run) -> Row:
         values["virtual_s"] = cost.get("virtual_s")
     else:
         values |= {name: cost.get(name) for name in ("wall_s", "samples_per_s_low", "samples_per_s_high")}
+        values["env_steps_per_s"] = cost.get("samples_per_s") if "policy_lag" in run.result else None
     return values
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from benchsuite.comm import Comm
 from benchsuite.measure.beat import Phase
 from benchsuite.measure.clock import Diverged
+from benchsuite.measure.device_time import DeviceTimer
 from benchsuite.measure.rank_record import Measured
 from benchsuite.training import Training
 
@@ -35,20 +36,31 @@ class Loop:
     """One rank's loop. `step` is where it is. `enter(phase, step)` is told on the way (the beat)."""
 
     def __init__(
-        self, training: Training, part: MeasuredPart, comm: MeasuredComm, enter: Callable[[Phase, int], None]
+        self,
+        training: Training,
+        part: MeasuredPart,
+        comm: MeasuredComm,
+        enter: Callable[[Phase, int], None],
+        timer: DeviceTimer | None = None,
     ) -> None:
-        self.training, self.part, self.comm, self.enter = training, part, comm, enter
+        self.training, self.part, self.comm, self.enter, self.timer = training, part, comm, enter, timer
         self.step = 0
 
     def run(self, measured: Measured, *, owner: bool) -> None:
         """Until the budget is used. `owner`: this rank's parameters are what snapshots are taken of."""
         self.comm.wait_ns = self.comm.ticket_wait_ns = self.part.compute_ns = self.part.backward_wait_ns = 0
+        if self.timer is not None:
+            self.timer.start()
         measured.start_ns = self.comm.now_ns()
         if self.training.is_server:
             self._serve(measured, owner=owner)
         else:
             self._work(measured, owner=owner)
+        times = self.timer.settle() if self.timer is not None else []  # the device has done what it was given
         measured.end_ns = self.comm.now_ns()
+        self.part.compute_ns += sum(step.compute_ns for step in times)
+        self.comm.wait_ns += sum(step.blocked_ns for step in times)
+        measured.clock.settle(times)
         measured.compute_ns, measured.ticket_wait_ns = self.part.compute_ns, self.comm.ticket_wait_ns
         measured.blocked_ns = self.comm.wait_ns + self.part.backward_wait_ns
         measured.events = self.training.events(measured.server)
@@ -56,7 +68,7 @@ class Loop:
     def _work(self, measured: Measured, *, owner: bool) -> None:
         """A worker's loop: data, gradient, agreement, update."""
         training, part, comm = self.training, self.part, self.comm
-        strategy, workload = training.strategy, training.workload
+        strategy = training.strategy
         clock, snapshots, global_batch = measured.clock, measured.snapshots, training.recipe.global_batch
         enter, now = self.enter, comm.now_ns
         apart = bool(getattr(strategy, "apart", False))  # batches are handed out
@@ -67,7 +79,7 @@ class Loop:
             index, shard, num_shards = work
             enter(Phase.DATA, self.step)
             fetch = now()
-            batch = workload.batch(index, shard=shard, num_shards=num_shards)
+            batch = training.fetch(work)
             data = now() - fetch
             enter(Phase.COMPUTE, self.step)
             try:
@@ -80,6 +92,8 @@ class Loop:
             if owner:
                 samples = (number + 1) * global_batch // num_shards if apart else self.step * global_batch
                 snapshots.offer(strategy.snapshot(), samples=samples, version=self.step, time_ns=now())
+            if self.timer is not None:
+                self.timer.end_step()
             end, computed, waited = now(), part.compute_ns, comm.wait_ns + part.backward_wait_ns
             clock.add((begin, end, data, computed - compute, waited - blocked, number, batch.num_samples), loss)
             begin, compute, blocked = end, computed, waited
@@ -104,6 +118,6 @@ class Loop:
             snapshots.offer(shard, samples=0, version=0, time_ns=now())
         measured.server = training.serve(on_update)
         if owner:
-            samples = int(measured.server.num_used * training.recipe.global_batch / training.topology.num_workers)
+            samples = int(measured.server.num_used * training.samples_per_push)
             version = measured.server.version
             snapshots.offer(shard, samples=samples, version=version, time_ns=now(), last=True)

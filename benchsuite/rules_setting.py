@@ -13,7 +13,6 @@ from benchsuite.rules_members import MODEL_PARALLEL
 
 # Values that a later version gives a meaning to; ignoring them would be a lie.
 NOT_BUILT_YET = {
-    "device": "cuda",
     "rank_placement": "part_major",
 }
 MULTI_HOST = ("namespaces", "torchrun", "slurm", "mpirun", "kubernetes")
@@ -120,6 +119,23 @@ def backend(view: View) -> Problems:
         )  # fmt: skip
 
 
+def device(view: View) -> Problems:
+    """What works on the host's memory only."""
+    cell = view.cell
+    if cell.device == "cpu":
+        return
+    if view.name("topology") == "hierarchical":
+        yield Problem(
+            "cuda", f"topology = hierarchical with device = {cell.device}: ranks of a host meet in the host's memory",
+            "set topology = native, or device = cpu",
+        )  # fmt: skip
+    if cell.compression != "none" and view.name("sync") != "ddp":
+        yield Problem(
+            "cuda", f"compression = {view.label('compression')} with device = {cell.device}: a codec works on the host",
+            "set compression = none, sync = ddp (the library's own hooks), or device = cpu",
+        )  # fmt: skip
+
+
 def precision(view: View) -> Problems:
     """Autocast is asked of the part that runs forward and loss."""
     if view.cell.precision == "bf16" and not view.constant("parallel", "autocast"):
@@ -199,7 +215,6 @@ def not_built(view: View) -> Problems:
 def _built(field: str) -> str:
     fixed = {
         "clock": "wall",
-        "device": "cpu",
         "rank_placement": "replica_major",
     }
     if field in fixed:
@@ -244,4 +259,4 @@ def _without_lock(view: View) -> bool:
     return lock == "none" or (view.name("sync") == "hogwild" and lock is None)
 
 
-RULES: tuple[Callable[[View], Problems], ...] = (clock, backend, precision, cluster, tuning, not_built)
+RULES: tuple[Callable[[View], Problems], ...] = (clock, backend, device, precision, cluster, tuning, not_built)

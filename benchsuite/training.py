@@ -6,8 +6,10 @@ Shared by the worker (which measures around it) and the laws (which compare what
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,18 @@ import torch
 from torch import Tensor
 
 from benchsuite import cell as cells
-from benchsuite import placement, plugins
+from benchsuite import devices, placement, plugins, rollouts
 from benchsuite.cell import Cell
-from benchsuite.comm import Comm
+from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.parallel import PartOfReplica
-from benchsuite.sync import Events, Setting, Strategy
+from benchsuite.rollouts import Batches
+from benchsuite.sync import Events, Setting, Strategy, Work
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.update import state_vectors
-from benchsuite.workload import Part, Recipe, Workload
+from benchsuite.workload import Batch, Part, Recipe, Shapes, Workload, micro_batches
 
 # Of parameters, gradients, optimiser state, and so of what travels; bf16: forward and loss under autocast.
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
@@ -43,6 +46,7 @@ class Training:
     topology: Topology
     compression: Compression
     strategy: Strategy
+    batches: Batches
     replica: PartOfReplica | None = None  # this rank's part of a divided replica; `comm` joins it with its likes
     served: Any = None  # on a server of divided replicas: `divided.Served`
 
@@ -62,6 +66,23 @@ class Training:
     def setting(self) -> Setting:
         return setting(self.cell, self.topology, self.compression, self.recipe)
 
+    @property
+    def samples_per_push(self) -> float:
+        """Samples that a server counts for a push."""
+        return self.recipe.global_batch * self.batches.per_push / self.topology.num_workers
+
+    def fetch(self, work: Work) -> Batch:
+        """What this worker computes next: data, or what it collects with its parameters of now."""
+        if self.replica is None:
+            return self.batches.fetch(work, self.part.infer)
+        index, shard, num_shards = work
+        mine, of = self.replica.share(shard, num_shards)
+        if not self.batches.collects:
+            return self.batches.fetch((index, mine, of), self.part.infer)
+        # parts act in lock-step: they play the same rollout, then each takes its share
+        batch = self.batches.fetch(work, self.part.infer)
+        return micro_batches(batch, of // num_shards)[mine - shard * (of // num_shards)]
+
     def serve(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
         """The life of a server rank, until every worker has said goodbye."""
         log: ServerLog = self.serve_alone(on_update) if self.served is None else self.served.serve(on_update)
@@ -77,7 +98,7 @@ class Training:
             shard,
             lambda: self.strategy.make_updater(shard),
             policy,
-            samples_per_push=self.recipe.global_batch / self.topology.num_workers,
+            samples_per_push=self.samples_per_push,
             num_pushes=self.strategy.num_pushes(),
             clip_norm=self.recipe.clip_norm if self.strategy.clips_mean else None,
             on_update=on_update,
@@ -86,9 +107,10 @@ class Training:
 
     def events(self, log: ServerLog | None) -> dict[str, int]:
         """This rank's counts: a server's are the updates and what its policy kept."""
+        mine = {**self.strategy.events, **self.batches.events}
         if self.replica is not None:
-            return {**self.strategy.events, "gradients": self.replica.num_gradients}
-        return dict(self.strategy.events) if log is None else {"updates": log.version, **log.events}
+            return {**mine, "gradients": self.replica.num_gradients}
+        return mine if log is None else {"updates": log.version, **log.events}
 
     def shard(self) -> Tensor:
         """A server's slice of the parameters."""
@@ -163,8 +185,35 @@ def setting(cell: Cell, topology: Topology, compression: Compression, recipe: Re
         topology=topology,
         compression=compression,
         clip=recipe.clip_norm is not None,
-        state_vectors=state_vectors(recipe),
+        state_vectors=partial(state_vectors, recipe),
+        **_of_rollouts(cell),
     )
+
+
+def _of_rollouts(cell: Cell) -> dict[str, int]:
+    """What workers that act send of it; {} where nobody does."""
+    if not plugins.find("workload", cell.workload).constants.get("collects"):
+        return {}
+    workload: Any = make_workload(cell)
+    strategy = make("sync", cell.sync, options_for(cell, "sync"))
+    length = getattr(strategy, "batches_per_trajectory", 0)
+    if not length:
+        return {"agreed_batches": workload.per_rollout if rollouts.agrees(strategy) else 0}
+    x, y = workload.trajectory_shapes(length, num_shards=cell.replicas)
+    itemsize = DTYPES[cell.precision].itemsize
+    bytes_of_x = math.prod(x) * (1 if workload.sees_bytes else itemsize)
+    return {"trajectory_bytes": bytes_of_x + math.prod(y) * itemsize}
+
+
+def predicted_traffic(strategy: Strategy, shapes: Shapes, events: Events, described: Setting) -> Traffic:
+    """What the ranks of the replica axis send in a whole run: by the strategy, and about their rollouts."""
+    return strategy.predicted_traffic(shapes, events, described) + rollouts.predicted_traffic(events, described)
+
+
+def expected_events(strategy: Strategy, workload: Workload, num_batches: int, described: Setting) -> Events:
+    """Of an undisturbed run over so many global batches."""
+    expected = strategy.expected_events(num_batches, described)
+    return {**rollouts.expected_events(workload, num_batches, described), **expected}
 
 
 def build(
@@ -216,18 +265,20 @@ def assemble(
     if getattr(strategy, "goes_on", False):
         part.goes_on = True  # type: ignore[attr-defined]  # read by parts that stop a diverged rank
     strategy.start(comm, part, recipe, topology, compression)
-    return Training(cell, comm, workload, recipe, part, topology, compression, strategy)
+    batches = Batches(workload, comm, num_workers=topology.num_workers, strategy=strategy, device=part.params.device)
+    return Training(cell, comm, workload, recipe, part, topology, compression, strategy, batches)
 
 
 def build_part(cell: Cell, *, before_model: Callable[[], None] = lambda: None) -> tuple[Workload, Part]:
     """A started workload and this rank's part of its model."""
     workload, dtype = start_workload(cell), DTYPES[cell.precision]
     before_model()
+    device = devices.current(cell)
+    if device.type != "cpu" and hasattr(workload, "place"):
+        workload.place(device)
     parallel = make_parallel(cell)
     precision = {"autocast": True} if cell.precision == "bf16" else {}
-    part: Part = parallel.build(
-        workload, None, seed=cell.seed, dtype=dtype, device=torch.device(cell.device), **precision
-    )
+    part: Part = parallel.build(workload, None, seed=cell.seed, dtype=dtype, device=device, **precision)
     return workload, part
 
 

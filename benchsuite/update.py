@@ -5,16 +5,17 @@ Shared by workers that hold all parameters and by servers that hold a slice, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchsuite.errors import UsageError
-from benchsuite.workload import Recipe
+from benchsuite.workload import Part, Recipe, Shapes, numel, views
 
 CHUNK_BYTES = 2**20
+CLIP_EPS = 1e-6  # torch's
 
 
 class Updater:
@@ -23,17 +24,27 @@ class Updater:
     A long vector is stepped in chunks of 1 MiB: an optimiser's temporaries then stay in the cache, where those of 45 MB
     get new pages from the kernel each time (SGD with momentum and decay: 48 ms whole, 8.5 in chunks). The same bits.
     `lr_scale` is the equal-sample rule of asynchronous training: batch/N per push goes with lr/N.
+    An optimiser that is not elementwise steps the tensors that `shapes` names, as views of the vector.
     """
 
-    def __init__(self, params: Tensor | Iterable[Tensor], recipe: Recipe, *, lr_scale: float = 1.0) -> None:
-        # Aliases: several updaters of one vector (server threads) must not share its `.grad`.
-        if isinstance(params, Tensor) and not recipe.elementwise:
+    def __init__(
+        self, params: Tensor | Iterable[Tensor], recipe: Recipe, *, shapes: Shapes | None = None, lr_scale: float = 1.0
+    ) -> None:
+        if not recipe.elementwise and shapes is None:
             raise UsageError(
-                "this optimiser treats tensors, not elements (recipe.elementwise = False); this strategy steps a flat "
-                "vector: use sync = ddp, or an elementwise optimiser"
+                "this optimiser treats tensors, not elements (recipe.elementwise = False), and this strategy steps a "
+                "slice of a flat vector: use one over a collective, e.g. topology = native, or an elementwise optimiser"
             )
-        self._params = in_chunks(params.detach()) if isinstance(params, Tensor) else list(params)
-        self.optimizer = recipe.make_optimizer(self._params)
+        self._cut: Callable[[Tensor], list[Tensor]] = in_chunks
+        if not isinstance(params, Tensor):
+            self._params = list(params)
+        else:
+            if shapes is not None and not recipe.elementwise:
+                self._cut = lambda flat: list(views(flat, shapes).values())
+            # Aliases: several updaters of one vector (server threads) must not share its `.grad`.
+            self._params = self._cut(params.detach())
+        named = None if recipe.elementwise or shapes is None else zip(shapes, self._params, strict=True)
+        self.optimizer = recipe.make_optimizer(self._params if named is None else named)
         self._recipe, self._lr_scale = recipe, lr_scale
 
     def step(self, grad: Tensor | None, *, samples: int) -> None:
@@ -43,7 +54,7 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if grad is not None:
-            for params, chunk in zip(self._params, in_chunks(grad), strict=True):
+            for params, chunk in zip(self._params, self._cut(grad), strict=True):
                 params.grad = chunk
         self.optimizer.step()
 
@@ -57,22 +68,22 @@ class Updater:
         self.optimizer.state.clear()
 
     def state(self) -> list[Tensor]:
-        """The optimiser's vectors as long as the parameters, in the order of their names; [] before the first step.
+        """The optimiser's vectors, one per name in order, of all parameters that have it; [] before the first step.
 
         Whoever writes to them changes the optimiser's state.
         """
-        states: list[dict[str, Any]] = [self.optimizer.state.get(params, {}) for params in self._params]
-        return [
-            _whole(states, name)
-            for name in sorted(states[0])
-            if all(_is_like(state[name], params) for state, params in zip(states, self._params, strict=True))
-        ]
+        kept: dict[str, list[dict[str, Any]]] = {}
+        for params in self._params:
+            state = self.optimizer.state.get(params, {})
+            for name in (name for name, value in state.items() if _is_like(value, params)):
+                kept.setdefault(name, []).append(state)
+        return [_whole(kept[name], name) for name in sorted(kept)]
 
 
 def in_chunks(flat: Tensor) -> list[Tensor]:
-    """Views of 1 MiB, in order; one of all for a shorter vector."""
+    """Views of 1 MiB, in order; one of all for a shorter vector, and on a device, whose calls cost more than they save."""
     length = CHUNK_BYTES // flat.element_size()
-    return [flat] if flat.numel() <= length else list(flat.split(length))
+    return [flat] if flat.numel() <= length or flat.is_cuda else list(flat.split(length))
 
 
 def _is_like(value: Any, params: Tensor) -> bool:
@@ -80,16 +91,16 @@ def _is_like(value: Any, params: Tensor) -> bool:
 
 
 def _whole(states: list[dict[str, Any]], name: str) -> Tensor:
-    """One vector of the chunks' tensors of this name, which are views of it from now on."""
-    chunks: list[Tensor] = [state[name] for state in states]
-    if len(chunks) == 1:
-        return chunks[0]
-    length = sum(chunk.numel() for chunk in chunks)
-    base = chunks[0]._base
-    if base is None or base.numel() != length or any(chunk._base is not base for chunk in chunks):
-        base = torch.cat(chunks)
-        for state, chunk in zip(states, in_chunks(base), strict=True):
-            state[name] = chunk
+    """One vector of the tensors of this name, which are views of it from now on."""
+    pieces: list[Tensor] = [state[name] for state in states]
+    if len(pieces) == 1:
+        return pieces[0].view(-1)
+    lengths = [piece.numel() for piece in pieces]
+    base = pieces[0]._base
+    if base is None or base.numel() != sum(lengths) or any(piece._base is not base for piece in pieces):
+        base = torch.cat([piece.flatten() for piece in pieces])
+        for state, piece, part in zip(states, pieces, base.split(lengths), strict=True):
+            state[name] = part.view(piece.shape)
     return base
 
 
@@ -104,25 +115,36 @@ class Load:
         self._params.copy_(grad)
 
 
-def state_vectors(recipe: Recipe) -> int:
-    """Vectors as long as the parameters that the recipe's optimiser keeps: 0 SGD, 1 with momentum, 2 Adam."""
-    probe = torch.zeros(2)
-    updater = Updater(probe, recipe) if recipe.elementwise else None
-    if updater is None:
-        return 0
-    updater.step(torch.zeros(2), samples=0)
-    return len(updater.state())
+def state_vectors(recipe: Recipe, shapes: Shapes) -> tuple[int, ...]:
+    """Elements of each vector that the recipe's optimiser keeps: none SGD, P with momentum, P and P Adam.
+
+    Muon: as many as the hidden matrices have, and twice the others.
+    """
+    elements = 2 if recipe.elementwise else numel(shapes)
+    probe, gradient = torch.zeros(2, elements, device=None if recipe.elementwise else "meta")
+    updater = Updater(probe, recipe, shapes=shapes)
+    updater.step(gradient, samples=0)
+    return tuple(numel(shapes) if recipe.elementwise else vector.numel() for vector in updater.state())
 
 
 def clip_factor(norm: float, clip_norm: float) -> float:
     """Factor that brings a gradient of this global norm to at most `clip_norm` (torch's rule, eps 1e-6)."""
-    return min(1.0, clip_norm / (norm + 1e-6))
+    return min(1.0, clip_norm / (norm + CLIP_EPS))
 
 
-def clip(grad: Tensor, clip_norm: float | None) -> None:
-    """Scales a whole gradient in place so that its norm is at most `clip_norm`; nothing without one."""
+def clip_part(part: Part, clip_norm: float | None) -> None:
+    """Scales the gradient of a replica, or this part of it, so that the whole has a norm of at most `clip_norm`."""
+    clip(part.grad, clip_norm, norm=getattr(part, "gradient_norm", None))
+
+
+def clip(grad: Tensor, clip_norm: float | None, *, norm: Callable[[], float] | None = None) -> None:
+    """Scales a gradient in place so that its norm is at most `clip_norm`; nothing without one. norm: of what `grad` is a
+    part of."""
     if clip_norm is None:
         return
-    factor = clip_factor(float(torch.linalg.vector_norm(grad)), clip_norm)
+    if norm is None and grad.is_cuda:  # no step waits for the device
+        grad.mul_((clip_norm / (torch.linalg.vector_norm(grad) + CLIP_EPS)).clamp(max=1.0))
+        return
+    factor = clip_factor(norm() if norm is not None else float(torch.linalg.vector_norm(grad)), clip_norm)
     if factor < 1.0:
         grad.mul_(factor)

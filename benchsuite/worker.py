@@ -21,7 +21,6 @@ if __name__ == "__main__":  # a user's own torchrun: the supervisor, which must 
     sys.exit(main(sys.argv[1:]))
 
 import copy
-import hashlib
 import json
 import time
 from typing import Any
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 
 from benchsuite import cell as cells
-from benchsuite import predict
+from benchsuite import devices, divided, predict
 from benchsuite import training as trainings
 from benchsuite.comm import Traffic
 from benchsuite.comm.groups import World
@@ -37,9 +36,10 @@ from benchsuite.comm.process import NO_GROUP, ProcessComm
 from benchsuite.comm.rendezvous import connect, open_client, open_store
 from benchsuite.job import RankJob, write_rank_file
 from benchsuite.loop import Loop
-from benchsuite.measure import faults, load, memory
+from benchsuite.measure import device_figures, faults, load, memory
 from benchsuite.measure.beat import Beat, Phase
 from benchsuite.measure.clock import StepClock, TimedPart
+from benchsuite.measure.device_time import DeviceTimer
 from benchsuite.measure.evaluation import evaluate
 from benchsuite.measure.rank_record import Measured, rank_record
 from benchsuite.measure.snapshots import Snapshots
@@ -63,6 +63,7 @@ class Rank:
         self.lost = 0  # ranks that died while the strategy went on
         self.busy = not load.oversubscribed(self.cell)
         self.memory = memory.RankMemory()
+        self.timer: DeviceTimer | None = None
 
     def run(self) -> None:
         memory.reset_peak()
@@ -73,18 +74,24 @@ class Rank:
         marks = {"entered": time.perf_counter_ns()}
         self.beat.enter(Phase.START, 0)
         self.store = open_store(self.job)
-        self.comm = connect(self.job, self.cell, self.store, self._enter)
+        device = devices.choose(self.cell, self.job.local_rank)
+        self.timer = DeviceTimer() if device.type == "cuda" else None
+        self.comm = connect(self.job, self.cell, self.store, self._enter, device)
+        self.comm.timer = self.timer if self.cell.backend == "nccl" else None
         marks["connected"] = time.perf_counter_ns()
         trainings.seed_rank(self.cell.seed, self.job.rank)
         training = trainings.build(
             self.cell, self.comm, wrap=self._timed, before_model=self.memory.begin_model
         )
-        self.loop = Loop(training, self.part, self.comm, self.beat.enter)
+        axis: Any = training.comm  # of the replica axis: what a strategy waits for is counted there
+        self.loop = Loop(training, self.part, axis, self.beat.enter, self.timer)
         self._check_equal_start(training)
         marks["built"] = time.perf_counter_ns()
         measured = self._train(training)
         self.beat.enter(Phase.EVALUATE, self.loop.step)
         marks["left_loop"] = time.perf_counter_ns()
+        if measured.device is not None:  # the others are quiet now
+            measured.device |= device_figures.arithmetic(self.cell, training.workload, measures=self.job.rank == 0)
         evaluations = evaluate(training, measured.snapshots)
         marks["evaluated"] = time.perf_counter_ns()
         self.beat.enter(Phase.WRITE, self.loop.step)
@@ -112,7 +119,8 @@ class Rank:
     def _measured(self, training: Training, owner: bool) -> Measured:
         recipe = training.recipe
         every = training.workload.target.evaluate_every if owner else 0
-        snapshots = Snapshots(every, self.job.run_dir, str(self.job.rank))
+        settled_ns = self.timer.now_ns if self.timer is not None else None
+        snapshots = Snapshots(every, self.job.run_dir, str(self.job.rank), settled_ns=settled_ns)
         return Measured(StepClock(recipe.budget // recipe.global_batch + 1), snapshots, memory=self.memory)
 
     def _meter(self) -> WireMeter:
@@ -151,6 +159,8 @@ class Rank:
         """The loop ends here: later traffic (snapshots, barriers) is not the strategy's."""
         measured.cpu_s += time.process_time()
         measured.memory.end_loop()
+        if self.timer is not None:
+            measured.device = device_figures.peaks()
         measured.traffic, measured.calls = copy.deepcopy(self.comm.traffic), dict(self.comm.calls)
         self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))  # before anybody can miss it
         begin = time.perf_counter_ns()
@@ -162,6 +172,8 @@ class Rank:
         measured.barrier_ns = time.perf_counter_ns() - begin
         if getattr(training.strategy, "calls_library", False) and training.topology.num_workers > 1:
             measured.derived = self._derive(training, measured)
+        if training.replica is not None:
+            measured.derived_inside = self._derive_inside(training, measured)
 
     def _derive(self, training: Training, measured: Measured) -> Traffic | None:
         """Of the whole run, from more steps, untimed, that are watched. Not after a divergence: the ranks may stand
@@ -170,11 +182,19 @@ class Rank:
         if not losses or None in losses:
             return None
         flat, num_workers = training.part.params.clone(), training.topology.num_workers
-        batch = training.workload.batch(0, shard=self.comm.rank, num_shards=num_workers)
+        batch = training.fetch((0, self.comm.rank, num_workers))
         cycles = training.strategy.cycles() if hasattr(training.strategy, "cycles") else [Cycle(len(losses))]
         traffic = derived_run(lambda: training.strategy.step(batch), cycles, num_workers)
         training.part.params.copy_(flat)
         return traffic
+
+    def _derive_inside(self, training: Training, measured: Measured) -> Traffic | None:
+        """What the library sent between the parts of a replica in the whole run, from one more gradient."""
+        losses = measured.clock.to_json()["loss"]
+        if training.is_server or not losses or None in losses:
+            return None
+        work = (0, training.comm.rank, training.topology.num_workers)
+        return divided.derive_inside(training, training.fetch(work)).times(len(losses))
 
     # -- after the loop ---------------------------------------------------------------------------------------
 
@@ -195,7 +215,7 @@ class Rank:
     # -- small things ----------------------------------------------------------------------------------------
 
     def _timed(self, part: Part, rank: int) -> TimedPart:
-        self.part = TimedPart(part, slow_down=self.slow_down, busy=self.busy)
+        self.part = TimedPart(part, slow_down=self.slow_down, busy=self.busy, timer=self.timer)
         return self.part
 
     def _enter(self, phase: str) -> None:
@@ -203,16 +223,18 @@ class Rank:
 
     def _check_equal_start(self, training: Training) -> None:
         """All ranks must start from the same bits: a same-seed start that differs is a broken workload."""
-        digest = hashlib.sha256(training.part.params.detach().cpu().numpy().tobytes()).hexdigest()
         store = self.store
-        store.set(f"start/{self.comm.rank}", digest)
+        store.set(f"start/{self.comm.rank}", json.dumps(divided.digests(training)))
         if self.comm.rank == 0:
-            for rank in range(1, self.comm.size):
-                if store.get(f"start/{rank}").decode() != digest:
-                    raise RuntimeError(
-                        f"rank {rank} starts from other parameters than rank 0 with the same seed {self.cell.seed}: "
-                        "layers() must depend on torch's random state only"
-                    )
+            first: dict[str, tuple[int, str]] = {}
+            for rank in range(self.comm.size):
+                for part, digest in json.loads(store.get(f"start/{rank}")).items():
+                    holder, expected = first.setdefault(part, (rank, digest))
+                    if digest != expected:
+                        raise RuntimeError(
+                            f"rank {rank} starts from other parameters than rank {holder} with the same seed "
+                            f"{self.cell.seed}: layers() must depend on torch's random state only"
+                        )
 
 
 def run_rank(job: RankJob) -> None:

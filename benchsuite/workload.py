@@ -6,6 +6,7 @@ a loss, an evaluation, a target. `parallel/` makes a `Part` of it on each rank.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from benchsuite.comm import Handle
+from benchsuite.muon import muon
 from benchsuite.target import Target
 
-__all__ = ["Batch", "Infer", "Part", "Ready", "Recipe", "Shapes", "Target", "Workload"]  # what a workload file needs
+# what a workload file needs
+__all__ = ["Batch", "Infer", "Part", "Ready", "Recipe", "Shapes", "Target", "Workload", "muon"]
 
 Shapes = Mapping[str, torch.Size]  # parameter name -> shape, in the order of the flat vector
 Infer = Callable[[Tensor], Tensor]
@@ -59,21 +62,58 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device; what is there already stays. From the host it goes by pinned memory, without waiting."""
+    if device.type == "cpu":
+        return batch
+
+    def moved(value: Tensor) -> Tensor:
+        return value if value.device == device else value.pin_memory().to(device, non_blocking=True)
+
+    return Batch(mapped(batch.x, moved), mapped(batch.y, moved), batch.num_samples)
+
+
+class DeviceLoss(float):
+    """A loss that is still on the device: `read` waits for it.
+
+    Strategies hand it on unread, so that no step waits for the device; as a number it is NaN.
+    """
+
+    tensor: Tensor
+
+    def __new__(cls, tensor: Tensor) -> DeviceLoss:
+        loss = super().__new__(cls, math.nan)
+        loss.tensor = tensor
+        return loss
+
+    def read(self) -> float:
+        """Its value."""
+        return float(self.tensor)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How it is trained. The learning rate is a function of progress = samples consumed / budget, so it is the
     same schedule for every strategy."""
 
-    make_optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+    make_optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer]  # of tensors; not elementwise: (name, tensor) pairs
     lr: Callable[[float], float]
     global_batch: int
     budget: int  # samples
     clip_norm: float | None = None
     elementwise: bool = True  # the optimiser treats every element alike: it may work on a flat vector or a slice of it
 
+    def optimizer_of(self, named: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+        """The optimiser of whole tensors."""
+        return self.make_optimizer(named.values() if self.elementwise else named.items())
+
 
 class Workload(Protocol):
-    """One file in `workloads/`, a dataclass whose fields are its options; `presets` stands in the module."""
+    """One file in `workloads/`, a dataclass whose fields are its options; `presets` stands in the module.
+
+    `layer_flops() -> list[int]`, where there is one: forward operations of each layer for one sample. `place(device)`,
+    where there is one, moves data that is kept in memory to a device, so that no step waits for it.
+    """
 
     target: Target
 
@@ -83,8 +123,15 @@ class Workload(Protocol):
     def layers(self) -> list[nn.Module]:
         """The model as a chain, built on the CPU. The suite seeds torch before it calls (`seeded_layers`)."""
 
-    def tensor_plan(self) -> Mapping[int, str]:
-        """Layer -> how it splits by weight ({} = it does not)."""
+    def tensor_plan(self) -> Mapping[str, str]:
+        """Module of the chain (`nn.Sequential(*layers)`'s name) -> how it splits by weight ({} = it does not).
+
+        "columns": by its outputs, a matrix or a convolution; "rows": by its inputs, behind columns; "gathered": by its
+        outputs, which are put together at once; "channels": a GroupNorm between columns and rows; "tokens": a norm of
+        tokens, of which it sees a slice under `sequence_parallel`.
+        The class says what the parts must divide, numbers or names of options: `tensor_divides = ("width",)`; and which
+        option counts tokens, dimension 1 of an activation: `tensor_tokens`.
+        """
 
     def recipe(self) -> Recipe:
         """Optimiser, schedule, clipping, batch and budget of the single-process run."""
@@ -99,11 +146,32 @@ class Workload(Protocol):
         """The metric on the held-out set, once over every sample."""
 
 
-class RolloutWorkload(Workload, Protocol):
-    """A workload whose batches come from acting (reinforcement learning)."""
+class Rollout(Protocol):
+    """What a worker has collected: minibatches of it, in the order in which it is trained on."""
 
-    def collect(self, act: Infer, index: int, *, shard: int, num_shards: int, state: Any) -> list[Batch]:
-        """Rollouts with the current policy, then its minibatches."""
+    def statistics(self) -> Tensor:
+        """(minibatches, 3) in float64: sum, sum of squares and number of each one's advantages."""
+
+    def batch(self, position: int, statistics: Tensor) -> Batch:
+        """Minibatch `position`; `statistics` (3,) says what its advantages are normalised by."""
+
+
+class RolloutWorkload(Workload, Protocol):
+    """A workload whose batches come from acting (reinforcement learning). It says `collects = True`."""
+
+    per_rollout: int  # minibatches, one step of a strategy each
+
+    def environments(self, *, shard: int, num_shards: int) -> Any:
+        """A worker's own environments, at their first starts; whoever owns them keeps them from rollout to rollout."""
+
+    def collect(self, act: Infer, environments: Any, number: int) -> Rollout:
+        """Rollout `number` of these environments by the policy `act`."""
+
+    def trajectory(self, act: Infer, environments: Any, number: int, batches: int) -> Batch:
+        """As many environment steps as so many minibatches stand for, in order, with what an off-policy loss needs."""
+
+    def trajectory_shapes(self, batches: int, *, num_shards: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of such a trajectory's x and y."""
 
 
 class Part(Protocol):

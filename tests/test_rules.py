@@ -276,6 +276,10 @@ CASES = [
     ("virtual clock", "precision = bf16", {"precision": "bf16", **VIRTUAL}, {"precision": "bf16"}),
     ("virtual clock", "num_micro_batches = 2", {**VIRTUAL, "options": {"data": {"num_micro_batches": 2}}},
      {"options": {"data": {"num_micro_batches": 2}}}),
+    ("cuda", "meet in the host's memory", {"device": "cuda", "topology": "hierarchical"},
+     {"device": "cuda", "topology": "ring"}),
+    ("cuda", "a codec works on the host", {"device": "cuda", "compression": "fp16"},
+     {"device": "cuda", "sync": "ddp", "compression": "fp16"}),
     ("precision", "does not run under autocast", {"precision": "bf16", "parallel": "tensor"}, {"precision": "bf16"}),
     ("virtual clock", "backend = mpi", {"backend": "mpi", **VIRTUAL}, {"backend": "gloo", **VIRTUAL}),
     ("virtual clock", "threads = 4", {"threads": 4, **VIRTUAL}, {**VIRTUAL}),
@@ -372,7 +376,7 @@ def test_every_planned_member_resolves_and_is_not_built_or_legal(kind, name):
     "fields",
     [
         {"clock": "virtual"}, {"tuning": "per_strategy"}, {"cluster": "kubernetes"},
-        {"device": "cuda"}, {"rank_placement": "part_major"},
+        {"rank_placement": "part_major"},
     ],
 )
 def test_settings_without_code_are_not_built(fields):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchsuite.assemble import parts
 from benchsuite.assemble.result import Rank, apart, taken
 from benchsuite.cell import Cell
 from benchsuite.measure import window
@@ -51,6 +52,7 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
         "blocked_reason": ranks[0]["blocked_reason"],
     }
     cost |= _medians(workers, inside)
+    cost |= _device(ranks, cost["samples_per_s"])
     cost |= _wire(ranks)
     cost |= _curve_costs(ranks, result, begin)
     raw: dict[str, Any] = {
@@ -103,7 +105,7 @@ def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Windo
         steps = worker["steps"]
         starts.append((np.array(steps["start_ns"][:taken_steps], dtype=np.float64) - begin) * NS)
         ends.append((np.array(steps["end_ns"][:taken_steps], dtype=np.float64) - begin) * NS)
-        sizes.append(np.array(steps["samples"][:taken_steps], dtype=np.float64))
+        sizes.append(np.array(steps["samples"][:taken_steps], dtype=np.float64) * parts.counts(worker))
     if apart(ranks):
         return window.apart(starts, ends, sizes)
     shortest = min(counts)
@@ -154,6 +156,26 @@ def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]
     names = {"data": "data_s", "compute": "compute_s", "blocked": "blocked_comm_s", "update": "update_s"}
     return {
         f"{names[part]}_median": statistics.median(values) * NS if values else None for part, values in columns.items()
+    }
+
+
+def _device(ranks: Sequence[Rank], samples_per_s: float | None) -> dict[str, Any]:
+    """What a run on devices also has: {} on the CPU. The share of the ceiling is of all devices that were used."""
+    used = [rank["device"] for rank in ranks if rank.get("device")]
+    if not used:
+        return {}
+    num_devices = len({(rank["host"], rank["device"]["index"]) for rank in ranks if rank.get("device")})
+    flops, ceiling = used[0]["flops_per_sample"], used[0]["matmul_ceiling_flop_per_s"]
+    rate = samples_per_s * flops if samples_per_s and flops else None
+    return {
+        "device_name": used[0]["name"],
+        "num_devices": num_devices,
+        "peak_device_bytes": _most(device["peak_allocated_bytes"] for device in used),
+        "peak_device_reserved_bytes": _most(device["peak_reserved_bytes"] for device in used),
+        "flops_per_sample": flops,
+        "flop_per_s": rate,
+        "matmul_ceiling_flop_per_s": ceiling,
+        "mfu": rate / (ceiling * num_devices) if rate and ceiling else None,
     }
 
 

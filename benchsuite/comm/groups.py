@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,8 @@ class World:
     interface: str = "lo"
     timeout_s: float = 60.0
     strict: str = ""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # whose memory the backend moves
+    staged: bool = field(default_factory=torch.cuda.is_initialized)  # vectors may be in the other memory
 
 
 def prefixed(store: Any, prefix: str) -> Any:
@@ -53,3 +54,11 @@ def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGro
     group._set_default_backend(kind)
     group._register_backend(world.device, kind, backend)
     return group
+
+
+def library_group(ranks: Sequence[int]) -> Any:
+    """A process group in torch's own table, for libraries that ask for one there.
+
+    Every rank of the default group calls it, in the same order; it means something on `ranks` only.
+    """
+    return dist.new_group(list(ranks))

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from benchsuite.comm.process import ProcessComm
 
@@ -19,27 +21,43 @@ class LaneHandle:
         self._comm, self._done = comm, threading.Event()
         self._value: Any = None
         self._error: BaseException | None = None
+        self._given: Any = None  # events, where the lane has a stream of its own
+        self._passed: Any = None
 
     def wait(self) -> Any:
         start = time.perf_counter_ns()
         self._done.wait()
         self._comm.wait_ns += time.perf_counter_ns() - start
+        if self._passed is not None:
+            timer = self._comm.timer
+            if timer is not None:
+                timer.begin("blocked")
+            torch.cuda.current_stream(self._comm._world.device).wait_event(self._passed)
+            if timer is not None:
+                timer.end("blocked")
         if self._error is not None:
             raise self._error
         return self._value
 
 
 class Lane:
-    """A thread with its own group that runs what it is handed, in order."""
+    """A thread with its own group that runs what it is handed, in order.
+
+    Where the backend works on a device (nccl), on a stream of its own: it begins when the stream of whoever submits has
+    come so far, and does not hold it up.
+    """
 
     def __init__(self, comm: ProcessComm) -> None:
         self._comm = comm
+        self._stream = torch.cuda.Stream(comm._world.device) if comm._world.device.type == "cuda" else None
         self._queue: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], LaneHandle] | None]
         self._queue = queue.SimpleQueue()
         threading.Thread(target=self._run, name="lane", daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], *args: Any) -> LaneHandle:
         handle = LaneHandle(self._comm)
+        if self._stream is not None:
+            handle._given = torch.cuda.current_stream(self._comm._world.device).record_event()
         self._queue.put((fn, args, handle))
         return handle
 
@@ -54,7 +72,16 @@ class Lane:
             try:
                 if lane_comm is None:
                     lane_comm = self._comm._child(f"{self._comm._name}/lane", range(self._comm.size))
-                handle._value = fn(lane_comm, *args)
+                handle._value = self._call(handle, fn, lane_comm, *args)
             except BaseException as error:  # noqa: BLE001  handed to whoever waits
                 handle._error = error
             handle._done.set()
+
+    def _call(self, handle: LaneHandle, fn: Callable[..., Any], *args: Any) -> Any:
+        if self._stream is None:
+            return fn(*args)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(handle._given)
+            value = fn(*args)
+            handle._passed = self._stream.record_event()
+        return value

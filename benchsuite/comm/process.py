@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -27,8 +27,12 @@ from benchsuite.comm.groups import World, make_group, prefixed
 from benchsuite.comm.lane import Lane
 from benchsuite.comm.shared_memory import FileLock, attach_vector, create_vector
 from benchsuite.comm.socket_barrier import SocketBarrier
+from benchsuite.comm.staging import StagedGroup
 from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES, Calls
 from benchsuite.errors import UsageError
+
+if TYPE_CHECKING:
+    from benchsuite.measure.device_time import DeviceTimer
 
 NO_GROUP = object()  # a comm for tickets only: of a process that speaks for a dead rank
 EARLY_BYTES = 1 << 20  # gloo asks its peer before it sends: half the time of 40 kB, nothing beside 13 MB
@@ -93,6 +97,9 @@ class ProcessComm:
         self.early_bytes = EARLY_BYTES if self.posts_ahead and group is not NO_GROUP else 0
         self._world, self._name = world, name
         self._group = group if group is not None else make_group(world, name, rank, size)
+        if world.staged and group is not NO_GROUP:
+            self._group = StagedGroup(self._group, world.device)
+        self.timer: DeviceTimer | None = None  # of a device: nccl's waits are waits of its stream
         self._store = prefixed(world.store, f"comm/{name}")
         self._ticket_client: Any = None
         self._splits = 0
@@ -291,9 +298,13 @@ class ProcessComm:
     def _wait(self, work: Any, phase: str) -> None:
         if self._on_phase is not None:
             self._on_phase(phase)
+        if self.timer is not None:
+            self.timer.begin("blocked")
         start = time.perf_counter_ns()
         work.wait()
-        self.wait_ns += time.perf_counter_ns() - start
+        self.wait_ns += time.perf_counter_ns() - start + getattr(work, "copied_ns", 0)
+        if self.timer is not None:
+            self.timer.end("blocked")
 
     def _call(self, name: str, whole: Tensor) -> None:
         """Notes a collective of the library, once for all its ranks: on the first of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from benchsuite.cell import Cell
@@ -15,8 +16,13 @@ from benchsuite.job import RankJob
 PROCESS_GROUP_GRACE_S = 5.0  # one judge: the launcher's deadline comes first
 
 
-def connect(job: RankJob, cell: Cell, store: Any, on_phase: Any) -> ProcessComm:
-    """Joins the run's process group. torch's default group is made too: DDP and the other libraries use it."""
+def connect(
+    job: RankJob, cell: Cell, store: Any, on_phase: Any, device: torch.device | None = None
+) -> ProcessComm:
+    """Joins the run's process group. torch's default group is made too: DDP and the other libraries use it.
+
+    device: the rank's own; nccl moves its memory, gloo the host's.
+    """
     timeout_s = job.timeout_s + PROCESS_GROUP_GRACE_S
     dist.init_process_group(
         cell.backend,
@@ -25,7 +31,16 @@ def connect(job: RankJob, cell: Cell, store: Any, on_phase: Any) -> ProcessComm:
         world_size=job.world_size,
         timeout=timedelta(seconds=timeout_s),
     )
-    world = World(store, lambda: open_client(job), backend=cell.backend, interface=job.interface, timeout_s=timeout_s)
+    moved = device if device is not None and cell.backend == "nccl" else torch.device("cpu")
+    world = World(
+        store,
+        lambda: open_client(job),
+        backend=cell.backend,
+        interface=job.interface,
+        timeout_s=timeout_s,
+        device=moved,
+        staged=device is not None and device.type == "cuda",
+    )
     return ProcessComm(
         world, rank=job.rank, size=job.world_size, group=dist.group.WORLD, hosts=job.hosts, on_phase=on_phase
     )

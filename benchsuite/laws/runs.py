@@ -27,7 +27,7 @@ from benchsuite.sync import Events, Work
 from benchsuite.topology import bounds
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.training import Training
-from benchsuite.workload import Batch, Part, Ready, Recipe, Shapes
+from benchsuite.workload import Batch, DeviceLoss, Part, Ready, Recipe, Shapes
 
 Change = Callable[[Training], Training]
 
@@ -181,16 +181,15 @@ def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[
     log = None
     if training.is_server:
         shard = training.shard()
-        params.append(shard.clone())
-        log = training.serve(lambda samples, version: params.append(shard.clone()))
+        params.append(_copy(shard))
+        log = training.serve(lambda samples, version: params.append(_copy(shard)))
     else:
-        params.append(training.part.params.clone())
+        params.append(_copy(training.part.params))
         while (work := training.strategy.next_index()) is not None:
-            index, shard_number, num_shards = work
-            batch = training.workload.batch(index, shard=shard_number, num_shards=num_shards)
-            losses.append(training.strategy.step(batch))
+            loss = training.strategy.step(training.fetch(work))
+            losses.append(loss.read() if isinstance(loss, DeviceLoss) else loss)
             done.append(work)
-            params.append(training.part.params.clone())
+            params.append(_copy(training.part.params))
         training.strategy.finish()
     events = training.events(log)
     traffic = comm.traffic + Traffic()  # a copy: what `after` sends is not the run's
@@ -207,6 +206,11 @@ def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[
         log=None if log is None else push_log(log),
         after=None if after is None else after(training),
     )
+
+
+def _copy(vector: Tensor) -> Tensor:
+    """On the CPU, where it is compared."""
+    return vector.detach().to("cpu", copy=True)
 
 
 # -- changes ---------------------------------------------------------------------------------------------------

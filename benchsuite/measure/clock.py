@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from benchsuite.comm import Handle
-from benchsuite.workload import Batch, Part, Ready
+from benchsuite.measure.device_time import DeviceTimer, StepTimes
+from benchsuite.workload import Batch, DeviceLoss, Part, Ready
 
 
 class Diverged(Exception):
@@ -29,16 +30,29 @@ def check_finite(loss: float, params: Tensor) -> None:
         raise Diverged
 
 
-class TimedPart:
-    """A `Part` whose gradients are timed. `slow_down` > 1 makes a straggler of it."""
+CHECK_EVERY = 32  # gradients of a device between two looks at the loss, which wait for it
 
-    def __init__(self, part: Part, *, slow_down: float = 1.0, busy: bool = True) -> None:
+
+class TimedPart:
+    """A `Part` whose gradients are timed. `slow_down` > 1 makes a straggler of it.
+
+    `timer`: of a device, whose times are known after the run: `compute_ns` stays 0 until then, and a loss that is not
+    finite is noticed at most 32 gradients later.
+    """
+
+    def __init__(
+        self, part: Part, *, slow_down: float = 1.0, busy: bool = True, timer: DeviceTimer | None = None
+    ) -> None:
+        self._timer, self._num_gradients = timer, 0
         self._part, self._slow_down, self._busy = part, slow_down, busy
         self.module, self.shapes, self.params = part.module, part.shapes, part.params
         self.goes_on = False  # after a divergence: others wait for this rank
         self.compute_ns = 0
         self.backward_wait_ns = 0  # inside a library's backward pass, after the last gradient
         self._last_gradient_ns = 0
+        for name in ("use_grad_buffer", "gradient_norm", "finite"):  # what not every part has
+            if hasattr(part, name):
+                setattr(self, name, getattr(part, name))
 
     @property
     def grad(self) -> Tensor:
@@ -49,17 +63,29 @@ class TimedPart:
     def grad(self, value: Tensor) -> None:
         self._part.grad = value
 
-    def use_grad_buffer(self, buffer: Tensor) -> None:
-        """Lets the gradient live in memory that a topology owns."""
-        self._part.use_grad_buffer(buffer)  # type: ignore[attr-defined]  # a real replica has it
-
     def infer(self, x: Tensor) -> Tensor:
         return self._part.infer(x)
 
     def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+        if self._timer is not None:
+            return self._on_device(self._timer, lambda: self._part.gradient(batch, ready, until))
         start = time.perf_counter_ns()
         loss = self._part.gradient(batch, ready, until)
         self._end(start, time.perf_counter_ns(), loss)
+        return loss
+
+    def _on_device(self, timer: DeviceTimer, compute: Callable[[], float | None]) -> float | None:
+        """A gradient between two events. A straggler waits for its work, then for as long again."""
+        slow = self._slow_down > 1.0
+        start = timer.now_ns() if slow else 0
+        timer.begin("compute")
+        loss = compute()
+        if slow:
+            self._wait_until(start + int(self._slow_down * (timer.now_ns() - start)))
+        timer.end("compute")
+        self._num_gradients += 1
+        if isinstance(loss, DeviceLoss) and not self.goes_on and self._num_gradients % CHECK_EVERY == 0:
+            check_finite(loss.read(), self.params)
         return loss
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
@@ -73,6 +99,10 @@ class TimedPart:
         self._part.wrap(wrapper)
 
     def backward(self, batch: Batch) -> float:
+        if self._timer is not None:
+            loss = self._on_device(self._timer, lambda: self._part.backward(batch))
+            assert loss is not None
+            return loss
         start = time.perf_counter_ns()
         loss = self._part.backward(batch)
         end = time.perf_counter_ns()
@@ -84,12 +114,19 @@ class TimedPart:
     def _end(self, start: int, end: int, loss: float | None, *, waited: int = 0) -> None:
         """Between start and end all but `waited` was computation; a straggler takes that much longer."""
         if loss is not None and not self.goes_on:
-            check_finite(loss, self.params)
+            self._check_finite(loss)
         computed = end - start - waited
         if self._slow_down > 1.0:
             self._wait_until(end + int((self._slow_down - 1.0) * computed))
             computed += time.perf_counter_ns() - end
         self.compute_ns += computed
+
+    def _check_finite(self, loss: float) -> None:
+        finite: Callable[[], bool] | None = getattr(self, "finite", None)  # of a divided replica: asked on all parts
+        if finite is None:
+            check_finite(loss, self.params)
+        elif not math.isfinite(loss) and not finite():
+            raise Diverged
 
     def _wait_until(self, deadline: int) -> None:
         if self._busy:
@@ -108,6 +145,7 @@ class StepClock:
         self._rows = np.zeros((max(capacity, 1), len(self.FIELDS)), dtype=np.int64)
         self._loss = np.full(max(capacity, 1), np.nan)
         self._abandoned: list[int] = []
+        self._unread: list[tuple[int, DeviceLoss]] = []
         self.num_steps = 0
 
     def add(self, row: tuple[int, int, int, int, int, int, int], loss: float | None) -> None:
@@ -119,9 +157,33 @@ class StepClock:
         self._rows[position] = row
         if loss is None:
             self._abandoned.append(position)
+        elif isinstance(loss, DeviceLoss):
+            self._unread.append((position, loss))
         else:
             self._loss[position] = loss
         self.num_steps = position + 1
+
+    def settle(self, times: Sequence[StepTimes]) -> None:
+        """Reads what was left on a device: losses, and the times of every step.
+
+        A step begins when the one before ends. Data was fetched while the device worked: what of it can have made the
+        device wait is at most what is left of the step.
+        """
+        if self._unread:
+            values = torch.stack([loss.tensor.double() for _, loss in self._unread]).tolist()
+            for (position, _), value in zip(self._unread, values, strict=True):
+                self._loss[position] = value
+            self._unread.clear()
+        columns = {name: self._rows[:, at] for at, name in enumerate(self.FIELDS)}
+        for step, known in enumerate(times):
+            if step:
+                columns["start_ns"][step] = times[step - 1].end_ns
+            columns["end_ns"][step] = max(known.end_ns, columns["start_ns"][step])
+            columns["compute_ns"][step] = known.compute_ns
+            columns["blocked_ns"][step] += known.blocked_ns
+            whole = columns["end_ns"][step] - columns["start_ns"][step]
+            left = whole - known.compute_ns - columns["blocked_ns"][step]
+            columns["data_ns"][step] = max(0, min(columns["data_ns"][step], left))
 
     @property
     def num_samples(self) -> int:

@@ -35,9 +35,10 @@ class Measured:
     events: dict[str, int] = field(default_factory=dict)
     server: ServerLog | None = None
     derived: Traffic | None = None
+    derived_inside: Traffic | None = None  # by the library, from part to part of a replica
     barrier_ns: int = 0  # waiting for the others at the end
     memory: RankMemory = field(default_factory=RankMemory)
-    device: dict[str, Any] | None = None  # of a rank on a device: its name, peak memory, the ceiling of a matrix product
+    device: dict[str, Any] | None = None  # of a rank on a device: `device_figures`
 
 
 def rank_record(
@@ -66,7 +67,7 @@ def rank_record(
         "traffic": measured.traffic.to_json(),
         "derived": measured.derived.to_json() if measured.derived is not None else None,
         # of the collectives that this rank was the first of; None: the library called itself (ddp)
-        "derived_total": derived_total(measured.calls).to_json() if measured.calls else None,
+        "derived_total": _derived_total(measured),
         "payload_source": payload_source(training),
         "events": measured.events,
         "wire": measured.wire.to_json(),
@@ -74,9 +75,11 @@ def rank_record(
         "evaluations": evaluations,
         "snapshots": {"samples": measured.snapshots.samples, "time_ns": measured.snapshots.time_ns},
         "num_parameters": training.part.params.numel(),
+        "divided": _divided_json(training),
         "shapes": {name: list(shape) for name, shape in training.part.shapes.items()},
         "snapshot_of": training.strategy.snapshot_of,
         "apart": bool(getattr(training.strategy, "apart", False)),
+        "per_rollout": training.batches.per_rollout,
         "clip": training.recipe.clip_norm is not None,
         "global_batch": training.recipe.global_batch,
         "budget": training.recipe.budget,
@@ -85,11 +88,36 @@ def rank_record(
 
 
 def payload_source(training: Training) -> str:
-    """`counted` by our own sends, or `derived` from library calls."""
+    """`counted` by our own sends, or `derived` from library calls; a divided replica makes some of them."""
+    if training.replica is not None:
+        return "derived"
     source = getattr(training.strategy, "payload_source", None) or getattr(
         training.topology, "payload_source", "counted"
     )
     return str(source)
+
+
+def _derived_total(measured: Measured) -> dict[str, Any] | None:
+    """Of the library's calls that went through our comms, and of those that it made inside a divided replica."""
+    calls = derived_total(measured.calls) if measured.calls else None
+    both = [each for each in (calls, measured.derived_inside) if each is not None]
+    return Traffic.total(both).to_json() if both else None
+
+
+def _divided_json(training: Training) -> dict[str, Any] | None:
+    """Of a part of a divided replica: its number, what it holds and counts, whether its samples are its own, what it
+    says of itself."""
+    if training.replica is None:
+        return None
+    part = training.replica
+    return {
+        "replica": training.comm.rank,
+        "part": part.replica.part,
+        "reads": part.replica.part == 0 or part.share(0, 1) != (0, 1),
+        "held": part.params.numel(),
+        "owned": part.num_owned,
+        "facts": dict(part.facts()),
+    }
 
 
 def _server_json(log: ServerLog | None) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ The copy is inside the clock. Over 64 MiB in all they are spilled to the run dir
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ SPILL_ABOVE_BYTES = 64 * 2**20
 class Snapshots:
     """One rank's copies, taken when the samples consumed pass a multiple of `every` (0 = only the last)."""
 
-    def __init__(self, every: int, run_dir: str | Path, name: str) -> None:
-        self._every, self._next = every, 0
+    def __init__(
+        self, every: int, run_dir: str | Path, name: str, *, settled_ns: Callable[[], int] | None = None
+    ) -> None:
+        self._every, self._next, self._settled_ns = every, 0, settled_ns
         self._folder, self._name = Path(run_dir), name
         self._kept: list[Tensor | Path] = []
         self._bytes = 0
@@ -29,7 +32,7 @@ class Snapshots:
     def offer(self, flat: Tensor, *, samples: int, version: int, time_ns: int, last: bool = False) -> None:
         """Takes a copy where one is due; `last` takes it in any case, once per number of samples.
 
-        time_ns: now, by the clock of the run.
+        time_ns: now, by the clock of the run; of a device, when it has come here (`settled_ns`).
         """
         due = self._every > 0 and samples >= self._next
         if not due and not (last and (not self.samples or self.samples[-1] != samples)):
@@ -39,7 +42,7 @@ class Snapshots:
         self._keep(flat)
         self.samples.append(samples)
         self.version.append(version)
-        self.time_ns.append(time_ns)
+        self.time_ns.append(time_ns if self._settled_ns is None else self._settled_ns())
 
     def _keep(self, flat: Tensor) -> None:
         num_bytes = flat.numel() * flat.element_size()
@@ -56,4 +59,4 @@ class Snapshots:
 
     def __getitem__(self, position: int) -> Tensor:
         kept = self._kept[position]
-        return kept if isinstance(kept, Tensor) else torch.from_numpy(np.load(kept, allow_pickle=False))
+        return kept.cpu() if isinstance(kept, Tensor) else torch.from_numpy(np.load(kept, allow_pickle=False))

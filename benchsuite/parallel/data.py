@@ -21,12 +21,14 @@ from benchsuite.comm import Handle
 from benchsuite.parallel.replica import Replica
 from benchsuite.workload import (
     Batch,
+    DeviceLoss,
     Ready,
     Shapes,
     Workload,
     micro_batches,
     numel,
     seeded_layers,
+    to_device,
     trained_parameters,
     views,
 )
@@ -72,6 +74,7 @@ class DataPart:
     ) -> None:
         self.module: nn.Module = nn.Sequential(*seeded_layers(workload, seed)).to(dtype).to(device)
         self._workload, self._autocast, self._num_micro = workload, autocast, num_micro_batches
+        self._device = device
         named = trained_parameters(self.module)
         self.shapes: Shapes = {name: p.shape for name, p in named.items()}
         self.params = torch.zeros(numel(self.shapes), dtype=dtype, device=device)
@@ -109,14 +112,15 @@ class DataPart:
         self.module.eval()  # no dropout, no batch statistics
         try:
             with torch.no_grad(), self._precision():
-                output: Tensor = self.module(x)
-                return output.to(self.params.dtype) if self._autocast else output
+                output: Tensor = self.module(x.to(self._device))
+                return output.to(x.device, self.params.dtype if self._autocast else output.dtype)
         finally:
             self.module.train(training)
 
     def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
         if until is not None:
             raise ValueError("a real backward pass is not abandoned: `until` is for the virtual clock")
+        batch = to_device(batch, self._device)
         if self._num_micro > 1:
             return self._accumulated(micro_batches(batch, self._num_micro), ready)
         loss = self._loss(self.module, batch)
@@ -124,12 +128,15 @@ class DataPart:
             torch._foreach_copy_(self._grads, self._gradients(loss))
         else:
             self._backward_with_hooks(loss, ready)
-        return float(loss.detach())
+        return self._value(loss.detach())
+
+    def _value(self, loss: Tensor) -> float:
+        return float(loss) if self._device.type == "cpu" else DeviceLoss(loss)
 
     def _accumulated(self, pieces: Sequence[Batch], ready: Ready | None) -> float:
         """The mean over micro-batches, added up in the flat vector; only the last one announces its slices."""
         self.grad.zero_()
-        total = 0.0
+        losses = []
         for number, piece in enumerate(pieces, start=1):
             loss = self._loss(self.module, piece)
             share = loss / len(pieces)
@@ -137,8 +144,8 @@ class DataPart:
                 torch._foreach_add_(self._grads, self._gradients(share))
             else:
                 self._backward_with_hooks(share, ready)
-            total += float(loss.detach())
-        return total / len(pieces)
+            losses.append(loss.detach())
+        return self._value(torch.stack(losses).mean())
 
     def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
@@ -195,13 +202,14 @@ class DataPart:
     def backward(self, batch: Batch) -> float:
         for parameter in self._parameters:
             parameter.grad = None
-        pieces, total = micro_batches(batch, self._num_micro), 0.0
+        pieces = micro_batches(to_device(batch, self._device), self._num_micro)
+        losses = []
         for number, piece in enumerate(pieces, start=1):
             with nullcontext() if number == len(pieces) else self._not_yet():
                 loss = self._loss(self._forward, piece)
                 (loss if len(pieces) == 1 else loss / len(pieces)).backward()
-            total += float(loss.detach())
-        return total / len(pieces)
+            losses.append(loss.detach())
+        return self._value(losses[0] if len(losses) == 1 else torch.stack(losses).mean())
 
     def _not_yet(self) -> AbstractContextManager[Any]:
         """A wrapper that agrees in the backward pass does so in the last one."""

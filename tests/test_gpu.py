@@ -1,0 +1,360 @@
+"""What a device changes: where ranks work, how time is read, how vectors reach a backend, what is reported.
+
+Tests with the marker `gpu` need a CUDA device; the others hold the logic without one, with events, groups and devices
+that are faked at the edge of the CUDA interface.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchsuite import devices
+from benchsuite import training as trainings
+from benchsuite.assemble.cost import _device
+from benchsuite.cell import Cell
+from benchsuite.comm.groups import World
+from benchsuite.comm.process import ProcessComm
+from benchsuite.comm.staging import StagedGroup
+from benchsuite.laws import Figure, ranks
+from benchsuite.laws.grid import tiny
+from benchsuite.laws.synchronous import equals_one_process
+from benchsuite.loop import Loop
+from benchsuite.measure import device_figures
+from benchsuite.measure.clock import CHECK_EVERY, Diverged, StepClock, TimedPart
+from benchsuite.measure.device_figures import HostEvent, matmul_ceiling, training_flops
+from benchsuite.measure.device_time import DeviceTimer, StepTimes
+from benchsuite.measure.rank_record import Measured
+from benchsuite.measure.snapshots import Snapshots
+from benchsuite.update import clip_factor, in_chunks
+from benchsuite.workload import Batch, DeviceLoss, mapped, micro_batches, to_device
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=f"torch {torch.__version__} sees no CUDA device")
+MS = 1_000_000  # ns
+
+
+class Stream:
+    """A device that takes a given time for each piece of work, by its own clock."""
+
+    def __init__(self) -> None:
+        self.at_ms, self.synchronised = 0.0, 0
+
+    def work(self, ms: float) -> None:
+        self.at_ms += ms
+
+    def event(self) -> Any:
+        stream = self
+
+        class Event:
+            def record(self) -> None:
+                self.at_ms = stream.at_ms
+
+            def elapsed_time(self, end: Any) -> float:
+                return float(end.at_ms - self.at_ms)
+
+        return Event()
+
+    def synchronise(self) -> None:
+        self.synchronised += 1
+
+    def timer(self) -> DeviceTimer:
+        return DeviceTimer(self.event, self.synchronise)
+
+
+# -- where a rank works ----------------------------------------------------------------------------------------------
+
+
+def test_local_ranks_take_devices_in_turn() -> None:
+    assert [devices.number(rank, 4) for rank in range(6)] == [0, 1, 2, 3, 0, 1]
+    assert [devices.number(rank, 1) for rank in range(3)] == [0, 0, 0]
+
+
+def test_a_rank_takes_its_device_and_float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    assert devices.choose(Cell(device="cuda"), local_rank=3) == torch.device("cuda", 1)
+    assert chosen == [torch.device("cuda", 1)]
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+
+
+def test_a_rank_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(RuntimeError, match="sees no CUDA device"):
+        devices.choose(Cell(device="cuda"), local_rank=0)
+    assert devices.choose(Cell(), local_rank=5) == torch.device("cpu")
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+def test_steps_and_their_spans_are_read_once_after_the_window() -> None:
+    stream = Stream()
+    timer = stream.timer()
+    timer.start()
+    for _ in range(3):
+        timer.begin("compute")
+        stream.work(5.0)
+        timer.end("compute")
+        timer.begin("blocked")
+        stream.work(2.0)
+        timer.end("blocked")
+        stream.work(1.0)  # the update
+        timer.end_step()
+    assert stream.synchronised == 1, "between start and settle nobody waits"
+    times = timer.settle()
+    assert stream.synchronised == 2
+    assert [step.compute_ns for step in times] == [5 * MS] * 3
+    assert [step.blocked_ns for step in times] == [2 * MS] * 3
+    assert np.diff([step.end_ns for step in times]).tolist() == [8 * MS] * 2
+
+
+def test_spans_outside_the_window_are_not_counted() -> None:
+    stream = Stream()
+    timer = stream.timer()
+    timer.begin("compute")  # a rollout before the loop
+    timer.end("compute")
+    timer.start()
+    timer.end_step()
+    timer.begin("blocked")  # what is drained after the last step
+    stream.work(9.0)
+    timer.end("blocked")
+    assert [(step.compute_ns, step.blocked_ns) for step in timer.settle()] == [(0, 0)]
+
+
+def test_the_step_clock_takes_device_times_and_reads_losses_at_the_end() -> None:
+    """A step begins where the one before ended; data is at most what the device could have waited for."""
+    clock = StepClock(2)
+    clock.add((100, 101, 50, 0, 0, 0, 8), DeviceLoss(torch.tensor(1.5)))
+    clock.add((101, 102, 1, 0, 3, 1, 8), DeviceLoss(torch.tensor(math.inf)))
+    clock.settle([StepTimes(200, 80, 10), StepTimes(300, 60, 0)])
+    columns = clock.to_json()
+    assert (columns["start_ns"], columns["end_ns"]) == ([100, 200], [200, 300])
+    assert (columns["compute_ns"], columns["blocked_ns"]) == ([80, 60], [10, 3])
+    assert columns["data_ns"] == [10, 1], "of 50 ns that the host took, 10 were not covered"
+    assert columns["loss"] == [1.5, None]
+
+
+def test_a_divergence_on_a_device_is_noticed_without_asking_every_step() -> None:
+    stream, asked = Stream(), []
+
+    class Part:
+        module, shapes, params, grad = None, {}, torch.full((3,), math.nan), torch.zeros(3)
+
+        def gradient(self, batch: Any, ready: Any, until: Any) -> float:
+            class Loss(DeviceLoss):
+                def read(self) -> float:
+                    asked.append(1)
+                    return super().read()
+
+            return Loss(torch.tensor(math.nan))
+
+    part = TimedPart(Part(), timer=stream.timer())  # type: ignore[arg-type]
+    for _ in range(CHECK_EVERY - 1):
+        part.gradient(None)  # type: ignore[arg-type]
+    assert not asked
+    with pytest.raises(Diverged):
+        part.gradient(None)  # type: ignore[arg-type]
+    assert len(asked) == 1
+
+
+def test_a_straggler_on_a_device_waits_for_its_work_and_then_as_long_again() -> None:
+    stream = Stream()
+
+    class Part:
+        module, shapes, params, grad = None, {}, torch.zeros(3), torch.zeros(3)
+
+        def gradient(self, batch: Any, ready: Any, until: Any) -> float:
+            stream.work(1.0)
+            return 0.5
+
+    part = TimedPart(Part(), timer=stream.timer(), slow_down=2.0)  # type: ignore[arg-type]
+    assert part.gradient(None) == 0.5  # type: ignore[arg-type]
+    assert stream.synchronised == 2, "before it begins, and when its work is done"
+
+
+def test_the_loop_runs_by_device_times(tmp_path: Any) -> None:
+    """The whole loop with events: rows, totals and snapshots by the device's clock, losses as on the CPU."""
+
+    def body(comm: ProcessComm) -> tuple[dict[str, Any], Measured]:
+        timer = DeviceTimer(HostEvent, lambda: None)
+        made: list[TimedPart] = []
+
+        def timed(part: Any, rank: int) -> Any:
+            part._value = DeviceLoss  # what a replica on a device returns
+            made.append(TimedPart(part, timer=timer))
+            return made[0]
+
+        training = trainings.build(tiny(), comm, wrap=timed)
+        measured = Measured(StepClock(11), Snapshots(48, tmp_path, "0", settled_ns=timer.now_ns))
+        Loop(training, made[0], comm, lambda phase, step: None, timer).run(measured, owner=True)
+        return measured.clock.to_json(), measured
+
+    [(columns, measured)] = ranks.thread_ranks(1, body)
+    assert len(columns["loss"]) == 10 and all(loss is not None for loss in columns["loss"])
+    assert columns["start_ns"][1:] == columns["end_ns"][:-1]
+    assert measured.compute_ns == sum(columns["compute_ns"]) > 0
+    assert measured.end_ns >= columns["end_ns"][-1]
+    assert measured.snapshots.samples == [0, 48, 96, 144, 192, 240]
+
+
+def test_a_loss_on_a_device_is_no_number_until_it_is_read() -> None:
+    loss = DeviceLoss(torch.tensor(2.0))
+    assert isinstance(loss, float) and math.isnan(loss) and loss.read() == 2.0
+
+
+# -- batches, vectors ------------------------------------------------------------------------------------------------
+
+
+def test_micro_batches_cut_every_tensor_of_a_batch() -> None:
+    x = torch.arange(12).view(6, 2)
+    batch = Batch({"a": x, "b": (x + 1, "kept")}, torch.arange(6), 6)
+    pieces = micro_batches(batch, 3)
+    assert [piece.num_samples for piece in pieces] == [2, 2, 2]
+    assert torch.equal(torch.cat([piece.x["a"] for piece in pieces]), x)
+    assert torch.equal(pieces[2].x["b"][0], x[4:] + 1) and pieces[0].x["b"][1] == "kept"
+    assert pieces[1].y.tolist() == [2, 3]
+    with pytest.raises(ValueError, match="6 samples cannot be cut into 4"):
+        micro_batches(batch, 4)
+
+
+def test_a_batch_stays_where_it_belongs() -> None:
+    batch = Batch(torch.zeros(2), torch.zeros(2), 2)
+    assert to_device(batch, torch.device("cpu")) is batch
+    assert mapped([torch.ones(1), None], lambda x: x + 1)[0].item() == 2.0
+
+
+def test_an_optimiser_steps_chunks_on_the_cpu_and_one_vector_on_a_device() -> None:
+    class OnDevice:
+        is_cuda = True
+
+        def element_size(self) -> int:
+            return 4
+
+        def numel(self) -> int:
+            return 2**22
+
+    vector: Any = OnDevice()
+    assert in_chunks(vector) == [vector]
+    assert len(in_chunks(torch.zeros(2**22))) == 16
+    assert clip_factor(2.0, 1.0) == pytest.approx(0.5, abs=1e-6)
+
+
+class _Copying(StagedGroup):
+    """Every vector is in the wrong memory."""
+
+    def _foreign(self, x: torch.Tensor) -> bool:
+        return True
+
+
+def staged_ranks(size: int, body: Any, *, strict: str = "") -> list[Any]:
+    """Thread ranks whose vectors all go through copies."""
+
+    def through_copies(comm: ProcessComm) -> Any:
+        comm._group = _Copying(comm._group, torch.device("cpu"))
+        return body(comm)
+
+    return ranks.thread_ranks(size, through_copies, strict=strict)
+
+
+@pytest.mark.parametrize("topology", ["native", "ring", "tree", "halving_doubling", "direct", "parameter_server"])
+def test_training_over_staged_vectors_equals_one_process(topology: str) -> None:
+    figure: Figure = equals_one_process(staged_ranks, tiny(topology=topology, replicas=3))
+    assert figure.holds, f"{topology}: {figure}"
+
+
+def test_a_receive_is_there_when_it_was_waited_for_and_copies_count_as_waiting() -> None:
+    def body(comm: ProcessComm) -> tuple[list[float], int]:
+        x, y = torch.full((4,), float(comm.rank)), torch.zeros(4)
+        receiving = comm.irecv(y, 1 - comm.rank)
+        sending = comm.isend(x, 1 - comm.rank)
+        receiving.wait()
+        sending.wait()
+        whole = torch.zeros(8)
+        comm.all_gather(whole, x)
+        return [*y.tolist(), *whole.tolist()], comm.wait_ns
+
+    for rank, (found, wait_ns) in enumerate(staged_ranks(2, body)):
+        assert found == [1.0 - rank] * 4 + [0.0] * 4 + [1.0] * 4
+        assert wait_ns > 0
+
+
+def test_a_world_stages_only_where_a_device_is_in_use() -> None:
+    assert World(None, lambda: None).staged is torch.cuda.is_initialized()
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_ceiling_is_operations_over_the_median_time() -> None:
+    stream = Stream()
+
+    def event() -> Any:
+        stream.work(2.0)  # each product takes 2 ms
+        return stream.event()
+
+    found = matmul_ceiling("fp32", device="cpu", size=8, event=event, synchronise=stream.synchronise)
+    assert found == pytest.approx(2 * 8**3 / 2e-3, rel=1e-9)
+    assert matmul_ceiling("bf16", device="cpu", size=64, event=HostEvent, synchronise=lambda: None) > 0
+
+
+def test_training_takes_three_forward_passes() -> None:
+    class Known:
+        def layer_flops(self) -> list[int]:
+            return [10, 20]
+
+    known: Any = Known()
+    assert training_flops(known) == 90
+    unknown: Any = object()
+    assert training_flops(unknown) is None
+
+
+def _rank(index: int, ceiling: float | None, allocated: int) -> dict[str, Any]:
+    device = {"name": "one", "index": index, "peak_allocated_bytes": allocated, "peak_reserved_bytes": 2 * allocated}
+    return {"host": 0, "device": device | {"flops_per_sample": 300, "matmul_ceiling_flop_per_s": ceiling}}
+
+
+def test_the_share_of_the_ceiling_is_of_all_devices_that_were_used() -> None:
+    """Two ranks on one device share its ceiling; two devices have two."""
+    shared = _device([_rank(0, 1e6, 7), _rank(0, None, 9)], 2000.0)
+    assert (shared["flop_per_s"], shared["num_devices"], shared["peak_device_bytes"]) == (6e5, 1, 9)
+    assert shared["mfu"] == pytest.approx(0.6)
+    assert _device([_rank(0, 1e6, 7), _rank(1, None, 9)], 2000.0)["mfu"] == pytest.approx(0.3)
+    assert _device([{"host": 0, "device": None}], 2000.0) == {}, "a run on the CPU has no such columns"
+
+
+def test_a_rank_measures_what_its_workload_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_figures, "matmul_ceiling", lambda precision: 5.0)
+    unknown: Any = object()
+    found = device_figures.arithmetic(Cell(), unknown, measures=True)
+    assert found == {"flops_per_sample": None, "matmul_ceiling_flop_per_s": 5.0}
+    assert device_figures.arithmetic(Cell(), unknown, measures=False)["matmul_ceiling_flop_per_s"] is None
+
+
+# -- with a device ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("topology", ["native", "ring", "parameter_server"])
+def test_training_on_cuda_equals_one_process_on_the_cpu(topology: str, replicas: int) -> None:
+    figure = equals_one_process(ranks.thread_ranks, tiny(topology=topology, replicas=replicas, device="cuda"))
+    assert figure.holds, f"{topology} N = {replicas}: {figure}"
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_laws_of_messages_hold_for_vectors_on_cuda() -> None:
+    def body(comm: ProcessComm) -> float:
+        x = torch.full((1000,), float(comm.rank + 1), device="cuda")
+        comm.all_reduce(x)
+        return float(x.sum())
+
+    assert ranks.thread_ranks(2, body) == [3000.0, 3000.0]
