@@ -1,0 +1,325 @@
+"""Sharded state: every part of a replica keeps a slice of each parameter and computes on a share of its batch.
+
+torch.distributed.fsdp.fully_shard (FSDP2; Zhao et al. 2023, PyTorch FSDP; Rajbhandari et al. 2020, ZeRO). Each layer
+with parameters is a unit; parameters that several layers use, and all else of those layers, are the root unit. A unit's
+parameters are gathered before its forward and its backward pass, its gradients reduced to their mean and scattered
+after. `gradient_only` keeps parameters gathered between the two passes (ZeRO-2). Parameters are cut along dimension 0
+as `torch.chunk` does, so the last shards may be shorter or empty: what the library sends is padded to the first's.
+With several replicas this is hybrid sharding: the same shards agree over the topology.
+Sends 3 (N-1)/N M bytes per rank and step, 4 (N-1)/N M on gloo, whose reduce-scatter costs an all-reduce; gathered once
+instead of twice, (N-1)/N M less. And the loss, a number: 2 (N-1) messages in all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from benchsuite.comm import Handle, Traffic
+from benchsuite.errors import UsageError
+from benchsuite.parallel.pieces import Piece, cut, num_owned, shapes_of
+from benchsuite.parallel.replica import Replica, sum_traffic
+from benchsuite.workload import Batch, Ready, Shapes, Workload, seeded_layers, trained_parameters, views
+
+
+@dataclass
+class Parallel:
+    """`model_parallel` ranks share parameters, gradients and optimiser state of a replica."""
+
+    reshard: Literal["but_root", "full", "gradient_only"] = "but_root"
+    """When parameters are freed after the forward pass: all but the root unit's (torch's default), all, or none."""
+
+    autocast = True
+
+    def build(
+        self,
+        workload: Workload,
+        replica: Replica | None,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        autocast: bool = False,
+    ) -> FSDPPart:
+        assert replica is not None
+        return FSDPPart(workload, replica, self, seed=seed, dtype=dtype, device=device, autocast=autocast)
+
+    def pieces(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> list[list[Piece]]:
+        named = trained_parameters(nn.Sequential(*layers))
+        return [[_shard(name, p.shape, part, size) for name, p in named.items()] for part in range(size)]
+
+    def predicted_traffic(
+        self,
+        workload: Workload,
+        layers: Sequence[nn.Module],
+        batch: Batch,
+        *,
+        size: int,
+        itemsize: int,
+        clip: bool,
+        backend: str = "gloo",
+    ) -> Traffic:
+        traffic = sum_traffic(size).times(2 if clip else 1)
+        for unit in units_of(layers):
+            gathers = 1 if self.stays_gathered(unit) else 2
+            scatters = 2 if backend == "gloo" else 1
+            traffic += _ring(unit.numel(size), itemsize, size, phases=gathers)
+            traffic += _ring(unit.numel(size, trained=True), itemsize, size, phases=scatters)
+        return traffic
+
+    def stays_gathered(self, unit: Unit) -> bool:
+        """Whether its parameters are kept between forward and backward pass."""
+        return self.reshard == "gradient_only" or (unit.is_root and self.reshard == "but_root")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is gathered and reduced together: one layer, or the layers that share parameters."""
+
+    layers: tuple[int, ...]  # numbers in the chain
+    parameters: tuple[nn.Parameter, ...]
+    is_root: bool
+
+    def numel(self, size: int, *, trained: bool = False) -> int:
+        """Elements of the whole vector that the library moves, padding included."""
+        moved = [p for p in self.parameters if p.requires_grad or not trained]
+        return sum(padded_numel(p.shape, size) for p in moved)
+
+
+def units_of(layers: Sequence[nn.Module]) -> list[Unit]:
+    """The units that have parameters, in the order of the chain, the root last."""
+    held = [list(dict.fromkeys(layer.parameters())) for layer in layers]
+    users = Counter(p for parameters in held for p in parameters)
+    root = tuple(number for number, own in enumerate(held) if any(users[p] > 1 for p in own))
+    shared = tuple(dict.fromkeys(p for number in root for p in held[number]))
+    alone = [Unit((number,), tuple(own), False) for number, own in enumerate(held) if own and number not in root]
+    return alone + ([Unit(root, shared, True)] if shared else [])
+
+
+def padded_numel(shape: torch.Size, size: int) -> int:
+    """Elements of a parameter whose rows are filled up to a multiple of `size`."""
+    return _longest(shape, size) * size * shape[1:].numel()
+
+
+class FSDPPart:
+    """A share of every parameter. `params` and `grad` hold this part's shards, one after the other."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        replica: Replica,
+        options: Parallel,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        autocast: bool = False,
+    ) -> None:
+        layers = seeded_layers(workload, seed)
+        module = nn.Sequential(*layers).to(dtype)
+        named = trained_parameters(module)
+        pieces = options.pieces(workload, layers, replica.size)[replica.part]
+        units = units_of(layers)  # not kept: whole parameters are gone once they are sharded
+        self._workload, self.replica, self._autocast = workload, replica, autocast
+        self.num_gradients = 0
+        self._facts = _facts(options, units, {name: p.shape for name, p in named.items()}, pieces, replica)
+        self.shapes: Shapes = shapes_of(pieces)
+        self.num_owned = num_owned(pieces)
+        self.params = cut(named, pieces).to(device)
+        self.grad = torch.zeros_like(self.params)
+        self._bind_grad()
+        self.module: nn.Module = _sharded(module.to(device), units, options, replica)
+        self._parameters = list(trained_parameters(self.module).values())
+        self._copied = self._join_memory()
+
+    def use_grad_buffer(self, buffer: Tensor) -> None:
+        """Lets the gradient live in memory that a topology owns."""
+        self.grad = buffer
+        self._bind_grad()
+
+    def _bind_grad(self) -> None:
+        self._grads = list(views(self.grad, self.shapes).values())
+
+    @torch.no_grad()
+    def _join_memory(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Makes the library's shards views of the flat vector; those that it pads it keeps as copies.
+
+        They are what comes back: the copies, and where their values stand. The library looks at its shards again when
+        it first gathers, so that is done here, before anything is measured.
+        """
+        own = list(views(self.params, self.shapes).values())
+        for parameter, view in zip(self._parameters, own, strict=True):
+            _local(parameter).data = view
+        for unit in _fsdp_modules(self.module):
+            unit.unshard()
+            unit.reshard()
+        memory = self.params.untyped_storage().data_ptr()
+        local = [_local(parameter) for parameter in self._parameters]
+        copies = [at for at, mine in enumerate(local) if mine.numel() and mine.untyped_storage().data_ptr() != memory]
+        return [local[at] for at in copies], [own[at] for at in copies]
+
+    def _refresh(self) -> None:
+        """The library's copies get the parameters' values."""
+        copies, values = self._copied
+        if copies:
+            with torch.no_grad():
+                torch._foreach_copy_(copies, values)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.params.device.type, torch.bfloat16) if self._autocast else nullcontext()
+
+    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+        if ready is not None or until is not None:
+            raise ValueError("fsdp reduces inside its backward pass: no slices as they come, nothing to abandon")
+        self.num_gradients += 1
+        self._refresh()
+        with self._precision():
+            loss = self._workload.loss(self.module(batch.x), batch)
+        loss.backward()
+        self._take_gradients()
+        return self.replica.sum(float(loss.detach())) / self.replica.size
+
+    @torch.no_grad()
+    def _take_gradients(self) -> None:
+        """The library's mean gradients into the flat vector; what the loss does not reach has gradient 0."""
+        into, found = [], []
+        for parameter, view in zip(self._parameters, self._grads, strict=True):
+            if parameter.grad is None:
+                view.zero_()
+            else:
+                into.append(view)
+                found.append(parameter.grad.to_local())  # type: ignore[attr-defined]  # a DTensor
+                parameter.grad = None
+        torch._foreach_copy_(into, found)
+
+    def gradient_norm(self) -> float:
+        """Norm of the replica's whole gradient."""
+        return self.replica.norm(self.grad)
+
+    def finite(self) -> bool:
+        """Whether all parameters of the replica are."""
+        return self.replica.all_finite(self.params)
+
+    def infer(self, x: Tensor) -> Tensor:
+        """Every part computes all of `x`, one unit gathered at a time.
+
+        Past the library's own hooks: they count a forward pass as half of a step, and would gather once too often in
+        the next one.
+        """
+        self._refresh()
+        training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad(), self._precision(), _gathered(self.module):
+                for layer in self.module.children():
+                    with _gathered(layer):
+                        x = layer.forward(x)
+                return x.to(self.params.dtype) if self._autocast else x
+        finally:
+            self.module.train(training)
+
+    def share(self, shard: int, num_shards: int) -> tuple[int, int]:
+        """Parts divide the replica's batch."""
+        return shard * self.replica.size + self.replica.part, num_shards * self.replica.size
+
+    def facts(self) -> Mapping[str, Any]:
+        return self._facts
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        raise AssertionError("a sharded module is not wrapped again")
+
+    def backward(self, batch: Batch) -> float:
+        raise AssertionError("a sharded module is not wrapped again")
+
+
+class _gathered:
+    """The parameters of one unit are whole inside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._unit = module if isinstance(module, FSDPModule) else None
+
+    def __enter__(self) -> None:
+        if self._unit is not None:
+            self._unit.unshard()
+
+    def __exit__(self, *error: object) -> None:
+        if self._unit is not None:
+            self._unit.reshard()
+
+
+def _sharded(module: nn.Sequential, units: Sequence[Unit], options: Parallel, replica: Replica) -> nn.Module:
+    """The chain with `fully_shard` on every unit and on the whole, which holds what is left."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() == 0:
+            raise UsageError(
+                f"parameter {name} is a number, and fsdp cuts along dimension 0: give it the shape (1,), or set "
+                "parallel = data"
+            )
+    mesh = DeviceMesh.from_group(replica.group, replica.device.type)
+    layers = list(module)
+    for unit in units:
+        if not unit.is_root:
+            fully_shard(layers[unit.layers[0]], mesh=mesh, reshard_after_forward=not options.stays_gathered(unit))
+    root = fully_shard(module, mesh=mesh, reshard_after_forward=options.reshard == "full")
+    if hasattr(root, "set_reduce_scatter_unused_params"):  # of a newer torch: what has no gradient travels as zeros
+        root.set_reduce_scatter_unused_params(True)
+    return module
+
+
+def _fsdp_modules(module: nn.Module) -> Iterator[FSDPModule]:
+    return (each for each in module.modules() if isinstance(each, FSDPModule))
+
+
+def _local(parameter: Any) -> Tensor:
+    """The tensor inside a DTensor, itself: `to_local()` of a parameter makes a view."""
+    names, _ = parameter.__tensor_flatten__()
+    return next(inner for name in names if isinstance(inner := getattr(parameter, name), Tensor))
+
+
+def _shard(name: str, shape: torch.Size, part: int, size: int) -> Piece:
+    """Rows as `torch.chunk` cuts them."""
+    longest = _longest(shape, size)
+    start = min(part * longest, shape[0])
+    stop = min(start + longest, shape[0])
+    return Piece(name, torch.Size((stop - start, *shape[1:])), start=start)
+
+
+def _longest(shape: torch.Size, size: int) -> int:
+    """Rows of the first shard."""
+    return -(-shape[0] // size)
+
+
+def _ring(numel: int, itemsize: int, size: int, *, phases: int) -> Traffic:
+    """Every rank sends all but one of the `size` equal chunks to the next, in each phase."""
+    traffic = Traffic()
+    if numel and size > 1:
+        for rank in range(size):
+            steps = phases * (size - 1)
+            traffic.add(rank, (rank + 1) % size, steps * numel // size * itemsize, steps)
+    return traffic
+
+
+def _facts(
+    options: Parallel, units: Sequence[Unit], named: Shapes, pieces: Sequence[Piece], replica: Replica
+) -> dict[str, Any]:
+    own = sum(piece.shape.numel() for piece in pieces)
+    described = [
+        {
+            "layers": list(unit.layers),
+            "root": unit.is_root,
+            "numel": sum(p.numel() for p in unit.parameters),
+            "moved_numel": unit.numel(replica.size),
+            "stays_gathered": options.stays_gathered(unit),
+        }
+        for unit in units
+    ]
+    padded = sum(padded_numel(shape, replica.size) for shape in named.values()) // replica.size
+    return {"units": described, "num_owned": own, "num_padded": padded - own}
