@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from benchsuite import training
+from benchsuite import divided, training
 from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
 from benchsuite.compression import Compression
@@ -17,12 +17,17 @@ from benchsuite.workload import Shapes, trained_parameters
 def predicted(cell: Cell) -> Traffic:
     """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta device)."""
     strategy, shapes, described, num_batches = _described(cell)
-    return of_run(cell, strategy, shapes, strategy.expected_events(num_batches, described), described)
+    events = training.expected_events(strategy, training.make_workload(cell), num_batches, described)
+    if training.is_divided(cell):
+        events = divided.expected_events(cell, events, num_batches)
+    return of_run(cell, strategy, shapes, events, described)
 
 
 def of_run(cell: Cell, strategy: Strategy, shapes: Shapes, events: Events, described: Setting) -> Traffic:
     """Traffic of a whole run, from its recorded events: the one place where everything that a run sends is told."""
-    return strategy.predicted_traffic(shapes, events, described)
+    if training.is_divided(cell):
+        return divided.predicted(cell, strategy, events, described)
+    return training.predicted_traffic(strategy, shapes, events, described)
 
 
 def kept(cell: Cell) -> dict[str, int | None]:

@@ -31,20 +31,22 @@ _ANSWERED = Needs(SERVER, f"workers are answered one by one; {_ONE_STEP}")
 _REDUCES = Needs(REDUCING, "every replica's vector enters one mean; a gossip graph has no such mean", own=True)
 _BY_DEFINITION = "its communication is its own, topology = native by definition"
 
-TOPOLOGY_OF: Mapping[str, Needs] = MappingProxyType({
-    "synchronous": _REDUCES,
-    "local_sgd": _REDUCES,
-    "diloco": _REDUCES,
-    "elastic_averaging": _REDUCES,
-    "asynchronous": _ANSWERED,
-    "stale_synchronous": _ANSWERED,
-    "k_sync": _ANSWERED,
-    "actor_learner": Needs(SERVER, "the learner is the server, actors push their rollouts' gradients to it"),
-    "delayed": Needs(COLLECTIVES, "the mean of step k-1 travels during step k, on every rank alike", own=True),
-    "gossip": Needs(GRAPHS, "it mixes with the neighbours of a graph", own=True),
-    "hogwild": Needs(("native",), f"it works on shared memory: {_BY_DEFINITION}"),
-    "ddp": Needs(("native",), f"DistributedDataParallel calls the backend itself: {_BY_DEFINITION}"),
-})
+TOPOLOGY_OF: Mapping[str, Needs] = MappingProxyType(
+    {
+        "synchronous": _REDUCES,
+        "local_sgd": _REDUCES,
+        "diloco": _REDUCES,
+        "elastic_averaging": _REDUCES,
+        "asynchronous": _ANSWERED,
+        "stale_synchronous": _ANSWERED,
+        "k_sync": _ANSWERED,
+        "actor_learner": Needs(SERVER, "the learner is the server, actors push their rollouts' gradients to it"),
+        "delayed": Needs(COLLECTIVES, "the mean of step k-1 travels during step k, on every rank alike", own=True),
+        "gossip": Needs(GRAPHS, "it mixes with the neighbours of a graph", own=True),
+        "hogwild": Needs(("native",), f"it works on shared memory: {_BY_DEFINITION}"),
+        "ddp": Needs(("native",), f"DistributedDataParallel calls the backend itself: {_BY_DEFINITION}"),
+    }
+)
 
 _NOT_SPARSE = "a sum of k-sparse (or 1-bit) vectors is not k-sparse (or 1-bit): it needs an all-gather or a push"
 COMPRESSION_ON: Mapping[str, Needs] = MappingProxyType({
@@ -55,10 +57,12 @@ COMPRESSION_ON: Mapping[str, Needs] = MappingProxyType({
     "int8": Needs(("direct", *SERVER, *GRAPHS), "int8 is never summed in int8 (100 + 100 = -56)", own=True),
 })  # fmt: skip
 DDP_HOOKS = ("none", "fp16", "bf16", "powersgd")
-WITHOUT_COMPRESSION: Mapping[str, str] = MappingProxyType({
-    "hogwild": "hogwild puts 0 bytes on the wire",
-    "actor_learner": "actor_learner exchanges whole parameters and gradients with its learner",
-})
+WITHOUT_COMPRESSION: Mapping[str, str] = MappingProxyType(
+    {
+        "hogwild": "hogwild puts 0 bytes on the wire",
+        "actor_learner": "actor_learner exchanges whole parameters and gradients with its learner",
+    }
+)
 
 
 def parallel_and_sync(view: View) -> Problems:
@@ -101,6 +105,35 @@ def sync_and_topology(view: View) -> Problems:
             )
 
 
+def divided(view: View) -> Problems:
+    """Replicas that several ranks hold: what strategies and placements mean for them."""
+    cell, parallel = view.cell, view.label("parallel")
+    if view.name("parallel") not in MODEL_PARALLEL:
+        if cell.rank_placement != "replica_major":
+            yield Problem(
+                "rank placement",
+                f"rank_placement = {cell.rank_placement} with parallel = {parallel}: a replica is one rank, there are "
+                "no parts to place",
+                "set rank_placement = replica_major, or parallel to one of " + ", ".join(MODEL_PARALLEL),
+            )
+        return
+    if view.name("sync") == "elastic_averaging" and view.name("topology") in SERVER:
+        yield Problem(
+            "parallel x sync",
+            f"sync = {view.label('sync')} over topology = {view.label('topology')} with parallel = {parallel}: batches "
+            "are handed out to single ranks, and the parts of a replica work on one batch together",
+            "set topology to a collective",
+        )
+    bucket_mib = view.number("sync", "bucket_mib") if view.name("sync") == "synchronous" else None
+    if bucket_mib:
+        yield Problem(
+            "buckets",
+            f"bucket_mib = {bucket_mib:g} with parallel = {parallel}: the library's backward pass does not say which "
+            "slices of the gradient are final",
+            "set bucket_mib = 0, or parallel = data",
+        )
+
+
 def actor_learner(view: View) -> Problems:
     """Reinforcement learning with one learner."""
     if view.name("sync") != "actor_learner":
@@ -124,6 +157,14 @@ def momentum(view: View) -> Problems:
     own = view.option("sync", "momentum")
     if view.name("sync") != "asynchronous" or own not in ("per_worker", "dana"):
         return
+    optimizer = view.option("workload", "optimizer")
+    if optimizer in ("adam", "adamw"):
+        yield Problem(
+            "momentum",
+            f"momentum = {own} of asynchronous with optimizer = {optimizer} of {view.label('workload')}: what is kept per "
+            "worker is the momentum of SGD",
+            "set another optimizer, or momentum = shared",
+        )
     if view.option("sync", "lock") == "none":
         yield Problem(
             "momentum",
@@ -228,6 +269,7 @@ def _one_of(names: tuple[str, ...]) -> str:
 RULES: tuple[Callable[[View], Problems], ...] = (
     parallel_and_sync,
     sync_and_topology,
+    divided,
     actor_learner,
     momentum,
     hogwild,

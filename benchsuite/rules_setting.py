@@ -13,7 +13,6 @@ from benchsuite.rules_members import MODEL_PARALLEL
 
 # Values that a later version gives a meaning to; ignoring them would be a lie.
 NOT_BUILT_YET = {
-    "rank_placement": "part_major",
 }
 MULTI_HOST = ("namespaces", "torchrun", "slurm", "mpirun", "kubernetes")
 LARGEST_VIRTUAL_RING = 128
@@ -215,7 +214,6 @@ def not_built(view: View) -> Problems:
 def _built(field: str) -> str:
     fixed = {
         "clock": "wall",
-        "rank_placement": "replica_major",
     }
     if field in fixed:
         return fixed[field]

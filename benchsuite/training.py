@@ -141,11 +141,13 @@ def start_workload(cell: Cell) -> Workload:
     return workload
 
 
-def make_topology(cell: Cell) -> Any:
-    """The cell's topology (or graph), not started; one that looks at hosts is told where the cell's ranks are."""
+def make_topology(cell: Cell, part: int = 0) -> Any:
+    """The cell's topology (or graph), not started; one that looks at hosts is told where the ranks are that it joins:
+    those that hold this part of a replica."""
     topology = make("topology", cell.topology, options_for(cell, "topology"))
     if hasattr(topology, "place"):
-        topology.place(placement.hosts(cell))
+        hosts = placement.hosts(cell)
+        topology.place([hosts[rank] for rank in placement.ranks_of_part(cell, part)])
     return topology
 
 
@@ -251,9 +253,11 @@ def assemble(
     part: Part,
     *,
     wrap: Callable[[Part, int], Part] | None = None,
+    number: int = 0,
 ) -> Training:
-    """Topology, compression and strategy of the replica axis around a part, started. comm: of this axis."""
-    topology = make_topology(cell)
+    """Topology, compression and strategy of the replica axis around a part, started. comm: of this axis. number: of the
+    part, where replicas are divided."""
+    topology = make_topology(cell, number)
     topology.start(comm, num_servers=cell.num_servers)
     compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
     compression.start(part.shapes, seed=cell.seed)

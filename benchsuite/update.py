@@ -45,6 +45,8 @@ class Updater:
             self._params = self._cut(params.detach())
         named = None if recipe.elementwise or shapes is None else zip(shapes, self._params, strict=True)
         self.optimizer = recipe.make_optimizer(self._params if named is None else named)
+        if any(params.is_cuda for params in self._params):
+            fuse(self.optimizer)
         self._recipe, self._lr_scale = recipe, lr_scale
 
     def step(self, grad: Tensor | None, *, samples: int) -> None:
@@ -80,8 +82,15 @@ class Updater:
         return [_whole(kept[name], name) for name in sorted(kept)]
 
 
+def fuse(optimizer: torch.optim.Optimizer) -> None:
+    """One kernel per step where the recipe leaves it open: of a long vector the others read and write it ten times."""
+    for group in optimizer.param_groups:
+        if "fused" in group and group["fused"] is None and not group.get("foreach"):
+            group["fused"] = True
+
+
 def in_chunks(flat: Tensor) -> list[Tensor]:
-    """Views of 1 MiB, in order; one of all for a shorter vector, and on a device, whose calls cost more than they save."""
+    """Views of 1 MiB, in order; one of all for a shorter vector, and on a device, where a call costs more."""
     length = CHUNK_BYTES // flat.element_size()
     return [flat] if flat.numel() <= length or flat.is_cuda else list(flat.split(length))
 
@@ -138,8 +147,10 @@ def clip_part(part: Part, clip_norm: float | None) -> None:
 
 
 def clip(grad: Tensor, clip_norm: float | None, *, norm: Callable[[], float] | None = None) -> None:
-    """Scales a gradient in place so that its norm is at most `clip_norm`; nothing without one. norm: of what `grad` is a
-    part of."""
+    """Scales a gradient in place so that its norm is at most `clip_norm`; nothing without one.
+
+    norm: of what `grad` is a part of.
+    """
     if clip_norm is None:
         return
     if norm is None and grad.is_cuda:  # no step waits for the device

@@ -53,6 +53,13 @@ CASES = [
     ("parallel x sync", "hogwild", {"sync": "hogwild", "parallel": "tensor"}, {"sync": "diloco", "parallel": "tensor"}),
     ("parallel x sync", "delayed", {"sync": "delayed", "parallel": "pipeline"},
      {"sync": "elastic_averaging", "parallel": "pipeline"}),
+    ("parallel x sync", "batches are handed out to single ranks",
+     {"sync": "elastic_averaging", **SERVER, "parallel": "pipeline"}, {"sync": "elastic_averaging", "parallel": "pipeline"}),
+    ("rank placement", "there are no parts to place", {"rank_placement": "part_major"},
+     {"rank_placement": "part_major", "parallel": "fsdp"}),
+    ("buckets", "does not say which slices of the gradient are final",
+     {"parallel": "fsdp", "options": {"synchronous": {"bucket_mib": 25.0}}},
+     {"parallel": "fsdp"}),
     # sync x topology
     ("sync x topology", "a ring is a collective: every rank must enter the same step",
      {"sync": "asynchronous", "topology": "ring"}, {"sync": "asynchronous", **SERVER}),
@@ -145,6 +152,31 @@ CASES = [
        {"sync": "gossip", "topology": "exponential", "options": {"gossip": {"consensus_rate": rate}}},
        {"sync": "gossip", "topology": "exponential", "options": {"gossip": {"consensus_rate": 0.5}}})
       for rate in (0.0, 1.5)],
+    # workloads
+    ("heads", "width(64) is not a multiple of heads(5)", {"workload": "transformer", "options": {"transformer": {"heads": 5}}},
+     {"workload": "transformer", "options": {"transformer": {"heads": 8}}}),
+    ("heads", "heads(0)", {"workload": "transformer", "options": {"transformer": {"heads": 0}}},
+     {"workload": "transformer", "options": {"transformer": {"heads": 1}}}),
+    *[("symbols", f"with data = {data}, which has {right}",
+       {"workload": "transformer", "options": {"transformer": {"data": data, "symbols": wrong, "path": "/t"}}},
+       {"workload": "transformer", "options": {"transformer": {"data": data, "symbols": right, "path": "/t"}}})
+      for data, wrong, right in (("markov", 9, 8), ("text", 8, 256), ("stdlib", 255, 256))],
+    *[("path", f"path = {path!r} with data = text",
+       {"workload": "transformer", "options": {"transformer": {"data": "text", "symbols": 256, "path": path}}},
+       {"workload": "transformer", "options": {"transformer": {"data": "text", "symbols": 256, "path": whole}}})
+      for path, whole in (("", "/words"), ("words", "~/words"))],
+    *[("path", f"path = '' with data = {data}", {"preset": preset, "options": {"cnn": {"data": data}}},
+       {"preset": preset, "options": {"cnn": {"data": data, "path": "/images"}}})
+      for preset, data in (("cifar10", "cifar10"), ("gpu", "imagenet"))],
+    ("data", "with model = digits: its images and classes are those of resnet18",
+     {"options": {"cnn": {"data": "cifar10", "path": "/images"}}},
+     {"options": {"cnn": {"data": "cifar10", "path": "/images", "model": "resnet18"}}}),
+    ("data", "those of resnet50", {"preset": "cifar10", "options": {"cnn": {"data": "imagenet", "path": "/images"}}},
+     {"preset": "gpu", "options": {"cnn": {"data": "imagenet", "path": "/images"}}}),
+    *[("momentum", "with optimizer = adamw of cnn",
+       {"sync": "asynchronous", **SERVER, "options": {"cnn": {"optimizer": "adamw"}, "asynchronous": {"momentum": name}}},
+       {"sync": "asynchronous", **SERVER, "options": {"cnn": {"optimizer": "sgd"}, "asynchronous": {"momentum": name}}})
+      for name in ("per_worker", "dana")],
     # counts
     *[("counts", f"{name} = 0", {name: 0}, {name: 1}) for name in ("replicas", "model_parallel", "threads", "hosts")],
     ("servers", "it needs one at least", {**SERVER, "servers": 0}, {**SERVER, "servers": 3}),
@@ -178,7 +210,7 @@ CASES = [
      {"workload": TINY, "parallel": "pipeline", "replicas": 2, "options": {"pipeline": {"num_micro_batches": 5}}},
      {"workload": TINY, "parallel": "pipeline", "replicas": 2, "options": {"pipeline": {"num_micro_batches": 4}}}),
     ("global batch", "model_parallel(5)", {"workload": TINY, "parallel": "fsdp", "model_parallel": 5},
-     {"workload": TINY, "parallel": "tensor", "model_parallel": 5}),
+     {"workload": TINY, "parallel": "tensor", "model_parallel": 5, "options": {"tiny": {"width": 20}}}),
     ("global batch", "num_micro_batches(5)", {"workload": TINY, "replicas": 2, "options": {"data": {"num_micro_batches": 5}}},
      {"workload": TINY, "replicas": 2, "options": {"data": {"num_micro_batches": 6}}}),
     ("counts", "num_micro_batches = 0", {"options": {"data": {"num_micro_batches": 0}}},
@@ -205,6 +237,22 @@ CASES = [
      {"sync": "diloco", "topology": "ring", "options": {"diloco": {"fragments": 2, "delay": 1}}}),
     ("counts", "period = 0", {"sync": "elastic_averaging", "options": {"elastic_averaging": {"period": 0}}},
      {"sync": "elastic_averaging", "options": {"elastic_averaging": {"period": 1}}}),
+    ("tensor plan", "does not say what splits by weight",
+     {"workload": "tests/workloads/quadratic.py", "parallel": "tensor", "model_parallel": 2},
+     {"workload": TINY, "parallel": "tensor", "model_parallel": 2}),
+    ("tensor split", "heads(4) is not divisible by model_parallel(3)",
+     {"workload": "transformer", "parallel": "tensor", "model_parallel": 3},
+     {"workload": "transformer", "parallel": "tensor", "model_parallel": 4}),
+    ("tensor split", "the 8 that cnn splits by is not divisible by model_parallel(3)",
+     {"parallel": "tensor", "model_parallel": 3}, {"parallel": "tensor", "model_parallel": 8}),
+    ("tensor split", "context(18) is not divisible by model_parallel(4)",
+     {"workload": "transformer", "parallel": "tensor", "model_parallel": 4,
+      "options": {"transformer": {"context": 18}, "tensor": {"sequence_parallel": True}}},
+     {"workload": "transformer", "parallel": "tensor", "model_parallel": 4,
+      "options": {"transformer": {"context": 18}}}),
+    ("sequence parallel", "it has no sequences of tokens",
+     {"parallel": "tensor", "model_parallel": 2, "options": {"tensor": {"sequence_parallel": True}}},
+     {"parallel": "tensor", "model_parallel": 2}),
     ("stages", "layers(9) < stages(5) x num_chunks(2)",
      {"workload": TINY, "parallel": "pipeline", "model_parallel": 5, "options": {"pipeline": {"num_chunks": 2}}},
      {"workload": TINY, "parallel": "pipeline", "model_parallel": 4, "options": {"pipeline": {"num_chunks": 2}}}),
@@ -376,7 +424,6 @@ def test_every_planned_member_resolves_and_is_not_built_or_legal(kind, name):
     "fields",
     [
         {"clock": "virtual"}, {"tuning": "per_strategy"}, {"cluster": "kubernetes"},
-        {"rank_placement": "part_major"},
     ],
 )
 def test_settings_without_code_are_not_built(fields):
@@ -459,6 +506,11 @@ def test_muon_needs_whole_matrices(tmp_path):
     assert [p.rule for p in real(problems(workload=net, parallel="fsdp", model_parallel=2))] == ["muon"]
     assert [p.rule for p in real(problems(workload=net, parallel="tensor", model_parallel=2))] == ["muon"]
     assert problems(workload=net, topology="ring", replicas=2) == []
+    legal = ("synchronous", "local_sgd", "diloco", "elastic_averaging", "delayed", "ddp", "hogwild")
+    for sync in legal:  # each replica steps its own whole tensors
+        assert problems(workload=net, sync=sync, replicas=2, budget=Budget(steps=16)) == [], sync
+    for sync in ("asynchronous", "stale_synchronous", "k_sync"):  # servers step slices
+        assert [p.rule for p in problems(workload=net, sync=sync, **SERVER, replicas=2)] == ["muon"], sync
 
 
 def test_workers_divide_the_environments(tmp_path):

@@ -42,6 +42,8 @@ def assemble(
         ranks = read_ranks(cell, run_dir)
         result = results.deterministic(cell, ranks)
         cost, raw = costs.measured(cell, ranks, result)
+        if cost.get("num_devices", len(ranks)) < len(ranks):
+            flags.add(OVERSUBSCRIBED)  # wall time speaks where each rank has a device
         cost |= {"cores": cores, "foreign_cpu_share": foreign_cpu_share, "launch_s": outcome.seconds - cost["wall_s"]}
         cost["provenance"] = "counted" if OVERSUBSCRIBED in flags else "measured"
         if result["diverged_step"] is not None:

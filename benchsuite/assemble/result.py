@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchsuite.assemble import lag, parts
 from benchsuite.cell import Cell
 from benchsuite.comm.traffic import Traffic
 from benchsuite.placement import ports
@@ -18,7 +18,7 @@ LEVELS = ("easy", "target", "hard")
 
 def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     """The `result` section: samples, losses, curve, events, staleness, traffic."""
-    workers = [rank for rank in ranks if rank["role"] == "worker"]
+    workers = [rank for rank in ranks if rank["role"] == "worker" and parts.counts(rank)]
     server = next((rank["server"] for rank in ranks if rank["role"] == "server"), None)
     asynchronous = served(ranks)
     if asynchronous:
@@ -45,7 +45,7 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         "samples": samples,
         "steps": steps,
         "updates": steps,
-        "num_parameters": first["num_parameters"],
+        "num_parameters": parts.num_parameters(ranks),
         "loss": losses,
         "loss_samples": consumed,
         "evaluations": {name: evaluations.get(name, []) for name in ("samples", "metric", "version")},
@@ -54,11 +54,11 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         "final_loss": losses[-1] if losses and diverged is None else None,  # a stale worker's last one may be finite
         "final_metric": metric[-1] if metric else None,
         "diverged_step": diverged,
-        "checksum": evaluations.get("checksum"),
+        "checksum": parts.checksum(ranks),
         "events": _events(cell, ranks),
         "staleness": _staleness(server) if asynchronous else None,
     }
-    return result | _traffic(cell, ranks, lost)
+    return result | lag.section(cell, workers, server) | _traffic(cell, ranks, lost)
 
 
 def served(ranks: Sequence[Rank]) -> bool:
@@ -144,11 +144,8 @@ def _events(cell: Cell, ranks: Sequence[Rank]) -> dict[str, list[int]]:
 def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if server is None or not server["log"]["worker"]:
         return None
-    values = [b - r for b, r in zip(server["log"]["version_before"], server["log"]["version_read"], strict=True)]
-    histogram: dict[str, int] = {}
-    for value in sorted(values):
-        histogram[str(value)] = histogram.get(str(value), 0) + 1
-    return {"histogram": histogram, "mean": statistics.fmean(values), "max": max(values)}
+    log = server["log"]
+    return lag.summary([b - r for b, r in zip(log["version_before"], log["version_read"], strict=True)])
 
 
 def _traffic(cell: Cell, ranks: Sequence[Rank], lost: Sequence[int]) -> dict[str, Any]:
@@ -164,12 +161,12 @@ def _traffic(cell: Cell, ranks: Sequence[Rank], lost: Sequence[int]) -> dict[str
     elif source == "derived":
         one = next((rank["derived"] for rank in ranks if rank["derived"]), None)
         alone = sum(rank["role"] == "worker" for rank in ranks) == 1
-        payload = Traffic.from_json(one) if one else (Traffic() if alone else None)
+        payload = counted + Traffic.from_json(one) if one else (counted if alone else None)
         if payload is None:
             reason = "derived from steps after the run, which a diverged run has not"
     predicted = next((rank["predicted"] for rank in ranks if rank["predicted"]), None)
     expected = Traffic.from_json(predicted) if predicted else None
-    return {
+    return parts.section(cell, ranks, payload) | {
         "predicted": predicted,
         "predicted_bytes": expected.payload_bytes if expected is not None else None,
         "payload": payload.to_json() if payload is not None else None,

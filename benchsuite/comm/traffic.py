@@ -57,6 +57,24 @@ class Traffic:
                     sums[key] = sums.get(key, 0) + count
         return total
 
+    def minus(self, part: Traffic) -> Traffic:
+        """Without a part of it. AssertionError where that is none."""
+        rest = Traffic()
+        for name in ("payload", "messages", "shm", "control"):
+            counts, taken = getattr(self, name), getattr(part, name)
+            left = {key: count - taken.get(key, 0) for key, count in counts.items()}
+            assert set(taken) <= set(counts) and min(left.values(), default=0) >= 0, f"{part} is no part of {self}"
+            getattr(rest, name).update({key: count for key, count in left.items() if count})
+        return rest
+
+    def moved(self, ranks: Sequence[int]) -> Traffic:
+        """The same traffic where local rank i is world rank `ranks[i]`."""
+        payload, messages, shm = (
+            {(ranks[a], ranks[b]): count for (a, b), count in counts.items()}
+            for counts in (self.payload, self.messages, self.shm)
+        )
+        return Traffic(payload, messages, shm, {ranks[rank]: count for rank, count in self.control.items()})
+
     def times(self, factor: int) -> Traffic:
         """The same traffic `factor` times; nothing where factor is 0."""
         if factor == 0:

@@ -27,11 +27,22 @@ from benchsuite.topology import ring_traffic
 
 @dataclass(frozen=True)
 class Call:
-    """One collective: its name in the c10d namespace, elements and bytes per element of its largest tensor."""
+    """One call: its name in the c10d namespace, elements and bytes per element of its largest tensor, that of a gather
+    or a scatter the whole vector's. peer: whom a `send` goes to, in ranks of its group."""
 
     name: str
     numel: int
     itemsize: int
+    peer: int = -1
+
+
+# Functional collectives (DTensor's) -> what c10d calls the same; those of a part are given with the size of the group.
+FUNCTIONAL = {
+    "all_reduce": "allreduce",
+    "all_gather_into_tensor": "allgather",
+    "reduce_scatter_tensor": "reduce_scatter",
+    "broadcast": "broadcast",
+}
 
 
 class TrafficMode(TorchDispatchMode):
@@ -62,12 +73,18 @@ class TrafficMode(TorchDispatchMode):
         return self._all_reduce(tensor, *args, **kwargs)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "c10d":
+        if any(kind.__name__ == "DTensor" for kind in types):
+            return NotImplemented  # it takes the operator apart, and comes back with plain tensors
+        name = func.overloadpacket.__name__.rstrip("_")
+        if func.namespace == "c10d" and name != "recv":
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             largest = max(tensors, key=lambda t: t.numel() * t.element_size(), default=None)
             if largest is not None:
-                name = func.overloadpacket.__name__.rstrip("_")
-                self.calls.append(Call(name, largest.numel(), largest.element_size()))
+                peer = args[2] if name == "send" else -1
+                self.calls.append(Call(name, largest.numel(), largest.element_size(), peer))
+        elif func.namespace == "_c10d_functional" and name not in ("wait_tensor", "_wrap_tensor_autograd"):
+            whole = args[1] if name.startswith("all_gather") else 1  # given is a shard, and the size of the group
+            self.calls.append(Call(FUNCTIONAL.get(name, name), args[0].numel() * whole, args[0].element_size()))
         return func(*args, **(kwargs or {}))
 
 
@@ -88,22 +105,23 @@ def derived_total(calls: Calls) -> Traffic:
     """Traffic of a whole run's collectives, by world rank."""
     total = Traffic()
     for (name, numel, itemsize, ranks), times in calls.items():
-        one = derive([Call(name, numel, itemsize)], len(ranks))
-        moved = Traffic(
-            {(ranks[a], ranks[b]): count for (a, b), count in one.payload.items()},
-            {(ranks[a], ranks[b]): count for (a, b), count in one.messages.items()},
-        )
-        total = total + moved.times(times)
+        total = total + derive([Call(name, numel, itemsize)], len(ranks)).moved(ranks).times(times)
     return total
 
 
-def derive(calls: list[Call], num_ranks: int) -> Traffic:
-    """Traffic of one step from its calls: on gloo an all-reduce is a ring, and a reduce-scatter costs as much as one.
+def derive(calls: list[Call], num_ranks: int, *, rank: int = 0) -> Traffic:
+    """Traffic of one step from the calls that a rank was seen to make: its own sends and, on rank 0, the collectives of
+    all. On gloo an all-reduce is a ring, and a reduce-scatter costs as much as one.
 
     `numel` of a gather or scatter is that of the whole vector. ValueError for a call whose cost is not known.
     """
     traffic = Traffic()
     for call in calls:
+        if call.name == "send":
+            traffic.add(rank, call.peer, call.numel * call.itemsize)
+            continue
+        if rank:
+            continue
         whole = ring_traffic(call.numel, call.itemsize, num_ranks, longest=max(call.numel, 1))
         if call.name in ("allreduce", "reduce_scatter", "_reduce_scatter_base", "reduce_scatter_tensor_coalesced"):
             traffic = traffic + whole

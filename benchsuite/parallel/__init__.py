@@ -53,7 +53,15 @@ class ModelParallel(Parallel, Protocol):
 class PartOfReplica(Part, Protocol):
     """What `ModelParallel.build` returns beyond a `Part`."""
 
+    replica: Replica
+    num_gradients: int  # so many times `gradient` was called
     num_owned: int  # elements of `params` and `grad` that count here: the first ones; the rest are copies
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole gradient in `grad` of all parts; called on all of them."""
+
+    def finite(self) -> bool:
+        """Whether all parts' parameters are finite; called on all of them."""
 
     def share(self, shard: int, num_shards: int) -> tuple[int, int]:
         """Which slice of a global batch this rank reads where its replica is given slice `shard` of `num_shards`."""

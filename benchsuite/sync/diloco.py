@@ -27,7 +27,7 @@ from benchsuite.sync.synchronous import ServerMean
 from benchsuite.topology import Topology, bounds, second
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.parameter_server import push_pull_traffic
-from benchsuite.update import Load, Updater, clip, in_chunks
+from benchsuite.update import Load, Updater, clip_part, in_chunks
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
@@ -64,7 +64,7 @@ class Strategy:
             topology.use_compression(Quantised(self.outer_bits), part.shapes, part.params.dtype)
         if comm.rank >= self._num_workers:
             return
-        self._updater = Updater(part.params, recipe)
+        self._updater = Updater(part.params, recipe, shapes=part.shapes)
         self._fragments = [
             _Fragment(self, part.params[start:stop], topology, self._compression(compression, part.shapes, start, stop))
             for start, stop in bounds(part.params.numel(), self.fragments)
@@ -88,7 +88,7 @@ class Strategy:
     def step(self, batch: Batch) -> float:
         loss = self._part.gradient(batch)
         assert loss is not None
-        clip(self._part.grad, self._recipe.clip_norm)
+        clip_part(self._part, self._recipe.clip_norm)
         self._updater.step(self._part.grad, samples=self._step * self._recipe.global_batch)
         self._step += 1
         last = self._step == self._steps

@@ -22,7 +22,7 @@ from benchsuite.sync.averaging import largest_slice, means_traffic
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.parameter_server import push_pull_traffic
-from benchsuite.update import Load, Updater, clip
+from benchsuite.update import Load, Updater, clip_part
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
@@ -51,7 +51,7 @@ class Strategy:
         self._index = 0
         self.events = {"synchronisations": 0}
         if comm.rank < self._num_workers:
-            self._updater = Updater(part.params, recipe)
+            self._updater = Updater(part.params, recipe, shapes=part.shapes)
         if self._server is None:
             self.centre, self._pull = part.params.clone(), torch.empty_like(part.params)
 
@@ -67,7 +67,7 @@ class Strategy:
     def step(self, batch: Batch) -> float:
         loss = self._part.gradient(batch)
         assert loss is not None
-        clip(self._part.grad, self._recipe.clip_norm)
+        clip_part(self._part, self._recipe.clip_norm)
         at = self._step if self._server is None else self._index // self._num_workers
         self._updater.step(self._part.grad, samples=at * self._recipe.global_batch)
         self._step += 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from benchsuite.comm import Comm, Traffic
@@ -20,7 +21,7 @@ from benchsuite.sync import Events, Setting, Work, count
 from benchsuite.sync.averaging import Averager, averaging_server_bytes, is_compressed, means_traffic
 from benchsuite.sync.synchronous import ServerMean
 from benchsuite.topology import Topology
-from benchsuite.update import Load, Updater, clip
+from benchsuite.update import Load, Updater, clip_part
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
@@ -47,7 +48,7 @@ class Strategy:
         self._steps, self._step = recipe.budget // recipe.global_batch, 0
         self.events = {"synchronisations": 0, "gradient_means": 0, "state_means": 0}
         if comm.rank < self._num_workers:
-            self._updater = Updater(part.params, recipe)
+            self._updater = Updater(part.params, recipe, shapes=part.shapes)
             self._average = Averager(topology, compression)
             self._agreed = part.params.clone() if self._average.differences_only else None
 
@@ -64,7 +65,7 @@ class Strategy:
         if local < 0:
             self._average(self._part.grad)
             self.events["gradient_means"] += 1
-        clip(self._part.grad, self._recipe.clip_norm)
+        clip_part(self._part, self._recipe.clip_norm)
         self._updater.step(self._part.grad, samples=self._step * self._recipe.global_batch)
         if local >= 0 and (local + 1) % self.local_steps == 0:
             self._agree()
@@ -84,7 +85,7 @@ class Strategy:
         if self.momentum == "averaged":
             for vector in self._updater.state():
                 self._average(vector)
-                self.events["state_means"] += 1
+            self.events["state_means"] += 1
         elif self.momentum == "reset":
             self._updater.forget_state()
 
@@ -103,7 +104,7 @@ class Strategy:
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         warm = min(self.warmup_steps, num_batches)
         agreements = (num_batches - warm) // self.local_steps
-        states = agreements * setting.state_vectors if self.momentum == "averaged" else 0
+        states = agreements if self.momentum == "averaged" else 0
         counts = {"synchronisations": agreements, "gradient_means": warm, "state_means": states}
         return {name: [number] * setting.num_workers for name, number in counts.items()}
 
@@ -113,5 +114,9 @@ class Strategy:
         return numel(shapes) * setting.itemsize if is_compressed(setting.compression) else 0
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
-        times = sum(count(events, name, 0) for name in ("synchronisations", "gradient_means", "state_means"))
-        return means_traffic(shapes, times, setting)
+        times = sum(count(events, name, 0) for name in ("synchronisations", "gradient_means"))
+        traffic = means_traffic(shapes, times, setting)
+        if states := count(events, "state_means", 0):
+            for length in setting.state_vectors(shapes):
+                traffic += means_traffic({"state": torch.Size([length])}, states, setting)
+        return traffic

@@ -23,7 +23,7 @@ from benchsuite.sync.buckets import Buckets, buckets_traffic
 from benchsuite.topology import Topology, lend_memory, rank_order_sum
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.parameter_server import clip_traffic, push_pull_traffic
-from benchsuite.update import Updater, clip
+from benchsuite.update import Updater, clip_part
 from benchsuite.workload import Batch, Part, Recipe, Shapes
 
 
@@ -45,7 +45,7 @@ class Strategy:
         self._server = topology if isinstance(topology, ParameterServer) else None
         self._steps, self._step = recipe.budget // recipe.global_batch, 0
         self.events = {"synchronisations": 0}
-        self._updater = None if self._server else self.make_updater(part.params)
+        self._updater = None if self._server else Updater(part.params, recipe, shapes=part.shapes)
         self._buckets = Buckets(comm, part, topology, self.bucket_mib) if self.bucket_mib else None
         if self._buckets is None:
             lend_memory(topology, part)
@@ -68,7 +68,7 @@ class Strategy:
             assert self._updater is not None
             if self._buckets is None:
                 self._compression.mean(part.grad, self._topology)
-            clip(part.grad, self._recipe.clip_norm)
+            clip_part(part, self._recipe.clip_norm)
             self._updater.step(part.grad, samples=self._step * self._recipe.global_batch)
         self._step += 1
         self.events["synchronisations"] += 1

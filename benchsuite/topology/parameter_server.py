@@ -44,6 +44,13 @@ class Topology:
         self.use_threads(1)
         self._codecs: list[Codec] = []  # per server, where pushes are encoded
         self._compression: Compression | None = None
+        self._owned: int | None = None  # elements of the slice that count for norms; None = all
+        self._sum_over_parts: Callable[[float], float] = float
+
+    def one_of_parts(self, owned: int, total: Callable[[float], float]) -> None:
+        """On a server of divided replicas: the first `owned` elements of this slice count for norms, and `total` adds up
+        what the servers of the other parts have."""
+        self._owned, self._sum_over_parts = owned, total
 
     def use_compression(self, compression: Compression, shapes: Shapes, dtype: torch.dtype) -> None:
         """Pushes are encoded by the worker and decoded by the server's loop; answers travel as they are.
@@ -187,6 +194,11 @@ class Topology:
             raise loop.errors[0]
         loop.log.events = dict(getattr(policy, "events", {}))
         return loop.log
+
+    def square_sum(self, gradient: Tensor) -> float:
+        """Of the whole mean gradient, of which `gradient` is this server's slice."""
+        owned = gradient[: self._owned]
+        return self._sum_over_parts(self.square_sum_over_servers(float(torch.dot(owned, owned))))
 
     def square_sum_over_servers(self, value: float) -> float:
         """Sum of one float64 per server, added in server order: 2 (S-1) messages of 8 bytes."""

@@ -166,8 +166,7 @@ class ServerLoop:
         samples = int((self.log.num_used - num_gradients) * self._samples_per_push)
         self._topology.settle(gradient)
         if self._clip_norm is not None:
-            square = float(torch.dot(gradient, gradient))
-            factor = clip_factor(self._topology.square_sum_over_servers(square) ** 0.5, self._clip_norm)
+            factor = clip_factor(self._topology.square_sum(gradient) ** 0.5, self._clip_norm)
             if factor < 1.0:
                 gradient.mul_(factor)
         self._count_applying(+1)
