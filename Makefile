@@ -1,12 +1,13 @@
 # make report   set up, run reports/quick.toml where results are missing, write reports/build/quick/index.html
 # make test     set up, lint, types, tests
+# make gpu-check  measure on a machine with a GPU; installs nothing
 PYTHON ?= python3
 REPORT ?= quick
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.benchsuite-installed
 
-.PHONY: setup report test lint pytest processes others reference clean
+.PHONY: setup report test lint pytest processes others reference gpu-check clean
 
 setup: $(STAMP)
 
@@ -44,6 +45,11 @@ reference: $(STAMP)
 	rm -rf results/reference
 	$(BIN)/benchsuite run reference --results results/reference
 	rm -f results/reference/.frame-cache.json
+
+# On a machine with a CUDA device, under the Python and torch (>= 2.8) that are there: installs nothing.
+# GPU_CHECK_ARGS=--cpu-dry-run goes the same way on the CPU.
+gpu-check:
+	PYTHONPATH="$(CURDIR)" $(PYTHON) -P -m benchsuite.gpu_check --out $(or $(GPU_OUT),results/gpu) $(GPU_CHECK_ARGS)
 
 clean:
 	rm -rf build dist reports/build .pytest_cache .mypy_cache .ruff_cache *.egg-info

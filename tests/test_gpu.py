@@ -6,14 +6,19 @@ that are faked at the edge of the CUDA interface.
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchsuite import devices
+from benchsuite import assemble, devices, gpu_check
 from benchsuite import training as trainings
 from benchsuite.assemble.cost import _device
 from benchsuite.cell import Cell
@@ -30,10 +35,12 @@ from benchsuite.measure.device_figures import HostEvent, matmul_ceiling, trainin
 from benchsuite.measure.device_time import DeviceTimer, StepTimes
 from benchsuite.measure.rank_record import Measured
 from benchsuite.measure.snapshots import Snapshots
-from benchsuite.update import clip_factor, in_chunks
+from benchsuite.record import Outcome, Status
+from benchsuite.update import clip_factor, fuse, in_chunks
 from benchsuite.workload import Batch, DeviceLoss, mapped, micro_batches, to_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=f"torch {torch.__version__} sees no CUDA device")
+ROOT = Path(__file__).parent.parent
 MS = 1_000_000  # ns
 
 
@@ -246,6 +253,26 @@ def test_an_optimiser_steps_chunks_on_the_cpu_and_one_vector_on_a_device() -> No
     assert clip_factor(2.0, 1.0) == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.parametrize("make", [
+    lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.1),
+])  # fmt: skip
+def test_a_fused_optimiser_makes_the_same_steps(make: Any) -> None:
+    """What the recipe leaves open may be decided after it was made: this torch reads it at every step."""
+    plain, fused = torch.linspace(-1, 1, 1000), torch.linspace(-1, 1, 1000)
+    optimizers = make([plain]), make([fused])
+    fuse(optimizers[1])
+    assert optimizers[1].param_groups[0]["fused"] is True
+    for _ in range(3):
+        for vector, optimizer in zip((plain, fused), optimizers, strict=True):
+            vector.grad = torch.sin(3 * vector)
+            optimizer.step()
+    assert torch.allclose(plain, fused, atol=1e-6), f"{float((plain - fused).abs().max()):.3g} apart"
+    chosen = torch.optim.SGD([plain], lr=0.1, foreach=True)
+    fuse(chosen)
+    assert not chosen.param_groups[0]["fused"], "the recipe has chosen"
+
+
 class _Copying(StagedGroup):
     """Every vector is in the wrong memory."""
 
@@ -329,12 +356,72 @@ def test_the_share_of_the_ceiling_is_of_all_devices_that_were_used() -> None:
     assert _device([{"host": 0, "device": None}], 2000.0) == {}, "a run on the CPU has no such columns"
 
 
+def test_ranks_that_share_a_device_are_flagged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Wall time speaks where each rank has a device of its own."""
+    monkeypatch.setattr(assemble, "read_ranks", lambda cell, run_dir: [{}, {}])
+    monkeypatch.setattr(assemble.results, "deterministic", lambda cell, found: {"diverged_step": None})
+    flags = []
+    for num_devices in (1, 2):
+        cost = {"wall_s": 1.0, "num_devices": num_devices}
+        monkeypatch.setattr(assemble.costs, "measured", lambda cell, found, result, cost=cost: (dict(cost), {}))
+        run = assemble.assemble(
+            Cell(device="cuda", replicas=2), tmp_path, Outcome(Status.OK), code_id="c", machine="m", environment_id="e",
+            cores=8, foreign_cpu_share=0.0,
+        )  # fmt: skip
+        flags.append((run.flags, run.cost["provenance"]))
+    assert flags == [(("oversubscribed",), "counted"), ((), "measured")]
+
+
 def test_a_rank_measures_what_its_workload_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_figures, "matmul_ceiling", lambda precision: 5.0)
     unknown: Any = object()
     found = device_figures.arithmetic(Cell(), unknown, measures=True)
     assert found == {"flops_per_sample": None, "matmul_ceiling_flop_per_s": 5.0}
     assert device_figures.arithmetic(Cell(), unknown, measures=False)["matmul_ceiling_flop_per_s"] is None
+
+
+# -- make gpu-check --------------------------------------------------------------------------------------------------
+
+WITHOUT = ("pandas", "psutil", "seaborn", "matplotlib", "sklearn", "scipy", "greenlet", "rich", "jinja2", "gymnasium")
+
+
+@pytest.mark.procs
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_gpu_check_goes_all_the_way_on_the_cpu_with_torch_and_numpy_alone(tmp_path: Path) -> None:
+    """Every part runs, every line passes, and the file has machine, torch and commit."""
+    for name in WITHOUT:
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not installed here')\n")
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-P", "-m", "benchsuite.gpu_check", "--cpu-dry-run", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [path] = (tmp_path / "out").iterdir()
+    document = json.loads(path.read_text())
+    assert document["passed"] and document["dry_run"] and document["torch"] == torch.__version__
+    assert document["commit"] and document["machine"] and document["started_at"]
+    assert all(check["holds"] for check in document["checks"]) and len(document["checks"]) >= 18
+    assert {run["unit"] for run in document["runs"]} >= {"tokens/s", "images/s"}
+    assert len(document["rates"]["ours"]) == len(document["rates"]["hand"]) == 2
+
+
+def test_without_a_device_the_check_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.main([]) == gpu_check.NO_DEVICE != 0
+    assert f"torch {torch.__version__} sees no CUDA device" in capsys.readouterr().out
+
+
+def test_a_part_that_breaks_fails_the_check_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(found: gpu_check.Found, device: str) -> None:
+        raise RuntimeError("no kernel")
+
+    for part in ("presets", "shared", "laws"):
+        monkeypatch.setattr(gpu_check, part, lambda found, device: found.check("part", True, "1 of 1"))
+    monkeypatch.setattr(gpu_check, "hand_written", broken)
+    assert gpu_check.main(["--cpu-dry-run", "--out", str(tmp_path)]) == gpu_check.FAILED
+    document = json.loads(next(tmp_path.iterdir()).read_text())
+    assert [check["holds"] for check in document["checks"]] == [True, True, False, True]
+    assert document["checks"][2]["detail"] == "RuntimeError: no kernel" and not document["passed"]
 
 
 # -- with a device ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ possible loss is known exactly, so the metric is the excess over it: nats per sy
 to the held-out sequences. `comm`, `gpu`, `gpu_medium` and `cluster` (13 MB, GPT-2 small and medium, a billion) are on
 random symbols, to load links and devices rather than to learn. `data = text` reads a file of the user's as bytes,
 `stdlib` the Python standard library's own source: real text, which differs from one Python to the next, so no target.
-A sample is a sequence of `context` predicted symbols.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchsuite.workload import Batch, Infer, Recipe, Target
+from benchsuite.workload import Batch, Infer, Recipe, Target, muon
 
 presets = {
     "markov": {"global_batch": 32, "num_layers": 4, "budget_samples": 7680},
@@ -41,17 +40,19 @@ BUDGET = 7680  # sequences; a preset or the cell's budget comes first
 SUCCESSORS, SYMBOLS, UNIFORM = 3, 8, 1e-3  # of the source; a share of a uniform draw, so that every symbol can follow
 DATA, TEST = 2, 3  # purposes of random streams
 SOURCE_SEED = 1234  # entropy rate 0.5360 nats; the best guess from one symbol alone is 1.17 above it
-BLOCK = 1024  # sequences that are drawn at once
-KEPT_BLOCKS = 4
+BLOCK, KEPT_BLOCKS = 1024, 4  # sequences that are drawn at once, blocks of them that are kept
 HELD_OUT = 512  # sequences
 FIRST_SCORED = 1  # position whose prediction is the first with two symbols before it
 FUSED_FROM = 128  # context from which attention is torch's fused kernel
+PLAN = {"norm_attention": "tokens", "qkv": "columns", "out": "rows",
+        "norm_network": "tokens", "up": "columns", "down": "rows"}  # fmt: skip
 
 
 @dataclass
 class Workload:
-    """Next-symbol prediction; a sample is a sequence."""
+    """Next-symbol prediction; a sample is a sequence of `context` predicted symbols."""
 
+    later = ("optimizer",)
     data: Literal["markov", "random", "text", "stdlib"] = "markov"
     """A known source, random symbols, a file as bytes, or the standard library's source as bytes."""
     path: str = ""
@@ -71,13 +72,18 @@ class Workload:
     lr: float = 1e-2
     """Peak learning rate."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay (SGD: L2 penalty)."""
     clip_norm: float = 1.0
     """Largest norm of the mean gradient (0 = not clipped)."""
     global_batch: int = 32
     """Sequences per synchronous step."""
     evaluate_every: int = 320
     """Sequences between two evaluations."""
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """AdamW; SGD with Nesterov momentum 0.9; Muon for the matrices of the blocks, beside AdamW for all else."""
+
+    tensor_divides = ("heads",)
+    tensor_tokens = "context"
 
     @property
     def target(self) -> Target:
@@ -86,11 +92,9 @@ class Workload:
         return Target(metric, easy=0.10, target=0.06, hard=0.05, direction="min", evaluate_every=every)
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width = {self.width} is not a multiple of heads = {self.heads}: set one that is")
         known = {"markov": SYMBOLS, "text": 256, "stdlib": 256}.get(self.data, self.symbols)
-        if self.symbols != known:
-            raise ValueError(f"symbols = {self.symbols}, but data = {self.data} has {known}: set symbols = {known}")
+        if self.width % self.heads or self.symbols != known:  # which of them, the rules say
+            raise ValueError(f"width({self.width}) % heads({self.heads}) or symbols({self.symbols}) != {known}")
         self._seed = seed
         self._blocks: dict[int, Tensor] = {}
         self._text = self._read_text() if self.data in ("text", "stdlib") else np.zeros(0, dtype=np.uint8)
@@ -102,8 +106,8 @@ class Workload:
         blocks = [Block(*shape, rope=rope, depth=self.blocks) for _ in range(self.blocks)]
         return [embedding, *blocks, Head(self.width, embedding.symbols.weight)]
 
-    def tensor_plan(self) -> Mapping[int, str]:
-        return {}
+    def tensor_plan(self) -> Mapping[str, str]:
+        return {f"{block}.{name}": how for block in range(1, self.blocks + 1) for name, how in PLAN.items()}
 
     def layer_flops(self) -> list[int]:
         """Forward operations of each layer for one sequence: 2 per multiply-add of matrix products, T x T in full."""
@@ -112,11 +116,16 @@ class Workload:
         return [0, *[block] * self.blocks, 2 * tokens * width * self.symbols]
 
     def recipe(self) -> Recipe:
-        def make_optimizer(params: Iterable[Tensor]) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(params, lr=self.lr, betas=(0.9, 0.95), weight_decay=self.weight_decay)
+        def make_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
+            lr, decay = self.lr, self.weight_decay
+            if self.optimizer == "muon":
+                return muon(params, lambda name: name.split(".")[-2] in PLAN, lr=lr, weight_decay=decay)
+            if self.optimizer == "sgd":
+                return torch.optim.SGD(params, lr, momentum=0.9, nesterov=True, weight_decay=decay)
+            return torch.optim.AdamW(params, lr, betas=(0.9, 0.95), weight_decay=decay)
 
-        clip = self.clip_norm or None
-        return Recipe(make_optimizer, lr=self._lr, global_batch=self.global_batch, budget=BUDGET, clip_norm=clip)
+        clip, flat = self.clip_norm or None, self.optimizer != "muon"
+        return Recipe(make_optimizer, self._lr, self.global_batch, BUDGET, clip_norm=clip, elementwise=flat)
 
     def _lr(self, progress: float) -> float:
         """10 % linear warm-up, then a cosine to 10 %."""
@@ -128,7 +137,8 @@ class Workload:
         """Sequences [index B + shard B/n, ..) of the endless stream: x and y are (B/n, T), y one symbol ahead."""
         share = self.global_batch // num_shards
         first = index * self.global_batch + shard * share
-        rows = torch.cat([self._rows(at, min(share, first + share - at)) for at in _starts(first, share)])
+        starts = [first, *range((first // BLOCK + 1) * BLOCK, first + share, BLOCK)]  # cut at borders of blocks
+        rows = torch.cat([self._rows(at, min(share, first + share - at)) for at in starts])
         return Batch(rows[:, :-1], rows[:, 1:], share)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -136,13 +146,12 @@ class Workload:
 
     def evaluate(self, infer: Infer) -> float:
         """Mean over the held-out positions with two symbols before them: nats of the model, minus the source's own."""
-        total, count = 0.0, 0
-        for rows in self._test.split(64):
+        total = 0.0
+        for rows in self._test.split(max(1, min(64, 2**24 // (self.context * self.symbols)))):  # 16 M scores at once
             logits = infer(rows[:, :-1])[:, FIRST_SCORED:].double()
             answers = rows[:, 1 + FIRST_SCORED :]
             total += float(nn.functional.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="sum"))
-            count += answers.numel()
-        return total / count - self._floor
+        return total / self._test[:, 1 + FIRST_SCORED :].numel() - self._floor
 
     def _rows(self, first: int, count: int) -> Tensor:
         """Sequences [first, first + count) of one drawn block, (count, T + 1)."""
@@ -167,11 +176,8 @@ class Workload:
         """Sequences that no worker trains on, and the nats per scored symbol that their source gives them."""
         if self.data in ("text", "stdlib"):
             return self._last_tenth(), 0.0
-        count = HELD_OUT if self.data == "markov" else 16
-        rows = self._draw(np.random.default_rng([TEST, SOURCE_SEED]), count)
-        if self.data == "random":
-            return rows, 0.0
-        return rows, realised_nats(rows.numpy())
+        rows = self._draw(np.random.default_rng([TEST, SOURCE_SEED]), HELD_OUT if self.data == "markov" else 16)
+        return rows, realised_nats(rows.numpy()) if self.data == "markov" else 0.0
 
     def _last_tenth(self) -> Tensor:
         """Every sequence of the text's end, at most 64; training draws from what is before it."""
@@ -272,8 +278,7 @@ class Rotation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., T, head_dim), pairs are halves of the vector."""
-        tokens = x.shape[-2]
-        cosine, sine = self.cosine[:tokens], self.sine[:tokens]
+        cosine, sine = self.cosine[: x.shape[-2]], self.sine[: x.shape[-2]]
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
 
@@ -319,9 +324,8 @@ def source_sequences(stream: np.random.Generator, count: int, length: int) -> np
     """(count, length) symbols; the first two are drawn from the long run."""
     table = source()
     pairs = stationary(table).ravel()
-    first = stream.choice(len(pairs), size=count, p=pairs / pairs.sum())
     rows = np.empty((count, length), dtype=np.int64)
-    rows[:, 0], rows[:, 1] = np.divmod(first, SYMBOLS)
+    rows[:, 0], rows[:, 1] = np.divmod(stream.choice(len(pairs), size=count, p=pairs / pairs.sum()), SYMBOLS)
     borders = table.cumsum(-1)
     borders[..., -1] = 1.0  # a draw is below 1
     draws = stream.random((count, length))
@@ -333,8 +337,3 @@ def source_sequences(stream: np.random.Generator, count: int, length: int) -> np
 def realised_nats(rows: np.ndarray) -> float:
     """Mean of -ln p of the symbols from the third on, by the source that drew them."""
     return float(-np.log(source()[rows[:, :-2], rows[:, 1:-1], rows[:, 2:]]).mean())
-
-
-def _starts(first: int, count: int) -> list[int]:
-    """Where the pieces of [first, first + count) begin when it is cut at borders of blocks."""
-    return [first, *range((first // BLOCK + 1) * BLOCK, first + count, BLOCK)]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchsuite import cell as cells
+from benchsuite import devices
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
@@ -134,10 +135,11 @@ def bf16_is_close(make_ranks: MakeRanks, cell: Cell, *, autocast: bool = True, s
     workload = trainings.make_workload(cell)
     workload.start(seed=cell.seed, dtype=torch.float32)
     parallel = trainings.make("parallel", cell.parallel, trainings.options_for(cell, "parallel"))
-    build = partial(parallel.build, workload, None, seed=cell.seed, dtype=torch.float32, device=torch.device("cpu"))
+    device = devices.current(cell)
+    build = partial(parallel.build, workload, None, seed=cell.seed, dtype=torch.float32, device=device)
     batch = workload.batch(0, shard=0, num_shards=1)
     plain, cast = build(), build(autocast=autocast)
-    loss, plain_loss = cast.gradient(batch), plain.gradient(batch)
+    losses = [part.gradient(batch) for part in (cast, plain)]
     bound = BF16_ROUNDING * len(workload.layers())
     kept = cast.params.dtype == cast.grad.dtype == torch.float32
     different = count_different(cast.grad, plain.grad)
@@ -145,7 +147,7 @@ def bf16_is_close(make_ranks: MakeRanks, cell: Cell, *, autocast: bool = True, s
     return Figure(
         value,
         bound,
-        f"{different} of {plain.grad.numel()} elements differ, losses {loss} and {plain_loss}, {cast.grad.dtype}",
+        f"{different} of {plain.grad.numel()} elements differ, losses {losses}, {cast.grad.dtype}",
     )
 
 

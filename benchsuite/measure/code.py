@@ -18,13 +18,16 @@ from benchsuite import members, plugins
 from benchsuite.cell import AXES, Cell
 
 SHARED = ("loop.py", "training.py", "update.py", "workload.py", "target.py")
-WALL = ("worker.py", "comm/process.py", "comm/groups.py", "comm/lane.py", "comm/rendezvous.py", "comm/shared_memory.py")
+WALL = ("worker.py", "comm/process.py", "comm/groups.py", "comm/lane.py", "comm/rendezvous.py", "comm/shared_memory.py",
+        "comm/staging.py", "devices.py")
 VIRTUAL = (
     "comm/virtual.py", "comm/virtual_parts.py", "comm/virtual_lane.py", "comm/virtual_world.py", "virtual",
     "compute_time.py",
 )  # fmt: skip
 COMM = ("comm/__init__.py", "comm/traffic.py")
-MEASURES = ("clock.py", "evaluation.py", "snapshots.py", "traffic_mode.py", "wire.py")  # what stands around the loop
+MEASURES = (  # what stands around the loop
+    "clock.py", "device_figures.py", "device_time.py", "evaluation.py", "snapshots.py", "traffic_mode.py", "wire.py",
+)  # fmt: skip
 FOLDERS = ("parallel", "sync", "topology", "compression")
 
 
