@@ -230,6 +230,37 @@ def stages(view: View) -> Problems:
         )
 
 
+def tensor(view: View) -> Problems:
+    """What the workload splits by weight, its heads, channels or widths, divides by the parts."""
+    parts, label = view.cell.model_parallel, view.label("workload")
+    if view.name("parallel") != "tensor" or parts < 2 or view.file("workload") is None:
+        return
+    divides = view.constant("workload", "tensor_divides")
+    if not divides:
+        yield Problem(
+            "tensor plan", f"parallel = tensor with workload = {label}: its class does not say what splits by weight",
+            "give it tensor_plan and tensor_divides, or set parallel = pipeline or fsdp",
+        )  # fmt: skip
+        return
+    named = list(divides)
+    if view.option("parallel", "sequence_parallel"):
+        tokens = view.constant("workload", "tensor_tokens")
+        named += [tokens] if tokens else []
+        if not tokens:
+            yield Problem(
+                "sequence parallel", f"sequence_parallel with workload = {label}: it has no sequences of tokens",
+                "set sequence_parallel = false",
+            )  # fmt: skip
+    for what in named:
+        value = view.number("workload", what) if isinstance(what, str) else what
+        if value and value % parts:
+            text = f"{what}({value:g})" if isinstance(what, str) else f"the {value} that {label} splits by"
+            yield Problem(
+                "tensor split", f"{text} is not divisible by model_parallel({parts})",
+                "set model_parallel to a divisor" + (f", or {what} to a multiple" if isinstance(what, str) else ""),
+            )  # fmt: skip
+
+
 def learning_rate(view: View) -> Problems:
     """A factor that leaves the recipe a learning rate."""
     factor = view.cell.lr_factor
@@ -298,6 +329,7 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     elastic,
     strategies,
     stages,
+    tensor,
     learning_rate,
     straggler,
     options,

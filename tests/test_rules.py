@@ -238,7 +238,7 @@ CASES = [
     ("counts", "period = 0", {"sync": "elastic_averaging", "options": {"elastic_averaging": {"period": 0}}},
      {"sync": "elastic_averaging", "options": {"elastic_averaging": {"period": 1}}}),
     ("tensor plan", "does not say what splits by weight",
-     {"workload": "tests/workloads/quadratic.py", "parallel": "tensor", "model_parallel": 2},
+     {"workload": str(Path(__file__).parent / "workloads" / "quadratic.py"), "parallel": "tensor", "model_parallel": 2},
      {"workload": TINY, "parallel": "tensor", "model_parallel": 2}),
     ("tensor split", "heads(4) is not divisible by model_parallel(3)",
      {"workload": "transformer", "parallel": "tensor", "model_parallel": 3},
@@ -496,7 +496,7 @@ def test_an_exact_topology_is_not_replaced_by_an_own_one(tmp_path):
 
 def _own_workload(tmp_path: Path, preset: str) -> str:
     path = tmp_path / "my_net.py"
-    path.write_text(f"presets = {{'default': {preset}}}\n\n\nclass Workload:\n    dropout: float = 0.0\n    norm: str = 'group'\n")
+    path.write_text(f"presets = {{'default': {preset}}}\n\n\nclass Workload:\n    dropout: float = 0.0\n    norm: str = 'group'\n    tensor_divides = (2,)\n")
     return str(path)
 
 

@@ -47,8 +47,9 @@ TRAIN, TEST = 1280, 517  # 1280 = 20 x 64: no ragged batch
 BUDGET = 240 * 64  # samples; a preset or the cell's budget comes first
 GROUPS, GROUPS_50 = 8, 32  # ResNet-50: as Wu and He 2018
 SHAPES = {"digits": (1, 8, 8), "resnet18": (3, 32, 32), "resnet50": (3, 224, 224)}
-POOL = 256  # synthetic images of 224x224 (154 MB): endless data goes round in them
-CLASSES_50 = 1000
+POOL, CLASSES_50 = 256, 1000  # synthetic images of 224x224 (154 MB), which endless data goes round in; classes
+DIGITS_PLAN = {"0.0": "columns", "0.1": "channels", "1.0": "rows", "2.0": "columns", "2.1": "channels", "3.0": "rows",
+               "5": "columns", "7": "rows"}  # fmt: skip
 TARGETS = {"own": (96.0, 97.5, 98.0), "cifar10": (92.0, 94.0, 95.0), "imagenet": (70.0, 75.9, 76.5)}
 SCALES = {  # data -> mean and standard deviation of its colours
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -64,6 +65,7 @@ class Workload:
     """Digits, synthetic images, or images of the user's."""
 
     later = ("data", "path", "optimizer", "lr_batch")
+    tensor_divides = (8,)  # GROUPS
     model: Literal["digits", "resnet18", "resnet50"] = "digits"
     """Which chain of layers, and which size of images."""
     lr: float = 0.03
@@ -101,9 +103,9 @@ class Workload:
                 raise UsageError(f"path = {self.path!r}, but data = {self.data} needs a folder's whole path: set path")
             found = (_image_folder if self.data == "imagenet" else _cifar10)(path)
         self._x, self._y, self._x_test, self._y_test = found
-        if self.data != "own" and self.global_batch > len(self._x):
-            most = f"path = {self.path} has {len(self._x)} images to train on: set global_batch to at most that"
-            raise UsageError(f"global_batch = {self.global_batch}, but {most}")
+        self._endless = self.model == "resnet50" and self.data == "own"
+        if not self._endless and (has := len(self._x)) < self.global_batch:
+            raise UsageError(f"global_batch({self.global_batch}) > {has} images, {self.path or self.model}: set fewer")
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def place(self, device: torch.device) -> None:
@@ -116,7 +118,10 @@ class Workload:
         return {"digits": _digits_chain, "resnet18": _resnet18_chain, "resnet50": _resnet50_chain}[self.model]()
 
     def tensor_plan(self) -> Mapping[str, str]:
-        return {}
+        first, end = (0, 9) if self.model == "resnet18" else (3, 17)  # of a bottleneck the 3x3 and the last 1x1
+        places = {first: "columns", first + 1: "channels", first + 3: "rows"}
+        of_blocks = {f"{block}.body.{at}": how for block in range(1, end) for at, how in places.items()}
+        return DIGITS_PLAN if self.model == "digits" else of_blocks
 
     def layer_flops(self) -> list[int]:
         """Forward operations of each layer for one image: 2 per multiply-add of convolutions and matrix products."""
@@ -164,7 +169,7 @@ class Workload:
 
     def _rows(self, index: int, first: int, share: int) -> Any:
         """Rows of a shard: numbers, or a slice where a view of the pool will do."""
-        if self.model == "resnet50" and self.data == "own":
+        if self._endless:
             at = (index * self.global_batch + first) % POOL
             return slice(at, at + share) if at + share <= POOL else torch.arange(at, at + share) % POOL
         epoch, position = divmod(index, len(self._x) // self.global_batch)

@@ -72,6 +72,8 @@ class Workload:
     evaluate_every: int = 1024
     """Samples between two evaluations."""
 
+    tensor_divides = ("hidden",)
+
     @property
     def target(self) -> Target:
         """Excess loss; 1 is what a constant gets."""
@@ -107,7 +109,7 @@ class Workload:
         return chain
 
     def tensor_plan(self) -> Mapping[str, str]:
-        return {}
+        return {"0": "columns", "2": "rows"}
 
     def layer_flops(self) -> list[int]:
         """Forward operations of each layer for one sample: 2 per multiply-add of matrix products."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchsuite.workload import Batch, Infer, Recipe, Target
+from benchsuite.workload import Batch, Infer, Recipe, Target, muon
 
 presets = {
     "default": {"global_batch": 24, "num_layers": 9, "budget_samples": 240},
@@ -37,7 +37,7 @@ class Workload:
 
     width: int = 8
     """Hidden width."""
-    optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw"] = "momentum"
+    optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw", "muon"] = "momentum"
     """Which optimiser the recipe makes."""
     lr: float = 0.05
     """Constant unless `schedule`."""
@@ -50,6 +50,7 @@ class Workload:
     nan_at: int = -1
     """Global batch whose targets are NaN (-1 = none)."""
 
+    tensor_divides = ("width",)
     target = Target(metric="loss", easy=2.0, target=1.0, hard=0.5, direction="min", evaluate_every=48)
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
@@ -62,8 +63,8 @@ class Workload:
     def layers(self) -> list[nn.Module]:
         return [Residual(self.width) for _ in range(8)] + [nn.Linear(self.width, 1)]
 
-    def tensor_plan(self) -> Mapping[int, str]:
-        return {}
+    def tensor_plan(self) -> Mapping[str, str]:
+        return {f"{layer}.linear": "gathered" for layer in range(8)}
 
     def recipe(self) -> Recipe:
         made = {
@@ -72,11 +73,12 @@ class Workload:
             "nesterov": lambda params: torch.optim.SGD(params, lr=1.0, momentum=0.9, nesterov=True),
             "adam": lambda params: torch.optim.Adam(params, lr=1.0),
             "adamw": lambda params: torch.optim.AdamW(params, lr=1.0, weight_decay=0.1),
+            "muon": lambda named: muon(named, lambda name: "linear" in name, lr=1.0, weight_decay=0.1),
         }[self.optimizer]
         lr = lambda progress: self.lr * (1 - 0.9 * progress) if self.schedule else self.lr  # noqa: E731
         return Recipe(
             make_optimizer=made, lr=lr, global_batch=self.global_batch, budget=presets["default"]["budget_samples"],
-            clip_norm=self.clip_norm or None,
+            clip_norm=self.clip_norm or None, elementwise=self.optimizer != "muon",
         )  # fmt: skip
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:

@@ -43,7 +43,7 @@ class Workload:
     def layers(self) -> list[nn.Module]:
         return [Point(), *([nn.Dropout(0.5)] if self.look_at == "dropout" else [])]
 
-    def tensor_plan(self) -> Mapping[int, str]:
+    def tensor_plan(self) -> Mapping[str, str]:
         return {}
 
     def recipe(self) -> Recipe:

@@ -52,7 +52,7 @@ class Workload:
         }[self.keeps]  # fmt: skip
         return [nn.Linear(4, 8), middle, nn.Tanh(), nn.Linear(8, 1)]
 
-    def tensor_plan(self) -> Mapping[int, str]:
+    def tensor_plan(self) -> Mapping[str, str]:
         return {}
 
     def recipe(self) -> Recipe:

@@ -1,0 +1,66 @@
+"""Styles for `parallelize_module` that the library lacks: convolutions and GroupNorm, split along their channels.
+
+As with matrices: a convolution split by its output channels needs its whole input, and one split by its input channels
+adds up what the parts have. A GroupNorm between the two keeps whole groups on a part. What is sent are the library's
+own all-reduces, of DTensors at the borders; in between are plain tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor.parallel import ParallelStyle
+
+
+class OutputChannels(ParallelStyle):
+    """A convolution's output channels are split; the gradient of its whole input is the sum of the parts'."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, nn.Conv2d)
+        for parameter in module.parameters():
+            _keep(parameter, 0, device_mesh)
+        module.out_channels //= device_mesh.size()
+
+        def whole_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+            x = DTensor.from_local(inputs[0], device_mesh, [Replicate()], run_check=False)
+            return x.to_local(grad_placements=[Partial()])
+
+        module.register_forward_pre_hook(whole_input)
+        return module
+
+
+class InputChannels(ParallelStyle):
+    """A convolution's input channels are split; its output is the sum of the parts', plus the bias once."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, nn.Conv2d)
+        _keep(module.weight, 1, device_mesh)
+        module.in_channels //= device_mesh.size()
+
+        def forward(x: Tensor) -> Tensor:
+            y = module._conv_forward(x, module.weight, None)
+            y = DTensor.from_local(y, device_mesh, [Partial()], run_check=False).redistribute(placements=[Replicate()])
+            y = y.to_local()
+            return y if module.bias is None else y + module.bias.view(-1, 1, 1)
+
+        module.forward = forward  # type: ignore[method-assign, assignment]  # a hook comes after the bias
+        return module
+
+
+class GroupedChannels(ParallelStyle):
+    """A GroupNorm of a part's channels."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, nn.GroupNorm)
+        for parameter in module.parameters():
+            _keep(parameter, 0, device_mesh)
+        module.num_groups //= device_mesh.size()
+        module.num_channels //= device_mesh.size()
+        return module
+
+
+def _keep(parameter: Tensor, dim: int, mesh: DeviceMesh) -> None:
+    """This part's slice in place of the whole parameter."""
+    parameter.data = torch.chunk(parameter.data, mesh.size(), dim)[mesh.get_local_rank()].contiguous()

@@ -1,0 +1,204 @@
+"""What a workload's `tensor_plan` makes of its chain: who holds which slice, which styles, which collectives.
+
+Needs no process group: servers and predictions ask too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    PrepareModuleOutput,
+    RowwiseParallel,
+)
+
+from benchsuite.comm import Traffic
+from benchsuite.parallel.channels import GroupedChannels, InputChannels, OutputChannels
+from benchsuite.parallel.pieces import Piece, whole
+from benchsuite.topology import ring_traffic
+from benchsuite.workload import Batch, trained_parameters
+
+Collective = tuple[Literal["all_reduce", "all_gather", "reduce_scatter"], int]  # and elements of the whole vector
+
+TOKENS = 1  # the dimension of (B, T, d) that is cut
+SPLIT: Mapping[str, tuple[type[nn.Module], ...]] = {  # how -> modules that can be split so
+    "columns": (nn.Linear, nn.Conv2d),
+    "rows": (nn.Linear, nn.Conv2d),
+    "gathered": (nn.Linear,),
+    "channels": (nn.GroupNorm,),
+    "tokens": (nn.Module,),
+}
+
+
+class Split:
+    """A chain of layers, split over `size` parts. ValueError for a plan that cannot be carried out."""
+
+    def __init__(self, chain: nn.Sequential, plan: Mapping[str, str], *, size: int, tokens: bool) -> None:
+        self.size = size
+        self._chain = chain
+        self._plan = dict(plan) if size > 1 else {}
+        layers = [_layer(name) for name, how in self._plan.items() if how == "tokens"] if tokens else []
+        self._token_layers = list(dict.fromkeys(layers))  # in which a part sees a slice of the tokens
+        found = {name: parameter.shape for name, parameter in trained_parameters(chain).items()}
+        self._shapes = {name: found[name] for name in sorted(found, key=self._place)}
+        self._check()
+
+    def _place(self, name: str) -> int:
+        """Slices come first in a part's vector, parameters with partial gradients last."""
+        return 0 if self._dim(name) is not None else 2 if self._is_partial(name) else 1
+
+    def _dim(self, name: str) -> int | None:
+        """The dimension along which a parameter is split; None = it stands on every part."""
+        module, _, leaf = name.rpartition(".")
+        how = self._plan.get(module, "")
+        if how in ("columns", "gathered", "channels"):
+            return 0
+        return 1 if how == "rows" and leaf == "weight" else None
+
+    def _is_partial(self, name: str) -> bool:
+        """Whether a parameter's gradient is a sum over parts that see different tokens.
+
+        A bias behind rows is the library's: it gathers the gradient of the output.
+        """
+        return _layer(name) in self._token_layers and self._plan.get(name.rpartition(".")[0], "tokens") == "tokens"
+
+    def _check(self) -> None:
+        holders: dict[int, str] = {}
+        for name, parameter in self._chain.named_parameters(remove_duplicate=False):
+            first = holders.setdefault(id(parameter), name)
+            if first != name and not self._dim(name) is self._dim(first) is None:
+                raise ValueError(f"tensor_plan splits {name}, which is {first} too: a tied parameter stays whole")
+        for name, how in self._plan.items():
+            module = self._chain.get_submodule(name)
+            if not isinstance(module, SPLIT.get(how, ())):
+                known = {each: " or ".join(kind.__name__ for kind in kinds) for each, kinds in SPLIT.items()}
+                raise ValueError(f"tensor_plan[{name!r}] = {how!r} of a {type(module).__name__}; known: {known}")
+            if getattr(module, "groups", 1) != 1:
+                raise ValueError(f"tensor_plan[{name!r}] = {how!r}: a convolution in groups is not split")
+            if _layer(name) in self._token_layers and how not in ("tokens", "columns", "rows"):
+                raise ValueError(f"tensor_plan[{name!r}] = {how!r} in a layer of tokens: columns and rows only")
+            lengths = [(leaf, parameter.shape[dim]) for leaf, parameter in module.named_parameters(recurse=False)
+                       if (dim := self._dim(f"{name}.{leaf}")) is not None]  # fmt: skip
+            groups = [("num_groups", module.num_groups)] if isinstance(module, nn.GroupNorm) else []
+            for what, length in [*lengths, *groups]:
+                if length % self.size:
+                    raise ValueError(
+                        f"{name}.{what}: {length} is not divisible by model_parallel({self.size}): set it to a divisor"
+                    )
+
+    # -- parameters ---------------------------------------------------------------------------------------------------
+
+    def pieces(self, part: int) -> list[Piece]:
+        """What a part holds, in the order of its vector: what it owns first. Part 0 owns what is not split."""
+        found = []
+        for name, shape in self._shapes.items():
+            dim = self._dim(name)
+            if dim is None:
+                found.append(whole(name, shape, owned=part == 0))
+            else:
+                length = shape[dim] // self.size
+                found.append(Piece(name, torch.Size([*shape[:dim], length, *shape[dim + 1 :]]), dim, part * length))
+        return found
+
+    @property
+    def num_partial(self) -> int:
+        """Elements at the end of every part's vector whose gradients are still to be summed over the parts."""
+        return sum(shape.numel() for name, shape in self._shapes.items() if self._is_partial(name))
+
+    @property
+    def num_replicated(self) -> int:
+        """Elements that stand on every part."""
+        return sum(shape.numel() for name, shape in self._shapes.items() if self._dim(name) is None)
+
+    # -- computing ----------------------------------------------------------------------------------------------------
+
+    def styles(self) -> list[tuple[str, ParallelStyle]]:
+        """What `parallelize_module` is told, module by module."""
+        styles: list[tuple[str, ParallelStyle]] = []
+        for name, how in self._plan.items():
+            is_conv = isinstance(self._chain.get_submodule(name), nn.Conv2d)
+            layout = Shard(TOKENS) if _layer(name) in self._token_layers else Replicate()
+            if how == "columns":
+                styles.append((name, OutputChannels() if is_conv else ColwiseParallel(input_layouts=layout)))
+            elif how == "rows":
+                styles.append((name, InputChannels() if is_conv else RowwiseParallel(output_layouts=layout)))
+            elif how == "gathered":
+                styles.append((name, ColwiseParallel(output_layouts=Replicate())))
+            elif how == "channels":
+                styles.append((name, GroupedChannels()))
+        for first, last in self._runs():
+            styles.append((first, PrepareModuleInput(
+                input_layouts=Replicate(), desired_input_layouts=Shard(TOKENS), use_local_output=True,
+            )))  # fmt: skip
+            styles.append((last, PrepareModuleOutput(
+                output_layouts=Shard(TOKENS), desired_output_layouts=Replicate(), use_local_output=True,
+            )))  # fmt: skip
+        return styles
+
+    def _runs(self) -> list[tuple[str, str]]:
+        """First and last of neighbouring layers: from one to the other tokens stay cut."""
+        found: list[tuple[str, str]] = []
+        for layer in sorted(self._token_layers, key=int):
+            if found and int(layer) == int(found[-1][1]) + 1:
+                found[-1] = (found[-1][0], layer)
+            else:
+                found.append((layer, layer))
+        return found
+
+    def collectives(self, batch: Batch) -> list[Collective]:
+        """Those of one gradient. Their sizes are what a forward pass of the whole chain shows, on any device."""
+        found: list[Collective] = []
+        seen: list[tuple[str, Callable[..., None]]] = [
+            (name, partial(_of_module, found, how, _layer(name) in self._token_layers))
+            for name, how in self._plan.items()
+        ]
+        for first, last in self._runs():
+            ends = {"first": first, "last": last}
+            seen += [(name, partial(_of_module, found, end, True)) for end, name in ends.items()]
+        hooks = [self._chain.get_submodule(name).register_forward_hook(hook) for name, hook in seen]
+        self._chain(batch.x)
+        for hook in hooks:
+            hook.remove()
+        return [*found, ("all_reduce", self.num_partial)] if self.num_partial else found
+
+
+def _of_module(
+    found: list[Collective], how: str, tokens: bool, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+) -> None:
+    """The collectives of one module, forward and backward: a gradient is sent where one is asked for."""
+    taken, made = inputs[0].numel(), output.numel()
+    wanted = inputs[0].requires_grad  # an image's is not
+    if how in ("columns", "gathered"):
+        found.extend([("all_gather", taken)] if tokens else [])
+        found.extend([("reduce_scatter" if tokens else "all_reduce", taken)] if wanted else [])
+    if how == "rows":
+        found.extend([("reduce_scatter", made), ("all_gather", made)] if tokens else [("all_reduce", made)])
+    if how in ("gathered", "last"):
+        found.append(("all_gather", made))
+    if how == "first" and wanted:
+        found.append(("all_gather", taken))
+
+
+def _layer(name: str) -> str:
+    """The number of the layer that a module or parameter belongs to."""
+    return name.split(".")[0]
+
+
+def collective_traffic(collective: Collective, *, itemsize: int, size: int) -> Traffic:
+    """On gloo an all-reduce is a ring, a reduce-scatter costs as much, a gather half of it."""
+    kind, elements = collective
+    traffic = ring_traffic(elements, itemsize, size, longest=max(elements, 1))
+    if kind != "all_gather":
+        return traffic
+    return Traffic(
+        {edge: count // 2 for edge, count in traffic.payload.items()},
+        {edge: -(-count // 2) for edge, count in traffic.messages.items()},
+    )
