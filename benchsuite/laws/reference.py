@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from benchsuite import training as trainings
 from benchsuite.cell import Cell
-from benchsuite.workload import seeded_layers
+from benchsuite.rollouts import Batches
+from benchsuite.workload import seeded_layers, trained_parameters
 
 
 def one_process(cell: Cell, *, clip_norm: float | None = None) -> list[Tensor]:
@@ -20,13 +21,14 @@ def one_process(cell: Cell, *, clip_norm: float | None = None) -> list[Tensor]:
     workload.start(seed=cell.seed, dtype=dtype)
     recipe = trainings.make_recipe(cell, workload)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).to(dtype)
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = recipe.make_optimizer(params)
+    named = trained_parameters(model)
+    params, optimizer = list(named.values()), recipe.optimizer_of(named)
+    batches, act = Batches(workload), torch.no_grad()(model.forward)
     flat = [nn.utils.parameters_to_vector(params).detach().clone()]
     for step in range(recipe.budget // recipe.global_batch):
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr(step * recipe.global_batch / recipe.budget)
-        batch = workload.batch(step, shard=0, num_shards=1)
+        batch = batches.fetch((step, 0, 1), act)
         optimizer.zero_grad()
         workload.loss(model(batch.x), batch).backward()
         if (limit := clip_norm or recipe.clip_norm) is not None:

@@ -45,7 +45,8 @@ def undisturbed_is_expected(make_ranks: MakeRanks, cell: Cell, *, change: Change
     result = run(make_ranks, cell, change=change)
     strategy, setting = described(result.cell)
     recipe = recipe_of(result.cell)
-    events: Events = strategy.expected_events(recipe.budget // recipe.global_batch, setting)
+    workload, num_batches = trainings.make_workload(result.cell), recipe.budget // recipe.global_batch
+    events: Events = trainings.expected_events(strategy, workload, num_batches, setting)
     before = predict.of_run(result.cell, strategy, result.workers[0].shapes, events, setting)
     counted, told = result.traffic.payload_bytes, before.payload_bytes
     return Figure(abs(counted - told), 0, f"{counted} bytes counted, {told} expected, {result.cell.label}")
@@ -80,9 +81,7 @@ def library_is_seen(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
 def _one_step_seen(training: Training) -> list[Call]:
     mode = TrafficMode()
     with mode:
-        training.strategy.step(
-            training.workload.batch(0, shard=training.comm.rank, num_shards=training.topology.num_workers)
-        )
+        training.strategy.step(training.fetch((0, training.comm.rank, training.topology.num_workers)))
     return mode.calls
 
 
@@ -140,8 +139,13 @@ LAWS = (
     Law(
         "the library's collectives are seen with their sizes",
         library_is_seen,
-        lambda cell: is_exact(cell) and not is_counted(cell) and cell.replicas > 1 and cell.hosts == 1
-        and not option(cell, "synchronous", "bucket_mib"),  # buckets travel in another thread
+        lambda cell: (
+            is_exact(cell)
+            and not is_counted(cell)
+            and cell.replicas > 1
+            and cell.hosts == 1
+            and not option(cell, "synchronous", "bucket_mib")
+        ),  # buckets travel in another thread
         (
             Control(
                 "nothing is synchronised",

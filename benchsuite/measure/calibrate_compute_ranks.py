@@ -18,6 +18,7 @@ from benchsuite.comm.process import ProcessComm
 from benchsuite.job import RankJob, write_rank_file
 from benchsuite.measure.bench import read_order
 from benchsuite.measure.calibrate_ranks import WARMUP, Times, connected, leave
+from benchsuite.rollouts import Batches
 from benchsuite.update import Updater
 from benchsuite.workload import Part, Recipe, Workload
 
@@ -48,15 +49,17 @@ class _Step:
         self._part: Part
         self._workload, self._part = trainings.build_part(cell)
         self._recipe: Recipe = trainings.make_recipe(cell, self._workload)
-        self._updater = Updater(self._part.params, self._recipe)
+        self._updater = Updater(self._part.params, self._recipe, shapes=self._part.shapes)
         self._number = 0
+        self._batches: dict[tuple[int, int], Batches] = {}  # an agent of each share has environments of its own
         self.vector_bytes = self._part.grad.numel() * self._part.grad.element_size()
 
     def run(self, batch: int, *, shard: int = 0, between: Callable[[], None] = lambda: None) -> tuple[int, int]:
         """(ns of the gradient, ns of all) of one step on so many samples; between: gradient and update."""
         num_shards = self._recipe.global_batch // batch
         begin = perf_counter_ns()
-        samples = self._workload.batch(self._number, shard=shard, num_shards=num_shards)
+        batches = self._batches.setdefault((shard, num_shards), Batches(self._workload))
+        samples = batches.fetch((self._number, shard, num_shards), self._part.infer)
         before = perf_counter_ns()
         self._part.gradient(samples)
         after = perf_counter_ns()

@@ -54,7 +54,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyTyp
         {"columns": (
             "samples_per_s", "cpu_ms_per_sample", "final_metric", "samples_to_target", "seconds_to_target",
             "bytes_to_target", "bytes_per_sample", "bytes_per_step", "wire_ratio", "payload_minus_predicted",
-            "staleness", "notes",
+            "staleness", "policy_lag", "notes",
         )},
     ),
     "virtual_table": (
@@ -73,6 +73,7 @@ CLOCKS: Mapping[str, frozenset[str]] = {  # kind -> the clocks whose runs it dra
     kind: frozenset(["virtual" if kind.startswith("virtual") else "wall"]) for kind in KINDS
 } | {"two_worlds": frozenset(["virtual", "wall"])}  # fmt: skip
 _SHARED = ("kind", "title", "name", "where")
+_WHERE_ASKED_FOR = ("policy_lag",)  # of agents only
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def _parse_one(entry: Mapping[str, Any]) -> FigureSpec:
             raise UsageError(plugins.unknown("key", key, (*_SHARED, *own), of=f"figure {kind}"))
     values = {}
     for key, known in own.items():
-        values[key] = tuple(str(value) for value in _listed(entry.get(key, known)))
+        default = tuple(value for value in known if value not in _WHERE_ASKED_FOR)
+        values[key] = tuple(str(value) for value in _listed(entry.get(key, default)))
         for value in values[key]:
             if value not in known:
                 raise UsageError(plugins.unknown(key, value, known, of=f"figure {kind}"))

@@ -84,6 +84,7 @@ COLUMNS: Mapping[str, Column] = {
         Column("payload_minus_predicted", "payload − predicted",
                "bytes counted over the whole run minus those predicted: 0, or a law is broken; empty where derived"),
         Column("staleness", "staleness", "mean over updates: version at the update minus version of the gradient"),
+        Column("policy_lag", "policy lag", "mean over updates: version at the update minus version of the policy that acted"),
         Column("virtual_samples_per_s", "samples per virtual s",
                "samples over virtual seconds after the warm-up, summed over workers", better="max"),
         Column("waiting", "waiting, %", "share of the workers' virtual time in which they compute nothing", 1e2, "min"),
@@ -98,6 +99,7 @@ WORLDS = {
 }  # fmt: skip
 _SOURCES = {
     "cpu_ms_per_sample": "cpu_s_per_sample", "seconds_to_target": "time_to_target_s", "staleness": "staleness_mean",
+    "policy_lag": "policy_lag_mean",
     "bytes_per_sample": "payload_bytes_per_sample", "bytes_per_step": "payload_bytes_per_step",
 }  # fmt: skip
 _NONE = summarize([])
@@ -185,7 +187,7 @@ def _caption(material: Material, ids: list[str], same: Sequence[str], shown: Ite
 def _facts(material: Material) -> dict[str, dict[str, Any]]:
     """Cell id -> column key -> Summary, and the flags."""
     tables = (material.scaling, material.targets, material.traffic)
-    table = per_cell(material.frame, ["staleness_mean"]).set_index("cell_id")
+    table = per_cell(material.frame, ["staleness_mean", "policy_lag_mean"]).set_index("cell_id")
     for other in tables:
         fresh = other.set_index("cell_id")
         table = table.join(fresh[[column for column in fresh if column not in table]])

@@ -29,7 +29,9 @@ class Setting:
     topology: Topology
     compression: Compression
     clip: bool
-    state_vectors: int = 0  # of the recipe's optimiser, as long as the parameters
+    state_vectors: Callable[[Shapes], Sequence[int]] = lambda shapes: ()  # lengths of those that the optimiser keeps
+    agreed_batches: int = 0  # minibatches of a rollout whose advantages workers normalise together (rollouts.py)
+    trajectory_bytes: int = 0  # of a trajectory that a worker hands over in the place of a gradient
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Strategy(Protocol):
     (any, rank 0's is taken), "servers" (their slices) or "mean" (over replicas). `apart = True`: workers do not step
     together, batches are handed out (a strategy whose servers own the parameters is so by itself). `goes_on = True`:
     replicas differ, so one may diverge while others wait for it: it goes on to the end of the budget.
-    `alone_is_plain = False`: one worker is not the plain loop. `calls_library = True`: past `Comm`; `cycles() ->
+    `alone_is_plain = False`: one worker is not the plain loop. `batches_per_trajectory` (an option): workers act, and
+    hand over trajectories that stand for so many batches. `calls_library = True`: past `Comm`; `cycles() ->
     list[Cycle]` then tells what a run was made of (default: steps that are all alike).
     """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchsuite.parallel.data import DataPart
 from benchsuite.virtual.part import Request
-from benchsuite.workload import Batch, Workload
+from benchsuite.workload import Batch, Infer, Workload
 
 
 class Losses:
@@ -54,10 +54,33 @@ class WithoutData:
         self._workload, self._global_batch = workload, global_batch
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._workload, name)
+        found = getattr(self._workload, name)
+        return {"environments": self._share, "collect": self._nothing}.get(name, found)
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
         return Batch(None, None, self._global_batch // num_shards)
+
+    def _share(self, *, shard: int, num_shards: int) -> int:
+        return self._global_batch // num_shards
+
+    def _nothing(self, act: Infer, environments: int, number: int) -> NoRollout:
+        """Nobody acts either."""
+        return NoRollout(self._workload.per_rollout, environments)  # type: ignore[attr-defined]  # it collects
+
+
+class NoRollout:
+    """Minibatches that hold nothing; their sums travel all the same."""
+
+    def __init__(self, count: int, num_samples: int) -> None:
+        self._count, self._num_samples = count, num_samples
+
+    def statistics(self) -> Tensor:
+        """Zeros."""
+        return torch.zeros(self._count, 3, dtype=torch.float64)
+
+    def batch(self, position: int, statistics: Tensor) -> Batch:
+        """As many samples as one of its kind stands for."""
+        return Batch(None, None, self._num_samples)
 
 
 def idle(make: Callable[[Iterable[Tensor]], torch.optim.Optimizer]) -> Callable[[Any], torch.optim.Optimizer]:

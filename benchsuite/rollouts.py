@@ -1,0 +1,137 @@
+"""Where a worker's batches come from: the data, or acting (reinforcement learning).
+
+A plain workload is asked for the batch that the strategy names. One that collects acts with the worker's own, current
+parameters in the worker's own environments: where its minibatches are used up it plays the next rollout. Where batches
+are handed out to whoever is free, being handed one only says that there is one more.
+
+Advantages are normalised over the global minibatch where replicas hold the same parameters at every step: then N
+workers make the update of one. The sums of all minibatches are known right after a rollout, so one exchange per rollout
+does: everybody sends 3 float64 per minibatch to everybody, N (N-1) messages. Otherwise each worker normalises its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.sync import Events, Setting, Work, count
+from benchsuite.topology import rank_order_sum
+from benchsuite.workload import Batch, Infer, Rollout
+
+STATISTICS_BYTES = 3 * 8  # of a minibatch: sum, sum of squares, number
+
+
+class Batches:
+    """One worker's. Made on every rank (a group is). strategy: None = one process, without strategy.
+
+    device: on which the backend sends.
+    """
+
+    def __init__(
+        self, workload: Any, comm: Comm | None = None, *, num_workers: int = 1, strategy: Any = None,
+        device: torch.device | None = None,
+    ) -> None:  # fmt: skip
+        self._workload, self._strategy, self._device = workload, strategy, device
+        self.collects = getattr(workload, "collect", None) is not None
+        self._apart = strategy is not None and is_apart(strategy)
+        self._rank = 0 if comm is None else comm.rank
+        self._comm: Comm | None = None
+        if comm is not None and num_workers > 1 and self.collects and agrees(strategy):
+            self._comm = comm.split(range(num_workers))
+        self._environments: Any = None
+        self._taken = 0
+        self._number, self._statistics = -1, torch.empty(0)
+        self._rollout: Rollout | None = None
+        self.events = {"rollouts": 0} if self.collects else {}
+
+    @property
+    def per_rollout(self) -> int:
+        """Steps that share a rollout; 0 where nobody acts."""
+        if not self.collects:
+            return 0
+        return 1 if hasattr(self._strategy, "batches_per_trajectory") else int(self._workload.per_rollout)
+
+    @property
+    def per_push(self) -> int:
+        """Global batches whose samples a push stands for, one worker's share of each."""
+        return int(getattr(self._strategy, "batches_per_trajectory", 1))
+
+    def fetch(self, work: Work, act: Infer) -> Batch:
+        """The batch of this work. act: the worker's policy, as it is now."""
+        index, shard, num_shards = work
+        if not self.collects:
+            batch: Batch = self._workload.batch(index, shard=shard, num_shards=num_shards)
+            return batch
+        if self._apart:
+            index, shard = self._taken, self._rank
+        self._taken += 1
+        if self._environments is None:
+            self._environments = self._workload.environments(shard=shard, num_shards=num_shards)
+        length = getattr(self._strategy, "batches_per_trajectory", 0)
+        if length:
+            self.events["rollouts"] += 1
+            trajectory: Batch = self._workload.trajectory(act, self._environments, index, length)
+            return trajectory
+        number, position = divmod(index, self._workload.per_rollout)
+        if number != self._number:
+            self._rollout = self._collect(act, number)
+        assert self._rollout is not None
+        return self._rollout.batch(position, self._statistics[position])
+
+    def _collect(self, act: Infer, number: int) -> Rollout:
+        """The next rollout, and what its minibatches are normalised by."""
+        rollout: Rollout = self._workload.collect(act, self._environments, number)
+        self._number, self._statistics = number, rollout.statistics()
+        self.events["rollouts"] += 1
+        if self._comm is not None:
+            self._statistics = self._sum_over_workers(self._comm, self._statistics)
+        return rollout
+
+    def _sum_over_workers(self, comm: Comm, own: Tensor) -> Tensor:
+        """In rank order, the same bits on all."""
+        rows = [torch.empty(own.numel(), dtype=own.dtype, device=self._device) for _ in range(comm.size)]
+        rows[comm.rank].copy_(own.flatten())
+        for distance in range(1, comm.size):
+            source, target = (comm.rank - distance) % comm.size, (comm.rank + distance) % comm.size
+            comm.sendrecv(rows[comm.rank], target, rows[source], source)
+        total = torch.empty_like(rows[0])
+        rank_order_sum(rows, total)
+        return total.cpu().view_as(own)
+
+
+def is_apart(strategy: Any) -> bool:
+    """Whether batches are handed out to workers that do not step together."""
+    return bool(getattr(strategy, "apart", False)) or strategy.snapshot_of == "servers"
+
+
+def agrees(strategy: Any) -> bool:
+    """Whether replicas hold the same parameters at every step."""
+    return strategy.snapshot_of == "replica" and not getattr(strategy, "goes_on", False) and not is_apart(strategy)
+
+
+def example(workload: Any, act: Infer, *, num_shards: int) -> Batch:
+    """A worker's first batch; act: any function of the model's shape."""
+    return Batches(workload).fetch((0, 0, num_shards), act)
+
+
+def predicted_traffic(events: Events, setting: Setting) -> Traffic:
+    """What workers tell each other of their advantages, from the recorded number of rollouts."""
+    traffic, num_workers = Traffic(), setting.num_workers
+    if not setting.agreed_batches:
+        return traffic
+    for source in range(num_workers):
+        times = count(events, "rollouts", source)
+        for target in range(num_workers if times else 0):
+            if target != source:
+                traffic.add(source, target, times * setting.agreed_batches * STATISTICS_BYTES, times)
+    return traffic
+
+
+def expected_events(workload: Any, num_batches: int, setting: Setting) -> Events:
+    """Rollouts of an undisturbed run; {} where nobody acts."""
+    if getattr(workload, "collect", None) is None:
+        return {}
+    return {"rollouts": [-(-num_batches // workload.per_rollout)] * setting.num_workers}
