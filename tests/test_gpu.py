@@ -380,6 +380,47 @@ def test_a_rank_measures_what_its_workload_states(monkeypatch: pytest.MonkeyPatc
     assert device_figures.arithmetic(Cell(), unknown, measures=False)["matmul_ceiling_flop_per_s"] is None
 
 
+_FAKED = """
+import json, socket, sys
+import torch
+from benchsuite import cell as cells, devices, worker
+from benchsuite.assemble import costs, results
+from benchsuite.cell import Budget, Cell
+from benchsuite.job import RankJob
+from benchsuite.measure import device_figures
+from benchsuite.measure.device_time import DeviceTimer
+
+devices.choose = lambda cell, local_rank: torch.device("cuda", 0)
+devices.current = lambda cell: torch.device("cpu")
+worker.DeviceTimer = lambda: DeviceTimer(device_figures.HostEvent, lambda: None)
+device_figures.peaks = lambda: {"name": "fake", "index": 0, "peak_allocated_bytes": 5, "peak_reserved_bytes": 6}
+device_figures.matmul_ceiling = lambda precision: 1e9
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+cell = cells.resolve(Cell(workload="transformer", preset="smoke", device="cuda", budget=Budget(steps=8)))
+job = RankJob(cell=cell.to_json(), rank=0, world_size=1, run_dir=sys.argv[1], store_port=port, timeout_s=60.0)
+worker.run_rank(job)
+rank = json.load(open(sys.argv[1] + "/rank0.json"))
+result = results.deterministic(cell, [rank])
+cost, _ = costs.measured(cell, [rank], result)
+names = ("device_name", "peak_device_bytes", "flops_per_sample", "flop_per_s", "mfu", "samples_per_s")
+print(json.dumps({name: cost[name] for name in names} | {"compute_ns": rank["compute_ns"], "loss": result["loss"]}))
+"""
+
+
+@pytest.mark.procs
+def test_a_rank_on_a_device_leaves_a_whole_record(tmp_path: Path) -> None:
+    """The worker's own life with the CUDA interface faked: staged group, event times, arithmetic, columns."""
+    command = [sys.executable, "-c", _FAKED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["device_name"], found["peak_device_bytes"], len(found["loss"])) == ("fake", 5, 8)
+    assert found["compute_ns"] > 0 and None not in found["loss"]
+    assert found["flop_per_s"] == pytest.approx(found["samples_per_s"] * found["flops_per_sample"], rel=1e-12)
+    assert found["mfu"] == pytest.approx(found["flop_per_s"] / 1e9, rel=1e-12)
+
+
 # -- make gpu-check --------------------------------------------------------------------------------------------------
 
 WITHOUT = ("pandas", "psutil", "seaborn", "matplotlib", "sklearn", "scipy", "greenlet", "rich", "jinja2", "gymnasium")
