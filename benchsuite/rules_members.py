@@ -161,8 +161,8 @@ def momentum(view: View) -> Problems:
     if optimizer in ("adam", "adamw"):
         yield Problem(
             "momentum",
-            f"momentum = {own} of asynchronous with optimizer = {optimizer} of {view.label('workload')}: what is kept per "
-            "worker is the momentum of SGD",
+            f"momentum = {own} of asynchronous with optimizer = {optimizer} of {view.label('workload')}: it is the "
+            "momentum of SGD that is kept per worker",
             "set another optimizer, or momentum = shared",
         )
     if view.option("sync", "lock") == "none":

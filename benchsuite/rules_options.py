@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import PurePath
 
 from benchsuite.legal import Problem, Problems, View
 from benchsuite.rules_members import SERVER
@@ -11,6 +12,9 @@ from benchsuite.rules_members import SERVER
 # They keep what was not sent for the next vector.
 WITH_FEEDBACK = ("topk", "ef_sign", "powersgd")
 OUTER_BITS_ON = ("native", "direct", *SERVER)
+SYMBOLS_OF = {"markov": 8, "text": 256, "stdlib": 256}  # data of the transformer; random symbols are any number
+MODEL_OF = {"cifar10": "resnet18", "imagenet": "resnet50"}  # data of the cnn
+FROM_A_PATH = {"text": "file", "cifar10": "folder", "imagenet": "folder"}
 
 
 def compressions(view: View) -> Problems:
@@ -139,6 +143,35 @@ def consensus(view: View) -> Problems:
         )
 
 
+def workloads(view: View) -> Problems:
+    """Heads divide the width; data have their symbols, their model, their place."""
+    label, data, path = view.label("workload"), view.option("workload", "data"), view.option("workload", "path")
+    width, heads, symbols = (view.number("workload", name) for name in ("width", "heads", "symbols"))
+    if width is not None and heads is not None and (heads < 1 or width % heads):
+        yield Problem(
+            "heads", f"width({width:g}) is not a multiple of heads({heads:g}): each head has as many elements",
+            f"set options.{label}.heads to a divisor of {width:g}",
+        )  # fmt: skip
+    known = SYMBOLS_OF.get(str(data)) if view.name("workload") == "transformer" else None
+    if known is not None and symbols != known:
+        yield Problem(
+            "symbols", f"symbols = {symbols:g} with data = {data}, which has {known}",
+            f"set options.{label}.symbols = {known}",
+        )  # fmt: skip
+    model, needed = view.option("workload", "model"), MODEL_OF.get(str(data))
+    if view.name("workload") == "cnn" and needed is not None and model != needed:
+        yield Problem(
+            "data", f"data = {data} with model = {model}: its images and classes are those of {needed}",
+            f"set options.{label}.model = {needed}",
+        )  # fmt: skip
+    if path is not None and data in FROM_A_PATH and not (str(path)[:1] == "~" or PurePath(path).is_absolute()):
+        yield Problem(
+            "path",
+            f"path = {path!r} with data = {data}: ranks stand in folders of their own, and need its whole path",
+            f"set options.{label}.path to the {FROM_A_PATH[data]}, e.g. /home/me/{FROM_A_PATH[data]}",
+        )
+
+
 RULES: tuple[Callable[[View], Problems], ...] = (
     compressions,
     what_is_compressed,
@@ -146,4 +179,5 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     outer_step,
     clocks,
     consensus,
+    workloads,
 )

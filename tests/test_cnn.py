@@ -218,7 +218,7 @@ def test_what_a_folder_lacks_is_said(cifar: Path) -> None:
     with pytest.raises(UsageError, match="in val/ none that train/ lacks"):
         started("gpu", **image)
     (cifar / "val" / "bee").rename(cifar / "val" / "ape")
-    with pytest.raises(UsageError, match="global_batch = 128, but path = .* has 1 images to train on"):
+    with pytest.raises(UsageError, match=r"global_batch\(128\) > 1 images, /.*: set fewer"):
         started("gpu", **image)
 
 

@@ -80,7 +80,7 @@ class Workload:
     evaluate_every: int = 320
     """Sequences between two evaluations."""
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
-    """AdamW; SGD with Nesterov momentum 0.9; Muon for the matrices of the blocks, beside AdamW for all else."""
+    """AdamW; SGD with Nesterov momentum 0.9 (try lr 1, decay 1e-4); Muon for the blocks' matrices, AdamW beside it."""
 
     tensor_divides = ("heads",)
     tensor_tokens = "context"

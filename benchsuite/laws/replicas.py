@@ -79,12 +79,13 @@ def meets_in_turns(cell: Cell) -> bool:
 
 def bytes_are_a_share(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """Payload of T steps, w of them synchronous: (w/T + (T - w)/(T H)) of one that agrees in every step; `averaged`
-    counts the second term once more for each of the optimiser's vectors."""
+    counts the second term once more for each of the optimiser's vectors of P."""
     cell = cells.resolve(cell)
     result, recipe = run(make_ranks, cell, change=change), recipe_of(cell)
     steps, every = recipe.budget // recipe.global_batch, int(option(cell, "local_sgd", "local_steps"))
     warmup = int(option(cell, "local_sgd", "warmup_steps"))
-    vectors = 1 + (state_vectors(recipe) if option(cell, "local_sgd", "momentum") == "averaged" else 0)
+    averaged = option(cell, "local_sgd", "momentum") == "averaged"
+    vectors = 1 + (len(state_vectors(recipe, result.workers[0].shapes)) if averaged else 0)
     always = run(make_ranks, with_options(cell, "local_sgd", warmup_steps=steps))  # every mean is of one vector
     whole = always.traffic.payload_bytes
     found, due = result.traffic.payload_bytes * steps * every, whole * (warmup * every + (steps - warmup) * vectors)

@@ -16,7 +16,7 @@ from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.laws.runs import option, sync_of
 from benchsuite.topology import Graph
-from benchsuite.workload import seeded_layers
+from benchsuite.workload import seeded_layers, trained_parameters, views
 
 Path = list[list[Tensor]]  # step (0 = the start) -> worker -> its parameters (P,)
 Exchange = Callable[[list[Tensor], Tensor], None]  # (replicas, in place; W of the step)
@@ -31,7 +31,8 @@ class Replicas:
         self._workload.start(seed=cell.seed, dtype=dtype)
         self.recipe = trainings.make_recipe(cell, self._workload)
         self._model = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
-        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self.shapes = {name: p.shape for name, p in trained_parameters(self._model).items()}
+        self._parameters = list(trained_parameters(self._model).values())
         start = nn.utils.parameters_to_vector(self._parameters).detach()
         self.num_workers = cell.num_workers
         self.params = [start.clone() for _ in range(self.num_workers)]
@@ -40,7 +41,8 @@ class Replicas:
 
     def fresh_optimizers(self) -> None:
         """Forgets all momentum."""
-        self.optimizers = [self.recipe.make_optimizer([flat]) for flat in self.params]
+        self.stepped = [{"": flat} if self.recipe.elementwise else views(flat, self.shapes) for flat in self.params]
+        self.optimizers = [self.recipe.optimizer_of(named) for named in self.stepped]
 
     def gradient(self, worker: int, step: int, at: Tensor | None = None) -> Tensor:
         """Of the worker's shard of this global batch, at its own parameters unless given."""
@@ -62,7 +64,9 @@ class Replicas:
         optimizer = self.optimizers[worker]
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr(step * self.recipe.global_batch / self.recipe.budget)
-        self.params[worker].grad = gradient
+        cut = {"": gradient} if self.recipe.elementwise else views(gradient, self.shapes)
+        for name, tensor in self.stepped[worker].items():
+            tensor.grad = cut[name]
         optimizer.step()
 
     def step_alone(self, step: int) -> None:
@@ -112,12 +116,14 @@ def local_sgd(cell: Cell) -> Path:
 
 
 def _average_states(replicas: Replicas) -> None:
-    states = [optimizer.state[flat] for optimizer, flat in zip(replicas.optimizers, replicas.params, strict=True)]
-    for name, value in states[0].items():
-        if isinstance(value, Tensor) and value.shape == replicas.params[0].shape:
-            mean = torch.stack([state[name] for state in states]).mean(0)
-            for state in states:
-                state[name].copy_(mean)
+    for tensor, of in replicas.stepped[0].items():
+        pairs = zip(replicas.optimizers, replicas.stepped, strict=True)
+        states = [optimizer.state[named[tensor]] for optimizer, named in pairs]
+        for name, value in states[0].items():
+            if isinstance(value, Tensor) and value.shape == of.shape:
+                mean = torch.stack([state[name] for state in states]).mean(0)
+                for state in states:
+                    state[name].copy_(mean)
 
 
 def diloco(cell: Cell) -> Path:

@@ -76,7 +76,7 @@ class Strategy:
         self._averager: PeriodicModelAverager | None = None
         part.wrap(lambda module: self._wrapped(module, compression))
         self._params = [p for p in part.module.parameters() if p.requires_grad]
-        self._updater = Updater(self._params, recipe)
+        self._updater = Updater(self._params, recipe, shapes=part.shapes)
 
     def _wrapped(self, module: torch.nn.Module, compression: Compression) -> torch.nn.Module:
         wrapped = DistributedDataParallel(module, bucket_cap_mb=self.bucket_cap_mb)

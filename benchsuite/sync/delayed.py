@@ -38,7 +38,7 @@ class Strategy:
         self._rank, self._num_workers = comm.rank, topology.num_workers
         self._steps, self._step = recipe.budget // recipe.global_batch, 0
         self.events = {"synchronisations": 0}
-        self._updater = Updater(part.params, recipe)
+        self._updater = Updater(part.params, recipe, shapes=part.shapes)
         self._travelling = torch.empty_like(part.params)
         self._under_way: Handle | None = None
         self._topology: Topology | None = None  # the lane's own

@@ -46,7 +46,7 @@ class Strategy:
         self._rank, self._num_workers = comm.rank, comm.size
         self._steps, self._step = recipe.budget // recipe.global_batch, 0
         self.events = {"synchronisations": 0}
-        self._updater = Updater(part.params, recipe)
+        self._updater = Updater(part.params, recipe, shapes=part.shapes)
         self._mixed = torch.empty_like(part.params)
         self._arrivals: list[Tensor] = []
         self._copies = Copies(self, part, compression) if is_compressed(compression) else None

@@ -51,7 +51,7 @@ class Strategy:
             self._shared.copy_(part.params)
         comm.barrier()
         scale = 1 / self._num_workers if self.lr_rule == "equal_sample" else 1.0
-        self._updater = Updater(self._shared, recipe, lr_scale=scale)
+        self._updater = Updater(self._shared, recipe, shapes=part.shapes, lr_scale=scale)
 
     def make_updater(self, params: Tensor) -> Updater:
         raise AssertionError("rules: hogwild has no server")
