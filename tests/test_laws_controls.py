@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchsuite.laws import Control, Figure, Law
-from benchsuite.laws.grid import calls_library
+from benchsuite.laws.grid import in_processes
 from benchsuite.laws.ranks import thread_ranks
 from tests.law_cells import all_laws, on, tiny
 
@@ -24,7 +24,7 @@ def test_every_law_has_a_broken_twin(law: Law) -> None:
         pytest.param(law, control, id=f"{law.name}: {control.broken}")
         for _, law in LAWS
         for control in law.controls
-        if not calls_library(control.on.get("sync", "synchronous"))  # tests/test_laws_processes.py
+        if not in_processes(on(tiny(), **control.on))  # tests/test_laws_processes.py
     ],
 )
 def test_the_law_catches(law: Law, control: Control) -> None:

@@ -32,7 +32,7 @@ FLOAT32 = [
 @cache
 def cells_of(place: grid.Cells) -> list[Cell]:
     """Those whose ranks may be threads (the others: tests/test_laws_processes.py)."""
-    return [cell for cell in place.of(grid.Asked()) if not grid.calls_library(cell.sync)]
+    return [cell for cell in place.of(grid.Asked()) if not grid.in_processes(cell)]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ WORKERS = (1, 2, 3, 4)
 # A combination that one of these rules refuses is no strategy; any other reason depends on clock or numbers.
 NO_STRATEGY = (
     "parallel x sync", "sync x topology", "compression", "compression x topology", "compression x sync",
-    "compression x parallel", "outer bits",
+    "compression x parallel", "outer bits", "actor_learner",
 )  # fmt: skip
 
 
@@ -46,10 +46,23 @@ class Asked:
     compression: tuple[str, ...] = ()
     workers: tuple[int, ...] = WORKERS
     clock: str = "wall"
+    parallel: tuple[str, ...] = ()
 
     @property
     def is_everything(self) -> bool:
-        return not (self.sync or self.topology or self.compression)
+        """Of the replica axis, with replicas of one rank."""
+        return not (self.sync or self.topology or self.compression) and self.undivided
+
+    @property
+    def undivided(self) -> bool:
+        """Whether replicas of one rank are asked for."""
+        return not self.parallel or "data" in self.parallel
+
+    def is_about(self, parallel: str) -> bool:
+        """Whether all laws of this division of a replica are asked for."""
+        return self.clock == "wall" and not (self.sync or self.topology or self.compression) and self.includes(
+            parallel=parallel
+        )
 
     def includes(self, **members: str) -> bool:
         """Whether all of these are among what is asked for."""
@@ -84,7 +97,7 @@ def shapes(asked: Asked = Asked(), *, by_library: bool = False) -> Iterator[Fiel
     by_library: the strategies that call the library past `Comm` instead of all others; their ranks are processes.
     """
     shown: set[str] = set()
-    for sized in _candidates(asked):
+    for sized in _candidates(asked) if asked.undivided else ():
         if calls_library(sized[0]["sync"]) != by_library:
             continue
         legal = [shape for shape in sized if not rules.validate(tiny(**shape))]
@@ -96,7 +109,7 @@ def shapes(asked: Asked = Asked(), *, by_library: bool = False) -> Iterator[Fiel
 
 def refused(asked: Asked) -> Iterator[Refused]:
     """What is a strategy, but none of its N x S can run under this clock or with these numbers."""
-    for sized in _candidates(asked):
+    for sized in _candidates(asked) if asked.undivided else ():
         found = [rules.validate(tiny(**shape)) for shape in sized]
         if all(found) and not any(problem.rule in NO_STRATEGY for problem in found[0]):
             yield Refused(subject_of(tiny(**sized[0]), told=sized[0]["options"]), min(found, key=len)[0])
@@ -177,7 +190,7 @@ def once(asked: Asked) -> list[Cell]:
 
 def means(asked: Asked) -> list[Cell]:
     """Every topology x N, in segments too, without a strategy."""
-    if asked.sync or asked.compression:
+    if asked.sync or asked.compression or not asked.undivided:
         return []
     made = []
     for name in asked.members("topology"):
@@ -218,6 +231,11 @@ def calls_library(sync: str) -> bool:
     return bool(plugins.find("sync", sync).constants.get("calls_library"))
 
 
+def in_processes(cell: Cell) -> bool:
+    """Whether its ranks are processes: with a library that uses torch's default group, which thread ranks lack."""
+    return calls_library(cell.sync) or cell.parallel != "data"
+
+
 def recipes(shape: Fields) -> tuple[Recipe, ...]:
     """What a shape is trained with: all optimisers where three workers work over `native` or up to two servers.
 
@@ -243,15 +261,17 @@ def recipes(shape: Fields) -> tuple[Recipe, ...]:
 
 def label(cell: Cell) -> str:
     """What tells the cells of the grid apart."""
-    told: Fields = dict(cell.options["tiny"])
+    told: Fields = dict(cell.options.get("tiny", {}))
     options = [f"{key}={value}" for name in _members(cell) for key, value in _variant(cell, name).items()]
     parts = [plugins.stem(cell.sync), cell.topology, *([cell.compression] if cell.compression != "none" else [])]
-    parts += [f"N={cell.replicas}", f"S={cell.num_servers}", told["optimizer"], cell.precision]
-    return " ".join([*parts, *(["clip"] if told["clip_norm"] else []), *options])
+    if cell.parallel != "data":
+        parts.insert(0, f"{plugins.stem(cell.workload)} {plugins.stem(cell.parallel)}({cell.model_parallel})")
+    parts += [f"N={cell.replicas}", f"S={cell.num_servers}", told.get("optimizer", ""), cell.precision]
+    return " ".join([*filter(None, parts), *(["clip"] if told.get("clip_norm") else []), *options])
 
 
 def _members(cell: Cell) -> list[str]:
-    return [plugins.stem(name) for name in (cell.sync, cell.topology, cell.compression)]
+    return [plugins.stem(name) for name in (cell.parallel, cell.sync, cell.topology, cell.compression)]
 
 
 def _variant(cell: Cell, name: str) -> Fields:

@@ -1,0 +1,281 @@
+"""Laws of shards: what the library gathers and reduces in a step, and that it computes with the newest parameters.
+
+Ranks are processes. `tiny` is a chain of units, the last of which has an empty shard; the transformer's embedding and
+head share a matrix and are the root unit; rows that do not divide make a shard that the library pads and so copies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from benchsuite import cell as cells
+from benchsuite import divided
+from benchsuite import training as trainings
+from benchsuite.cell import Budget, Cell
+from benchsuite.comm import Comm
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws.runs import Change, one_rank, option, relative, worst
+from benchsuite.laws.synchronous import FLOAT64
+from benchsuite.laws.variants import VARIANTS, Fields
+from benchsuite.measure.traffic_mode import TrafficMode
+from benchsuite.parallel.fsdp import Unit, units_of
+from benchsuite.parallel.pieces import join
+from benchsuite.training import Training
+from benchsuite.workload import Workload, seeded_layers, trained_parameters
+
+SHRINK = 0.5  # what parameters are multiplied by behind the library's back, as an optimiser or a snapshot would
+Calls = Counter[tuple[str, int]]  # (name, elements of the whole vector) -> times
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one part found after a run."""
+
+    calls: list[Calls]  # of the library: in a gradient, and in one after an inference
+    num_gathered: int  # parameters that were whole after each of them
+    facts: dict[str, Any]
+    params: Tensor  # its vector when the last gradient was computed
+    grad: Tensor
+    metric: float
+
+
+def _ran(make_ranks: MakeRanks, cell: Cell, change: Change | None) -> list[Seen]:
+    """What the parts found. Unchanged, the laws share a run (`runs.remembered`)."""
+    body = partial(_one_rank, cell=cell) if change is None else partial(_one_rank, cell=cell, change=change)
+    found: list[Seen] = make_ranks(cell.world_size, body)
+    return found
+
+
+def _one_rank(comm: Comm, *, cell: Cell, change: Change | None = None) -> Seen:
+    seen: Seen = one_rank(comm, cell=cell, change=change, after=_look).after
+    return seen
+
+
+def _look(training: Training) -> Seen:
+    part: Any = training.part
+    batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
+    calls, gathered = [], 0
+    for _ in range(2):
+        with TrafficMode() as seen:
+            part.gradient(batch)
+        calls.append(Counter((call.name, call.numel) for call in seen.calls if call.name != "send"))
+        gathered += _num_gathered(part)
+        part.params.mul_(SHRINK)
+        metric = training.workload.evaluate(part.infer)
+        gathered += _num_gathered(part)
+    part.gradient(batch)
+    return Seen(calls, gathered, dict(part.facts()), part.params.clone(), part.grad.clone(), metric)
+
+
+def _num_gathered(part: Any) -> int:
+    return sum(not isinstance(parameter, DTensor) for parameter in part.module.parameters())
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+
+
+def units_travel_as_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Each unit is one all-gather before the forward pass, one before the backward pass unless it stays gathered, and
+    one reduce-scatter; an inference before changes nothing. Value: calls too many or too few."""
+    cell = cells.resolve(cell)
+    seen = _ran(make_ranks, cell, change)
+    size, reshard = cell.model_parallel, option(cell, "fsdp", "reshard")
+    told: Calls = Counter()
+    for unit in _units(cell):
+        stays = reshard == "gradient_only" or (unit.is_root and reshard == "but_root")
+        told["_allgather_base", unit.numel(size)] += 1 if stays else 2
+        told["_reduce_scatter_base", unit.numel(size, trained=True)] += 1
+    wrong, text = 0, ""
+    for each in seen:
+        for calls in each.calls:
+            wrong += sum(abs(calls[name] - told[name]) for name in calls | told)
+            names = Counter(name for name, _ in calls.elements())
+            text = f"{names['_allgather_base']} all-gathers, {names['_reduce_scatter_base']} reduce-scatters"
+    return Figure(wrong, 0, f"{text}, {len(_units(cell))} units, {grid.label(cell)}")
+
+
+def shards_make_the_whole(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Shards of all parts sum to P; what the library reduces, to P and the padding that the parts say they have."""
+    cell = cells.resolve(cell)
+    seen = _ran(make_ranks, cell, change)
+    whole = sum(p.numel() for p in trained_parameters(nn.Sequential(*_meta(cell))).values())
+    held = sum(each.params.numel() for each in seen)
+    padding = sum(each.facts["num_padded"] for each in seen)
+    calls = seen[0].calls[0]
+    reduced = sum(numel * times for (name, numel), times in calls.items() if name == "_reduce_scatter_base")
+    text = f"{held} elements held of {whole}, {padding} padded, {reduced} reduced"
+    return Figure(abs(whole - held) + abs(reduced - held - padding), 0, f"{text}, {grid.label(cell)}")
+
+
+def nothing_stays_gathered(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """After a step and after an inference all parameters are shards again."""
+    cell = cells.resolve(cell)
+    seen = _ran(make_ranks, cell, change)
+    gathered = max(each.num_gathered for each in seen)
+    return Figure(gathered, 0, f"{gathered} parameters were whole, {grid.label(cell)}")
+
+
+def computes_with_the_newest(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Gradient and inference are those of one process at the parameters that stand in the flat vectors."""
+    cell = cells.resolve(cell)
+    seen = _ran(make_ranks, cell, change)
+    workload, layers = _workload(cell), _meta(cell)
+    shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
+    pieces = trainings.make_parallel(cell).pieces(workload, layers, cell.model_parallel)
+    params, grad = (join([getattr(each, name) for each in seen], pieces, shapes) for name in ("params", "grad"))
+    gradient, metric = _one_process(cell, workload, params)
+    figures = [(relative(grad - gradient, gradient), "gradient")]
+    figures += [(abs(each.metric - metric) / abs(metric), "inference") for each in seen]
+    value, where = worst(figures)
+    return Figure(value, FLOAT64, f"||difference|| / ||{where}||, {grid.label(cell)}")
+
+
+def _one_process(cell: Cell, workload: Workload, params: Tensor) -> tuple[Tensor, float]:
+    model = nn.Sequential(*seeded_layers(workload, cell.seed)).double()
+    trained = list(trained_parameters(model).values())
+    nn.utils.vector_to_parameters(params, trained)
+    batch = workload.batch(0, shard=0, num_shards=1)
+    gradient = nn.utils.parameters_to_vector(torch.autograd.grad(workload.loss(model(batch.x), batch), trained))
+    with torch.no_grad():
+        return gradient, workload.evaluate(model.eval())
+
+
+def _workload(cell: Cell) -> Workload:
+    return trainings.start_workload(cell)
+
+
+def _meta(cell: Cell) -> list[nn.Module]:
+    return divided.meta_layers(_workload(cell))
+
+
+def _units(cell: Cell) -> list[Unit]:
+    return units_of(_meta(cell))
+
+
+# -- broken twins ------------------------------------------------------------------------------------------------------
+
+
+def _modules(training: Training) -> Iterator[Any]:
+    return (each for each in training.part.module.modules() if isinstance(each, FSDPModule))
+
+
+def _keeps(training: Training) -> Training:
+    """Parameters stay gathered after the backward pass."""
+    for module in _modules(training):
+        module.set_reshard_after_backward(False, recurse=False)
+    return training
+
+
+def _sums(training: Training) -> Training:
+    """Gradients are added up and not divided."""
+    for module in _modules(training):
+        module.set_gradient_divide_factor(1.0)
+    return training
+
+
+def _keeps_one(training: Training) -> Training:
+    """A unit is not freed between the passes."""
+    list(_modules(training))[-1].set_reshard_after_forward(False, recurse=False)
+    return training
+
+
+def _frees_root(training: Training) -> Training:
+    """The root unit is freed, which may stay."""
+    next(_modules(training)).set_reshard_after_forward(True, recurse=False)
+    return training
+
+
+def _infers_with_hooks(training: Training) -> Training:
+    """Inference goes the way of a forward pass, and leaves behind what a backward pass would clear."""
+    part: Any = training.part
+    part.infer = torch.no_grad()(part.module)
+    return training
+
+
+def _does_not_copy(training: Training) -> Training:
+    """The library's copies of what it pads are not refreshed."""
+    part: Any = training.part
+    part._copied = [], []
+    return training
+
+
+def _loses_padding(training: Training) -> Training:
+    """The parts say that nothing is padded."""
+    part: Any = training.part
+    part._facts = {**part._facts, "num_padded": 0}
+    return training
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+TRANSFORMER: Fields = {"workload": "transformer", "preset": "smoke", "budget": Budget(steps=3, timeout_s=60.0)}
+
+
+def on(**fields: Any) -> Fields:
+    """Fields of a cell of fsdp on 2 ranks."""
+    return {"parallel": "fsdp", "model_parallel": 2, "budget": Budget(timeout_s=60.0), **fields}
+
+
+def _cells(asked: grid.Asked) -> list[Cell]:
+    if not asked.is_about("fsdp"):
+        return []
+    shapes = [on(options={"fsdp": given}) for given in VARIANTS["fsdp"]]
+    shapes += [on(**TRANSFORMER, options={"fsdp": given}) for given in VARIANTS["fsdp"][:2]]
+    shapes += [on(**UNEVEN), on(model_parallel=4), on(model_parallel=4, **TRANSFORMER)]
+    return [cells.resolve(grid.on(grid.tiny(), **shape)) for shape in shapes]
+
+
+def _applies(cell: Cell) -> bool:
+    return cell.parallel == "fsdp" and cell.replicas == 1 and cell.precision == "fp64"
+
+
+UNEVEN: Fields = {"options": {"tiny": {"width": 7}}}  # 4 rows and 3
+GRADIENT_ONLY: Fields = {"options": {"fsdp": {"reshard": "gradient_only"}}}
+CELLS = grid.Cells(_cells, lambda cell: f"fsdp on {cell.model_parallel} ranks")
+LAWS = (
+    Law(
+        "every unit is gathered twice and reduced once",
+        units_travel_as_told,
+        _applies,
+        (
+            Control("a unit stays gathered", partial(units_travel_as_told, change=_keeps_one), on()),
+            Control("the root is freed", partial(units_travel_as_told, change=_frees_root), on(**TRANSFORMER)),
+            Control("an inference counts as a step", partial(units_travel_as_told, change=_infers_with_hooks), on()),
+        ),
+    ),
+    Law(
+        "shards make the whole, with the padding",
+        shards_make_the_whole,
+        _applies,
+        (Control("padding is not told", partial(shards_make_the_whole, change=_loses_padding), on()),),
+    ),
+    Law(
+        "nothing stays gathered after a step or an inference",
+        nothing_stays_gathered,
+        _applies,
+        (Control("a backward pass frees nothing", partial(nothing_stays_gathered, change=_keeps), on()),),
+    ),
+    Law(
+        "shards compute with the newest parameters",
+        computes_with_the_newest,
+        _applies,
+        (
+            Control("gradients are added up", partial(computes_with_the_newest, change=_sums), on()),
+            Control("gathered once for all", partial(computes_with_the_newest, change=_keeps), on(**GRADIENT_ONLY)),
+            Control(
+                "padded shards are not refreshed",
+                partial(computes_with_the_newest, change=_does_not_copy),
+                on(**UNEVEN),
+            ),
+        ),
+    ),
+)
