@@ -7,8 +7,9 @@ is handed over is plain data, so that ranks may be threads or processes.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchsuite import cell as cells
-from benchsuite import placement, plugins
+from benchsuite import divided, placement, plugins
 from benchsuite import training as trainings
 from benchsuite.cell import Cell, Scalar
 from benchsuite.comm import Comm, Handle, Traffic
@@ -86,6 +87,7 @@ class RankRun:
     events: dict[str, int]
     shapes: Shapes
     log: PushLog | None
+    inside: Traffic = field(default_factory=Traffic)  # that the library sent from part to part of a replica, derived
     after: Any = None
 
 
@@ -119,6 +121,11 @@ class Run:
         return sum((rank.called for rank in self.ranks), Traffic())
 
     @property
+    def inside(self) -> Traffic:
+        """Sum over the ranks."""
+        return sum((rank.inside for rank in self.ranks), Traffic())
+
+    @property
     def events(self) -> Events:
         return trainings.gather_events([rank.events for rank in self.ranks])
 
@@ -146,15 +153,17 @@ def run(
 def remembered(make_ranks: MakeRanks) -> MakeRanks:
     """The same ranks; a cell that they ran unchanged is not run again: several laws look at one run.
 
-    Unchanged: the body is a partial with a `cell`, and None for the rest.
+    Unchanged: the body is a partial with a `cell`, perhaps a function of a module `after` it, and None for the rest.
     """
     runs: dict[str, Any] = {}
 
     def call(size: int, body: Callable[[ProcessComm], Any], *, strict: str = "") -> list[Any]:
-        arguments = getattr(body, "keywords", {})
-        if "cell" not in arguments or any(value is not None for name, value in arguments.items() if name != "cell"):
+        given = {name: value for name, value in getattr(body, "keywords", {}).items() if value is not None}
+        cell, after = given.pop("cell", None), given.pop("after", None)
+        looked = f"{after.__module__}.{after.__qualname__}" if inspect.isfunction(after) else ""
+        if cell is None or given or "<" in looked or (after is not None and not looked):
             return make_ranks(size, body, strict=strict)
-        key = strict + body.func.__module__ + cells.canonical(arguments["cell"].to_json())  # type: ignore[attr-defined]
+        key = strict + looked + body.func.__module__ + cells.canonical(cell.to_json())  # type: ignore[attr-defined]
         if key not in runs:
             runs[key] = make_ranks(size, body, strict=strict)
         found: list[Any] = runs[key]
@@ -194,6 +203,10 @@ def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[
     events = training.events(log)
     traffic = comm.traffic + Traffic()  # a copy: what `after` sends is not the run's
     called = derived_total(getattr(comm, "calls", {}))
+    inside = Traffic()
+    if training.replica is not None:
+        batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
+        inside = divided.derive_inside(training, batch).times(events["gradients"])
     return RankRun(
         rank=comm.rank,
         params=params,
@@ -204,6 +217,7 @@ def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[
         events=events,
         shapes=dict(training.part.shapes),
         log=None if log is None else push_log(log),
+        inside=inside,
         after=None if after is None else after(training),
     )
 
@@ -218,7 +232,7 @@ def _copy(vector: Tensor) -> Tensor:
 
 def rebuilt(training: Training, **pieces: Any) -> Training:
     """The same rank with other pieces (started, where they need it) and, unless given, a fresh strategy on them."""
-    strategy = trainings.make("sync", training.cell.sync, trainings.options_for(training.cell, "sync"))
+    strategy = trainings.make_strategy(training.cell, training.workload)
     changed = dataclasses.replace(training, **{"strategy": strategy, **pieces})
     changed.strategy.start(changed.comm, changed.part, changed.recipe, changed.topology, changed.compression)
     return changed

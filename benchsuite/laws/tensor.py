@@ -1,0 +1,262 @@
+"""Laws of layers split by weight: what is sent in a step, slices compute the whole gradient, copies are equal.
+
+Ranks are processes. `tiny` gathers after every layer, `mlp` has one pair of matrices, `cnn` pairs of convolutions with
+a GroupNorm between them, the transformer two pairs per block, with and without tokens that are cut.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite import cell as cells
+from benchsuite import divided
+from benchsuite import training as trainings
+from benchsuite.cell import Budget, Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws.runs import Change, count_different, option, relative, run, worst
+from benchsuite.laws.synchronous import FLOAT64
+from benchsuite.laws.variants import Fields
+from benchsuite.measure.traffic_mode import TrafficMode
+from benchsuite.parallel.pieces import join
+from benchsuite.training import Training
+from benchsuite.workload import seeded_layers, trained_parameters
+
+PER_BLOCK = 4  # two pairs, an all-reduce forward and one backward each (Shoeybi et al. 2019, section 3)
+KINDS = {"all_reduce": "allreduce", "all_gather": "allgather", "reduce_scatter": "reduce_scatter"}
+Alter = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one part found after a run, in a gradient that was watched."""
+
+    calls: Counter[tuple[str, int]]  # (name, elements of the whole vector) -> times
+    params: Tensor
+    grad: Tensor
+    num_split: int  # elements at the beginning that only this part has
+    metric: float
+
+
+def _look(training: Training) -> Seen:
+    part: Any = training.part
+    with TrafficMode() as seen:
+        part.gradient(training.fetch((0, 0, 1)))
+    calls = Counter((call.name, call.numel) for call in seen.calls)
+    facts, metric = part.facts(), training.workload.evaluate(part.infer)
+    return Seen(calls, part.params.clone(), part.grad.clone(), facts["split_elements"], metric)
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+
+
+def collectives_are_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """The library's calls in one gradient are those that the plan tells. Value: too many or too few."""
+    result = run(make_ranks, cell, change=change, after=_look)
+    workload = trainings.start_workload(result.cell)
+    layers = divided.meta_layers(workload)
+    batch = divided.example(workload, layers, 1)
+    parallel: Any = trainings.make_parallel(result.cell)
+    told = Counter(
+        (KINDS[kind], numel) for kind, numel in parallel.collectives(workload, layers, batch, cell.model_parallel)
+    )
+    wrong, text = 0, ""
+    for worker in result.workers:
+        seen = worker.after.calls
+        wrong += sum(abs(seen[name] - told[name]) for name in seen | told)
+        text = f"{seen.total()} collectives, {told.total()} told"
+    return Figure(wrong, 0, f"{text}, {grid.label(cell)}")
+
+
+def a_block_is_four(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """A transformer's gradient is 4 all-reduces of (B, T, d) per block, and nothing else."""
+    result = run(make_ranks, cell, change=change, after=_look)
+    sizes = {name: option(result.cell, "transformer", name) for name in ("blocks", "context", "width")}
+    activation = cells.global_batch(result.cell) * sizes["context"] * sizes["width"]
+    told = Counter({("allreduce", activation): PER_BLOCK * sizes["blocks"]})
+    seen = [worker.after.calls for worker in result.workers]
+    wrong = sum(abs(calls[name] - told[name]) for calls in seen for name in calls | told)
+    return Figure(wrong, 0, f"{dict(seen[0])}, {sizes['blocks']} blocks of {activation} elements, {grid.label(cell)}")
+
+
+def slices_compute_the_whole(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, alter: Alter | None = None
+) -> Figure:
+    """Gradient and inference are those of one process at the parameters that the parts hold after a run.
+
+    `alter`: what a change does to the model is done to that of the one process too.
+    """
+    result = run(make_ranks, cell, change=change, after=_look)
+    workload = trainings.start_workload(result.cell)
+    model = nn.Sequential(*seeded_layers(workload, cell.seed)).double()
+    named = trained_parameters(model)
+    pieces = trainings.make_parallel(result.cell).pieces(workload, list(model), cell.model_parallel)
+    seen = [worker.after for worker in result.workers]
+    shapes = {name: p.shape for name, p in named.items()}
+    params, grad = (join([getattr(each, name) for each in seen], pieces, shapes) for name in ("params", "grad"))
+    nn.utils.vector_to_parameters(params, named.values())
+    if alter is not None:
+        alter(model)
+    batch = workload.batch(0, shard=0, num_shards=1)
+    loss = workload.loss(model(batch.x), batch)
+    gradient = nn.utils.parameters_to_vector(torch.autograd.grad(loss, list(named.values())))
+    with torch.no_grad():
+        metric = workload.evaluate(model.eval())
+    figures = [(relative(grad - gradient, gradient), "gradient")]
+    figures += [(abs(each.metric - metric) / abs(metric), "inference") for each in seen]
+    value, where = worst(figures)
+    return Figure(value, FLOAT64, f"||difference|| / ||{where}||, {grid.label(cell)}")
+
+
+def copies_are_equal(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """What stands on every part has the same bits on all after a run, and its gradient too."""
+    result = run(make_ranks, cell, change=change, after=_look)
+    seen = [worker.after for worker in result.workers]
+    copies = [(each.params[each.num_split :], each.grad[each.num_split :]) for each in seen]
+    wrong = sum(count_different(one, other) for part in copies for one, other in zip(part, copies[0], strict=True))
+    return Figure(wrong, 0, f"{wrong} of 2 x {copies[0][0].numel()} elements differ, {grid.label(cell)}")
+
+
+# -- broken twins ------------------------------------------------------------------------------------------------------
+
+
+def _split(training: Training, how: str) -> list[Any]:
+    """Modules that the plan splits in one way."""
+    found = training.workload.tensor_plan().items()
+    return [training.part.module.get_submodule(name) for name, each in found if each == how]
+
+
+def _local(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+    local: Tensor = output.to_local()
+    return local
+
+
+def _adds_nothing(training: Training) -> Training:
+    """Behind rows each part goes on with its own sum: the forward all-reduce is left out."""
+    for module in _split(training, "rows"):
+        module._forward_hooks.clear()
+        module.register_forward_hook(_local)
+    return training
+
+
+def _keeps_its_gradient(training: Training) -> Training:
+    """Before a convolution split by its outputs the backward all-reduce is left out."""
+    for module in _split(training, "columns"):
+        if isinstance(module, nn.Conv2d):
+            module._forward_pre_hooks.clear()
+    return training
+
+
+def _sums_no_tokens(training: Training) -> Training:
+    """The gradient of a norm is that of a part's own tokens."""
+    part: Any = training.part
+    part._partial = part.grad[:0]
+    return training
+
+
+def _by_kind(model: nn.Module) -> None:
+    """Rows of the one matrix are read as ({q, k, v}, head, head_dim): the slices of a part are no heads."""
+    blocks: list[Any] = [module for module in model.modules() if hasattr(module, "qkv")]
+    for block in blocks:
+        block._attend = partial(_attend_by_kind, block._attend, block._head_dim)
+
+
+def _attend_by_kind(attend: Callable[[Tensor], Tensor], head_dim: int, qkv: Tensor) -> Tensor:
+    by_head = qkv.unflatten(-1, (3, -1, head_dim)).transpose(-3, -2)
+    return attend(by_head.flatten(-3))
+
+
+def _reads_by_kind(training: Training) -> Training:
+    _by_kind(training.part.module)
+    return training
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+STEPS = Budget(steps=3, timeout_s=60.0)
+CNN: Fields = {"workload": "cnn", "preset": "smoke"}
+MLP: Fields = {"workload": "mlp", "preset": "smoke"}
+TRANSFORMER: Fields = {"workload": "transformer", "preset": "smoke"}
+CUT_TOKENS: Fields = {**TRANSFORMER, "options": {"tensor": {"sequence_parallel": True}}}
+
+
+def on(**fields: Any) -> Fields:
+    """Fields of a cell of tensor on 2 ranks."""
+    return {"parallel": "tensor", "model_parallel": 2, "budget": STEPS, **fields}
+
+
+def _cells(asked: grid.Asked) -> list[Cell]:
+    if not asked.is_about("tensor"):
+        return []
+    shapes: tuple[Fields, ...] = ({}, MLP, CNN, TRANSFORMER, CUT_TOKENS)
+    made = [grid.on(grid.tiny(), **on(model_parallel=size, **shape)) for size in (2, 4) for shape in shapes]
+    return [cells.resolve(cell) for cell in made]
+
+
+def _applies(cell: Cell) -> bool:
+    return cell.parallel == "tensor" and cell.replicas == 1 and cell.precision == "fp64"
+
+
+def _has_whole_tokens(cell: Cell) -> bool:
+    cuts = option(cell, "tensor", "sequence_parallel")
+    return _applies(cell) and cell.workload == "transformer" and not cuts
+
+
+CELLS = grid.Cells(_cells, lambda cell: f"tensor on {cell.model_parallel} ranks")
+LAWS = (
+    Law(
+        "collectives of split layers are those that the plan tells",
+        collectives_are_told,
+        _applies,
+        (
+            Control("sums are left out", partial(collectives_are_told, change=_adds_nothing), on(**TRANSFORMER)),
+            Control("gradients are not summed", partial(collectives_are_told, change=_keeps_its_gradient), on(**CNN)),
+            Control("norms are not summed", partial(collectives_are_told, change=_sums_no_tokens), on(**CUT_TOKENS)),
+        ),
+    ),
+    Law(
+        "a transformer block is four all-reduces of its activation",
+        a_block_is_four,
+        _has_whole_tokens,
+        (
+            Control("sums are left out", partial(a_block_is_four, change=_adds_nothing), on(**TRANSFORMER)),
+            Control("tokens are cut", a_block_is_four, on(**CUT_TOKENS)),
+        ),
+    ),
+    Law(
+        "slices of weights compute the gradient of the whole",
+        slices_compute_the_whole,
+        _applies,
+        (
+            Control("sums are left out", partial(slices_compute_the_whole, change=_adds_nothing), on(**MLP)),
+            Control(
+                "a convolution's input has a part's gradient",
+                partial(slices_compute_the_whole, change=_keeps_its_gradient),
+                on(**CNN),
+            ),
+            Control(
+                "queries, keys and values are split in blocks, not by head",
+                partial(slices_compute_the_whole, change=_reads_by_kind, alter=_by_kind),
+                on(**TRANSFORMER),
+            ),
+            Control(
+                "norms are not summed", partial(slices_compute_the_whole, change=_sums_no_tokens), on(**CUT_TOKENS)
+            ),
+        ),
+    ),
+    Law(
+        "copies on all parts are equal bit for bit",
+        copies_are_equal,
+        _applies,
+        (
+            Control("norms are not summed", partial(copies_are_equal, change=_sums_no_tokens), on(**CUT_TOKENS)),
+            Control("sums are left out", partial(copies_are_equal, change=_adds_nothing), on(**MLP)),
+        ),
+    ),
+)
