@@ -185,7 +185,10 @@ def verify(args: Namespace) -> int:
     def say(what: str) -> None:
         print(f"verify: {what}", file=sys.stderr, flush=True)
 
-    asked = Asked(tuple(args.sync), tuple(args.topology), tuple(args.compression), tuple(workers), args.clock)
+    asked = Asked(
+        tuple(args.sync), tuple(args.topology), tuple(args.compression), tuple(workers), args.clock,
+        tuple(args.parallel),
+    )  # fmt: skip
     document = laws.run(asked, say=say)
     _print_json(document) if args.json else _print(table(document))
     code: int = document["exit_code"]

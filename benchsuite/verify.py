@@ -26,13 +26,13 @@ from benchsuite.cluster.local import Cluster
 from benchsuite.errors import UsageError
 from benchsuite.laws import Control, Figure, Law, MakeRanks, families, grid
 from benchsuite.laws.grid import Asked, Cells
-from benchsuite.laws.process_ranks import process_ranks
+from benchsuite.laws.process_ranks import process_ranks, together
 from benchsuite.laws.ranks import thread_ranks
 from benchsuite.laws.runs import remembered
 from benchsuite.laws.virtual_ranks import virtual_ranks
 from benchsuite.virtual.gradients import Graphs
 
-KINDS = ("sync", "topology", "compression")
+KINDS = ("parallel", "sync", "topology", "compression")
 HANGS_S = 20.0  # a law that raises after so long waited for somebody: no other law waits for that strategy again
 BATCH = 24  # samples of a step of `laws/tiny.py`
 
@@ -113,7 +113,7 @@ def run(asked: Asked, *, say: Say = lambda _: None) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         with contextlib.ExitStack() as stack:
-            verdict = _Verdict(asked, _Ranks(asked.clock, stack), say)
+            verdict = _Verdict(asked, _Ranks(asked, stack), say)
             verdict.show_laws()
             verdict.show_twins()
     finally:
@@ -124,8 +124,8 @@ def run(asked: Asked, *, say: Say = lambda _: None) -> dict[str, Any]:
 class _Ranks:
     """Whoever runs a cell of this clock."""
 
-    def __init__(self, clock: str, stack: contextlib.ExitStack) -> None:
-        self._clock, self._stack = clock, stack
+    def __init__(self, asked: Asked, stack: contextlib.ExitStack) -> None:
+        self._asked, self._clock, self._stack = asked, asked.clock, stack
         self._graphs: dict[str, Graphs] = {}
         self._processes: MakeRanks | None = None
         self._no_processes = ""
@@ -137,7 +137,7 @@ class _Ranks:
 
     def of(self, cell: Cell) -> MakeRanks:
         """NoProcesses where they would be processes and none can be started."""
-        by_library = self._clock == "wall" and grid.calls_library(cell.sync)
+        by_library = self._clock == "wall" and grid.in_processes(cell)
         kind = "processes" if by_library else self._clock
         if kind not in self._kept:
             self._kept[kind] = remembered(self._made(kind))
@@ -155,7 +155,9 @@ class _Ranks:
             cluster = self._stack.enter_context(Cluster())
             try:
                 cluster.start()
-                self._processes = process_ranks(cluster, Path(folder))
+                places = {grid.cells_of(family) for family in families()}
+                shown = [cell for place in places for cell in place.of(self._asked) if grid.in_processes(cell)]
+                self._processes = together(process_ranks(cluster, Path(folder)), shown)
             except RuntimeError as error:
                 self._no_processes = str(error)
         if self._processes is None:
@@ -237,7 +239,7 @@ class _Verdict:
 
     def _can_be_shown(self, control: Control) -> bool:
         """Whether the ranks of this clock can show a twin: a law without one is worth nothing there."""
-        by_library = grid.calls_library(self._twin_cell(control).sync)
+        by_library = grid.in_processes(self._twin_cell(control))
         return self._asked.clock == "wall" or not (control.real_ranks or by_library)
 
     def _twin_cell(self, control: Control) -> Cell:

@@ -1,4 +1,4 @@
-"""Laws of strategies that use torch's default process group: real processes, from one cell host."""
+"""Laws of what uses torch's default process group (`ddp`, divided replicas): real processes, from one cell host."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ import pytest
 from benchsuite.cell import Cell
 from benchsuite.cluster.local import Cluster
 from benchsuite.laws import Control, Law, MakeRanks, grid
-from benchsuite.laws.process_ranks import process_ranks
+from benchsuite.laws.process_ranks import process_ranks, together
 from benchsuite.laws.runs import remembered
 from tests.law_cells import all_laws, holds, lines, on, tiny
 
-pytestmark = [pytest.mark.procs, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.procs, pytest.mark.timeout(240)]  # the first cell of a world size runs all of that size
 
-GRID = [cell for cell in grid.training(grid.Asked()) if grid.calls_library(cell.sync)]
-MICRO = [cell for cell in grid.cells_of("micro_batches").of(grid.Asked()) if grid.calls_library(cell.sync)]
+PLACES = {
+    place: [cell for cell in place.of(grid.Asked()) if grid.in_processes(cell)]
+    for place in map(grid.cells_of, all_laws())
+}
+CELLS = [cell for cells in PLACES.values() for cell in cells]
+LINES = [line for family in all_laws() for line in lines(family, PLACES[grid.cells_of(family)])]
 TWINS = [
     pytest.param(law, control, id=f"{law.name}: {control.broken}")
     for laws in all_laws().values()
     for law in laws
     for control in law.controls
-    if grid.calls_library(control.on.get("sync", "synchronous"))
+    if grid.in_processes(on(tiny(), **control.on))
 ]
 
 
@@ -33,18 +37,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRanks]:
     me = psutil.Process(os.getpid())
     before = {child.pid for child in me.children(recursive=True)}
     with Cluster() as cluster:
-        yield remembered(process_ranks(cluster, tmp_path_factory.mktemp("ranks")))
+        yield remembered(together(process_ranks(cluster, tmp_path_factory.mktemp("ranks")), CELLS))
     left = {child.pid for child in me.children(recursive=True)} - before
     assert not left, f"processes left behind: {left}"
 
 
-@pytest.mark.parametrize(("law", "cells"), [line for family in all_laws() if grid.cells_of(family) is grid.TRAINING for line in lines(family, GRID)])
-def test_strategies_of_the_library(law: Law, cells: list[Cell], ranks: MakeRanks) -> None:
-    holds(law, ranks, cells)
-
-
-@pytest.mark.parametrize(("law", "cells"), [*lines("micro_batches", MICRO)])
-def test_micro_batches_in_the_library(law: Law, cells: list[Cell], ranks: MakeRanks) -> None:
+@pytest.mark.parametrize(("law", "cells"), LINES)
+def test_what_calls_the_library(law: Law, cells: list[Cell], ranks: MakeRanks) -> None:
     holds(law, ranks, cells)
 
 

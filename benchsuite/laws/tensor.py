@@ -26,7 +26,7 @@ from benchsuite.laws.variants import Fields
 from benchsuite.measure.traffic_mode import TrafficMode
 from benchsuite.parallel.pieces import join
 from benchsuite.training import Training
-from benchsuite.workload import seeded_layers, trained_parameters
+from benchsuite.workload import Batch, seeded_layers, trained_parameters
 
 PER_BLOCK = 4  # two pairs, an all-reduce forward and one backward each (Shoeybi et al. 2019, section 3)
 KINDS = {"all_reduce": "allreduce", "all_gather": "allgather", "reduce_scatter": "reduce_scatter"}
@@ -37,6 +37,7 @@ Alter = Callable[[nn.Module], None]
 class Seen:
     """What one part found after a run, in a gradient that was watched."""
 
+    batch: Batch
     calls: Counter[tuple[str, int]]  # (name, elements of the whole vector) -> times
     params: Tensor
     grad: Tensor
@@ -46,11 +47,12 @@ class Seen:
 
 def _look(training: Training) -> Seen:
     part: Any = training.part
+    batch = training.fetch((0, 0, 1))
     with TrafficMode() as seen:
-        part.gradient(training.fetch((0, 0, 1)))
+        part.gradient(batch)
     calls = Counter((call.name, call.numel) for call in seen.calls)
     facts, metric = part.facts(), training.workload.evaluate(part.infer)
-    return Seen(calls, part.params.clone(), part.grad.clone(), facts["split_elements"], metric)
+    return Seen(batch, calls, part.params.clone(), part.grad.clone(), facts["split_elements"], metric)
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
@@ -103,7 +105,7 @@ def slices_compute_the_whole(
     nn.utils.vector_to_parameters(params, named.values())
     if alter is not None:
         alter(model)
-    batch = workload.batch(0, shard=0, num_shards=1)
+    batch = seen[0].batch
     loss = workload.loss(model(batch.x), batch)
     gradient = nn.utils.parameters_to_vector(torch.autograd.grad(loss, list(named.values())))
     with torch.no_grad():
