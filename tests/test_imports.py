@@ -50,7 +50,8 @@ ONLY_INSIDE = ("comm", "worker", "sync", "topology", "parallel", "compression", 
 TORCH_DISTRIBUTED = ("comm", "parallel", "cluster", "laws")  # laws: groups of thread ranks
 # the library's strategy, a hand-written loop, and who watches the library
 TORCH_DISTRIBUTED_FILES = (
-    "benchsuite.sync.ddp", "benchsuite.measure.baseline_loops", "benchsuite.measure.traffic_mode",
+    "benchsuite.sync.ddp", "benchsuite.measure.baseline_loops", "benchsuite.measure.parallel_loops",
+    "benchsuite.measure.traffic_mode",
 )  # fmt: skip
 # The parameter server serves a `sync.ServerPolicy` and decodes a `compression.Codec`: the protocols, no member.
 PROTOCOLS = {"topology": ("sync", "compression")}

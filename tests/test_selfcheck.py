@@ -22,6 +22,7 @@ from benchsuite.measure import (
     selfcheck_collectives,
     selfcheck_compression,
     selfcheck_files,
+    selfcheck_parallel,
     selfcheck_simulations,
     selfcheck_virtual,
 )
@@ -210,6 +211,16 @@ def test_every_check_of_collectives_gives_figures(bench: Bench, item: str) -> No
         assert figure.points or "no link is shaped here" in figure.note, figure
         assert all(math.isfinite(point) and point > 0 for point in figure.points), figure
     assert len({figure.quantity for figure in figures}) == len(figures)
+
+
+@pytest.mark.procs
+def test_every_parallelism_is_held_against_a_script_that_does_the_same_work(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selfcheck_parallel, "PRESET", "smoke")
+    figures = list(selfcheck_parallel.parallel(bench, replace(TINY, launches=1)))
+    assert len(figures) == 3 * sum(len(workloads) for _, _, workloads, _ in selfcheck_parallel.COMPARED)
+    assert all(figure.item == "parallel" and figure.points for figure in figures)
 
 
 @pytest.mark.procs

@@ -24,7 +24,7 @@ from benchsuite.workload import Recipe, Workload, seeded_layers
 
 def flat_loop(job: RankJob) -> None:
     """Parameters and gradient are one vector each; the gradient is summed over the ranks and divided."""
-    workload, recipe, steps = _begin(job)
+    workload, recipe, steps = begin(job)
     rank, size, batch_size, budget = job.rank, job.world_size, recipe.global_batch, recipe.budget
     model = nn.Sequential(*seeded_layers(workload, job.cell["seed"]))
     parameters = list(model.parameters())
@@ -52,12 +52,12 @@ def flat_loop(job: RankJob) -> None:
         optimizer.step()
         losses[step] = float(loss.detach())
         stamps[step + 1] = time.perf_counter_ns()
-    _end(job, stamps, losses, cpu_s + time.process_time())
+    end(job, stamps, losses, cpu_s + time.process_time())
 
 
 def ddp_loop(job: RankJob) -> None:
     """zero_grad, forward, backward, step."""
-    workload, recipe, steps = _begin(job)
+    workload, recipe, steps = begin(job)
     rank, size, batch_size, budget = job.rank, job.world_size, recipe.global_batch, recipe.budget
     model = nn.parallel.DistributedDataParallel(nn.Sequential(*seeded_layers(workload, job.cell["seed"])))
     optimizer = recipe.make_optimizer(model.parameters())
@@ -75,10 +75,10 @@ def ddp_loop(job: RankJob) -> None:
         optimizer.step()
         losses[step] = float(loss.detach())
         stamps[step + 1] = time.perf_counter_ns()
-    _end(job, stamps, losses, cpu_s + time.process_time())
+    end(job, stamps, losses, cpu_s + time.process_time())
 
 
-def _begin(job: RankJob) -> tuple[Workload, Recipe, int]:
+def begin(job: RankJob) -> tuple[Workload, Recipe, int]:
     """Threads, process group, data: (workload, recipe, steps)."""
     torch.set_num_threads(int(job.cell["threads"]))
     timeout = timedelta(seconds=job.timeout_s)
@@ -98,7 +98,8 @@ def _begin(job: RankJob) -> tuple[Workload, Recipe, int]:
     return workload, recipe, recipe.budget // recipe.global_batch
 
 
-def _end(job: RankJob, stamps: list[int], losses: list[float], cpu_s: float) -> None:
+def end(job: RankJob, stamps: list[int], losses: list[float], cpu_s: float) -> None:
+    """Writes the rank's record."""
     steps = {"start_ns": stamps[:-1], "end_ns": stamps[1:], "loss": losses}
     write_rank_file(job.run_dir, job.rank, json.dumps({"steps": steps, "cpu_s": cpu_s}))
     dist.barrier()

@@ -17,6 +17,7 @@ from benchsuite.measure import (
     selfcheck_collectives,
     selfcheck_compression,
     selfcheck_files,
+    selfcheck_parallel,
     selfcheck_virtual,
     verdict,
 )
@@ -25,7 +26,8 @@ from benchsuite.measure.load import CONTENDED_ABOVE
 from benchsuite.measure.selfcheck_cells import Effort
 from benchsuite.measure.verdict import Figure
 
-WITH_RANKS = (*selfcheck_cells.CHECKS, *selfcheck_collectives.CHECKS, *selfcheck_compression.CHECKS)
+TRAINS = {**selfcheck_cells.CHECKS, **selfcheck_parallel.CHECKS}
+WITH_RANKS = (*TRAINS, *selfcheck_collectives.CHECKS, *selfcheck_compression.CHECKS)
 ITEMS = ("commands", *WITH_RANKS, "virtual", "store", "report")
 NUM_RUNS = 10_000  # of the results folder that is loaded
 
@@ -56,11 +58,11 @@ def _figures(items: Sequence[str], effort: Effort, results: str | Path, say: Say
         say("commands")
         yield from selfcheck_files.commands(3 * effort.launches)
     if wanted := [item for item in items if item in WITH_RANKS]:
-        with Bench(selfcheck_cells.MODULES) as bench:
+        with Bench((*selfcheck_cells.MODULES, *selfcheck_parallel.MODULES)) as bench:
             for item in wanted:
                 say(item)
-                if item in selfcheck_cells.CHECKS:
-                    yield from selfcheck_cells.CHECKS[item](bench, effort)
+                if item in TRAINS:
+                    yield from TRAINS[item](bench, effort)
                 elif item in selfcheck_compression.CHECKS:
                     yield from selfcheck_compression.CHECKS[item](bench, effort.launches)
                 else:

@@ -121,9 +121,14 @@ def bookkeeping(bench: Bench, effort: Effort) -> Iterator[Figure]:
     yield Figure(item="harness", quantity="book-keeping of a step that does nothing", unit="us", points=points)
 
 
-def against_script(bench: Bench, cell: Cell, script: str, effort: Effort, *, name: str) -> Iterator[Figure]:
-    """Pairs of fresh launches, ours and the script's, in the order ABBA from a random begin."""
-    sides: dict[str, list[float]] = {WORKER: [], f"{BASELINES}:{script}": []}
+def against_script(
+    bench: Bench, cell: Cell, script: str, effort: Effort, *, name: str, item: str = "harness", bar: float = HARNESS_BAR
+) -> Iterator[Figure]:
+    """Pairs of fresh launches, ours and the script's, in the order ABBA from a random begin.
+
+    script: a function of `baseline_loops`, or an entry of its own.
+    """
+    sides: dict[str, list[float]] = {WORKER: [], script if ":" in script else f"{BASELINES}:{script}": []}
     cpu: dict[str, list[float]] = {entry: [] for entry in sides}
     order = list(sides)
     random.shuffle(order)
@@ -141,16 +146,16 @@ def against_script(bench: Bench, cell: Cell, script: str, effort: Effort, *, nam
     foreign = meter.read().foreign_share
     (ours, theirs), (our_cpu, their_cpu) = sides.values(), cpu.values()
     yield Figure(
-        item="harness", quantity=f"{name}: its step time / ours", unit="", bar=HARNESS_BAR, better="higher",
+        item=item, quantity=f"{name}: its step time / ours", unit="", bar=bar, better="higher",
         points=_ratios(theirs, ours), foreign=foreign,
         note=f"median step {statistics.median(theirs):.0f} us, ours {statistics.median(ours):.0f} us",
     )  # fmt: skip
     yield Figure(
-        item="harness", quantity=f"{name}: its CPU time / ours, whole loop", unit="", better="higher", foreign=foreign,
+        item=item, quantity=f"{name}: its CPU time / ours, whole loop", unit="", better="higher", foreign=foreign,
         points=_ratios(their_cpu, our_cpu),
     )  # fmt: skip
     yield Figure(
-        item="harness", quantity=f"{name}: added per step", unit="us", foreign=foreign,
+        item=item, quantity=f"{name}: added per step", unit="us", foreign=foreign,
         points=[a - b for a, b in zip(ours, theirs, strict=True)],
     )  # fmt: skip
 

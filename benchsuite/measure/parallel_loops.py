@@ -1,0 +1,53 @@
+"""What one would write without the suite to divide a replica: training scripts that use the library's own class.
+
+`fsdp_loop`: `fully_shard` as its documentation shows it, on every layer with parameters and on the whole. The baselines
+of `benchsuite selfcheck --only parallel`; the records are those of `baseline_loops.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from benchsuite.job import RankJob
+from benchsuite.measure.baseline_loops import begin, end
+from benchsuite.workload import seeded_layers
+
+
+def fsdp_loop(job: RankJob) -> None:
+    """zero_grad, forward, backward, clip, step: on DTensors. Layers that share a parameter are left to the whole."""
+    workload, recipe, steps = begin(job)
+    rank, size, batch_size, budget = job.rank, job.world_size, recipe.global_batch, recipe.budget
+    model = nn.Sequential(*seeded_layers(workload, job.cell["seed"]))
+    users = Counter(parameter for layer in model for parameter in layer.parameters())
+    for layer in model:
+        if any(True for _ in layer.parameters()) and all(users[p] == 1 for p in layer.parameters()):
+            fully_shard(layer)
+    fully_shard(model)
+    parameters = list(model.parameters())
+    optimizer = recipe.make_optimizer(parameters)
+    stamps, losses = [0] * (steps + 1), [0.0] * steps
+
+    dist.barrier()
+    cpu_s = -time.process_time()
+    stamps[0] = time.perf_counter_ns()
+    for step in range(steps):
+        batch = workload.batch(step, shard=rank, num_shards=size)
+        optimizer.zero_grad()
+        loss = workload.loss(model(batch.x), batch)
+        loss.backward()
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        optimizer.param_groups[0]["lr"] = recipe.lr(step * batch_size / budget)
+        optimizer.step()
+        losses[step] = float(loss.detach())
+        stamps[step + 1] = time.perf_counter_ns()
+    cpu_s += time.process_time()
+    common = torch.tensor(losses)
+    dist.all_reduce(common)  # of all shares, as the suite's: what is compared must have done the same work
+    end(job, stamps, (common / size).tolist(), cpu_s)
