@@ -73,6 +73,7 @@ class Workload:
     """Samples between two evaluations."""
 
     tensor_divides = ("hidden",)
+    trained_layers = 3  # the two between them have no parameters
 
     @property
     def target(self) -> Target:

@@ -1,0 +1,141 @@
+"""Where a chain of layers is cut into stages, and what crosses the cuts.
+
+Cut points are balanced by the layers' forward FLOPs, where the workload states them, else by their parameters: an exact
+dynamic programme minimises the largest chunk (Narayanan et al. 2019, PipeDream, section 3.1, without its links). A
+parameter that layers of several parts hold (tied weights) belongs to the first of them; the others hold copies.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite.errors import UsageError
+from benchsuite.parallel.pieces import Piece, ordered, whole
+from benchsuite.workload import Workload, trained_parameters
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Chunk k of the chain stands on part k % size: chunk 0 of every part, then chunk 1 of every part, .."""
+
+    chunks: Sequence[range]  # layers of each chunk, in the order of the chain
+    loads: Sequence[float]  # of each layer
+    by: str  # what the loads are: "flops" or "parameters"
+    size: int  # parts
+
+    def of_part(self, part: int) -> list[int]:
+        """Numbers of the chunks that a part holds."""
+        return list(range(part, len(self.chunks), self.size))
+
+    def part_of(self, chunk: int) -> int:
+        """Where a chunk stands."""
+        return chunk % self.size
+
+    def layers_of(self, part: int) -> list[int]:
+        """Numbers of the layers that a part holds, in the order of the chain."""
+        return [layer for chunk in self.of_part(part) for layer in self.chunks[chunk]]
+
+    def load_of(self, part: int) -> float:
+        """Sum over the part's layers."""
+        return sum(self.loads[layer] for layer in self.layers_of(part))
+
+    @property
+    def balance(self) -> float:
+        """total / (parts x largest): no schedule keeps the parts busier than this."""
+        largest = max(self.load_of(part) for part in range(self.size))
+        return sum(self.loads) / (self.size * largest) if largest else 1.0
+
+
+def cuts(workload: Workload, layers: Sequence[nn.Module], *, size: int, num_chunks: int) -> Cuts:
+    """Of a chain over `size` parts with `num_chunks` chunks each. Layers may be on the meta device."""
+    formula = getattr(workload, "layer_flops", None)
+    loads = [float(flops) for flops in formula()] if formula is not None else [_parameters(layer) for layer in layers]
+    assert len(loads) == len(layers), f"layer_flops() has {len(loads)} entries, layers() {len(layers)}"
+    chunks = balanced(loads, size * num_chunks, [bool(trained_parameters(layer)) for layer in layers], size)
+    if chunks is None:
+        trained = sum(bool(trained_parameters(layer)) for layer in layers)
+        raise UsageError(
+            f"{len(layers)} layers, {trained} of them with parameters, on stages({size}) x num_chunks({num_chunks}): "
+            "each chunk needs a layer, the first one of each stage parameters: set a smaller model_parallel"
+        )
+    return Cuts(chunks, loads, "parameters" if formula is None else "flops", size)
+
+
+def _parameters(layer: nn.Module) -> float:
+    return float(sum(p.numel() for p in trained_parameters(layer).values()))
+
+
+def balanced(loads: Sequence[float], count: int, trained: Sequence[bool], size: int) -> list[range] | None:
+    """`count` runs of layers, a trained one in each of the first `size`, whose largest load is as small as can be.
+
+    Of those with the same largest load the most equal ones that a programme over prefixes finds. None: there are none.
+    """
+    at, before = [0.0, *accumulate(loads)], [0, *accumulate(map(int, trained))]
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, ())}  # end -> largest, squares, ends
+    for chunk in range(count):
+        reached: dict[int, tuple[float, float, tuple[int, ...]]] = {}
+        for end in range(1, len(loads) + 1):
+            ways = [
+                (max(largest, at[end] - at[start]), squares + (at[end] - at[start]) ** 2, (*ends, end))
+                for start, (largest, squares, ends) in best.items()
+                if start < end and (chunk >= size or before[start] < before[end])
+            ]
+            if ways:
+                reached[end] = min(ways)
+        best = reached
+    if len(loads) not in best:
+        return None
+    ends = best[len(loads)][2]
+    return [range(start, end) for start, end in zip((0, *ends[:-1]), ends, strict=True)]
+
+
+def holders(found: Cuts, layers: Sequence[nn.Module]) -> dict[str, list[int]]:
+    """Parameter of the whole model -> the parts that hold it, the first layer's first."""
+    held: dict[str, list[int]] = {}
+    for name, parameter in trained_parameters(nn.Sequential(*layers)).items():
+        chunks = [
+            number
+            for number, chunk in enumerate(found.chunks)
+            if any(parameter is p for layer in chunk for p in layers[layer].parameters())
+        ]
+        held[name] = list(dict.fromkeys(found.part_of(chunk) for chunk in chunks))
+    return held
+
+
+def pieces_of(found: Cuts, layers: Sequence[nn.Module]) -> list[list[Piece]]:
+    """What each part holds: whole parameters, in the order of the chain, copies last."""
+    shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
+    held = holders(found, layers)
+    return [
+        ordered(whole(name, shapes[name], owned=parts[0] == part) for name, parts in held.items() if part in parts)
+        for part in range(found.size)
+    ]
+
+
+def on_meta(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The same layers without their numbers; shared parameters stay shared, nothing is copied."""
+    known: dict[int, Any] = {}
+    for layer in layers:
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            bare = tensor.detach().to("meta")
+            known[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+    return [copy.deepcopy(layer, known) for layer in layers]
+
+
+def outputs(found: Cuts, layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """What leaves each chunk, of layers on the meta device; the last one is the chain's output."""
+    x, left = x.to("meta"), []
+    with torch.no_grad():
+        for chunk in found.chunks:
+            for layer in chunk:
+                x = layers[layer](x)
+            x = torch.empty(x.shape, dtype=x.dtype, device="meta")  # contiguous
+            left.append(x)
+    return left

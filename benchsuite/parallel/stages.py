@@ -1,0 +1,234 @@
+"""The library's side of a pipeline: its stages, watched, and its schedules; see `pipeline.py`."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+)
+
+from benchsuite.parallel import slots
+from benchsuite.parallel.replica import Replica
+from benchsuite.parallel.slots import BACKWARD, FORWARD, INPUT, WEIGHT, Action
+from benchsuite.workload import Batch, Workload, micro_batches, to_device
+
+SCHEDULES: Mapping[str, Any] = {
+    "gpipe": ScheduleGPipe,
+    "1f1b": Schedule1F1B,
+    "interleaved": ScheduleInterleaved1F1B,
+    "zero_bubble": ScheduleInterleavedZeroBubble,
+}
+SINGLE = ("gpipe", "1f1b")  # take one stage, and not a list of them
+KINDS = {"FORWARD": FORWARD, "FULL_BACKWARD": BACKWARD, "BACKWARD_INPUT": INPUT, "BACKWARD_WEIGHT": WEIGHT}
+# Newer versions can be told not to keep and join the outputs of the last stage.
+NO_OUTPUTS = {"return_outputs": False} if "return_outputs" in inspect.signature(ScheduleGPipe.step).parameters else {}
+
+
+class Chunk(nn.Module):
+    """A run of layers. What leaves it for another is contiguous, no view of what came in, and in the parameters' type:
+    the library sends it, detaches it, and has laid out memory for it."""
+
+    def __init__(
+        self, layers: Sequence[nn.Module], *, dtype: torch.dtype, device: torch.device, autocast: bool, is_last: bool
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.splits = False  # the backward pass runs in two halves
+        self._dtype, self._device, self._autocast, self._is_last = dtype, device, autocast, is_last
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Of forward and loss."""
+        return torch.autocast(self._device.type, torch.bfloat16) if self._autocast else nullcontext()
+
+    def forward(self, x: Tensor) -> Tensor:
+        came = x
+        if self.splits and x.requires_grad:
+            x = _Contiguous.apply(x)  # type: ignore[no-untyped-call]  # torch
+        with self.precision():
+            for layer in self.layers:
+                x = layer(x)
+        if self._is_last:
+            return x
+        x = self.fit_to_send(x)
+        return x.clone() if x is came or x._is_view() else x
+
+    def fit_to_send(self, x: Tensor) -> Tensor:
+        """Contiguous, and numbers in the parameters' type."""
+        return x.to(self._dtype if x.is_floating_point() else x.dtype).contiguous()
+
+
+class _Contiguous(torch.autograd.Function):
+    """The same; the gradient, which is sent, contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
+
+
+class Log:
+    """What the stages of a part did in the last step, and for how long in all."""
+
+    def __init__(self) -> None:
+        self.actions: list[Action] = []
+        self.busy_ns = 0
+
+    def add(self, kind: str, chunk: int, micro: int, begin_ns: int) -> None:
+        self.busy_ns += time.perf_counter_ns() - begin_ns
+        self.actions.append((kind, chunk, micro))
+
+
+class Stage(PipelineStage):
+    """The library's, with each pass noted and timed. Receives are waited for before a pass, sends after it."""
+
+    log: Log
+    chunk: Chunk
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        begin = time.perf_counter_ns()
+        output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+        self.log.add(FORWARD, self.stage_index, fwd_chunk_id, begin)
+        return output
+
+    def backward_one_chunk(
+        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
+    ) -> None:
+        begin = time.perf_counter_ns()
+        super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+        self.log.add(BACKWARD if full_backward else INPUT, self.stage_index, bwd_chunk_id, begin)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        begin = time.perf_counter_ns()
+        super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+        self.log.add(WEIGHT, self.stage_index, bwd_chunk_id, begin)
+
+
+class Run:
+    """A schedule for batches of one shape."""
+
+    def __init__(
+        self, name: str, stages: list[Stage], crossing: Sequence[Tensor], *, workload: Workload, num_micro_batches: int
+    ) -> None:
+        self._name, self._stages, self._crossing = name, stages, crossing
+        self._workload, self._count = workload, num_micro_batches
+        self._micro: list[Batch] = []  # of this step, on the last stage
+        self._log, self._wall_ns, self._steps = Log(), 0, 0
+        for stage in stages:
+            stage.log = self._log
+        # a mean over micro-batches is taken in the loss: the library would divide every parameter's gradient
+        self._schedule = SCHEDULES[name](
+            stages[0] if name in SINGLE else stages, num_micro_batches, self._loss, scale_grads=False
+        )
+        self._first, self._last = stages[0].is_first, stages[-1].is_last
+
+    def step(self, batch: Batch) -> list[Tensor]:
+        """All micro-batches forward and backward: gradients are added to `.grad`. Losses (of the mean) on the last
+        stage."""
+        losses: list[Tensor] = []
+        self._log.actions = []
+        device = self._stages[0].device
+        args = (to_device(Batch(batch.x, None, batch.num_samples), device).x,) if self._first else ()
+        kwargs: dict[str, Any] = {}
+        if self._last:  # the library cuts the target like x: it is given numbers, and a target may be anything
+            y = to_device(Batch(None, batch.y, batch.num_samples), device).y
+            self._micro = micro_batches(Batch(batch.x, y, batch.num_samples), self._count)
+            kwargs = {"target": torch.arange(self._count), "losses": losses}
+        begin = time.perf_counter_ns()
+        self._schedule.step(*args, **kwargs, **NO_OUTPUTS)
+        self._wall_ns += time.perf_counter_ns() - begin
+        if self._steps == 0:  # the first one lays out the memory
+            self._wall_ns, self._log.busy_ns = 0, 0
+        self._steps += 1
+        return losses
+
+    def _loss(self, output: Tensor, number: Tensor) -> Tensor:
+        begin = time.perf_counter_ns()
+        with self._stages[-1].chunk.precision():
+            loss = self._workload.loss(output, self._micro[int(number)]) / self._count
+        self._log.busy_ns += time.perf_counter_ns() - begin
+        return loss
+
+    def planned(self) -> list[list[Action]]:
+        """What each part does, by the library's plan."""
+        stage = self._stages[0]
+        if self._name in SINGLE:
+            parts = range(stage.group_size)
+            return [
+                slots.order_of(self._name, stages=len(parts), part=part, num_micro_batches=self._count)
+                for part in parts
+            ]
+        orders = self._schedule.pipeline_order
+        return [
+            [(KINDS[a.computation_type.name], a.stage_index, a.microbatch_index) for a in orders[part] if a is not None]
+            for part in range(stage.group_size)
+        ]
+
+    @property
+    def executed(self) -> list[Action]:
+        """What this part did in the last step."""
+        return self._log.actions
+
+    def facts(self) -> dict[str, Any]:
+        """Bytes of one micro-batch at each cut, the bubble counted and measured, micro-batches in flight."""
+        stage, planned = self._stages[0], self.planned()
+        on_cpu = torch.device(stage.device).type == "cpu"  # a device is busy after a pass has returned
+        timed = self._steps > 1 and on_cpu
+        return {
+            "activation_bytes": [tensor.nbytes for tensor in self._crossing[1:-1]],
+            "bubble_counted": slots.counted(planned, num_stages=stage.num_stages),
+            "as_planned": planned[stage.group_rank] == self.executed,
+            "bubble_measured": 1 - self._log.busy_ns / self._wall_ns if timed else None,
+            "busy_s": self._log.busy_ns / 1e9 if timed else None,
+            "in_flight": slots.in_flight(self.executed),
+            "order": [f"{kind}{chunk}.{micro}" for kind, chunk, micro in self.executed],
+        }
+
+
+def start(
+    name: str,
+    chunks: Mapping[int, Chunk],
+    crossing: Sequence[Tensor],
+    *,
+    workload: Workload,
+    replica: Replica,
+    num_micro_batches: int,
+) -> Run:
+    """Stages with the shapes of what they receive and send, so that none is sent at run time.
+
+    crossing: of one micro-batch, what enters the chain and what leaves each of its chunks.
+    """
+    stages = []
+    for number, chunk in chunks.items():
+        chunk.splits = name == "zero_bubble"
+        stage = Stage(
+            chunk,
+            number,
+            len(crossing) - 1,
+            replica.device,
+            input_args=(_described(crossing[number], first=number == 0),),
+            output_args=(_described(crossing[number + 1]),),
+            group=replica.group,
+        )
+        stage.chunk = chunk
+        stages.append(stage)
+    return Run(name, stages, crossing, workload=workload, num_micro_batches=num_micro_batches)
+
+
+def _described(tensor: Tensor, *, first: bool = False) -> Tensor:
+    """On the meta device; what crosses a cut has a gradient that goes back."""
+    bare = tensor.to("meta")
+    return bare if first or not bare.is_floating_point() else bare.requires_grad_()
