@@ -104,12 +104,42 @@ def global_batch(view: View) -> Problems:
 
 def environments(view: View) -> Problems:
     """Reinforcement learning: N divides the environments, so that their streams stay the same for any N."""
-    environments = view.number("workload", "num_environments")
-    if environments and view.cell.replicas >= 1 and environments % view.cell.replicas:
+    environments, batch = view.number("workload", "num_environments"), view.number("workload", "global_batch")
+    together = view.cell.batch_mode == "fixed_global"  # else every worker has so many
+    if view.name("workload") == "rl_agent" and environments and batch and batch != 2 * environments:
+        yield Problem(
+            "environments",
+            f"global_batch({batch:g}) is not 2 x num_environments({environments:g}): a minibatch stands for 2 steps of "
+            "each environment",
+            f"set options.rl_agent.global_batch = {2 * environments:g}",
+        )
+    if environments and together and view.cell.replicas >= 1 and environments % view.cell.replicas:
         yield Problem(
             "environments",
             f"num_environments({environments:g}) is not divisible by replicas({view.cell.replicas})",
             "set replicas to a divisor of the environments",
+        )
+
+
+def trajectories(view: View) -> Problems:
+    """Actors hand over whole trajectories, and use the budget up."""
+    if view.name("sync") != "actor_learner":
+        return
+    for name, least in (("batches_per_trajectory", 1), ("steps_per_trajectory", 1), ("ahead", 0)):
+        value = view.number("sync", name)
+        if value is not None and value < least:
+            yield Problem(
+                "trajectories", f"{name} = {value:g} of {view.label('sync')}: at least {least} is needed",
+                f"set options.{view.label('sync')}.{name} = {least} or more",
+            )  # fmt: skip
+            return
+    length, steps = view.number("sync", "batches_per_trajectory"), view.steps
+    if length and steps is not None and steps * view.cell.replicas % length:
+        yield Problem(
+            "trajectories",
+            f"steps({steps}) x replicas({view.cell.replicas}) is not divisible by batches_per_trajectory({length:g}): "
+            "a part of the budget would not be used",
+            "set batches_per_trajectory to a divisor, or the budget to a multiple",
         )
 
 
@@ -218,15 +248,47 @@ def strategies(view: View) -> Problems:
 
 
 def stages(view: View) -> Problems:
-    """A pipeline stage holds at least one layer per chunk."""
+    """A pipeline stage holds at least one layer per chunk, and the schedule can be filled."""
     if view.name("parallel") != "pipeline":
         return
-    layers, chunks = num_layers(view.cell), int(view.number("parallel", "num_chunks") or 1)
-    if layers and layers < view.cell.model_parallel * chunks:
+    parts, schedule = view.cell.model_parallel, str(view.option("parallel", "schedule") or "1f1b")
+    micro, stated = (view.number("parallel", name) for name in ("num_micro_batches", "num_chunks"))
+    m, chunks = int(4 if micro is None else micro), int(stated or (2 if schedule == "interleaved" else 1))
+    if m < 1 or chunks < 1:
+        yield Problem(
+            "counts", f"num_micro_batches = {m}, num_chunks = {chunks} of pipeline: at least 1 is needed",
+            "set options.pipeline.num_micro_batches = 1 or more, num_chunks = 0 or more",
+        )  # fmt: skip
+        return
+    if schedule in ("gpipe", "1f1b") and chunks > 1:
+        yield Problem(
+            "schedule", f"num_chunks = {chunks} with schedule = {schedule}: each stage is one run of layers",
+            "set num_chunks = 1, or schedule = interleaved or zero_bubble",
+        )  # fmt: skip
+    if schedule == "1f1b" and m < parts:
+        yield Problem(
+            "schedule", f"num_micro_batches({m}) < stages({parts}) with schedule = 1f1b: the pipeline is never full",
+            f"set num_micro_batches to {parts} or more, or schedule = gpipe",
+        )  # fmt: skip
+    rounds = max(1, m // max(1, parts))
+    if schedule in ("interleaved", "zero_bubble") and m % rounds:
+        yield Problem(
+            "schedule",
+            f"num_micro_batches({m}) is not divisible by rounds(max(1, {m} // stages({parts})) = {rounds}), which "
+            f"schedule = {schedule} needs",
+            "set num_micro_batches to a multiple of the stages",
+        )  # fmt: skip
+    layers = num_layers(view.cell)
+    if layers and layers < parts * chunks:
         yield Problem(
             "stages",
-            f"layers({layers}) < stages({view.cell.model_parallel}) x num_chunks({chunks})",
+            f"layers({layers}) < stages({parts}) x num_chunks({chunks})",
             f"set model_parallel x num_chunks to at most {layers}",
+        )
+    trained = view.constant("workload", "trained_layers")
+    if trained and trained < parts:
+        yield Problem(
+            "stages", f"layers with parameters({trained}) < stages({parts})", f"set model_parallel to at most {trained}"
         )
 
 
@@ -324,6 +386,7 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     budget,
     global_batch,
     environments,
+    trajectories,
     local_steps,
     fragments,
     elastic,

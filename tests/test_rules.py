@@ -26,6 +26,11 @@ SMALL = {"options": {"cnn": {"global_batch": 8}}, "batch_mode": "fixed_per_worke
 MANY = {"workload": "mlp", "topology": "parameter_server", "batch_mode": "fixed_per_worker", **VIRTUAL}
 
 
+def staged(stages: int, *, tiny: dict | None = None, **options) -> dict:
+    """Fields of a pipeline."""
+    return {"parallel": "pipeline", "model_parallel": stages, "options": {"pipeline": options, **({"tiny": tiny} if tiny else {})}}
+
+
 def problems(**fields) -> list[Problem]:
     """Of the cell as it is written and, the same ones, of the resolved cell."""
     cell = Cell(**fields)
@@ -254,8 +259,73 @@ CASES = [
      {"parallel": "tensor", "model_parallel": 2, "options": {"tensor": {"sequence_parallel": True}}},
      {"parallel": "tensor", "model_parallel": 2}),
     ("stages", "layers(9) < stages(5) x num_chunks(2)",
-     {"workload": TINY, "parallel": "pipeline", "model_parallel": 5, "options": {"pipeline": {"num_chunks": 2}}},
-     {"workload": TINY, "parallel": "pipeline", "model_parallel": 4, "options": {"pipeline": {"num_chunks": 2}}}),
+     {"workload": TINY, **staged(5, schedule="interleaved")}, {"workload": TINY, **staged(4, schedule="interleaved")}),
+    ("stages", "layers(9) < stages(5) x num_chunks(2)",
+     {"workload": TINY, **staged(5, schedule="zero_bubble", num_chunks=2)}, {"workload": TINY, **staged(5, schedule="zero_bubble")}),
+    ("stages", "layers with parameters(3) < stages(4)", {"workload": "mlp", **staged(4)}, {"workload": "mlp", **staged(3)}),
+    ("schedule", "num_chunks = 2 with schedule = 1f1b", {"workload": TINY, **staged(2, num_chunks=2)},
+     {"workload": TINY, **staged(2, schedule="interleaved", num_chunks=2)}),
+    ("schedule", "num_micro_batches(3) < stages(4)", {"workload": TINY, **staged(4, num_micro_batches=3)},
+     {"workload": TINY, **staged(4, schedule="gpipe", num_micro_batches=3)}),
+    *[("schedule", "num_micro_batches(5) is not divisible by rounds(max(1, 5 // stages(2)) = 2)",
+       {"workload": TINY, **staged(2, schedule=schedule, num_micro_batches=5, tiny={"global_batch": 20})},
+       {"workload": TINY, **staged(2, schedule=schedule, num_micro_batches=4, tiny={"global_batch": 20})})
+      for schedule in ("interleaved", "zero_bubble")],
+    ("counts", "num_micro_batches = 0", {"options": {"data": {"num_micro_batches": 0}}},
+     {"options": {"data": {"num_micro_batches": 1}}}),
+    *[("local steps", "would not end with a synchronisation",
+       {"sync": sync, "budget": Budget(steps=20), "options": {sync: {"local_steps": 8, "warmup_steps": 2}}},
+       {"sync": sync, "budget": Budget(steps=20), "options": {sync: {"local_steps": 8, "warmup_steps": 4}}})
+      for sync in ("local_sgd", "diloco")],
+    ("local steps", "% local_steps(7)", {"sync": "ddp", "options": {"ddp": {"local_steps": 7}}},
+     {"sync": "ddp", "options": {"ddp": {"local_steps": 8, "warmup_steps": 8}}}),
+    *[("local steps", "warmup_steps = -8", {"sync": sync, "options": {sync: {"local_steps": 8, "warmup_steps": -8}}},
+       {"sync": sync, "options": {sync: {"local_steps": 8, "warmup_steps": 8}}})
+      for sync in ("local_sgd", "ddp")],
+    ("local steps", "local_steps = 0", {"sync": "ddp", "options": {"ddp": {"local_steps": 0}}},
+     {"sync": "ddp", "options": {"ddp": {"local_steps": 1, "warmup_steps": 3}}}),
+    ("local steps", "local_steps = 0", {"sync": "local_sgd", "options": {"local_sgd": {"local_steps": 0}}},
+     {"sync": "local_sgd", "options": {"local_sgd": {"local_steps": 1}}}),
+    ("fragments", "does not divide local_steps(8)", {"sync": "diloco", "options": {"diloco": {"fragments": 3}}},
+     {"sync": "diloco", "options": {"diloco": {"fragments": 4}}}),
+    ("fragments", "delay = 8", {"sync": "diloco", "options": {"diloco": {"delay": 8}}},
+     {"sync": "diloco", "options": {"diloco": {"delay": 7}}}),
+    ("fragments", "averages whole vectors",
+     {"sync": "diloco", **SERVER, "options": {"diloco": {"fragments": 2, "delay": 1}}},
+     {"sync": "diloco", "topology": "ring", "options": {"diloco": {"fragments": 2, "delay": 1}}}),
+    ("counts", "period = 0", {"sync": "elastic_averaging", "options": {"elastic_averaging": {"period": 0}}},
+     {"sync": "elastic_averaging", "options": {"elastic_averaging": {"period": 1}}}),
+    ("tensor plan", "does not say what splits by weight",
+     {"workload": str(Path(__file__).parent / "workloads" / "quadratic.py"), "parallel": "tensor", "model_parallel": 2},
+     {"workload": TINY, "parallel": "tensor", "model_parallel": 2}),
+    ("tensor split", "heads(4) is not divisible by model_parallel(3)",
+     {"workload": "transformer", "parallel": "tensor", "model_parallel": 3},
+     {"workload": "transformer", "parallel": "tensor", "model_parallel": 4}),
+    ("tensor split", "the 8 that cnn splits by is not divisible by model_parallel(3)",
+     {"parallel": "tensor", "model_parallel": 3}, {"parallel": "tensor", "model_parallel": 8}),
+    ("tensor split", "context(18) is not divisible by model_parallel(4)",
+     {"workload": "transformer", "parallel": "tensor", "model_parallel": 4,
+      "options": {"transformer": {"context": 18}, "tensor": {"sequence_parallel": True}}},
+     {"workload": "transformer", "parallel": "tensor", "model_parallel": 4,
+      "options": {"transformer": {"context": 18}}}),
+    ("sequence parallel", "it has no sequences of tokens",
+     {"parallel": "tensor", "model_parallel": 2, "options": {"tensor": {"sequence_parallel": True}}},
+     {"parallel": "tensor", "model_parallel": 2}),
+    ("stages", "layers(9) < stages(5) x num_chunks(2)",
+     {"workload": TINY, **staged(5, schedule="interleaved")}, {"workload": TINY, **staged(4, schedule="interleaved")}),
+    ("stages", "layers(9) < stages(5) x num_chunks(2)",
+     {"workload": TINY, **staged(5, schedule="zero_bubble", num_chunks=2)}, {"workload": TINY, **staged(5, schedule="zero_bubble")}),
+    ("stages", "layers with parameters(3) < stages(4)", {"workload": "mlp", **staged(4)}, {"workload": "mlp", **staged(3)}),
+    ("schedule", "num_chunks = 2 with schedule = 1f1b", {"workload": TINY, **staged(2, num_chunks=2)},
+     {"workload": TINY, **staged(2, schedule="interleaved", num_chunks=2)}),
+    ("schedule", "num_micro_batches(3) < stages(4)", {"workload": TINY, **staged(4, num_micro_batches=3)},
+     {"workload": TINY, **staged(4, schedule="gpipe", num_micro_batches=3)}),
+    *[("schedule", "num_micro_batches(6) is not divisible by rounds(max(1, 6 // stages(1)) = 6)"[:47],
+       {"workload": TINY, **staged(3, schedule=schedule, num_micro_batches=8), "replicas": 1},
+       {"workload": TINY, **staged(3, schedule=schedule, num_micro_batches=6), "replicas": 1})
+      for schedule in ()],
+    ("counts", "num_micro_batches = 0", {"workload": TINY, **staged(2, num_micro_batches=0)},
+     {"workload": TINY, **staged(2, num_micro_batches=2)}),
     ("random matching", "is odd", {"workload": TINY, "sync": "gossip", "topology": "random_matching", "replicas": 3},
      {"workload": TINY, "sync": "gossip", "topology": "random_matching", "replicas": 4}),
     ("moving rate", "replicas(4) x moving_rate(0.3)",
