@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from benchsuite.laws import synchronous
 from benchsuite.laws.ranks import thread_ranks
 from benchsuite.laws.virtual_ranks import virtual_ranks
 from benchsuite.workload import seeded_layers, trained_parameters
+from tests import virtual_runs
 from workloads import transformer
 from workloads.transformer import Rotation, Workload, presets
 
@@ -120,13 +122,30 @@ def test_a_text_is_read_as_bytes_and_its_end_is_held_out(tmp_path: Path) -> None
     workload = made(data="text", path=str(path), symbols=256)
     assert (workload._test == ord("b")).all() and len(workload._test) == 1000 // 33
     assert all((workload.batch(index, shard=0, num_shards=1).x == ord("a")).all() for index in range(20))
-    assert len(workload.text_sha256) == 64
+    assert workload.data_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_bytes(b"ab" * 20)
     with pytest.raises(ValueError, match="40 bytes, too few for sequences of 33: at least 67"):
         made(data="text", path=str(path), symbols=256)
     for wrong in ("", "words"):
         with pytest.raises(ValueError, match=f"path = '{wrong}', but data = text needs the whole path"):
             made(data="text", path=wrong, symbols=256)
+
+
+def test_a_run_file_has_the_sha256_of_its_text_and_none_where_there_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "words").write_bytes(bytes(range(256)) * 40)
+    options = {"data": "text", "path": str(tmp_path / "words"), "symbols": 256}
+    for given, known in ((options, hashlib.sha256(bytes(range(256)) * 40).hexdigest()), ({}, None)):
+        cell = resolve(
+            Cell(
+                workload="transformer",
+                preset="smoke",
+                clock="virtual",
+                budget=Budget(steps=2),
+                options={"transformer": given},
+            )
+        )
+        result, _, _ = virtual_runs.run(cell, tmp_path)
+        assert result.get("data_sha256") == known
 
 
 def test_the_standard_library_is_a_text_of_some_megabytes() -> None:
@@ -204,21 +223,26 @@ def test_the_fused_attention_equals_the_mathematical_one() -> None:
     assert torch.allclose(plain(x), fused(x), atol=1e-5)
 
 
-@pytest.mark.parametrize(("optimizer", "replicas"), [("adamw", 2), ("adamw", 4), ("sgd", 2), ("muon", 2)])
-@pytest.mark.parametrize("ranks", [thread_ranks, virtual_ranks], ids=["gloo", "virtual"])
-def test_workers_together_make_the_step_of_one_process(optimizer: str, replicas: int, ranks: Any) -> None:
+@pytest.mark.parametrize(
+    ("clock", "optimizer", "replicas"),
+    [
+        ("wall", "adamw", 2), ("wall", "adamw", 4), ("wall", "sgd", 2), ("wall", "muon", 2),
+        ("virtual", "adamw", 4), ("virtual", "muon", 2),
+    ],
+)  # fmt: skip
+def test_workers_together_make_the_step_of_one_process(clock: str, optimizer: str, replicas: int) -> None:
     """10 steps with clipping in float64. In virtual time gradients are computed in groups."""
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("torch has Muon from 2.9 on")
     cell = resolve(
         Cell(
             workload="transformer", preset="smoke", topology="ring", replicas=replicas, precision="fp64",
-            budget=Budget(steps=10), clock="virtual" if ranks is virtual_ranks else "wall",
+            budget=Budget(steps=10), clock=clock,
             options={"transformer": {"optimizer": optimizer}},
         )
     )  # fmt: skip
     assert rules.validate(cell) == []
-    figure = synchronous.equals_one_process(ranks, cell)
+    figure = synchronous.equals_one_process(virtual_ranks if clock == "virtual" else thread_ranks, cell)
     assert figure.value <= 1e-10, f"{figure.value} from one process, bound 1e-10: {figure.detail}"
 
 

@@ -199,7 +199,7 @@ class Workload:
             if not path.is_absolute():  # a rank stands in a folder of its own
                 raise ValueError(f"path = {self.path!r}, but data = text needs the whole path of a file: set path")
             content = path.read_bytes()
-        self.text_sha256 = hashlib.sha256(content).hexdigest()
+        self.data_sha256 = hashlib.sha256(content).hexdigest()
         return np.frombuffer(content, dtype=np.uint8)
 
 

@@ -58,6 +58,8 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         "events": _events(cell, ranks),
         "staleness": _staleness(server) if asynchronous else None,
     }
+    if "data_sha256" in first:  # of a text; other data are what seed and code say
+        result["data_sha256"] = first["data_sha256"]
     return result | lag.section(cell, workers, server) | _traffic(cell, ranks, lost)
 
 
@@ -116,7 +118,7 @@ def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any
     The losses of a lost worker went with it: its pushes count as samples and have no point on the curve.
     """
     assert server is not None
-    per_push = workers[0]["global_batch"] // cell.replicas
+    per_push = workers[0]["global_batch"] * workers[0].get("per_push", 1) // cell.replicas
     loss_of = {
         index: (loss, samples)
         for worker in workers
@@ -124,12 +126,15 @@ def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any
             worker["steps"]["index"], worker["steps"]["loss"], worker["steps"]["samples"], strict=True
         )
     }
+    own = server.get("losses")  # of every push, where the server computed it
     losses: list[float | None] = []
     consumed, total = [], 0
     for tag, given_up in zip(server["log"]["tag"], server["log"]["abandoned"], strict=True):
         loss, samples = loss_of.get(tag, (None, per_push))
+        if own is not None:
+            loss = own[len(losses)]
         total += samples
-        if tag in loss_of:
+        if tag in loss_of or own is not None:
             losses.append(loss)
             consumed.append(total + given_up * per_push)
     return losses, consumed, total + server["num_abandoned"] * per_push

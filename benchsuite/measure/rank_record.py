@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from benchsuite.measure.traffic_mode import derived_total
 from benchsuite.measure.wire import WireBytes
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.training import Training
+from benchsuite.workload import Workload
 
 
 @dataclass
@@ -80,11 +82,20 @@ def rank_record(
         "snapshot_of": training.strategy.snapshot_of,
         "apart": bool(getattr(training.strategy, "apart", False)),
         "per_rollout": training.batches.per_rollout,
+        "per_push": training.batches.per_push,
+        "queues": hasattr(training.strategy, "batches_per_trajectory"),
         "clip": training.recipe.clip_norm is not None,
         "global_batch": training.recipe.global_batch,
         "budget": training.recipe.budget,
         "target": vars(training.workload.target),
+        **data_facts(training.workload),
     }
+
+
+def data_facts(workload: Workload) -> dict[str, str]:
+    """What is known of data that are the user's or this Python's: the sha256 of their bytes, where it was taken."""
+    digest = getattr(workload, "data_sha256", "")
+    return {"data_sha256": digest} if digest else {}
 
 
 def payload_source(training: Training) -> str:
@@ -123,7 +134,10 @@ def _divided_json(training: Training) -> dict[str, Any] | None:
 def _server_json(log: ServerLog | None) -> dict[str, Any] | None:
     if log is None:
         return None
-    return {
+    own: dict[str, Any] = {}
+    if log.losses is not None:
+        own["losses"] = [loss if math.isfinite(loss) else None for loss in log.losses]
+    return own | {
         "log": log.columns(),
         "versions": log.version,
         "replies": log.replies,
