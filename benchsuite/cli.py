@@ -103,7 +103,8 @@ def build_parser() -> argparse.ArgumentParser:
     each = verbs.add_parser(
         "verify", parents=[json_output], help="every law on every strategy, and that each law catches its broken twins"
     )
-    members = {"parallel": "parallelisms", "sync": "strategies", "topology": "topologies", "compression": "compressions"}
+    members = {"parallel": "parallelisms", "sync": "strategies", "topology": "topologies"}
+    members["compression"] = "compressions"
     for name, what in members.items():
         each.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME", help=f"only these {what} or .py files")
     each.add_argument("--replicas", default="1,2,3,4", metavar="LIST", help="numbers of workers (default: 1,2,3,4)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -169,7 +169,8 @@ def _add(total: Traffic, more: Traffic) -> None:
 def predicted(cell: Cell, strategy: Strategy, events: Events, setting: Setting) -> Traffic:
     """Of a whole run, by world rank: each part's agreement between replicas, and what every replica sends inside."""
     workload, parallel = trainings.start_workload(cell), trainings.make_parallel(cell)
-    layers = meta_layers(workload)
+    layers, itemsize = meta_layers(workload), setting.itemsize
+    batch, acted_on = example(workload, layers, cell.replicas)
     total = Traffic()
     for part, held in enumerate(parallel.pieces(workload, layers, cell.model_parallel)):
         ranks = placement.ranks_of_part(cell, part)
@@ -177,12 +178,16 @@ def predicted(cell: Cell, strategy: Strategy, events: Events, setting: Setting) 
         here = dataclasses.replace(setting, topology=trainings.make_topology(cell, part))
         total += trainings.predicted_traffic(strategy, shapes_of(held), mine, here).moved(ranks)
     one = parallel.predicted_traffic(
-        workload, layers, example(workload, layers, cell.replicas), size=cell.model_parallel,
-        itemsize=setting.itemsize, clip=setting.clip and clips_inside(strategy, setting),
+        workload, layers, batch, size=cell.model_parallel, itemsize=itemsize,
+        clip=setting.clip and clips_inside(strategy, setting),
     )  # fmt: skip
+    acting = Traffic()
+    if acted_on is not None:
+        acting = parallel.predicted_inference(workload, layers, acted_on, size=cell.model_parallel, itemsize=itemsize)
     for replica in range(cell.replicas):
         ranks = placement.ranks_of_replica(cell, replica)
-        total += one.times(count(events, "gradients", ranks[0])).moved(ranks)
+        times = [count(events, name, ranks[0]) for name in ("gradients", "inferences")]
+        total += (one.times(times[0]) + acting.times(times[1])).moved(ranks)
     return total
 
 
@@ -192,12 +197,17 @@ def clips_inside(strategy: Strategy, setting: Setting) -> bool:
 
 
 def expected_events(cell: Cell, events: Events, num_batches: int) -> Events:
-    """Events of an undisturbed run, by rank on the replica axis -> by world rank."""
+    """Events of an undisturbed run, by rank on the replica axis -> by world rank. A policy acts in every step of a
+    rollout and at its end (one that is made whole for a rollout sends once); that an episode runs out of time, when it
+    acts once more, is not foreseen."""
     ranks = [placement.replica_and_part(cell, rank)[0] for rank in range(cell.num_workers)]
     servers = range(cell.replicas, cell.replicas + cell.num_servers)
     at = [*ranks, *servers]
     spread = {name: [counts[i] if i < len(counts) else 0 for i in at] for name, counts in events.items()}
-    return {**spread, "gradients": [num_batches] * cell.num_workers}
+    steps = getattr(trainings.make_workload(cell), "rollout_steps", 0)
+    times = 1 if getattr(trainings.make_parallel(cell), "acts_whole", False) else steps + 1
+    inferences = {"inferences": [times * played for played in spread["rollouts"][: cell.num_workers]]} if steps else {}
+    return {**spread, "gradients": [num_batches] * cell.num_workers, **inferences}
 
 
 def meta_layers(workload: Workload) -> list[nn.Module]:
@@ -206,16 +216,22 @@ def meta_layers(workload: Workload) -> list[nn.Module]:
         return workload.layers()
 
 
-def example(workload: Workload, layers: Sequence[nn.Module], replicas: int) -> Batch:
-    """A replica's share of a batch, on the meta device."""
+def example(workload: Workload, layers: Sequence[nn.Module], replicas: int) -> tuple[Batch, Tensor | None]:
+    """A replica's share of a batch, and what its policy sees at once (None where nobody acts), on the meta device."""
+    seen: list[Tensor] = []
     collect = getattr(workload, "collect", None)
     if collect is None:
         batch: Batch = workload.batch(0, shard=0, num_shards=replicas)
     else:
         chain = nn.Sequential(*layers)
-        batch = rollouts.example(workload, lambda x: torch.zeros(chain(x.to("meta")).shape), num_shards=replicas)
+
+        def act(x: Tensor) -> Tensor:
+            seen.append(x.to("meta"))
+            return torch.zeros(chain(seen[0]).shape)
+
+        batch = rollouts.example(workload, act, num_shards=replicas)
     x, y = (mapped(value, lambda tensor: tensor.to("meta")) for value in (batch.x, batch.y))
-    return Batch(x, y, batch.num_samples)
+    return Batch(x, y, batch.num_samples), seen[0] if seen else None
 
 
 def digests(training: Training) -> dict[int, str]:
@@ -230,17 +246,25 @@ def digests(training: Training) -> dict[int, str]:
     }
 
 
-def derive_inside(training: Training, batch: Batch) -> Traffic:
-    """What the library sends in one gradient, by world rank, watched on this rank: its collectives are noted by part 0,
-    messages from point to point by their sender. What goes through our comm is seen too, and counted there.
+def derive_inside(training: Training, events: Mapping[str, int]) -> Traffic:
+    """What the library sent in a run with these events of this rank, by world rank: from one more gradient and, where a
+    policy acted, one more inference, watched here. Called on all parts of all replicas; the gradient is lost.
 
-    Called on all parts of all replicas; the gradient is lost.
+    The library's collectives are noted by part 0, messages from point to point by their sender.
     """
-    part = training.replica
+    part, acted_on = training.replica, training.acted_on
     assert part is not None
+    batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
+    traffic = _watched(part, lambda: part.gradient(batch)).times(events["gradients"])
+    if acted_on is not None:
+        traffic += _watched(part, lambda: part.infer(acted_on)).times(events["inferences"])
+    return traffic
+
+
+def _watched(part: PartOfReplica, call: Callable[[], object]) -> Traffic:
+    """What goes through our comm is seen too, and counted there."""
     comm = part.replica.comm
     before = comm.traffic + Traffic()
     with TrafficMode() as seen:
-        part.gradient(batch)
-    watched = derive(seen.calls, comm.size, rank=comm.rank).moved(comm.world_ranks)
-    return watched.minus(comm.traffic.minus(before))
+        call()
+    return derive(seen.calls, comm.size, rank=comm.rank).moved(comm.world_ranks).minus(comm.traffic.minus(before))

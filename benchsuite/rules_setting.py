@@ -11,9 +11,6 @@ from benchsuite.cell import AXES
 from benchsuite.legal import Problem, Problems, View
 from benchsuite.rules_members import MODEL_PARALLEL
 
-# Values that a later version gives a meaning to; ignoring them would be a lie.
-NOT_BUILT_YET = {
-}
 MULTI_HOST = ("namespaces", "torchrun", "slurm", "mpirun", "kubernetes")
 LARGEST_VIRTUAL_RING = 128
 ALL_TO_MANY = ("ring", "direct")  # 2 N (N-1) messages
@@ -52,6 +49,8 @@ def clock(view: View) -> Problems:
             )  # fmt: skip
         return
     refusals = (
+        (view.name("sync") == "actor_learner", "sync = actor_learner",
+         "compute_time tells how long a gradient takes, and its actors compute none", "sync = asynchronous"),
         (view.name("sync") == "ddp", "sync = ddp", "the library runs by the wall clock", "sync = synchronous"),
         (view.name("parallel") in MODEL_PARALLEL, f"parallel = {view.label('parallel')}",
          "the library runs by the wall clock", "parallel = data"),
@@ -196,28 +195,17 @@ def tuning(view: View) -> Problems:
 def not_built(view: View) -> Problems:
     """Known to the design, without code in this version."""
     cell = view.cell
-    package = plugins.PACKAGE
-    kinds = (*AXES, "cluster")
-    missing = [(kind, view.label(kind)) for kind in kinds if not members.is_built(kind, getattr(cell, kind))]
-    if cell.clock == "virtual" and not (package / "comm" / "virtual.py").is_file():
-        missing.append(("clock", "virtual"))
-    missing += [(field, value) for field, value in NOT_BUILT_YET.items() if getattr(cell, field) == value]
-    for field, value in missing:
-        built = _built(field)
-        yield Problem(
-            "not built",
-            f"{field} = {value} is known, but this version has no code for it",
-            f"set {field} to {built}" + (", or give your own file by path" if field in AXES else ""),
-        )
+    for kind in (*AXES, "cluster"):
+        if not members.is_built(kind, getattr(cell, kind)):
+            yield Problem(
+                "not built",
+                f"{kind} = {view.label(kind)} is known, but this version has no code for it",
+                f"set {kind} to {_built(kind)}" + (", or give your own file by path" if kind in AXES else ""),
+            )
 
 
-def _built(field: str) -> str:
-    fixed = {
-        "clock": "wall",
-    }
-    if field in fixed:
-        return fixed[field]
-    names = list(members.WITHOUT_FILE) if field == "cluster" else plugins.names(field)
+def _built(kind: str) -> str:
+    names = list(members.WITHOUT_FILE) if kind == "cluster" else plugins.names(kind)
     return names[0] if len(names) == 1 else "one of " + ", ".join(names)
 
 

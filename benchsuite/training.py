@@ -6,8 +6,8 @@ Shared by the worker (which measures around it) and the laws (which compare what
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,6 +48,9 @@ class Training:
     strategy: Strategy
     batches: Batches
     replica: PartOfReplica | None = None  # this rank's part of a divided replica; `comm` joins it with its likes
+    acted_on: Tensor | None = None  # what the policy of a divided replica saw last
+    num_inferences: int = 0  # of the policy of a divided replica, those that sent something
+    _num_acts: int = 0
     served: Any = None  # on a server of divided replicas: `divided.Served`
 
     @property
@@ -80,8 +83,18 @@ class Training:
         if not self.batches.collects:
             return self.batches.fetch((index, mine, of), self.part.infer)
         # parts act in lock-step: they play the same rollout, then each takes its share
-        batch = self.batches.fetch(work, self.part.infer)
+        whole, before = getattr(self.replica, "whole", None), self._num_acts
+        with (whole or nullcontext)():
+            batch = self.batches.fetch(work, self._act)
+        acted = self._num_acts - before
+        self.num_inferences += min(acted, 1) if whole else acted  # a whole policy sends nothing when it acts again
         return micro_batches(batch, of // num_shards)[mine - shard * (of // num_shards)]
+
+    def _act(self, x: Tensor) -> Tensor:
+        """The policy of a divided replica."""
+        self.acted_on = x
+        self._num_acts += 1
+        return self.part.infer(x)
 
     def serve(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
         """The life of a server rank, until every worker has said goodbye."""
@@ -109,7 +122,8 @@ class Training:
         """This rank's counts: a server's are the updates and what its policy kept."""
         mine = {**self.strategy.events, **self.batches.events}
         if self.replica is not None:
-            return {**mine, "gradients": self.replica.num_gradients}
+            acted = {"inferences": self.num_inferences} if self.batches.collects else {}
+            return {**mine, "gradients": self.replica.num_gradients, **acted}
         return mine if log is None else {"updates": log.version, **log.events}
 
     def shard(self) -> Tensor:
@@ -201,10 +215,20 @@ def _of_rollouts(cell: Cell) -> dict[str, int]:
     length = getattr(strategy, "batches_per_trajectory", 0)
     if not length:
         return {"agreed_batches": workload.per_rollout if rollouts.agrees(strategy) else 0}
-    x, y = workload.trajectory_shapes(length, num_shards=cell.replicas)
-    itemsize = DTYPES[cell.precision].itemsize
-    bytes_of_x = math.prod(x) * (1 if workload.sees_bytes else itemsize)
-    return {"trajectory_bytes": bytes_of_x + math.prod(y) * itemsize}
+    shape = workload.trajectory_shape(length, num_shards=cell.replicas, dtype=DTYPES[cell.precision])
+    return {"trajectory_bytes": shape.num_bytes}
+
+
+def make_strategy(cell: Cell, workload: Any) -> Strategy:
+    """Not started. One that takes trajectories is told what they look like."""
+    strategy: Any = make("sync", cell.sync, options_for(cell, "sync"))
+    length = getattr(strategy, "batches_per_trajectory", 0)
+    if length:
+        strategy.expect(
+            workload.trajectory_shape(length, num_shards=cell.replicas, dtype=DTYPES[cell.precision])
+        )
+    made: Strategy = strategy
+    return made
 
 
 def predicted_traffic(strategy: Strategy, shapes: Shapes, events: Events, described: Setting) -> Traffic:
@@ -265,7 +289,7 @@ def assemble(
         topology.use_compression(compression, part.shapes, part.params.dtype)
     if wrap is not None:
         part = wrap(part, comm.rank)
-    strategy: Strategy = make("sync", cell.sync, options_for(cell, "sync"))
+    strategy = make_strategy(cell, workload)
     if getattr(strategy, "goes_on", False):
         part.goes_on = True  # type: ignore[attr-defined]  # read by parts that stop a diverged rank
     strategy.start(comm, part, recipe, topology, compression)

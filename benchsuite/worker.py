@@ -193,8 +193,7 @@ class Rank:
         losses = measured.clock.to_json()["loss"]
         if training.is_server or not losses or None in losses:
             return None
-        work = (0, training.comm.rank, training.topology.num_workers)
-        return divided.derive_inside(training, training.fetch(work)).times(len(losses))
+        return divided.derive_inside(training, measured.events)
 
     # -- after the loop ---------------------------------------------------------------------------------------
 

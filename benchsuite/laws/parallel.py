@@ -30,8 +30,8 @@ from benchsuite.training import Training
 from benchsuite.workload import Batch, Shapes, trained_parameters
 
 OUTER = ("local_sgd", "diloco", "elastic_averaging")  # what else stands on the replica axis
-REAL = ("cnn", "transformer", "mlp")  # as they ship, for so many steps
-STEPS = 10
+REAL = ("cnn", "transformer", "mlp", "rl_agent")  # as they ship, for so many steps: an agent's first two rollouts
+STEPS = 20
 TIME = Budget(timeout_s=60.0)
 
 

@@ -205,8 +205,7 @@ def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[
     called = derived_total(getattr(comm, "calls", {}))
     inside = Traffic()
     if training.replica is not None:
-        batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
-        inside = divided.derive_inside(training, batch).times(events["gradients"])
+        inside = divided.derive_inside(training, events)
     return RankRun(
         rank=comm.rank,
         params=params,

@@ -17,9 +17,12 @@ from pathlib import Path
 from benchsuite import members, plugins
 from benchsuite.cell import AXES, Cell
 
-SHARED = ("loop.py", "training.py", "update.py", "workload.py", "target.py")
-WALL = ("worker.py", "comm/process.py", "comm/groups.py", "comm/lane.py", "comm/rendezvous.py", "comm/shared_memory.py",
-        "comm/staging.py", "devices.py")
+SHARED = ("loop.py", "training.py", "rollouts.py", "update.py", "muon.py", "workload.py", "target.py")
+WALL = (
+    "worker.py", "comm/process.py", "comm/groups.py", "comm/lane.py", "comm/rendezvous.py", "comm/shared_memory.py",
+    "comm/staging.py", "devices.py",
+)  # fmt: skip
+DIVIDED = ("divided.py", "parallel/pieces.py", "parallel/replica.py")
 VIRTUAL = (
     "comm/virtual.py", "comm/virtual_parts.py", "comm/virtual_lane.py", "comm/virtual_world.py", "virtual",
     "compute_time.py",
@@ -54,6 +57,7 @@ def files(cell: Cell) -> dict[str, Path]:
     fixed = [package / name for name in SHARED]
     fixed += [package / folder / "__init__.py" for folder in FOLDERS]
     fixed += [package / "measure" / name for name in MEASURES]
+    fixed += [package / name for name in DIVIDED if cell.parallel != "data"]
     fixed += [package / "tune.py"] if cell.tuning == "per_strategy" else []
     for name in (*COMM, *(VIRTUAL if cell.clock == "virtual" else WALL)):
         path = package / name

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from benchsuite.comm import Traffic
 from benchsuite.comm.traffic import Calls
 from benchsuite.sync import Cycle
-from benchsuite.topology import ring_traffic
+from benchsuite.topology import ring_traffic, spread_traffic
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,7 @@ def derive(calls: list[Call], num_ranks: int, *, rank: int = 0) -> Traffic:
         if call.name in ("allreduce", "reduce_scatter", "_reduce_scatter_base", "reduce_scatter_tensor_coalesced"):
             traffic = traffic + whole
         elif call.name in ("allgather", "_allgather_base", "broadcast"):
-            # (N-1) M in all: half of an all-reduce, on the same edges
-            traffic = traffic + Traffic(
-                {edge: count // 2 for edge, count in whole.payload.items()},
-                {edge: -(-count // 2) for edge, count in whole.messages.items()},
-            )
+            traffic = traffic + spread_traffic(call.numel, call.itemsize, num_ranks)
         elif call.name not in ("barrier", "monitored_barrier"):
             raise ValueError(f"c10d::{call.name}: its cost on the wire is not known; add it to derive()")
     return traffic

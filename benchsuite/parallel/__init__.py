@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchsuite.comm import Traffic
 from benchsuite.parallel.pieces import Piece
@@ -48,6 +48,11 @@ class ModelParallel(Parallel, Protocol):
 
         What the library sends, and our own scalars (`Replica.sum`, with `clip` that of the norm) and tied gradients.
         """
+
+    def predicted_inference(
+        self, workload: Workload, layers: Sequence[nn.Module], x: Tensor, *, size: int, itemsize: int
+    ) -> Traffic:
+        """Of one `Part.infer(x)`: a policy acts inside the run."""
 
 
 class PartOfReplica(Part, Protocol):

@@ -12,9 +12,8 @@ instead of twice, (N-1)/N M less. And the loss, a number: 2 (N-1) messages in al
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from benchsuite.comm import Handle, Traffic
 from benchsuite.errors import UsageError
 from benchsuite.parallel.pieces import Piece, cut, num_owned, shapes_of
 from benchsuite.parallel.replica import Replica, sum_traffic
+from benchsuite.parallel.shards import Unit, padded_numel, ring, shard, units_of
 from benchsuite.workload import Batch, Ready, Shapes, Workload, seeded_layers, trained_parameters, views
 
 
@@ -38,6 +38,8 @@ class Parallel:
     """When parameters are freed after the forward pass: all but the root unit's (torch's default), all, or none."""
 
     autocast = True
+
+    acts_whole = True  # parameters are gathered once for a rollout
 
     def build(
         self,
@@ -54,7 +56,7 @@ class Parallel:
 
     def pieces(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> list[list[Piece]]:
         named = trained_parameters(nn.Sequential(*layers))
-        return [[_shard(name, p.shape, part, size) for name, p in named.items()] for part in range(size)]
+        return [[shard(name, p.shape, part, size) for name, p in named.items()] for part in range(size)]
 
     def predicted_traffic(
         self,
@@ -71,42 +73,19 @@ class Parallel:
         for unit in units_of(layers):
             gathers = 1 if self.stays_gathered(unit) else 2
             scatters = 2 if backend == "gloo" else 1
-            traffic += _ring(unit.numel(size), itemsize, size, phases=gathers)
-            traffic += _ring(unit.numel(size, trained=True), itemsize, size, phases=scatters)
+            traffic += ring(unit.numel(size), itemsize, size, phases=gathers)
+            traffic += ring(unit.numel(size, trained=True), itemsize, size, phases=scatters)
         return traffic
+
+    def predicted_inference(
+        self, workload: Workload, layers: Sequence[nn.Module], x: Tensor, *, size: int, itemsize: int
+    ) -> Traffic:
+        """Every unit is gathered once, whatever `x` is."""
+        return Traffic.total(ring(unit.numel(size), itemsize, size, phases=1) for unit in units_of(layers))
 
     def stays_gathered(self, unit: Unit) -> bool:
         """Whether its parameters are kept between forward and backward pass."""
         return self.reshard == "gradient_only" or (unit.is_root and self.reshard == "but_root")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is gathered and reduced together: one layer, or the layers that share parameters."""
-
-    layers: tuple[int, ...]  # numbers in the chain
-    parameters: tuple[nn.Parameter, ...]
-    is_root: bool
-
-    def numel(self, size: int, *, trained: bool = False) -> int:
-        """Elements of the whole vector that the library moves, padding included."""
-        moved = [p for p in self.parameters if p.requires_grad or not trained]
-        return sum(padded_numel(p.shape, size) for p in moved)
-
-
-def units_of(layers: Sequence[nn.Module]) -> list[Unit]:
-    """The units that have parameters, in the order of the chain, the root last."""
-    held = [list(dict.fromkeys(layer.parameters())) for layer in layers]
-    users = Counter(p for parameters in held for p in parameters)
-    root = tuple(number for number, own in enumerate(held) if any(users[p] > 1 for p in own))
-    shared = tuple(dict.fromkeys(p for number in root for p in held[number]))
-    alone = [Unit((number,), tuple(own), False) for number, own in enumerate(held) if own and number not in root]
-    return alone + ([Unit(root, shared, True)] if shared else [])
-
-
-def padded_numel(shape: torch.Size, size: int) -> int:
-    """Elements of a parameter whose rows are filled up to a multiple of `size`."""
-    return _longest(shape, size) * size * shape[1:].numel()
 
 
 class FSDPPart:
@@ -130,6 +109,8 @@ class FSDPPart:
         units = units_of(layers)  # not kept: whole parameters are gone once they are sharded
         self._workload, self.replica, self._autocast = workload, replica, autocast
         self.num_gradients = 0
+        self._hold: ExitStack | None = None  # lets go of what stays gathered
+        self._is_whole = False
         self._facts = _facts(options, units, {name: p.shape for name, p in named.items()}, pieces, replica)
         self.shapes: Shapes = shapes_of(pieces)
         self.num_owned = num_owned(pieces)
@@ -214,17 +195,36 @@ class FSDPPart:
         Past the library's own hooks: they count a forward pass as half of a step, and would gather once too often in
         the next one.
         """
-        self._refresh()
+        if not self._is_whole:
+            self._refresh()
+            self._gather_all()
+        gathered = nullcontext if self._is_whole else _gathered
         training = self.module.training
         self.module.eval()
         try:
-            with torch.no_grad(), self._precision(), _gathered(self.module):
+            with torch.no_grad(), self._precision(), gathered(self.module):
                 for layer in self.module.children():
-                    with _gathered(layer):
+                    with gathered(layer):
                         x = layer.forward(x)
                 return x.to(self.params.dtype) if self._autocast else x
         finally:
             self.module.train(training)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Parameters do not change inside: from the first inference on they stay gathered. A rollout has hundreds."""
+        with ExitStack() as self._hold:
+            try:
+                yield
+            finally:
+                self._hold, self._is_whole = None, False
+
+    def _gather_all(self) -> None:
+        """Inside `whole`."""
+        if self._hold is not None:
+            for unit in _fsdp_modules(self.module):
+                self._hold.enter_context(_gathered(unit))
+            self._is_whole = True
 
     def share(self, shard: int, num_shards: int) -> tuple[int, int]:
         """Parts divide the replica's batch."""
@@ -240,19 +240,17 @@ class FSDPPart:
         raise AssertionError("a sharded module is not wrapped again")
 
 
-class _gathered:
-    """The parameters of one unit are whole inside."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._unit = module if isinstance(module, FSDPModule) else None
-
-    def __enter__(self) -> None:
-        if self._unit is not None:
-            self._unit.unshard()
-
-    def __exit__(self, *error: object) -> None:
-        if self._unit is not None:
-            self._unit.reshard()
+@contextmanager
+def _gathered(module: object) -> Iterator[None]:
+    """A unit's parameters are whole inside."""
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
 
 
 def _sharded(module: nn.Sequential, units: Sequence[Unit], options: Parallel, replica: Replica) -> nn.Module:
@@ -282,29 +280,6 @@ def _local(parameter: Any) -> Tensor:
     """The tensor inside a DTensor, itself: `to_local()` of a parameter makes a view."""
     names, _ = parameter.__tensor_flatten__()
     return next(inner for name in names if isinstance(inner := getattr(parameter, name), Tensor))
-
-
-def _shard(name: str, shape: torch.Size, part: int, size: int) -> Piece:
-    """Rows as `torch.chunk` cuts them."""
-    longest = _longest(shape, size)
-    start = min(part * longest, shape[0])
-    stop = min(start + longest, shape[0])
-    return Piece(name, torch.Size((stop - start, *shape[1:])), start=start)
-
-
-def _longest(shape: torch.Size, size: int) -> int:
-    """Rows of the first shard."""
-    return -(-shape[0] // size)
-
-
-def _ring(numel: int, itemsize: int, size: int, *, phases: int) -> Traffic:
-    """Every rank sends all but one of the `size` equal chunks to the next, in each phase."""
-    traffic = Traffic()
-    if numel and size > 1:
-        for rank in range(size):
-            steps = phases * (size - 1)
-            traffic.add(rank, (rank + 1) % size, steps * numel // size * itemsize, steps)
-    return traffic
 
 
 def _facts(

@@ -23,6 +23,7 @@ from benchsuite.parallel import cuts, pieces, slots
 from benchsuite.parallel.pieces import Piece
 from benchsuite.parallel.replica import Replica, sum_traffic, tell_traffic
 from benchsuite.parallel.stages import Chunk, Run, start
+from benchsuite.topology import spread_traffic
 from benchsuite.workload import (
     Batch,
     DeviceLoss,
@@ -93,6 +94,19 @@ class Parallel:
                 for edge in ((one, other), (other, one)):
                     traffic.add(*edge, shapes[name].numel() * itemsize)
         return Traffic.total([traffic, tell_traffic(size, size - 1), *([sum_traffic(size)] if clip else [])])
+
+
+    def predicted_inference(
+        self, workload: Workload, layers: Sequence[nn.Module], x: Tensor, *, size: int, itemsize: int
+    ) -> Traffic:
+        """From stage to stage once, then the last one's output to all."""
+        found, traffic = self.cuts(workload, layers, size), Traffic()
+        *between, output = cuts.outputs(found, cuts.on_meta(layers), x)
+        for chunk, left in enumerate(between):
+            here, there = found.part_of(chunk), found.part_of(chunk + 1)
+            if here != there:
+                traffic.add(here, there, left.numel() * (itemsize if left.is_floating_point() else left.itemsize))
+        return traffic + spread_traffic(output.numel(), itemsize, size)
 
 
 class PipelinePart:
@@ -269,6 +283,11 @@ class PipelinePart:
 
     def backward(self, batch: Batch) -> float:
         raise AssertionError("ddp with a pipeline: refused by the rules")
+
+    @property
+    def executed(self) -> Sequence[slots.Action]:
+        """The passes of this part in the last gradient, in their order."""
+        return self._last_run.executed if self._last_run is not None else ()
 
     def facts(self) -> Mapping[str, Any]:
         options, size, part = self._options, self.replica.size, self.replica.part

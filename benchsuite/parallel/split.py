@@ -23,8 +23,8 @@ from torch.distributed.tensor.parallel import (
 from benchsuite.comm import Traffic
 from benchsuite.parallel.channels import GroupedChannels, InputChannels, OutputChannels
 from benchsuite.parallel.pieces import Piece, whole
-from benchsuite.topology import ring_traffic
-from benchsuite.workload import Batch, trained_parameters
+from benchsuite.topology import ring_traffic, spread_traffic
+from benchsuite.workload import trained_parameters
 
 Collective = tuple[Literal["all_reduce", "all_gather", "reduce_scatter"], int]  # and elements of the whole vector
 
@@ -153,8 +153,9 @@ class Split:
                 found.append((layer, layer))
         return found
 
-    def collectives(self, batch: Batch) -> list[Collective]:
-        """Those of one gradient. Their sizes are what a forward pass of the whole chain shows, on any device."""
+    def collectives(self, x: Tensor) -> list[Collective]:
+        """Those of one gradient, or where no gradient is asked for (`torch.no_grad`), of one inference. Their sizes are
+        what a forward pass of the whole chain shows, on any device."""
         found: list[Collective] = []
         seen: list[tuple[str, Callable[..., None]]] = [
             (name, partial(_of_module, found, how, _layer(name) in self._token_layers))
@@ -164,10 +165,11 @@ class Split:
             ends = {"first": first, "last": last}
             seen += [(name, partial(_of_module, found, end, True)) for end, name in ends.items()]
         hooks = [self._chain.get_submodule(name).register_forward_hook(hook) for name, hook in seen]
-        self._chain(batch.x)
+        self._chain(x)
         for hook in hooks:
             hook.remove()
-        return [*found, ("all_reduce", self.num_partial)] if self.num_partial else found
+        partial_sums = self.num_partial if torch.is_grad_enabled() else 0
+        return [*found, ("all_reduce", partial_sums)] if partial_sums else found
 
 
 def _of_module(
@@ -180,7 +182,8 @@ def _of_module(
         found.extend([("all_gather", taken)] if tokens else [])
         found.extend([("reduce_scatter" if tokens else "all_reduce", taken)] if wanted else [])
     if how == "rows":
-        found.extend([("reduce_scatter", made), ("all_gather", made)] if tokens else [("all_reduce", made)])
+        found.append(("reduce_scatter" if tokens else "all_reduce", made))
+        found.extend([("all_gather", made)] if tokens and output.requires_grad else [])
     if how in ("gathered", "last"):
         found.append(("all_gather", made))
     if how == "first" and wanted:
@@ -195,10 +198,6 @@ def _layer(name: str) -> str:
 def collective_traffic(collective: Collective, *, itemsize: int, size: int) -> Traffic:
     """On gloo an all-reduce is a ring, a reduce-scatter costs as much, a gather half of it."""
     kind, elements = collective
-    traffic = ring_traffic(elements, itemsize, size, longest=max(elements, 1))
-    if kind != "all_gather":
-        return traffic
-    return Traffic(
-        {edge: count // 2 for edge, count in traffic.payload.items()},
-        {edge: -(-count // 2) for edge, count in traffic.messages.items()},
-    )
+    if kind == "all_gather":
+        return spread_traffic(elements, itemsize, size)
+    return ring_traffic(elements, itemsize, size, longest=max(elements, 1))

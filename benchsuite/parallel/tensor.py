@@ -63,7 +63,14 @@ class Parallel:
 
     def collectives(self, workload: Workload, layers: Sequence[nn.Module], batch: Batch, size: int) -> list[Collective]:
         """The library's in one gradient of one replica."""
-        return self._split(workload, layers, size).collectives(batch)
+        return self._split(workload, layers, size).collectives(batch.x)
+
+    def predicted_inference(
+        self, workload: Workload, layers: Sequence[nn.Module], x: Tensor, *, size: int, itemsize: int
+    ) -> Traffic:
+        with torch.no_grad():
+            found = self._split(workload, layers, size).collectives(x)
+        return Traffic.total(collective_traffic(each, itemsize=itemsize, size=size) for each in found)
 
     def predicted_traffic(
         self, workload: Workload, layers: Sequence[nn.Module], batch: Batch, *, size: int, itemsize: int, clip: bool

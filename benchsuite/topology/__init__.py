@@ -102,6 +102,15 @@ def rank_order_sum(rows: Sequence[Tensor], out: Tensor) -> None:
         out.add_(row)
 
 
+def spread_traffic(numel: int, itemsize: int, num_workers: int) -> Traffic:
+    """A gather of so many elements in all, or their broadcast: half of a ring all-reduce, on the same edges."""
+    both = ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))
+    return Traffic(
+        {edge: num_bytes // 2 for edge, num_bytes in both.payload.items()},
+        {edge: -(-count // 2) for edge, count in both.messages.items()},
+    )
+
+
 def ring_traffic(numel: int, itemsize: int, num_workers: int, *, longest: int) -> Traffic:
     """One ring all-reduce: rank i sends every chunk but one to i+1 in each of the two phases.
 

@@ -35,6 +35,7 @@ class Topology:
     timing_free = True  # whether a policy is, its strategy says
     num_workers = 0
     num_servers = 1
+    push_bytes = 0  # of a push that is no slice of a vector: a strategy's own, to its one server; 0 = a slice
 
     def start(self, comm: Comm, *, num_servers: int = 1) -> None:
         assert 0 < num_servers < comm.size, "rules: at least one server and one worker"
@@ -48,8 +49,8 @@ class Topology:
         self._sum_over_parts: Callable[[float], float] = float
 
     def one_of_parts(self, owned: int, total: Callable[[float], float]) -> None:
-        """On a server of divided replicas: the first `owned` elements of this slice count for norms, and `total` adds up
-        what the servers of the other parts have."""
+        """On a server of divided replicas: the first `owned` elements of this slice count for norms, and `total` adds
+        up what the servers of the other parts have."""
         self._owned, self._sum_over_parts = owned, total
 
     def use_compression(self, compression: Compression, shapes: Shapes, dtype: torch.dtype) -> None:
@@ -193,6 +194,7 @@ class Topology:
         if loop.errors:
             raise loop.errors[0]
         loop.log.events = dict(getattr(policy, "events", {}))
+        loop.log.losses = getattr(policy, "losses", None)
         return loop.log
 
     def square_sum(self, gradient: Tensor) -> float:

@@ -26,6 +26,7 @@ class ServerLog:
         self.overlapped_replies = 0  # without lock: answers sent while another thread was applying
         self.replies = [0] * num_workers
         self.events: dict[str, int] = {}  # counts that the policy kept, e.g. drops
+        self.losses: list[float] | None = None  # of the pushes, where the server computes them
         self.num_abandoned = 0  # gradients given up because an answer came first
         self.abandoned_versions = 0  # sum over them: version read next minus version read
         self.first_read = [0] * num_workers
@@ -53,6 +54,11 @@ class ServerLog:
     def keep_waiting(self) -> None:
         """Pushes may be applied versions after their arrival: the policy says when (`applied`)."""
         self._waiting = [deque() for _ in self.replies]
+
+    def read_ahead(self, pushes: int) -> None:
+        """A worker sends so many pushes more than it has read answers: they too are about its first version."""
+        for reads in self._reads:
+            reads.extend([0] * pushes)
 
     def version_of(self, row: int) -> int:
         """The version that a push was computed on."""

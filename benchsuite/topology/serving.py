@@ -30,11 +30,12 @@ class Steps(Protocol):
 class _Inbox:
     """What a server's thread receives pushes into: small ones before their tickets come (`Comm.early_bytes`)."""
 
-    def __init__(self, comm: Comm, shard: Tensor, codec: Codec | None) -> None:
+    def __init__(self, comm: Comm, shard: Tensor, codec: Codec | None, *, push_bytes: int) -> None:
         self._comm, self._codec = comm, codec
         self._decoded = torch.empty_like(shard)
         self._empty = not shard.numel()
-        self._late = self._decoded if codec is None else torch.empty(codec.num_bytes, dtype=torch.uint8)
+        wire_bytes = push_bytes if codec is None else codec.num_bytes
+        self._late = torch.empty(wire_bytes, dtype=torch.uint8) if wire_bytes else self._decoded
         self._early = 0 < self._late.numel() * self._late.element_size() <= comm.early_bytes
         self._wires: dict[int, Tensor] = {}
         self._open: dict[int, Handle] = {}  # receives that are under way
@@ -99,6 +100,7 @@ class ServerLoop:
         self.errors: list[BaseException] = []
         if getattr(policy, "applies_later", False):
             self.log.keep_waiting()
+        self.log.read_ahead(getattr(policy, "reads_ahead", 0))
         policy.start(shard, self.apply)
 
     def close(self) -> None:
@@ -117,7 +119,7 @@ class ServerLoop:
         local = {world: position for position, world in enumerate(comm.world_ranks)}
         names = [self._topology._comm.world_ranks.index(world) for world in comm.world_ranks]  # -> worker numbers
         active = {worker for worker in names if worker < self._topology.num_workers}
-        inbox = _Inbox(comm, self._shard, self._topology.codec)
+        inbox = _Inbox(comm, self._shard, self._topology.codec, push_bytes=self._topology.push_bytes)
         for position, worker in enumerate(names):
             if worker in active:
                 self._reached(partial(inbox.expect, position))
