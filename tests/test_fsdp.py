@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from benchsuite.laws import tiny
-from benchsuite.parallel.fsdp import Parallel, units_of
+from benchsuite.parallel.fsdp import Parallel
 from benchsuite.parallel.pieces import cut, join, shapes_of
+from benchsuite.parallel.shards import units_of
 from benchsuite.workload import Batch, trained_parameters
 from tests.bench import Bench
 from tests.test_end_to_end import wire_ratio

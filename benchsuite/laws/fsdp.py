@@ -27,8 +27,8 @@ from benchsuite.laws.runs import Change, one_rank, option, relative, worst
 from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.laws.variants import VARIANTS, Fields
 from benchsuite.measure.traffic_mode import TrafficMode
-from benchsuite.parallel.fsdp import Unit, units_of
 from benchsuite.parallel.pieces import join
+from benchsuite.parallel.shards import Unit, units_of
 from benchsuite.training import Training
 from benchsuite.workload import Workload, seeded_layers, trained_parameters
 
@@ -41,7 +41,8 @@ class Seen:
     """What one part found after a run."""
 
     calls: list[Calls]  # of the library: in a gradient, and in one after an inference
-    num_gathered: int  # parameters that were whole after each of them
+    num_gathers: int  # of the inferences of a rollout
+    num_gathered: int  # parameters that were whole after each of these
     facts: dict[str, Any]
     params: Tensor  # its vector when the last gradient was computed
     grad: Tensor
@@ -73,7 +74,11 @@ def _look(training: Training) -> Seen:
         metric = training.workload.evaluate(part.infer)
         gathered += _num_gathered(part)
     part.gradient(batch)
-    return Seen(calls, gathered, dict(part.facts()), part.params.clone(), part.grad.clone(), metric)
+    with TrafficMode() as seen, part.whole():
+        for _ in range(2):
+            training.workload.evaluate(part.infer)
+    gathered += _num_gathered(part)
+    return Seen(calls, len(seen.calls), gathered, dict(part.facts()), part.params.clone(), part.grad.clone(), metric)
 
 
 def _num_gathered(part: Any) -> int:
@@ -85,7 +90,7 @@ def _num_gathered(part: Any) -> int:
 
 def units_travel_as_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """Each unit is one all-gather before the forward pass, one before the backward pass unless it stays gathered, and
-    one reduce-scatter; an inference before changes nothing. Value: calls too many or too few."""
+    one reduce-scatter; an inference before changes nothing; a rollout gathers once. Value: calls too many or few."""
     cell = cells.resolve(cell)
     seen = _ran(make_ranks, cell, change)
     size, reshard = cell.model_parallel, option(cell, "fsdp", "reshard")
@@ -96,6 +101,7 @@ def units_travel_as_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | 
         told["_reduce_scatter_base", unit.numel(size, trained=True)] += 1
     wrong, text = 0, ""
     for each in seen:
+        wrong += abs(each.num_gathers - len(_units(cell)))
         for calls in each.calls:
             wrong += sum(abs(calls[name] - told[name]) for name in calls | told)
             names = Counter(name for name, _ in calls.elements())
