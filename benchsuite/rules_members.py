@@ -40,7 +40,7 @@ TOPOLOGY_OF: Mapping[str, Needs] = MappingProxyType(
         "asynchronous": _ANSWERED,
         "stale_synchronous": _ANSWERED,
         "k_sync": _ANSWERED,
-        "actor_learner": Needs(SERVER, "the learner is the server, actors push their rollouts' gradients to it"),
+        "actor_learner": Needs(SERVER, "the learner is the server, actors push their trajectories to it"),
         "delayed": Needs(COLLECTIVES, "the mean of step k-1 travels during step k, on every rank alike", own=True),
         "gossip": Needs(GRAPHS, "it mixes with the neighbours of a graph", own=True),
         "hogwild": Needs(("native",), f"it works on shared memory: {_BY_DEFINITION}"),
@@ -60,7 +60,7 @@ DDP_HOOKS = ("none", "fp16", "bf16", "powersgd")
 WITHOUT_COMPRESSION: Mapping[str, str] = MappingProxyType(
     {
         "hogwild": "hogwild puts 0 bytes on the wire",
-        "actor_learner": "actor_learner exchanges whole parameters and gradients with its learner",
+        "actor_learner": "actor_learner exchanges trajectories and whole parameters with its learner",
     }
 )
 
@@ -138,11 +138,19 @@ def actor_learner(view: View) -> Problems:
     """Reinforcement learning with one learner."""
     if view.name("sync") != "actor_learner":
         return
-    if not view.is_one_of("workload", ("rl_agent",), own=True):
+    built = view.name("workload") == "rl_agent" or view.constant("workload", "collects")  # a user's agent says so
+    if not built:
         yield Problem(
             "actor_learner",
             f"sync = actor_learner with workload = {view.label('workload')}: actors collect rollouts",
             "set workload = rl_agent, or choose another sync",
+        )
+    micro = view.number("parallel", "num_micro_batches") or 1
+    if micro > 1:
+        yield Problem(
+            "actor_learner",
+            f"num_micro_batches = {micro:g} with sync = actor_learner: a trajectory is not cut into pieces",
+            "set num_micro_batches = 1, or batches_per_trajectory lower",
         )
     if view.name("topology") in SERVER and view.cell.num_servers != 1:
         yield Problem(

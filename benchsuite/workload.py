@@ -146,6 +146,22 @@ class Workload(Protocol):
         """The metric on the held-out set, once over every sample."""
 
 
+@dataclass(frozen=True)
+class TrajectoryShape:
+    """Of a worker's trajectory as a batch."""
+
+    x: tuple[int, ...]
+    y: tuple[int, ...]
+    x_dtype: torch.dtype
+    y_dtype: torch.dtype
+    num_samples: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of x and y."""
+        return math.prod(self.x) * self.x_dtype.itemsize + math.prod(self.y) * self.y_dtype.itemsize
+
+
 class Rollout(Protocol):
     """What a worker has collected: minibatches of it, in the order in which it is trained on."""
 
@@ -170,8 +186,8 @@ class RolloutWorkload(Workload, Protocol):
     def trajectory(self, act: Infer, environments: Any, number: int, batches: int) -> Batch:
         """As many environment steps as so many minibatches stand for, in order, with what an off-policy loss needs."""
 
-    def trajectory_shapes(self, batches: int, *, num_shards: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of such a trajectory's x and y."""
+    def trajectory_shape(self, batches: int, *, num_shards: int, dtype: torch.dtype) -> TrajectoryShape:
+        """Of such a trajectory."""
 
 
 class Part(Protocol):

@@ -90,6 +90,15 @@ CASES = [
      {"sync": "actor_learner", "workload": "rl_agent", **SERVER}),
     ("actor_learner", "servers = 2", {"sync": "actor_learner", "workload": "rl_agent", **SERVER, "servers": 2},
      {"sync": "actor_learner", "workload": "rl_agent", **SERVER, "servers": 1}),
+    ("actor_learner", "num_micro_batches = 2",
+     {"sync": "actor_learner", "workload": "rl_agent", **SERVER, "options": {"data": {"num_micro_batches": 2}}},
+     {"sync": "actor_learner", "workload": "rl_agent", **SERVER}),
+    *[("trajectories", reason,
+       {"sync": "actor_learner", "workload": "rl_agent", **SERVER, "options": {"actor_learner": options}},
+       {"sync": "actor_learner", "workload": "rl_agent", **SERVER})
+      for reason, options in (("ahead = -1", {"ahead": -1}), ("steps_per_trajectory = 0", {"steps_per_trajectory": 0}),
+                              ("batches_per_trajectory = 0", {"batches_per_trajectory": 0}),
+                              ("is not divisible by batches_per_trajectory(7)", {"batches_per_trajectory": 7}))],
     ("parallel x sync", "actor_learner", {"sync": "actor_learner", "workload": "rl_agent", **SERVER, "parallel": "fsdp"},
      {"sync": "actor_learner", "workload": "rl_agent", **SERVER}),
     ("hogwild", "hosts = 2", {"sync": "hogwild", "replicas": 2, "hosts": 2, "cluster": "torchrun"},
@@ -384,6 +393,8 @@ CASES = [
     ("late", "not abandoned", {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"late": "cancel"}}},
      {"sync": "k_sync", **SERVER, "replicas": 2, "options": {"k_sync": {"late": "cancel"}}, **VIRTUAL}),
     ("virtual clock", "sync = ddp", {"sync": "ddp", **VIRTUAL}, {**VIRTUAL}),
+    ("virtual clock", "compute none", {"sync": "actor_learner", "workload": "rl_agent", **SERVER, **VIRTUAL},
+     {"sync": "asynchronous", "workload": "rl_agent", **SERVER, **VIRTUAL}),
     *[("virtual clock", f"parallel = {parallel}", {"parallel": parallel, **VIRTUAL}, {**VIRTUAL})
       for parallel in ("pipeline", "tensor", "fsdp")],
     ("virtual clock", "lock = none", {"sync": "asynchronous", **SERVER, **VIRTUAL, "options": {"asynchronous": {"lock": "none"}}},
@@ -587,6 +598,11 @@ def test_workers_divide_the_environments(tmp_path):
     net = _own_workload(tmp_path, "{'global_batch': 512, 'budget_samples': 65536, 'num_environments': 16}")
     assert [p.rule for p in problems(workload=net, replicas=32)] == ["environments"]
     assert problems(workload=net, replicas=16) == []
+    many = {"options": {"rl_agent": {"num_environments": 24}}, "workload": "rl_agent"}
+    assert ["global_batch(32) is not 2 x num_environments(24)" in p.reason for p in problems(**many)] == [True]
+    assert problems(workload="rl_agent", replicas=16) == []
+    each = {"workload": "rl_agent", "batch_mode": "fixed_per_worker", "budget": Budget(samples=96 * 16)}
+    assert problems(**each, replicas=3) == []  # every worker has 16
 
 
 def test_batch_norm_is_a_notice_and_dropout_is_refused_in_laws_only(tmp_path):

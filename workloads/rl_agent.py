@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchsuite.workload import Batch, Infer, Recipe, Target
+from benchsuite.workload import Batch, Infer, Recipe, Target, TrajectoryShape
 from workloads.rl_networks import Pair, nature
 from workloads.rl_worlds import FRAMES, Atari, CartPole, Frames, World
 
@@ -82,6 +82,7 @@ class Workload:
     """Environment steps between two evaluations."""
 
     collects = True  # batches come from acting
+    tensor_divides = (32,)  # channels and hidden units
 
     @property
     def target(self) -> Target:
@@ -96,9 +97,9 @@ class Workload:
         return math.prod(PARTS[self.algorithm])
 
     @property
-    def sees_bytes(self) -> bool:
-        """Whether states are bytes, of frames."""
-        return self.environment != "cartpole"
+    def rollout_steps(self) -> int:
+        """Time steps of a rollout."""
+        return STEPS_PER_PART * self.per_rollout
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
         known = 2 if self.environment == "cartpole" else self.num_actions
@@ -120,7 +121,9 @@ class Workload:
         ]
 
     def tensor_plan(self) -> Mapping[str, str]:
-        return {}
+        pole = {"0.actor": "columns", "0.critic": "columns", "1.actor": "rows", "1.critic": "rows"}
+        frames = {"0.0.convolution": "columns", "1.0": "rows", "2.0": "columns", "3.0": "rows"}
+        return pole if self.environment == "cartpole" else frames
 
     def layer_flops(self) -> list[int]:
         """Forward operations of each layer for one state: 2 per multiply-add. PPO trains 4 times on a state."""
@@ -181,10 +184,10 @@ class Workload:
         x = self._tensor(states.reshape(-1, *states.shape[2:]))
         return Batch(x, torch.from_numpy(answers).to(self._dtype), len(answers) * steps)
 
-    def trajectory_shapes(self, batches: int, *, num_shards: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def trajectory_shape(self, batches: int, *, num_shards: int, dtype: torch.dtype) -> TrajectoryShape:
         count, steps = self.global_batch // STEPS_PER_PART // num_shards, STEPS_PER_PART * batches
-        shape = FRAMES if self.sees_bytes else (4,)
-        return (count * (steps + 1), *shape), (count, steps, 5)
+        seen, kind = (FRAMES, torch.uint8) if self.environment != "cartpole" else ((4,), dtype)
+        return TrajectoryShape((count * (steps + 1), *seen), (count, steps, 5), kind, dtype, count * steps)
 
     def _make(self, seeds: list[list[int]]) -> World:
         if self.environment == "atari":
@@ -231,32 +234,37 @@ class Workload:
 
         Advantages come normalised (`Rollout.batch`): a mean over a shard's rows then stays a mean over all.
         """
-        scores, values = output[..., :-1], output[..., -1]
+        all_logs, values = output[:, :-1].log_softmax(-1), output[:, -1]
         if batch.y.dim() == 3:
-            return self._corrected(scores.log_softmax(-1), values, batch.y)
+            return self._corrected(all_logs, values, batch.y)
         actions, logs, advantages, returns = batch.y.unbind(-1)
-        all_logs = scores.log_softmax(-1)
         new = all_logs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
-        if self.algorithm == "ppo":
-            ratio = (new - logs).exp()
-            clipped = ratio.clamp(1 - self.clip_ratio, 1 + self.clip_ratio)
-            policy = -torch.minimum(ratio * advantages, clipped * advantages).mean()
-        else:
-            policy = -(new * advantages).mean()
-        return self._whole(policy, all_logs, values - returns)
+        if self.algorithm == "a2c":
+            return self._whole(-(new * advantages).mean(), all_logs, values - returns)
+        return self._whole(self._clipped((new - logs).exp(), advantages), all_logs, values - returns)
+
+    def _clipped(self, ratio: Tensor, advantages: Tensor) -> Tensor:
+        clipped = ratio.clamp(1 - self.clip_ratio, 1 + self.clip_ratio)
+        return -torch.minimum(ratio * advantages, clipped * advantages).mean()
 
     def _corrected(self, all_logs: Tensor, values: Tensor, y: Tensor) -> Tensor:
-        """V-trace actor-critic on trajectories (IMPALA, section 4.2)."""
+        """The same on trajectories of another policy: V-trace's targets and advantages, normalised per trajectory.
+
+        a2c: the policy gradient of IMPALA (section 4.2). ppo: the clipped surrogate against the policy that acted.
+        """
         count, steps = y.shape[:2]
         all_logs, values = all_logs.view(count, steps + 1, -1)[:, :-1], values.view(count, steps + 1)
         actions, logs, rewards, ends, beyond = y.unbind(-1)
         new = all_logs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+        ratio = (new - logs).exp()
         with torch.no_grad():
-            ratios = (new - logs).exp()
-            targets, advantages = vtrace(
-                ratios, rewards, values, ends, beyond, discount=self.discount, trace=self.trace
-            )
-        return self._whole(-(new * advantages).mean(), all_logs, values[:, :-1] - targets)
+            targets, advantages = vtrace(ratio, rewards, values, ends, beyond, discount=self.discount, trace=self.trace)
+            advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+        if self.algorithm == "a2c":
+            policy = -(ratio.detach().clamp(max=1.0) * advantages * new).mean()
+        else:
+            policy = self._clipped(ratio, advantages)
+        return self._whole(policy, all_logs, values[:, :-1] - targets)
 
     def _whole(self, policy: Tensor, all_logs: Tensor, errors: Tensor) -> Tensor:
         entropy = -(all_logs.exp() * all_logs).sum(-1).mean()
@@ -278,7 +286,7 @@ class Workload:
 def vtrace(
     ratios: Tensor, rewards: Tensor, values: Tensor, ends: Tensor, beyond: Tensor, *, discount: float, trace: float
 ) -> tuple[Tensor, Tensor]:
-    """Targets v_s (equation 1 of IMPALA) and advantages of the policy gradient, (B, T) each; rho and c cut at 1.
+    """Targets v_s (equation 1 of IMPALA) and advantages r + gamma v_(s+1) - V, (B, T) each; rho and c cut at 1.
 
     values: (B, T + 1); ratios of the learner's to the actor's probabilities, rewards, ends, beyond (the value that
     stands for what comes after an end): (B, T). trace: lambda of remark 2.
@@ -291,7 +299,7 @@ def vtrace(
         ahead = targets[:, time + 1] - values[:, time + 1]
         targets[:, time] += errors[:, time] + going[:, time] * trace * cut[:, time] * ahead
     following = torch.where(ends == 1, beyond, targets[:, 1:])
-    return targets[:, :-1], cut * (rewards + discount * following - values[:, :-1])
+    return targets[:, :-1], rewards + discount * following - values[:, :-1]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchsuite.assemble import parts
+from benchsuite.assemble import lag, parts
 from benchsuite.assemble.result import Rank, apart, taken
 from benchsuite.cell import Cell
 from benchsuite.measure import window
@@ -66,6 +66,9 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
         if one_host:
             log = server["log"]
             raw["lock_wait_s"] = [(a - s) * NS for a, s in zip(log["apply_ns"], log["sent_ns"], strict=True)]
+            if ranks[0].get("queues"):
+                raw["queue_length"] = lag.queue(log["sent_ns"], log["apply_ns"])
+                cost["queue_length"] = lag.extent(raw["queue_length"])
     return cost, raw
 
 

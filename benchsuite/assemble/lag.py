@@ -1,12 +1,14 @@
-"""Policy lag of agents: version at the apply minus version that the rollout was collected with. Imports no torch.
+"""Policy lag of agents and the learner's queue. Imports no torch.
 
-A rollout is trained on in several steps, and the policy moves on at each: synchronous PPO has lags of 0 to 15. Of a
-server's pushes both versions stand in its log. A replica that steps itself counts its own versions; where all share
-their parameters (`hogwild`) the batches handed out in between are the versions.
+Policy lag: version at the apply minus version that the rollout was collected with. A rollout is trained on in several
+steps, and the policy moves on at each: synchronous PPO has lags of 0 to 15. Of a server's pushes both versions stand in
+its log. A replica that steps itself counts its own versions; where all share their parameters (`hogwild`) the batches
+handed out in between are the versions.
 """
 
 from __future__ import annotations
 
+import bisect
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -37,6 +39,17 @@ def summary(values: Sequence[int]) -> dict[str, Any] | None:
     for value in sorted(values):
         histogram[str(value)] = histogram.get(str(value), 0) + 1
     return {"histogram": histogram, "mean": statistics.fmean(values), "max": max(values)}
+
+
+def queue(sent_ns: Sequence[int], taken_ns: Sequence[int]) -> list[int]:
+    """How many pushes had been sent and not been taken when each was taken, itself included. One clock for all."""
+    sent = sorted(sent_ns)
+    return [bisect.bisect_right(sent, at) - before for before, at in enumerate(taken_ns)]
+
+
+def extent(lengths: Sequence[int]) -> dict[str, Any] | None:
+    """Mean and largest."""
+    return {"mean": statistics.fmean(lengths), "max": max(lengths)} if lengths else None
 
 
 def _of_pushes(workers: Sequence[Rank], log: Mapping[str, Sequence[int]], per_rollout: int) -> Iterable[int]:

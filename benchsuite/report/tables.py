@@ -84,7 +84,8 @@ COLUMNS: Mapping[str, Column] = {
         Column("payload_minus_predicted", "payload − predicted",
                "bytes counted over the whole run minus those predicted: 0, or a law is broken; empty where derived"),
         Column("staleness", "staleness", "mean over updates: version at the update minus version of the gradient"),
-        Column("policy_lag", "policy lag", "mean over updates: version at the update minus version of the policy that acted"),
+        Column("policy_lag", "policy lag", "mean over updates: version at the update minus version of the policy that "
+               "acted"),
         Column("virtual_samples_per_s", "samples per virtual s",
                "samples over virtual seconds after the warm-up, summed over workers", better="max"),
         Column("waiting", "waiting, %", "share of the workers' virtual time in which they compute nothing", 1e2, "min"),

@@ -151,7 +151,7 @@ class _Simulation:
         self._workload: Workload
         self._workload, template = trainings.build_part(cell)
         assert isinstance(template, DataPart), "rules: the virtual clock needs parallel = data"
-        acts_again = known is not None and hasattr(self._workload, "collect")  # timed again, nobody looks at what it does
+        acts_again = known is not None and hasattr(self._workload, "collect")  # timed again: nobody looks at it
         if cell.gradients == "none" or acts_again:
             self._workload = WithoutData(self._workload, cells.global_batch(cell))
         self._batch = cells.global_batch(cell) / cell.num_workers

@@ -1,0 +1,181 @@
+"""Actors and a learner: who acts computes no gradient, who learns does not act (IMPALA, Espeholt et al. 2018).
+
+"IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures", arXiv 1802.01561, section
+3. Workers are actors: each plays a trajectory with its own parameters, sends it to the one server, and goes on with the
+newest parameters that it has been sent. The server is the learner: it takes trajectories in the order of their arrival,
+computes gradients on each (the workload's loss corrects for the policy that acted by V-trace), steps, and answers with
+parameters and their version. `ahead` trajectories of an actor may wait in the learner's queue while it plays the next.
+
+Sends per trajectory its states, actions, probabilities and rewards one way, with the version that acted in front
+(8 bytes), and M bytes with the version behind them the other way.
+Keeps (ahead + 1) trajectories and answers on an actor, one of each on the learner.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Handle, Traffic
+from benchsuite.compression import Compression
+from benchsuite.sync import Apply, Events, Setting, Work, count, hand_out
+from benchsuite.topology import Topology
+from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.topology.parameter_server import sized_traffic
+from benchsuite.update import Updater, clip
+from benchsuite.workload import Batch, Part, Recipe, Shapes, TrajectoryShape, numel
+
+HEADER_BYTES = 8  # the version that acted
+
+
+@dataclass
+class Strategy:
+    """Actors send trajectories, the learner sends parameters."""
+
+    batches_per_trajectory: int = 16
+    """Global batches whose samples a trajectory stands for, an actor's share of each."""
+    ahead: int = 1
+    """Trajectories of an actor that may be under way while it plays another (0 = it waits for its own answer)."""
+
+    steps_per_trajectory: int = 8
+    """Steps that the learner makes on a trajectory, one after the other; V-trace corrects the later ones too."""
+
+    survives = "worker"
+    snapshot_of = "servers"
+    clips_mean = False
+    goes_on = True  # the learner notices a divergence, and the actors wait for its answers
+    alone_is_plain = False
+    needs_topology = ("parameter_server",)
+
+    def expect(self, shape: TrajectoryShape) -> None:
+        """Called on every rank before `start`: what trajectories look like."""
+        self._shape = shape
+
+    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+        assert isinstance(topology, ParameterServer), "rules: actor_learner needs parameter_server"
+        self._comm, self._part, self._recipe, self._topology = comm, part, recipe, topology
+        self._num_workers = topology.num_workers
+        self._num_pushes = recipe.budget // recipe.global_batch * self._num_workers // self.batches_per_trajectory
+        self._index, self._version = 0, 0
+        self._under_way: deque[tuple[Tensor, Tensor, list[Handle]]] = deque()  # trajectory, answer, what to wait for
+        topology.push_bytes = HEADER_BYTES + self._shape.num_bytes
+        self.events = {"pushes": 0, "replies": 0}
+
+    def make_updater(self, params: Tensor) -> Updater:
+        return Updater(params, self._recipe)
+
+    def next_index(self) -> Work | None:
+        """The next trajectory, to be played with the newest parameters that are due."""
+        self._wait(self.ahead)
+        self._index, work = hand_out(self._comm, self._num_workers, self._num_pushes)
+        return work
+
+    def _wait(self, most: int) -> None:
+        """Takes answers until at most so many are out. Each has a vector of its own: it may come during play."""
+        while len(self._under_way) > most:
+            _, answer, handles = self._under_way.popleft()
+            for handle in handles:
+                handle.wait()
+            self._part.params.copy_(answer[:-1])
+            self._version = int(answer[-1])
+            self.events["replies"] += 1
+
+    def step(self, batch: Batch) -> float:
+        """Hands a trajectory over. The learner knows the loss."""
+        packed = pack(self._version, batch)
+        answer = torch.empty(self._part.params.numel() + 1, dtype=self._part.params.dtype, device=packed.device)
+        receiving = self._topology.expect(answer) if self._comm.posts_ahead else []
+        sending = self._topology.push(packed, tag=self._index)
+        receiving = receiving or self._topology.expect(answer)  # nccl: a pair's operations run in posting order
+        self._under_way.append((packed, answer, [*sending, *receiving]))
+        self.events["pushes"] += 1
+        return 0.0
+
+    def finish(self) -> None:
+        self._wait(0)
+        self._topology.goodbye()
+
+    def snapshot(self) -> Tensor:
+        return self._part.params
+
+    def policy(self) -> Learner:
+        learner = Learner(self._part, self._shape, self._recipe.clip_norm, steps=self.steps_per_trajectory)
+        learner.reads_ahead = self.ahead
+        return learner
+
+    def num_pushes(self) -> int:
+        return self._num_pushes
+
+    def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        total = num_batches * setting.num_workers // self.batches_per_trajectory
+        each = [total // setting.num_workers + (worker < total % setting.num_workers) for worker in
+                range(setting.num_workers)]  # fmt: skip
+        return {"pushes": each, "replies": each}
+
+    def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        one = HEADER_BYTES + setting.trajectory_bytes + (numel(shapes) + 1) * setting.itemsize
+        return one if server else (self.ahead + 1) * one
+
+    def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        workers = range(setting.num_workers)
+        return sized_traffic(
+            [HEADER_BYTES + setting.trajectory_bytes],
+            [(numel(shapes) + 1) * setting.itemsize],
+            pushes=[count(events, "pushes", worker) for worker in workers],
+            replies=[count(events, "replies", worker) for worker in workers],
+        )
+
+
+class Learner:
+    """Gradients and steps for every trajectory, in the order in which they come."""
+
+    reads_ahead = 0  # trajectories that an actor has sent beyond those whose answers it has read
+
+    def __init__(self, part: Part, shape: TrajectoryShape, clip_norm: float | None, *, steps: int) -> None:
+        self._part, self._shape, self._clip_norm, self._steps = part, shape, clip_norm, steps
+        self.losses: list[float] = []  # of each push, before its first step
+
+    def start(self, shard: Tensor, apply: Apply) -> None:
+        self._shard, self._apply, self._version = shard, apply, 0
+
+    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        acted, batch = unpack(flat, self._shape)
+        if acted != version:
+            raise RuntimeError(f"a trajectory of version {acted} from worker {worker}, whose log says {version}")
+        for step in range(self._steps):
+            loss = self._part.gradient(batch)
+            assert loss is not None
+            if step == 0:
+                self.losses.append(loss)
+            clip(self._part.grad, self._clip_norm)
+            self._apply(self._part.grad)
+            self._version += 1
+        return [worker]
+
+    def on_goodbye(self, worker: int) -> list[int]:
+        return []
+
+    def answer(self, worker: int) -> Tensor:
+        """(P + 1,): the parameters, and their version (float32 counts to 2^24)."""
+        return torch.cat([self._shard, self._shard.new_tensor([self._version])])
+
+    def snapshot(self) -> Tensor:
+        return self._shard
+
+
+def pack(version: int, batch: Batch) -> Tensor:
+    """A trajectory as bytes: version, answers, states."""
+    pieces = [torch.tensor([float(version)], dtype=torch.float64, device=batch.x.device), batch.y, batch.x]
+    return torch.cat([piece.contiguous().flatten().view(torch.uint8) for piece in pieces])
+
+
+def unpack(flat: Tensor, shape: TrajectoryShape) -> tuple[int, Batch]:
+    """Inverse of `pack`; what comes out are views."""
+    middle = HEADER_BYTES + math.prod(shape.y) * shape.y_dtype.itemsize
+    version = int(flat[:HEADER_BYTES].view(torch.float64))
+    y, x = flat[HEADER_BYTES:middle].view(shape.y_dtype), flat[middle:].view(shape.x_dtype)
+    return version, Batch(x.view(shape.x), y.view(shape.y), shape.num_samples)
