@@ -3,12 +3,13 @@
 `validate` answers for a resolved cell and for one that is not; a refused cell is an answer (`unsupported`, with rule,
 reason and remedy), never a crash. What depends on the machine (devices, backends in the torch that is installed) is
 `machine_problems`, for which somebody has to look at the machine first (`doctor.examine_torch`).
-The rules stand in `rules_members.py` (what goes with what), `rules_numbers.py`, `rules_options.py`, `rules_setting.py`.
+The rules stand in `rules_members.py` (what goes with what), `rules_agents.py`, `rules_numbers.py`,
+`rules_parallel.py`, `rules_options.py`, `rules_setting.py`.
 """
 
 from __future__ import annotations
 
-from benchsuite import rules_members, rules_numbers, rules_options, rules_setting
+from benchsuite import rules_agents, rules_members, rules_numbers, rules_options, rules_parallel, rules_setting
 from benchsuite.cell import Cell
 from benchsuite.legal import Problem, View
 from benchsuite.rules_setting import Machine
@@ -16,7 +17,8 @@ from benchsuite.rules_setting import Machine
 __all__ = ["Machine", "Problem", "law_problems", "machine_problems", "needs_machine", "notices", "validate"]
 
 # "not built" comes last: the first reason a user reads is the one that no later version lifts.
-RULES = (*rules_members.RULES, *rules_numbers.RULES, *rules_options.RULES, *rules_setting.RULES)
+_PLACES = (rules_members, rules_agents, rules_numbers, rules_parallel, rules_options, rules_setting)
+RULES = tuple(rule for place in _PLACES for rule in place.RULES)
 
 
 def validate(cell: Cell) -> list[Problem]:

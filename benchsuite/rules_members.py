@@ -134,32 +134,6 @@ def divided(view: View) -> Problems:
         )
 
 
-def actor_learner(view: View) -> Problems:
-    """Reinforcement learning with one learner."""
-    if view.name("sync") != "actor_learner":
-        return
-    built = view.name("workload") == "rl_agent" or view.constant("workload", "collects")  # a user's agent says so
-    if not built:
-        yield Problem(
-            "actor_learner",
-            f"sync = actor_learner with workload = {view.label('workload')}: actors collect rollouts",
-            "set workload = rl_agent, or choose another sync",
-        )
-    micro = view.number("parallel", "num_micro_batches") or 1
-    if micro > 1:
-        yield Problem(
-            "actor_learner",
-            f"num_micro_batches = {micro:g} with sync = actor_learner: a trajectory is not cut into pieces",
-            "set num_micro_batches = 1, or batches_per_trajectory lower",
-        )
-    if view.name("topology") in SERVER and view.cell.num_servers != 1:
-        yield Problem(
-            "actor_learner",
-            f"servers = {view.cell.num_servers} with sync = actor_learner: the one server is the learner",
-            "set servers = 1",
-        )
-
-
 def momentum(view: View) -> Problems:
     """Vectors that a policy keeps between pushes belong to one thread."""
     own = view.option("sync", "momentum")
@@ -278,7 +252,6 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     parallel_and_sync,
     sync_and_topology,
     divided,
-    actor_learner,
     momentum,
     hogwild,
     compression,

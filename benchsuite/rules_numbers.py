@@ -2,7 +2,7 @@
 
 A rule is silent where a number is not known (a workload without a file states no batch). Options of members that
 have no file yet are read under the names that stand here: local_steps (H), warmup_steps, moving_rate,
-num_micro_batches (m), num_chunks (V per stage), slack (s), num_environments.
+num_micro_batches (m), slack (s), num_environments.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from benchsuite.cell import num_layers
 from benchsuite.errors import UsageError
 from benchsuite.legal import Problem, Problems, View
 from benchsuite.measure.faults import check
@@ -99,47 +98,6 @@ def global_batch(view: View) -> Problems:
             "global batch",
             f"global batch({batch}) is not divisible by {formula} = {parts}: {batch} % {parts} = {batch % parts}",
             "set replicas to a divisor, or the workload's global_batch to a multiple",
-        )
-
-
-def environments(view: View) -> Problems:
-    """Reinforcement learning: N divides the environments, so that their streams stay the same for any N."""
-    environments, batch = view.number("workload", "num_environments"), view.number("workload", "global_batch")
-    together = view.cell.batch_mode == "fixed_global"  # else every worker has so many
-    if view.name("workload") == "rl_agent" and environments and batch and batch != 2 * environments:
-        yield Problem(
-            "environments",
-            f"global_batch({batch:g}) is not 2 x num_environments({environments:g}): a minibatch stands for 2 steps of "
-            "each environment",
-            f"set options.rl_agent.global_batch = {2 * environments:g}",
-        )
-    if environments and together and view.cell.replicas >= 1 and environments % view.cell.replicas:
-        yield Problem(
-            "environments",
-            f"num_environments({environments:g}) is not divisible by replicas({view.cell.replicas})",
-            "set replicas to a divisor of the environments",
-        )
-
-
-def trajectories(view: View) -> Problems:
-    """Actors hand over whole trajectories, and use the budget up."""
-    if view.name("sync") != "actor_learner":
-        return
-    for name, least in (("batches_per_trajectory", 1), ("steps_per_trajectory", 1), ("ahead", 0)):
-        value = view.number("sync", name)
-        if value is not None and value < least:
-            yield Problem(
-                "trajectories", f"{name} = {value:g} of {view.label('sync')}: at least {least} is needed",
-                f"set options.{view.label('sync')}.{name} = {least} or more",
-            )  # fmt: skip
-            return
-    length, steps = view.number("sync", "batches_per_trajectory"), view.steps
-    if length and steps is not None and steps * view.cell.replicas % length:
-        yield Problem(
-            "trajectories",
-            f"steps({steps}) x replicas({view.cell.replicas}) is not divisible by batches_per_trajectory({length:g}): "
-            "a part of the budget would not be used",
-            "set batches_per_trajectory to a divisor, or the budget to a multiple",
         )
 
 
@@ -247,82 +205,6 @@ def strategies(view: View) -> Problems:
         yield Problem("random matching", f"seed = {seed:g} of random_matching: 0 or more is needed", "set seed = 0")
 
 
-def stages(view: View) -> Problems:
-    """A pipeline stage holds at least one layer per chunk, and the schedule can be filled."""
-    if view.name("parallel") != "pipeline":
-        return
-    parts, schedule = view.cell.model_parallel, str(view.option("parallel", "schedule") or "1f1b")
-    micro, stated = (view.number("parallel", name) for name in ("num_micro_batches", "num_chunks"))
-    m, chunks = int(4 if micro is None else micro), int(stated or (2 if schedule == "interleaved" else 1))
-    if m < 1 or chunks < 1:
-        yield Problem(
-            "counts", f"num_micro_batches = {m}, num_chunks = {chunks} of pipeline: at least 1 is needed",
-            "set options.pipeline.num_micro_batches = 1 or more, num_chunks = 0 or more",
-        )  # fmt: skip
-        return
-    if schedule in ("gpipe", "1f1b") and chunks > 1:
-        yield Problem(
-            "schedule", f"num_chunks = {chunks} with schedule = {schedule}: each stage is one run of layers",
-            "set num_chunks = 1, or schedule = interleaved or zero_bubble",
-        )  # fmt: skip
-    if schedule == "1f1b" and m < parts:
-        yield Problem(
-            "schedule", f"num_micro_batches({m}) < stages({parts}) with schedule = 1f1b: the pipeline is never full",
-            f"set num_micro_batches to {parts} or more, or schedule = gpipe",
-        )  # fmt: skip
-    rounds = max(1, m // max(1, parts))
-    if schedule in ("interleaved", "zero_bubble") and m % rounds:
-        yield Problem(
-            "schedule",
-            f"num_micro_batches({m}) is not divisible by rounds(max(1, {m} // stages({parts})) = {rounds}), which "
-            f"schedule = {schedule} needs",
-            "set num_micro_batches to a multiple of the stages",
-        )  # fmt: skip
-    layers = num_layers(view.cell)
-    if layers and layers < parts * chunks:
-        yield Problem(
-            "stages",
-            f"layers({layers}) < stages({parts}) x num_chunks({chunks})",
-            f"set model_parallel x num_chunks to at most {layers}",
-        )
-    trained = view.constant("workload", "trained_layers")
-    if trained and trained < parts:
-        yield Problem(
-            "stages", f"layers with parameters({trained}) < stages({parts})", f"set model_parallel to at most {trained}"
-        )
-
-
-def tensor(view: View) -> Problems:
-    """What the workload splits by weight, its heads, channels or widths, divides by the parts."""
-    parts, label = view.cell.model_parallel, view.label("workload")
-    if view.name("parallel") != "tensor" or parts < 2 or view.file("workload") is None:
-        return
-    divides = view.constant("workload", "tensor_divides")
-    if not divides:
-        yield Problem(
-            "tensor plan", f"parallel = tensor with workload = {label}: its class does not say what splits by weight",
-            "give it tensor_plan and tensor_divides, or set parallel = pipeline or fsdp",
-        )  # fmt: skip
-        return
-    named = list(divides)
-    if view.option("parallel", "sequence_parallel"):
-        tokens = view.constant("workload", "tensor_tokens")
-        named += [tokens] if tokens else []
-        if not tokens:
-            yield Problem(
-                "sequence parallel", f"sequence_parallel with workload = {label}: it has no sequences of tokens",
-                "set sequence_parallel = false",
-            )  # fmt: skip
-    for what in named:
-        value = view.number("workload", what) if isinstance(what, str) else what
-        if value and value % parts:
-            text = f"{what}({value:g})" if isinstance(what, str) else f"the {value} that {label} splits by"
-            yield Problem(
-                "tensor split", f"{text} is not divisible by model_parallel({parts})",
-                "set model_parallel to a divisor" + (f", or {what} to a multiple" if isinstance(what, str) else ""),
-            )  # fmt: skip
-
-
 def learning_rate(view: View) -> Problems:
     """A factor that leaves the recipe a learning rate."""
     factor = view.cell.lr_factor
@@ -385,14 +267,10 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     counts,
     budget,
     global_batch,
-    environments,
-    trajectories,
     local_steps,
     fragments,
     elastic,
     strategies,
-    stages,
-    tensor,
     learning_rate,
     straggler,
     options,

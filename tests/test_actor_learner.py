@@ -22,7 +22,7 @@ from benchsuite.training import Training
 from benchsuite.workload import Batch
 from tests.bench import Bench
 from tests.test_rl_agent import made, model
-from workloads.rl_agent import vtrace
+from workloads.rl_vtrace import vtrace
 
 # V-trace
 

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import members, plugins, rules, rules_members, rules_numbers, rules_options, rules_setting
+from benchsuite import (
+    members,
+    plugins,
+    rules,
+    rules_agents,
+    rules_members,
+    rules_numbers,
+    rules_options,
+    rules_parallel,
+    rules_setting,
+)
 from benchsuite.cell import AXES, Budget, Cell, resolve
 from benchsuite.errors import UsageError
 from benchsuite.laws.grid import TINY  # global batch 24, 9 layers
@@ -475,7 +485,9 @@ def test_a_topology_that_a_refusal_names_is_one_that_both_take(sync, compression
 def test_every_rule_has_a_case():
     """Each Problem in the sources names a rule that a test here refuses."""
     named = set()
-    for module in (rules, rules_members, rules_numbers, rules_options, rules_setting):
+    for module in (
+        rules, rules_agents, rules_members, rules_numbers, rules_parallel, rules_options, rules_setting,
+    ):  # fmt: skip
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
                 named.add(ast.literal_eval(node.args[0]))
