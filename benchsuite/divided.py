@@ -31,7 +31,7 @@ from benchsuite.sync import Events, Setting, Strategy, count
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.training import Training
-from benchsuite.workload import Batch, Part, Workload, mapped, seeded_layers, trained_parameters
+from benchsuite.workload import Batch, Part, Shapes, Workload, mapped, seeded_layers, trained_parameters
 
 Update = Callable[[int, int], None]
 Wrap = Callable[[Part, int], Part]
@@ -189,6 +189,13 @@ def predicted(cell: Cell, strategy: Strategy, events: Events, setting: Setting) 
         times = [count(events, name, ranks[0]) for name in ("gradients", "inferences")]
         total += (one.times(times[0]) + acting.times(times[1])).moved(ranks)
     return total
+
+
+def part_shapes(cell: Cell) -> list[Shapes]:
+    """What each part of a replica holds."""
+    workload = trainings.start_workload(cell)
+    pieces = trainings.make_parallel(cell).pieces(workload, meta_layers(workload), cell.model_parallel)
+    return [shapes_of(held) for held in pieces]
 
 
 def clips_inside(strategy: Strategy, setting: Setting) -> bool:

@@ -33,14 +33,16 @@ def of_run(cell: Cell, strategy: Strategy, shapes: Shapes, events: Events, descr
 def kept(cell: Cell) -> dict[str, int | None]:
     """Bytes that the strategy keeps on a worker and on the fullest server, by its memory formula (`state_bytes`).
 
-    None: there is no server, or a user's file states no formula.
+    Of a divided replica on the fullest part; a server keeps something for every part. None: there is no server, or a
+    user's file states no formula.
     """
     strategy, shapes, described, _ = _described(cell)
     formula = getattr(strategy, "state_bytes", None)
     if formula is None:
         return {"worker": None, "server": None}
-    server = formula(shapes, described, server=True) if described.num_servers else None
-    return {"worker": formula(shapes, described), "server": server}
+    parts = divided.part_shapes(cell) if training.is_divided(cell) else [shapes]
+    server = sum(formula(part, described, server=True) for part in parts) if described.num_servers else None
+    return {"worker": max(formula(part, described) for part in parts), "server": server}
 
 
 def _described(cell: Cell) -> tuple[Strategy, Shapes, Setting, int]:
