@@ -1,7 +1,8 @@
 """Laws of layers split by weight: what is sent in a step, slices compute the whole gradient, copies are equal.
 
 Ranks are processes. `tiny` gathers after every layer, `mlp` has one pair of matrices, `cnn` pairs of convolutions with
-a GroupNorm between them, the transformer two pairs per block, with and without tokens that are cut.
+a GroupNorm between them, the transformer two pairs per block, with and without tokens that are cut; the agent's
+networks are two side by side, or convolutions with biases.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Seen:
     params: Tensor
     grad: Tensor
     num_split: int  # elements at the beginning that only this part has
-    metric: float
+    output: Tensor  # of an inference
 
 
 def _look(training: Training) -> Seen:
@@ -51,8 +52,8 @@ def _look(training: Training) -> Seen:
     with TrafficMode() as seen:
         part.gradient(batch)
     calls = Counter((call.name, call.numel) for call in seen.calls)
-    facts, metric = part.facts(), training.workload.evaluate(part.infer)
-    return Seen(batch, calls, part.params.clone(), part.grad.clone(), facts["split_elements"], metric)
+    num_split, output = part.facts()["split_elements"], part.infer(batch.x)
+    return Seen(batch, calls, part.params.clone(), part.grad.clone(), num_split, output)
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
@@ -106,12 +107,11 @@ def slices_compute_the_whole(
     if alter is not None:
         alter(model)
     batch = seen[0].batch
-    loss = workload.loss(model(batch.x), batch)
-    gradient = nn.utils.parameters_to_vector(torch.autograd.grad(loss, list(named.values())))
-    with torch.no_grad():
-        metric = workload.evaluate(model.eval())
+    output = model(batch.x)
+    gradients = torch.autograd.grad(workload.loss(output, batch), list(named.values()))
+    gradient = nn.utils.parameters_to_vector(gradients)
     figures = [(relative(grad - gradient, gradient), "gradient")]
-    figures += [(abs(each.metric - metric) / abs(metric), "inference") for each in seen]
+    figures += [(relative(each.output - output.detach(), output.detach()), "inference") for each in seen]
     value, where = worst(figures)
     return Figure(value, FLOAT64, f"||difference|| / ||{where}||, {grid.label(cell)}")
 
@@ -185,6 +185,8 @@ STEPS = Budget(steps=3, timeout_s=60.0)
 CNN: Fields = {"workload": "cnn", "preset": "smoke"}
 MLP: Fields = {"workload": "mlp", "preset": "smoke"}
 TRANSFORMER: Fields = {"workload": "transformer", "preset": "smoke"}
+AGENT: Fields = {"workload": "rl_agent", "preset": "smoke"}
+FRAMES: Fields = {"workload": "rl_agent", "preset": "comm"}
 CUT_TOKENS: Fields = {**TRANSFORMER, "options": {"tensor": {"sequence_parallel": True}}}
 
 
@@ -196,7 +198,7 @@ def on(**fields: Any) -> Fields:
 def _cells(asked: grid.Asked) -> list[Cell]:
     if not asked.is_about("tensor"):
         return []
-    shapes: tuple[Fields, ...] = ({}, MLP, CNN, TRANSFORMER, CUT_TOKENS)
+    shapes: tuple[Fields, ...] = ({}, MLP, CNN, TRANSFORMER, CUT_TOKENS, AGENT, FRAMES)
     made = [grid.on(grid.tiny(), **on(model_parallel=size, **shape)) for size in (2, 4) for shape in shapes]
     return [cells.resolve(cell) for cell in made]
 

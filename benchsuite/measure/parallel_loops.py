@@ -1,7 +1,8 @@
 """What one would write without the suite to divide a replica: training scripts that use the library's own class.
 
-`fsdp_loop`: `fully_shard` as its documentation shows it, on every layer with parameters and on the whole. The baselines
-of `benchsuite selfcheck --only parallel`; the records are those of `baseline_loops.py`.
+`fsdp_loop`: `fully_shard` as its documentation shows it, on every layer with parameters and on the whole.
+`tensor_loop`: `parallelize_module` on the matrices of a transformer's blocks. The baselines of
+`benchsuite selfcheck --only parallel`; the records are those of `baseline_loops.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections import Counter
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from benchsuite.job import RankJob
 from benchsuite.measure.baseline_loops import begin, end
@@ -51,3 +55,43 @@ def fsdp_loop(job: RankJob) -> None:
     common = torch.tensor(losses)
     dist.all_reduce(common)  # of all shares, as the suite's: what is compared must have done the same work
     end(job, stamps, (common / size).tolist(), cpu_s)
+
+
+def tensor_loop(job: RankJob) -> None:
+    """zero_grad, forward, backward, clip, step: of a transformer. The norm of plain and of split parameters together.
+
+    A group of parameters each: torch's loops over many tensors refuse lists that mix DTensors with plain ones.
+    """
+    workload, recipe, steps = begin(job)
+    batch_size, budget = recipe.global_batch, recipe.budget
+    model = nn.Sequential(*seeded_layers(workload, job.cell["seed"]))
+    mesh = init_device_mesh("cpu", (job.world_size,))
+    for block in list(model)[1:-1]:
+        parallelize_module(block, mesh, {
+            "qkv": ColwiseParallel(), "out": RowwiseParallel(), "up": ColwiseParallel(), "down": RowwiseParallel(),
+        })  # fmt: skip
+    groups = [[p for p in model.parameters() if isinstance(p, DTensor) is split] for split in (True, False)]
+    optimizer = recipe.make_optimizer([{"params": group} for group in groups])
+    stamps, losses = [0] * (steps + 1), [0.0] * steps
+
+    dist.barrier()
+    cpu_s = -time.process_time()
+    stamps[0] = time.perf_counter_ns()
+    for step in range(steps):
+        batch = workload.batch(step, shard=0, num_shards=1)
+        optimizer.zero_grad()
+        loss = workload.loss(model(batch.x), batch)
+        loss.backward()
+        if recipe.clip_norm is not None:
+            grads = [[p.grad for p in group if p.grad is not None] for group in groups]
+            split, plain = (nn.utils.get_total_norm(each) for each in grads)
+            assert isinstance(split, DTensor)
+            norm = float(torch.hypot(split.full_tensor(), plain))
+            for each in grads:
+                torch._foreach_mul_(each, min(1.0, recipe.clip_norm / (norm + 1e-6)))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr(step * batch_size / budget)
+        optimizer.step()
+        losses[step] = float(loss.detach())
+        stamps[step + 1] = time.perf_counter_ns()
+    end(job, stamps, losses, cpu_s + time.process_time())

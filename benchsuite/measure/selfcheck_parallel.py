@@ -22,6 +22,7 @@ SIZE, PRESET = 2, "comm"
 # Parallelism, its script, workloads, its options.
 COMPARED: tuple[tuple[str, str, tuple[str, ...], Mapping[str, Any]], ...] = (
     ("fsdp", "fsdp_loop", ("transformer", "cnn"), {}),
+    ("tensor", "tensor_loop", ("transformer",), {}),
 )
 STEPS, WARMUP = 8, 2  # of tenths of a second and more each
 
