@@ -85,8 +85,7 @@ def test_the_norm_of_a_clipped_gradient_is_in_the_prediction() -> None:
     workload, batch = tiny.Workload(), Batch(torch.zeros(24, 8, device="meta"), None, 24)
     layers = divided.meta_layers(workload)
     without, clipped = (
-        Parallel().predicted_traffic(workload, layers, batch, size=2, itemsize=8, clip=clip)
-        for clip in (False, True)
+        Parallel().predicted_traffic(workload, layers, batch, size=2, itemsize=8, clip=clip) for clip in (False, True)
     )
     assert clipped.payload == (without + sum_traffic(2)).payload
     # 8 layers gather 24 x 8 outputs, 7 of them add up the gradient of their input: the first one's is data
