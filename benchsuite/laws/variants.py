@@ -49,6 +49,10 @@ VARIANTS: dict[str, tuple[Fields, ...]] = {
     "elastic_averaging": ({"period": 2}, {"period": 1}),
     "ddp": ({}, {"local_steps": 5}, {"local_steps": 2, "warmup_steps": 4}),
     "powersgd": ({"rank": 1},),  # of 8 x 8 matrices: the library's would leave them alone at rank 2
+    "pipeline": (
+        {}, {"schedule": "gpipe"}, {"schedule": "interleaved"}, {"schedule": "zero_bubble"},
+        {"schedule": "zero_bubble", "num_chunks": 2},
+    ),
     "fsdp": ({}, {"reshard": "full"}, {"reshard": "gradient_only"}),
     "hogwild": ({"lock": "exclusive"}, {"lock": "none"}),
 }

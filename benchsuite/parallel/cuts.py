@@ -8,7 +8,7 @@ parameter that layers of several parts hold (tied weights) belongs to the first 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -139,3 +139,11 @@ def outputs(found: Cuts, layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]
             x = torch.empty(x.shape, dtype=x.dtype, device="meta")  # contiguous
             left.append(x)
     return left
+
+
+def crossings(found: Cuts, leaves: Sequence[Tensor], itemsize: int) -> Iterator[tuple[int, int, int]]:
+    """(from part, to part, bytes) of what leaves each chunk for one on another part. itemsize: of a parameter."""
+    for chunk, left in enumerate(leaves[:-1]):
+        here, there = found.part_of(chunk), found.part_of(chunk + 1)
+        if here != there:
+            yield here, there, left.numel() * (itemsize if left.is_floating_point() else left.itemsize)

@@ -81,13 +81,11 @@ class Parallel:
         self, workload: Workload, layers: Sequence[nn.Module], batch: Batch, *, size: int, itemsize: int, clip: bool
     ) -> Traffic:
         found, traffic = self.cuts(workload, layers, size), Traffic()
-        micro = micro_batches(batch, self.num_micro_batches)[0]
-        for chunk, left in enumerate(cuts.outputs(found, cuts.on_meta(layers), micro.x)[:-1]):
-            here, there = found.part_of(chunk), found.part_of(chunk + 1)
-            if here != there:
-                num_bytes = left.numel() * (itemsize if left.is_floating_point() else left.itemsize)
-                for edge in ((here, there), (there, here)):
-                    traffic.add(*edge, num_bytes * self.num_micro_batches, self.num_micro_batches)
+        m = self.num_micro_batches
+        leaves = cuts.outputs(found, cuts.on_meta(layers), micro_batches(batch, m)[0].x)
+        for here, there, num_bytes in cuts.crossings(found, leaves, itemsize):
+            traffic.add(here, there, num_bytes * m, m)
+            traffic.add(there, here, num_bytes * m, m)
         shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
         for name, parts in cuts.holders(found, layers).items():
             for one, other in combinations(parts, 2):
@@ -95,18 +93,15 @@ class Parallel:
                     traffic.add(*edge, shapes[name].numel() * itemsize)
         return Traffic.total([traffic, tell_traffic(size, size - 1), *([sum_traffic(size)] if clip else [])])
 
-
     def predicted_inference(
         self, workload: Workload, layers: Sequence[nn.Module], x: Tensor, *, size: int, itemsize: int
     ) -> Traffic:
         """From stage to stage once, then the last one's output to all."""
         found, traffic = self.cuts(workload, layers, size), Traffic()
-        *between, output = cuts.outputs(found, cuts.on_meta(layers), x)
-        for chunk, left in enumerate(between):
-            here, there = found.part_of(chunk), found.part_of(chunk + 1)
-            if here != there:
-                traffic.add(here, there, left.numel() * (itemsize if left.is_floating_point() else left.itemsize))
-        return traffic + spread_traffic(output.numel(), itemsize, size)
+        leaves = cuts.outputs(found, cuts.on_meta(layers), x)
+        for here, there, num_bytes in cuts.crossings(found, leaves, itemsize):
+            traffic.add(here, there, num_bytes)
+        return traffic + spread_traffic(leaves[-1].numel(), itemsize, size)
 
 
 class PipelinePart:

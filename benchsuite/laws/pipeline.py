@@ -1,0 +1,283 @@
+"""Laws of layers over stages: every schedule makes the steps of one process, waits and keeps as much as its formula
+says, sends what crosses the cuts, and holds tied weights twice and all else once. Ranks are processes.
+
+The bubble is counted in slots from the orders in which the parts did their passes; times are not looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchsuite import cell as cells
+from benchsuite import plugins, rules
+from benchsuite import training as trainings
+from benchsuite.cell import Budget, Cell
+from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws.parallel import equals_undivided
+from benchsuite.laws.runs import Change, run
+from benchsuite.laws.variants import VARIANTS, Fields
+from benchsuite.measure.traffic_mode import TrafficMode, derive
+from benchsuite.parallel import slots
+from benchsuite.training import Training
+from benchsuite.workload import Batch, micro_batches, seeded_layers, trained_parameters
+
+EXACT = 1e-12  # of fractions, in float64
+MICRO = (1, 4, 8)  # two stages: bubbles of 1/2, 1/5, 1/9
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one part found after a run, in a gradient that was watched."""
+
+    facts: dict[str, Any]
+    order: list[slots.Action]
+    num_held: int  # elements of its module's parameters
+    sent: int  # bytes that the library sent from here
+    batch: Batch
+
+
+def _look(training: Training) -> Seen:
+    part: Any = training.part
+    batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
+    comm = training.replica.replica.comm  # type: ignore[union-attr]  # a pipeline's parts have one
+    before = comm.traffic.payload_bytes
+    with TrafficMode() as seen:
+        part.gradient(batch)
+    ours = comm.traffic.payload_bytes - before  # seen too
+    sent = derive(seen.calls, comm.size, rank=comm.rank).payload_bytes - ours
+    held = sum(p.numel() for p in trained_parameters(part.module).values())
+    return Seen(dict(part.facts()), list(part.executed), held, sent, batch)
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+
+
+def bubble_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Slots without work, counted from what all parts did, are as many as the formula says. The run file's number, from
+    the library's plan, is the same."""
+    result = run(make_ranks, cell, change=change, after=_look)
+    seen = [worker.after for worker in result.workers]
+    facts = seen[0].facts
+    stages = cell.model_parallel * facts["num_chunks"]
+    counted = slots.counted([part.order for part in seen], num_stages=stages)
+    schedule, m = facts["schedule"], facts["num_micro_batches"]
+    told = slots.predicted(
+        _option(result.cell, "schedule", schedule), stages=cell.model_parallel, num_micro_batches=m,
+        num_chunks=facts["num_chunks"],
+    )  # fmt: skip
+    gap = max(abs(counted - told), abs(counted - facts["bubble_counted"]))
+    return Figure(gap, EXACT, f"{counted:.4f} counted, {told:.4f} told, m = {m}, {grid.label(cell)}")
+
+
+def in_flight_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Micro-batches that wait for their backward pass: m (gpipe), min(m, stages - stage) (1f1b)."""
+    result = run(make_ranks, cell, change=change, after=_look)
+    schedule = _option(result.cell, "schedule", "1f1b")
+    gap, text = 0, ""
+    for stage, worker in enumerate(result.workers):
+        seen: Seen = worker.after
+        m = seen.facts["num_micro_batches"]
+        told = m if schedule == "gpipe" else min(m, cell.model_parallel - stage)
+        found = slots.in_flight(seen.order)
+        gap = max(gap, abs(found - told))
+        text += f"{found} of {told}, "
+    return Figure(gap, 0, f"{text}stage by stage, {grid.label(cell)}")
+
+
+def cuts_are_crossed(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """The library sends 2 (stages x V - 1) m activations a step, as large as those of the undivided chain."""
+    result = run(make_ranks, cell, change=change, after=_look)
+    seen = [worker.after for worker in result.workers]
+    facts = seen[0].facts
+    sizes = _activation_bytes(result.cell, seen)
+    told = 2 * facts["num_micro_batches"] * sum(sizes)
+    sent = sum(part.sent for part in seen)
+    wrong = abs(sent - told) + sum(part.facts["activation_bytes"] != sizes for part in seen)
+    assert len(sizes) == cell.model_parallel * facts["num_chunks"] - 1
+    return Figure(wrong, 0, f"{sent} bytes sent, {told} told over {len(sizes)} cuts, {grid.label(cell)}")
+
+
+def _activation_bytes(cell: Cell, seen: list[Seen]) -> list[int]:
+    """At each cut, of one micro-batch: the undivided chain computes them."""
+    workload = trainings.start_workload(cell)
+    layers = seeded_layers(workload, cell.seed)
+    nn.Sequential(*layers).to(trainings.DTYPES[cell.precision])
+    part_of = {layer: part for part, each in enumerate(seen) for layer in each.facts["layers"]}
+    x, sizes = micro_batches(seen[0].batch, seen[0].facts["num_micro_batches"])[0].x, []
+    with torch.no_grad():
+        for at, layer in enumerate(layers):
+            x = layer(x)
+            if at + 1 < len(layers) and part_of[at] != part_of[at + 1]:
+                sizes.append(x.nbytes)
+    return sizes
+
+
+def stages_hold_the_model(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Parameters of all stages together: P, and once more what is tied across them."""
+    result = run(make_ranks, cell, change=change, after=_look)
+    seen = [worker.after for worker in result.workers]
+    layers = seeded_layers(trainings.start_workload(result.cell), cell.seed)
+    whole = sum(p.numel() for p in trained_parameters(nn.Sequential(*layers)).values())
+    here = [{id(p): p.numel() for at in part.facts["layers"] for p in layers[at].parameters()} for part in seen]
+    tied = sum(
+        size for one, other in itertools.combinations(here, 2) for key, size in one.items() if key in other
+    )  # fmt: skip
+    held = sum(part.num_held for part in seen)
+    layer_numbers = sorted(at for part in seen for at in part.facts["layers"])
+    wrong = abs(held - whole - tied) + (layer_numbers != list(range(len(layers))))
+    return Figure(wrong, 0, f"{held} held, P = {whole}, {tied} tied, {grid.label(cell)}")
+
+
+def _option(cell: Cell, name: str, default: Any) -> Any:
+    return cell.options.get("pipeline", {}).get(name, default)
+
+
+# -- broken twins ------------------------------------------------------------------------------------------------------
+
+
+def _other_schedule(training: Training) -> Training:
+    """Runs GPipe, whatever it was told."""
+    part: Any = training.replica
+    part._options = dataclasses.replace(part._options, schedule="gpipe")
+    return training
+
+
+def _undivided_mean(training: Training) -> Training:
+    """Micro-batches' gradients are added up and not divided by m."""
+    part: Any = training.replica
+    gradient = part.gradient
+
+    def summed(batch: Batch, *given: Any) -> Any:
+        loss = gradient(batch, *given)
+        part.grad.mul_(part._options.num_micro_batches)
+        return loss
+
+    part.gradient = summed
+    return training
+
+
+def _untied(training: Training) -> Training:
+    """Each holder of a tied parameter keeps its own gradient."""
+    part: Any = training.replica
+    part._tied = {}
+    return training
+
+
+def _twice(training: Training) -> Training:
+    """Every batch goes through two times."""
+    part: Any = training.replica
+    gradient = part.gradient
+
+    def both(batch: Batch, *given: Any) -> Any:
+        gradient(batch, *given)
+        return gradient(batch, *given)
+
+    part.gradient = both
+    return training
+
+
+def _holds_more(training: Training) -> Training:
+    """A part keeps a tensor that nobody uses."""
+    part: Any = training.replica
+    part.module.register_parameter("more", nn.Parameter(torch.zeros(1)))
+    return training
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+TIME = Budget(timeout_s=60.0)
+SHORT = Budget(steps=10, timeout_s=60.0)
+REAL: tuple[Fields, ...] = (
+    {"workload": "cnn", "preset": "digits"}, {"workload": "transformer", "preset": "markov"},
+)  # fmt: skip
+
+
+def on(stages: int = 2, *, tiny: Fields | None = None, **options: Any) -> Fields:
+    """Fields of a pipeline of `tiny`."""
+    given = {"pipeline": options} if options else {}
+    return {
+        "parallel": "pipeline", "model_parallel": stages, "budget": TIME, "options": {**given, **(tiny or {})},
+    }  # fmt: skip
+
+
+def _cells(asked: grid.Asked) -> list[Cell]:
+    if not asked.is_about("pipeline"):
+        return []
+    made = [
+        cells.resolve(Cell(**real, precision="fp64", **{**on(stages, **given), "budget": SHORT}))
+        for real in REAL
+        for given in VARIANTS["pipeline"]
+        for stages in (2, 4)
+    ]
+    made += [grid.tiny(**on(stages, **given)) for given in VARIANTS["pipeline"] for stages in (2, 4)]
+    made += [grid.tiny(**on(schedule="gpipe", num_micro_batches=m)) for m in MICRO if m != 4]
+    made += [grid.tiny(**on(num_micro_batches=8)), grid.tiny(**on(3, schedule="interleaved", num_micro_batches=6))]
+    return [cell for cell in made if not rules.validate(cell)]
+
+
+def _applies(cell: Cell) -> bool:
+    return cell.parallel == "pipeline" and cell.replicas == 1 and cell.precision == "fp64"
+
+
+def _is_looked_at(cell: Cell) -> bool:
+    """All of `tiny`; of the others, whose cuts are unequal and whose weights are tied, the default schedule."""
+    return _applies(cell) and (plugins.stem(cell.workload) == "tiny" or _option(cell, "schedule", "1f1b") == "1f1b")
+
+
+def _is_real(cell: Cell) -> bool:
+    """`tiny` is shown in `parallel.py`."""
+    return _applies(cell) and plugins.stem(cell.workload) != "tiny"
+
+
+def _has_formula(cell: Cell) -> bool:
+    return _is_looked_at(cell) and _option(cell, "schedule", "1f1b") in ("gpipe", "1f1b")
+
+
+TIED: Fields = {**REAL[1], **on(), "budget": SHORT}
+CELLS = grid.Cells(_cells, lambda cell: f"pipeline on {cell.model_parallel} ranks")
+LAWS = (
+    Law(
+        "every schedule makes the steps of one process",
+        equals_undivided,
+        _is_real,
+        (
+            Control("micro-batches are added up", partial(equals_undivided, change=_undivided_mean), on()),
+            Control("tied gradients are not summed", partial(equals_undivided, change=_untied), TIED),
+        ),
+    ),
+    Law(
+        "the bubble in slots is the formula's",
+        bubble_is_told,
+        _is_looked_at,
+        (
+            Control(
+                "another schedule runs", partial(bubble_is_told, change=_other_schedule), on(schedule="zero_bubble")
+            ),
+        ),
+    ),
+    Law(
+        "micro-batches in flight are as many as told",
+        in_flight_is_told,
+        _has_formula,
+        (Control("another schedule runs", partial(in_flight_is_told, change=_other_schedule), on()),),
+    ),
+    Law(
+        "what crosses the cuts is what the library sends",
+        cuts_are_crossed,
+        _is_looked_at,
+        (Control("every batch goes through twice", partial(cuts_are_crossed, change=_twice), on()),),
+    ),
+    Law(
+        "stages hold the model, and tied weights twice",
+        stages_hold_the_model,
+        _is_looked_at,
+        (Control("a part keeps more", partial(stages_hold_the_model, change=_holds_more), on()),),
+    ),
+)
