@@ -11,7 +11,9 @@ from scipy import stats
 from benchsuite.analysis.statistics import (
     bootstrap_median,
     compare,
+    lower_share,
     median,
+    quartiles,
     ratio,
     summarize,
     zero_failures_bound,
@@ -118,3 +120,20 @@ def test_three_against_three_are_too_few_and_four_against_four_are_not():
 def test_no_failure_in_a_thousand_trials_is_below_three_in_a_thousand():
     assert zero_failures_bound(1000) == pytest.approx(0.003, abs=1e-4)
     assert zero_failures_bound(0) == 1.0
+
+
+def test_a_share_has_the_lower_bound_that_so_many_trials_allow() -> None:
+    assert lower_share(60, 60) == pytest.approx(1 - zero_failures_bound(60), abs=1e-12)
+    assert lower_share(57, 60) == pytest.approx(0.876, abs=1e-3)
+    assert lower_share(0, 60) == 0.0
+    for k, n in ((57, 60), (1, 3), (30, 60)):  # at the bound, k or more of n are seen in one case out of twenty
+        p = lower_share(k, n)
+        seen = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
+        assert seen == pytest.approx(0.05, abs=1e-9), f"{k} of {n}: {seen}"
+
+
+def test_quartiles_are_observed_values_and_misses_count() -> None:
+    assert quartiles([4.0, 1.0, 3.0, 2.0]) == (1.0, 3.0)
+    assert quartiles([5.0]) == (5.0, 5.0)
+    assert quartiles([1.0, 2.0, math.inf, math.inf]) == (1.0, math.inf)
+    assert all(math.isnan(value) for value in quartiles([]))

@@ -154,6 +154,18 @@ def zero_failures_bound(trials: int) -> float:
     return 1 - (1 - CONFIDENCE) ** (1 / trials) if trials else 1.0
 
 
+def lower_share(successes: int, trials: int) -> float:
+    """Lower 95 % bound on a share (Clopper and Pearson 1934, one-sided): 60 of 60 -> 0.951, 57 of 60 -> 0.876."""
+    return float(stats.beta.ppf(1 - CONFIDENCE, successes, trials - successes + 1)) if successes else 0.0
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """Values that a quarter and three quarters of the launches do not pass: observed ones, so infinities count."""
+    ordered = sorted(values)
+    n = len(ordered)
+    return (ordered[math.ceil(n / 4) - 1], ordered[math.ceil(3 * n / 4) - 1]) if n else (math.nan, math.nan)
+
+
 def _log_t(values: Sequence[float]) -> tuple[float, float]:
     """Mean of the logs and half the width of its t interval."""
     logs = np.log(np.asarray(values, dtype=float))

@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchsuite.analysis import convergence
 from benchsuite.analysis.statistics import Summary, ratio
-from benchsuite.report import straggler_answer, virtual_answer, words
+from benchsuite.report import seeds, straggler_answer, virtual_answer, words
 from benchsuite.report.material import Material
 from benchsuite.report.sentences import MANY, Ends, Sentence, goal, largest, listed, names, number_of_launches, versus
 
@@ -21,7 +21,7 @@ from benchsuite.report.sentences import MANY, Ends, Sentence, goal, largest, lis
 def answer(material: Material) -> list[Sentence]:
     """What the runs say, in the order a reader asks; empty without runs. A law that is broken comes before all."""
     makers: list[Callable[[Material], list[Sentence]]] = [
-        _speed, _arrival, _same_training, _bytes, _cpu, _straggler,
+        seeds.answer, _speed, _arrival, _same_training, _bytes, _cpu, _straggler,
     ]  # fmt: skip
     measured = [sentence for make in makers for sentence in make(material)] if material.runs else []
     return [*_broken(material), *straggler_answer.answer(material), *measured, *virtual_answer.answer(material)]
@@ -46,6 +46,8 @@ def _broken(material: Material) -> list[Sentence]:
 def _speed(material: Material) -> list[Sentence]:
     """Throughput, where every rank has a core of its own."""
     table = _plain(material.scaling)
+    if table["series"].nunique() < 2 and (table["replicas"] == 1).all():
+        return []  # one process each: nothing is compared
     clean = table[~(table["oversubscribed"] | table["contended"]) & (table["samples_per_s"].map(lambda s: s.n) > 0)]
     rows = largest(clean)
     if rows.empty:

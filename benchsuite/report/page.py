@@ -25,7 +25,7 @@ from benchsuite.analysis.select import Selection, select
 from benchsuite.cell import Cell
 from benchsuite.plan import Plan
 from benchsuite.record import Run
-from benchsuite.report import canvas, figures, legend, limits, manifest, printed, spec, style, tables, words
+from benchsuite.report import canvas, figures, legend, limits, manifest, printed, seeds, spec, style, tables, words
 from benchsuite.report.answer import answer
 from benchsuite.report.canvas import Drawing
 from benchsuite.report.material import Material
@@ -107,6 +107,9 @@ def _sections(specs: Sequence[spec.FigureSpec], material: Material, out_dir: Pat
                 section.nothing = "No cell of this plan belongs here."
             elif entry.kind in ("table", "virtual_table"):
                 section.table = tables.build(entry, material)
+                printed.save(section.table, out_dir / "tables")
+            elif entry.kind == "seeds":
+                section.table = seeds.build(entry, material)
                 printed.save(section.table, out_dir / "tables")
             elif material.selection.runs:
                 for drawing in figures.draw(entry, material):
@@ -202,8 +205,9 @@ def _trained(names: pd.DataFrame) -> str:
     budgets = sorted({budget for budget in names["budget_samples"] if budget})
     budget = f", {budgets[0]:,} samples each" if len(budgets) == 1 else ""
     series = {base(str(one), str(tuning)) for one, tuning in zip(names["series"], names["tuning"], strict=True)}
+    workers = "worker" if counts == ["1"] else "workers"
     strategies = words.count_of(len(series), "strategy").replace("strategys", "strategies")
-    return f"{' and '.join(dict.fromkeys(names['workload']))} under {strategies} by {shown} workers{budget}"
+    return f"{' and '.join(dict.fromkeys(names['workload']))} under {strategies} by {shown} {workers}{budget}"
 
 
 def _facts(material: Material) -> list[tuple[str, str]]:

@@ -49,6 +49,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyTyp
         },
     ),
     "two_worlds": ("What this machine could measure, and what the virtual clock says", {}),
+    "seeds": ("How many seeds arrive, and when?", {}),
     "table": (
         "All numbers",
         {"columns": (
@@ -112,13 +113,14 @@ def _slowed(cell: Cell, wanted: Any) -> bool:
 
 
 def parse(entries: Iterable[Mapping[str, Any]], cells: Iterable[Cell] = ()) -> list[FigureSpec]:
-    """Checked entries with unique names; none at all means one of each kind that has something to draw of `cells`.
+    """Checked entries with unique names; none at all means one of each kind that has something to draw of `cells`
+    (but `seeds`, which is for many).
 
     UsageError for an unknown kind, key or value (the nearest known one first).
     """
     known = list(cells)
     clocks = {cell.clock for cell in known} or {"wall"}
-    left_out = set() if any(cell.tuning == "per_strategy" for cell in known) else {"virtual_tuning"}
+    left_out = {"seeds"} | (set() if any(cell.tuning == "per_strategy" for cell in known) else {"virtual_tuning"})
     listed = list(entries) or [{"kind": kind} for kind in KINDS if CLOCKS[kind] <= clocks and kind not in left_out]
     specs: list[FigureSpec] = []
     for entry in listed:
