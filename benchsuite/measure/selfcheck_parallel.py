@@ -23,6 +23,7 @@ SIZE, PRESET = 2, "comm"
 COMPARED: tuple[tuple[str, str, tuple[str, ...], Mapping[str, Any]], ...] = (
     ("fsdp", "fsdp_loop", ("transformer", "cnn"), {}),
     ("tensor", "tensor_loop", ("transformer",), {}),
+    ("pipeline", "pipeline_loop", ("transformer", "cnn"), {}),
 )
 STEPS, WARMUP = 8, 2  # of tenths of a second and more each
 
