@@ -64,7 +64,7 @@ def collectives_are_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | 
     result = run(make_ranks, cell, change=change, after=_look)
     workload = trainings.start_workload(result.cell)
     layers = divided.meta_layers(workload)
-    batch = divided.example(workload, layers, 1)
+    batch, _ = divided.example(workload, layers, 1)
     parallel: Any = trainings.make_parallel(result.cell)
     told = Counter(
         (KINDS[kind], numel) for kind, numel in parallel.collectives(workload, layers, batch, cell.model_parallel)
