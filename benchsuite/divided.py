@@ -179,7 +179,7 @@ def predicted(cell: Cell, strategy: Strategy, events: Events, setting: Setting) 
         total += trainings.predicted_traffic(strategy, shapes_of(held), mine, here).moved(ranks)
     one = parallel.predicted_traffic(
         workload, layers, batch, size=cell.model_parallel, itemsize=itemsize,
-        clip=setting.clip and clips_inside(strategy, setting),
+        clip=setting.clip and clips_inside(strategy, setting), backend=cell.backend,
     )  # fmt: skip
     acting = Traffic()
     if acted_on is not None:
@@ -262,16 +262,18 @@ def derive_inside(training: Training, events: Mapping[str, int]) -> Traffic:
     part, acted_on = training.replica, training.acted_on
     assert part is not None
     batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
-    traffic = _watched(part, lambda: part.gradient(batch)).times(events["gradients"])
+    backend = training.cell.backend
+    traffic = _watched(part, lambda: part.gradient(batch), backend).times(events["gradients"])
     if acted_on is not None:
-        traffic += _watched(part, lambda: part.infer(acted_on)).times(events["inferences"])
+        traffic += _watched(part, lambda: part.infer(acted_on), backend).times(events["inferences"])
     return traffic
 
 
-def _watched(part: PartOfReplica, call: Callable[[], object]) -> Traffic:
+def _watched(part: PartOfReplica, call: Callable[[], object], backend: str) -> Traffic:
     """What goes through our comm is seen too, and counted there."""
     comm = part.replica.comm
     before = comm.traffic + Traffic()
     with TrafficMode() as seen:
         call()
-    return derive(seen.calls, comm.size, rank=comm.rank).moved(comm.world_ranks).minus(comm.traffic.minus(before))
+    seen_bytes = derive(seen.calls, comm.size, rank=comm.rank, backend=backend).moved(comm.world_ranks)
+    return seen_bytes.minus(comm.traffic.minus(before))

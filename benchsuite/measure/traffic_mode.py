@@ -109,9 +109,9 @@ def derived_total(calls: Calls) -> Traffic:
     return total
 
 
-def derive(calls: list[Call], num_ranks: int, *, rank: int = 0) -> Traffic:
+def derive(calls: list[Call], num_ranks: int, *, rank: int = 0, backend: str = "gloo") -> Traffic:
     """Traffic of one step from the calls that a rank was seen to make: its own sends and, on rank 0, the collectives of
-    all. On gloo an all-reduce is a ring, and a reduce-scatter costs as much as one.
+    all. An all-reduce is a ring, and on gloo a reduce-scatter costs as much as one (else half of it).
 
     `numel` of a gather or scatter is that of the whole vector. ValueError for a call whose cost is not known.
     """
@@ -122,11 +122,11 @@ def derive(calls: list[Call], num_ranks: int, *, rank: int = 0) -> Traffic:
             continue
         if rank:
             continue
-        whole = ring_traffic(call.numel, call.itemsize, num_ranks, longest=max(call.numel, 1))
-        if call.name in ("allreduce", "reduce_scatter", "_reduce_scatter_base", "reduce_scatter_tensor_coalesced"):
-            traffic = traffic + whole
-        elif call.name in ("allgather", "_allgather_base", "broadcast"):
-            traffic = traffic + spread_traffic(call.numel, call.itemsize, num_ranks)
+        scatters = call.name in ("reduce_scatter", "_reduce_scatter_base", "reduce_scatter_tensor_coalesced")
+        if call.name == "allreduce" or (scatters and backend == "gloo"):
+            traffic += ring_traffic(call.numel, call.itemsize, num_ranks, longest=max(call.numel, 1))
+        elif scatters or call.name in ("allgather", "_allgather_base", "broadcast"):
+            traffic += spread_traffic(call.numel, call.itemsize, num_ranks)
         elif call.name not in ("barrier", "monitored_barrier"):
             raise ValueError(f"c10d::{call.name}: its cost on the wire is not known; add it to derive()")
     return traffic

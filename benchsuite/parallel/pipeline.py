@@ -78,7 +78,15 @@ class Parallel:
         return cuts.cuts(workload, layers, size=size, num_chunks=self.chunks)
 
     def predicted_traffic(
-        self, workload: Workload, layers: Sequence[nn.Module], batch: Batch, *, size: int, itemsize: int, clip: bool
+        self,
+        workload: Workload,
+        layers: Sequence[nn.Module],
+        batch: Batch,
+        *,
+        size: int,
+        itemsize: int,
+        clip: bool,
+        backend: str = "gloo",
     ) -> Traffic:
         found, traffic = self.cuts(workload, layers, size), Traffic()
         m = self.num_micro_batches

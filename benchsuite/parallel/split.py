@@ -195,9 +195,9 @@ def _layer(name: str) -> str:
     return name.split(".")[0]
 
 
-def collective_traffic(collective: Collective, *, itemsize: int, size: int) -> Traffic:
-    """On gloo an all-reduce is a ring, a reduce-scatter costs as much, a gather half of it."""
+def collective_traffic(collective: Collective, *, itemsize: int, size: int, backend: str = "gloo") -> Traffic:
+    """An all-reduce is a ring, a gather half of it, and so is a reduce-scatter, but on gloo, where it costs a whole."""
     kind, elements = collective
-    if kind == "all_gather":
+    if kind == "all_gather" or (kind == "reduce_scatter" and backend != "gloo"):
         return spread_traffic(elements, itemsize, size)
     return ring_traffic(elements, itemsize, size, longest=max(elements, 1))

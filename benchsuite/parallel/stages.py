@@ -116,6 +116,12 @@ class Stage(PipelineStage):
         super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
         self.log.add(WEIGHT, self.stage_index, bwd_chunk_id, begin)
 
+    def _validate_fwd_input(self, *_: Any) -> None:
+        """Older torch holds every micro-batch against the shapes told, and views of the data against their strides."""
+
+    def _validate_fwd_outputs(self, *_: Any) -> None:
+        """The same of what leaves, which under autocast has another type on the last stage."""
+
 
 class Run:
     """A schedule for batches of one shape."""
@@ -183,14 +189,17 @@ class Run:
         return self._log.actions
 
     def facts(self) -> dict[str, Any]:
-        """Bytes of one micro-batch at each cut, the bubble counted and measured, micro-batches in flight."""
+        """Bytes of one micro-batch at each cut, the bubble counted and measured, micro-batches in flight.
+
+        Counted is the plan of all parts: of no worth where this one did its passes in another order.
+        """
         stage, planned = self._stages[0], self.planned()
+        as_planned = planned[stage.group_rank] == self.executed
         on_cpu = torch.device(stage.device).type == "cpu"  # a device is busy after a pass has returned
         timed = self._steps > 1 and on_cpu
         return {
             "activation_bytes": [tensor.nbytes for tensor in self._crossing[1:-1]],
-            "bubble_counted": slots.counted(planned, num_stages=stage.num_stages),
-            "as_planned": planned[stage.group_rank] == self.executed,
+            "bubble_counted": slots.counted(planned, num_stages=stage.num_stages) if as_planned else None,
             "bubble_measured": 1 - self._log.busy_ns / self._wall_ns if timed else None,
             "busy_s": self._log.busy_ns / 1e9 if timed else None,
             "in_flight": slots.in_flight(self.executed),

@@ -73,11 +73,19 @@ class Parallel:
         return Traffic.total(collective_traffic(each, itemsize=itemsize, size=size) for each in found)
 
     def predicted_traffic(
-        self, workload: Workload, layers: Sequence[nn.Module], batch: Batch, *, size: int, itemsize: int, clip: bool
+        self,
+        workload: Workload,
+        layers: Sequence[nn.Module],
+        batch: Batch,
+        *,
+        size: int,
+        itemsize: int,
+        clip: bool,
+        backend: str = "gloo",
     ) -> Traffic:
         traffic = sum_traffic(size) if clip else Traffic()
         for collective in self.collectives(workload, layers, batch, size):
-            traffic += collective_traffic(collective, itemsize=itemsize, size=size)
+            traffic += collective_traffic(collective, itemsize=itemsize, size=size, backend=backend)
         return traffic
 
 
