@@ -47,7 +47,7 @@ def sends_its_state(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
 def _cells(asked: Asked) -> list[Cell]:
     """One collective that is the library's, one of messages, one graph; every form of every strategy."""
     made: list[Cell] = []
-    if not asked.includes(compression="none") or not hasattr(torch.optim, "Muon"):
+    if not asked.includes(compression="none"):
         return made
     for sync in (name for name in asked.members("sync") if name in SYNCS):
         for topology in (name for name in asked.members("topology") if name in TOPOLOGIES):
@@ -94,7 +94,7 @@ def _on(sync: str, **own: Any) -> Mapping[str, Any]:
 
 _SYNCHRONOUS, _LOCAL = _on("synchronous"), _on("local_sgd", local_steps=5, momentum="averaged")
 CELLS = Cells(_cells, subject_of)
-LAWS = (
+_LAWS = (
     Law(
         "an optimiser of whole tensors steps them by their names",
         steps_by_name,
@@ -121,3 +121,4 @@ LAWS = (
         ),
     ),
 )
+LAWS = _LAWS if hasattr(torch.optim, "Muon") else ()  # torch has it from 2.9 on

@@ -69,8 +69,8 @@ def answer(material: Material) -> list[Sentence]:
         said.append(Sentence(
             f"{name['workload']}: {k} of {n} seeds",
             f"reached {goal(runs[0].result['target'])} ({_percent(k / n)}; at least {_percent(lower_share(k, n))} at "
-            f"95 % confidence), after {words.number(median(at))} samples in the median, {_between(low, high, ' to ')} in "
-            f"the middle half of them, {_between(min(at), max(at), ' to ')} in all.",
+            f"95 % confidence), after {words.number(median(at))} samples in the median, {_between(low, high, ' to ')} "
+            f"in the middle half of them, {_between(min(at), max(at), ' to ')} in all.",
         ))  # fmt: skip
     return said
 
