@@ -176,7 +176,7 @@ def _of(name: str) -> list[Cell]:
     made = []
     for options in VARIANTS.get(name, ({},)):
         made += [_tiny(name, RECIPES[2], size, options={name: options} if options else {}) for size in (2, 4)]
-    made.append(_tiny(name, RECIPES[5], 2))
+    made += [_tiny(name, recipe, 2) for recipe in (RECIPES[5], ("muon", 0.01, 0.0))]
     products: list[tuple[str, str, int]] = [
         ("synchronous", "ring", 0), ("synchronous", "native", 0), ("synchronous", "parameter_server", 2),
         *((sync, "ring", 0) for sync in OUTER),
