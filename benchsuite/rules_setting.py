@@ -127,6 +127,12 @@ def device(view: View) -> Problems:
             "cuda", f"topology = hierarchical with device = {cell.device}: ranks of a host meet in the host's memory",
             "set topology = native, or device = cpu",
         )  # fmt: skip
+    if view.name("parallel") == "pipeline" and cell.backend == "gloo" and cell.model_parallel > 1:
+        yield Problem(
+            "cuda", f"parallel = pipeline with device = {cell.device} and backend = gloo: gloo sends the host's memory "
+            "from point to point, and the library hands it the device's",
+            "set backend = nccl (a device per local rank), or device = cpu",
+        )  # fmt: skip
     if cell.compression != "none" and view.name("sync") != "ddp":
         yield Problem(
             "cuda", f"compression = {view.label('compression')} with device = {cell.device}: a codec works on the host",

@@ -417,6 +417,8 @@ CASES = [
      {"options": {"data": {"num_micro_batches": 2}}}),
     ("cuda", "meet in the host's memory", {"device": "cuda", "topology": "hierarchical"},
      {"device": "cuda", "topology": "ring"}),
+    ("cuda", "gloo sends the host's memory", {"workload": TINY, **staged(2), "device": "cuda"},
+     {"workload": TINY, **staged(2), "device": "cuda", "backend": "nccl"}),
     ("cuda", "a codec works on the host", {"device": "cuda", "compression": "fp16"},
      {"device": "cuda", "sync": "ddp", "compression": "fp16"}),
     ("precision", "does not run under autocast", {"precision": "bf16", "parallel": "tensor"}, {"precision": "bf16"}),
