@@ -15,12 +15,14 @@ from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.laws import actor_learner
 from benchsuite.laws.ranks import thread_ranks
 from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.plan import load
+from benchsuite.report.spec import parse
 from benchsuite.rollouts import Batches
 from benchsuite.sync.actor_learner import pack, unpack
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.training import Training
 from benchsuite.workload import Batch
-from tests.bench import Bench
+from tests.bench import ROOT, Bench
 from tests.test_rl_agent import made, model
 from workloads.rl_vtrace import vtrace
 
@@ -168,7 +170,9 @@ def test_a_trajectory_of_another_version_than_the_log_says_is_refused() -> None:
         return training
 
     with pytest.raises(RuntimeError, match="a trajectory of version 0 from worker 0, whose log says 8"):
-        actor_learner.log_replay(thread_ranks, cell(replicas=1, options={"ahead": 1, "batches_per_trajectory": 8}), change=miscounted)
+        actor_learner.log_replay(
+            thread_ranks, cell(replicas=1, options={"ahead": 1, "batches_per_trajectory": 8}), change=miscounted
+        )
 
 
 def test_reads_ahead_are_about_the_first_version() -> None:
@@ -213,3 +217,14 @@ def test_a_run_states_lag_queue_and_bytes(bench: Bench) -> None:
 def test_a_batch_that_is_no_trajectory_is_packed_as_it_is() -> None:
     batch = Batch(torch.arange(3.0), torch.ones(2), 1)
     assert pack(1, batch).numel() == 8 + 12 + 8
+
+
+def test_the_plan_of_agents_asks_for_all_three_at_equal_samples_and_shows_lag_and_seeds() -> None:
+    plan = load(ROOT / "reports" / "rl.toml")
+    cells = {cell.sync: cell for cell in plan.cells}
+    assert set(cells) == {"synchronous", "asynchronous", "actor_learner"} and len(plan.seeds) == 10
+    assert {(cell.budget.samples, cell.replicas) for cell in cells.values()} == {(65_536, 2)}
+    assert all(rules.validate(cell) == [] for cell in cells.values())
+    figures = parse(plan.figures, plan.cells)
+    assert {"seeds", "metric_against", "table"} <= {figure.kind for figure in figures}
+    assert any("policy_lag" in figure.values.get("columns", ()) for figure in figures)
