@@ -96,7 +96,7 @@ class Recipe:
     """How it is trained. The learning rate is a function of progress = samples consumed / budget, so it is the
     same schedule for every strategy."""
 
-    make_optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer]  # of tensors; not elementwise: (name, tensor) pairs
+    make_optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer]  # of tensors; else of (name, tensor) pairs
     lr: Callable[[float], float]
     global_batch: int
     budget: int  # samples
