@@ -55,6 +55,8 @@ COLUMNS: Mapping[str, str] = {
         ("float", "simulation_s lr_factor tuned_lr_factor"),
         ("int", "peak_model_bytes peak_device_bytes"),
         ("float", "flops_per_sample flop_per_s matmul_ceiling_flop_per_s"),
+        ("int", "num_parameters held_parameters inside_bytes between_bytes"),
+        ("float", "inside_bytes_per_step between_bytes_per_step bubble_slots bubble_predicted balance"),
     )
     for name in names.split()
 }
@@ -71,7 +73,7 @@ _COST = (
     + ("peak_model_bytes", "peak_device_bytes", "flops_per_sample", "flop_per_s", "matmul_ceiling_flop_per_s")
     + ("cpu_s_per_sample", "mfu")
 )  # fmt: skip
-_RESULT = ("diverged_step", "samples", "updates", "payload_source", "final_loss", "final_metric")
+_RESULT = ("diverged_step", "samples", "updates", "payload_source", "final_loss", "final_metric", "num_parameters")
 
 
 def row(run: Run) -> Row:
@@ -92,6 +94,7 @@ def row(run: Run) -> Row:
     values |= {name: run.cost.get(name) for name in _COST}
     values |= _time_columns(run)
     values |= _byte_columns(run)
+    values |= _part_columns(run)
     staleness = run.result.get("staleness") or {}
     values |= {
         "simulation_s": (run.cost.get("simulation") or {}).get("real_s"),
@@ -153,12 +156,29 @@ def _byte_columns(run: Run) -> Row:
         "shm_bytes": result.get("shm_bytes"),
         "control_bytes": cost.get("control_bytes"),
         "wire_bytes": cost.get("wire_bytes"),
+        **{name: (result.get("parallel") or {}).get(name) for name in ("inside_bytes", "between_bytes")},
     }
     per_step = totals | {"messages": result.get("messages"), "busiest_port_bytes": result.get("busiest_port_bytes")}
     steps = result.get("steps")  # updates where asynchronous
     values: Row = {f"{name}_per_step": _ratio(total, steps) for name, total in per_step.items()}
     values["payload_bytes_per_sample"] = _ratio(totals["payload_bytes"], result.get("samples"))
     return totals | values
+
+
+def _part_columns(run: Run) -> Row:
+    """Of divided replicas: the fullest part, and what a pipeline's parts say of the whole; alike for every replica."""
+    parallel = run.result.get("parallel")
+    if not parallel:
+        return {"held_parameters": run.result.get("num_parameters")}
+    facts = parallel.get("facts") or [{}]
+    measured = [part["bubble_measured"] for part in facts if part.get("bubble_measured") is not None]
+    return {
+        "held_parameters": max(parallel["held"]),
+        "bubble_slots": facts[0].get("bubble_counted"),
+        "bubble_predicted": facts[0].get("bubble_predicted"),
+        "balance": facts[0].get("balance"),
+        "bubble_share": sum(measured) / len(measured) if measured else None,
+    }
 
 
 def _ratio(total: float | None, count: int | None) -> float | None:

@@ -36,7 +36,8 @@ link_latency_us, compute_time, virtual_samples_per_s, virtual_step_time_s_median
 virtual_blocked_comm_s_median, virtual_time_to_easy_s, virtual_time_to_target_s, virtual_time_to_hard_s,
 predicted_bytes, payload_bytes, shm_bytes, control_bytes, wire_bytes, gradients, receive_cost,
 simulation_s, lr_factor, tuned_lr_factor, peak_model_bytes, peak_device_bytes,
-flops_per_sample, flop_per_s, matmul_ceiling_flop_per_s""".replace("\n", " ").split(", ")
+flops_per_sample, flop_per_s, matmul_ceiling_flop_per_s, num_parameters, held_parameters, inside_bytes, between_bytes,
+inside_bytes_per_step, between_bytes_per_step, bubble_slots, bubble_predicted, balance""".replace("\n", " ").split(", ")
 
 
 def a_run(cell: Cell | None = None, **changes: Any) -> Run:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchsuite.analysis import convergence
 from benchsuite.analysis.statistics import Summary, ratio
-from benchsuite.report import seeds, straggler_answer, virtual_answer, words
+from benchsuite.report import parallel_answer, seeds, straggler_answer, virtual_answer, words
 from benchsuite.report.material import Material
 from benchsuite.report.sentences import MANY, Ends, Sentence, goal, largest, listed, names, number_of_launches, versus
 
@@ -23,6 +23,8 @@ def answer(material: Material) -> list[Sentence]:
     makers: list[Callable[[Material], list[Sentence]]] = [
         seeds.answer, _speed, _arrival, _same_training, _bytes, _cpu, _straggler,
     ]  # fmt: skip
+    if parallel_answer.applies(material):
+        makers = [parallel_answer.answer]
     measured = [sentence for make in makers for sentence in make(material)] if material.runs else []
     return [*_broken(material), *straggler_answer.answer(material), *measured, *virtual_answer.answer(material)]
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from benchsuite.analysis.convergence import band
 from benchsuite.analysis.scaling import runs_of_line
 from benchsuite.analysis.statistics import Summary
-from benchsuite.report import arrivals, bars, pareto, virtual, words
+from benchsuite.report import arrivals, bars, parallel_figure, pareto, virtual, words
 from benchsuite.report.canvas import Drawing, Margins, grid
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
@@ -48,6 +48,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         "virtual_tuning": arrivals.tuning,
         "virtual_scaling": virtual.scaling,
         "two_worlds": virtual.two_worlds,
+        "parallel_costs": parallel_figure.costs,
     }
     return makers[spec.kind](spec, material)
 

@@ -28,7 +28,17 @@ DEFINITIONS = (
               "with a seed of its own, the fewest samples to the target won"),
     ("virtual second", "second of the simulated clock; virtual and wall seconds never share a column or an axis"),
     ("waiting", "share of the workers' virtual time in which they compute nothing"),
-    ("prefixes", "k, M, G are powers of 1000"),
+    ("parameters per rank", "elements of the fullest rank's vector: of a pipeline its layers, of tensor parallelism "
+                            "its slices and what stands on every part, of fsdp its shards without padding"),
+    ("memory per rank", "highest resident set while the model is built and trained, minus what was resident before: "
+                        "parameters, gradients, optimiser, activations, buffers, and code that is touched for the "
+                        "first time; of the fullest rank"),
+    ("inside, between", "payload from part to part of one replica, and from replica to replica (servers included)"),
+    ("bubble", "share of a pipeline's slots in which a stage idles; a slot is a forward pass, or half a backward pass, "
+               "of one micro-batch through one chunk, and transfers take no time"),
+    ("balance", "work of all stages (FLOPs, or parameters where a workload states none) over stages x the largest one: "
+                "no schedule uses more of the stages' time"),
+    ("prefixes", "k, M, G are powers of 1000; a MiB is 1,048,576 bytes"),
 )  # fmt: skip
 STATUS_WORDS = (
     ("ok", "ran to its budget"), ("failed", "a rank ended early or raised"), ("timeout", "the deadline passed"),

@@ -15,6 +15,7 @@ from benchsuite.analysis import convergence, ranks, scaling, traffic, virtual
 from benchsuite.analysis.select import Selection
 from benchsuite.cell import Cell
 from benchsuite.frame import COLUMNS, row
+from benchsuite.plan import Refused
 from benchsuite.record import Run
 from benchsuite.report.spec import CLOCKS, FigureSpec
 from benchsuite.report.style import Look, looks
@@ -31,6 +32,7 @@ class Material:
     selection: Selection
     environments: Sequence[Mapping[str, Any]]  # of the selected runs, each once, oldest run first
     clock: str = "wall"
+    refused: Sequence[Refused] = ()  # of the plan, by a rule
 
     @cached_property
     def in_virtual_time(self) -> Material:

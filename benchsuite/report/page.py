@@ -25,10 +25,24 @@ from benchsuite.analysis.select import Selection, select
 from benchsuite.cell import Cell
 from benchsuite.plan import Plan
 from benchsuite.record import Run
-from benchsuite.report import canvas, figures, legend, limits, manifest, printed, seeds, spec, style, tables, words
+from benchsuite.report import (
+    canvas,
+    figures,
+    legend,
+    limits,
+    manifest,
+    parallel,
+    printed,
+    seeds,
+    spec,
+    style,
+    tables,
+    words,
+)
 from benchsuite.report.answer import answer
 from benchsuite.report.canvas import Drawing
 from benchsuite.report.material import Material
+from benchsuite.report.sentences import listed
 from benchsuite.store import Store
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -75,7 +89,7 @@ def render(
     by_age = sorted(selection.runs, key=lambda run: run.started_at)
     known = environments or {}
     ids = dict.fromkeys(run.environment_id for run in by_age)
-    material = Material(plan.cells, plan.seeds, selection, [known.get(each, {}) for each in ids])
+    material = Material(plan.cells, plan.seeds, selection, [known.get(each, {}) for each in ids], refused=plan.refused)
     epoch = _epoch(by_age)
     manifest.clear(out_dir)
     for folder in ("figures", "tables"):
@@ -107,6 +121,9 @@ def _sections(specs: Sequence[spec.FigureSpec], material: Material, out_dir: Pat
                 section.nothing = "No cell of this plan belongs here."
             elif entry.kind in ("table", "virtual_table"):
                 section.table = tables.build(entry, material)
+                printed.save(section.table, out_dir / "tables")
+            elif entry.kind == "parallel_table":
+                section.table = parallel.build(entry, material)
                 printed.save(section.table, out_dir / "tables")
             elif entry.kind == "seeds":
                 section.table = seeds.build(entry, material)
@@ -200,14 +217,16 @@ def _lede(plan: Plan, material: Material) -> str:
 
 def _trained(names: pd.DataFrame) -> str:
     """`cnn/digits under 5 strategies by 1, 2, 4 workers, 15,360 samples each`."""
-    counts = [str(count) for count in sorted(set(names["replicas"]))]
+    ranks = names["world_size"] - names["servers"]
+    who = "by {} workers" if ranks.equals(names["replicas"]) else "on {} ranks"
+    counts = [str(count) for count in sorted(set(ranks))]
     shown = ", ".join(counts) if len(counts) <= 6 else f"{counts[0]} to {counts[-1]}"
     budgets = sorted({budget for budget in names["budget_samples"] if budget})
     budget = f", {budgets[0]:,} samples each" if len(budgets) == 1 else ""
     series = {base(str(one), str(tuning)) for one, tuning in zip(names["series"], names["tuning"], strict=True)}
-    workers = "worker" if counts == ["1"] else "workers"
+    who = (who.removesuffix("s") if counts == ["1"] else who).format(shown)
     strategies = words.count_of(len(series), "strategy").replace("strategys", "strategies")
-    return f"{' and '.join(dict.fromkeys(names['workload']))} under {strategies} by {shown} {workers}{budget}"
+    return f"{listed(list(dict.fromkeys(names['workload'])))} under {strategies} {who}{budget}"
 
 
 def _facts(material: Material) -> list[tuple[str, str]]:

@@ -49,6 +49,8 @@ KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyTyp
         },
     ),
     "two_worlds": ("What this machine could measure, and what the virtual clock says", {}),
+    "parallel_costs": ("What does a rank keep, and what is sent?", {}),
+    "parallel_table": ("Forms of parallelism at equal ranks: all numbers", {}),
     "seeds": ("How many seeds arrive, and when?", {}),
     "table": (
         "All numbers",
@@ -67,8 +69,8 @@ KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyTyp
     ),
 })  # fmt: skip
 WHERE = (
-    "workload", "preset", "parallel", "sync", "topology", "compression", "replicas", "servers", "straggler", "clock",
-    "gradients", "link_mbit", "compute_time", "tuning", "lr_factor",
+    "workload", "preset", "parallel", "model_parallel", "sync", "topology", "compression", "replicas", "servers",
+    "straggler", "clock", "gradients", "link_mbit", "compute_time", "tuning", "lr_factor",
 )  # fmt: skip
 CLOCKS: Mapping[str, frozenset[str]] = {  # kind -> the clocks whose runs it draws
     kind: frozenset(["virtual" if kind.startswith("virtual") else "wall"]) for kind in KINDS
@@ -121,6 +123,8 @@ def parse(entries: Iterable[Mapping[str, Any]], cells: Iterable[Cell] = ()) -> l
     known = list(cells)
     clocks = {cell.clock for cell in known} or {"wall"}
     left_out = {"seeds"} | (set() if any(cell.tuning == "per_strategy" for cell in known) else {"virtual_tuning"})
+    if not any(cell.model_parallel > 1 for cell in known):
+        left_out |= {"parallel_costs", "parallel_table"}
     listed = list(entries) or [{"kind": kind} for kind in KINDS if CLOCKS[kind] <= clocks and kind not in left_out]
     specs: list[FigureSpec] = []
     for entry in listed:

@@ -32,6 +32,11 @@ _FAMILIES = {
     "elastic_averaging": "#56220f", "hogwild": "#22272e",
     "synchronous compressed": PALETTE[9],
 }  # fmt: skip
+# Forms of parallelism: colour and mark of one replica, and the mark of several.
+_FORMS = {
+    "data": (PALETTE[0], "o", "o"), "pipeline": (PALETTE[2], "s", "P"), "tensor": (PALETTE[3], "D", "X"),
+    "fsdp": (PALETTE[1], "^", "v"), "agreeing less often": (PALETTE[4], "*", "*"),
+}  # fmt: skip
 _FREE = tuple(PALETTE[index] for index in (1, 4, 5, 8, 6))
 # Parts of a rank's time: colour and label. Apart from the strategies' colours; ordered from work to waiting.
 PARTS = {
@@ -104,6 +109,18 @@ def families(syncs: Iterable[str]) -> dict[str, Look]:
         place = known.index(sync) if sync in known else len(known)
         color = _FAMILIES[sync] if sync in known else next(free)
         found[sync] = Look(color, MARKERS[place % len(MARKERS)], SOLID, words.label(sync), joined=False)
+    return found
+
+
+def forms(kinds: Iterable[str]) -> dict[str, Look]:
+    """`pipeline`, `2 × pipeline` -> how its points look: one colour, another mark; unknown ones get free colours."""
+    wanted = set(kinds)
+    free = dict(zip(sorted({kind.rpartition("× ")[2] for kind in wanted} - set(_FORMS)), itertools.cycle(_FREE)))
+    found = {}
+    for form in (*_FORMS, *free):
+        color, one, several = _FORMS.get(form) or (free[form], "<", ">")
+        for kind in sorted((kind for kind in wanted if kind.rpartition("× ")[2] == form), key=len):
+            found[kind] = Look(color, several if kind != form else one, SOLID, kind, joined=False)
     return found
 
 
