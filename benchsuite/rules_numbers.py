@@ -89,7 +89,7 @@ def global_batch(view: View) -> Problems:
         )  # fmt: skip
     parts, formula = cell.replicas, f"replicas({cell.replicas})"
     micro = view.number("parallel", "num_micro_batches")
-    if micro and micro >= 1:
+    if micro and (micro > 1 or view.name("parallel") == "pipeline"):
         parts, formula = parts * int(micro), f"{formula} x num_micro_batches({micro:g})"
     if view.name("parallel") == "fsdp":
         parts, formula = parts * cell.model_parallel, f"{formula} x model_parallel({cell.model_parallel})"

@@ -191,5 +191,7 @@ def test_every_law_is_shown_by_some_verify_without_arguments() -> None:
 
 def test_every_strategy_topology_and_compression_is_in_the_grid() -> None:
     cells = grid.training(Asked())
+    elsewhere = {"actor_learner"}  # actors act: shown on the agent, by its own laws
     for kind in ("sync", "topology", "compression"):
-        assert {getattr(cell, kind) for cell in cells} == set(Asked().members(kind)), kind
+        assert {getattr(cell, kind) for cell in cells} == set(Asked().members(kind)) - elsewhere, kind
+    assert elsewhere == {cell.sync for cell in grid.cells_of("actor_learner").of(Asked())}

@@ -212,7 +212,7 @@ def test_more_ranks_than_memory_is_said_before_anything_runs(tmp_path: Path, mon
 
 
 def test_an_error_in_a_rank_is_named_with_rank_role_and_time(tmp_path: Path) -> None:
-    made = cell(sync="asynchronous", **SERVER, options={"asynchronous": {"momentum": "dana"}, "tiny": {"optimizer": "adam"}})
+    made = cell(sync="asynchronous", **SERVER, options={"asynchronous": {"momentum": "dana"}, "tiny": {"optimizer": "sgd"}})
     with pytest.raises(SimulationError, match="rank 0 raised .*UsageError: momentum = dana.*at 0 virtual seconds") as caught:
         simulate(made, tmp_path)
     assert caught.value.culprit == {"rank": 0, "role": "worker", "how": "error", "phase": None, "step": None}
