@@ -1,5 +1,6 @@
 # make report   set up, run reports/quick.toml where results are missing, write reports/build/quick/index.html
 # make test     set up, lint, types, tests
+# make seeds    60 seeds of each workload on one process, into results/seeds/runs.csv
 # make gpu-check  measure on a machine with a GPU; installs nothing
 PYTHON ?= python3
 REPORT ?= quick
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.benchsuite-installed
 
-.PHONY: setup report test lint pytest processes others reference gpu-check clean
+.PHONY: setup report test lint pytest processes others reference seeds gpu-check clean
 
 setup: $(STAMP)
 
@@ -45,6 +46,12 @@ reference: $(STAMP)
 	rm -rf results/reference
 	$(BIN)/benchsuite run reference --results results/reference
 	rm -f results/reference/.frame-cache.json
+
+# The reference of every workload: 60 seeds on one process, a row per run. Some twenty minutes on one idle core.
+seeds: $(STAMP)
+	$(BIN)/benchsuite run seeds --results results/seeds-runs
+	mkdir -p results/seeds
+	$(BIN)/benchsuite export csv --results results/seeds-runs --out results/seeds/runs.csv
 
 # On a machine with a CUDA device, under the Python and torch (>= 2.8) that are there: installs nothing.
 # GPU_CHECK_ARGS=--cpu-dry-run goes the same way on the CPU.
