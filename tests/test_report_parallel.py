@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib import rc_context
 
 from benchsuite import frame, rules
 from benchsuite import plan as plans
-from benchsuite.analysis.parallel import CODE_BYTES
+from benchsuite.analysis.parallel import CODE_BYTES, loss_gaps
 from benchsuite.analysis.select import select
 from benchsuite.analysis.statistics import summarize
 from benchsuite.cell import Budget, Cell
@@ -177,13 +178,25 @@ def test_the_answer_names_least_memory_fewest_bytes_and_the_bubble_with_their_nu
         in said["Answer"]
     )
     assert "Fewest bytes per step: pipeline (cnn/digits on 2 ranks); data (cnn/digits on 4 ranks)" in said["Answer"]
-    assert "2 ranks, MiB per rank: tensor 40.05 [40.00–40.10], pipeline 57.05" in said["cnn/digits"], said["cnn/digits"]
+    assert "2 ranks, MiB per rank: tensor 40, pipeline 57, data 80, fsdp 120;" in said["cnn/digits"], said["cnn/digits"]
     assert "bytes per step: pipeline 5 kB, tensor 90 kB" in said["cnn/digits"], said["cnn/digits"]
-    assert "2 × fsdp 77.05 [77.00–77.10] ≈ data 80.05 [80.00–80.10]" in said["cnn/digits"], said["cnn/digits"]
+    assert "2 × fsdp 77 ≈ data 80" in said["cnn/digits"], said["cnn/digits"]
     assert "without an ok run: tensor" in said["cnn/digits"]
     assert "2 stages: gpipe m=1 50 %, gpipe m=4 20 %, 1f1b m=4 20 %" in said["Bubble"]
     assert "as the formula says in 3 of 3 cells" in said["Bubble"] and "72 % on 2 (0.90)" in said["Bubble"]
     assert "25.4 kB for 203 kB (2 × fsdp, DiLoCo, ring)" in said["Between replicas"], said["Between replicas"]
+
+
+def test_forms_that_drift_in_single_precision_are_told_by_their_first_step() -> None:
+    runs = [ran(of, 0, mib=1) for of in (RING, TENSOR)]
+    losses = ([2.0, 1.0, 0.5], [2.0 + 1e-7, 1.0, 0.4])
+    runs = [
+        dataclasses.replace(run, result={**run.result, "loss": loss}) for run, loss in zip(runs, losses, strict=True)
+    ]  # fmt: skip
+    assert loss_gaps(runs) == pytest.approx((1e-7, 0.1))
+    assert all(math.isnan(gap) for gap in loss_gaps(runs[:1])), "alone there is nothing to compare"
+    other_seed = dataclasses.replace(runs[1], cell=runs[1].cell.with_seed(1))
+    assert math.isnan(loss_gaps([runs[0], other_seed])[0])
 
 
 def test_there_is_no_rate_where_ranks_share_cores_and_it_says_why(tmp_path: Path) -> None:
@@ -213,7 +226,7 @@ def test_what_failed_and_what_a_rule_refuses_are_rows_with_their_words(tmp_path:
 
 def test_bold_is_only_what_does_as_one_process_would(tmp_path: Path) -> None:
     rows = rows_of(printed(tmp_path, the_runs()))
-    assert rows["tensor on 2"][3].startswith("**40.05") and "**" not in rows["fsdp on 2"][3]
+    assert rows["tensor on 2"][3].startswith("**40") and "**" not in rows["fsdp on 2"][3]
     assert "**" not in rows["2 × fsdp, DiLoCo, ring on 4"][3], "least memory, but another training"
     assert rows["pipeline gpipe m=1 on 2"][4] == rows["pipeline 1f1b m=4 on 2"][4] == "**5 kB**"
 

@@ -5,6 +5,8 @@ Ranks are those that compute gradients, replicas x parts; a server is one more a
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import pandas as pd
@@ -13,6 +15,7 @@ from benchsuite import plugins
 from benchsuite.analysis.scaling import per_cell
 from benchsuite.analysis.statistics import Summary, summarize
 from benchsuite.cell import Cell
+from benchsuite.record import Run
 
 QUANTITIES = (
     "num_parameters", "held_parameters", "peak_model_bytes", "payload_bytes_per_step", "inside_bytes_per_step",
@@ -74,3 +77,18 @@ def parallel(frame: pd.DataFrame, cells: pd.DataFrame, of: Sequence[Cell]) -> pd
 def apart(first: Summary, second: Summary, *, margin: float = 0.0) -> bool:
     """Whether all that was seen of one is smaller than all of the other by more than `margin`."""
     return second.low - first.high > margin or first.low - second.high > margin
+
+
+def loss_gaps(runs: Sequence[Run]) -> tuple[float, float]:
+    """Largest difference of two runs' losses at equal seed: in the first step, and in any; NaN where nobody shares one.
+
+    In single precision the first step tells whether two forms do the same. Later sums in another order may switch a
+    ReLU or a maximum, and the difference jumps.
+    """
+    by_step: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for run in runs:
+        for step, loss in enumerate(run.result["loss"]):
+            by_step[run.cell.seed, step].append(math.nan if loss is None else float(loss))
+    gaps = {key: max(losses) - min(losses) for key, losses in by_step.items() if len(losses) > 1}
+    first = [gap for (_, step), gap in gaps.items() if step == 0]
+    return max(first, default=math.nan), max(gaps.values(), default=math.nan)

@@ -107,10 +107,10 @@ def _crowding(material: Material) -> Iterable[tuple[str, str]]:
     if len(crowded):
         machine = f"{cores[0]} cores" if len(cores) == 1 else "too few cores"
         sizes = words.count_of(len(crowded), "cell")
+        shown = "no rate" if any(cell.model_parallel > 1 for cell in material.cells) else "hollow marks"
         yield (
             "They rank no wall time beyond the cores.",
-            f"{sizes} of {len(table)} ran more ranks (workers + servers) than the {machine} of this machine: hollow "
-            f"marks. "
+            f"{sizes} of {len(table)} ran more ranks (workers + servers) than the {machine} of this machine: {shown}. "
             "Their samples/s and seconds say how long it took here, not which strategy is faster. CPU time, bytes, "
             "updates and staleness are counted and stay valid.",
         )

@@ -21,6 +21,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from benchsuite.analysis.arrival import base
+from benchsuite.analysis.parallel import is_divided
 from benchsuite.analysis.select import Selection, select
 from benchsuite.cell import Cell
 from benchsuite.plan import Plan
@@ -177,11 +178,11 @@ def _html(plan: Plan, material: Material, sections: Sequence[Section], *, drawn:
     )
     selection = material.selection
     absent = [
-        {"cell": absence.cell.label, "seed": str(absence.seed), "status": absence.status, "reason": absence.reason}
+        {"cell": _named(absence.cell), "seed": str(absence.seed), "status": absence.status, "reason": absence.reason}
         for absence in selection.absent
     ]
     for refused in plan.refused:
-        absent.append({"cell": refused.cell.label, "seed": "all", "status": "unsupported", "reason": refused.reason})
+        absent.append({"cell": _named(refused.cell), "seed": "all", "status": "unsupported", "reason": refused.reason})
     stale = [f"{run.cell.label} seed {run.cell.seed}: {run.run_id}, code {run.code_id}" for run in selection.stale]
     page: str = environment.get_template("page.html").render(
         name=plan.name,
@@ -202,6 +203,13 @@ def _html(plan: Plan, material: Material, sections: Sequence[Section], *, drawn:
         script=Markup((TEMPLATES / "sort.js").read_text(encoding="utf-8")),
     )
     return page
+
+
+def _named(cell: Cell) -> str:
+    """A divided replica is called with its schedule, as in tables."""
+    if not is_divided(cell):
+        return cell.label
+    return f"{cell.label.partition(' ')[0]} on {cell.num_workers} ranks: {parallel.label(cell)}"
 
 
 def _lede(plan: Plan, material: Material) -> str:

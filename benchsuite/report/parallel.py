@@ -146,6 +146,16 @@ def tied(members: Mapping[str, Summary], quantity: str, *, least: bool = True) -
     return [each for each in ordered if not apart(members[ordered[0]], members[each], margin=margin)]
 
 
+def mib(summary: Summary) -> tuple[str, str]:
+    """Centre and range in whole MiB: finer differences are not the form's. No range where both ends are the same."""
+    width = 10.0 if summary.center >= 10 * MIB else 1.0
+    center, low, high = (
+        words.number(value / MIB, width=max(width, (summary.high - summary.low) / MIB))
+        for value in (summary.center, summary.low, summary.high)
+    )
+    return center, f"{low}–{high}" if low != high else ""
+
+
 def _place(row: Mapping[Any, Any]) -> list[Value]:
     """Workload, ranks, n."""
     counts = [Value(str(row[key]), sort=float(row[key])) for key in ("ranks", "n")]
@@ -164,6 +174,8 @@ def _value(column: Column, row: Mapping[Any, Any], bold: set[str]) -> Value:
         return Value(words.si(summary.center, "").strip(), part, summary.center)
     factor, prefix = words.prefix(summary.center) if column.si else (1.0, "")
     text, spread = words.parts(summary, scale=column.scale / factor)
+    if column.key == "peak_model_bytes":
+        text, spread = mib(summary)
     text += f" {prefix}B" if column.si else ""
     if summary.n < row["n"]:
         spread = f"{spread}, n = {summary.n}".removeprefix(", ")

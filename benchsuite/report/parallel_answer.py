@@ -12,12 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from benchsuite.analysis import convergence
-from benchsuite.analysis.parallel import is_divided
+from benchsuite.analysis.parallel import is_divided, loss_gaps
 from benchsuite.analysis.statistics import Summary
 from benchsuite.report import words
 from benchsuite.report.material import Material
-from benchsuite.report.parallel import MIB, compared, tied
+from benchsuite.report.parallel import compared, mib, tied
 from benchsuite.report.sentences import Ends, Sentence, few, listed, number_of_launches, versus
 
 MEMORY, BYTES = "peak_model_bytes", "payload_bytes_per_step"
@@ -125,7 +124,9 @@ def _list(part: pd.DataFrame, quantity: str, shown: Callable[[Summary], str]) ->
 
 
 def _mib(summary: Summary) -> str:
-    return words.quantity(summary, scale=1 / MIB)
+    """Centre, and its range where that is more than a rounding."""
+    center, spread = mib(summary)
+    return f"{center} [{spread}]" if spread else center
 
 
 def _percent(share: float) -> str:
@@ -222,14 +223,14 @@ def _same_training(table: pd.DataFrame, material: Material) -> list[Sentence]:
     """Losses of all forms that do what one process would do, seed by seed."""
     said = []
     for workload, part in table[table["every_step"] & (table["n"] > 0)].groupby("workload", sort=False):
-        gap = convergence.largest_gap(material.curves, list(part["cell_id"]))
-        if len(part) > 1 and not math.isnan(gap):
-            said.append(f"{workload} {gap:.2g} over {len(part)} forms")
+        first, later = loss_gaps([run for run in material.runs if run.cell_id in set(part["cell_id"])])
+        if len(part) > 1 and not math.isnan(first):
+            said.append(f"{workload} {first:.1g}, later {later:.1g}")
     if not said:
         return []
-    single = " Sums in another order drift in single precision; the laws hold in double." if _single(material) else ""
-    text = f"Losses, seed by seed, are at most so far apart: {'; '.join(said)}.{single}"
-    return [Sentence("Same training", text)]
+    why = " Later sums in another order may switch a ReLU or a maximum in single precision; in double precision all are"
+    text = f"Losses of all forms, seed by seed, are at most so far apart in the first step: {'; '.join(said)}."
+    return [Sentence("Same training", text + (f"{why} equal by law." if _single(material) else ""))]
 
 
 def _single(material: Material) -> bool:
