@@ -171,7 +171,8 @@ def _part_columns(run: Run) -> Row:
     if not parallel:
         return {"held_parameters": run.result.get("num_parameters")}
     facts = parallel.get("facts") or [{}]
-    measured = [part["bubble_measured"] for part in facts if part.get("bubble_measured") is not None]
+    times = [part.get("bubble_measured") for part in run.cost.get("parts", ())]
+    measured = [share for share in times if share is not None]
     return {
         "held_parameters": max(parallel["held"]),
         "bubble_slots": facts[0].get("bubble_counted"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,19 @@ def test_a_replica_of_two_sends_what_each_part_sends_and_what_is_sent_inside():
     product = predicted(tiny(parallel="fsdp", model_parallel=2, replicas=2, topology="ring"))
     between = sum(count for (a, b), count in product.payload.items() if a // 2 != b // 2)
     assert between == undivided.payload_bytes and product.payload_bytes > between
+
+
+@pytest.mark.procs
+@pytest.mark.timeout(120)
+def test_the_result_of_a_divided_replica_is_the_same_again_and_its_times_stand_elsewhere(tmp_path: Path):
+    again = dataclasses.replace(PRODUCT, topology="ring", servers=None, replicas=1)
+    for folder in ("first", "second"):
+        benchsuite.run(again, results=tmp_path / folder)
+    first, second = (next(iter(Store(tmp_path / folder).runs())) for folder in ("first", "second"))
+    assert first.status == "ok", first.reason
+    assert json.dumps(first.result) == json.dumps(second.result)
+    assert [part["busy_s"] > 0 for part in first.cost["parts"]] == [True, True]
+    assert first.cost["parts"] != second.cost["parts"]
 
 
 @pytest.mark.procs

@@ -52,6 +52,7 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
         "blocked_reason": ranks[0]["blocked_reason"],
     }
     cost |= _medians(workers, inside)
+    cost |= parts.times(ranks)
     cost |= _device(ranks, cost["samples_per_s"])
     cost |= _wire(ranks)
     cost |= _curve_costs(ranks, result, begin)

@@ -11,6 +11,7 @@ from benchsuite.comm.traffic import Traffic
 from benchsuite.placement import replica_and_part
 
 Rank = Mapping[str, Any]
+TIMED = ("busy_s", "bubble_measured")  # facts of a part that are no property of the cell: they belong to its cost
 
 
 def counts(rank: Rank) -> bool:
@@ -36,7 +37,8 @@ def checksum(ranks: Sequence[Rank]) -> str | None:
 def section(cell: Cell, ranks: Sequence[Rank], payload: Traffic | None) -> dict[str, Any]:
     """`{"parallel": ..}` of a cell with divided replicas, else {}.
 
-    held, owned: elements of each part's vector, and those that no other part counts. facts: what a part says of itself.
+    held, owned: elements of each part's vector, and those that no other part counts. facts: what a part says of itself,
+    times aside.
     The payload is told apart: from part to part of a replica, or between replicas (servers included).
     """
     parts = _first_replica(ranks)
@@ -49,11 +51,17 @@ def section(cell: Cell, ranks: Sequence[Rank], payload: Traffic | None) -> dict[
         "parallel": {
             "held": [part["held"] for part in parts],
             "owned": [part["owned"] for part in parts],
-            "facts": [part["facts"] for part in parts],
+            "facts": [{name: fact for name, fact in part["facts"].items() if name not in TIMED} for part in parts],
             "inside_bytes": inside,
             "between_bytes": None if payload is None or inside is None else payload.payload_bytes - inside,
         }
     }
+
+
+def times(ranks: Sequence[Rank]) -> dict[str, Any]:
+    """`{"parts": ..}`: times that the parts of the first replica took themselves, where they did; else {}."""
+    told = [{name: part["facts"][name] for name in TIMED if name in part["facts"]} for part in _first_replica(ranks)]
+    return {"parts": told} if any(told) else {}
 
 
 def _first_replica(ranks: Sequence[Rank]) -> list[Mapping[str, Any]]:
