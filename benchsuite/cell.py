@@ -125,6 +125,8 @@ class Cell:
             parts.append(f"S={self.num_servers}")
         if self.server_placement == "with_worker":
             parts.append("servers with workers")
+        if self.rank_placement == "part_major":
+            parts.append("parts together")
         if self.hosts > 1:
             parts.append(f"{self.hosts} hosts")
         if self.clock == "virtual":
@@ -310,9 +312,19 @@ def global_batch(cell: Cell) -> int:
 
 
 def num_layers(cell: Cell) -> int:
-    """Layers of the workload's chain as its preset states them (0 = not stated)."""
+    """Layers of the workload's chain as its preset states them (0 = not stated), or an option that counts them.
+
+    A class says `layers_beside = {"blocks": 2}` where its chain is so many layers and two more.
+    """
     workload = members.find("workload", cell.workload)
-    return 0 if workload is None else int(_preset(cell, workload)[1].get("num_layers", 0))
+    if workload is None:
+        return 0
+    preset = _preset(cell, workload)[1]
+    for option, others in (workload.constants.get("layers_beside") or {}).items():
+        default = workload.options[option].default
+        counted: Any = cell.options.get(workload.name, {}).get(option, preset.get(option, default))
+        return int(counted) + int(others)
+    return int(preset.get("num_layers", 0))
 
 
 def _plain(value: Any) -> Any:

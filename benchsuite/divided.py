@@ -51,6 +51,8 @@ def build(cell: Cell, world: Comm, *, wrap: Wrap | None, before_model: Callable[
     comm, mine = comms[replica], outer[number]
     assert comm is not None and mine is not None
     device, dtype = devices.current(cell), trainings.DTYPES[cell.precision]
+    if device.type != "cpu" and hasattr(workload, "place"):
+        workload.place(device)
     precision = {"autocast": True} if cell.precision == "bf16" else {}
     part: PartOfReplica = trainings.make_parallel(cell).build(
         workload, Replica(comm, groups[replica], device), seed=cell.seed, dtype=dtype, device=device, **precision

@@ -99,7 +99,7 @@ class Loop:
             begin, compute, blocked = end, computed, waited
         strategy.finish()
         if owner:
-            samples = training.recipe.budget if apart else clock.num_samples * training.topology.num_workers
+            samples = training.recipe.budget if apart else self.step * global_batch
             snapshots.offer(strategy.snapshot(), samples=samples, version=self.step, time_ns=now(), last=True)
 
     def _serve(self, measured: Measured, *, owner: bool) -> None:

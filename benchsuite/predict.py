@@ -47,8 +47,7 @@ def kept(cell: Cell) -> dict[str, int | None]:
 
 def _described(cell: Cell) -> tuple[Strategy, Shapes, Setting, int]:
     """The strategy, not started, and what its formulas take; global batches of the budget."""
-    workload = training.make_workload(cell)
-    workload.start(seed=cell.seed, dtype=training.DTYPES[cell.precision])
+    workload = training.start_workload(cell)
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*workload.layers())).items()}
     topology: Topology = training.make_topology(cell)

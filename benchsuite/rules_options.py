@@ -172,6 +172,39 @@ def workloads(view: View) -> Problems:
         )
 
 
+# The least value of a workload's option, of whatever workload.
+LEAST = {
+    "width": 1, "blocks": 1, "context": 2, "clip_norm": 0, "weight_decay": 0, "lr_batch": 0, "num_environments": 1,
+    "num_actions": 2, "evaluate_every": 1,
+}  # fmt: skip
+ABOVE_ZERO = ("lr", "clip_ratio", "reward_scale")
+
+
+def bounds(view: View) -> Problems:
+    """Numbers of a workload that train something."""
+    label = view.label("workload")
+    for names, least in ((LEAST, "{0} or more"), (ABOVE_ZERO, "a number above 0")):
+        for name in names:
+            value = view.number("workload", name)
+            if value is None or (value >= LEAST[name] if name in LEAST else value > 0):
+                continue
+            needed, where = least.format(LEAST.get(name, 0)), f"options.{label}.{name}"
+            yield Problem("bounds", f"{name} = {value:g} of {label}: {needed}", f"set {where} to {needed}")
+    width, heads = (view.number("workload", name) for name in ("width", "heads"))
+    if view.option("workload", "positions") == "rope" and width and heads and heads >= 1 and (width // heads) % 2:
+        yield Problem(
+            "heads",
+            f"width({width:g}) / heads({heads:g}) = {width // heads:g} is odd with positions = rope, which turns pairs",
+            f"set options.{label}.heads so that each has an even number, or positions = learned",
+        )  # fmt: skip
+    actions = view.number("workload", "num_actions")
+    if view.option("workload", "environment") == "cartpole" and actions is not None and actions > 2:
+        yield Problem(
+            "bounds", f"num_actions = {actions:g} with environment = cartpole, which has 2: left and right",
+            f"set options.{label}.num_actions = 2",
+        )  # fmt: skip
+
+
 RULES: tuple[Callable[[View], Problems], ...] = (
     compressions,
     what_is_compressed,
@@ -180,4 +213,5 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     clocks,
     consensus,
     workloads,
+    bounds,
 )

@@ -21,6 +21,7 @@ from benchsuite import devices, placement, plugins, rollouts
 from benchsuite.cell import Cell
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
+from benchsuite.errors import UsageError
 from benchsuite.parallel import PartOfReplica
 from benchsuite.rollouts import Batches
 from benchsuite.sync import Events, Setting, Strategy, Work
@@ -151,7 +152,10 @@ def is_divided(cell: Cell) -> bool:
 def start_workload(cell: Cell) -> Workload:
     """The workload with its data and its random streams."""
     workload = make_workload(cell)
-    workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
+    try:
+        workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
+    except (ValueError, OSError) as error:  # its options, or data that are not where they should be
+        raise UsageError(f"workload = {plugins.stem(cell.workload)}: {error}") from error
     return workload
 
 

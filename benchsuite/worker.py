@@ -173,6 +173,7 @@ class Rank:
         if getattr(training.strategy, "calls_library", False) and training.topology.num_workers > 1:
             measured.derived = self._derive(training, measured)
         if training.replica is not None:
+            measured.part_facts = dict(training.replica.facts())  # before it is asked for one more gradient
             measured.derived_inside = self._derive_inside(training, measured)
 
     def _derive(self, training: Training, measured: Measured) -> Traffic | None:

@@ -96,6 +96,22 @@ def test_the_result_of_a_divided_replica_is_the_same_again_and_its_times_stand_e
 
 @pytest.mark.procs
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("sync", ["synchronous", "local_sgd"])
+def test_shards_are_evaluated_when_whole_replicas_are(sync: str, tmp_path: Path):
+    """A part of fsdp counts its own share of the samples; the curve is against those of all."""
+    whole = Cell(workload="mlp", preset="smoke", replicas=2, sync=sync, topology="ring", precision="fp64", budget=SHORT)
+    benchsuite.run([whole, dataclasses.replace(whole, parallel="fsdp", model_parallel=2)], results=tmp_path)
+    runs = {run.cell.parallel: run for run in Store(tmp_path).runs()}
+    assert runs["fsdp"].status == "ok", runs["fsdp"].reason
+    one, other = (runs[name].result["evaluations"] for name in ("data", "fsdp"))
+    assert one["samples"] == other["samples"] and len(one["samples"]) > 1
+    gap = max(abs(a - b) for a, b in zip(one["metric"], other["metric"], strict=True))
+    assert gap < 1e-10, f"metrics differ by {gap}"
+    assert runs["data"].result["loss"] == pytest.approx(runs["fsdp"].result["loss"], rel=1e-10)
+
+
+@pytest.mark.procs
+@pytest.mark.timeout(120)
 def test_a_product_runs_from_the_command_to_the_run_file(tmp_path: Path):
     benchsuite.run([PRODUCT, Cell(workload="cnn", preset="smoke", budget=SHORT)], results=tmp_path)
     runs = {run.cell.parallel: run for run in Store(tmp_path).runs()}

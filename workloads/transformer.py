@@ -84,6 +84,7 @@ class Workload:
 
     tensor_divides = ("heads",)
     tensor_tokens = "context"
+    layers_beside = {"blocks": 2}
 
     @property
     def target(self) -> Target:

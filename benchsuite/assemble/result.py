@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     lost = [rank for rank in range(cell.world_size) if rank not in {each["rank"] for each in ranks}]
     evaluations = next((rank["evaluations"] for rank in ranks if rank["evaluations"]), None) or {}
     metric = evaluations.get("metric", [])
+    looked = evaluations.get("samples", [])
+    assert all(a < b for a, b in itertools.pairwise(looked)), f"evaluated after {looked} samples"
     first = ranks[0]
     target = Target(**first["target"])
     # a run that diverges is a miss at every level, whatever it had reached before

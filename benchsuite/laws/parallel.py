@@ -27,7 +27,7 @@ from benchsuite.laws.traffic import described
 from benchsuite.laws.variants import RECIPES, VARIANTS, Fields, Recipe
 from benchsuite.parallel.pieces import Piece, join
 from benchsuite.training import Training
-from benchsuite.workload import Batch, Shapes, trained_parameters
+from benchsuite.workload import Batch, Shapes, seeded_layers, trained_parameters
 
 OUTER = ("local_sgd", "diloco", "elastic_averaging")  # what else stands on the replica axis
 REAL = ("cnn", "transformer", "mlp", "rl_agent")  # as they ship, for so many steps: an agent's first two rollouts
@@ -49,6 +49,26 @@ def equals_undivided(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
             figures.append((gap, f"replica {replica} after step {step}"))
     value, where = worst(figures)
     return Figure(value, FLOAT64, f"||difference|| / ||parameters||, {where}, {result.cell.label}")
+
+
+def loss_is_of_the_replica(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+    """Every part tells the mean loss of its whole replica; over all replicas that of one process."""
+    result = run(make_ranks, cell, change=change)
+    workload, expected = trainings.start_workload(result.cell), one_process(result.cell)
+    model = nn.Sequential(*seeded_layers(workload, result.cell.seed)).to(trainings.DTYPES[result.cell.precision])
+    trained = list(trained_parameters(model).values())
+    figures = []
+    for step in range(len(expected) - 1):
+        nn.utils.vector_to_parameters(expected[step], trained)
+        batch = workload.batch(step, shard=0, num_shards=1)
+        with torch.no_grad():
+            theirs = float(workload.loss(model(batch.x), batch))
+        for part in range(result.cell.model_parallel):
+            ranks = placement.ranks_of_part(result.cell, part)[: result.cell.replicas]
+            told = sum(float(result.ranks[rank].losses[step] or 0.0) for rank in ranks) / len(ranks)
+            figures.append((abs(told - theirs) / abs(theirs), f"part {part} in step {step}: {told}, {theirs} alone"))
+    value, where = worst(figures)
+    return Figure(value, FLOAT64, f"{where}, {result.cell.label}")
 
 
 def parts_make_the_model(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -122,6 +142,15 @@ def half_of_a_part(training: Training) -> Training:
     return training
 
 
+def own_loss(training: Training) -> Training:
+    """Each part tells the loss times the number of parts: a sum that was not divided."""
+    part: Any = training.replica
+    if part is not None:
+        gradient = part.gradient
+        part.gradient = lambda batch, *given: gradient(batch, *given) * part.replica.size
+    return training
+
+
 def own_norm(training: Training) -> Training:
     """Each part clips by the norm of what it holds."""
     part: Any = training.replica
@@ -189,6 +218,9 @@ def _of(name: str) -> list[Cell]:
     short = dataclasses.replace(TIME, steps=STEPS)
     real: dict[str, Any] = {"parallel": name, "model_parallel": 2, "precision": "fp64", "budget": short}
     made += [cells.resolve(Cell(workload=workload, **real)) for workload in REAL]
+    # a tied matrix, clipped by two servers
+    served: dict[str, Any] = {"replicas": 2, "topology": "parameter_server", "servers": 2}
+    made.append(cells.resolve(Cell(workload="transformer", **real, **served)))
     return made
 
 
@@ -227,6 +259,12 @@ LAWS = (
             Control("a part clips by its own norm", partial(equals_undivided, change=own_norm), _on("pipeline", 0.5)),
             Control("replicas do not agree", partial(equals_undivided, change=alone), _on("tensor", replicas=2)),
         ),
+    ),
+    Law(
+        "every part tells the loss of its replica",
+        loss_is_of_the_replica,
+        lambda cell: _is_divided(cell) and cell.sync == "synchronous" and cell.workload != "rl_agent",
+        (Control("a sum over parts is not divided", partial(loss_is_of_the_replica, change=own_loss), _on("fsdp")),),
     ),
     Law(
         "the parts make the model, and copies are copies",

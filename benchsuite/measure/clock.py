@@ -84,8 +84,8 @@ class TimedPart:
             self._wait_until(start + int(self._slow_down * (timer.now_ns() - start)))
         timer.end("compute")
         self._num_gradients += 1
-        if isinstance(loss, DeviceLoss) and not self.goes_on and self._num_gradients % CHECK_EVERY == 0:
-            check_finite(loss.read(), self.params)
+        if loss is not None and not self.goes_on and self._num_gradients % CHECK_EVERY == 0:
+            self._check_finite(loss.read() if isinstance(loss, DeviceLoss) else loss)
         return loss
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:

@@ -22,14 +22,15 @@ WALL = (
     "worker.py", "comm/process.py", "comm/groups.py", "comm/lane.py", "comm/rendezvous.py", "comm/shared_memory.py",
     "comm/staging.py", "devices.py",
 )  # fmt: skip
-DIVIDED = ("divided.py", "parallel/pieces.py", "parallel/replica.py")
+DIVIDED = ("divided.py", "placement.py", "parallel/pieces.py", "parallel/replica.py")
 VIRTUAL = (
     "comm/virtual.py", "comm/virtual_parts.py", "comm/virtual_lane.py", "comm/virtual_world.py", "virtual",
     "compute_time.py",
 )  # fmt: skip
 COMM = ("comm/__init__.py", "comm/traffic.py")
 MEASURES = (  # what stands around the loop
-    "clock.py", "device_figures.py", "device_time.py", "evaluation.py", "snapshots.py", "traffic_mode.py", "wire.py",
+    "clock.py", "device_figures.py", "device_time.py", "evaluation.py", "memory.py", "snapshots.py", "traffic_mode.py",
+    "wire.py",
 )  # fmt: skip
 FOLDERS = ("parallel", "sync", "topology", "compression")
 

@@ -37,6 +37,7 @@ class Measured:
     events: dict[str, int] = field(default_factory=dict)
     server: ServerLog | None = None
     derived: Traffic | None = None
+    part_facts: dict[str, Any] = field(default_factory=dict)  # of a part of a divided replica, at the loop's end
     derived_inside: Traffic | None = None  # by the library, from part to part of a replica
     barrier_ns: int = 0  # waiting for the others at the end
     memory: RankMemory = field(default_factory=RankMemory)
@@ -77,7 +78,7 @@ def rank_record(
         "evaluations": evaluations,
         "snapshots": {"samples": measured.snapshots.samples, "time_ns": measured.snapshots.time_ns},
         "num_parameters": training.part.params.numel(),
-        "divided": _divided_json(training),
+        "divided": _divided_json(training, measured),
         "shapes": {name: list(shape) for name, shape in training.part.shapes.items()},
         "snapshot_of": training.strategy.snapshot_of,
         "apart": bool(getattr(training.strategy, "apart", False)),
@@ -115,7 +116,7 @@ def _derived_total(measured: Measured) -> dict[str, Any] | None:
     return Traffic.total(both).to_json() if both else None
 
 
-def _divided_json(training: Training) -> dict[str, Any] | None:
+def _divided_json(training: Training, measured: Measured) -> dict[str, Any] | None:
     """Of a part of a divided replica: its number, what it holds and counts, whether its samples are its own, what it
     says of itself."""
     if training.replica is None:
@@ -127,7 +128,7 @@ def _divided_json(training: Training) -> dict[str, Any] | None:
         "reads": part.replica.part == 0 or part.share(0, 1) != (0, 1),
         "held": part.params.numel(),
         "owned": part.num_owned,
-        "facts": dict(part.facts()),
+        "facts": measured.part_facts,
     }
 
 

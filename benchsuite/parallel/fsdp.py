@@ -27,7 +27,16 @@ from benchsuite.errors import UsageError
 from benchsuite.parallel.pieces import Piece, cut, num_owned, shapes_of
 from benchsuite.parallel.replica import Replica, sum_traffic
 from benchsuite.parallel.shards import Unit, padded_numel, ring, shard, units_of
-from benchsuite.workload import Batch, Ready, Shapes, Workload, seeded_layers, trained_parameters, views
+from benchsuite.workload import (
+    Batch,
+    Ready,
+    Shapes,
+    Workload,
+    seeded_layers,
+    to_device,
+    trained_parameters,
+    views,
+)
 
 
 @dataclass
@@ -161,6 +170,7 @@ class FSDPPart:
         if ready is not None or until is not None:
             raise ValueError("fsdp reduces inside its backward pass: no slices as they come, nothing to abandon")
         self.num_gradients += 1
+        batch = to_device(batch, self.replica.device)
         self._refresh()
         with self._precision():
             loss = self._workload.loss(self.module(batch.x), batch)
@@ -199,14 +209,15 @@ class FSDPPart:
             self._refresh()
             self._gather_all()
         gathered = nullcontext if self._is_whole else _gathered
-        training = self.module.training
+        training, source = self.module.training, x.device
+        x = x.to(self.replica.device)
         self.module.eval()
         try:
             with torch.no_grad(), self._precision(), gathered(self.module):
                 for layer in self.module.children():
                     with gathered(layer):
                         x = layer.forward(x)
-                return x.to(self.params.dtype) if self._autocast else x
+                return x.to(source, self.params.dtype if self._autocast else x.dtype)
         finally:
             self.module.train(training)
 

@@ -111,7 +111,10 @@ class Apply(Protocol):
 
 
 class ServerPolicy(Protocol):
-    """What a parameter server does with pushes. Called by the one loop, `topology/parameter_server.py: serve`."""
+    """What a parameter server does with pushes. Called by the one loop, `topology/parameter_server.py: serve`.
+
+    `several_steps = True` (a class attribute): one push may be several optimiser steps; between them nobody looks.
+    """
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         """`shard` is the server's slice; `apply(gradient)` is one optimiser step on it and version += 1."""

@@ -133,6 +133,7 @@ class Strategy:
 class Learner:
     """Gradients and steps for every trajectory, in the order in which they come."""
 
+    several_steps = True
     reads_ahead = 0  # trajectories that an actor has sent beyond those whose answers it has read
 
     def __init__(self, part: Part, shape: TrajectoryShape, clip_norm: float | None, *, steps: int) -> None:

@@ -91,6 +91,7 @@ class ServerLoop:
         self._topology, self._shard, self._policy = topology, shard, policy
         self._samples_per_push, self._clip_norm, self._on_update = samples_per_push, clip_norm, on_update
         self._survives = survives
+        self._several_steps = bool(getattr(policy, "several_steps", False))
         self._updaters = threading.local()
         self._make_updater = make_updater
         self._first_updater: Any = None
@@ -140,6 +141,8 @@ class ServerLoop:
                 row = log.push(worker, tag, sent_ns, comm.now_ns())
                 answers = policy.on_push(worker, log.version_of(row), inbox.push(source))
                 log.done(row, comm.now_ns())
+                if self._several_steps:
+                    self._tell_update()
                 self._reached(partial(inbox.expect, source))
             for answered in answers:
                 self._answer(comm, answered, local[self._topology._comm.world_ranks[answered]])
@@ -175,6 +178,10 @@ class ServerLoop:
         self._step(gradient, max(samples, 0))
         self._count_applying(-1)
         self.log.applied(oldest_of)
+        if not self._several_steps:
+            self._tell_update()
+
+    def _tell_update(self) -> None:
         if self._on_update is not None:
             self._on_update(int(self.log.num_used * self._samples_per_push), self.log.version)
 
