@@ -47,7 +47,7 @@ reference: $(STAMP)
 	$(BIN)/benchsuite run reference --results results/reference
 	rm -f results/reference/.frame-cache.json
 
-# The reference of every workload: 60 seeds on one process, a row per run. Some twenty minutes on one idle core.
+# The reference of every workload: 60 seeds on one process, a row per run. A quarter of an hour on one idle core.
 seeds: $(STAMP)
 	$(BIN)/benchsuite run seeds --results results/seeds-runs
 	mkdir -p results/seeds

@@ -209,6 +209,7 @@ def test_a_run_states_lag_queue_and_bytes(bench: Bench) -> None:
     assert len(result["loss"]) == pushes and None not in result["loss"]
     assert result["policy_lag"] == result["staleness"] and result["policy_lag"]["max"] >= 2
     assert result["predicted_bytes"] == result["payload_bytes"] > 0
+    assert result["evaluations"]["version"][-1] == result["updates"], "the last parameters are those that count"
     assert result["evaluations"]["samples"][-1] == 2048 and result["diverged_step"] is None
     assert 1 <= run.cost["queue_length"]["mean"] <= run.cost["queue_length"]["max"] <= 4
     assert len(run.raw["queue_length"]) == pushes

@@ -33,9 +33,10 @@ VARIANTS: tuple[dict[str, int], ...] = tuple(
 
 def log_replay(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written) -> Figure:
     """Actor by actor the trajectories are played again with the versions that the log says, and learned from in its
-    order: every version of the learner is the same."""
+    order: every version that an actor may be answered with is the same."""
     result = run(make_ranks, cell, change=change)
-    mine, theirs = result.servers[0].params, replayed(result, read(result.logs[0]))
+    steps = int(option(result.cell, "actor_learner", "steps_per_trajectory"))
+    mine, theirs = result.servers[0].params, replayed(result, read(result.logs[0]))[::steps]
     if len(mine) != len(theirs):
         return Figure(float("nan"), FLOAT64, f"{len(mine)} versions, {len(theirs)} replayed, {result.cell.label}")
     value, where = worst([
