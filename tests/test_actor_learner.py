@@ -169,9 +169,10 @@ def test_a_trajectory_of_another_version_than_the_log_says_is_refused() -> None:
             training.strategy.policy = policy  # type: ignore[method-assign]
         return training
 
+    impatient: Any = partial(thread_ranks, timeout_s=3.0)  # the actor waits for an answer that does not come
     with pytest.raises(RuntimeError, match="a trajectory of version 0 from worker 0, whose log says 8"):
         actor_learner.log_replay(
-            thread_ranks, cell(replicas=1, options={"ahead": 1, "batches_per_trajectory": 8}), change=miscounted
+            impatient, cell(replicas=1, options={"ahead": 1, "batches_per_trajectory": 8}), change=miscounted
         )
 
 
