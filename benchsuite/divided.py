@@ -8,7 +8,6 @@ serves each part in a thread of its own, with its own comm; of a mean gradient t
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.comm import Comm, Traffic
 from benchsuite.comm.groups import library_group
+from benchsuite.measure.evaluation import checksum
 from benchsuite.measure.traffic_mode import TrafficMode, derive
 from benchsuite.parallel import PartOfReplica
 from benchsuite.parallel.pieces import Piece, cut, num_owned, shapes_of
@@ -31,7 +31,7 @@ from benchsuite.sync import Events, Setting, Strategy, count
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.training import Training
-from benchsuite.workload import Batch, Part, Shapes, Workload, mapped, seeded_layers, trained_parameters
+from benchsuite.workload import Batch, Part, Recipe, Shapes, Workload, mapped, seeded_layers, trained_parameters
 
 Update = Callable[[int, int], None]
 Wrap = Callable[[Part, int], Part]
@@ -46,17 +46,12 @@ def build(cell: Cell, world: Comm, *, wrap: Wrap | None, before_model: Callable[
     recipe = trainings.make_recipe(cell, workload)
     before_model()
     if world.rank >= cell.num_workers:
-        return _server(cell, world, workload, [comm for comm in outer if comm is not None], wrap)
+        return _server(cell, world, workload, recipe, comms=[comm for comm in outer if comm is not None], wrap=wrap)
     replica, number = placement.replica_and_part(cell, world.rank)
     comm, mine = comms[replica], outer[number]
     assert comm is not None and mine is not None
-    device, dtype = devices.current(cell), trainings.DTYPES[cell.precision]
-    if device.type != "cpu" and hasattr(workload, "place"):
-        workload.place(device)
-    precision = {"autocast": True} if cell.precision == "bf16" else {}
-    part: PartOfReplica = trainings.make_parallel(cell).build(
-        workload, Replica(comm, groups[replica], device), seed=cell.seed, dtype=dtype, device=device, **precision
-    )
+    joined = Replica(comm, groups[replica], devices.current(cell))
+    part: PartOfReplica = trainings.make_part(cell, workload, joined)
     training = trainings.assemble(cell, mine, workload, recipe, part, wrap=wrap, number=number)
     training.replica = part
     return training
@@ -97,7 +92,9 @@ class PartSum:
         self._barrier.abort()
 
 
-def _server(cell: Cell, world: Comm, workload: Workload, comms: Sequence[Comm], wrap: Wrap | None) -> Training:
+def _server(
+    cell: Cell, world: Comm, workload: Workload, recipe: Recipe, *, comms: Sequence[Comm], wrap: Wrap | None
+) -> Training:
     """The trainings of all parts; that of part 0, whose part is wrapped, knows the others."""
     dtype = trainings.DTYPES[cell.precision]
     layers = seeded_layers(workload, cell.seed)
@@ -108,7 +105,6 @@ def _server(cell: Cell, world: Comm, workload: Workload, comms: Sequence[Comm], 
     for number, (comm, held) in enumerate(zip(comms, pieces, strict=True)):
         comm.traffic = Traffic()  # threads do not count into one
         part: Any = HeldPart(held, cut(parameters, held))
-        recipe = trainings.make_recipe(cell, workload)
         wrapped = wrap if number == 0 else None
         training = trainings.assemble(cell, comm, workload, recipe, part, wrap=wrapped, number=number)
         topology = training.topology
@@ -153,24 +149,17 @@ class Served:
             broken = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
             raise (broken or errors)[0]
         for training in self.trainings:
-            _add(self.world.traffic, training.comm.traffic)
+            self.world.traffic.include(training.comm.traffic)
         assert logs[0] is not None
         return logs[0]
-
-
-def _add(total: Traffic, more: Traffic) -> None:
-    """In place: others hold `total`."""
-    joined = total + more
-    for name in ("payload", "messages", "shm", "control"):
-        getattr(total, name).update(getattr(joined, name))
 
 
 # -- traffic -----------------------------------------------------------------------------------------------------------
 
 
-def predicted(cell: Cell, strategy: Strategy, events: Events, setting: Setting) -> Traffic:
+def predicted(cell: Cell, workload: Workload, strategy: Strategy, events: Events, setting: Setting) -> Traffic:
     """Of a whole run, by world rank: each part's agreement between replicas, and what every replica sends inside."""
-    workload, parallel = trainings.start_workload(cell), trainings.make_parallel(cell)
+    parallel = trainings.make_parallel(cell)
     layers, itemsize = meta_layers(workload), setting.itemsize
     batch, acted_on = example(workload, layers, cell.replicas)
     total = Traffic()
@@ -193,9 +182,8 @@ def predicted(cell: Cell, strategy: Strategy, events: Events, setting: Setting) 
     return total
 
 
-def part_shapes(cell: Cell) -> list[Shapes]:
+def part_shapes(cell: Cell, workload: Workload) -> list[Shapes]:
     """What each part of a replica holds."""
-    workload = trainings.start_workload(cell)
     pieces = trainings.make_parallel(cell).pieces(workload, meta_layers(workload), cell.model_parallel)
     return [shapes_of(held) for held in pieces]
 
@@ -205,7 +193,7 @@ def clips_inside(strategy: Strategy, setting: Setting) -> bool:
     return not (setting.num_servers and strategy.clips_mean)
 
 
-def expected_events(cell: Cell, events: Events, num_batches: int) -> Events:
+def expected_events(cell: Cell, workload: Workload, events: Events, num_batches: int) -> Events:
     """Events of an undisturbed run, by rank on the replica axis -> by world rank. A policy acts in every step of a
     rollout and at its end (one that is made whole for a rollout sends once); that an episode runs out of time, when it
     acts once more, is not foreseen."""
@@ -213,7 +201,7 @@ def expected_events(cell: Cell, events: Events, num_batches: int) -> Events:
     servers = range(cell.replicas, cell.replicas + cell.num_servers)
     at = [*ranks, *servers]
     spread = {name: [counts[i] if i < len(counts) else 0 for i in at] for name, counts in events.items()}
-    steps = getattr(trainings.make_workload(cell), "rollout_steps", 0)
+    steps = getattr(workload, "rollout_steps", 0)
     times = 1 if getattr(trainings.make_parallel(cell), "acts_whole", False) else steps + 1
     inferences = {"inferences": [times * played for played in spread["rollouts"][: cell.num_workers]]} if steps else {}
     return {**spread, "gradients": [num_batches] * cell.num_workers, **inferences}
@@ -249,10 +237,7 @@ def digests(training: Training) -> dict[int, str]:
         held = [(part, each.part) for part, each in enumerate(training.served.trainings)]
     else:
         held = [(training.replica.replica.part if training.replica is not None else 0, training.part)]
-    return {
-        number: hashlib.sha256(part.params.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-        for number, part in held
-    }
+    return {number: checksum(part.params) for number, part in held}
 
 
 def derive_inside(training: Training, events: Mapping[str, int]) -> Traffic:
@@ -265,14 +250,14 @@ def derive_inside(training: Training, events: Mapping[str, int]) -> Traffic:
     assert part is not None
     batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
     backend = training.cell.backend
-    traffic = _watched(part, lambda: part.gradient(batch), backend).times(events["gradients"])
+    traffic = watched(part, lambda: part.gradient(batch), backend).times(events["gradients"])
     if acted_on is not None:
-        traffic += _watched(part, lambda: part.infer(acted_on), backend).times(events["inferences"])
+        traffic += watched(part, lambda: part.infer(acted_on), backend).times(events["inferences"])
     return traffic
 
 
-def _watched(part: PartOfReplica, call: Callable[[], object], backend: str) -> Traffic:
-    """What goes through our comm is seen too, and counted there."""
+def watched(part: PartOfReplica, call: Callable[[], object], backend: str) -> Traffic:
+    """What the library sends in a call, from this rank. What goes through our comm is seen too, and counted there."""
     comm = part.replica.comm
     before = comm.traffic + Traffic()
     with TrafficMode() as seen:

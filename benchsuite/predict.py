@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from benchsuite import divided, training
@@ -11,22 +10,33 @@ from benchsuite.comm import Traffic
 from benchsuite.compression import Compression
 from benchsuite.sync import Events, Setting, Strategy
 from benchsuite.topology import Topology
-from benchsuite.workload import Shapes, trained_parameters
+from benchsuite.workload import Shapes, Workload, trained_parameters
 
 
 def predicted(cell: Cell) -> Traffic:
     """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta device)."""
-    strategy, shapes, described, num_batches = _described(cell)
-    events = training.expected_events(strategy, training.make_workload(cell), num_batches, described)
+    workload, strategy, shapes, described, num_batches = _described(cell)
+    events = training.expected_events(strategy, workload, num_batches, described)
     if training.is_divided(cell):
-        events = divided.expected_events(cell, events, num_batches)
-    return of_run(cell, strategy, shapes, events, described)
+        events = divided.expected_events(cell, workload, events, num_batches)
+    return of_run(cell, strategy, shapes, events, described, workload=workload)
 
 
-def of_run(cell: Cell, strategy: Strategy, shapes: Shapes, events: Events, described: Setting) -> Traffic:
-    """Traffic of a whole run, from its recorded events: the one place where everything that a run sends is told."""
+def of_run(
+    cell: Cell,
+    strategy: Strategy,
+    shapes: Shapes,
+    events: Events,
+    described: Setting,
+    *,
+    workload: Workload | None = None,
+) -> Traffic:
+    """Traffic of a whole run, from its recorded events: the one place where everything that a run sends is told.
+
+    workload: started; where there is none yet, and the cell's replicas are divided, it is started here.
+    """
     if training.is_divided(cell):
-        return divided.predicted(cell, strategy, events, described)
+        return divided.predicted(cell, workload or training.start_workload(cell), strategy, events, described)
     return training.predicted_traffic(strategy, shapes, events, described)
 
 
@@ -36,24 +46,24 @@ def kept(cell: Cell) -> dict[str, int | None]:
     Of a divided replica on the fullest part; a server keeps something for every part. None: there is no server, or a
     user's file states no formula.
     """
-    strategy, shapes, described, _ = _described(cell)
+    workload, strategy, shapes, described, _ = _described(cell)
     formula = getattr(strategy, "state_bytes", None)
     if formula is None:
         return {"worker": None, "server": None}
-    parts = divided.part_shapes(cell) if training.is_divided(cell) else [shapes]
+    parts = divided.part_shapes(cell, workload) if training.is_divided(cell) else [shapes]
     server = sum(formula(part, described, server=True) for part in parts) if described.num_servers else None
     return {"worker": max(formula(part, described) for part in parts), "server": server}
 
 
-def _described(cell: Cell) -> tuple[Strategy, Shapes, Setting, int]:
-    """The strategy, not started, and what its formulas take; global batches of the budget."""
+def _described(cell: Cell) -> tuple[Workload, Strategy, Shapes, Setting, int]:
+    """The workload, the strategy, not started, and what its formulas take; global batches of the budget."""
     workload = training.start_workload(cell)
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*workload.layers())).items()}
+    layers = divided.meta_layers(workload)
+    shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
     topology: Topology = training.make_topology(cell)
     compression: Compression = training.make("compression", cell.compression, training.options_for(cell, "compression"))
     compression.start(shapes, seed=cell.seed)
     strategy: Strategy = training.make("sync", cell.sync, training.options_for(cell, "sync"))
     recipe = training.make_recipe(cell, workload)
     described = training.setting(cell, topology, compression, recipe)
-    return strategy, shapes, described, recipe.budget // recipe.global_batch
+    return workload, strategy, shapes, described, recipe.budget // recipe.global_batch

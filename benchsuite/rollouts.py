@@ -19,6 +19,7 @@ from torch import Tensor
 from benchsuite.comm import Comm, Traffic
 from benchsuite.sync import Events, Setting, Work, count
 from benchsuite.topology import rank_order_sum
+from benchsuite.topology.direct import Topology as Direct
 from benchsuite.workload import Batch, Infer, Rollout
 
 STATISTICS_BYTES = 3 * 8  # of a minibatch: sum, sum of squares, number
@@ -38,9 +39,12 @@ class Batches:
         self.collects = getattr(workload, "collect", None) is not None
         self._apart = strategy is not None and is_apart(strategy)
         self._rank = 0 if comm is None else comm.rank
-        self._comm: Comm | None = None
+        self._direct: Direct | None = None  # joins the workers
         if comm is not None and num_workers > 1 and self.collects and agrees(strategy):
-            self._comm = comm.split(range(num_workers))
+            workers = comm.split(range(num_workers))
+            if workers is not None:
+                self._direct = Direct()
+                self._direct.start(workers)
         self._environments: Any = None
         self._taken = 0
         self._number, self._statistics = -1, torch.empty(0)
@@ -86,17 +90,13 @@ class Batches:
         rollout: Rollout = self._workload.collect(act, self._environments, number)
         self._number, self._statistics = number, rollout.statistics()
         self.events["rollouts"] += 1
-        if self._comm is not None:
-            self._statistics = self._sum_over_workers(self._comm, self._statistics)
+        if self._direct is not None:
+            self._statistics = self._sum_over_workers(self._direct, self._statistics)
         return rollout
 
-    def _sum_over_workers(self, comm: Comm, own: Tensor) -> Tensor:
+    def _sum_over_workers(self, direct: Direct, own: Tensor) -> Tensor:
         """In rank order, the same bits on all."""
-        rows = [torch.empty(own.numel(), dtype=own.dtype, device=self._device) for _ in range(comm.size)]
-        rows[comm.rank].copy_(own.flatten())
-        for distance in range(1, comm.size):
-            source, target = (comm.rank - distance) % comm.size, (comm.rank + distance) % comm.size
-            comm.sendrecv(rows[comm.rank], target, rows[source], source)
+        rows = direct.gather(own.flatten().to(self._device))
         total = torch.empty_like(rows[0])
         rank_order_sum(rows, total)
         return total.cpu().view_as(own)
@@ -119,15 +119,8 @@ def example(workload: Any, act: Infer, *, num_shards: int) -> Batch:
 
 def predicted_traffic(events: Events, setting: Setting) -> Traffic:
     """What workers tell each other of their advantages, from the recorded number of rollouts."""
-    traffic, num_workers = Traffic(), setting.num_workers
-    if not setting.agreed_batches:
-        return traffic
-    for source in range(num_workers):
-        times = count(events, "rollouts", source)
-        for target in range(num_workers if times else 0):
-            if target != source:
-                traffic.add(source, target, times * setting.agreed_batches * STATISTICS_BYTES, times)
-    return traffic
+    one = Direct().predicted_gather(setting.agreed_batches * STATISTICS_BYTES, num_workers=setting.num_workers)
+    return one.times(count(events, "rollouts", 0))
 
 
 def expected_events(workload: Any, num_batches: int, setting: Setting) -> Events:

@@ -17,7 +17,8 @@ def stages(view: View) -> Problems:
         return
     parts, schedule = view.cell.model_parallel, str(view.option("parallel", "schedule") or "1f1b")
     micro, stated = (view.number("parallel", name) for name in ("num_micro_batches", "num_chunks"))
-    m, chunks = int(4 if micro is None else micro), int(stated or (2 if schedule == "interleaved" else 1))
+    several = view.constant("parallel", "several_chunks") or {}
+    m, chunks = int(4 if micro is None else micro), int(stated or several.get(schedule, 1))
     if m < 1 or chunks < 1:
         yield Problem(
             "counts", f"num_micro_batches = {m}, num_chunks = {chunks} of pipeline: at least 1 is needed",

@@ -23,6 +23,7 @@ from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
 from benchsuite.parallel import PartOfReplica
+from benchsuite.parallel.replica import Replica
 from benchsuite.rollouts import Batches
 from benchsuite.sync import Events, Setting, Strategy, Work
 from benchsuite.topology import Topology
@@ -303,15 +304,25 @@ def assemble(
 
 def build_part(cell: Cell, *, before_model: Callable[[], None] = lambda: None) -> tuple[Workload, Part]:
     """A started workload and this rank's part of its model."""
-    workload, dtype = start_workload(cell), DTYPES[cell.precision]
+    workload = start_workload(cell)
     before_model()
+    return workload, make_part(cell, workload)
+
+
+def make_part(cell: Cell, workload: Workload, replica: Replica | None = None) -> Any:
+    """This rank's part of the model of a started workload, whose data go to the rank's device."""
     device = devices.current(cell)
+    place(workload, device)
+    precision = {"autocast": True} if cell.precision == "bf16" else {}
+    return make_parallel(cell).build(
+        workload, replica, seed=cell.seed, dtype=DTYPES[cell.precision], device=device, **precision
+    )
+
+
+def place(workload: Workload, device: torch.device) -> None:
+    """Data that can stay on a device do, once they are there."""
     if device.type != "cpu" and hasattr(workload, "place"):
         workload.place(device)
-    parallel = make_parallel(cell)
-    precision = {"autocast": True} if cell.precision == "bf16" else {}
-    part: Part = parallel.build(workload, None, seed=cell.seed, dtype=dtype, device=device, **precision)
-    return workload, part
 
 
 def seed_rank(seed: int, rank: int) -> None:

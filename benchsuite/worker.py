@@ -205,9 +205,8 @@ class Rank:
         events = trainings.gather_events(
             [json.loads(self.store.get(f"events/{rank}")) for rank in range(self.comm.size)]
         )
-        return predict.of_run(
-            self.cell, training.strategy, training.part.shapes, events, training.setting
-        ).to_json()
+        strategy, shapes, described = training.strategy, training.part.shapes, training.setting
+        return predict.of_run(self.cell, strategy, shapes, events, described, workload=training.workload).to_json()
 
     def _straggler(self) -> dict[str, Any] | None:
         return {"factor": self.slow_down, "how": "busy" if self.busy else "sleep"} if self.slow_down > 1 else None

@@ -240,7 +240,7 @@ def test_a2c_too(ranks: MakeRanks) -> None:
 
 
 def normalised_alone(training: Training) -> Training:
-    training.batches._comm = None
+    training.batches._direct = None
     return training
 
 

@@ -51,11 +51,15 @@ class Traffic:
         """All of them together."""
         total = Traffic()
         for one in each:
-            for name in ("payload", "messages", "shm", "control"):
-                sums = getattr(total, name)
-                for key, count in getattr(one, name).items():
-                    sums[key] = sums.get(key, 0) + count
+            total.include(one)
         return total
+
+    def include(self, more: Traffic) -> None:
+        """Adds more to it, in place: others hold this one."""
+        for name in ("payload", "messages", "shm", "control"):
+            sums = getattr(self, name)
+            for key, count in getattr(more, name).items():
+                sums[key] = sums.get(key, 0) + count
 
     def minus(self, part: Traffic) -> Traffic:
         """Without a part of it. AssertionError where that is none."""

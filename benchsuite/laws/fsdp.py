@@ -23,6 +23,7 @@ from benchsuite import training as trainings
 from benchsuite.cell import Budget, Cell
 from benchsuite.comm import Comm
 from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws.parallel import held
 from benchsuite.laws.runs import Change, one_rank, option, relative, worst
 from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.laws.variants import VARIANTS, Fields
@@ -30,7 +31,7 @@ from benchsuite.measure.traffic_mode import TrafficMode
 from benchsuite.parallel.pieces import join
 from benchsuite.parallel.shards import Unit, units_of
 from benchsuite.training import Training
-from benchsuite.workload import Workload, seeded_layers, trained_parameters
+from benchsuite.workload import seeded_layers, trained_parameters
 
 SHRINK = 0.5  # what parameters are multiplied by behind the library's back, as an optimiser or a snapshot would
 Calls = Counter[tuple[str, int]]  # (name, elements of the whole vector) -> times
@@ -114,12 +115,12 @@ def shards_make_the_whole(make_ranks: MakeRanks, cell: Cell, *, change: Change |
     cell = cells.resolve(cell)
     seen = _ran(make_ranks, cell, change)
     whole = sum(p.numel() for p in trained_parameters(nn.Sequential(*_meta(cell))).values())
-    held = sum(each.params.numel() for each in seen)
+    kept = sum(each.params.numel() for each in seen)
     padding = sum(each.facts["num_padded"] for each in seen)
     calls = seen[0].calls[0]
     reduced = sum(numel * times for (name, numel), times in calls.items() if name == "_reduce_scatter_base")
-    text = f"{held} elements held of {whole}, {padding} padded, {reduced} reduced"
-    return Figure(abs(whole - held) + abs(reduced - held - padding), 0, f"{text}, {grid.label(cell)}")
+    text = f"{kept} elements held of {whole}, {padding} padded, {reduced} reduced"
+    return Figure(abs(whole - kept) + abs(reduced - kept - padding), 0, f"{text}, {grid.label(cell)}")
 
 
 def nothing_stays_gathered(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -134,18 +135,17 @@ def computes_with_the_newest(make_ranks: MakeRanks, cell: Cell, *, change: Chang
     """Gradient and inference are those of one process at the parameters that stand in the flat vectors."""
     cell = cells.resolve(cell)
     seen = _ran(make_ranks, cell, change)
-    workload, layers = _workload(cell), _meta(cell)
-    shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
-    pieces = trainings.make_parallel(cell).pieces(workload, layers, cell.model_parallel)
+    pieces, shapes = held(cell)
     params, grad = (join([getattr(each, name) for each in seen], pieces, shapes) for name in ("params", "grad"))
-    gradient, metric = _one_process(cell, workload, params)
+    gradient, metric = _one_process(cell, params)
     figures = [(relative(grad - gradient, gradient), "gradient")]
     figures += [(abs(each.metric - metric) / abs(metric), "inference") for each in seen]
     value, where = worst(figures)
     return Figure(value, FLOAT64, f"||difference|| / ||{where}||, {grid.label(cell)}")
 
 
-def _one_process(cell: Cell, workload: Workload, params: Tensor) -> tuple[Tensor, float]:
+def _one_process(cell: Cell, params: Tensor) -> tuple[Tensor, float]:
+    workload = trainings.start_workload(cell)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).double()
     trained = list(trained_parameters(model).values())
     nn.utils.vector_to_parameters(params, trained)
@@ -155,12 +155,8 @@ def _one_process(cell: Cell, workload: Workload, params: Tensor) -> tuple[Tensor
         return gradient, workload.evaluate(model.eval())
 
 
-def _workload(cell: Cell) -> Workload:
-    return trainings.start_workload(cell)
-
-
 def _meta(cell: Cell) -> list[nn.Module]:
-    return divided.meta_layers(_workload(cell))
+    return divided.meta_layers(trainings.start_workload(cell))
 
 
 def _units(cell: Cell) -> list[Unit]:

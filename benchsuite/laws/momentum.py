@@ -66,8 +66,7 @@ class _Model:
 
     def __init__(self, cell: Cell) -> None:
         dtype = trainings.DTYPES[cell.precision]
-        self._workload, self._num_workers = trainings.make_workload(cell), cell.num_workers
-        self._workload.start(seed=cell.seed, dtype=dtype)
+        self._workload, self._num_workers = trainings.start_workload(cell), cell.num_workers
         self._module = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]
         self.start = nn.utils.parameters_to_vector(self._parameters).detach()

@@ -57,7 +57,7 @@ def _part(cell: Cell) -> tuple[Part, Batch]:
     workload: Any = _WithIdle(trainings.make_workload(cell))
     dtype = trainings.DTYPES[cell.precision]
     workload.start(seed=cell.seed, dtype=dtype)
-    parallel = trainings.make("parallel", cell.parallel, trainings.options_for(cell, "parallel"))
+    parallel = trainings.make_parallel(cell)
     part: Part = parallel.build(workload, None, seed=cell.seed, dtype=dtype, device=torch.device("cpu"))
     return part, workload.batch(1, shard=0, num_shards=1)
 
@@ -134,7 +134,7 @@ def bf16_is_close(make_ranks: MakeRanks, cell: Cell, *, autocast: bool = True, s
     cell = cells.resolve(dataclasses.replace(cell, precision="fp32"))
     workload = trainings.make_workload(cell)
     workload.start(seed=cell.seed, dtype=torch.float32)
-    parallel = trainings.make("parallel", cell.parallel, trainings.options_for(cell, "parallel"))
+    parallel = trainings.make_parallel(cell)
     device = devices.current(cell)
     build = partial(parallel.build, workload, None, seed=cell.seed, dtype=torch.float32, device=device)
     batch = workload.batch(0, shard=0, num_shards=1)

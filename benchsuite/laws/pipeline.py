@@ -16,14 +16,13 @@ import torch
 from torch import nn
 
 from benchsuite import cell as cells
-from benchsuite import plugins, rules
+from benchsuite import divided, plugins, rules
 from benchsuite import training as trainings
 from benchsuite.cell import Budget, Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
 from benchsuite.laws.parallel import equals_undivided
 from benchsuite.laws.runs import Change, run
 from benchsuite.laws.variants import VARIANTS, Fields
-from benchsuite.measure.traffic_mode import TrafficMode, derive
 from benchsuite.parallel import slots
 from benchsuite.training import Training
 from benchsuite.workload import Batch, micro_batches, seeded_layers, trained_parameters
@@ -46,12 +45,8 @@ class Seen:
 def _look(training: Training) -> Seen:
     part: Any = training.part
     batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
-    comm = training.replica.replica.comm  # type: ignore[union-attr]  # a pipeline's parts have one
-    before = comm.traffic.payload_bytes
-    with TrafficMode() as seen:
-        part.gradient(batch)
-    ours = comm.traffic.payload_bytes - before  # seen too
-    sent = derive(seen.calls, comm.size, rank=comm.rank).payload_bytes - ours
+    assert training.replica is not None
+    sent = divided.watched(training.replica, lambda: part.gradient(batch), training.cell.backend).payload_bytes
     held = sum(p.numel() for p in trained_parameters(part.module).values())
     return Seen(dict(part.facts()), list(part.executed), held, sent, batch)
 

@@ -17,8 +17,7 @@ from benchsuite.workload import seeded_layers, trained_parameters
 def one_process(cell: Cell, *, clip_norm: float | None = None) -> list[Tensor]:
     """Flat parameters (P,) at the start and after every step of the budget. `clip_norm` in place of the recipe's."""
     dtype = trainings.DTYPES[cell.precision]
-    workload = trainings.make_workload(cell)
-    workload.start(seed=cell.seed, dtype=dtype)
+    workload = trainings.start_workload(cell)
     recipe = trainings.make_recipe(cell, workload)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).to(dtype)
     named = trained_parameters(model)

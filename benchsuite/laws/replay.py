@@ -51,8 +51,7 @@ class Replay:
     def __init__(self, result: Run, logs: list[PushLog]) -> None:
         cell = self._cell = result.cell
         dtype = trainings.DTYPES[cell.precision]
-        self._workload = trainings.make_workload(cell)
-        self._workload.start(seed=cell.seed, dtype=dtype)
+        self._workload = trainings.start_workload(cell)
         self._recipe = trainings.make_recipe(cell, self._workload)
         self._model = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]

@@ -27,8 +27,7 @@ class Replicas:
 
     def __init__(self, cell: Cell) -> None:
         dtype = trainings.DTYPES[cell.precision]
-        self._workload = trainings.make_workload(cell)
-        self._workload.start(seed=cell.seed, dtype=dtype)
+        self._workload = trainings.start_workload(cell)
         self.recipe = trainings.make_recipe(cell, self._workload)
         self._model = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
         self.shapes = {name: p.shape for name, p in trained_parameters(self._model).items()}

@@ -21,6 +21,7 @@ from benchsuite import divided
 from benchsuite import training as trainings
 from benchsuite.cell import Budget, Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws.parallel import held
 from benchsuite.laws.runs import Change, count_different, option, relative, run, worst
 from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.laws.variants import Fields
@@ -99,9 +100,8 @@ def slices_compute_the_whole(
     workload = trainings.start_workload(result.cell)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).double()
     named = trained_parameters(model)
-    pieces = trainings.make_parallel(result.cell).pieces(workload, list(model), cell.model_parallel)
+    pieces, shapes = held(result.cell)
     seen = [worker.after for worker in result.workers]
-    shapes = {name: p.shape for name, p in named.items()}
     params, grad = (join([getattr(each, name) for each in seen], pieces, shapes) for name in ("params", "grad"))
     nn.utils.vector_to_parameters(params, named.values())
     if alter is not None:

@@ -92,8 +92,7 @@ def begin(job: RankJob) -> tuple[Workload, Recipe, int]:
     )
     dist.init_process_group("gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=timeout)
     cell = cells.from_json(job.cell)
-    workload = training.make_workload(cell)
-    workload.start(seed=cell.seed, dtype=training.DTYPES[cell.precision])
+    workload = training.start_workload(cell)
     recipe = training.make_recipe(cell, workload)
     return workload, recipe, recipe.budget // recipe.global_batch
 

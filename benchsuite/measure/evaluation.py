@@ -7,7 +7,6 @@ import hashlib
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,14 +38,18 @@ def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
         training.part.params.copy_(vector)
         value = training.workload.evaluate(training.part.infer)
         metrics.append(value if math.isfinite(value) else None)
-    last = vectors[-1].detach().cpu().contiguous().numpy() if vectors else np.zeros(0)
     return {
         "samples": snapshots.samples[: len(vectors)],
         "version": snapshots.version[: len(vectors)],
         "time_ns": snapshots.time_ns[: len(vectors)],
         "metric": metrics,
-        "checksum": hashlib.sha256(last.tobytes()).hexdigest(),
+        "checksum": checksum(vectors[-1] if vectors else torch.empty(0)),
     }
+
+
+def checksum(vector: Tensor) -> str:
+    """sha256 of a vector's bytes."""
+    return hashlib.sha256(vector.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:

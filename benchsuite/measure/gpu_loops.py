@@ -98,8 +98,7 @@ def _hand(cell: Cell, warm_up: int) -> float:
     def body(comm: ProcessComm) -> float:
         device = devices.current(cell)
         workload = trainings.start_workload(cell)
-        if device.type != "cpu" and hasattr(workload, "place"):
-            workload.place(device)
+        trainings.place(workload, device)
         recipe = trainings.make_recipe(cell, workload)
         dtype = trainings.DTYPES[cell.precision]
         model = nn.Sequential(*seeded_layers(workload, cell.seed)).to(dtype).to(device)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from benchsuite.comm import Traffic
 from benchsuite.comm.traffic import Calls
 from benchsuite.sync import Cycle
-from benchsuite.topology import ring_traffic, spread_traffic
+from benchsuite.topology import collective_traffic
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,17 @@ class Call:
     itemsize: int
     peer: int = -1
 
+
+# What c10d calls a collective -> whose cost it has.
+KINDS = {
+    "allreduce": "all_reduce",
+    "reduce_scatter": "reduce_scatter",
+    "_reduce_scatter_base": "reduce_scatter",
+    "reduce_scatter_tensor_coalesced": "reduce_scatter",
+    "allgather": "all_gather",
+    "_allgather_base": "all_gather",
+    "broadcast": "broadcast",
+}
 
 # Functional collectives (DTensor's) -> what c10d calls the same; those of a part are given with the size of the group.
 FUNCTIONAL = {
@@ -122,11 +133,8 @@ def derive(calls: list[Call], num_ranks: int, *, rank: int = 0, backend: str = "
             continue
         if rank:
             continue
-        scatters = call.name in ("reduce_scatter", "_reduce_scatter_base", "reduce_scatter_tensor_coalesced")
-        if call.name == "allreduce" or (scatters and backend == "gloo"):
-            traffic += ring_traffic(call.numel, call.itemsize, num_ranks, longest=max(call.numel, 1))
-        elif scatters or call.name in ("allgather", "_allgather_base", "broadcast"):
-            traffic += spread_traffic(call.numel, call.itemsize, num_ranks)
+        if call.name in KINDS:
+            traffic += collective_traffic(KINDS[call.name], call.numel, call.itemsize, num_ranks, backend=backend)
         elif call.name not in ("barrier", "monitored_barrier"):
             raise ValueError(f"c10d::{call.name}: its cost on the wire is not known; add it to derive()")
     return traffic

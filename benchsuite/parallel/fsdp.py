@@ -26,7 +26,8 @@ from benchsuite.comm import Handle, Traffic
 from benchsuite.errors import UsageError
 from benchsuite.parallel.pieces import Piece, cut, num_owned, shapes_of
 from benchsuite.parallel.replica import Replica, sum_traffic
-from benchsuite.parallel.shards import Unit, padded_numel, ring, shard, units_of
+from benchsuite.parallel.shards import Unit, padded_numel, shard, units_of
+from benchsuite.topology import collective_traffic
 from benchsuite.workload import (
     Batch,
     Ready,
@@ -80,17 +81,18 @@ class Parallel:
     ) -> Traffic:
         traffic = sum_traffic(size).times(2 if clip else 1)
         for unit in units_of(layers):
-            gathers = 1 if self.stays_gathered(unit) else 2
-            scatters = 2 if backend == "gloo" else 1
-            traffic += ring(unit.numel(size), itemsize, size, phases=gathers)
-            traffic += ring(unit.numel(size, trained=True), itemsize, size, phases=scatters)
+            gather = collective_traffic("all_gather", unit.numel(size), itemsize, size)
+            traffic += gather.times(1 if self.stays_gathered(unit) else 2)
+            reduced = unit.numel(size, trained=True)
+            traffic += collective_traffic("reduce_scatter", reduced, itemsize, size, backend=backend)
         return traffic
 
     def predicted_inference(
         self, workload: Workload, layers: Sequence[nn.Module], x: Tensor, *, size: int, itemsize: int
     ) -> Traffic:
         """Every unit is gathered once, whatever `x` is."""
-        return Traffic.total(ring(unit.numel(size), itemsize, size, phases=1) for unit in units_of(layers))
+        moved = [unit.numel(size) for unit in units_of(layers)]
+        return Traffic.total(collective_traffic("all_gather", numel, itemsize, size) for numel in moved)
 
     def stays_gathered(self, unit: Unit) -> bool:
         """Whether its parameters are kept between forward and backward pass."""

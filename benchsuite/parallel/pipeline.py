@@ -48,12 +48,13 @@ class Parallel:
     num_chunks: int = 0
     """Runs of layers on each stage (V); 0 = 2 with interleaved, 1 with the others."""
 
+    several_chunks = {"interleaved": 2}  # V where num_chunks = 0; 1 of a schedule that is not here
     autocast = True
 
     @property
     def chunks(self) -> int:
         """V."""
-        return self.num_chunks or (2 if self.schedule == "interleaved" else 1)
+        return self.num_chunks or self.several_chunks.get(self.schedule, 1)
 
     def build(
         self,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from benchsuite.comm import Traffic
 from benchsuite.parallel.pieces import Piece
 
 
@@ -54,12 +53,3 @@ def longest_shard(shape: torch.Size, size: int) -> int:
     """Rows of the first shard."""
     return -(-shape[0] // size)
 
-
-def ring(numel: int, itemsize: int, size: int, *, phases: int) -> Traffic:
-    """Every rank sends all but one of the `size` equal chunks to the next, in each phase."""
-    traffic = Traffic()
-    if numel and size > 1:
-        for rank in range(size):
-            steps = phases * (size - 1)
-            traffic.add(rank, (rank + 1) % size, steps * numel // size * itemsize, steps)
-    return traffic

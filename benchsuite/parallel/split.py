@@ -20,10 +20,8 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
 )
 
-from benchsuite.comm import Traffic
 from benchsuite.parallel.channels import GroupedChannels, InputChannels, OutputChannels
 from benchsuite.parallel.pieces import Piece, whole
-from benchsuite.topology import ring_traffic, spread_traffic
 from benchsuite.workload import trained_parameters
 
 Collective = tuple[Literal["all_reduce", "all_gather", "reduce_scatter"], int]  # and elements of the whole vector
@@ -193,11 +191,3 @@ def _of_module(
 def _layer(name: str) -> str:
     """The number of the layer that a module or parameter belongs to."""
     return name.split(".")[0]
-
-
-def collective_traffic(collective: Collective, *, itemsize: int, size: int, backend: str = "gloo") -> Traffic:
-    """An all-reduce is a ring, a gather half of it, and so is a reduce-scatter, but on gloo, where it costs a whole."""
-    kind, elements = collective
-    if kind == "all_gather" or (kind == "reduce_scatter" and backend != "gloo"):
-        return spread_traffic(elements, itemsize, size)
-    return ring_traffic(elements, itemsize, size, longest=max(elements, 1))

@@ -27,7 +27,8 @@ from torch.distributed.tensor.parallel import parallelize_module
 from benchsuite.comm import Handle, Traffic
 from benchsuite.parallel.pieces import Piece, cut, num_owned, shapes_of
 from benchsuite.parallel.replica import Replica, sum_traffic
-from benchsuite.parallel.split import Collective, Split, collective_traffic
+from benchsuite.parallel.split import Collective, Split
+from benchsuite.topology import collective_traffic
 from benchsuite.workload import (
     Batch,
     DeviceLoss,
@@ -70,7 +71,7 @@ class Parallel:
     ) -> Traffic:
         with torch.no_grad():
             found = self._split(workload, layers, size).collectives(x)
-        return Traffic.total(collective_traffic(each, itemsize=itemsize, size=size) for each in found)
+        return Traffic.total(collective_traffic(kind, numel, itemsize, size) for kind, numel in found)
 
     def predicted_traffic(
         self,
@@ -84,8 +85,8 @@ class Parallel:
         backend: str = "gloo",
     ) -> Traffic:
         traffic = sum_traffic(size) if clip else Traffic()
-        for collective in self.collectives(workload, layers, batch, size):
-            traffic += collective_traffic(collective, itemsize=itemsize, size=size, backend=backend)
+        for kind, numel in self.collectives(workload, layers, batch, size):
+            traffic += collective_traffic(kind, numel, itemsize, size, backend=backend)
         return traffic
 
 

@@ -64,8 +64,10 @@ def label(cell: Cell, variant: str = "") -> str:
     rest = variant.split()
     said = plugins.stem(cell.parallel)
     if said == "pipeline":
-        chunks = int(options.get("num_chunks", 0)) or (2 if options.get("schedule") == "interleaved" else 1)
-        said += f" {words.short(str(options.get('schedule', '')))} m={options.get('num_micro_batches')}"
+        schedule = str(options.get("schedule", ""))
+        several = plugins.find("parallel", cell.parallel).constants.get("several_chunks", {})
+        chunks = int(options.get("num_chunks", 0)) or several.get(schedule, 1)
+        said += f" {words.short(schedule)} m={options.get('num_micro_batches')}"
         said += f" V={chunks}" if chunks > 1 else ""
         rest = [each for each in rest if each.partition("=")[0] not in _PIPELINE]
     if cell.num_workers == 1:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from benchsuite.comm import Comm, Traffic
@@ -100,6 +101,48 @@ def rank_order_sum(rows: Sequence[Tensor], out: Tensor) -> None:
         out.copy_(rows[0])
     for row in rows[1:]:
         out.add_(row)
+
+
+NUMBER_BYTES = 8  # one float64
+
+
+def sum_number(comm: Comm, ranks: Sequence[int], value: float, *, device: torch.device | None = None) -> float:
+    """Sum of one float64 of each of `ranks`, on all of them, added in their order by the first: the same bits.
+
+    2 (n-1) messages of 8 bytes.
+    """
+    mine = torch.tensor([value], dtype=torch.float64, device=device)
+    first, *others = ranks
+    if comm.rank != first:
+        comm.send(mine, first)
+        comm.recv(mine, first)
+        return float(mine)
+    other = torch.empty_like(mine)
+    for rank in others:
+        comm.recv(other, rank)
+        mine.add_(other)
+    for rank in others:
+        comm.send(mine, rank)
+    return float(mine)
+
+
+def sum_number_traffic(ranks: Sequence[int]) -> Traffic:
+    """Of one `sum_number`."""
+    traffic = Traffic()
+    for rank in ranks[1:]:
+        traffic.add(rank, ranks[0], NUMBER_BYTES)
+        traffic.add(ranks[0], rank, NUMBER_BYTES)
+    return traffic
+
+
+def collective_traffic(kind: str, numel: int, itemsize: int, num_workers: int, *, backend: str = "gloo") -> Traffic:
+    """Of one of the library's collectives on a vector of `numel` elements in all.
+
+    kind: all_reduce, a ring; all_gather or broadcast, half of it; reduce_scatter, half too, but on gloo a whole.
+    """
+    if kind == "all_reduce" or (kind == "reduce_scatter" and backend == "gloo"):
+        return ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))
+    return spread_traffic(numel, itemsize, num_workers)
 
 
 def spread_traffic(numel: int, itemsize: int, num_workers: int) -> Traffic:

@@ -19,12 +19,10 @@ from torch import Tensor
 from benchsuite.comm import ABANDONED, GOODBYE, Comm, Handle, Traffic
 from benchsuite.compression import Codec, Compression, pieces_of
 from benchsuite.sync import ServerPolicy, Setting
-from benchsuite.topology import bounds
+from benchsuite.topology import bounds, sum_number, sum_number_traffic
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.topology.serving import ServerLoop, Steps
 from benchsuite.workload import Shapes, numel
-
-CLIP_BYTES = 8  # one float64 between servers
 
 
 @dataclass
@@ -200,24 +198,8 @@ class Topology:
     def square_sum(self, gradient: Tensor) -> float:
         """Of the whole mean gradient, of which `gradient` is this server's slice."""
         owned = gradient[: self._owned]
-        return self._sum_over_parts(self.square_sum_over_servers(float(torch.dot(owned, owned))))
-
-    def square_sum_over_servers(self, value: float) -> float:
-        """Sum of one float64 per server, added in server order: 2 (S-1) messages of 8 bytes."""
-        if self.num_servers == 1:
-            return value
-        first, mine = self.num_workers, torch.tensor([value], dtype=torch.float64)
-        if self.server > 0:
-            self._comm.send(mine, first)
-            self._comm.recv(mine, first)
-            return float(mine)
-        other = torch.empty(1, dtype=torch.float64)
-        for rank in range(first + 1, self._comm.size):
-            self._comm.recv(other, rank)
-            mine.add_(other)
-        for rank in range(first + 1, self._comm.size):
-            self._comm.send(mine, rank)
-        return float(mine)
+        servers = range(self.num_workers, self._comm.size)
+        return self._sum_over_parts(sum_number(self._comm, servers, float(torch.dot(owned, owned))))
 
     # -- costs -----------------------------------------------------------------------------------------------
 
@@ -262,8 +244,4 @@ def sized_traffic(
 
 def clip_traffic(num_workers: int, num_servers: int, times: int) -> Traffic:
     """The servers' agreement on the norm of a mean gradient, `times` times."""
-    traffic = Traffic()
-    for server in range(1, num_servers if times else 1):
-        traffic.add(num_workers + server, num_workers, CLIP_BYTES * times, times)
-        traffic.add(num_workers, num_workers + server, CLIP_BYTES * times, times)
-    return traffic
+    return sum_number_traffic(range(num_workers, num_workers + num_servers)).times(times)
