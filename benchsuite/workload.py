@@ -91,6 +91,11 @@ class DeviceLoss(float):
         return float(self.tensor)
 
 
+def read_loss(loss: float) -> float:
+    """A step's loss as a number; waits for the device where it is still there."""
+    return loss.read() if isinstance(loss, DeviceLoss) else loss
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How it is trained. The learning rate is a function of progress = samples consumed / budget, so it is the

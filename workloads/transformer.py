@@ -253,7 +253,7 @@ class Block(nn.Module):
     def _attend(self, qkv: Tensor) -> Tensor:
         """(B, T, 3 h head_dim) of h heads, which may be a rank's share of them -> (B, T, h head_dim)."""
         batch, tokens, _ = qkv.shape
-        query, key, value = qkv.view(batch, tokens, -1, 3, self._head_dim).permute(3, 0, 2, 1, 4)
+        query, key, value = (x.transpose(1, 2) for x in qkv.view(batch, tokens, -1, 3, self._head_dim).unbind(3))
         if self.turn is not None:
             query, key = self.turn(query), self.turn(key)
         if self._fused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from benchsuite import training as trainings
 from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
 from benchsuite.laws.runs import count_different, relative
-from benchsuite.workload import Batch, Part, Workload
+from benchsuite.workload import Batch, Part, Workload, read_loss
 
 Wrap = Callable[[Part], Any]
 
@@ -126,8 +127,10 @@ def unused_is_zero(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
 BF16_ROUNDING = 2.0**-8  # relative step of bfloat16's 8 bits
 
 
-def bf16_is_close(make_ranks: MakeRanks, cell: Cell, *, autocast: bool = True, scale: float = 1.0) -> Figure:
-    """Under autocast the gradient is float32's up to roundings to bfloat16, a few per layer, and not its very bits.
+def bf16_is_close(
+    make_ranks: MakeRanks, cell: Cell, *, autocast: bool = True, scale: float = 1.0, loss_scale: float = 1.0
+) -> Figure:
+    """Under autocast loss and gradient are float32's up to roundings to bfloat16, a few per layer, and not its bits.
 
     Parameters and gradient stay in float32. Where nothing differs nothing was cast: as wrong as it can be.
     """
@@ -139,16 +142,14 @@ def bf16_is_close(make_ranks: MakeRanks, cell: Cell, *, autocast: bool = True, s
     build = partial(parallel.build, workload, None, seed=cell.seed, dtype=torch.float32, device=device)
     batch = workload.batch(0, shard=0, num_shards=1)
     plain, cast = build(), build(autocast=autocast)
-    losses = [part.gradient(batch) for part in (cast, plain)]
+    loss, exact = (read_loss(part.gradient(batch) or math.nan) for part in (cast, plain))
     bound = BF16_ROUNDING * len(workload.layers())
     kept = cast.params.dtype == cast.grad.dtype == torch.float32
     different = count_different(cast.grad, plain.grad)
-    value = relative(scale * cast.grad - plain.grad, plain.grad) if different and kept else 1.0
-    return Figure(
-        value,
-        bound,
-        f"{different} of {plain.grad.numel()} elements differ, losses {losses}, {cast.grad.dtype}",
-    )
+    apart = [relative(scale * cast.grad - plain.grad, plain.grad), abs(loss_scale * loss / exact - 1)]
+    value = max(apart) if different and kept and all(map(math.isfinite, apart)) else 1.0
+    elements = f"{different} of {plain.grad.numel()} elements differ by {apart[0]:.3g}"
+    return Figure(value, bound, f"{elements}, the loss {loss} by {apart[1]:.3g}, {cast.grad.dtype}")
 
 
 class _Broken:
@@ -215,6 +216,7 @@ LAWS = (
         (
             Control("autocast is not on", partial(bf16_is_close, autocast=False)),
             Control("the gradient is scaled", partial(bf16_is_close, scale=0.5)),
+            Control("the loss is scaled", partial(bf16_is_close, loss_scale=0.5)),
         ),
     ),
 )

@@ -28,7 +28,7 @@ from benchsuite.sync import Events, Work
 from benchsuite.topology import bounds
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.training import Training
-from benchsuite.workload import Batch, DeviceLoss, Part, Ready, Recipe, Shapes
+from benchsuite.workload import Batch, Part, Ready, Recipe, Shapes, read_loss
 
 Change = Callable[[Training], Training]
 
@@ -196,7 +196,7 @@ def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[
         params.append(_copy(training.part.params))
         while (work := training.strategy.next_index()) is not None:
             loss = training.strategy.step(training.fetch(work))
-            losses.append(loss.read() if isinstance(loss, DeviceLoss) else loss)
+            losses.append(None if loss is None else read_loss(loss))
             done.append(work)
             params.append(_copy(training.part.params))
         training.strategy.finish()

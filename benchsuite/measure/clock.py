@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchsuite.comm import Handle
 from benchsuite.measure.device_time import DeviceTimer, StepTimes
-from benchsuite.workload import Batch, DeviceLoss, Part, Ready
+from benchsuite.workload import Batch, DeviceLoss, Part, Ready, read_loss
 
 
 class Diverged(Exception):
@@ -85,7 +85,7 @@ class TimedPart:
         timer.end("compute")
         self._num_gradients += 1
         if loss is not None and not self.goes_on and self._num_gradients % CHECK_EVERY == 0:
-            self._check_finite(loss.read() if isinstance(loss, DeviceLoss) else loss)
+            self._check_finite(read_loss(loss))
         return loss
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
