@@ -74,6 +74,12 @@ def test_derived_bytes_are_calls_seen_times_the_rings_factor(bench: Bench, way: 
         jsonschema.validate(json.loads(dumps(run.to_json())), SCHEMA)
 
 
+def test_the_library_sends_no_constants_of_a_model(bench: Bench) -> None:
+    """Masks and angles of a transformer's blocks (12,288 bytes) are buffers, which the library would send every step."""
+    run = bench.ok(**DDP, workload="transformer", preset="smoke", replicas=2, steps=3)
+    assert run.result["payload_bytes"] == run.result["predicted_bytes"] == 3 * 2 * 4 * 99_136
+
+
 # 8 x 8 matrices as two factors of one column, all else as it is; from the third step on.
 FACTORS = 2 * PARAMETERS + (STEPS - 2) * (8 * (2 * 8 + 8) + 8 + 1)
 HOOKS: list[tuple[dict[str, Any], int]] = [

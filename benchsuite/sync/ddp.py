@@ -80,6 +80,7 @@ class Strategy:
 
     def _wrapped(self, module: torch.nn.Module, compression: Compression) -> torch.nn.Module:
         wrapped = DistributedDataParallel(module, bucket_cap_mb=self.bucket_cap_mb)
+        wrapped.broadcast_buffers = False  # constants of a model (masks, angles): no other strategy sends them
         if self.local_steps > 1:
             # the library's averager takes its first mean right after the first local step; ours after H of them
             first = self.warmup_steps + self.local_steps - 1
