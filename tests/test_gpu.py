@@ -465,6 +465,19 @@ def test_a_part_that_breaks_fails_the_check_and_the_others_go_on(monkeypatch: py
     assert document["checks"][2]["detail"] == "RuntimeError: no kernel" and not document["passed"]
 
 
+def test_the_committed_gpu_check_passed_on_a_device_and_says_where_and_with_what() -> None:
+    paths = sorted((ROOT / "results" / "reference" / "gpu").glob("gpu-check-*.json"))
+    assert paths, "results/reference/gpu/ holds no result of `make gpu-check`"
+    for path in paths:
+        found = json.loads(path.read_text())
+        assert found["passed"] and not found["dry_run"] and not found["dirty"] and not found["absent"], path.name
+        assert len(found["commit"]) == 40 and found["machine"] and found["device"] and found["torch"], path.name
+        assert all(check["holds"] for check in found["checks"]), path.name
+        [gpt2] = [run for run in found["runs"] if (run["cell"]["workload"], run["cell"]["preset"]) == ("transformer", "gpu")]
+        assert gpt2["mfu"] >= gpu_check.LEAST_MFU and found["rates"]["ratio"] >= gpu_check.LEAST_RATIO, path.name
+        assert gpt2["mfu"] * gpt2["matmul_ceiling_flop_per_s"] == pytest.approx(gpt2["flop_per_s"])
+
+
 # -- with a device ---------------------------------------------------------------------------------------------------
 
 
