@@ -30,7 +30,7 @@ from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.update import state_vectors
-from benchsuite.workload import Batch, Part, Recipe, Shapes, Workload, micro_batches
+from benchsuite.workload import Batch, Part, Recipe, Shapes, Workload, global_random_state, micro_batches
 
 # Of parameters, gradients, optimiser state, and so of what travels; bf16: forward and loss under autocast.
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
@@ -154,7 +154,8 @@ def start_workload(cell: Cell) -> Workload:
     """The workload with its data and its random streams."""
     workload = make_workload(cell)
     try:
-        workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
+        with global_random_state:
+            workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
     except (ValueError, OSError) as error:  # its options, or data that are not where they should be
         raise UsageError(f"workload = {plugins.stem(cell.workload)}: {error}") from error
     return workload

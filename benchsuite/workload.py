@@ -220,12 +220,12 @@ class Part(Protocol):
         """`loss.backward()` through the wrapped module, gradients left in the parameters' own `.grad` (ddp only)."""
 
 
-_global_random_state = threading.Lock()
+global_random_state = threading.RLock()  # torch's: thread ranks take turns where a workload may draw from it
 
 
 def seeded_layers(workload: Workload, seed: int) -> list[nn.Module]:
-    """`workload.layers()` under the seed. Torch's random state is global: thread ranks take turns."""
-    with _global_random_state, torch.random.fork_rng(devices=[]):
+    """`workload.layers()` under the seed."""
+    with global_random_state, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return workload.layers()
 
