@@ -25,6 +25,7 @@ class World:
     strict: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # whose memory the backend moves
     staged: bool = field(default_factory=torch.cuda.is_initialized)  # vectors may be in the other memory
+    transport: Any = None  # gloo's device, with the thread that watches its sockets; None = every group has its own
 
 
 def prefixed(store: Any, prefix: str) -> Any:
@@ -45,7 +46,7 @@ def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGro
         backend: Any = dist.ProcessGroupNCCL(store, rank, size, nccl)
     elif world.backend == "gloo":
         options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # missing in torch's stubs
-        options._devices = [dist.ProcessGroupGloo.create_device(interface=world.interface)]
+        options._devices = [world.transport or dist.ProcessGroupGloo.create_device(interface=world.interface)]
         options._timeout = timeout
         kind = dist.ProcessGroup.BackendType.GLOO
         backend = dist.ProcessGroupGloo(store, rank, size, options)

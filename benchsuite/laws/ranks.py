@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from benchsuite.comm.groups import World
 from benchsuite.comm.process import ProcessComm
@@ -35,17 +37,20 @@ def thread_ranks(
     store = MemoryStore(timeout_s=timeout_s)
     results: list[Any] = [None] * size
     errors: list[tuple[int, BaseException]] = []
-    comms: list[ProcessComm] = []  # until all have ended: who sends nothing would hang up on those that still connect
+    ended = threading.Barrier(size)  # who sends nothing would hang up on those that still connect
 
     def run(rank: int) -> None:
+        comm = None  # each drops its own here: a socket that closes waits for its watcher's next turn, up to 10 ms
         try:
             torch.set_num_threads(1)  # per thread: a pool of its own for each rank would spin on the others' cores
-            world = World(store, lambda: store, timeout_s=timeout_s, strict=strict)
-            with contextlib.closing(ProcessComm(world, rank=rank, size=size, hosts=hosts)) as comm:
-                comms.append(comm)
+            world = World(store, lambda: store, timeout_s=timeout_s, strict=strict, transport=_transport())
+            comm = ProcessComm(world, rank=rank, size=size, hosts=hosts)
+            with contextlib.closing(comm):
                 results[rank] = body(comm)
         except BaseException as error:  # noqa: BLE001  raised by the caller's thread
             errors.append((rank, error))
+        with contextlib.suppress(threading.BrokenBarrierError):
+            ended.wait(timeout_s + 10)
 
     threads = [threading.Thread(target=run, args=(rank,), name=f"rank{rank}", daemon=True) for rank in range(size)]
     for thread in threads:
@@ -60,6 +65,12 @@ def thread_ranks(
     if stuck:
         raise TimeoutError(f"{', '.join(stuck)} did not end within {timeout_s + 10} s")
     return results
+
+
+@functools.cache
+def _transport() -> Any:
+    """One for all: making and ending one takes 10 ms of waiting, and laws make thousands of groups."""
+    return dist.ProcessGroupGloo.create_device(interface="lo")
 
 
 def _release_sockets() -> None:
