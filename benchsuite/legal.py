@@ -32,6 +32,7 @@ class View:
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
+        self._files: dict[str, plugins.Plugin | None] = {}
 
     def name(self, axis: str) -> str:
         """The member's name in the tables, "" for a plug-in given by path."""
@@ -47,8 +48,10 @@ class View:
         return self.name(axis) in names if self.name(axis) else own
 
     def file(self, axis: str) -> plugins.Plugin | None:
-        """The member's file, None where it has none in this version."""
-        return members.find(axis, getattr(self.cell, axis))
+        """The member's file, None where it has none in this version. Looked for once: rules ask thirty times."""
+        if axis not in self._files:
+            self._files[axis] = members.find(axis, getattr(self.cell, axis))
+        return self._files[axis]
 
     def constant(self, axis: str, name: str) -> Any:
         """A literal class attribute of the member's file."""

@@ -78,6 +78,7 @@ class Plugin:
         return values
 
 
+@lru_cache(maxsize=1024)
 def stem(reference: str) -> str:
     """The member's name: a path's file name without `.py`, or the name itself."""
     return Path(reference).stem if is_path(reference) else reference

@@ -240,6 +240,7 @@ def test_a2c_too(ranks: MakeRanks) -> None:
 
 
 def normalised_alone(training: Training) -> Training:
+    training.batches.kept = training.batches._direct  # the other rank may still be connecting  # type: ignore[attr-defined]
     training.batches._direct = None
     return training
 
