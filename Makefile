@@ -7,7 +7,6 @@ REPORT ?= quick
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.benchsuite-installed
-PROCESS_LAWS := tests/test_laws_processes.py
 
 .PHONY: setup report test lint pytest processes others reference seeds gpu-check clean
 
@@ -28,18 +27,17 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Two halves at once: tests that launch processes mostly wait, the others keep two processes busy (most of them laws),
-# and so do the laws that processes show, whose deadlines are long. Two files of the former at once would miss theirs.
+# Two halves at once: tests that launch processes mostly wait, the others keep two processes busy (most of them laws).
+# Two files of process tests at once would miss their deadlines.
 # Each half's output comes in one piece when it is done.
 test: $(STAMP)
 	$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) processes others
 
 processes: $(STAMP)
-	$(BIN)/python -m pytest -m procs --ignore=$(PROCESS_LAWS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m procs $(PYTEST_ARGS)
 
 others: lint
 	$(BIN)/python -m pytest -m 'not procs' -n 2 --dist worksteal $(PYTEST_ARGS)
-	$(BIN)/python -m pytest $(PROCESS_LAWS) $(PYTEST_ARGS)
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
