@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from types import MappingProxyType
 from typing import Any
 
@@ -109,18 +110,24 @@ def names(kind: str) -> list[str]:
 
 def find(kind: str, reference: str) -> Plugin:
     """A member by file name (`ring`) or by path (`/home/me/my_net.py`). PluginError where there is none."""
-    folder, _, _ = KINDS[kind]
     by_path = is_path(reference)
-    if by_path:
-        path = Path(reference).expanduser().resolve()
-        if not path.is_file():
-            known = ", ".join(names(kind))
-            raise PluginError(f"{kind} {reference!r}: no such file; give an existing .py file or one of: {known}")
-    else:
-        path = folder / f"{reference}.py"
-        if reference.startswith("_") or not path.is_file():
+    path = _place(reference, Path.cwd()) if by_path else KINDS[kind][0] / f"{reference}.py"
+    try:
+        status = path.stat()
+    except OSError:
+        status = None
+    if status is None or not S_ISREG(status.st_mode) or (reference.startswith("_") and not by_path):
+        if not by_path:
             raise PluginError(unknown(kind, reference, names(kind)))
-    return _read(kind, path, path.stat().st_mtime_ns, by_path)
+        known = ", ".join(names(kind))
+        raise PluginError(f"{kind} {reference!r}: no such file; give an existing .py file or one of: {known}")
+    return _read(kind, path, status.st_mtime_ns, by_path)
+
+
+@lru_cache(maxsize=256)
+def _place(reference: str, folder: Path) -> Path:
+    """Where a path leads from a folder: looking every link up again for each question is most of its answer."""
+    return (folder / Path(reference).expanduser()).resolve()
 
 
 def load(kind: str, reference: str) -> type[Any]:

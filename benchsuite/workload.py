@@ -224,9 +224,9 @@ global_random_state = threading.RLock()  # torch's: thread ranks take turns wher
 
 
 def seeded_layers(workload: Workload, seed: int) -> list[nn.Module]:
-    """`workload.layers()` under the seed."""
+    """`workload.layers()` under the seed, built on the CPU: other devices' generators are left alone."""
     with global_random_state, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return workload.layers()
 
 
