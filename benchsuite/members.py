@@ -8,6 +8,7 @@ neither is a UsageError.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 
 from benchsuite import plugins
@@ -53,5 +54,6 @@ def is_built(kind: str, reference: str) -> bool:
     return not _planned(kind, reference)
 
 
+@lru_cache(maxsize=1024)
 def _planned(kind: str, reference: str) -> bool:
     return reference in KNOWN[kind] and not (plugins.KINDS[kind][0] / f"{reference}.py").is_file()

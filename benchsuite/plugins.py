@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import importlib.util
 import math
+import os
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -111,7 +112,7 @@ def names(kind: str) -> list[str]:
 def find(kind: str, reference: str) -> Plugin:
     """A member by file name (`ring`) or by path (`/home/me/my_net.py`). PluginError where there is none."""
     by_path = is_path(reference)
-    path = _place(reference, Path.cwd()) if by_path else KINDS[kind][0] / f"{reference}.py"
+    path = _place(kind, reference, os.getcwd() if by_path else "")
     try:
         status = path.stat()
     except OSError:
@@ -124,10 +125,10 @@ def find(kind: str, reference: str) -> Plugin:
     return _read(kind, path, status.st_mtime_ns, by_path)
 
 
-@lru_cache(maxsize=256)
-def _place(reference: str, folder: Path) -> Path:
-    """Where a path leads from a folder: looking every link up again for each question is most of its answer."""
-    return (folder / Path(reference).expanduser()).resolve()
+@lru_cache(maxsize=1024)
+def _place(kind: str, reference: str, here: str) -> Path:
+    """Where a reference leads: asked a hundred thousand times, with links to be looked up. here: for paths."""
+    return (here / Path(reference).expanduser()).resolve() if here else KINDS[kind][0] / f"{reference}.py"
 
 
 def load(kind: str, reference: str) -> type[Any]:
