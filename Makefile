@@ -10,15 +10,14 @@ STAMP := $(VENV)/.benchsuite-installed
 
 .PHONY: setup report test lint pytest processes others reference seeds gpu-check clean
 
-# pip compiles on one core, and everything; here what ranks import (files for other Pythons fail), on all cores.
-COMPILED := torch numpy sympy mpmath networkx
+# pip compiles on one core, this on all (ranks write no byte code of their own; files for other Pythons fail).
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt --no-build-isolation -e '.[dev,asv]'
-	cd $(VENV)/lib/python3*/site-packages && ../../../bin/python -m compileall -qq -j 0 $(COMPILED) || true
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib/python3*/site-packages || true
 	touch $@
 
 report: $(STAMP)

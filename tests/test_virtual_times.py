@@ -1,4 +1,4 @@
-"""Closed forms of time and staleness, met by the strategies' own files: n = 8, K = 4, mean 1, free links, 2e5 gradients."""
+"""Closed forms of time and staleness, met by the strategies' own files: n = 8, K = 4, mean 1, free links, 1e5 gradients."""
 
 from __future__ import annotations
 

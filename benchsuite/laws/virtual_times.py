@@ -22,7 +22,7 @@ from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
 from benchsuite.laws.runs import option, with_options
 from benchsuite.virtual.world import simulate
 
-GRADIENTS = 200_000
+GRADIENTS = 100_000
 ONE_PERCENT, TWO_PERCENT = 0.01, 0.02
 
 
