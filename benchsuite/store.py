@@ -3,6 +3,7 @@
     <root>/<machine>/<cell id>/<run id>.json      one run, never overwritten
     <root>/<machine>/env/<hash>.json              environment, once per host
     <root>/<machine>/calibration/<date>-<hash>.json    what `benchsuite calibrate` found
+    <root>/gpu/gpu-check-<date>.json              what `make gpu-check` found, here and where a root lies in another
     <root>/.frame-cache.json                      derived: one row per run file, keyed by its name, mtime and size
 
 Folders of several machines merge by copying. A truncated or foreign file is skipped with a warning that names it.
@@ -34,7 +35,7 @@ CodeId = str | Callable[[Cell], str]
 
 DONE = (Status.OK, Status.TIMEOUT, Status.UNSUPPORTED)  # not run again; `failed` is
 CACHE = ".frame-cache.json"
-ENVIRONMENTS, CALIBRATIONS = "env", "calibration"  # folders of a machine that hold no runs
+ENVIRONMENTS, CALIBRATIONS, GPU_CHECKS = "env", "calibration", "gpu"  # folders that hold no runs
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # file systems without hard links
 
 
@@ -142,7 +143,7 @@ class Store:
         """Candidates for run files: `<machine>/<cell id>/*.json`, hidden names and folders without runs left out."""
         for machine in _folders(self.root):
             for cell_folder in _folders(machine):
-                if cell_folder.name not in (ENVIRONMENTS, CALIBRATIONS):
+                if cell_folder.name not in (ENVIRONMENTS, CALIBRATIONS, GPU_CHECKS):
                     for path in sorted(cell_folder.glob("*.json")):
                         if not path.name.startswith("."):
                             yield path

@@ -226,3 +226,13 @@ def test_an_environment_is_written_once(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert store.runs() == [] and store.environment("m", "none") == {}
+
+
+@pytest.mark.parametrize("root", ["results", "results/reference"])
+def test_what_a_gpu_check_found_is_no_broken_run(tmp_path: Path, root: str) -> None:
+    folder = tmp_path / "results" / "reference" / "gpu"
+    folder.mkdir(parents=True)
+    (folder / "gpu-check-20261127T135616Z.json").write_text("{}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Store(tmp_path / root).runs() == []
