@@ -336,3 +336,12 @@ def test_numbers_carry_as_many_digits_as_their_interval_bears() -> None:
     assert words.quantity(summary([float("inf")] * 2 + [4.0])) == "> budget (2 of 3)"
     assert words.quantity(summary([])) == "–"
     assert words.si(101_480) == "101 kB" and words.si(999_999) == "1 MB" and words.si(0) == "0 B"
+
+
+def test_letters_of_a_narrow_drawing_are_as_large_as_of_a_wide_one(html: str) -> None:
+    """A picture fills the page up to its natural width: 952 px for 7 inches."""
+    shown = re.findall(r'class="whole" style="max-width:(\d+)px" viewBox="\S+ \S+ (\S+) \S+"', html)
+    assert len(shown) == html.count('class="whole"') > 3
+    scales = [int(pixels) / float(points) for pixels, points in shown]
+    assert max(scales) - min(scales) < 0.01, f"pixels per point from {min(scales):.3f} to {max(scales):.3f}"
+    assert scales[0] == pytest.approx(952 / (7 * 72), rel=0.01)

@@ -115,8 +115,9 @@ def staleness(spec: FigureSpec, material: Material) -> list[Drawing]:
     legend = [material.looks[series] for series in dict.fromkeys(names["series"])]
     several = names["series"].nunique() > 1
     titles = [_panel_title(name, several=several) for name in names.to_dict("records")]
+    width = NARROW_IN if columns < 3 and not several else WIDE_IN
     layout = grid(
-        [1.15] * math.ceil(len(names) / columns), columns, width=WIDE_IN if columns > 2 else NARROW_IN, legend=legend,
+        [1.15] * math.ceil(len(names) / columns), columns, width=width, legend=legend,
         margins=Margins(top=0.1 + 0.15 * max(title.count("\n") + 1 for title in titles)),
     )  # fmt: skip
     flat = [ax for line in layout.axes for ax in line]

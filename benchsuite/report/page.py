@@ -44,9 +44,11 @@ from benchsuite.report.answer import answer
 from benchsuite.report.canvas import Drawing
 from benchsuite.report.material import Material
 from benchsuite.report.sentences import listed
+from benchsuite.report.style import WIDE_IN
 from benchsuite.store import Store
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+WIDEST_PX = 952  # of a picture on a page, where one of WIDE_IN has its natural size: style.css
 
 
 @dataclass
@@ -146,6 +148,7 @@ def _placed(drawing: Drawing, out_dir: Path, *, number: int, epoch: int) -> dict
         "name": drawing.name,
         "svg": Markup(canvas.inline(svg, f"f{number}-")),  # our own matplotlib output, text in it is escaped
         "whole": _view(drawing.whole),
+        "width": round(drawing.whole[2] * WIDEST_PX / (72 * WIDE_IN)),  # a narrow drawing's letters stay as they are
         "panels": [_panel(box, drawing.labels) for box in drawing.panels],
         "alt": drawing.alt,
         "caption": f"Figure {number}. {drawing.caption}",
