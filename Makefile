@@ -10,9 +10,9 @@ STAMP := $(VENV)/.benchsuite-installed
 
 .PHONY: setup report test lint pytest processes others reference seeds gpu-check clean
 
-# pip compiles on one core, this on all (ranks write no byte code of their own; files for other Pythons fail).
 setup: $(STAMP)
 
+# pip compiles on one core, this on all (ranks write no byte code of their own; files for other Pythons fail).
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
@@ -44,7 +44,8 @@ others: lint
 pytest: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# The runs that CI compares against (what `gpu-check` found stays). Commit them with the change that moved the numbers, and say why.
+# The runs that CI compares against. Commit them with the change that moved the numbers, and say why. What `gpu-check`
+# found stays.
 reference: $(STAMP)
 	mkdir -p results/reference
 	find results/reference -mindepth 1 -maxdepth 1 ! -name gpu -exec rm -rf {} +

@@ -35,7 +35,7 @@ from benchsuite.laws.synchronous import equals_one_process
 from benchsuite.measure import environment
 from benchsuite.measure.gpu_loops import Rates, compared, rounded
 from benchsuite.record import Run, Status, now_iso
-from benchsuite.store import Store
+from benchsuite.store import GPU_CHECKS, Store
 
 OK, FAILED, NO_DEVICE = 0, 1, 2
 LEAST_MFU, LEAST_RATIO = 0.40, 0.98  # gpt2-small in bf16; ResNet-50 beside a hand-written loop
@@ -84,7 +84,7 @@ class Found:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchsuite.gpu_check", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="results/gpu", metavar="DIR", help="where the JSON file goes")
+    parser.add_argument("--out", default=f"results/{GPU_CHECKS}", metavar="DIR", help="where the JSON file goes")
     parser.add_argument("--cpu-dry-run", action="store_true", help="the same way on the CPU, with tiny presets")
     args = parser.parse_args(arguments)
     if not args.cpu_dry_run and not torch.cuda.is_available():

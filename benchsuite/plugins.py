@@ -113,16 +113,22 @@ def find(kind: str, reference: str) -> Plugin:
     """A member by file name (`ring`) or by path (`/home/me/my_net.py`). PluginError where there is none."""
     by_path = is_path(reference)
     path = _place(kind, reference, os.getcwd() if by_path else "")
+    changed_ns = _changed_ns(path)
+    if by_path and changed_ns is None:
+        known = ", ".join(names(kind))
+        raise PluginError(f"{kind} {reference!r}: no such file; give an existing .py file or one of: {known}")
+    if changed_ns is None or (reference.startswith("_") and not by_path):
+        raise PluginError(unknown(kind, reference, names(kind)))
+    return _read(kind, path, changed_ns, by_path)
+
+
+def _changed_ns(path: Path) -> int | None:
+    """When a file was last changed; None where there is no file. One look at it for both."""
     try:
         status = path.stat()
     except OSError:
-        status = None
-    if status is None or not S_ISREG(status.st_mode) or (reference.startswith("_") and not by_path):
-        if not by_path:
-            raise PluginError(unknown(kind, reference, names(kind)))
-        known = ", ".join(names(kind))
-        raise PluginError(f"{kind} {reference!r}: no such file; give an existing .py file or one of: {known}")
-    return _read(kind, path, status.st_mtime_ns, by_path)
+        return None
+    return status.st_mtime_ns if S_ISREG(status.st_mode) else None
 
 
 @lru_cache(maxsize=1024)

@@ -55,10 +55,8 @@ class _WithIdle:
 
 def _part(cell: Cell) -> tuple[Part, Batch]:
     """One rank's part with an idle layer, and a batch."""
-    workload: Any = _WithIdle(trainings.make_workload(cell))
-    dtype = trainings.DTYPES[cell.precision]
-    workload.start(seed=cell.seed, dtype=dtype)
-    parallel = trainings.make_parallel(cell)
+    workload: Any = _WithIdle(trainings.start_workload(cell))
+    dtype, parallel = trainings.DTYPES[cell.precision], trainings.make_parallel(cell)
     part: Part = parallel.build(workload, None, seed=cell.seed, dtype=dtype, device=torch.device("cpu"))
     return part, workload.batch(1, shard=0, num_shards=1)
 
@@ -135,14 +133,13 @@ def bf16_is_close(
     Parameters and gradient stay in float32. Where nothing differs nothing was cast: as wrong as it can be.
     """
     cell = cells.resolve(dataclasses.replace(cell, precision="fp32"))
-    workload = trainings.make_workload(cell)
-    workload.start(seed=cell.seed, dtype=torch.float32)
-    parallel = trainings.make_parallel(cell)
+    workload, parallel = trainings.start_workload(cell), trainings.make_parallel(cell)
     device = devices.current(cell)
     build = partial(parallel.build, workload, None, seed=cell.seed, dtype=torch.float32, device=device)
     batch = workload.batch(0, shard=0, num_shards=1)
     plain, cast = build(), build(autocast=autocast)
-    loss, exact = (read_loss(part.gradient(batch) or math.nan) for part in (cast, plain))
+    losses = [part.gradient(batch) for part in (cast, plain)]
+    loss, exact = (read_loss(each) for each in losses if each is not None)
     bound = BF16_ROUNDING * len(workload.layers())
     kept = cast.params.dtype == cast.grad.dtype == torch.float32
     different = count_different(cast.grad, plain.grad)
