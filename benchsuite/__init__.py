@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchsuite.api import load_results, run
-    from benchsuite.cell import Cell
+    from benchsuite.plan.cell import Cell
+    from benchsuite.run.api import load_results, run
 
 __version__ = "0.1.0"
 __all__ = ["Cell", "__version__", "load_results", "run"]
@@ -18,11 +18,11 @@ __all__ = ["Cell", "__version__", "load_results", "run"]
 
 def __getattr__(name: str) -> Any:
     if name == "Cell":
-        from benchsuite.cell import Cell
+        from benchsuite.plan.cell import Cell
 
         return Cell
     if name in ("run", "load_results"):
-        from benchsuite import api
+        from benchsuite.run import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

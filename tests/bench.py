@@ -6,11 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchsuite import api, rules
-from benchsuite.cell import Budget, Cell, resolve
+from benchsuite import rules
 from benchsuite.cluster.local import Cluster
-from benchsuite.laws.grid import TINY as TINY
-from benchsuite.record import Run
+from benchsuite.laws.harness.cases import TINY as TINY
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.results.record import Run
+from benchsuite.run import api
 
 ROOT = Path(__file__).parent.parent
 

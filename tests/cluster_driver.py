@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchsuite.cell import Budget, Cell
 from benchsuite.cluster.local import Cluster, sigterm_as_interrupt
+from benchsuite.plan.cell import Budget, Cell
 
 
 def main(folder: Path, entry: str, fault: str, num_cells: int) -> int:

@@ -9,9 +9,9 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from benchsuite.job import RankJob, write_rank_file
 from benchsuite.measure.beat import Beat, Phase
 from benchsuite.measure.faults import open_beat
+from benchsuite.worker.job import RankJob, write_rank_file
 
 
 def trivial(job: RankJob) -> None:

@@ -1,4 +1,4 @@
-"""The grid of laws (`benchsuite/laws/grid.py`) for pytest."""
+"""The grid of laws (`benchsuite/laws/harness/cases.py`) for pytest."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchsuite.cell import Cell
-from benchsuite.laws import Law, MakeRanks, families, grid
-from benchsuite.laws.grid import TINY, label, on, recipes, shapes, tiny
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.variants import RECIPES, STALE_RECIPES
+from benchsuite.laws import Law, MakeRanks, families
+from benchsuite.laws.harness import cases as law_cases
+from benchsuite.laws.harness.cases import TINY, label, on, recipes, shapes, tiny
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.variants import RECIPES, STALE_RECIPES
+from benchsuite.plan.cell import Cell
 
 __all__ = [
     "RECIPES", "STALE_RECIPES", "TINY", "all_laws", "cases", "holds", "label", "lines", "on", "recipes", "shapes",
@@ -30,16 +31,16 @@ def all_laws() -> dict[str, tuple[Law, ...]]:
 
 def cases(family: str, cells: list[Cell], *, only: Callable[[Law], bool] = lambda law: True) -> Iterator[Any]:
     """(law, cell) of a family."""
-    for law, cell in grid.cases(all_laws()[family], cells, only=only):
+    for law, cell in law_cases.cases(all_laws()[family], cells, only=only):
         yield pytest.param(law, cell, id=f"{law.name}: {label(cell)}")
 
 
 def lines(family: str, cells: list[Cell], *, only: Callable[[Law], bool] = lambda law: True) -> Iterator[Any]:
     """(law, cells of one strategy) of a family."""
-    subject = grid.cells_of(family).subject
+    subject = law_cases.cells_of(family).subject
     for law in filter(only, all_laws()[family]):
         found: dict[str, list[Cell]] = {}
-        for _, cell in grid.cases([law], cells):
+        for _, cell in law_cases.cases([law], cells):
             found.setdefault(subject(cell), []).append(cell)
         for name, shown in found.items():
             yield pytest.param(law, shown, id=f"{law.name}: {name}")

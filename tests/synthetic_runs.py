@@ -1,4 +1,4 @@
-"""Made-up run files that follow the contract of `benchsuite/record.py`, for the tests of analysis and report.
+"""Made-up run files that follow the contract of `benchsuite/results/record.py`, for the tests of analysis and report.
 
 The numbers are invented but consistent: bytes follow the formulas of the topologies, samples add up, the parts of a
 rank add up to its wall time. `quick_runs()` has every kind of row a page must show: ok, failed, timeout, unsupported,
@@ -14,8 +14,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchsuite.cell import Budget, Cell
-from benchsuite.record import Run, Status
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.results.record import Run, Status
 
 SAMPLES = 15_360
 BATCH = 64

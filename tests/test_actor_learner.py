@@ -8,24 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from benchsuite.workloads.rl_vtrace import vtrace
 from torch import Tensor
 
 from benchsuite import rules
-from benchsuite.assemble import lag
-from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.laws import actor_learner
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.virtual_ranks import virtual_ranks
-from benchsuite.plan import load
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.plan.plan import load
 from benchsuite.report.spec import parse
-from benchsuite.rollouts import Batches
+from benchsuite.results.assemble import lag
 from benchsuite.sync.actor_learner import pack, unpack
 from benchsuite.topology.server_log import ServerLog
-from benchsuite.training import Training
+from benchsuite.worker.build import Training
+from benchsuite.worker.rollouts import Batches
 from benchsuite.workload import Batch
 from tests.bench import ROOT, Bench
 from tests.test_rl_agent import made, model
-from workloads.rl_vtrace import vtrace
 
 # V-trace
 

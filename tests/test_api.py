@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from benchsuite import api
-from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.errors import UsageError
-from benchsuite.plan import Plan
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.plan.plan import Plan
+from benchsuite.run import api
 
 REFUSED = Cell(sync="asynchronous", topology="ring", replicas=2)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite.asv_benchmarks.cells import CELLS, Cells, samples
+from benchsuite.programs.asv_benchmarks.cells import CELLS, Cells, samples
 
 ROOT = Path(__file__).parent.parent
 KEYS = ("step_time_s", "seconds_per_sample", "payload_bytes", "final_loss")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchsuite.errors import UsageError
-from benchsuite.job import CannotWrite, rank_complete, write_rank_file
 from benchsuite.measure import beat
 from benchsuite.measure.beat import Beat, Phase
 from benchsuite.measure.faults import InjectedFault, check, open_beat
+from benchsuite.worker.job import CannotWrite, rank_complete, write_rank_file
 
 
 def test_a_reader_sees_the_last_beat(tmp_path: Path) -> None:

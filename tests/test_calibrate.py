@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from benchsuite import cli
 from benchsuite.analysis.costs import Extrapolation
-from benchsuite.cell import Budget, Cell, resolve
+from benchsuite.cli import main
 from benchsuite.errors import UsageError
-from benchsuite.laws.grid import TINY
-from benchsuite.measure import calibrate, calibrate_cells, calibrate_table
-from benchsuite.measure.bench import Bench
-from benchsuite.measure.calibrate_launches import MESSAGES, RANKS, Effort, Launches
-from benchsuite.measure.shaped_link import NotShaped, ShapedLoopback
-from benchsuite.record import Run, Status
-from benchsuite.store import Store
+from benchsuite.laws.harness.cases import TINY
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.programs.bench import Bench
+from benchsuite.programs.calibrate import calibrate, cells, table
+from benchsuite.programs.calibrate.launches import MESSAGES, RANKS, Effort, Launches
+from benchsuite.programs.shaped_link import NotShaped, ShapedLoopback
+from benchsuite.results.record import Run, Status
+from benchsuite.results.store import Store
 
 EFFORT = Effort(
     launches=2, sizes={1024: 3, 4096: 3, 65536: 3, 1 << 20: 3}, controls=5, incast_sizes={65536: 2}, add_sizes={65536: 3},
@@ -82,11 +82,11 @@ def test_a_launch_counts_by_the_slowest_rank_and_by_whoever_has_times() -> None:
 
 def test_what_a_step_takes_beyond_gradient_and_messages_is_its_rest() -> None:
     found = launches()
-    rests = calibrate_cells.rests(found, calibrate_cells.models_of(found))
+    rests = cells.rests(found, cells.models_of(found))
     assert {name: [round(1e6 * value) for value in values] for name, values in rests.items()} == {
         "alone": [100, 100], "exchanging": [300, 300], "answered": [150, 150],
     }  # fmt: skip
-    assert calibrate_cells.incast(found) == [2.0, 2.0]
+    assert cells.incast(found) == [2.0, 2.0]
 
 
 def times_of(cell: Cell) -> set[int]:
@@ -110,7 +110,7 @@ def test_a_twin_has_what_was_measured(
     fields: dict[str, Any], gradient_us: int, latency_us: float, mbit: float, copies: float
 ) -> None:
     found, cell = launches(), wall(**fields)
-    twin = calibrate_cells.twin(cell, found, calibrate_cells.models_of(found))
+    twin = cells.twin(cell, found, cells.models_of(found))
     assert (twin.clock, twin.workload, twin.topology, twin.budget) == (
         "virtual",
         cell.workload,
@@ -127,18 +127,18 @@ def test_a_twin_has_what_was_measured(
 
 def test_a_twin_takes_as_long_as_its_parts() -> None:
     """In virtual time, by the real strategy's file: gradient, rest, and two messages of a ring (or push and answer)."""
-    from benchsuite.assemble.virtual import sections
+    from benchsuite.results.assemble.virtual import sections
     from benchsuite.virtual.world import simulate
 
     found = launches()
-    models = dataclasses.replace(calibrate_cells.models_of(found), copy_s_per_gib=0.0)
+    models = dataclasses.replace(cells.models_of(found), copy_s_per_gib=0.0)
     size = 25_370 * 4  # of this cell's own vector
     for fields, expected in (
         ({"replicas": 2, "topology": "ring"}, 1220e-6 + 2 * (140e-6 + 2e-9 * size / 2)),
         ({"replicas": 2, "topology": "native"}, 1300e-6 + 2 * (60e-6 + 2e-9 * size / 2)),
         ({"replicas": 1, "sync": "asynchronous", "topology": "parameter_server"}, 2230e-6 + 2 * (50e-6 + 1e-9 * size)),
     ):
-        twin = dataclasses.replace(calibrate_cells.twin(wall(**fields), found, models), gradients="none")
+        twin = dataclasses.replace(cells.twin(wall(**fields), found, models), gradients="none")
         with tempfile.TemporaryDirectory() as folder:
             simulated = simulate(twin, folder)
         _, cost, _ = sections(twin, simulated.records, simulated.facts)
@@ -151,14 +151,14 @@ def test_a_message_between_computations_is_never_cheaper_than_alone() -> None:
     for ranks in found.records["steps"]:
         for rank in ranks:
             rank["twice_step"] = [MS] * 3  # noise: less than with one message
-    models = calibrate_cells.models_of(found)
-    assert calibrate_cells.busy_link(found, models) == models.both_ways.fit.link(VECTOR / 2)
+    models = cells.models_of(found)
+    assert cells.busy_link(found, models) == models.both_ways.fit.link(VECTOR / 2)
 
 
 def test_two_ranks_need_a_batch_that_can_be_halved() -> None:
     found = launches(both=False)
-    assert "exchanging" not in calibrate_cells.rests(found, calibrate_cells.models_of(found))
-    quantities = [figure.quantity for figure in calibrate._quantities(found, calibrate_cells.models_of(found))]
+    assert "exchanging" not in cells.rests(found, cells.models_of(found))
+    quantities = [figure.quantity for figure in calibrate._quantities(found, cells.models_of(found))]
     assert not any("both ranks" in quantity or "two ranks" in quantity for quantity in quantities)
 
 
@@ -167,13 +167,13 @@ def test_a_large_model_makes_fewer_steps() -> None:
     assert [found.affordable(120, seconds) for seconds in (10, 0.1, 0.001)] == [120, 47, 20]
 
 
-def a_pair(step_s: float | None = 0.004, flags: tuple[str, ...] = ()) -> calibrate_cells.Pair:
+def a_pair(step_s: float | None = 0.004, flags: tuple[str, ...] = ()) -> cells.Pair:
     def run(seconds: float) -> Run:
         cost = {"step_time_s_median": seconds, "provenance": "measured"}
         return Run(cell=wall(), code_id="c", status=Status.OK, flags=flags, cost=cost)
 
     runs = [] if step_s is None else [run(step_s), run(2 * step_s), run(step_s)]
-    return calibrate_cells.Pair(wall(), twin=wall(), runs=runs, predicted=run(0.005))
+    return cells.Pair(wall(), twin=wall(), runs=runs, predicted=run(0.005))
 
 
 def test_the_difference_is_to_the_median_launch_and_none_where_ranks_share_cores() -> None:
@@ -197,10 +197,10 @@ def test_a_gradients_line_and_its_left_out_batch() -> None:
 
 def test_a_number_is_printed_with_its_interval_or_the_reason_why_not() -> None:
     good = Extrapolation(0.0123, 0.0111, 0.0136, 0.04, 0.02).to_json()
-    assert calibrate_table._extrapolated(good) == "12.3 ms [11.1 13.6]"
-    assert calibrate_table._extrapolated(Extrapolation(0.4, 0.2, 1.2, 0, 0).to_json()) == "400 ms [200 1200]"
-    assert calibrate_table._extrapolated(Extrapolation(1, 1, 1, 0.31, 0.0).to_json()) == "- error 31 % > 25 %"
-    assert calibrate_table._extrapolated(Extrapolation(1, 1, 1, 0.1, None).to_json()) == "- not tried"
+    assert table._extrapolated(good) == "12.3 ms [11.1 13.6]"
+    assert table._extrapolated(Extrapolation(0.4, 0.2, 1.2, 0, 0).to_json()) == "400 ms [200 1200]"
+    assert table._extrapolated(Extrapolation(1, 1, 1, 0.31, 0.0).to_json()) == "- error 31 % > 25 %"
+    assert table._extrapolated(Extrapolation(1, 1, 1, 0.1, None).to_json()) == "- not tried"
 
 
 # -- the store and the command line ------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_a_stored_calibration_is_no_run(tmp_path: Path) -> None:
 def test_bad_input_gets_one_line_and_exit_2(
     arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["calibrate", "--results", str(tmp_path), *arguments]) == 2
+    assert main.main(["calibrate", "--results", str(tmp_path), *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and says in captured.err and captured.err.count("\n") == 1
     with pytest.raises(UsageError):
@@ -308,7 +308,7 @@ def test_every_modelled_time_carries_its_errors(document: dict[str, Any]) -> Non
 
 @pytest.mark.procs
 def test_the_table_fits_a_page_and_has_all_sections(document: dict[str, Any]) -> None:
-    text = calibrate_table.table(document)
+    text = table.table(document)
     for words in ("measured, one value", "fitted: alpha", "median step time", "modelled: one mean", "Others used"):
         assert words in text, text
     too_long = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("/")]
@@ -319,9 +319,9 @@ def test_without_shaped_links_nothing_is_modelled() -> None:
     """`--no-shaped`, or a machine that does not allow it: no error at rates is known, so no time is shown."""
     found = launches()
     assert found.shaped_reason == "not asked for" and found.shaped_points() == {}
-    rows = list(calibrate._modelled(calibrate_cells.models_of(found)))
+    rows = list(calibrate._modelled(cells.models_of(found)))
     assert all(row["error"] is None and row["shown_s"] is None for row in rows)
-    assert "nothing, since no two rates" in "".join(calibrate_table._modelled({"modelled": rows}))
+    assert "nothing, since no two rates" in "".join(table._modelled({"modelled": rows}))
 
 
 def test_a_link_that_could_not_be_shaped_leaves_its_reason_and_no_points() -> None:
@@ -329,7 +329,7 @@ def test_a_link_that_could_not_be_shaped_leaves_its_reason_and_no_points() -> No
     refused = {"reason": "tc is not installed (iproute2)", "one_way": {}}
     found.records["shaped"] = [[refused, refused]]
     assert found.shaped_reason == refused["reason"] and found.shaped_points() == {}
-    shaped = calibrate._shaped(found, calibrate_cells.models_of(found).one_way)
+    shaped = calibrate._shaped(found, cells.models_of(found).one_way)
     assert (shaped["reason"], shaped["rates"], shaped["provenance"]) == (refused["reason"], [], "emulated")
 
 
@@ -364,7 +364,7 @@ def own_bench() -> Iterator[Bench]:
 SHAPE = """
 import re, subprocess
 from benchsuite.cluster import namespace
-from benchsuite.measure.shaped_link import NotShaped, ShapedLoopback
+from benchsuite.programs.shaped_link import NotShaped, ShapedLoopback
 
 def state():
     mtu = re.search(r"mtu \\d+", subprocess.run(["ip", "link", "show", "lo"], capture_output=True, text=True).stdout)[0]

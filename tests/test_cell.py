@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import cell as cells
-from benchsuite.cell import Budget, Cell, canonical, from_json, resolve
 from benchsuite.errors import UsageError
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Budget, Cell, canonical, from_json, resolve
 
 ASYNC = {"sync": "asynchronous", "topology": "parameter_server", "replicas": 2}
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from benchsuite import chakra, cli, rules
-from benchsuite.assemble.virtual import sections
-from benchsuite.cell import Budget, Cell, resolve
+from benchsuite import rules
+from benchsuite.cli import main
 from benchsuite.comm.traffic import TICKET_BYTES
 from benchsuite.errors import UsageError
-from benchsuite.record import dumps
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.programs import chakra
+from benchsuite.results.assemble.virtual import sections
+from benchsuite.results.record import dumps
 from benchsuite.virtual.world import Simulated, simulate
 from tests import chakra_reader
 from tests.chakra_reader import COLL, COMP, RECV, SEND, Node, Trace, bytes_by_edge, faults, read, replay
@@ -183,7 +185,7 @@ FLAGS = ["--workload", "mlp", "--topology", "ring", "--replicas", "4", "--set", 
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = cli.main(["export", *arguments])
+    code = main.main(["export", *arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
-from benchsuite import __version__, api, cli, outlook, plan, verbs
-from benchsuite.cell import Cell, from_json
+from benchsuite import __version__
+from benchsuite.cli import main, verbs
 from benchsuite.errors import UsageError
-from benchsuite.record import Run, Status
-from benchsuite.runner import Tally
-from benchsuite.store import Store, StoreError
+from benchsuite.plan import plan
+from benchsuite.plan.cell import Cell, from_json
+from benchsuite.results.record import Run, Status
+from benchsuite.results.store import Store, StoreError
+from benchsuite.run import api, forecast
+from benchsuite.run.runner import Tally
 
 GOLDEN = Path(__file__).parent / "golden"
 VERBS = ("list", "plan", "run", "report", "compare", "export", "collect", "replay", "doctor", "calibrate", "selfcheck", "verify")
@@ -24,7 +27,7 @@ CELL = ["--workload", "cnn", "--preset", "smoke", "--topology", "ring", "--repli
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     try:
-        code = cli.main(arguments)
+        code = main.main(arguments)
     except SystemExit as exit_:
         code = int(exit_.code or 0)
     captured = capsys.readouterr()
@@ -132,7 +135,7 @@ def test_plan_prints_ranks_bytes_time_and_refusals(monkeypatch: pytest.MonkeyPat
     import sys
 
     traffic = SimpleNamespace(payload_bytes=3 * 2**20, num_messages=12, busiest_port=lambda ports: 2**20)
-    monkeypatch.setitem(sys.modules, "benchsuite.predict", SimpleNamespace(predicted=lambda cell: traffic, kept=lambda cell: {"worker": 0, "server": None}))
+    monkeypatch.setitem(sys.modules, "benchsuite.worker.predict", SimpleNamespace(predicted=lambda cell: traffic, kept=lambda cell: {"worker": 0, "server": None}))
     flags = {"workload": "cnn", "preset": "smoke", "topology": "ring,parameter_server", "replicas": "2"}
     grid = plan.from_flags(flags, seeds=[0, 1])
     store = Store(tmp_path)
@@ -140,12 +143,12 @@ def test_plan_prints_ranks_bytes_time_and_refusals(monkeypatch: pytest.MonkeyPat
     store.write(Run(cell=ring, code_id="c", status=Status.OK, machine="m", cost={"wall_s": 7.0}))
     refused = plan.Refused(Cell(), (SimpleNamespace(rule="r", reason="a ring is a collective", remedy="use a server"),))
     grid = dataclasses.replace(grid, refused=(refused,), question="Why?")
-    document = outlook.forecast(grid, store, code_id="c")
+    document = forecast.forecast(grid, store, code_id="c")
     by_label = {cell["label"]: cell for cell in document["cells"]}
     assert by_label[ring.label] | {"missing": 1, "estimated_s": 7.0, "ranks": 2} == by_label[ring.label]
     assert by_label[server.label] | {"missing": 2, "estimated_s": None, "ranks": 3} == by_label[server.label]
     assert (document["runs"], document["missing"], document["estimated_s"]) == (4, 3, None)
-    text = outlook.table(document)
+    text = forecast.table(document)
     for words in (
         "Why?",
         "2+0",

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchsuite.measure import clock, snapshots
-from benchsuite.measure.clock import Diverged, StepClock, TimedPart
-from benchsuite.measure.snapshots import Snapshots
-from benchsuite.target import Target, first_reached
+from benchsuite.plan.target import Target, first_reached
+from benchsuite.worker import clock, snapshots
+from benchsuite.worker.clock import Diverged, StepClock, TimedPart
+from benchsuite.worker.snapshots import Snapshots
 
 MS = 1_000_000
 
@@ -191,7 +191,7 @@ def test_a_target_is_reached_where_it_is_seen(
 
 def test_a_missed_level_is_null_and_the_curve_costs_what_was_sent_until_then() -> None:
     """Four evaluations over 300 of 400 samples, 4000 bytes in all: sent evenly, so 10 bytes a sample."""
-    from benchsuite.assemble import cost
+    from benchsuite.results.assemble import cost
 
     curve = {"time_ns": [10**9, 2 * 10**9, 4 * 10**9, 8 * 10**9]}
     result = {
@@ -210,9 +210,9 @@ def test_a_missed_level_is_null_and_the_curve_costs_what_was_sent_until_then() -
 
 def test_slices_of_several_servers_are_joined_in_their_order() -> None:
     """Three servers of one worker, two snapshots of 7 numbers each, on thread ranks."""
-    from benchsuite.laws.ranks import thread_ranks
-    from benchsuite.measure import evaluation
+    from benchsuite.laws.harness.ranks import thread_ranks
     from benchsuite.topology.parameter_server import Topology
+    from benchsuite.worker import evaluation
 
     def body(comm: Any) -> Any:
         topology = Topology()

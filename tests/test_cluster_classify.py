@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from benchsuite.cluster.classify import SERVER_LOST, RankEnd, classify
-from benchsuite.job import EXIT_ABORTED, EXIT_CANNOT_WRITE
 from benchsuite.measure.beat import Phase, Pulse
-from benchsuite.record import LOST_WORKER, Outcome, Status
+from benchsuite.results.record import LOST_WORKER, Outcome, Status
+from benchsuite.worker.job import EXIT_ABORTED, EXIT_CANNOT_WRITE
 
 
 def end(rank: int, code: int | None, *, seq: int = 10, phase: Phase = Phase.RECV, **more: object) -> RankEnd:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite.cell import Budget, Cell
 from benchsuite.cluster.local import Cluster
 from benchsuite.measure import beat
-from benchsuite.record import LOST_WORKER, Status
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.results.record import LOST_WORKER, Status
 
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(60)]
 HERE = str(Path(__file__).parent)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite.cell import Budget, Cell
 from benchsuite.cluster import local
 from benchsuite.cluster.local import Cluster
 from benchsuite.measure import beat
-from benchsuite.record import Status
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.results.record import Status
 
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(60)]
 HERE = Path(__file__).parent

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite.cell import Budget, Cell
 from benchsuite.cluster import launchers
 from benchsuite.cluster.collect import collect
 from benchsuite.cluster.torchrun import Cluster
 from benchsuite.errors import UsageError
-from benchsuite.record import Status
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.results.record import Status
 
 HERE = Path(__file__).parent
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchsuite.workloads.cnn import POOL, SCALES, Workload, presets
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchsuite.errors import UsageError
 from benchsuite.workload import seeded_layers, trained_parameters
-from workloads.cnn import POOL, SCALES, Workload, presets
 
 SIZES = {
     "digits": 25_370, "smoke": 25_370, "comm": 11_173_962, "cifar10": 11_173_962, "gpu": 25_557_032,

@@ -10,11 +10,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from benchsuite import api, plan
 from benchsuite.analysis.regression import Comparison, compare, table
-from benchsuite.cell import Cell
-from benchsuite.record import Run, Status
-from benchsuite.store import Store
+from benchsuite.plan import plan
+from benchsuite.plan.cell import Cell
+from benchsuite.results.record import Run, Status
+from benchsuite.results.store import Store
+from benchsuite.run import api
 from tests.test_store import SCHEMA
 
 SYNCHRONOUS = Cell(preset="smoke", topology="ring", replicas=2, precision="fp64")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from benchsuite.workloads.cnn import Workload
 from torch import Tensor, nn
 
-from benchsuite.cell import Cell
 from benchsuite.compression import Compression
 from benchsuite.compression.ef_sign import Compression as EfSign
 from benchsuite.compression.int8 import Compression as Int8
@@ -21,14 +21,14 @@ from benchsuite.laws import Law
 from benchsuite.laws.codecs import CELLS as PUSHES
 from benchsuite.laws.codecs import SHAPES
 from benchsuite.laws.compression import CELLS as MEANS
-from benchsuite.laws.grid import Asked
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.runs import remembered
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.laws.harness.cases import Asked
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.runs import remembered
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Cell
 from benchsuite.topology.native import Topology as Native
 from benchsuite.workload import Shapes
 from tests.law_cells import holds, lines, strict_ranks
-from workloads.cnn import Workload
 
 VIRTUAL = remembered(partial(virtual_ranks, graphs={}))
 STRICT = remembered(strict_ranks)

@@ -11,9 +11,9 @@ import pytest
 from benchsuite.analysis import convergence, ranks, scaling
 from benchsuite.analysis.cells import describe
 from benchsuite.analysis.select import select
-from benchsuite.cell import Cell
-from benchsuite.record import Run, Status
+from benchsuite.plan.cell import Cell
 from benchsuite.report.material import Material
+from benchsuite.results.record import Run, Status
 from tests import synthetic_runs as made
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import benchsuite
-from benchsuite.cell import Budget, Cell
 from benchsuite.comm import Traffic
 from benchsuite.parallel.pieces import Piece, cut, join, num_owned, ordered, shapes_of, whole
-from benchsuite.placement import ranks_of_part, ranks_of_replica, replica_and_part
-from benchsuite.predict import kept, predicted
-from benchsuite.store import Store
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.placement import ranks_of_part, ranks_of_replica, replica_and_part
+from benchsuite.results.store import Store
+from benchsuite.worker.predict import kept, predicted
 from tests.law_cells import tiny
 
 torch = pytest.importorskip("torch")

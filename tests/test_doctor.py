@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchsuite import doctor
+from benchsuite.programs import doctor
 from benchsuite.rules import Machine
 
 

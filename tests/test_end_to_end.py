@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from benchsuite.record import DIVERGED, Run, dumps
+from benchsuite.results.record import DIVERGED, Run, dumps
 from tests.bench import Bench
 from tests.test_store import SCHEMA
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import cli, export
-from benchsuite.frame import COLUMNS
-from benchsuite.record import Status
-from benchsuite.store import Store
+from benchsuite.cli import main
+from benchsuite.results import export
+from benchsuite.results.columns import COLUMNS
+from benchsuite.results.record import Status
+from benchsuite.results.store import Store
 from tests.synthetic_runs import quick_runs
 from tests.test_store import STATED_COLUMNS
 from tests.virtual_runs import cell, stored
@@ -96,11 +97,11 @@ def test_the_verb_writes_a_file_and_standard_output_alike(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "runs.csv"
-    assert cli.main(["export", "csv", "--results", str(store.root), "--out", str(out)]) == 0
-    assert cli.main(["export", "csv", "--results", str(store.root)]) == 0
+    assert main.main(["export", "csv", "--results", str(store.root), "--out", str(out)]) == 0
+    assert main.main(["export", "csv", "--results", str(store.root)]) == 0
     assert capsys.readouterr().out == out.read_text()
 
 
 def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["export", "csv", "--results", str(tmp_path / "no")]) == 2
+    assert main.main(["export", "csv", "--results", str(tmp_path / "no")]) == 2
     assert "no such results folder" in capsys.readouterr().err

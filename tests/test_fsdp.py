@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchsuite.laws import tiny
+from benchsuite.laws.harness import tiny
 from benchsuite.parallel.fsdp import Parallel
 from benchsuite.parallel.pieces import cut, join, shapes_of
 from benchsuite.parallel.shards import units_of

@@ -18,25 +18,27 @@ import numpy as np
 import pytest
 import torch
 
-from benchsuite import assemble, devices, gpu_check
-from benchsuite import training as trainings
-from benchsuite.assemble.cost import _device
-from benchsuite.cell import Cell
 from benchsuite.comm.groups import World
 from benchsuite.comm.process import ProcessComm
 from benchsuite.comm.staging import StagedGroup
-from benchsuite.laws import Figure, ranks
-from benchsuite.laws.grid import tiny
+from benchsuite.laws import Figure
+from benchsuite.laws.harness import ranks
+from benchsuite.laws.harness.cases import tiny
 from benchsuite.laws.synchronous import equals_one_process
-from benchsuite.loop import Loop
-from benchsuite.measure import device_figures
-from benchsuite.measure.clock import CHECK_EVERY, Diverged, StepClock, TimedPart
-from benchsuite.measure.device_figures import HostEvent, matmul_ceiling, training_flops
 from benchsuite.measure.device_time import DeviceTimer, StepTimes
-from benchsuite.measure.rank_record import Measured
-from benchsuite.measure.snapshots import Snapshots
-from benchsuite.record import Outcome, Status
+from benchsuite.plan.cell import Cell
+from benchsuite.programs.gpu import check as gpu_check
+from benchsuite.results import assemble
+from benchsuite.results.assemble.cost import _device
+from benchsuite.results.record import Outcome, Status
 from benchsuite.update import clip_factor, fuse, in_chunks
+from benchsuite.worker import build as trainings
+from benchsuite.worker import device_figures, devices
+from benchsuite.worker.clock import CHECK_EVERY, Diverged, StepClock, TimedPart
+from benchsuite.worker.device_figures import HostEvent, matmul_ceiling, training_flops
+from benchsuite.worker.loop import Loop
+from benchsuite.worker.rank_record import Measured
+from benchsuite.worker.snapshots import Snapshots
 from benchsuite.workload import Batch, DeviceLoss, mapped, micro_batches, to_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=f"torch {torch.__version__} sees no CUDA device")
@@ -384,9 +386,9 @@ _FAKED = """
 import json, socket, sys
 import torch
 from benchsuite import cell as cells, devices, worker
-from benchsuite.assemble import costs, results
-from benchsuite.cell import Budget, Cell
-from benchsuite.job import RankJob
+from benchsuite.results.assemble import costs, results
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker.job import RankJob
 from benchsuite.measure import device_figures
 from benchsuite.measure.device_time import DeviceTimer
 

@@ -15,21 +15,21 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from benchsuite import training as trainings
-from benchsuite.cell import Budget, Cell, trajectory_key
 from benchsuite.cluster.local import Cluster
 from benchsuite.comm import Traffic
 from benchsuite.comm.socket_barrier import SocketBarrier
 from benchsuite.laws import Law
-from benchsuite.laws.memory_store import MemoryStore
-from benchsuite.laws.process_ranks import process_ranks
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.runs import count_different
+from benchsuite.laws.harness.memory_store import MemoryStore
+from benchsuite.laws.harness.process_ranks import process_ranks
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.runs import count_different
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
 from benchsuite.laws.topology import counted_is_predicted, integer_mean, vector
-from benchsuite.laws.virtual_ranks import virtual_ranks
-from benchsuite.predict import predicted
+from benchsuite.plan.cell import Budget, Cell, trajectory_key
 from benchsuite.topology.hierarchical import Topology as Hierarchical
 from benchsuite.topology.host_memory import PIPELINED_BYTES
+from benchsuite.worker import build as trainings
+from benchsuite.worker.predict import predicted
 from tests.law_cells import RECIPES, cases, tiny
 from tests.virtual_runs import run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchsuite.assemble.cost import on_one_clock
+from benchsuite.results.assemble.cost import on_one_clock
 
 
 def rank(host: int, boot_ns: int) -> dict[str, Any]:

@@ -50,8 +50,8 @@ ONLY_INSIDE = ("comm", "worker", "sync", "topology", "parallel", "compression", 
 TORCH_DISTRIBUTED = ("comm", "parallel", "cluster", "laws")  # laws: groups of thread ranks
 # the library's strategy, a hand-written loop, and who watches the library
 TORCH_DISTRIBUTED_FILES = (
-    "benchsuite.sync.ddp", "benchsuite.measure.baseline_loops", "benchsuite.measure.parallel_loops",
-    "benchsuite.measure.traffic_mode",
+    "benchsuite.sync.ddp", "benchsuite.programs.selfcheck.baseline_loops", "benchsuite.programs.selfcheck.parallel_loops",
+    "benchsuite.worker.traffic_mode",
 )  # fmt: skip
 # The parameter server serves a `sync.ServerPolicy` and decodes a `compression.Codec`: the protocols, no member.
 PROTOCOLS = {"topology": ("sync", "compression")}
@@ -108,7 +108,7 @@ def offences(module: str, source: str) -> list[str]:
             found.append(f"{where}: torch.distributed only in {TORCH_DISTRIBUTED} and {TORCH_DISTRIBUTED_FILES}")
         if target in ("cli", "verbs") and here not in ("cli", "verbs"):
             found.append(f"{where}: nothing imports the command line")
-        if name.startswith("benchsuite.worker") and here not in ("cluster", "worker"):
+        if name.startswith("benchsuite.worker.main") and here not in ("cluster", "worker"):
             found.append(f"{where}: the worker is imported only in the forked child")
         if {here, target} == {"sync", "parallel"} and rest != "parallel":
             found.append(f"{where}: sync and parallel do not know each other")
@@ -127,13 +127,13 @@ def test_a_module_imports_only_what_its_room_may(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "line", "why"),
     [
-        ("benchsuite.store", "import torch", "no torch in store"),
+        ("benchsuite.results.store", "import torch", "no torch in store"),
         ("benchsuite.analysis.made_up", "def f():\n    from torch import Tensor", "no torch in analysis"),
         ("benchsuite.topology.made_up", "import torch.distributed as dist", "torch.distributed only in"),
         ("benchsuite.sync.made_up", "from benchsuite.parallel.data import Parallel", "sync and parallel"),
         ("benchsuite.report.made_up", "from benchsuite import cli", "nothing imports the command line"),
-        ("benchsuite.api", "from benchsuite.worker import run_rank", "only in the forked child"),
-        ("benchsuite.topology.made_up", "from benchsuite.store import Store", "topology may import"),
+        ("benchsuite.run.api", "from benchsuite.worker.main import run_rank", "only in the forked child"),
+        ("benchsuite.topology.made_up", "from benchsuite.results.store import Store", "topology may import"),
         ("benchsuite.topology.made_up", "from benchsuite.sync.synchronous import Strategy", "topology may import"),
         ("workloads.made_up", "from benchsuite.comm import Comm", "workloads may import"),
         ("benchsuite.comm.made_up", "import pandas", "only the standard library"),

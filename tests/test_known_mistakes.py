@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 import torch
 
-from benchsuite import cell as cells
-from benchsuite import rules, training
-from benchsuite.cell import Cell, resolve
+from benchsuite import rules
 from benchsuite.cluster.classify import RankEnd, classify
-from benchsuite.laws.ranks import thread_ranks
+from benchsuite.laws.harness.ranks import thread_ranks
 from benchsuite.measure import environment, faults, window, wire
 from benchsuite.measure.beat import Phase, Pulse
-from benchsuite.outlook import binary
 from benchsuite.parallel.data import DataPart
-from benchsuite.predict import predicted
-from benchsuite.record import Status
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Cell, resolve
+from benchsuite.results.record import Status
+from benchsuite.run.forecast import binary
 from benchsuite.topology.native import Topology as Native
 from benchsuite.topology.ring import Topology as Ring
+from benchsuite.worker import build
+from benchsuite.worker.predict import predicted
 from benchsuite.workload import seeded_layers
 from tests.bench import ROOT, TINY, Bench, fault
 
@@ -52,7 +53,7 @@ def test_warm_up_is_not_averaged_in() -> None:
 def test_no_padding_is_counted_as_data() -> None:
     """Shards are disjoint and together the batch; a batch that does not divide is refused, never padded."""
     for name, preset, n in ((TINY, "default", 3), ("cnn", "smoke", 4)):
-        workload = training.make_workload(resolve(Cell(workload=name, preset=preset)))
+        workload = build.make_workload(resolve(Cell(workload=name, preset=preset)))
         workload.start(seed=0, dtype=torch.float64)
         size = cells.global_batch(resolve(Cell(workload=name, preset=preset)))
         for index in (0, 7, 25):
@@ -83,7 +84,7 @@ def test_counters_are_read_between_two_barriers(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_kib_is_1024_and_kb_is_1000() -> None:
-    from benchsuite.report.words import si
+    from benchsuite.report.words.labels import si
 
     assert (binary(1023), binary(4096), binary(3 * 2**19), binary(2**31)) == (
         "1023 B",
@@ -134,7 +135,7 @@ def test_a_mean_repeated_in_place_does_not_overflow() -> None:
 
 def test_the_start_depends_on_the_seed_alone() -> None:
     """Not on what drew random numbers before, nor on the number of workers, nor on the rank."""
-    made = training.make_workload(resolve(Cell(workload="cnn", preset="smoke")))
+    made = build.make_workload(resolve(Cell(workload="cnn", preset="smoke")))
     made.start(seed=3, dtype=torch.float32)
     first = [p.detach().clone() for layer in seeded_layers(made, 3) for p in layer.parameters()]
     torch.rand(17)
@@ -236,7 +237,7 @@ def test_a_workload_with_dropout_and_frozen_layers_is_evaluated_without_and_pred
     frozen = "return [Residual(self.width).requires_grad_(False), nn.Dropout(0.9), nn.Linear(self.width, 1)]"
     net.write_text(source.replace(layers, frozen), encoding="utf-8")
     cell = resolve(Cell(workload=str(net), topology="ring", replicas=2))
-    workload = training.make_workload(cell)
+    workload = build.make_workload(cell)
     workload.start(seed=0, dtype=torch.float32)
     part = DataPart(workload, seed=0, dtype=torch.float32, device=torch.device("cpu"))
     assert workload.evaluate(part.infer) == workload.evaluate(part.infer)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchsuite.laws import Control, Figure, Law
-from benchsuite.laws.grid import in_processes
-from benchsuite.laws.ranks import thread_ranks
+from benchsuite.laws.harness.cases import in_processes
+from benchsuite.laws.harness.ranks import thread_ranks
 from tests.law_cells import all_laws, on, tiny
 
 LAWS = [(family, law) for family, laws in all_laws().items() for law in laws]

@@ -6,10 +6,11 @@ from functools import cache
 
 import pytest
 
-from benchsuite.cell import Cell
-from benchsuite.laws import Law, grid
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.runs import remembered
+from benchsuite.laws import Law
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.runs import remembered
+from benchsuite.plan.cell import Cell
 from tests.law_cells import RECIPES, all_laws, holds, lines, shapes, strict_ranks, tiny
 
 RANKS = remembered(thread_ranks)  # laws that look at the same run share it
@@ -30,13 +31,13 @@ FLOAT32 = [
 
 
 @cache
-def cells_of(place: grid.Cells) -> list[Cell]:
+def cells_of(place: cases.Cells) -> list[Cell]:
     """Those whose ranks may be threads (the others: tests/test_laws_processes.py)."""
-    return [cell for cell in place.of(grid.Asked()) if not grid.in_processes(cell)]
+    return [cell for cell in place.of(cases.Asked()) if not cases.in_processes(cell)]
 
 
 @pytest.mark.parametrize(
-    ("law", "cells"), [case for family in all_laws() for case in lines(family, cells_of(grid.cells_of(family)))]
+    ("law", "cells"), [case for family in all_laws() for case in lines(family, cells_of(cases.cells_of(family)))]
 )
 def test_on_threads(law: Law, cells: list[Cell]) -> None:
     holds(law, RANKS, cells)
@@ -70,6 +71,6 @@ def test_with_nothing_that_nccl_refuses(law: Law, cells: list[Cell]) -> None:
     holds(law, STRICT, cells)
 
 
-@pytest.mark.parametrize(("law", "cells"), [*lines("topology", grid.means(grid.Asked()))])
+@pytest.mark.parametrize(("law", "cells"), [*lines("topology", cases.means(cases.Asked()))])
 def test_one_mean_with_nothing_that_nccl_refuses(law: Law, cells: list[Cell]) -> None:
     holds(law, strict_ranks, cells)

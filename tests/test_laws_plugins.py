@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from benchsuite import plugins
+from benchsuite.plan import plugins
 
 SLOW = '''"""A user's strategy that takes a while to import."""
 import time

@@ -8,27 +8,28 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from benchsuite.cell import Cell
 from benchsuite.cluster.local import Cluster
-from benchsuite.laws import Control, Law, MakeRanks, grid
-from benchsuite.laws.process_ranks import process_ranks, together
-from benchsuite.laws.runs import remembered
+from benchsuite.laws import Control, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.process_ranks import process_ranks, together
+from benchsuite.laws.harness.runs import remembered
+from benchsuite.plan.cell import Cell
 from tests.law_cells import all_laws, holds, lines, on, tiny
 
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(240)]  # the first cell of a world size runs all of that size
 
 PLACES = {
-    place: [cell for cell in place.of(grid.Asked()) if grid.in_processes(cell)]
-    for place in map(grid.cells_of, all_laws())
+    place: [cell for cell in place.of(cases.Asked()) if cases.in_processes(cell)]
+    for place in map(cases.cells_of, all_laws())
 }
 CELLS = [cell for cells in PLACES.values() for cell in cells]
-LINES = [line for family in all_laws() for line in lines(family, PLACES[grid.cells_of(family)])]
+LINES = [line for family in all_laws() for line in lines(family, PLACES[cases.cells_of(family)])]
 TWINS = [
     pytest.param(law, control, id=f"{law.name}: {control.broken}")
     for laws in all_laws().values()
     for law in laws
     for control in law.controls
-    if grid.in_processes(on(tiny(), **control.on))
+    if cases.in_processes(on(tiny(), **control.on))
 ]
 
 

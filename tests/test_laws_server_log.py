@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchsuite.laws.runs import push_log
+from benchsuite.laws.harness.runs import push_log
 from benchsuite.laws.server_log import tiling_residual
 from benchsuite.topology.server_log import ServerLog
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchsuite import plugins
+from benchsuite.plan import plugins
 
 
 def workload(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> Any:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from benchsuite import training as trainings
-from benchsuite.assemble.virtual import sections
-from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.errors import UsageError
 from benchsuite.laws import Law, MakeRanks, momentum
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.results.assemble.virtual import sections
 from benchsuite.virtual.world import Kept, simulate
+from benchsuite.worker import build as trainings
 from tests.law_cells import tiny
 
 REPLAYS, NESTEROV = momentum.LAWS

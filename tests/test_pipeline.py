@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchsuite import divided
-from benchsuite import training as trainings
-from benchsuite.cell import Cell, resolve
 from benchsuite.errors import UsageError
 from benchsuite.parallel import cuts, slots
 from benchsuite.parallel.pieces import num_owned
 from benchsuite.parallel.pipeline import Parallel
+from benchsuite.plan.cell import Cell, resolve
+from benchsuite.worker import build as trainings
+from benchsuite.worker import model_parallel
 
 
 def largest(loads: list[float], chunks: list[range]) -> float:
@@ -51,7 +51,7 @@ def test_the_balance_bound_is_total_over_stages_times_largest():
 def test_what_cannot_be_cut_is_told_with_its_numbers():
     workload = trainings.start_workload(resolve(Cell(workload="mlp")))
     with pytest.raises(UsageError, match=r"5 layers, 3 of them with parameters, on stages\(4\) x num_chunks\(1\)"):
-        cuts.cuts(workload, divided.meta_layers(workload), size=4, num_chunks=1)
+        cuts.cuts(workload, model_parallel.meta_layers(workload), size=4, num_chunks=1)
 
 
 @pytest.mark.parametrize(("m", "bubble"), [(1, 0.5), (4, 0.2), (8, 1 / 9)])
@@ -90,7 +90,7 @@ def test_halves_of_a_backward_pass_fill_the_bubble():
 
 def test_tied_weights_stand_on_the_first_and_the_last_stage():
     workload = trainings.start_workload(resolve(Cell(workload="transformer", preset="markov")))
-    layers = divided.meta_layers(workload)
+    layers = model_parallel.meta_layers(workload)
     whole = sum(p.numel() for p in nn.Sequential(*layers).parameters())
     first, *between, last = Parallel().pieces(workload, layers, 4)
     copies = [piece for piece in last if not piece.owned]
@@ -105,8 +105,8 @@ def test_tied_weights_stand_on_the_first_and_the_last_stage():
 def test_predicted_bytes_are_those_of_the_cuts_and_of_what_is_tied(options, boundaries):
     """Markov transformer on 2 stages: 2 (stages x V - 1) m a, the embedding both ways, the loss, the norm."""
     workload = trainings.start_workload(resolve(Cell(workload="transformer", preset="markov")))
-    layers = divided.meta_layers(workload)
-    batch, _ = divided.example(workload, layers, 1)
+    layers = model_parallel.meta_layers(workload)
+    batch, _ = model_parallel.example(workload, layers, 1)
     traffic = Parallel(**options).predicted_traffic(workload, layers, batch, size=2, itemsize=4, clip=True)
     activation = (32 // 4) * 32 * 64 * 4  # sequences of a micro-batch, symbols, width, bytes
     tied = 8 * 64 * 4

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import outlook
-from benchsuite import plan as plans
-from benchsuite.cell import Cell, resolve
 from benchsuite.errors import UsageError
-from benchsuite.only import Selection
-from benchsuite.plan import Plan
+from benchsuite.plan import plan as plans
+from benchsuite.plan.cell import Cell, resolve
+from benchsuite.plan.plan import Plan
+from benchsuite.plan.selection import Selection
+from benchsuite.results.store import Store
 from benchsuite.rules import Machine
-from benchsuite.store import Store
+from benchsuite.run import forecast
 
 QUICK = """
 question = "Which synchronisation, at what cost?"
@@ -182,7 +182,7 @@ def test_wrong_plans_name_the_file_the_key_and_the_nearest_known_one(make, text,
 def test_a_global_batch_of_nothing_is_refused_by_the_rules(make):
     made = make("[cells]\noptions = { cnn = { global_batch = 0 } }\n[budget]\nsteps = 2\n")
     assert made.cells == () and "global_batch = 0: a step has 1 sample or more" in made.refused[0].reason
-    assert outlook.forecast(made, Store("nowhere"), code_id="")["cells"] == []
+    assert forecast.forecast(made, Store("nowhere"), code_id="")["cells"] == []
 
 
 def test_an_option_that_is_no_finite_number_is_refused_in_python_too():

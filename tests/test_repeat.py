@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import benchsuite
-from benchsuite.cell import Budget, Cell
-from benchsuite.store import Store
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.results.store import Store
 
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(120)]
 

@@ -14,15 +14,17 @@ import pytest
 
 from benchsuite.analysis.select import select
 from benchsuite.errors import UsageError
-from benchsuite.plan import Plan, Refused
-from benchsuite.record import Run
-from benchsuite.report import page, spec, tables, words
-from benchsuite.report.answer import answer
-from benchsuite.report.limits import limits
+from benchsuite.plan.plan import Plan, Refused
+from benchsuite.report import page, spec
+from benchsuite.report.figures.style import looks
 from benchsuite.report.material import Material
-from benchsuite.report.style import looks
+from benchsuite.report.tables import tables
+from benchsuite.report.words import labels
+from benchsuite.report.words.answer import answer
+from benchsuite.report.words.limits import limits
+from benchsuite.results.record import Run
+from benchsuite.results.store import Store
 from benchsuite.rules import Problem
-from benchsuite.store import Store
 from tests import synthetic_runs as made
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -180,7 +182,8 @@ def test_oversubscribed_points_are_hollow_and_joined_to_nothing(built: Path) -> 
     # 5 strategies, lines only where both ends are clean: ring and ddp from 1 to 2, in two panels
     from matplotlib import rc_context
 
-    from benchsuite.report import figures, style
+    from benchsuite.report.figures import drawing as figures
+    from benchsuite.report.figures import style
 
     entry = next(each for each in spec.parse(_plan().figures) if each.kind == "throughput")
     with rc_context(style.theme()):
@@ -329,13 +332,13 @@ def test_a_strategy_looks_the_same_in_every_plan_and_new_ones_get_their_own_colo
 
 def test_numbers_carry_as_many_digits_as_their_interval_bears() -> None:
     summary = tables.summarize
-    assert words.quantity(summary([5123.4, 4900.0, 5300.0])) == "5,120 [4,900–5,300]"
-    assert words.quantity(summary([0.41237, 0.41241, 0.4125])) == "0.41241 [0.41237–0.41250]"
-    assert words.quantity(summary([7.0, 7.0, 7.0])) == "7"
-    assert words.quantity(summary([3.0, float("inf"), 4.0])) == "4.0 [3.0–> budget (1 of 3)]"
-    assert words.quantity(summary([float("inf")] * 2 + [4.0])) == "> budget (2 of 3)"
-    assert words.quantity(summary([])) == "–"
-    assert words.si(101_480) == "101 kB" and words.si(999_999) == "1 MB" and words.si(0) == "0 B"
+    assert labels.quantity(summary([5123.4, 4900.0, 5300.0])) == "5,120 [4,900–5,300]"
+    assert labels.quantity(summary([0.41237, 0.41241, 0.4125])) == "0.41241 [0.41237–0.41250]"
+    assert labels.quantity(summary([7.0, 7.0, 7.0])) == "7"
+    assert labels.quantity(summary([3.0, float("inf"), 4.0])) == "4.0 [3.0–> budget (1 of 3)]"
+    assert labels.quantity(summary([float("inf")] * 2 + [4.0])) == "> budget (2 of 3)"
+    assert labels.quantity(summary([])) == "–"
+    assert labels.si(101_480) == "101 kB" and labels.si(999_999) == "1 MB" and labels.si(0) == "0 B"
 
 
 def test_letters_of_a_narrow_drawing_are_as_large_as_of_a_wide_one(html: str) -> None:

@@ -12,19 +12,23 @@ from typing import Any
 import pytest
 from matplotlib import rc_context
 
-from benchsuite import frame, rules
-from benchsuite import plan as plans
+from benchsuite import rules
 from benchsuite.analysis.parallel import CODE_BYTES, loss_gaps
 from benchsuite.analysis.select import select
 from benchsuite.analysis.statistics import summarize
-from benchsuite.cell import Budget, Cell
-from benchsuite.plan import Plan, Refused
-from benchsuite.record import Run, Status
-from benchsuite.report import figures, page, parallel_figure, spec, style
-from benchsuite.report.answer import answer
-from benchsuite.report.canvas import Drawing
+from benchsuite.plan import plan as plans
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.plan import Plan, Refused
+from benchsuite.report import page, spec
+from benchsuite.report.figures import drawing as figures
+from benchsuite.report.figures import parallel as parallel_figure
+from benchsuite.report.figures import style
+from benchsuite.report.figures.canvas import Drawing
 from benchsuite.report.material import Material
-from benchsuite.report.parallel import compared, label, tied
+from benchsuite.report.tables.parallel import compared, label, tied
+from benchsuite.report.words.answer import answer
+from benchsuite.results import columns
+from benchsuite.results.record import Run, Status
 from tests import synthetic_runs as made
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -276,12 +280,12 @@ def test_payload_that_is_not_what_was_predicted_is_shouted_first(tmp_path: Path)
 
 def test_a_row_of_the_csv_has_the_fullest_part_and_the_pipeline_s_shares() -> None:
     run = ran(GPIPE, 0, mib=60, held=[P // 5, P - P // 5], inside=5_000, between=0, bubble=0.2)
-    row = frame.row(run)
+    row = columns.row(run)
     assert (row["held_parameters"], row["num_parameters"]) == (P - P // 5, P)
     assert (row["inside_bytes"], row["between_bytes"]) == (STEPS * 5_000, 0)
     assert (row["inside_bytes_per_step"], row["between_bytes_per_step"]) == (5_000, 0)
     assert (row["bubble_slots"], row["bubble_predicted"], row["balance"]) == (0.2, 0.2, 0.9)
-    plain = frame.row(made.make_run(RING, 0))
+    plain = columns.row(made.make_run(RING, 0))
     assert plain["held_parameters"] == P and plain["inside_bytes"] is None and plain["bubble_slots"] is None
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import plan as plans
 from benchsuite import rules
 from benchsuite.analysis.select import select
-from benchsuite.cell import Budget, Cell
-from benchsuite.plan import Plan
-from benchsuite.record import Run
-from benchsuite.report import page, seeds, spec
-from benchsuite.report.answer import answer
+from benchsuite.plan import plan as plans
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.plan import Plan
+from benchsuite.report import page, spec
 from benchsuite.report.material import Material
+from benchsuite.report.tables import seeds
+from benchsuite.report.words.answer import answer
+from benchsuite.results.record import Run
 from tests import synthetic_runs as made
 
 ROOT = Path(__file__).parents[1]

@@ -11,17 +11,19 @@ from typing import Any
 
 from matplotlib import rc_context
 
-from benchsuite import plan as plans
 from benchsuite.analysis import cells as naming
 from benchsuite.analysis.arrival import arrivals, front
 from benchsuite.analysis.select import select
-from benchsuite.cell import Budget, Cell
-from benchsuite.plan import Plan
-from benchsuite.record import Run
-from benchsuite.report import figures, page, spec, style
-from benchsuite.report.answer import answer
-from benchsuite.report.canvas import Drawing
+from benchsuite.plan import plan as plans
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.plan import Plan
+from benchsuite.report import page, spec
+from benchsuite.report.figures import drawing as figures
+from benchsuite.report.figures import style
+from benchsuite.report.figures.canvas import Drawing
 from benchsuite.report.material import Material
+from benchsuite.report.words.answer import answer
+from benchsuite.results.record import Run
 from tests import synthetic_runs as made
 
 GOLDEN = Path(__file__).parent / "golden"

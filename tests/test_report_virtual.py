@@ -12,13 +12,15 @@ import pytest
 
 from benchsuite.analysis import cells as naming
 from benchsuite.analysis.select import select
-from benchsuite.cell import Cell
 from benchsuite.errors import UsageError
-from benchsuite.plan import Plan
-from benchsuite.record import Run
-from benchsuite.report import page, spec, tables, virtual
-from benchsuite.report.answer import answer
+from benchsuite.plan.cell import Cell
+from benchsuite.plan.plan import Plan
+from benchsuite.report import page, spec
+from benchsuite.report.figures import virtual
 from benchsuite.report.material import Material
+from benchsuite.report.tables import tables
+from benchsuite.report.words.answer import answer
+from benchsuite.results.record import Run
 from tests import synthetic_runs as made
 from tests.virtual_runs import EXPONENTIAL, FIXED, cell, stored
 

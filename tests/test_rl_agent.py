@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchsuite.workloads.rl_agent import Workload, presets
+from benchsuite.workloads.rl_worlds import TIME_LIMIT, CartPole, Frames
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchsuite import rules
-from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.laws import MakeRanks, synchronous, traffic
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.runs import remembered
-from benchsuite.laws.virtual_ranks import virtual_ranks
-from benchsuite.rollouts import Batches, agrees, example
-from benchsuite.training import Training, make
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.runs import remembered
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.worker.build import Training, make
+from benchsuite.worker.rollouts import Batches, agrees, example
 from benchsuite.workload import seeded_layers, trained_parameters
 from tests.bench import Bench
-from workloads.rl_agent import Workload, presets
-from workloads.rl_worlds import TIME_LIMIT, CartPole, Frames
 
 torch.set_num_threads(1)
 

@@ -13,21 +13,26 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import (
-    members,
-    plugins,
-    rules,
-    rules_agents,
-    rules_members,
-    rules_numbers,
-    rules_options,
-    rules_parallel,
-    rules_setting,
-)
-from benchsuite.cell import AXES, Budget, Cell, resolve
+from benchsuite import rules
 from benchsuite.errors import UsageError
-from benchsuite.laws.grid import TINY  # global batch 24, 9 layers
-from benchsuite.rules import Machine, Problem, validate
+from benchsuite.laws.harness.cases import TINY  # global batch 24, 9 layers
+from benchsuite.plan import members, plugins
+from benchsuite.plan.cell import AXES, Budget, Cell, resolve
+from benchsuite.rules import (
+    Machine,
+    Problem,
+    agents,
+    combinations,
+    numbers,
+    setting,
+    validate,
+)
+from benchsuite.rules import (
+    options as rules_options,
+)
+from benchsuite.rules import (
+    parallel as rules_parallel,
+)
 
 SERVER = {"topology": "parameter_server"}
 VIRTUAL = {"clock": "virtual"}
@@ -481,11 +486,11 @@ def test_rule_refuses_its_case_and_passes_the_twin(rule, words, refused, twin):
     assert real(problems(**twin)) == []
 
 
-@pytest.mark.parametrize("compression", rules_members.COMPRESSION_ON)
+@pytest.mark.parametrize("compression", combinations.COMPRESSION_ON)
 @pytest.mark.parametrize("sync", [name for name in members.KNOWN["sync"] if name != "actor_learner"])
 def test_a_topology_that_a_refusal_names_is_one_that_both_take(sync, compression):
     """Of a compression that does not travel over the topology: what the remedy names is not refused in its turn."""
-    for topology in rules_members.TOPOLOGY_OF[sync].topologies:
+    for topology in combinations.TOPOLOGY_OF[sync].topologies:
         fields = {"sync": sync, "topology": topology, "compression": compression, "replicas": 4}
         for problem in [p for p in problems(**fields) if p.rule == "compression x topology"]:
             named = re.match(r"set topology to (?:one of )?(.*), or compression = none", problem.remedy)
@@ -499,7 +504,7 @@ def test_every_rule_has_a_case():
     """Each Problem in the sources names a rule that a test here refuses."""
     named = set()
     for module in (
-        rules, rules_agents, rules_members, rules_numbers, rules_parallel, rules_options, rules_setting,
+        rules, agents, combinations, numbers, rules_parallel, rules_options, setting,
     ):  # fmt: skip
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":

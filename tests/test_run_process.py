@@ -13,7 +13,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from benchsuite.store import Store
+from benchsuite.results.store import Store
 from tests.test_store import SCHEMA
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,7 @@ CELLS = ["--workload", "cnn", "--preset", "smoke", "--topology", "ring", "--repl
 
 
 def start(results: Path, marker: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchsuite.cli", "run", *CELLS, "--results", str(results), "--json"]
+    command = [sys.executable, "-m", "benchsuite", "run", *CELLS, "--results", str(results), "--json"]
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"BENCHSUITE_TEST": marker}, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

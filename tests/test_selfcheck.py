@@ -12,23 +12,24 @@ from typing import Any
 import pytest
 import torch
 
-from benchsuite import cli, plugins
-from benchsuite.cell import Budget, Cell, resolve
+from benchsuite.cli import main
 from benchsuite.errors import UsageError
-from benchsuite.measure import (
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.programs.bars import Figure, exit_code, interval, judge
+from benchsuite.programs.bench import Bench, Launch
+from benchsuite.programs.selfcheck import (
+    cells,
+    codecs,
+    collectives,
+    compression,
+    files,
+    parallel,
     selfcheck,
-    selfcheck_cells,
-    selfcheck_codecs,
-    selfcheck_collectives,
-    selfcheck_compression,
-    selfcheck_files,
-    selfcheck_parallel,
-    selfcheck_simulations,
-    selfcheck_virtual,
+    simulations,
+    virtual,
 )
-from benchsuite.measure.bench import Bench, Launch
-from benchsuite.measure.selfcheck_cells import Effort
-from benchsuite.measure.verdict import Figure, exit_code, interval, judge
+from benchsuite.programs.selfcheck.cells import Effort
 from benchsuite.virtual.gradients import CLOSE
 
 TINY = Effort(
@@ -103,7 +104,7 @@ def test_the_table_shows_figure_interval_bar_verdict_and_note() -> None:
 
 
 def test_the_help_lists_every_item() -> None:
-    assert cli.SELFCHECK_ITEMS == selfcheck.ITEMS
+    assert main.SELFCHECK_ITEMS == selfcheck.ITEMS
 
 
 def test_an_unknown_item_names_the_known_ones() -> None:
@@ -127,7 +128,7 @@ def ranks_of(*step_us: list[int]) -> list[dict[str, Any]]:
 
 
 def test_a_step_takes_as_long_as_its_slowest_rank_and_warm_up_is_dropped() -> None:
-    assert selfcheck_cells.step_us(ranks_of([900, 10, 20, 30], [1, 30, 10, 10]), warmup=1) == 30
+    assert cells.step_us(ranks_of([900, 10, 20, 30], [1, 30, 10, 10]), warmup=1) == 30
 
 
 class Recorded:
@@ -136,8 +137,8 @@ class Recorded:
     def __init__(self, slow_down: float, loss: float = 1.0) -> None:
         self.slow_down, self.loss, self.order = slow_down, loss, ""
 
-    def launch(self, cell: Cell, entry: str = selfcheck_cells.WORKER) -> Launch:
-        ours = entry == selfcheck_cells.WORKER
+    def launch(self, cell: Cell, entry: str = cells.WORKER) -> Launch:
+        ours = entry == cells.WORKER
         self.order += "A" if ours else "B"
         ranks = ranks_of([round(1000 * (self.slow_down if ours else 1))] * 4)
         ranks[0]["steps"]["loss"] = [self.loss if ours else 1.0]
@@ -147,7 +148,7 @@ class Recorded:
 def compared(slow_down: float, **more: float) -> tuple[list[Figure], Recorded]:
     bench, cell = Recorded(slow_down, **more), resolve(Cell())
     effort = Effort(launches=3, pairs=2, warmup=0)
-    return list(selfcheck_cells.against_script(bench, cell, "flat_loop", effort, name="x")), bench  # type: ignore[arg-type]
+    return list(cells.against_script(bench, cell, "flat_loop", effort, name="x")), bench  # type: ignore[arg-type]
 
 
 def test_a_slowed_harness_is_a_miss_and_an_equal_one_passes() -> None:
@@ -175,7 +176,7 @@ def test_phases_add_up_to_the_cell_less_its_loop() -> None:
         {"marks_ns": marks, "start_ns": 50, "end_ns": 70},
         {"marks_ns": late, "start_ns": 50, "end_ns": 72},
     ]
-    phases = selfcheck_cells.phases(Launch(ranks, 0, 100))
+    phases = cells.phases(Launch(ranks, 0, 100))
     assert round(sum(phases.values()) * 1e9) == 100 - (72 - 50), phases
 
 
@@ -184,14 +185,14 @@ def test_phases_add_up_to_the_cell_less_its_loop() -> None:
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    with Bench(selfcheck_cells.MODULES) as bench:
+    with Bench(cells.MODULES) as bench:
         yield bench
 
 
 @pytest.mark.procs
-@pytest.mark.parametrize("item", selfcheck_cells.CHECKS)
+@pytest.mark.parametrize("item", cells.CHECKS)
 def test_every_check_with_ranks_gives_figures(bench: Bench, item: str) -> None:
-    figures = list(selfcheck_cells.CHECKS[item](bench, TINY))
+    figures = list(cells.CHECKS[item](bench, TINY))
     assert figures and all(figure.item == item for figure in figures)
     for figure in figures:
         assert figure.points and all(math.isfinite(point) for point in figure.points), figure
@@ -200,12 +201,12 @@ def test_every_check_with_ranks_gives_figures(bench: Bench, item: str) -> None:
 
 
 @pytest.mark.procs
-@pytest.mark.parametrize("item", selfcheck_collectives.CHECKS)
+@pytest.mark.parametrize("item", collectives.CHECKS)
 def test_every_check_of_collectives_gives_figures(bench: Bench, item: str) -> None:
-    effort = selfcheck_collectives.CollectiveEffort(
+    effort = collectives.CollectiveEffort(
         repetitions={4096: 2, 1 << 20: 2}, preset="smoke", steps=3, warmup=1, updates=4
     )
-    figures = list(selfcheck_collectives.CHECKS[item](bench, 2, effort))
+    figures = list(collectives.CHECKS[item](bench, 2, effort))
     assert figures and all(figure.item == item for figure in figures)
     for figure in figures:
         assert figure.points or "no link is shaped here" in figure.note, figure
@@ -217,18 +218,18 @@ def test_every_check_of_collectives_gives_figures(bench: Bench, item: str) -> No
 def test_every_parallelism_is_held_against_a_script_that_does_the_same_work(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selfcheck_parallel, "PRESET", "smoke")
-    figures = list(selfcheck_parallel.parallel(bench, replace(TINY, launches=1)))
-    assert len(figures) == 3 * sum(len(workloads) for _, _, workloads, _ in selfcheck_parallel.COMPARED)
+    monkeypatch.setattr(parallel, "PRESET", "smoke")
+    figures = list(parallel.parallel(bench, replace(TINY, launches=1)))
+    assert len(figures) == 3 * sum(len(workloads) for _, _, workloads, _ in parallel.COMPARED)
     assert all(figure.item == "parallel" and figure.points for figure in figures)
 
 
 @pytest.mark.procs
 def test_every_compression_is_timed(bench: Bench) -> None:
-    figures = list(selfcheck_compression.compression(bench, 2, {"digits": 3}))
+    figures = list(compression.compression(bench, 2, {"digits": 3}))
     names = [name for name in plugins.names("compression") if name != "none"]
     said = {figure.quantity.partition(",")[0] for figure in figures}
-    assert said == {"none", *names} and set(names) == set(selfcheck_codecs.OVER)
+    assert said == {"none", *names} and set(names) == set(codecs.OVER)
     assert len({figure.quantity for figure in figures}) == len(figures) == 4 * len(names) + 1
     for figure in figures:
         assert len(figure.points) == 2 and all(math.isfinite(point) and point > 0 for point in figure.points), figure
@@ -236,28 +237,28 @@ def test_every_compression_is_timed(bench: Bench) -> None:
 
 def test_below_the_break_even_rate_the_bytes_cost_more_than_the_work() -> None:
     """100 MB saved, 8 s of work: 100 Mbit/s. Nothing is saved: on no link."""
-    assert selfcheck_compression.break_even_mbit(150e6, 50e6, 8000.0) == 100.0
-    assert selfcheck_compression.break_even_mbit(50e6, 60e6, 1.0) == 0.0
+    assert compression.break_even_mbit(150e6, 50e6, 8000.0) == 100.0
+    assert compression.break_even_mbit(50e6, 60e6, 1.0) == 0.0
 
 
 def test_what_a_topology_does_is_not_a_compressions_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that moves on only where it is told: 5 before, 1,000 in each of two calls, 7 between, 3 after."""
     now = [0]
-    monkeypatch.setattr(selfcheck_codecs.time, "perf_counter_ns", lambda: now[0])
+    monkeypatch.setattr(codecs.time, "perf_counter_ns", lambda: now[0])
 
     def spend(ns: int) -> None:
         now[0] += ns
 
     class Twice:
-        def mean(self, flat: torch.Tensor, topology: selfcheck_codecs.Nowhere) -> None:
+        def mean(self, flat: torch.Tensor, topology: codecs.Nowhere) -> None:
             spend(5)
             topology.mean(flat)
             spend(7)
             topology.mean(flat)
             spend(3)
 
-    monkeypatch.setattr(selfcheck_codecs.Nowhere, "mean", lambda self, flat: (self._leave(), spend(1000), self._return()))
-    assert selfcheck_codecs._timed(Twice(), torch.zeros(1)) == (12, 3)  # type: ignore[arg-type]
+    monkeypatch.setattr(codecs.Nowhere, "mean", lambda self, flat: (self._leave(), spend(1000), self._return()))
+    assert codecs._timed(Twice(), torch.zeros(1)) == (12, 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.procs
@@ -265,36 +266,36 @@ def test_a_worker_made_slow_by_a_straggler_is_seen(bench: Bench) -> None:
     """The whole way through real launches: eight times the compute time is not lost in noise."""
     cell = resolve(Cell(workload="cnn", preset="digits", budget=Budget(steps=8), straggler={"0": 8.0}))
     effort = replace(TINY, launches=2, pairs=1, warmup=3)
-    ratio, *_ = selfcheck_cells.against_script(bench, cell, "flat_loop", effort, name="slowed")
+    ratio, *_ = cells.against_script(bench, cell, "flat_loop", effort, name="slowed")
     assert replace(ratio, foreign=0.0).verdict == "miss", ratio
 
 
 @pytest.mark.procs
 def test_the_page_is_not_run_without_stored_runs(tmp_path: Path) -> None:
-    (figure,) = selfcheck_files.page(tmp_path / "nothing")
+    (figure,) = files.page(tmp_path / "nothing")
     assert figure.verdict == "not run" and "benchsuite run quick" in figure.note
 
 
 @pytest.mark.procs
 def test_commands_and_store_give_figures() -> None:
-    figures = [*selfcheck_files.commands(2), *selfcheck_files.store(20)]
+    figures = [*files.commands(2), *files.store(20)]
     assert [len(figure.points) for figure in figures] == [2, 2, 1, 3]
 
 
 def test_every_simulation_gives_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process and small; the fresh processes are the next test's."""
-    monkeypatch.setattr(selfcheck_simulations, "WORKERS", 4)
-    monkeypatch.setattr(selfcheck_simulations, "BIG_WORLD", 6)
-    monkeypatch.setattr(selfcheck_simulations, "STEPS", dict.fromkeys(selfcheck_simulations.STEPS, 3))
+    monkeypatch.setattr(simulations, "WORKERS", 4)
+    monkeypatch.setattr(simulations, "BIG_WORLD", 6)
+    monkeypatch.setattr(simulations, "STEPS", dict.fromkeys(simulations.STEPS, 3))
     asked: list[tuple[str, int, int]] = []
 
     def launch(name: str, launches: int, repetitions: int) -> tuple[list[dict[str, float]], float | None]:
         asked.append((name, launches, repetitions))
-        return [selfcheck_simulations.CHECKS[name](1)] * launches, 0.0
+        return [simulations.CHECKS[name](1)] * launches, 0.0
 
-    monkeypatch.setattr(selfcheck_virtual, "_launch", launch)
-    figures = list(selfcheck_virtual.virtual(2))
-    assert [name for name, *_ in asked] == list(selfcheck_simulations.CHECKS)
+    monkeypatch.setattr(virtual, "_launch", launch)
+    figures = list(virtual.virtual(2))
+    assert [name for name, *_ in asked] == list(simulations.CHECKS)
     assert {figure.item for figure in figures} == {"virtual"}
     for figure in figures:
         assert len(figure.points) == 2 and min(figure.points) > 0, figure
@@ -303,16 +304,16 @@ def test_every_simulation_gives_figures(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_gradients_that_do_not_go_together_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck_simulations, "WORKERS", 3)
-    monkeypatch.setattr(selfcheck_simulations, "STEPS", {"mlp": 2})
+    monkeypatch.setattr(simulations, "WORKERS", 3)
+    monkeypatch.setattr(simulations, "STEPS", {"mlp": 2})
     monkeypatch.setattr("benchsuite.virtual.gradients.CLOSE", dict.fromkeys(CLOSE, -1.0))
     with pytest.raises(RuntimeError, match="not computed together"):
-        selfcheck_simulations.mlp(1)
+        simulations.mlp(1)
 
 
 @pytest.mark.procs
 def test_a_simulation_runs_in_a_fresh_process_and_a_failing_one_says_which() -> None:
-    points, _ = selfcheck_virtual._launch("ring", 1, 1)
+    points, _ = virtual._launch("ring", 1, 1)
     assert set(points[0]) == {"free", "1 Gbit/s"} and min(points[0].values()) > 0
     with pytest.raises(UsageError, match=r"selfcheck virtual: rings ended with 1: KeyError: 'rings'"):
-        selfcheck_virtual._launch("rings", 1, 1)
+        virtual._launch("rings", 1, 1)

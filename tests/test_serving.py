@@ -12,8 +12,8 @@ from benchsuite.comm.process import EARLY_BYTES, ProcessComm
 from benchsuite.compression import Compression
 from benchsuite.compression.fp16 import Compression as Half
 from benchsuite.compression.topk import Compression as TopK
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.measure.selfcheck_ranks import AddAndAnswer
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.programs.selfcheck.ranks import AddAndAnswer
 from benchsuite.sync import Apply
 from benchsuite.topology import serving
 from benchsuite.topology.parameter_server import Topology as ParameterServer

@@ -16,10 +16,10 @@ import pytest
 
 import benchsuite
 from benchsuite import rules
-from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.cluster.simulators import Ended, Simulators, groups
 from benchsuite.errors import UsageError
-from benchsuite.record import Status
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.results.record import Status
 from tests.bench import ROOT, TINY
 
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(90)]
@@ -109,7 +109,7 @@ def test_no_simulator_survives_its_command(tmp_path: Path, stopped: bool) -> Non
     path = strategy(tmp_path, f"open({str(mark)!r}, 'w').write(str(__import__('os').getpid())); time.sleep(60)")
     program = (
         "from benchsuite.cluster.simulators import Simulators\n"
-        "from benchsuite.cell import Cell, resolve\n"
+        "from benchsuite.plan.cell import Cell, resolve\n"
         f"made = resolve(Cell(workload={TINY!r}, sync={path!r}, topology='parameter_server', clock='virtual'))\n"
         "with Simulators(1) as simulators: list(simulators.run([[made]]))\n"
     )

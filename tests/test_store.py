@@ -16,10 +16,10 @@ import jsonschema
 import pytest
 
 import benchsuite
-from benchsuite.cell import Cell
-from benchsuite.frame import COLUMNS
-from benchsuite.record import Run, Status
-from benchsuite.store import ForeignFile, Store, StoreError
+from benchsuite.plan.cell import Cell
+from benchsuite.results.columns import COLUMNS
+from benchsuite.results.record import Run, Status
+from benchsuite.results.store import ForeignFile, Store, StoreError
 
 SCHEMA = json.loads((Path(benchsuite.__file__).parent / "schema" / "run.schema.json").read_text())
 
@@ -105,7 +105,7 @@ def test_a_taken_run_id_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_two_writers_at_once_lose_no_file(tmp_path: Path) -> None:
     program = (
-        "import sys; from benchsuite.store import Store; from tests.test_store import a_run\n"
+        "import sys; from benchsuite.results.store import Store; from tests.test_store import a_run\n"
         "for i in range(40): Store(sys.argv[1]).write(a_run(reason=f'{sys.argv[2]}{i}', run_id=f'20260101T000000Z-{i:08x}'))"
     )
     root = Path(__file__).parent.parent

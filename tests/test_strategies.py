@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from benchsuite import rules
-from benchsuite import training as trainings
-from benchsuite.cell import Budget, Cell
-from benchsuite.laws.grid import tiny
+from benchsuite.laws.harness.cases import tiny
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.runs import run as run_ranks
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
 from benchsuite.laws.hogwild import increments_lost
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.runs import run as run_ranks
 from benchsuite.laws.traffic import described
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Budget, Cell
 from benchsuite.sync.buckets import MIB, bucket_ranges
 from benchsuite.sync.stale_synchronous import BoundedAhead
+from benchsuite.worker import build as trainings
 from tests.bench import Bench
 from tests.virtual_runs import run
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from benchsuite.store import Store
+from benchsuite.results.store import Store
 from tests.bench import ROOT, TINY
 from tests.test_run_process import started_by
 from tests.test_store import SCHEMA
@@ -26,7 +26,7 @@ CELLS = ["--workload", TINY, "--topology", "ring", "--replicas", "1,2"]
 
 
 def start(results: Path, marker: str, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchsuite.cli", "run", *CELLS, *more, "--results", str(results), "--json"]
+    command = [sys.executable, "-m", "benchsuite", "run", *CELLS, *more, "--results", str(results), "--json"]
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"BENCHSUITE_TEST": marker}, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -106,7 +106,7 @@ def on_a_small_disk(folder: Path, size: str, script: str) -> subprocess.Complete
 
 def test_a_full_or_read_only_results_folder_is_one_clear_line_and_keeps_what_is_whole(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
-    run = f"{sys.executable} -m benchsuite.cli run {' '.join(CELLS)} --seeds 0,1,2,3,4,5 --results {tmp_path}/disk/results"
+    run = f"{sys.executable} -m benchsuite.cli.main run {' '.join(CELLS)} --seeds 0,1,2,3,4,5 --results {tmp_path}/disk/results"
     done = on_a_small_disk(
         tmp_path / "disk", "24k",
         f"{run}; echo full $?; cp -a {tmp_path}/disk/results {tmp_path}/copy\n"
@@ -128,7 +128,7 @@ def test_a_full_or_read_only_results_folder_is_one_clear_line_and_keeps_what_is_
 def test_a_rank_that_cannot_write_its_record_fails_its_cell_only(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     run = (
-        f"TMPDIR={tmp_path}/disk {sys.executable} -m benchsuite.cli run {' '.join(CELLS)} --results {tmp_path}/results"
+        f"TMPDIR={tmp_path}/disk {sys.executable} -m benchsuite.cli.main run {' '.join(CELLS)} --results {tmp_path}/results"
     )
     done = on_a_small_disk(tmp_path / "disk", "16k", f"{run}; echo $?; find {tmp_path}/disk -type f")
     assert done.stdout.splitlines()[-1] == "4", "exit code, and no file is left"

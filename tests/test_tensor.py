@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from benchsuite import cell as cells
-from benchsuite import divided, plugins
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
-from benchsuite.laws import tiny
+from benchsuite.laws.harness import tiny
 from benchsuite.parallel.pieces import cut, join
 from benchsuite.parallel.replica import sum_traffic
 from benchsuite.parallel.split import Split
 from benchsuite.parallel.tensor import Parallel
+from benchsuite.plan import cell as cells
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
+from benchsuite.worker import build as trainings
+from benchsuite.worker import model_parallel
 from benchsuite.workload import Batch, Workload, trained_parameters
 
 PRESETS = [
@@ -38,7 +39,7 @@ def tokens(workload: Any, batch: int) -> Batch:
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
 def test_every_preset_has_a_plan_whose_slices_make_the_whole(name: str, preset: str) -> None:
     workload = workload_of(name, preset)
-    layers = divided.meta_layers(workload)
+    layers = model_parallel.meta_layers(workload)
     shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
     whole = sum(shape.numel() for shape in shapes.values())
     for size in (1, 2, 4):
@@ -64,7 +65,7 @@ def test_slices_put_together_are_the_model_and_order_of_parts_vectors_agrees(cut
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_transformer_sends_8_times_its_activation_per_block_whatever_it_holds(size: int) -> None:
     workload: Any = workload_of("transformer", "comm")
-    layers = divided.meta_layers(workload)
+    layers = model_parallel.meta_layers(workload)
     traffic = Parallel().predicted_traffic(workload, layers, tokens(workload, 8), size=size, itemsize=4, clip=False)
     activation = 8 * workload.context * workload.width * 4
     assert traffic.payload_bytes == workload.blocks * 8 * (size - 1) * activation
@@ -73,7 +74,7 @@ def test_a_transformer_sends_8_times_its_activation_per_block_whatever_it_holds(
 
 def test_with_cut_tokens_a_block_scatters_and_gathers_and_norms_are_summed_once() -> None:
     workload: Any = workload_of("transformer", "comm")
-    layers = divided.meta_layers(workload)
+    layers = model_parallel.meta_layers(workload)
     found = Parallel(sequence_parallel=True).collectives(workload, layers, tokens(workload, 8), 2)
     activation, norms = 8 * workload.context * workload.width, workload.blocks * 2 * workload.width
     kinds = {kind: sum(each == (kind, activation) for each in found) for kind in ("all_gather", "reduce_scatter")}
@@ -83,7 +84,7 @@ def test_with_cut_tokens_a_block_scatters_and_gathers_and_norms_are_summed_once(
 
 def test_the_norm_of_a_clipped_gradient_is_in_the_prediction() -> None:
     workload, batch = tiny.Workload(), Batch(torch.zeros(24, 8, device="meta"), None, 24)
-    layers = divided.meta_layers(workload)
+    layers = model_parallel.meta_layers(workload)
     without, clipped = (
         Parallel().predicted_traffic(workload, layers, batch, size=2, itemsize=8, clip=clip) for clip in (False, True)
     )
@@ -95,7 +96,7 @@ def test_the_norm_of_a_clipped_gradient_is_in_the_prediction() -> None:
 def test_an_image_gets_no_gradient_and_costs_no_collective() -> None:
     workload = workload_of("cnn")
     image = Batch(torch.zeros(64, 1, 8, 8, device="meta"), None, 64)
-    found = Parallel().collectives(workload, divided.meta_layers(workload), image, 2)
+    found = Parallel().collectives(workload, model_parallel.meta_layers(workload), image, 2)
     forward = [64 * 16 * 8 * 8, 64 * 32 * 4 * 4, 64 * 10]  # behind each pair
     backward = [64 * 16 * 4 * 4, 64 * 128]  # before the second and the third
     assert sorted(found) == sorted([("all_reduce", numel) for numel in (*forward, *backward)])

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchsuite import placement, plugins
-from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
 from benchsuite.laws import Law
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan import placement, plugins
+from benchsuite.plan.cell import Cell
 from benchsuite.topology.direct import Topology as Direct
 from benchsuite.topology.random_matching import Topology as RandomMatching
 from tests.law_cells import cases, tiny

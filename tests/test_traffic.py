@@ -9,8 +9,8 @@ import pytest
 
 from benchsuite.analysis.cells import describe
 from benchsuite.analysis.traffic import PER_STEP, traffic
-from benchsuite.frame import row
-from benchsuite.record import Run
+from benchsuite.results.columns import row
+from benchsuite.results.record import Run
 from tests import synthetic_runs as made
 
 CELLS = made.quick_cells()

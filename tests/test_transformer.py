@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchsuite.workloads import transformer
+from benchsuite.workloads.transformer import Rotation, Workload, presets
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchsuite import rules
-from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.laws import synchronous
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.workload import seeded_layers, trained_parameters
 from tests import virtual_runs
-from workloads import transformer
-from workloads.transformer import Rotation, Workload, presets
 
 SIZES = {
     "markov": 99_136, "smoke": 99_136, "comm": 3_279_104, "gpu": 124_373_760, "gpu_medium": 354_599_936,

@@ -14,22 +14,25 @@ import jsonschema
 import pytest
 import torch
 
-from benchsuite import api, cell, fields, members, outlook, plan, rules, tune
+from benchsuite import rules
 from benchsuite.analysis import cells as naming
 from benchsuite.analysis.select import select
-from benchsuite.cell import AXES, Budget, Cell, resolve
 from benchsuite.cluster.supervisor import _refusal
 from benchsuite.errors import UsageError
-from benchsuite.frame import row
-from benchsuite.laws import runs as law_runs
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.measure import code
-from benchsuite.progress import Lines
-from benchsuite.record import Run, Status, new_run_id
-from benchsuite.report import spec, tables
+from benchsuite.laws.harness import runs as law_runs
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.plan import cell, fields, members, plan
+from benchsuite.plan.cell import AXES, Budget, Cell, resolve
+from benchsuite.report import spec
 from benchsuite.report.material import Material
-from benchsuite.runner import Setting, Tally, run_cells
-from benchsuite.store import Store
+from benchsuite.report.tables import tables
+from benchsuite.results import code_id
+from benchsuite.results.columns import row
+from benchsuite.results.record import Run, Status, new_run_id
+from benchsuite.results.store import Store
+from benchsuite.run import api, forecast, tune
+from benchsuite.run.progress import Lines
+from benchsuite.run.runner import Setting, Tally, run_cells
 from benchsuite.virtual import replay
 from benchsuite.virtual.world import simulate
 from tests import synthetic_runs as made
@@ -192,8 +195,8 @@ def test_the_seeds_of_a_cell_share_one_choice_whatever_a_trial_says_later(tmp_pa
 
 def test_editing_the_way_of_tuning_makes_tuned_runs_missing_and_no_others() -> None:
     tuned, same = resolve(CELLS[0]), resolve(CELLS[3])
-    assert "tune.py" in code.files(tuned) and "tune.py" not in code.files(same)
-    assert code.code_id(tune.with_factor(tuned, 0.5)) == code.code_id(same)
+    assert "tune.py" in code_id.files(tuned) and "tune.py" not in code_id.files(same)
+    assert code_id.code_id(tune.with_factor(tuned, 0.5)) == code_id.code_id(same)
 
 
 def test_trials_of_other_code_do_not_choose(tmp_path: Path) -> None:
@@ -331,10 +334,10 @@ def test_a_dry_run_counts_trials_and_knows_their_time(monkeypatch: pytest.Monkey
     flags = {"workload": "cnn", "preset": "smoke", "topology": "ring", "replicas": "2"}
     grid = plan.from_flags(flags, settings=["tuning=same,per_strategy"], seeds=[0, 1])
     store = Store(tmp_path)
-    document = outlook.forecast(grid, store, code_id="code")
+    document = forecast.forecast(grid, store, code_id="code")
     assert (document["runs"], document["trials"], document["missing"]) == (4 + 5, 5, 4 + 5)
     assert [(each["missing"], each["trials"]) for each in document["cells"]] == [(2, 0), (2, 5)]
-    text = outlook.table(document)
+    text = forecast.table(document)
     assert "2/2 + 5 trials" in text and "9 runs (2 cells, seeds 0, 1; 5 of them trials of tuning, seed 1000)" in text
     run_cells(
         grid.runs(),
@@ -342,9 +345,9 @@ def test_a_dry_run_counts_trials_and_knows_their_time(monkeypatch: pytest.Monkey
         setting=SETTING,
         launch=lambda of: dataclasses.replace(outcome(of, 64), cost={"wall_s": 3.0}),
     )
-    document = outlook.forecast(grid, store, code_id="code")
+    document = forecast.forecast(grid, store, code_id="code")
     assert (document["runs"], document["missing"], document["estimated_s"]) == (9, 0, 0)
-    document = outlook.forecast(grid, store, code_id="newer")
+    document = forecast.forecast(grid, store, code_id="newer")
     assert (document["missing"], document["estimated_s"]) == (9, 27.0)
 
 
@@ -359,9 +362,9 @@ def test_a_torchrun_of_ones_own_is_given_no_tuned_cell(tmp_path: Path) -> None:
     settings = ["tuning=same,per_strategy", "cluster=torchrun"]
     grid = plan.from_flags({"workload": "cnn", "topology": "ring"}, settings=settings)
     with pytest.raises(UsageError, match="--only 'tuning == same'"):
-        outlook.write_cells(grid, tmp_path / "cells.json")
+        forecast.write_cells(grid, tmp_path / "cells.json")
     grid = plan.from_flags({"workload": "cnn", "topology": "ring"}, settings=settings, only="tuning == same")
-    outlook.write_cells(grid, tmp_path / "cells.json")
+    forecast.write_cells(grid, tmp_path / "cells.json")
     assert "only `benchsuite run`" in _refusal(CELLS[0], 2) and _refusal(CELLS[3], 2) == ""
 
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from benchsuite import cli, rules
-from benchsuite.cell import Cell, resolve
+from benchsuite import rules
+from benchsuite.cli import main
 from benchsuite.compression import fp16
-from benchsuite.doctor import Machine
-from benchsuite.laws.grid import tiny
-from benchsuite.laws.ranks import thread_ranks
+from benchsuite.laws.harness.cases import tiny
+from benchsuite.laws.harness.ranks import thread_ranks
 from benchsuite.laws.traffic import counted_is_predicted
-from benchsuite.record import Status
-from benchsuite.store import Store
+from benchsuite.plan.cell import Cell, resolve
+from benchsuite.programs.doctor import Machine
+from benchsuite.results.record import Status
+from benchsuite.results.store import Store
 from tests.bench import ROOT
 
 MY_NET = '''"""Two layers that learn the sign of a sum."""
@@ -161,7 +162,7 @@ def user(tmp_path: Path) -> Path:
 def command(user: Path, *arguments: str, python: str = sys.executable, **environment: str) -> Any:
     """The command's JSON document, run in the user's folder."""
     done = subprocess.run(
-        [python, "-m", "benchsuite.cli", *arguments, "--results", str(user / "results"), "--json"],
+        [python, "-m", "benchsuite", *arguments, "--results", str(user / "results"), "--json"],
         cwd=user, capture_output=True, text=True, timeout=100, env=os.environ | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -229,7 +230,7 @@ def test_both_files_run_with_the_package_installed_from_its_wheel(user: Path) ->
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What the command says on stderr; it ends with 2."""
-    assert cli.main(list(arguments)) == 2
+    assert main.main(list(arguments)) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     return err
@@ -275,16 +276,16 @@ def test_what_this_machine_lacks_is_refused_with_its_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "benchsuite.doctor.examine_torch", lambda: Machine(torch="2.13.0", gloo=True, nccl=False, mpi=False)
+        "benchsuite.programs.doctor.examine_torch", lambda: Machine(torch="2.13.0", gloo=True, nccl=False, mpi=False)
     )
-    assert cli.main(["plan", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path), "--json"]) == 0
+    assert main.main(["plan", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["cells"] == []
     ((problem,),) = (refused["problems"] for refused in document["refused"])
     assert "torch 2.13.0 is built without MPI" in problem["reason"] and problem["remedy"].startswith(
         "set backend = gloo"
     )
-    assert cli.main(["run", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path)]) == 0
+    assert main.main(["run", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path)]) == 0
     (run,) = Store(tmp_path).runs()
     assert run.status is Status.UNSUPPORTED
 

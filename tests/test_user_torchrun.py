@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import cli
+from benchsuite.cli import main
 from benchsuite.cluster.collect import collect
-from benchsuite.record import LOST_WORKER, Status
-from benchsuite.store import Store
+from benchsuite.results.record import LOST_WORKER, Status
+from benchsuite.results.store import Store
 from tests.bench import ROOT, TINY, behind, cell, fault
 from tests.test_cluster_torchrun import environment, free_port, write_cells
 
@@ -38,7 +38,7 @@ timeout_s = 30
 def test_a_torchrun_of_ones_own_becomes_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plan.toml").write_text(PLAN)
     cells, out, results = tmp_path / "cells.json", tmp_path / "run", tmp_path / "results"
-    assert cli.main(["plan", str(tmp_path / "plan.toml"), "--write", str(cells)]) == 0
+    assert main.main(["plan", str(tmp_path / "plan.toml"), "--write", str(cells)]) == 0
     assert "3 runs, 2 ranks for 2 of them, 3 ranks for 1 of them" in capsys.readouterr().err
     job = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
@@ -49,7 +49,7 @@ def test_a_torchrun_of_ones_own_becomes_rows(tmp_path: Path, capsys: pytest.Capt
     )
     assert done.returncode == 0, done.stderr
 
-    assert cli.main(["collect", str(out), "--results", str(results), "--json"]) == 0
+    assert main.main(["collect", str(out), "--results", str(results), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"ok": 2, "unsupported": 1}
     runs = {run.cell.label: run for run in Store(results).runs()}
     ring, alone = runs["tiny/default synchronous ring N=2"], runs["tiny/default asynchronous parameter_server N=1"]
@@ -65,7 +65,7 @@ def test_a_torchrun_of_ones_own_becomes_rows(tmp_path: Path, capsys: pytest.Capt
         "replicas(2) x model_parallel(1) + servers(1) = 3 ranks, but 2 were started: lower replicas or start 3"
     )
 
-    assert cli.main(["collect", str(out), "--results", str(results)]) == 0
+    assert main.main(["collect", str(out), "--results", str(results)]) == 0
     assert "nothing new; 3 taken before" in capsys.readouterr().out
 
 

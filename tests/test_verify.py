@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from benchsuite import cli, verify
+from benchsuite.cli import main
 from benchsuite.cluster.local import Cluster
-from benchsuite.laws import families, grid
-from benchsuite.laws.grid import Asked
-from benchsuite.verify_table import table
+from benchsuite.laws import families, verify
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.cases import Asked
+from benchsuite.laws.verify_table import table
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = Asked(("synchronous",), ("native", "ring", "parameter_server"), ("none",), (2,))
@@ -73,7 +74,7 @@ LAWS = (
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = cli.main(["verify", *arguments])
+    code = main.main(["verify", *arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -183,15 +184,15 @@ def test_every_law_is_shown_by_some_verify_without_arguments() -> None:
     for clock in ("wall", "virtual"):
         asked = Asked(clock=clock)
         for family, laws in families().items():
-            cells: Any = grid.cells_of(family).of(asked)
-            shown |= {(family, law.name) for law, _ in grid.cases(laws, cells)}
+            cells: Any = cases.cells_of(family).of(asked)
+            shown |= {(family, law.name) for law, _ in cases.cases(laws, cells)}
     missing = {(family, law.name) for family, laws in families().items() for law in laws} - shown
     assert not missing
 
 
 def test_every_strategy_topology_and_compression_is_in_the_grid() -> None:
-    cells = grid.training(Asked())
+    cells = cases.training(Asked())
     elsewhere = {"actor_learner"}  # actors act: shown on the agent, by its own laws
     for kind in ("sync", "topology", "compression"):
         assert {getattr(cell, kind) for cell in cells} == set(Asked().members(kind)) - elsewhere, kind
-    assert elsewhere == {cell.sync for cell in grid.cells_of("actor_learner").of(Asked())}
+    assert elsewhere == {cell.sync for cell in cases.cells_of("actor_learner").of(Asked())}

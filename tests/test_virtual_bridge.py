@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchsuite import cli
-from benchsuite.assemble.virtual import sections
-from benchsuite.cell import Cell
+from benchsuite.cli import main
 from benchsuite.cluster.local import Cluster
 from benchsuite.errors import UsageError
 from benchsuite.laws import bridge
-from benchsuite.laws.process_ranks import process_ranks
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.runs import relative, run
-from benchsuite.laws.virtual_ranks import virtual_ranks
-from benchsuite.record import dumps
+from benchsuite.laws.harness.process_ranks import process_ranks
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.runs import relative, run
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Cell
+from benchsuite.results.assemble.virtual import sections
+from benchsuite.results.record import dumps
 from benchsuite.virtual.replay import PushOrder, gaps, in_virtual_time, replay
 from tests.bench import Bench
 from tests.bench import cell as bench_cell
@@ -78,16 +78,16 @@ def test_the_verb_tells_the_same_run_from_another(
     (tmp_path / "swapped.json").write_text(dumps(document))
     (tmp_path / "cut.json").write_text("{")
 
-    assert cli.main(["replay", str(tmp_path / "run.json")]) == 0
+    assert main.main(["replay", str(tmp_path / "run.json")]) == 0
     assert "  the same run\n" in capsys.readouterr().out
-    assert cli.main(["replay", str(tmp_path / "swapped.json"), "--json"]) == 1
+    assert main.main(["replay", str(tmp_path / "swapped.json"), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["gaps"]["staleness"] > 0
     document["raw"]["push_log"] = real.raw["push_log"]
     document["result"]["loss"][-1] = None
     (tmp_path / "lost.json").write_text(dumps(document))
-    assert cli.main(["replay", str(tmp_path / "lost.json")]) == 1
+    assert main.main(["replay", str(tmp_path / "lost.json")]) == 1
     assert "finite in one of them only" in capsys.readouterr().out
-    assert cli.main(["replay", str(tmp_path / "cut.json")]) == 2
+    assert main.main(["replay", str(tmp_path / "cut.json")]) == 2
     assert "give a run file" in capsys.readouterr().err
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchsuite.comm.virtual import VirtualComm
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
 from benchsuite.virtual.clock import Deadlock, VirtualClock
+from benchsuite.virtual.comm import VirtualComm
 
 
 def ranks(count: int, body: Callable[[VirtualClock, int], None], order: Any = None) -> VirtualClock:
@@ -128,11 +128,11 @@ def test_a_lane_works_while_its_rank_computes() -> None:
 
 
 def test_a_gradient_is_given_up_when_its_handle_is_done_first() -> None:
-    from benchsuite import training as trainings
-    from benchsuite.cell import Cell, resolve
     from benchsuite.parallel.data import DataPart
+    from benchsuite.plan.cell import Cell, resolve
     from benchsuite.virtual.gradients import Gradients
     from benchsuite.virtual.part import Pool, VirtualPart
+    from benchsuite.worker import build as trainings
 
     cell = resolve(Cell(workload="mlp", preset="smoke"))
     workload, template = trainings.build_part(cell)
@@ -164,10 +164,10 @@ def test_a_gradient_is_given_up_when_its_handle_is_done_first() -> None:
 
 
 def test_slices_are_ready_in_backward_order_at_their_share_of_the_time() -> None:
-    from benchsuite import training as trainings
-    from benchsuite.cell import Cell, resolve
+    from benchsuite.plan.cell import Cell, resolve
     from benchsuite.virtual.gradients import Gradients
     from benchsuite.virtual.part import Pool, VirtualPart
+    from benchsuite.worker import build as trainings
 
     cell = resolve(Cell(workload="mlp", preset="smoke"))
     workload, template = trainings.build_part(cell)

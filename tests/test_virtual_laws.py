@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from benchsuite.cell import Cell
-from benchsuite.laws import Law, grid
-from benchsuite.laws.runs import relative, remembered, run
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.laws import Law
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.runs import relative, remembered, run
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Cell
 from benchsuite.virtual.gradients import Graphs
 from tests.law_cells import RECIPES, STALE_RECIPES, all_laws, holds, lines, recipes, shapes, tiny
 
 GRAPHS: dict[str, Graphs] = {}  # the tiny workload is traced once per recipe
 RANKS = remembered(partial(virtual_ranks, graphs=GRAPHS))
 SLOW_LINK = remembered(partial(virtual_ranks, graphs=GRAPHS, link_mbit=0.1, latency_us=50_000.0))
-VIRTUAL = grid.Asked(clock="virtual")
+VIRTUAL = cases.Asked(clock="virtual")
 
 
 def steady(shape: dict[str, Any]) -> tuple[str, float, float]:
@@ -46,7 +47,7 @@ def lines_of(cells: list[Cell]) -> list[Any]:
     return [
         line
         for family in all_laws()
-        if grid.cells_of(family) is grid.TRAINING
+        if cases.cells_of(family) is cases.TRAINING
         for line in lines(family, cells, only=can_break)
     ]
 
@@ -68,7 +69,7 @@ def test_on_links_slower_than_the_gradients(law: Law, cells: list[Cell]) -> None
 @pytest.mark.parametrize(
     ("law", "cells"),
     [
-        *(line for family in ("topology", "graphs") for line in lines(family, grid.means(replace(VIRTUAL, workers=(1, 2, 3, 4, 7))))),
+        *(line for family in ("topology", "graphs") for line in lines(family, cases.means(replace(VIRTUAL, workers=(1, 2, 3, 4, 7))))),
         *lines("comm", [tiny(replicas=n) for n in (2, 3, 4)]),
     ],
 )  # fmt: skip

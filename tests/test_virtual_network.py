@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchsuite.cell import Budget, Cell, resolve
-from benchsuite.comm.virtual import VirtualComm
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.topology.ring import Topology as Ring
 from benchsuite.virtual.clock import VirtualClock
+from benchsuite.virtual.comm import VirtualComm
 from benchsuite.virtual.network import Network
 from tests.virtual_runs import run
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from benchsuite import chakra
-from benchsuite import training as trainings
-from benchsuite.cell import Cell, resolve
-from benchsuite.comm.virtual import VirtualComm
-from benchsuite.comm.virtual_world import VirtualWorld
 from benchsuite.parallel.data import DataPart
+from benchsuite.plan.cell import Cell, resolve
+from benchsuite.programs import chakra
 from benchsuite.virtual.clock import VirtualClock
+from benchsuite.virtual.comm import VirtualComm
+from benchsuite.virtual.comm_world import VirtualWorld
 from benchsuite.virtual.network import Network
 from benchsuite.virtual.part import VirtualPart
 from benchsuite.virtual.schedule import Schedule
 from benchsuite.virtual.without_gradients import Losses
+from benchsuite.worker import build as trainings
 from benchsuite.workload import Batch
 from tests.chakra_reader import COLL, COMP, SEND, Trace, faults, read
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchsuite.cell import Cell
-from benchsuite.record import dumps
+from benchsuite.plan.cell import Cell
+from benchsuite.results.record import dumps
 from benchsuite.virtual.states import ModuleStates
 from benchsuite.virtual.world import Kept
 from tests.bench import Bench

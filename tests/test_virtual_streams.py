@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchsuite import compute_time, rules
-from benchsuite.cell import Cell, resolve
+from benchsuite import rules
 from benchsuite.errors import UsageError
+from benchsuite.plan import compute_time
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.virtual.streams import BLOCK, LONGEST_NS, ComputeTimes
 
 # kind -> (parameters, coefficient of variation)

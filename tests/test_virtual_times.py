@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from benchsuite import rules
-from benchsuite.cell import Budget, Cell, resolve
 from benchsuite.laws.virtual_times import (
     EXPONENTIAL,
     FIXED,
@@ -21,6 +20,7 @@ from benchsuite.laws.virtual_times import (
     timing_cell,
     updates_take,
 )
+from benchsuite.plan.cell import Budget, Cell, resolve
 
 
 def cell(sync: str, times: Mapping[str, Any], *, replicas: int = 8, **options: Any) -> Cell:
@@ -98,7 +98,7 @@ def test_equal_workers_are_n_minus_1_versions_behind_after_the_first_round(worke
 @pytest.mark.parametrize("link", [None, 10.0])
 def test_the_books_balance_in_every_run_also_on_slow_links(sync: str, form: dict[str, Any], link: float | None) -> None:
     """`sections` raises where the tiling identity does not hold; a read that is miscounted breaks it."""
-    from benchsuite.assemble.virtual import tiling_residual
+    from benchsuite.results.assemble.virtual import tiling_residual
     from benchsuite.virtual.world import simulate
 
     made = resolve(

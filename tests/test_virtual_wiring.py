@@ -9,11 +9,11 @@ import torch
 
 from benchsuite.analysis import costs
 from benchsuite.analysis.fits import Link
-from benchsuite.assemble.virtual import busy_share, sections, thinned
-from benchsuite.cell import Budget, Cell, resolve
-from benchsuite.comm.virtual import VirtualComm
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.results.assemble.virtual import busy_share, sections, thinned
 from benchsuite.virtual.clock import VirtualClock
+from benchsuite.virtual.comm import VirtualComm
 from benchsuite.virtual.network import Network
 from benchsuite.virtual.world import simulate
 from tests.bench import TINY

@@ -11,10 +11,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from benchsuite import plan, rules
-from benchsuite.cell import Budget, Cell, identity, resolve, trajectory_key
-from benchsuite.frame import row
-from benchsuite.record import Run, Status, dumps
+from benchsuite import rules
+from benchsuite.plan import plan
+from benchsuite.plan.cell import Budget, Cell, identity, resolve, trajectory_key
+from benchsuite.results.columns import row
+from benchsuite.results.record import Run, Status, dumps
 from benchsuite.virtual import world
 from benchsuite.virtual.world import Kept, SimulationError, simulate
 from tests.bench import ROOT, TINY

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 import benchsuite
-from benchsuite.record import LOST_WORKER, Run, Status, dumps
+from benchsuite.results.record import LOST_WORKER, Run, Status, dumps
 from tests.bench import Bench, behind, fault
 
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(60)]

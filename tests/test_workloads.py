@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from benchsuite import rules
-from benchsuite import training as trainings
-from benchsuite.cell import Budget, Cell, resolve
-from benchsuite.laws import synchronous, twins
-from benchsuite.laws.ranks import thread_ranks
-from benchsuite.laws.runs import rebuilt
-from benchsuite.training import Training
+from benchsuite.laws import synchronous
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.ranks import thread_ranks
+from benchsuite.laws.harness.runs import rebuilt
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.worker import build as trainings
+from benchsuite.worker.build import Training
 from benchsuite.workload import seeded_layers
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from benchsuite import rules
-from benchsuite.assemble.virtual import sections
-from benchsuite.cell import Budget, Cell, resolve
-from benchsuite.record import Run, Status
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.results.assemble.virtual import sections
+from benchsuite.results.record import Run, Status
 from benchsuite.virtual.world import simulate
 from tests import synthetic_runs as made
 

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from benchsuite.workload import Batch, Infer, Recipe, Target, TrajectoryShape
-from workloads.rl_networks import Pair, nature
-from workloads.rl_vtrace import vtrace
-from workloads.rl_worlds import FRAMES, Atari, CartPole, Frames, World
+
+from .rl_networks import Pair, nature
+from .rl_vtrace import vtrace
+from .rl_worlds import FRAMES, Atari, CartPole, Frames, World
 
 presets = {
     "cartpole": {"global_batch": 32, "num_layers": 3, "budget_samples": 65_536, "num_environments": 16},

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from benchsuite.analysis.statistics import Summary, summarize
-from benchsuite.record import CONTENDED, OVERSUBSCRIBED, Run
+from benchsuite.results.record import CONTENDED, OVERSUBSCRIBED, Run
 
 QUANTITIES = ("seconds", "samples", "bytes")
 GOALS = ("easy", "target", "hard")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchsuite import compute_time, plugins
-from benchsuite.cell import Cell, identity
+from benchsuite.plan import compute_time, plugins
+from benchsuite.plan.cell import Cell, identity
 
 # Not part of a strategy's name: the x axis, what is trained, the world it ran in, and what has a column of its own.
 _APART = frozenset({

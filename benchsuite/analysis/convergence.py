@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from benchsuite.analysis.scaling import per_cell
-from benchsuite.record import Run
+from benchsuite.results.record import Run
 
 CURVE_COLUMNS = ("cell_id", "run_id", "seed", "point", "samples", "seconds", "bytes", "metric", "loss")
 # `export csv` columns in which an empty field of an ok run means a miss.

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchsuite import plugins
 from benchsuite.analysis.scaling import per_cell
 from benchsuite.analysis.statistics import Summary, summarize
-from benchsuite.cell import Cell
-from benchsuite.record import Run
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
+from benchsuite.results.record import Run
 
 QUANTITIES = (
     "num_parameters", "held_parameters", "peak_model_bytes", "payload_bytes_per_step", "inside_bytes_per_step",

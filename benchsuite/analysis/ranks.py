@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchsuite.record import Run
+from benchsuite.results.record import Run
 
 PARTS = ("data", "compute", "blocked", "update", "idle")
 SPLIT_COLUMNS = ("cell_id", "seed", "rank", "role", "straggler", "wall_s", *PARTS, "separable")

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchsuite import plugins
-from benchsuite.record import Run, Status
+from benchsuite.plan import plugins
+from benchsuite.results.record import Run, Status
 
 SAME, DIFFERS, MISSING, NEW, NOT_COMPARED = "same", "differs", "missing", "new", "not compared"
 _FAILING = (DIFFERS, MISSING)

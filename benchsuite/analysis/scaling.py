@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from benchsuite.analysis.statistics import Summary, ratio, summarize
-from benchsuite.record import CONTENDED, OVERSUBSCRIBED
+from benchsuite.results.record import CONTENDED, OVERSUBSCRIBED
 
 QUANTITIES = ("samples_per_s", "cpu_s_per_sample")
 

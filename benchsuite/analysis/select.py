@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchsuite.cell import Cell
-from benchsuite.record import Run, Status
+from benchsuite.plan.cell import Cell
+from benchsuite.results.record import Run, Status
 
 NOT_RUN = "not run"
 # The better word wins where one seed has several runs; among equals the newest.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from benchsuite.analysis.scaling import per_cell
-from benchsuite.record import LOST_WORKER
+from benchsuite.results.record import LOST_WORKER
 
 PER_STEP = (
     "predicted_bytes_per_step", "payload_bytes_per_step", "control_bytes_per_step", "wire_bytes_per_step",

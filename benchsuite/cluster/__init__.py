@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from benchsuite.cell import Cell
-from benchsuite.record import Outcome
+from benchsuite.plan.cell import Cell
+from benchsuite.results.record import Outcome
 
 
 class Launcher(Protocol):

@@ -20,11 +20,11 @@ import threading
 import traceback
 from pathlib import Path
 
-from benchsuite import job as jobs
 from benchsuite.cluster import preload
 from benchsuite.cluster.namespace import die_with_parent
-from benchsuite.job import RankJob
 from benchsuite.measure.memory import keep_freed_memory
+from benchsuite.worker import job as jobs
+from benchsuite.worker.job import RankJob
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchsuite.job import EXIT_ABORTED, EXIT_CANNOT_WRITE, EXIT_PARENT_GONE
 from benchsuite.measure.beat import WAITING, Pulse
-from benchsuite.record import LOST_WORKER, Outcome, Status
+from benchsuite.results.record import LOST_WORKER, Outcome, Status
+from benchsuite.worker.job import EXIT_ABORTED, EXIT_CANNOT_WRITE, EXIT_PARENT_GONE
 
 SERVER_LOST = 255  # what multiprocessing reports for a child whose fork server is gone
 _FOLLOW_UP_SIGNALS = frozenset({-signal.SIGABRT, -signal.SIGPIPE, -signal.SIGTERM})

@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchsuite import plugins
-from benchsuite.cell import Cell, from_json
 from benchsuite.cluster.classify import RankEnd, classify
 from benchsuite.errors import UsageError
-from benchsuite.job import rank_complete
 from benchsuite.measure.beat import Pulse
-from benchsuite.record import Outcome, Status
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell, from_json
+from benchsuite.results.record import Outcome, Status
+from benchsuite.worker.job import rank_complete
 
 
 def collect(run_dir: Path) -> list[tuple[Cell, Path, Outcome]]:

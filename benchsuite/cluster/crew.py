@@ -20,11 +20,11 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from benchsuite import job as jobs
 from benchsuite.cluster import child, preload
 from benchsuite.cluster.classify import RankEnd
-from benchsuite.job import RankJob
 from benchsuite.measure import beat
+from benchsuite.worker import job as jobs
+from benchsuite.worker.job import RankJob
 
 GRACE_S = 1.0  # after the first bad exit the others have this long to end by themselves
 GOODBYE_S = 10.0  # a goodbye connects to the store and to the servers

@@ -20,13 +20,13 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
-from benchsuite import job as jobs
-from benchsuite.cell import Cell, from_json
 from benchsuite.cluster.classify import SERVER_LOST, classify
 from benchsuite.cluster.crew import Crew, Ending, probe_disk, start_fork_server
 from benchsuite.cluster.namespace import NoNamespace, die_with_parent, enter_private_network
-from benchsuite.job import RankJob
-from benchsuite.record import Outcome, Status, now_iso, outcome_json
+from benchsuite.plan.cell import Cell, from_json
+from benchsuite.results.record import Outcome, Status, now_iso, outcome_json
+from benchsuite.worker import job as jobs
+from benchsuite.worker.job import RankJob
 
 STDIN = 0
 

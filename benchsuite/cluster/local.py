@@ -18,15 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from benchsuite import plugins
-from benchsuite.cell import Cell
 from benchsuite.cluster import preload
 from benchsuite.errors import UsageError
-from benchsuite.job import EXIT_NO_NAMESPACE
 from benchsuite.measure import faults
-from benchsuite.record import Outcome, Status, now_iso
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
+from benchsuite.results.record import Outcome, Status, now_iso
+from benchsuite.worker.job import EXIT_NO_NAMESPACE
 
-WORKER = "benchsuite.worker:run_rank"
+WORKER = "benchsuite.worker.main:run_rank"
 GRACE_S = 15.0  # the host is the judge of a cell's deadline; this much later it is lost itself
 START_S = 120.0  # a cold import of torch on a slow disk
 CLOSE_S = 10.0

@@ -15,8 +15,8 @@ from datetime import timedelta
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # typed, unlike the names in torch.distributed
 
 from benchsuite.cluster.child import hold_lifeline
-from benchsuite.job import EXIT_ABORTED, EXIT_OK, RankJob
 from benchsuite.measure.beat import Beat
+from benchsuite.worker.job import EXIT_ABORTED, EXIT_OK, RankJob
 
 GRACE_S = 1.0  # between the announcement of a lost rank and the end of the others
 _CONNECT = timedelta(seconds=600)  # the supervisor ends this process earlier

@@ -13,7 +13,7 @@ import os
 import sys
 
 from benchsuite.cluster.namespace import die_with_parent
-from benchsuite.job import EXIT_PARENT_GONE
+from benchsuite.worker.job import EXIT_PARENT_GONE
 
 PARENT_VARIABLE = "BENCHSUITE_SERVER_PARENT"  # process id of whoever starts the server
 MODULES_VARIABLE = "BENCHSUITE_SERVER_MODULES"  # what to import, separated by commas
@@ -26,7 +26,7 @@ MODULES = (
     "numpy",
     "benchsuite.cluster.child",
     "benchsuite.cluster.crew",  # what the main module imports: every fresh process executes that module again
-    "benchsuite.worker",
+    "benchsuite.worker.main",
 )
 
 server_pid = 0  # set in the fork server, inherited by every rank

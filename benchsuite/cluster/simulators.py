@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
 
-from benchsuite.cell import Cell, global_batch, trajectory_key
 from benchsuite.cluster.local import python_path
 from benchsuite.measure.load import num_cores
-from benchsuite.record import Outcome, Status, now_iso
+from benchsuite.plan.cell import Cell, global_batch, trajectory_key
+from benchsuite.results.record import Outcome, Status, now_iso
 
-MODULE, SECTIONS = "benchsuite.virtual.simulator", "sections.json"
+MODULE, SECTIONS = "benchsuite.cluster.simulator", "sections.json"
 START_S = 120.0  # a cold import of torch on a slow disk
 Ended = tuple[Cell, Mapping[str, Any], Outcome]
 

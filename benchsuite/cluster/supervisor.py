@@ -18,16 +18,16 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from benchsuite import plugins
-from benchsuite.cell import Cell, from_json
 from benchsuite.cluster import launchers, local, preload
 from benchsuite.cluster.classify import SERVER_LOST
 from benchsuite.cluster.crew import Crew, Ending, start_fork_server
 from benchsuite.cluster.namespace import die_with_parent
 from benchsuite.errors import UsageError
-from benchsuite.job import EXIT_PARENT_GONE, RankJob, write_atomic
 from benchsuite.measure import faults
-from benchsuite.record import now_iso
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell, from_json
+from benchsuite.results.record import now_iso
+from benchsuite.worker.job import EXIT_PARENT_GONE, RankJob, write_atomic
 
 SCHEMA = 1
 MEET_S = 120.0  # beyond the previous cell's deadline: how long a rank waits for the others to arrive

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchsuite.cell import Cell
+from benchsuite.plan.cell import Cell
 
 
 class Cluster:

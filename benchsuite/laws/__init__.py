@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from benchsuite.cell import Cell
 from benchsuite.comm.process import ProcessComm
+from benchsuite.plan.cell import Cell
 
 T = TypeVar("T")
 

@@ -11,17 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchsuite import cell as cells
-from benchsuite import predict, rules
-from benchsuite import training as trainings
-from benchsuite.cell import Budget, Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
-from benchsuite.laws.runs import Change, PushLog, Run, option, relative, run, sync_of, with_options, worst
+from benchsuite import rules
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.runs import (
+    Change,
+    PushLog,
+    Run,
+    option,
+    relative,
+    run,
+    sync_of,
+    with_options,
+    worst,
+)
+from benchsuite.laws.harness.twins import late_gradient
 from benchsuite.laws.server_log import Read, as_written, reads_forgotten, tiling_residual
 from benchsuite.laws.topology import compare
 from benchsuite.laws.traffic import described
-from benchsuite.laws.twins import late_gradient
-from benchsuite.training import Training
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker import build as trainings
+from benchsuite.worker import predict
+from benchsuite.worker.build import Training
 from benchsuite.workload import seeded_layers
 
 FLOAT64 = 1e-10
@@ -144,7 +156,7 @@ def uncorrected(training: Training) -> Training:
 # -- cells -------------------------------------------------------------------------------------------------------
 
 
-def _cells(asked: grid.Asked) -> Sequence[Cell]:
+def _cells(asked: cases.Asked) -> Sequence[Cell]:
     """The agent's, for every number of workers that divides its environments."""
     if not asked.includes(sync="actor_learner", topology="parameter_server", compression="none"):
         return []
@@ -162,7 +174,7 @@ _ON: dict[str, Any] = {
     "options": {"actor_learner": {**VARIANTS[2], "batches_per_trajectory": LENGTH}},
 }  # fmt: skip
 _STALE = {**_ON, "options": {"actor_learner": {**VARIANTS[-1], "batches_per_trajectory": LENGTH}}}
-CELLS = grid.Cells(_cells, grid.subject_of)
+CELLS = cases.Cells(_cells, cases.subject_of)
 
 
 def _is_one(cell: Cell) -> bool:

@@ -7,10 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, both, from_zero_with_ones, option, run, with_options
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.runs import (
+    Change,
+    both,
+    from_zero_with_ones,
+    option,
+    run,
+    with_options,
+)
 from benchsuite.laws.server_log import has_lock
+from benchsuite.plan.cell import Cell
 
 
 def answers_are_whole_versions(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:

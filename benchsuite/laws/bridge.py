@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
-from benchsuite.cell import Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks
-from benchsuite.laws.runs import PushLog, relative, run, worst
+from benchsuite.laws.harness.runs import PushLog, relative, run, worst
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
 from benchsuite.laws.server_log import Read, as_written, has_lock
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.plan.cell import Cell
 from benchsuite.virtual.gradients import Graphs
 from benchsuite.virtual.replay import PushOrder
 

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import plugins, rules
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
+from benchsuite import rules
 from benchsuite.compression import Codec, Compression, pieces_of
 from benchsuite.compression.quantise import Quantised
 from benchsuite.laws import Control, Figure, Law, MakeRanks
-from benchsuite.laws.grid import Asked, Cells, subject_of, tiny
-from benchsuite.laws.runs import count_different, relative, worst
+from benchsuite.laws.harness.cases import Asked, Cells, subject_of, tiny
+from benchsuite.laws.harness.runs import count_different, relative, worst
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 from benchsuite.topology import bounds
+from benchsuite.worker import build as trainings
 from benchsuite.workload import Shapes, numel
 
 SHAPES: Shapes = {

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from benchsuite.cell import Cell
 from benchsuite.comm.process import ProcessComm, StrictError
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.plan.cell import Cell
 
 TIMES = 20
 Wrap = Callable[[ProcessComm], Any]
@@ -211,7 +212,7 @@ def _drops_its_work(comm: Any, fn: Callable[..., Any], *args: Any) -> Any:
 _ON = {"replicas": 3, "topology": "native"}
 _UNLOCKED = with_instead("lock", lambda comm, name: contextlib.nullcontext())
 _REAL = ("no lock", "the lane has no group of its own")
-CELLS = grid.RANKS
+CELLS = cases.RANKS
 
 
 def _several(cell: Cell) -> bool:

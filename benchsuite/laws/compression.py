@@ -15,19 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import cell as cells
-from benchsuite import plugins, rules
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
+from benchsuite import rules
 from benchsuite.comm import Comm, Traffic
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.codecs import SHAPES, vector
-from benchsuite.laws.grid import Asked, Cells, subject_of, tiny
-from benchsuite.laws.runs import Change, count_different, run
+from benchsuite.laws.harness.cases import Asked, Cells, subject_of, tiny
+from benchsuite.laws.harness.runs import Change, count_different, run
 from benchsuite.laws.topology import compare, is_collective
-from benchsuite.measure.traffic_mode import derived_total
+from benchsuite.plan import cell as cells
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 from benchsuite.topology import Topology
-from benchsuite.training import Training
+from benchsuite.worker import build as trainings
+from benchsuite.worker.build import Training
+from benchsuite.worker.traffic_mode import derived_total
 from benchsuite.workload import Shapes, numel
 
 CASES: Mapping[str, Shapes] = {"odd": SHAPES, "one element": {"a": torch.Size([1])}}

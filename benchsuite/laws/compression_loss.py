@@ -8,10 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import cell as cells
-from benchsuite import plugins
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
 from benchsuite.compression.ef_sign import Compression as ScaledSign
 from benchsuite.compression.ef_sign import ScaledSigns
 from benchsuite.compression.powersgd import Compression as PowerSGD
@@ -29,8 +25,12 @@ from benchsuite.laws.compression import (
     own_last,
     random_vectors,
 )  # fmt: skip
-from benchsuite.laws.runs import count_different, relative, with_options, worst
+from benchsuite.laws.harness.runs import count_different, relative, with_options, worst
+from benchsuite.plan import cell as cells
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 from benchsuite.topology import Topology
+from benchsuite.worker import build as trainings
 
 FLOAT64, LOSSLESS = 1e-12, 1e-10
 ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # relative, of one rounding

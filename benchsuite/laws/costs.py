@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 
-from benchsuite import cell as cells
-from benchsuite import training as trainings
 from benchsuite.analysis import costs
 from benchsuite.analysis.fits import Link
-from benchsuite.assemble.virtual import sections
-from benchsuite.cell import Budget, Cell
 from benchsuite.comm import Comm
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
-from benchsuite.laws.virtual_ranks import virtual_ranks
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.virtual_ranks import virtual_ranks
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.results.assemble.virtual import sections
 from benchsuite.topology import Topology
 from benchsuite.virtual.world import simulate
+from benchsuite.worker import build as trainings
 
 MBIT, LATENCY_US = 80.0, 50.0
 LINK = Link(LATENCY_US * 1e-6, 8 / (MBIT * 1e6))
@@ -158,13 +159,13 @@ _BESIDE: Mapping[str, Any] = {
 _SQUARE = {**_BESIDE, "servers": 4}
 
 
-def _cells(asked: grid.Asked) -> list[Cell]:
+def _cells(asked: cases.Asked) -> list[Cell]:
     """Every mean; in virtual time also servers, on hosts of their own and beside the workers."""
-    made = grid.means(asked)
+    made = cases.means(asked)
     if not made or asked.clock == "wall" or not asked.includes(topology="parameter_server"):
         return made
     return made + [
-        grid.tiny(topology="parameter_server", replicas=n, servers=s, server_placement=place, clock=asked.clock)
+        cases.tiny(topology="parameter_server", replicas=n, servers=s, server_placement=place, clock=asked.clock)
         for place in ("own_host", "with_worker")
         for n in asked.workers
         for s in sorted({1, 2, n})
@@ -172,7 +173,7 @@ def _cells(asked: grid.Asked) -> list[Cell]:
     ]
 
 
-CELLS = grid.Cells(_cells, grid.MEANS.subject)
+CELLS = cases.Cells(_cells, cases.MEANS.subject)
 LAWS = (
     Law(
         "a rank sends what the table of costs says",

@@ -5,19 +5,19 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from benchsuite import plugins
-from benchsuite.cell import Budget, Cell
 from benchsuite.comm import Traffic
 from benchsuite.compression.none import Compression as AsItIs
 from benchsuite.laws import Control, Figure, Law, MakeRanks
-from benchsuite.laws.reference import one_process
-from benchsuite.laws.runs import Change, both, option, rebuilt, relative, run, worst
+from benchsuite.laws.harness.reference import one_process
+from benchsuite.laws.harness.runs import Change, both, option, rebuilt, relative, run, worst
+from benchsuite.laws.harness.twins import without_wrapper
 from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.laws.traffic import predicted
-from benchsuite.laws.twins import without_wrapper
-from benchsuite.measure.traffic_mode import Call, TrafficMode, derive, derived_run
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Budget, Cell
 from benchsuite.sync.ddp import DENSE_STEPS
-from benchsuite.training import Training
+from benchsuite.worker.build import Training
+from benchsuite.worker.traffic_mode import Call, TrafficMode, derive, derived_run
 
 ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 GROWTH = 4.0  # over ten steps of plain SGD: the gradient at parameters that are a little off is a little off too

@@ -13,14 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import cell as cells
 from benchsuite import rules
-from benchsuite.cell import Cell
 from benchsuite.compression import pieces_of
 from benchsuite.laws import Control, Figure, Law, MakeRanks, traffic
 from benchsuite.laws.codecs import HALF_A_STEP, vector
-from benchsuite.laws.grid import Asked, Cells, subject_of, tiny
-from benchsuite.laws.runs import (
+from benchsuite.laws.harness.cases import Asked, Cells, subject_of, tiny
+from benchsuite.laws.harness.runs import (
     Change,
     GivenGradient,
     Run,
@@ -32,10 +30,12 @@ from benchsuite.laws.runs import (
     with_options,
     worst,
 )  # fmt: skip
+from benchsuite.laws.harness.variants import APART_RECIPES, VARIANTS
 from benchsuite.laws.topology import compare
-from benchsuite.laws.variants import APART_RECIPES, VARIANTS
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Cell
 from benchsuite.topology import bounds
-from benchsuite.training import Training
+from benchsuite.worker.build import Training
 
 SAME = 1e-9  # of numbers around 1: closer ones are one level
 Step = tuple[list[Tensor], Tensor]  # of a tensor's part: the replicas' outer gradients, the way of the outer copy

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import cell as cells
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import (
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.runs import (
     Change,
     GivenGradient,
     Run,
@@ -29,8 +28,10 @@ from benchsuite.laws.runs import (
     with_options,
     worst,
 )  # fmt: skip
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Cell
 from benchsuite.sync.elastic_averaging import Centre
-from benchsuite.training import Training
+from benchsuite.worker.build import Training
 
 CONSERVED = 1e-12
 

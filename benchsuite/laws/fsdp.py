@@ -17,20 +17,21 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from benchsuite import cell as cells
-from benchsuite import divided
-from benchsuite import training as trainings
-from benchsuite.cell import Budget, Cell
 from benchsuite.comm import Comm
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.runs import Change, one_rank, option, relative, worst
+from benchsuite.laws.harness.variants import VARIANTS, Fields
 from benchsuite.laws.parallel import held
-from benchsuite.laws.runs import Change, one_rank, option, relative, worst
 from benchsuite.laws.synchronous import FLOAT64
-from benchsuite.laws.variants import VARIANTS, Fields
-from benchsuite.measure.traffic_mode import TrafficMode
 from benchsuite.parallel.pieces import join
 from benchsuite.parallel.shards import Unit, units_of
-from benchsuite.training import Training
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker import build as trainings
+from benchsuite.worker import model_parallel
+from benchsuite.worker.build import Training
+from benchsuite.worker.traffic_mode import TrafficMode
 from benchsuite.workload import seeded_layers, trained_parameters
 
 SHRINK = 0.5  # what parameters are multiplied by behind the library's back, as an optimiser or a snapshot would
@@ -107,7 +108,7 @@ def units_travel_as_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | 
             wrong += sum(abs(calls[name] - told[name]) for name in calls | told)
             names = Counter(name for name, _ in calls.elements())
             text = f"{names['_allgather_base']} all-gathers, {names['_reduce_scatter_base']} reduce-scatters"
-    return Figure(wrong, 0, f"{text}, {len(_units(cell))} units, {grid.label(cell)}")
+    return Figure(wrong, 0, f"{text}, {len(_units(cell))} units, {cases.label(cell)}")
 
 
 def shards_make_the_whole(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -120,7 +121,7 @@ def shards_make_the_whole(make_ranks: MakeRanks, cell: Cell, *, change: Change |
     calls = seen[0].calls[0]
     reduced = sum(numel * times for (name, numel), times in calls.items() if name == "_reduce_scatter_base")
     text = f"{kept} elements held of {whole}, {padding} padded, {reduced} reduced"
-    return Figure(abs(whole - kept) + abs(reduced - kept - padding), 0, f"{text}, {grid.label(cell)}")
+    return Figure(abs(whole - kept) + abs(reduced - kept - padding), 0, f"{text}, {cases.label(cell)}")
 
 
 def nothing_stays_gathered(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -128,7 +129,7 @@ def nothing_stays_gathered(make_ranks: MakeRanks, cell: Cell, *, change: Change 
     cell = cells.resolve(cell)
     seen = _ran(make_ranks, cell, change)
     gathered = max(each.num_gathered for each in seen)
-    return Figure(gathered, 0, f"{gathered} parameters were whole, {grid.label(cell)}")
+    return Figure(gathered, 0, f"{gathered} parameters were whole, {cases.label(cell)}")
 
 
 def computes_with_the_newest(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -141,7 +142,7 @@ def computes_with_the_newest(make_ranks: MakeRanks, cell: Cell, *, change: Chang
     figures = [(relative(grad - gradient, gradient), "gradient")]
     figures += [(abs(each.metric - metric) / abs(metric), "inference") for each in seen]
     value, where = worst(figures)
-    return Figure(value, FLOAT64, f"||difference|| / ||{where}||, {grid.label(cell)}")
+    return Figure(value, FLOAT64, f"||difference|| / ||{where}||, {cases.label(cell)}")
 
 
 def _one_process(cell: Cell, params: Tensor) -> tuple[Tensor, float]:
@@ -156,7 +157,7 @@ def _one_process(cell: Cell, params: Tensor) -> tuple[Tensor, float]:
 
 
 def _meta(cell: Cell) -> list[nn.Module]:
-    return divided.meta_layers(trainings.start_workload(cell))
+    return model_parallel.meta_layers(trainings.start_workload(cell))
 
 
 def _units(cell: Cell) -> list[Unit]:
@@ -227,13 +228,13 @@ def on(**fields: Any) -> Fields:
     return {"parallel": "fsdp", "model_parallel": 2, "budget": Budget(timeout_s=60.0), **fields}
 
 
-def _cells(asked: grid.Asked) -> list[Cell]:
+def _cells(asked: cases.Asked) -> list[Cell]:
     if not asked.is_about("fsdp"):
         return []
     shapes = [on(options={"fsdp": given}) for given in VARIANTS["fsdp"]]
     shapes += [on(**TRANSFORMER, options={"fsdp": given}) for given in VARIANTS["fsdp"][:2]]
     shapes += [on(**UNEVEN), on(model_parallel=4), on(model_parallel=4, **TRANSFORMER)]
-    return [cells.resolve(grid.on(grid.tiny(), **shape)) for shape in shapes]
+    return [cells.resolve(cases.on(cases.tiny(), **shape)) for shape in shapes]
 
 
 def _applies(cell: Cell) -> bool:
@@ -242,7 +243,7 @@ def _applies(cell: Cell) -> bool:
 
 UNEVEN: Fields = {"options": {"tiny": {"width": 7}}}  # 4 rows and 3
 GRADIENT_ONLY: Fields = {"options": {"fsdp": {"reshard": "gradient_only"}}}
-CELLS = grid.Cells(_cells, lambda cell: f"fsdp on {cell.model_parallel} ranks")
+CELLS = cases.Cells(_cells, lambda cell: f"fsdp on {cell.model_parallel} ranks")
 LAWS = (
     Law(
         "every unit is gathered twice and reduced once",

@@ -10,14 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import cell as cells
-from benchsuite.cell import Budget, Cell
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.elastic_averaging import apart_without_gradients
+from benchsuite.laws.harness.runs import (
+    Change,
+    Run,
+    both,
+    option,
+    plain_sgd,
+    rebuilt,
+    run,
+    sync_of,
+)
+from benchsuite.laws.harness.serial import mixing, seated
 from benchsuite.laws.replicas import gradients_instead
-from benchsuite.laws.runs import Change, Run, both, option, plain_sgd, rebuilt, run, sync_of
-from benchsuite.laws.serial import mixing, seated
-from benchsuite.training import Training
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker.build import Training
 
 CONSERVED = 1e-12
 CONTRACTS = 1e-4

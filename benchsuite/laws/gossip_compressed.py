@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import cell as cells
-from benchsuite import plugins
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
 from benchsuite.compression import Codec, Compression, pieces_of
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.gossip import is_gossip
-from benchsuite.laws.runs import Change, relative, run, with_options, worst
-from benchsuite.laws.serial import Exchange, gossiping, mix
-from benchsuite.training import Training
+from benchsuite.laws.harness.runs import Change, relative, run, with_options, worst
+from benchsuite.laws.harness.serial import Exchange, gossiping, mix
+from benchsuite.plan import cell as cells
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
+from benchsuite.worker import build as trainings
+from benchsuite.worker.build import Training
 from benchsuite.workload import Shapes
 
 FLOAT64 = 1e-10

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import cell as cells
-from benchsuite import plugins
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
 from benchsuite.comm import Comm
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.plan import cell as cells
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 from benchsuite.topology import Graph
+from benchsuite.worker import build as trainings
 
 STEPS = 20
 ROUNDING = 1e-12
@@ -176,7 +177,7 @@ def is_graph(cell: Cell) -> bool:
 _RING = {"topology": "ring_neighbours", "replicas": 4}
 _EXPONENTIAL = {"topology": "exponential", "replicas": 4}
 
-CELLS = grid.MEANS
+CELLS = cases.MEANS
 LAWS = (
     Law(
         "W is doubly stochastic",

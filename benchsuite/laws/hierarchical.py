@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import cell as cells
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
 from benchsuite.comm import Comm, Traffic
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid, twins
-from benchsuite.laws.runs import count_different
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases, twins
+from benchsuite.laws.harness.runs import count_different
 from benchsuite.laws.topology import counted_is_predicted, integer_mean, same_bits_everywhere, vector
-from benchsuite.measure.traffic_mode import derived_total
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Cell
 from benchsuite.topology import Topology
 from benchsuite.topology.hierarchical import ranks_by_host
+from benchsuite.worker import build as trainings
+from benchsuite.worker.traffic_mode import derived_total
 
 NUMEL = 9240  # divides by 2, 3, .. 8, 10, 11, 12
 PARTS = ((0, NUMEL), (0, 1001), (1001, NUMEL))  # a vector whole, then as two buckets
@@ -127,7 +128,7 @@ def _everywhere(name: str, law: Callable[..., Figure], mean: twins.Mean, broken:
     return Law(f"{name}, over two hosts", partial(on_hosts, law=law), _applies, (control,))
 
 
-CELLS = grid.MEANS
+CELLS = cases.MEANS
 LAWS = (
     _everywhere("integer vectors are averaged exactly", integer_mean, twins.sum_only, "the divide by N is missing"),
     _everywhere(

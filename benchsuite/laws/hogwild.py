@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite.cell import Cell
 from benchsuite.comm import Comm
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import (
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.runs import (
     Change,
     Run,
     both,
@@ -33,10 +33,11 @@ from benchsuite.laws.runs import (
     with_options,
     worst,
 )  # fmt: skip
-from benchsuite.laws.serial import Replicas
+from benchsuite.laws.harness.serial import Replicas
 from benchsuite.laws.synchronous import unclipped
-from benchsuite.training import Training
+from benchsuite.plan.cell import Cell
 from benchsuite.update import Updater
+from benchsuite.worker.build import Training
 
 FLOAT64 = 1e-10
 

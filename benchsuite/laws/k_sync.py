@@ -10,10 +10,11 @@ from functools import partial
 
 from torch import Tensor
 
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, PushLog, option, run, sync_of
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.runs import Change, PushLog, option, run, sync_of
 from benchsuite.laws.server_log import Read, as_written, counted_after_the_apply
+from benchsuite.plan.cell import Cell
 from benchsuite.sync import Apply
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import plugins
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid, twins
-from benchsuite.laws.runs import Change, both, run
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases, twins
+from benchsuite.laws.harness.runs import Change, both, run
 from benchsuite.laws.traffic import described
-from benchsuite.training import Training
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 from benchsuite.update import Updater
+from benchsuite.worker.build import Training
 
 EXACT_TO = 64  # bytes: scalars, e.g. a step counter of an outer optimiser
 
@@ -88,7 +89,7 @@ def _applies(cell: Cell) -> bool:
     return cell.compression == "none" and not plugins.find("sync", cell.sync).constants.get("calls_library")
 
 
-CELLS = grid.ONCE
+CELLS = cases.ONCE
 LAWS = (
     Law(
         "a strategy keeps the bytes that its formula says",

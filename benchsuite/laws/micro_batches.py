@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from benchsuite.cell import Budget, Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
-from benchsuite.laws.grid import Asked, tiny
-from benchsuite.laws.runs import rebuilt
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.cases import Asked, tiny
+from benchsuite.laws.harness.runs import rebuilt
+from benchsuite.laws.harness.variants import RECIPES
 from benchsuite.laws.synchronous import equals_one_process, is_exact
-from benchsuite.laws.variants import RECIPES
-from benchsuite.training import Training
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker.build import Training
 from benchsuite.workload import Batch, Part, Ready, micro_batches
 
 FORMS: tuple[dict[str, Any], ...] = (
@@ -81,7 +82,7 @@ def _broken(part: type[_Summed], make_ranks: MakeRanks, cell: Cell) -> Figure:
 
 
 _ON = {"replicas": 2, "options": {"data": {"num_micro_batches": 4}}}
-CELLS = grid.Cells(_cells, lambda cell: f"{cell.sync} in micro-batches")
+CELLS = cases.Cells(_cells, lambda cell: f"{cell.sync} in micro-batches")
 LAWS = (
     Law(
         "m micro-batches equal the whole batch",

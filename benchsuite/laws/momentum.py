@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid, twins
-from benchsuite.laws.runs import Change, Run, option, recipe_of, relative, run, worst
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases, twins
+from benchsuite.laws.harness.runs import Change, Run, option, recipe_of, relative, run, worst
+from benchsuite.plan.cell import Cell
+from benchsuite.worker import build as trainings
 from benchsuite.workload import seeded_layers
 
 FLOAT64 = 1e-10
@@ -152,22 +153,22 @@ def _twin(law: Callable[..., Figure], policy: Any, broken: str, form: str, repli
 
 
 
-def _cells(asked: grid.Asked) -> list[Cell]:
+def _cells(asked: cases.Asked) -> list[Cell]:
     """Both forms with both rules for the learning rate, by momentum; alone also without decay of rate and weights."""
     if not asked.includes(sync="asynchronous", topology="parameter_server", compression="none"):
         return []
     fields: dict[str, Any] = {"sync": "asynchronous", "topology": "parameter_server", "clock": asked.clock}
     made = [
-        grid.tiny(
+        cases.tiny(
             ("momentum", 0.005, 0.0), replicas=n,
             options={"asynchronous": {"momentum": form, "lr_rule": rule}}, **fields
         )
         for form in ("per_worker", "dana") for rule in ("equal_sample", "same") for n in asked.workers
     ]  # fmt: skip
-    return made + [grid.on(grid.tiny(**fields), **_on("dana", 1)) for n in asked.workers if n == 1]
+    return made + [cases.on(cases.tiny(**fields), **_on("dana", 1)) for n in asked.workers if n == 1]
 
 
-CELLS = grid.Cells(_cells, grid.subject_of)
+CELLS = cases.Cells(_cells, cases.subject_of)
 LAWS = (
     Law(
         "a worker's momentum is its own, and answers look ahead by all of them",

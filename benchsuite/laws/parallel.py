@@ -14,19 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchsuite import cell as cells
-from benchsuite import divided, placement, plugins, predict, rules
-from benchsuite import training as trainings
-from benchsuite.cell import Budget, Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid, twins
-from benchsuite.laws.reference import one_process
-from benchsuite.laws.runs import Change, Run, rebuilt, relative, run, worst
+from benchsuite import rules
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases, twins
+from benchsuite.laws.harness.reference import one_process
+from benchsuite.laws.harness.runs import Change, Run, rebuilt, relative, run, worst
+from benchsuite.laws.harness.variants import RECIPES, VARIANTS, Fields, Recipe
 from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.laws.topology import compare
 from benchsuite.laws.traffic import described
-from benchsuite.laws.variants import RECIPES, VARIANTS, Fields, Recipe
 from benchsuite.parallel.pieces import Piece, join
-from benchsuite.training import Training
+from benchsuite.plan import cell as cells
+from benchsuite.plan import placement, plugins
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker import build as trainings
+from benchsuite.worker import model_parallel, predict
+from benchsuite.worker.build import Training
 from benchsuite.workload import Batch, Shapes, seeded_layers, trained_parameters
 
 OUTER = ("local_sgd", "diloco", "elastic_averaging")  # what else stands on the replica axis
@@ -108,7 +111,7 @@ def inside_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | N
 def held(cell: Cell) -> tuple[list[list[Piece]], Shapes]:
     """Every part's pieces, and the shapes of the whole model."""
     workload = trainings.start_workload(cell)
-    layers = divided.meta_layers(workload)
+    layers = model_parallel.meta_layers(workload)
     shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
     return trainings.make_parallel(cell).pieces(workload, layers, cell.model_parallel), shapes
 
@@ -190,7 +193,7 @@ def one_more(training: Training) -> Training:
 # -- where they are shown ----------------------------------------------------------------------------------------------
 
 
-def divided_cells(asked: grid.Asked) -> list[Cell]:
+def divided_cells(asked: cases.Asked) -> list[Cell]:
     """Every parallelism: its variants on 2 and 4 parts, products of 2 x 2, and real workloads."""
     if asked.clock != "wall" or asked.compression:
         return []
@@ -225,7 +228,7 @@ def _of(name: str) -> list[Cell]:
 
 
 def _tiny(name: str, recipe: Recipe, size: int, *, options: Fields | None = None, **fields: Any) -> Cell:
-    return grid.tiny(recipe, parallel=name, model_parallel=size, options=options, budget=TIME, **fields)
+    return cases.tiny(recipe, parallel=name, model_parallel=size, options=options, budget=TIME, **fields)
 
 
 def subject(cell: Cell) -> str:
@@ -234,7 +237,7 @@ def subject(cell: Cell) -> str:
     return " ".join(names)
 
 
-CELLS = grid.Cells(divided_cells, subject)
+CELLS = cases.Cells(divided_cells, subject)
 
 
 def _is_divided(cell: Cell) -> bool:

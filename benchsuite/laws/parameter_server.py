@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
-from benchsuite import plugins
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, count_different, recipe_of, run, sync_of, worst
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.runs import Change, count_different, recipe_of, run, sync_of, worst
 from benchsuite.laws.synchronous import is_synchronous
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 
 ELEMENTWISE = ("none", "fp16", "bf16", "sign")  # what becomes of an element depends on it alone
 

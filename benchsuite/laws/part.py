@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchsuite import cell as cells
-from benchsuite import devices
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
-from benchsuite.laws.runs import count_different, relative
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.runs import count_different, relative
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Cell
+from benchsuite.worker import build as trainings
+from benchsuite.worker import devices
 from benchsuite.workload import Batch, Part, Workload, read_loss
 
 Wrap = Callable[[Part], Any]
@@ -180,7 +181,7 @@ def _data(cell: Cell) -> bool:
     return cell.parallel == "data"
 
 
-CELLS = grid.ONE_REPLICA
+CELLS = cases.ONE_REPLICA
 LAWS = (
     Law(
         "announced slices are the gradient",

@@ -15,16 +15,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchsuite import cell as cells
-from benchsuite import divided, plugins, rules
-from benchsuite import training as trainings
-from benchsuite.cell import Budget, Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite import rules
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.runs import Change, run
+from benchsuite.laws.harness.variants import VARIANTS, Fields
 from benchsuite.laws.parallel import equals_undivided
-from benchsuite.laws.runs import Change, run
-from benchsuite.laws.variants import VARIANTS, Fields
 from benchsuite.parallel import slots
-from benchsuite.training import Training
+from benchsuite.plan import cell as cells
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker import build as trainings
+from benchsuite.worker import model_parallel
+from benchsuite.worker.build import Training
 from benchsuite.workload import Batch, micro_batches, seeded_layers, trained_parameters
 
 EXACT = 1e-12  # of fractions, in float64
@@ -46,7 +49,7 @@ def _look(training: Training) -> Seen:
     part: Any = training.part
     batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
     assert training.replica is not None
-    sent = divided.watched(training.replica, lambda: part.gradient(batch), training.cell.backend).payload_bytes
+    sent = model_parallel.watched(training.replica, lambda: part.gradient(batch), training.cell.backend).payload_bytes
     held = sum(p.numel() for p in trained_parameters(part.module).values())
     return Seen(dict(part.facts()), list(part.executed), held, sent, batch)
 
@@ -68,7 +71,7 @@ def bubble_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None =
         num_chunks=facts["num_chunks"],
     )  # fmt: skip
     gap = max(abs(counted - told), abs(counted - facts["bubble_counted"]))
-    return Figure(gap, EXACT, f"{counted:.4f} counted, {told:.4f} told, m = {m}, {grid.label(cell)}")
+    return Figure(gap, EXACT, f"{counted:.4f} counted, {told:.4f} told, m = {m}, {cases.label(cell)}")
 
 
 def in_flight_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -83,7 +86,7 @@ def in_flight_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | Non
         found = slots.in_flight(seen.order)
         gap = max(gap, abs(found - told))
         text += f"{found} of {told}, "
-    return Figure(gap, 0, f"{text}stage by stage, {grid.label(cell)}")
+    return Figure(gap, 0, f"{text}stage by stage, {cases.label(cell)}")
 
 
 def cuts_are_crossed(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -96,7 +99,7 @@ def cuts_are_crossed(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
     sent = sum(part.sent for part in seen)
     wrong = abs(sent - told) + sum(part.facts["activation_bytes"] != sizes for part in seen)
     assert len(sizes) == cell.model_parallel * facts["num_chunks"] - 1
-    return Figure(wrong, 0, f"{sent} bytes sent, {told} told over {len(sizes)} cuts, {grid.label(cell)}")
+    return Figure(wrong, 0, f"{sent} bytes sent, {told} told over {len(sizes)} cuts, {cases.label(cell)}")
 
 
 def _activation_bytes(cell: Cell, seen: list[Seen]) -> list[int]:
@@ -127,7 +130,7 @@ def stages_hold_the_model(make_ranks: MakeRanks, cell: Cell, *, change: Change |
     held = sum(part.num_held for part in seen)
     layer_numbers = sorted(at for part in seen for at in part.facts["layers"])
     wrong = abs(held - whole - tied) + (layer_numbers != list(range(len(layers))))
-    return Figure(wrong, 0, f"{held} held, P = {whole}, {tied} tied, {grid.label(cell)}")
+    return Figure(wrong, 0, f"{held} held, P = {whole}, {tied} tied, {cases.label(cell)}")
 
 
 def _option(cell: Cell, name: str, default: Any) -> Any:
@@ -202,7 +205,7 @@ def on(stages: int = 2, *, tiny: Fields | None = None, **options: Any) -> Fields
     }  # fmt: skip
 
 
-def _cells(asked: grid.Asked) -> list[Cell]:
+def _cells(asked: cases.Asked) -> list[Cell]:
     if not asked.is_about("pipeline"):
         return []
     made = [
@@ -211,9 +214,9 @@ def _cells(asked: grid.Asked) -> list[Cell]:
         for given in VARIANTS["pipeline"]
         for stages in (2, 4)
     ]
-    made += [grid.tiny(**on(stages, **given)) for given in VARIANTS["pipeline"] for stages in (2, 4)]
-    made += [grid.tiny(**on(schedule="gpipe", num_micro_batches=m)) for m in MICRO if m != 4]
-    made += [grid.tiny(**on(num_micro_batches=8)), grid.tiny(**on(3, schedule="interleaved", num_micro_batches=6))]
+    made += [cases.tiny(**on(stages, **given)) for given in VARIANTS["pipeline"] for stages in (2, 4)]
+    made += [cases.tiny(**on(schedule="gpipe", num_micro_batches=m)) for m in MICRO if m != 4]
+    made += [cases.tiny(**on(num_micro_batches=8)), cases.tiny(**on(3, schedule="interleaved", num_micro_batches=6))]
     return [cell for cell in made if not rules.validate(cell)]
 
 
@@ -236,7 +239,7 @@ def _has_formula(cell: Cell) -> bool:
 
 
 TIED: Fields = {**REAL[1], **on(), "budget": SHORT}
-CELLS = grid.Cells(_cells, lambda cell: f"pipeline on {cell.model_parallel} ranks")
+CELLS = cases.Cells(_cells, lambda cell: f"pipeline on {cell.model_parallel} ranks")
 LAWS = (
     Law(
         "every schedule makes the steps of one process",

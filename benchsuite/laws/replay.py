@@ -12,11 +12,21 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, PushLog, Run, option, relative, run, sync_of, worst
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.runs import (
+    Change,
+    PushLog,
+    Run,
+    option,
+    relative,
+    run,
+    sync_of,
+    worst,
+)
 from benchsuite.laws.server_log import Read, as_written, has_lock, is_asynchronous, reads_forgotten
+from benchsuite.plan.cell import Cell
+from benchsuite.worker import build as trainings
 from benchsuite.workload import seeded_layers
 
 FLOAT64 = 1e-10

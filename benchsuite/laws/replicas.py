@@ -13,15 +13,26 @@ from typing import Any
 
 import torch
 
-from benchsuite import cell as cells
-from benchsuite.cell import Budget, Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, count_different, option, recipe_of, relative, run, sync_of, with_options, worst
-from benchsuite.laws.serial import LOOPS
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.runs import (
+    Change,
+    count_different,
+    option,
+    recipe_of,
+    relative,
+    run,
+    sync_of,
+    with_options,
+    worst,
+)
+from benchsuite.laws.harness.serial import LOOPS
 from benchsuite.laws.synchronous import FLOAT64, equals_one_process
 from benchsuite.laws.topology import is_counted
-from benchsuite.training import Training
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Budget, Cell
 from benchsuite.update import state_vectors
+from benchsuite.worker.build import Training
 
 
 def equals_its_loop(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, loop: str = "") -> Figure:

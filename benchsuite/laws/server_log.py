@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from benchsuite import cell as cells
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, PushLog, option, run, sync_of
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.runs import Change, PushLog, option, run, sync_of
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Cell
 
 Read = Callable[[PushLog], PushLog]
 

@@ -15,14 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import plugins
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.runs import (
+    Change,
+    both,
+    count_different,
+    option,
+    rebuilt,
+    recipe_of,
+    run,
+    sync_of,
+    with_options,
+)
 from benchsuite.laws.replay import push_log_replay
-from benchsuite.laws.runs import Change, both, count_different, option, rebuilt, recipe_of, run, sync_of, with_options
 from benchsuite.laws.synchronous import equals_one_process, unclipped
-from benchsuite.training import Training
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 from benchsuite.update import clip
+from benchsuite.worker.build import Training
 
 STRAGGLER_S = 0.01  # on real ranks the first worker takes so much longer; in virtual time the cell has a straggler
 CLIPS_ALL = 0.5  # below the norm of every gradient of the run

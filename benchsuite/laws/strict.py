@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite.cell import Cell
 from benchsuite.comm.process import ANY_SOURCE, ProcessComm, StrictError
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.comm import Wrap, in_thread, whole, with_instead
+from benchsuite.laws.harness import cases
+from benchsuite.plan.cell import Cell
 
 
 def strict_refuses(make_ranks: MakeRanks, cell: Cell, *, strict: str = "nccl") -> Figure:
@@ -96,7 +97,7 @@ def _several(cell: Cell) -> bool:
     return cell.replicas > 1
 
 
-CELLS = grid.RANKS
+CELLS = cases.RANKS
 LAWS = (
     Law(
         "strict mode refuses what NCCL cannot do",

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchsuite import plugins
-from benchsuite.cell import Budget, Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.reference import one_process
-from benchsuite.laws.runs import (
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.reference import one_process
+from benchsuite.laws.harness.runs import (
     Change,
     GivenGradient,
     both,
@@ -30,7 +29,9 @@ from benchsuite.laws.runs import (
     sync_of,
     worst,
 )  # fmt: skip
-from benchsuite.training import Training
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker.build import Training
 
 FLOAT64 = 1e-10
 FLOAT32 = 1e-6  # plain SGD over 10 steps; correct float32 code with AdamW drifts by 1e-4

@@ -16,18 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchsuite import cell as cells
-from benchsuite import divided
-from benchsuite import training as trainings
-from benchsuite.cell import Budget, Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.runs import Change, count_different, option, relative, run, worst
+from benchsuite.laws.harness.variants import Fields
 from benchsuite.laws.parallel import held
-from benchsuite.laws.runs import Change, count_different, option, relative, run, worst
 from benchsuite.laws.synchronous import FLOAT64
-from benchsuite.laws.variants import Fields
-from benchsuite.measure.traffic_mode import TrafficMode
 from benchsuite.parallel.pieces import join
-from benchsuite.training import Training
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker import build as trainings
+from benchsuite.worker import model_parallel
+from benchsuite.worker.build import Training
+from benchsuite.worker.traffic_mode import TrafficMode
 from benchsuite.workload import Batch, seeded_layers, trained_parameters
 
 PER_BLOCK = 4  # two pairs, an all-reduce forward and one backward each (Shoeybi et al. 2019, section 3)
@@ -64,8 +65,8 @@ def collectives_are_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | 
     """The library's calls in one gradient are those that the plan tells. Value: too many or too few."""
     result = run(make_ranks, cell, change=change, after=_look)
     workload = trainings.start_workload(result.cell)
-    layers = divided.meta_layers(workload)
-    batch, _ = divided.example(workload, layers, 1)
+    layers = model_parallel.meta_layers(workload)
+    batch, _ = model_parallel.example(workload, layers, 1)
     parallel: Any = trainings.make_parallel(result.cell)
     told = Counter(
         (KINDS[kind], numel) for kind, numel in parallel.collectives(workload, layers, batch, cell.model_parallel)
@@ -75,7 +76,7 @@ def collectives_are_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | 
         seen = worker.after.calls
         wrong += sum(abs(seen[name] - told[name]) for name in seen | told)
         text = f"{seen.total()} collectives, {told.total()} told"
-    return Figure(wrong, 0, f"{text}, {grid.label(cell)}")
+    return Figure(wrong, 0, f"{text}, {cases.label(cell)}")
 
 
 def a_block_is_four(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -86,7 +87,7 @@ def a_block_is_four(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
     told = Counter({("allreduce", activation): PER_BLOCK * sizes["blocks"]})
     seen = [worker.after.calls for worker in result.workers]
     wrong = sum(abs(calls[name] - told[name]) for calls in seen for name in calls | told)
-    return Figure(wrong, 0, f"{dict(seen[0])}, {sizes['blocks']} blocks of {activation} elements, {grid.label(cell)}")
+    return Figure(wrong, 0, f"{dict(seen[0])}, {sizes['blocks']} blocks of {activation} elements, {cases.label(cell)}")
 
 
 def slices_compute_the_whole(
@@ -113,7 +114,7 @@ def slices_compute_the_whole(
     figures = [(relative(grad - gradient, gradient), "gradient")]
     figures += [(relative(each.output - output.detach(), output.detach()), "inference") for each in seen]
     value, where = worst(figures)
-    return Figure(value, FLOAT64, f"||difference|| / ||{where}||, {grid.label(cell)}")
+    return Figure(value, FLOAT64, f"||difference|| / ||{where}||, {cases.label(cell)}")
 
 
 def copies_are_equal(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -122,7 +123,7 @@ def copies_are_equal(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
     seen = [worker.after for worker in result.workers]
     copies = [(each.params[each.num_split :], each.grad[each.num_split :]) for each in seen]
     wrong = sum(count_different(one, other) for part in copies for one, other in zip(part, copies[0], strict=True))
-    return Figure(wrong, 0, f"{wrong} of 2 x {copies[0][0].numel()} elements differ, {grid.label(cell)}")
+    return Figure(wrong, 0, f"{wrong} of 2 x {copies[0][0].numel()} elements differ, {cases.label(cell)}")
 
 
 # -- broken twins ------------------------------------------------------------------------------------------------------
@@ -195,11 +196,11 @@ def on(**fields: Any) -> Fields:
     return {"parallel": "tensor", "model_parallel": 2, "budget": STEPS, **fields}
 
 
-def _cells(asked: grid.Asked) -> list[Cell]:
+def _cells(asked: cases.Asked) -> list[Cell]:
     if not asked.is_about("tensor"):
         return []
     shapes: tuple[Fields, ...] = ({}, MLP, CNN, TRANSFORMER, CUT_TOKENS, AGENT, FRAMES)
-    made = [grid.on(grid.tiny(), **on(model_parallel=size, **shape)) for size in (2, 4) for shape in shapes]
+    made = [cases.on(cases.tiny(), **on(model_parallel=size, **shape)) for size in (2, 4) for shape in shapes]
     return [cells.resolve(cell) for cell in made]
 
 
@@ -212,7 +213,7 @@ def _has_whole_tokens(cell: Cell) -> bool:
     return _applies(cell) and cell.workload == "transformer" and not cuts
 
 
-CELLS = grid.Cells(_cells, lambda cell: f"tensor on {cell.model_parallel} ranks")
+CELLS = cases.Cells(_cells, lambda cell: f"tensor on {cell.model_parallel} ranks")
 LAWS = (
     Law(
         "collectives of split layers are those that the plan tells",

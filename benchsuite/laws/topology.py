@@ -12,15 +12,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchsuite import cell as cells
-from benchsuite import plugins
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
 from benchsuite.comm import Comm, Traffic
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid, twins
-from benchsuite.laws.runs import count_different, option, place
-from benchsuite.measure.traffic_mode import derived_total
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases, twins
+from benchsuite.laws.harness.runs import count_different, option, place
+from benchsuite.plan import cell as cells
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 from benchsuite.topology import Topology, bounds
+from benchsuite.worker import build as trainings
+from benchsuite.worker.traffic_mode import derived_total
 
 ROUNDS = 2
 
@@ -168,7 +169,7 @@ def _several(cell: Cell) -> bool:
     return is_collective(cell) and cell.replicas > 1
 
 
-CELLS = grid.MEANS
+CELLS = cases.MEANS
 LAWS = (
     Law(
         "integer vectors are averaged exactly",

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchsuite import plugins, predict
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
 from benchsuite.compression import Compression
-from benchsuite.laws import Control, Figure, Law, MakeRanks, twins
-from benchsuite.laws.runs import Change, Run, option, recipe_of, run
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.runs import Change, Run, option, recipe_of, run
 from benchsuite.laws.synchronous import is_exact, with_clip_norm
 from benchsuite.laws.topology import compare, is_counted
-from benchsuite.measure.traffic_mode import Call, TrafficMode, derive
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 from benchsuite.sync import Events, Setting, Strategy
 from benchsuite.topology import Topology
-from benchsuite.training import Training
+from benchsuite.worker import build as trainings
+from benchsuite.worker import predict
+from benchsuite.worker.build import Training
+from benchsuite.worker.traffic_mode import Call, TrafficMode, derive
 
 
 def counted_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:

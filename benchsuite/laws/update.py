@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
-from benchsuite.laws.runs import relative, worst
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.runs import relative, worst
+from benchsuite.plan.cell import Cell
 from benchsuite.update import clip, clip_factor
 
 BOUND = 1e-14
@@ -69,7 +70,7 @@ def _any(cell: Cell) -> bool:
     return True
 
 
-CELLS = grid.ONE_REPLICA
+CELLS = cases.ONE_REPLICA
 LAWS = (
     Law(
         "clipping is torch's clip_grad_norm_",

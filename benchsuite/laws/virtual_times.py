@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from benchsuite import cell as cells
-from benchsuite import compute_time
-from benchsuite.assemble.virtual import sections
-from benchsuite.cell import Budget, Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
-from benchsuite.laws.runs import option, with_options
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.runs import option, with_options
+from benchsuite.plan import cell as cells
+from benchsuite.plan import compute_time
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.results.assemble.virtual import sections
 from benchsuite.virtual.world import simulate
 
 GRADIENTS = 100_000
@@ -158,13 +159,13 @@ def timing_cell(sync: str, times: Mapping[str, Any], *, replicas: int = 8, **opt
     )  # fmt: skip
 
 
-def _cells(asked: grid.Asked) -> list[Cell]:
+def _cells(asked: cases.Asked) -> list[Cell]:
     """Eight workers, whatever numbers are asked for: a closed form is one of n and K."""
     shown = [each for each in SHOWN if asked.includes(sync=each[0], topology="parameter_server", compression="none")]
     return [timing_cell(sync, times, **options) for sync, times, options in shown if asked.clock == "virtual"]
 
 
-CELLS = grid.Cells(_cells, grid.subject_of)
+CELLS = cases.Cells(_cells, cases.subject_of)
 LAWS = (
     Law(
         "an update takes as long as theory says",

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from benchsuite import cell as cells
-from benchsuite.cell import Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, grid
-from benchsuite.laws.runs import with_options
+from benchsuite.laws import Control, Figure, Law, MakeRanks
+from benchsuite.laws.harness import cases
+from benchsuite.laws.harness.runs import with_options
 from benchsuite.laws.virtual_times import harmonic, timed
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Cell
 
 SLACKS = (0, 1, 3, 8, 32)
 UNBOUNDED = -1
@@ -52,13 +53,13 @@ _ON: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def _cells(asked: grid.Asked) -> list[Cell]:
+def _cells(asked: cases.Asked) -> list[Cell]:
     """Eight exponential workers, whatever numbers are asked for."""
     wanted = asked.includes(sync="stale_synchronous", topology="parameter_server", compression="none")
     return [cells.resolve(Cell(**_ON))] if wanted and asked.clock == "virtual" else []
 
 
-CELLS = grid.Cells(_cells, grid.subject_of)
+CELLS = cases.Cells(_cells, cases.subject_of)
 LAWS = (
     Law(
         "the more slack, the less waiting",

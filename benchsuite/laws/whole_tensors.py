@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from benchsuite import rules
-from benchsuite.cell import Budget, Cell
-from benchsuite.laws import Control, Figure, Law, MakeRanks, traffic, twins
-from benchsuite.laws.grid import Asked, Cells, calls_library, subject_of, tiny
+from benchsuite.laws import Control, Figure, Law, MakeRanks, traffic
+from benchsuite.laws.harness import twins
+from benchsuite.laws.harness.cases import Asked, Cells, calls_library, subject_of, tiny
+from benchsuite.laws.harness.runs import Change, rebuilt, run
+from benchsuite.laws.harness.serial import LOOPS
+from benchsuite.laws.harness.variants import VARIANTS, Fields
 from benchsuite.laws.replicas import equals_its_loop, has_loop
-from benchsuite.laws.runs import Change, rebuilt, run
-from benchsuite.laws.serial import LOOPS
 from benchsuite.laws.synchronous import equals_one_process, is_exact
 from benchsuite.laws.topology import compare
-from benchsuite.laws.variants import VARIANTS, Fields
-from benchsuite.training import Training
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker.build import Training
 
 RECIPE = ("muon", 0.01, 0.5)
 SYNCS = ("synchronous", *LOOPS)

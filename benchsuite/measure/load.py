@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchsuite.cell import Cell
+from benchsuite.plan.cell import Cell
 
 CONTENDED_ABOVE = 0.05
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")

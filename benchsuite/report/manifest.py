@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchsuite import record
 from benchsuite.analysis.select import Selection
-from benchsuite.plan import Plan
+from benchsuite.plan.plan import Plan
+from benchsuite.results import record
 
 NAME = "MANIFEST.json"
 _FOLDERS = ("analysis", "report")  # of this package: the code between a run file and the page

@@ -13,12 +13,12 @@ import pandas as pd
 from benchsuite.analysis import cells as naming
 from benchsuite.analysis import convergence, ranks, scaling, traffic, virtual
 from benchsuite.analysis.select import Selection
-from benchsuite.cell import Cell
-from benchsuite.frame import COLUMNS, row
-from benchsuite.plan import Refused
-from benchsuite.record import Run
+from benchsuite.plan.cell import Cell
+from benchsuite.plan.plan import Refused
+from benchsuite.report.figures.style import Look, looks
 from benchsuite.report.spec import CLOCKS, FigureSpec
-from benchsuite.report.style import Look, looks
+from benchsuite.results.columns import COLUMNS, row
+from benchsuite.results.record import Run
 
 _TYPES = {"str": "string", "int": "Int64", "float": "Float64", "bool": "boolean"}
 

@@ -23,29 +23,21 @@ from markupsafe import Markup
 from benchsuite.analysis.arrival import base
 from benchsuite.analysis.parallel import is_divided
 from benchsuite.analysis.select import Selection, select
-from benchsuite.cell import Cell
-from benchsuite.plan import Plan
-from benchsuite.record import Run
-from benchsuite.report import (
-    canvas,
-    figures,
-    legend,
-    limits,
-    manifest,
-    parallel,
-    printed,
-    seeds,
-    spec,
-    style,
-    tables,
-    words,
-)
-from benchsuite.report.answer import answer
-from benchsuite.report.canvas import Drawing
+from benchsuite.plan.cell import Cell
+from benchsuite.plan.plan import Plan
+from benchsuite.report import manifest, spec
+from benchsuite.report.figures import canvas, legend, style
+from benchsuite.report.figures import drawing as figures
+from benchsuite.report.figures.canvas import Drawing
+from benchsuite.report.figures.style import WIDE_IN
 from benchsuite.report.material import Material
-from benchsuite.report.sentences import listed
-from benchsuite.report.style import WIDE_IN
-from benchsuite.store import Store
+from benchsuite.report.tables import parallel, printed, seeds, tables
+from benchsuite.report.words import labels as words
+from benchsuite.report.words import limits
+from benchsuite.report.words.answer import answer
+from benchsuite.report.words.sentences import listed
+from benchsuite.results.record import Run
+from benchsuite.results.store import Store
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 WIDEST_PX = 952  # of a picture on a page, where one of WIDE_IN has its natural size: style.css

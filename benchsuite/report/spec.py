@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from benchsuite import plugins
-from benchsuite.cell import Cell
 from benchsuite.errors import UsageError
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 
 _TO_TARGET = {"x": ("seconds", "samples", "bytes"), "goal": ("target", "easy", "hard")}
 # kind -> (title, keys of its own with their values)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from benchsuite import cell as cells
-from benchsuite import plugins
-from benchsuite.cell import Cell
 from benchsuite.parallel.data import DataPart
+from benchsuite.plan import cell as cells
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Cell
 from benchsuite.virtual.graphs import CountCalls, Graph, trace
 from benchsuite.virtual.states import ModuleStates
 from benchsuite.workload import Batch, Workload

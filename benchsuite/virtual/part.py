@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from benchsuite.measure.clock import check_finite
 from benchsuite.parallel.data import DataPart
 from benchsuite.virtual.clock import Task, VirtualClock
 from benchsuite.virtual.gradients import Gradients
 from benchsuite.virtual.schedule import Schedule
+from benchsuite.worker.clock import check_finite
 from benchsuite.workload import Batch, Ready
 
 FORWARD_SHARE = 3  # a third of a gradient's time is its forward pass, the rest goes backward over the parameters

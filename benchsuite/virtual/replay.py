@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchsuite.assemble.virtual import sections
-from benchsuite.cell import Cell
 from benchsuite.errors import UsageError
-from benchsuite.record import Run, Status, finite
-from benchsuite.tune import trained
+from benchsuite.plan.cell import Cell
+from benchsuite.results.assemble.virtual import sections
+from benchsuite.results.record import Run, Status, finite
+from benchsuite.run.tune import trained
 from benchsuite.virtual.world import Simulated, simulate
 
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-3, "bf16": 1e-2}  # relative; gradients computed together round in another order

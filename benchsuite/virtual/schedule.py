@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from benchsuite.virtual.clock import Task, VirtualClock
 
 if TYPE_CHECKING:
-    from benchsuite.cell import Cell
+    from benchsuite.plan.cell import Cell
     from benchsuite.virtual.world import Simulated
 
 COMPUTE, SEND, RECEIVE, COLLECTIVE = "compute", "send", "receive", "collective"

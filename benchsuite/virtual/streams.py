@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchsuite import compute_time
+from benchsuite.plan import compute_time
 
 BLOCK = 256
 LONGEST_NS = 2**60  # 36 years

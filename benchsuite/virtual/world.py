@@ -1,6 +1,6 @@
 """A cell in virtual time: every rank's life in one thread, and the same records as fresh processes would leave.
 
-The ranks run the loop of `benchsuite/loop.py` with the strategy's own file; what differs from `worker.py` is the
+The ranks run the loop of `benchsuite/worker/loop.py` with the strategy's own file; what differs from `worker.py` is the
 comm, the part and the clock. A cell whose parameters do not depend on who is fast (`timing_free`) is trained once, in
 the plainest of worlds (`cell.untimed`), and timed afterwards under each link and each spread of compute times
 (`Trajectory`): which gradients are computed together, and so how they round, is then the same for all of them.
@@ -19,32 +19,33 @@ from typing import Any
 
 import torch
 
-from benchsuite import cell as cells
-from benchsuite import compute_time, placement, predict
-from benchsuite import training as trainings
-from benchsuite.cell import Cell
 from benchsuite.comm import Traffic
 from benchsuite.comm.traffic import Calls
-from benchsuite.comm.virtual import VirtualComm
-from benchsuite.comm.virtual_world import Script, VirtualWorld
 from benchsuite.errors import UsageError
-from benchsuite.job import RankJob
-from benchsuite.loop import Loop
-from benchsuite.measure.clock import StepClock
-from benchsuite.measure.evaluation import evaluate
 from benchsuite.measure.memory import available_bytes
-from benchsuite.measure.rank_record import Measured, rank_record
-from benchsuite.measure.snapshots import Snapshots
-from benchsuite.measure.traffic_mode import derived_total
 from benchsuite.parallel.data import DataPart
-from benchsuite.training import Training
+from benchsuite.plan import cell as cells
+from benchsuite.plan import compute_time, placement
+from benchsuite.plan.cell import Cell
 from benchsuite.virtual.clock import VirtualClock
+from benchsuite.virtual.comm import VirtualComm
+from benchsuite.virtual.comm_world import Script, VirtualWorld
 from benchsuite.virtual.gradients import Gradients, Graphs, loss_key
 from benchsuite.virtual.network import Network
 from benchsuite.virtual.part import Pool, Times, VirtualPart
 from benchsuite.virtual.schedule import Schedule
 from benchsuite.virtual.streams import ComputeTimes
 from benchsuite.virtual.without_gradients import Losses, WithoutData, idle
+from benchsuite.worker import build as trainings
+from benchsuite.worker import predict
+from benchsuite.worker.build import Training
+from benchsuite.worker.clock import StepClock
+from benchsuite.worker.evaluation import evaluate
+from benchsuite.worker.job import RankJob
+from benchsuite.worker.loop import Loop
+from benchsuite.worker.rank_record import Measured, rank_record
+from benchsuite.worker.snapshots import Snapshots
+from benchsuite.worker.traffic_mode import derived_total
 from benchsuite.workload import Workload
 
 NS_PER_S, GIB = 1e9, 2**30

@@ -1,0 +1,72 @@
+"""The process that simulates cells: `python -P -m benchsuite.cluster.simulator OUTCOME_FD PARENT_PID`.
+
+Reads one JSON line per cell from its standard input (`{"cell", "run_dir"}`), leaves `sections.json` in the run
+directory and writes one JSON line per outcome to the descriptor. It keeps what it has traced and the trajectories
+that can be timed again, so cells of one workload belong to one process. The end of its input is its end.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchsuite.cluster.namespace import die_with_parent
+from benchsuite.cluster.simulators import SECTIONS
+from benchsuite.measure.memory import keep_freed_memory
+from benchsuite.plan import cell as cells
+from benchsuite.results.assemble.virtual import sections
+from benchsuite.results.record import dumps
+from benchsuite.virtual.world import Kept, SimulationError, simulate
+from benchsuite.worker.job import EXIT_PARENT_GONE, CannotWrite, write_atomic
+
+
+def main(arguments: list[str]) -> int:
+    """Serves until the input ends."""
+    outcome_fd, parent = int(arguments[0]), int(arguments[1])
+    if parent:
+        die_with_parent(parent, exit_code=EXIT_PARENT_GONE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
+    keep_freed_memory()
+    import torch
+    import torch._dynamo  # optimisers import it at their first step
+
+    torch.set_num_threads(1)
+    gc.freeze()
+    kept = Kept()
+    _say(outcome_fd, {"ready": True})
+    for line in sys.stdin:
+        order = json.loads(line)
+        _say(outcome_fd, answer(order["cell"], Path(order["run_dir"]), kept))
+    return 0
+
+
+def answer(document: dict[str, Any], run_dir: Path, kept: Kept) -> dict[str, Any]:
+    """Simulates one cell; `{"status", "reason", "culprit"}`."""
+    try:
+        cell = cells.from_json(document)
+        simulated = simulate(cell, run_dir, kept=kept)
+        result, cost, raw = sections(cell, simulated.records, simulated.facts)
+        write_atomic(run_dir / SECTIONS, dumps({"result": result, "cost": cost, "raw": raw}).encode())
+    except SimulationError as error:
+        return {"status": "failed", "reason": str(error), "culprit": error.culprit}
+    except CannotWrite as error:
+        return {"status": "failed", "reason": f"{error.strerror}: {error.filename}", "culprit": None}
+    except Exception as error:  # noqa: BLE001  the outermost frame of a cell: recorded, the next one runs
+        traceback.print_exc()
+        lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
+        return {"status": "failed", "reason": lines[0] if lines else repr(error), "culprit": None}
+    return {"status": "ok", "reason": None, "culprit": None}
+
+
+def _say(descriptor: int, document: dict[str, Any]) -> None:
+    os.write(descriptor, json.dumps(document).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

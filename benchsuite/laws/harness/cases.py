@@ -1,0 +1,311 @@
+"""The cells that laws are shown on: everything legal that stands in sync/, topology/ and compression/, on `tiny.py`.
+
+A new file in one of the folders is in the grid without an edit here; what is legal, the rules decide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchsuite import rules
+from benchsuite.laws import Law
+from benchsuite.laws.harness.variants import (
+    APART_RECIPES,
+    RECIPES,
+    STALE_RECIPES,
+    VARIANTS,
+    Fields,
+    Recipe,
+)
+from benchsuite.plan import cell as cells
+from benchsuite.plan import plugins
+from benchsuite.plan.cell import Budget, Cell
+from benchsuite.rules import Problem
+
+TINY = str(Path(__file__).with_name("tiny.py"))
+WORKERS = (1, 2, 3, 4)
+# A combination that one of these rules refuses is no strategy; any other reason depends on clock or numbers.
+NO_STRATEGY = (
+    "parallel x sync", "sync x topology", "compression", "compression x topology", "compression x sync",
+    "compression x parallel", "outer bits", "actor_learner",
+)  # fmt: skip
+
+
+def tiny(recipe: Recipe = RECIPES[0], *, options: Fields | None = None, **fields: Any) -> Cell:
+    """A resolved cell of `tiny.py` in float64."""
+    optimizer, lr, clip_norm = recipe
+    workload: Fields = {"optimizer": optimizer, "lr": lr, "clip_norm": clip_norm}
+    fields = {"precision": "fp64", **fields}
+    return cells.resolve(Cell(workload=TINY, options={"tiny": workload, **(options or {})}, **fields))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be shown: members by name or path (() = all in the folder), numbers of workers, the clock."""
+
+    sync: tuple[str, ...] = ()
+    topology: tuple[str, ...] = ()
+    compression: tuple[str, ...] = ()
+    workers: tuple[int, ...] = WORKERS
+    clock: str = "wall"
+    parallel: tuple[str, ...] = ()
+
+    @property
+    def is_everything(self) -> bool:
+        """Of the replica axis, with replicas of one rank."""
+        return not (self.sync or self.topology or self.compression) and self.undivided
+
+    @property
+    def undivided(self) -> bool:
+        """Whether replicas of one rank are asked for."""
+        return not self.parallel or "data" in self.parallel
+
+    def is_about(self, parallel: str) -> bool:
+        """Whether all laws of this division of a replica are asked for."""
+        return self.clock == "wall" and not (self.sync or self.topology or self.compression) and self.includes(
+            parallel=parallel
+        )
+
+    def includes(self, **members: str) -> bool:
+        """Whether all of these are among what is asked for."""
+        return all(name in self.members(kind) for kind, name in members.items())
+
+    def members(self, kind: str) -> tuple[str, ...]:
+        """Those that are asked for, or all."""
+        return getattr(self, kind) or tuple(plugins.names(kind))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where laws are shown."""
+
+    of: Callable[[Asked], Sequence[Cell]]
+    subject: Callable[[Cell], str]  # what a cell is an instance of: the line of a table
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A combination that cannot run as it was asked for."""
+
+    subject: str
+    problem: Problem
+
+
+def shapes(asked: Asked = Asked(), *, by_library: bool = False) -> Iterator[Fields]:
+    """Legal cells as fields: every sync x topology x N x S; further options and compressions on fewer of them.
+
+    `synchronous` is shown on every topology with everything. Of the others, options beyond the first ones and
+    compressions are shown on one collective, on servers and on every graph, with one S for each N.
+    by_library: the strategies that call the library past `Comm` instead of all others; their ranks are processes.
+    """
+    shown: set[str] = set()
+    for sized in _candidates(asked) if asked.undivided else ():
+        if calls_library(sized[0]["sync"]) != by_library:
+            continue
+        legal = [shape for shape in sized if not rules.validate(tiny(**shape))]
+        once = _shown_once(sized[0])
+        if legal and once not in shown:
+            shown |= {once} - {""}
+            yield from _thinned(legal) if _is_further(legal[0]) else legal
+
+
+def refused(asked: Asked) -> Iterator[Refused]:
+    """What is a strategy, but none of its N x S can run under this clock or with these numbers."""
+    for sized in _candidates(asked) if asked.undivided else ():
+        found = [rules.validate(tiny(**shape)) for shape in sized]
+        if all(found) and not any(problem.rule in NO_STRATEGY for problem in found[0]):
+            yield Refused(subject_of(tiny(**sized[0]), told=sized[0]["options"]), min(found, key=len)[0])
+
+
+def _candidates(asked: Asked) -> Iterator[list[Fields]]:
+    """N x S of each sync x topology x compression x options, whether they mean something or not."""
+    topologies = sorted(asked.members("topology"), key=lambda name: name != "native")
+    for compression in sorted(asked.members("compression"), key=lambda name: name != "none"):
+        workers: Sequence[int] = asked.workers
+        if compression != "none":
+            workers = [n for n in workers if n in (2, 3)] or workers[:1]
+        for sync in asked.members("sync"):
+            for topology in topologies:
+                for options in _variants(sync, compression):
+                    fields = {"sync": sync, "topology": topology, "options": options, "clock": asked.clock}
+                    fields |= {"compression": compression} if compression != "none" else {}
+                    if sized := [{**fields, **size} for size in _sizes(fields, workers)]:
+                        yield sized
+
+
+def _variants(sync: str, compression: str) -> list[Fields]:
+    """Options of the strategy; under a compression its first ones with those of the compression."""
+    own = [{sync: given} if given else {} for given in VARIANTS.get(sync, ({},))]
+    if compression == "none":
+        return own
+    return [{**own[0], **({compression: given} if given else {})} for given in VARIANTS.get(compression, ({},))]
+
+
+def _is_further(shape: Fields) -> bool:
+    """A compression, or options that are not the strategy's first ones."""
+    first = _variants(shape["sync"], "none")[0]
+    return "compression" in shape or shape["options"] != first
+
+
+def _shown_once(shape: Fields) -> str:
+    """What is shown on one topology of a kind; "" = on all."""
+    topology = plugins.load("topology", shape["topology"])
+    if not _is_further(shape) or shape["sync"] == "synchronous" or hasattr(topology, "neighbours"):
+        return ""
+    return cells.canonical([shape["sync"], shape.get("compression"), shape["options"], hasattr(topology, "serve")])
+
+
+def _thinned(shapes: list[Fields]) -> list[Fields]:
+    """The most S for each N."""
+    return list({shape["replicas"]: shape for shape in shapes}.values())
+
+
+def _sizes(fields: Fields, workers: Sequence[int]) -> Iterator[Fields]:
+    """N x S."""
+    for replicas in workers:
+        if replicas == 1 and fields["options"].get("asynchronous", {}).get("lock") == "none":
+            continue  # one worker, one thread: that is the lock
+        counts = [0]
+        if fields["topology"] == "parameter_server":
+            counts = sorted({1, replicas - 1} - {0}) if _is_further(fields) else sorted({1, 2, replicas})
+        yield from ({"replicas": replicas, "servers": servers} for servers in counts)
+
+
+@cache
+def training(asked: Asked) -> tuple[Cell, ...]:
+    """All strategies, each shape with its recipes."""
+    made = []
+    for by_library, budget in ((False, Budget()), (True, Budget(timeout_s=60.0))):
+        for shape in shapes(asked, by_library=by_library):
+            made += [tiny(recipe, budget=budget, **shape) for recipe in recipes(shape)]
+    return tuple(made)
+
+
+def once(asked: Asked) -> list[Cell]:
+    """All strategies, the same options once: with the most workers and servers."""
+    largest: dict[str, Cell] = {}
+    for cell in training(asked):
+        options = {name: given for name, given in cell.options.items() if name != "tiny"}
+        largest[cells.canonical([cell.sync, cell.topology, cell.compression, options])] = cell
+    return list(largest.values())
+
+
+def means(asked: Asked) -> list[Cell]:
+    """Every topology x N, in segments too, without a strategy."""
+    if asked.sync or asked.compression or not asked.undivided:
+        return []
+    made = []
+    for name in asked.members("topology"):
+        made += [tiny(topology=name, replicas=n, clock=asked.clock) for n in asked.workers]
+        if "segment_kib" in plugins.find("topology", name).options:
+            cut = {plugins.stem(name): {"segment_kib": 1}}
+            made += [tiny(topology=name, replicas=n, clock=asked.clock, options=cut) for n in asked.workers if n > 1]
+    return made
+
+
+def subject_of(cell: Cell, *, told: Fields | None = None) -> str:
+    """Strategy, topology, compression; `told`: options to be named too."""
+    names = [plugins.stem(name) for name in (cell.sync, cell.topology, cell.compression) if name != "none"]
+    return " ".join([*names, *(f"{key}={value}" for given in (told or {}).values() for key, value in given.items())])
+
+
+TRAINING = Cells(training, subject_of)
+ONCE = Cells(once, subject_of)
+MEANS = Cells(means, lambda cell: f"a mean over {plugins.stem(cell.topology)}")
+RANKS = Cells(
+    lambda asked: [tiny(replicas=n, clock=asked.clock) for n in asked.workers if n > 1 and asked.is_everything],
+    lambda cell: "ranks",
+)
+ONE_REPLICA = Cells(
+    lambda asked: [tiny(clock=asked.clock, precision=name) for name in ("fp64", "fp32") if asked.is_everything],
+    lambda cell: "a replica",
+)
+
+
+def cells_of(family: str) -> Cells:
+    """Where the laws of a file are shown: as it says, else on all strategies."""
+    found: Cells = getattr(importlib.import_module(f"benchsuite.laws.{family}"), "CELLS", TRAINING)
+    return found
+
+
+def calls_library(sync: str) -> bool:
+    """Whether a strategy uses torch's default group, which thread ranks do not have."""
+    return bool(plugins.find("sync", sync).constants.get("calls_library"))
+
+
+def in_processes(cell: Cell) -> bool:
+    """Whether its ranks are processes: with a library that uses torch's default group, which thread ranks lack."""
+    return calls_library(cell.sync) or cell.parallel != "data"
+
+
+def recipes(shape: Fields) -> tuple[Recipe, ...]:
+    """What a shape is trained with: all optimisers where three workers work over `native` or up to two servers.
+
+    A strategy given by path: all optimisers everywhere.
+    """
+    if "compression" in shape:
+        return RECIPES[:1]
+    if calls_library(shape["sync"]):
+        return RECIPES[0], RECIPES[1], RECIPES[5]
+    free = plugins.find("sync", shape["sync"]).constants.get("timing_free")
+    if plugins.is_path(shape["sync"]):
+        return APART_RECIPES if free else STALE_RECIPES
+    plain = shape["topology"] in ("native", "parameter_server") and shape["servers"] <= 2
+    whole = plain and shape["replicas"] in (1, 3)
+    if shape["sync"] == "synchronous":
+        return RECIPES if whole and not _is_further(shape) else RECIPES[1:3]
+    if free:
+        together = APART_RECIPES[2:5:2] if _is_further(shape) else APART_RECIPES
+        return together if whole and shape["replicas"] == 3 else APART_RECIPES[2:3]
+    locked = shape["options"].get(shape["sync"], {}).get("lock") != "none"
+    return STALE_RECIPES if whole and locked and not _is_further(shape) else STALE_RECIPES[:1]
+
+
+def label(cell: Cell) -> str:
+    """What tells the cells of the grid apart."""
+    told: Fields = dict(cell.options.get("tiny", {}))
+    options = [f"{key}={value}" for name in _members(cell) for key, value in _variant(cell, name).items()]
+    parts = [plugins.stem(cell.sync), cell.topology, *([cell.compression] if cell.compression != "none" else [])]
+    if cell.parallel != "data":
+        parts.insert(0, f"{plugins.stem(cell.workload)} {plugins.stem(cell.parallel)}({cell.model_parallel})")
+    parts += [f"N={cell.replicas}", f"S={cell.num_servers}", told.get("optimizer", ""), cell.precision]
+    return " ".join([*filter(None, parts), *(["clip"] if told.get("clip_norm") else []), *options])
+
+
+def _members(cell: Cell) -> list[str]:
+    return [plugins.stem(name) for name in (cell.parallel, cell.sync, cell.topology, cell.compression)]
+
+
+def _variant(cell: Cell, name: str) -> Fields:
+    """The member's options that some variant names."""
+    named = {key for variant in VARIANTS.get(name, ()) for key in variant}
+    return {key: value for key, value in cell.options.get(name, {}).items() if key in named}
+
+
+def cases(
+    laws: Iterable[Law], grid: Sequence[Cell], *, only: Callable[[Law], bool] = lambda law: True
+) -> Iterator[tuple[Law, Cell]]:
+    """Each law on the cells that it speaks about; one that shares no run with others, on one recipe of each shape."""
+    for law in laws:
+        seen: set[str] = set()
+        for cell in grid:
+            if not only(law) or not law.applies(cell):
+                continue
+            shape = cells.canonical(on(cell, options={"tiny": {}}).to_json()) if law.own_run else ""
+            if not law.own_run or shape not in seen:
+                seen.add(shape)
+                yield law, cell
+
+
+def on(cell: Cell, **fields: Any) -> Cell:
+    """The cell with other fields; options are added to its own, those of members that it has no more are dropped."""
+    options = {**cell.options, **fields.pop("options", {})}
+    changed = dataclasses.replace(cell, **fields)
+    used = {plugins.stem(getattr(changed, axis)) for axis in cells.AXES}
+    return dataclasses.replace(changed, options={name: given for name, given in options.items() if name in used})

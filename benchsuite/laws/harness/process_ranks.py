@@ -1,0 +1,112 @@
+"""Ranks for laws that are real processes: a cell host's ranks are handed a body and write back what it returned.
+
+For strategies that call the library by itself: it has one default group per process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pickle
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchsuite.comm import Traffic
+from benchsuite.comm.process import ProcessComm
+from benchsuite.laws import MakeRanks
+from benchsuite.laws.harness.runs import RankRun, one_rank
+from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import Cell
+from benchsuite.results.record import Outcome, Status
+from benchsuite.worker.job import RankJob, write_rank_file
+from benchsuite.worker.rendezvous import connect, open_store
+
+ENTRY = "benchsuite.laws.harness.process_ranks:call_body"
+
+
+class Cluster(Protocol):
+    """Who starts the processes (`cluster/local.py`)."""
+
+    def run(self, cell: Cell, run_dir: Path, *, entry: str = "") -> Outcome:
+        """Runs a cell; its ranks call `entry`."""
+
+
+def process_ranks(cluster: Cluster, folder: Path) -> MakeRanks:
+    """Ranks that are fresh processes of `cluster`, with their files in `folder`.
+
+    The body must be a partial with a `cell`, and pickle.
+    """
+    runs = itertools.count()
+
+    def make_ranks(size: int, body: Callable[..., Any], *, strict: str = "") -> list[Any]:
+        cell = getattr(body, "keywords", {})["cell"]
+        assert not strict and cell.world_size == size
+        run_dir = folder / str(next(runs))
+        run_dir.mkdir()
+        (run_dir / "body").write_bytes(pickle.dumps(body))
+        outcome = cluster.run(cell, run_dir, entry=ENTRY)
+        if outcome.status is not Status.OK:
+            raise RuntimeError(outcome.reason)
+        return [pickle.loads((run_dir / f"result{rank}").read_bytes()) for rank in range(size)]
+
+    return make_ranks
+
+
+def together(make_ranks: MakeRanks, shown: Sequence[Cell]) -> MakeRanks:
+    """The same ranks, started once for all of these cells that have one world size: their unchanged runs follow one
+    another, each on a group of its own. A run that fails is told to who asks for it."""
+    found: dict[str, list[Any]] = {}
+    by_size: dict[int, dict[str, Cell]] = {}
+    for cell in shown:
+        by_size.setdefault(cell.world_size, {})[_key(cell)] = cell
+
+    def call(size: int, body: Callable[..., Any], *, strict: str = "") -> list[Any]:
+        arguments = getattr(body, "keywords", {})
+        key = _key(arguments["cell"])
+        unchanged = all(arguments.get(name) is None for name in ("change", "after"))
+        if strict or not unchanged or getattr(body, "func", None) is not one_rank or key not in by_size.get(size, {}):
+            return make_ranks(size, body, strict=strict)
+        if key not in found:
+            all_of_size = tuple(by_size[size].values())
+            budget = dataclasses.replace(all_of_size[0].budget, timeout_s=sum(c.budget.timeout_s for c in all_of_size))
+            host = dataclasses.replace(all_of_size[0], budget=budget)
+            ranks = make_ranks(size, partial(one_after_another, cell=host, shown=all_of_size))
+            found.update((name, [rank[at] for rank in ranks]) for at, name in enumerate(by_size[size]))
+        failed = [result for result in found[key] if isinstance(result, str)]
+        if failed:
+            raise RuntimeError(failed[0])
+        return found[key]
+
+    return call
+
+
+def _key(cell: Cell) -> str:
+    return cells.canonical(cell.to_json())
+
+
+def one_after_another(comm: ProcessComm, *, cell: Cell, shown: Sequence[Cell]) -> list[RankRun | str]:
+    """What a rank does for `together`: the runs, or why there is none. cell: for which the ranks were started."""
+    results: list[RankRun | str] = []
+    for each in shown:
+        own = comm.split(range(comm.size))
+        assert own is not None
+        own.traffic, own.calls = Traffic(), {}
+        try:
+            results.append(one_rank(own, cell=each, change=None, after=None))
+        except Exception as error:  # noqa: BLE001  told to who asks for this run; the others go on
+            results.append(f"{type(error).__name__}: {error} [{each.label}]")
+    return results
+
+
+def call_body(job: RankJob) -> None:
+    """What a rank does."""
+    import torch
+
+    torch.set_num_threads(1)
+    comm = connect(job, cells.from_json(job.cell), open_store(job), None)
+    body = pickle.loads(Path(job.run_dir, "body").read_bytes())
+    Path(job.run_dir, f"result{job.rank}").write_bytes(pickle.dumps(body(comm)))
+    write_rank_file(job.run_dir, job.rank, "{}")
+    comm.barrier()

@@ -1,0 +1,80 @@
+"""Ranks for laws: threads of this process, each with its own gloo group, model and store view. Never timed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from benchsuite.comm.groups import World
+from benchsuite.comm.process import ProcessComm
+from benchsuite.laws.harness.memory_store import MemoryStore
+
+T = TypeVar("T")
+MANY_FILES = 300  # of about 1000 that a process may open
+
+
+def thread_ranks(
+    size: int,
+    body: Callable[[ProcessComm], T],
+    *,
+    strict: str = "",
+    hosts: Sequence[int] = (),
+    timeout_s: float = 30.0,
+) -> list[T]:
+    """Runs `body(comm)` on `size` thread ranks, returns what each returned; the first error is raised.
+
+    Each thread makes its own `Traffic`; groups meet in a store in memory.
+    """
+    _release_sockets()
+    store = MemoryStore(timeout_s=timeout_s)
+    results: list[Any] = [None] * size
+    errors: list[tuple[int, BaseException]] = []
+    ended = threading.Barrier(size)  # who sends nothing would hang up on those that still connect
+
+    def run(rank: int) -> None:
+        comm = None  # each drops its own here: a socket that closes waits for its watcher's next turn, up to 10 ms
+        try:
+            torch.set_num_threads(1)  # per thread: a pool of its own for each rank would spin on the others' cores
+            world = World(store, lambda: store, timeout_s=timeout_s, strict=strict, transport=_transport())
+            comm = ProcessComm(world, rank=rank, size=size, hosts=hosts)
+            with contextlib.closing(comm):
+                results[rank] = body(comm)
+        except BaseException as error:  # noqa: BLE001  raised by the caller's thread
+            errors.append((rank, error))
+        with contextlib.suppress(threading.BrokenBarrierError):
+            ended.wait(timeout_s + 10)
+
+    threads = [threading.Thread(target=run, args=(rank,), name=f"rank{rank}", daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout_s + 10)
+    if errors:
+        rank, error = errors[0]
+        error.add_note(f"on thread rank {rank} of {size}")
+        raise error
+    stuck = [thread.name for thread in threads if thread.is_alive()]
+    if stuck:
+        raise TimeoutError(f"{', '.join(stuck)} did not end within {timeout_s + 10} s")
+    return results
+
+
+@functools.cache
+def _transport() -> Any:
+    """One for all: making and ending one takes 10 ms of waiting, and laws make thousands of groups."""
+    return dist.ProcessGroupGloo.create_device(interface="lo")
+
+
+def _release_sockets() -> None:
+    """A group in a reference cycle keeps its sockets until Python looks for cycles: too late where many ranks ran."""
+    with contextlib.suppress(OSError):
+        if len(os.listdir("/proc/self/fd")) > MANY_FILES:
+            gc.collect()

@@ -1,0 +1,336 @@
+"""A cell, run on ranks for the laws: parameters after every step, losses, traffic, events, the servers' push logs.
+
+What is run can be changed on each rank by a `Change` (another recipe, given gradients, a broken twin). Everything that
+is handed over is plain data, so that ranks may be threads or processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Handle, Traffic
+from benchsuite.comm.process import ProcessComm
+from benchsuite.laws import MakeRanks
+from benchsuite.plan import cell as cells
+from benchsuite.plan import placement, plugins
+from benchsuite.plan.cell import Cell, Scalar
+from benchsuite.sync import Events, Work
+from benchsuite.topology import bounds
+from benchsuite.topology.server_log import ServerLog
+from benchsuite.worker import build as trainings
+from benchsuite.worker import model_parallel
+from benchsuite.worker.build import Training
+from benchsuite.worker.traffic_mode import derived_total
+from benchsuite.workload import Batch, Part, Ready, Recipe, Shapes, read_loss
+
+Change = Callable[[Training], Training]
+
+
+@dataclass(frozen=True)
+class PushLog:
+    """A server's log as plain integers; one entry per push in the order of arrival."""
+
+    worker: list[int]
+    tag: list[int]  # number of the batch
+    version_read: list[int]
+    version_before: list[int]  # just before its apply, or at its arrival where it was not applied at once
+    version_next: list[int]  # of the answer to it; -1 = not answered
+    version: int  # updates in all
+    replies: list[int]
+    first_read: list[int]
+    last_read: list[int]
+    overlapped_replies: int
+    abandoned_versions: int = 0  # sum over gradients that were given up: version read next minus version read
+    num_abandoned: int = 0
+
+    @property
+    def staleness(self) -> list[int]:
+        return [before - read for before, read in zip(self.version_before, self.version_read, strict=True)]
+
+
+def push_log(log: ServerLog) -> PushLog:
+    """The log of a server that has ended."""
+    columns = log.columns()
+    return PushLog(
+        worker=columns["worker"],
+        tag=columns["tag"],
+        version_read=columns["version_read"],
+        version_before=columns["version_before"],
+        version_next=columns["version_next"],
+        version=log.version,
+        replies=list(log.replies),
+        first_read=list(log.first_read),
+        last_read=list(log.last_read),
+        overlapped_replies=log.overlapped_replies,
+        abandoned_versions=log.abandoned_versions,
+        num_abandoned=log.num_abandoned,
+    )
+
+
+@dataclass(frozen=True)
+class RankRun:
+    """What one rank left behind. `params`: at the start and after every step (a server: its slice, per version)."""
+
+    rank: int
+    params: list[Tensor]
+    losses: list[float | None]  # None: given up
+    work: list[Work]
+    traffic: Traffic
+    called: Traffic  # of the library's collectives that went through the comm, derived
+    events: dict[str, int]
+    shapes: Shapes
+    log: PushLog | None
+    inside: Traffic = field(default_factory=Traffic)  # that the library sent from part to part of a replica, derived
+    after: Any = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """All ranks of one run."""
+
+    cell: Cell
+    ranks: list[RankRun]
+
+    @property
+    def workers(self) -> list[RankRun]:
+        return self.ranks[: self.cell.num_workers]
+
+    @property
+    def servers(self) -> list[RankRun]:
+        return self.ranks[self.cell.num_workers :]
+
+    @property
+    def logs(self) -> list[PushLog]:
+        return [server.log for server in self.servers if server.log is not None]
+
+    @property
+    def traffic(self) -> Traffic:
+        """Sum over the ranks."""
+        return sum((rank.traffic for rank in self.ranks), Traffic())
+
+    @property
+    def called(self) -> Traffic:
+        """Sum over the ranks."""
+        return sum((rank.called for rank in self.ranks), Traffic())
+
+    @property
+    def inside(self) -> Traffic:
+        """Sum over the ranks."""
+        return sum((rank.inside for rank in self.ranks), Traffic())
+
+    @property
+    def events(self) -> Events:
+        return trainings.gather_events([rank.events for rank in self.ranks])
+
+    @property
+    def slices(self) -> list[tuple[int, int]]:
+        """Range of the flat vector that each server owns."""
+        return bounds(self.workers[0].params[0].numel(), max(1, self.cell.num_servers))
+
+
+def run(
+    make_ranks: MakeRanks,
+    cell: Cell,
+    *,
+    change: Change | None = None,
+    after: Callable[[Training], Any] | None = None,
+    strict: str = "",
+) -> Run:
+    """Runs the cell to its budget. `change` is made on each rank before its first step, `after` called at its end."""
+    cell = cells.resolve(cell)
+    return Run(
+        cell, make_ranks(cell.world_size, partial(one_rank, cell=cell, change=change, after=after), strict=strict)
+    )
+
+
+def remembered(make_ranks: MakeRanks) -> MakeRanks:
+    """The same ranks; a cell that they ran unchanged is not run again: several laws look at one run.
+
+    Unchanged: the body is a partial with a `cell`, perhaps a function of a module `after` it, and None for the rest.
+    """
+    runs: dict[str, Any] = {}
+
+    def call(size: int, body: Callable[[ProcessComm], Any], *, strict: str = "") -> list[Any]:
+        given = {name: value for name, value in getattr(body, "keywords", {}).items() if value is not None}
+        cell, after = given.pop("cell", None), given.pop("after", None)
+        looked = f"{after.__module__}.{after.__qualname__}" if inspect.isfunction(after) else ""
+        if cell is None or given or "<" in looked or (after is not None and not looked):
+            return make_ranks(size, body, strict=strict)
+        key = strict + looked + body.func.__module__ + cells.canonical(cell.to_json())  # type: ignore[attr-defined]
+        if key not in runs:
+            runs[key] = make_ranks(size, body, strict=strict)
+        found: list[Any] = runs[key]
+        return found
+
+    return call
+
+
+def place(comm: Comm, cell: Cell) -> None:
+    """Puts the ranks on the cell's hosts: laws run on one machine."""
+    if cell.hosts > 1:
+        comm.hosts = placement.hosts(cell)
+
+
+def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[Training], Any] | None) -> RankRun:
+    """The life of one rank, without measuring."""
+    place(comm, cell)
+    training = trainings.build(cell, comm)
+    if change is not None:
+        training = change(training)
+    params: list[Tensor] = []
+    losses: list[float | None] = []
+    done: list[Work] = []
+    log = None
+    if training.is_server:
+        shard = training.shard()
+        params.append(_copy(shard))
+        log = training.serve(lambda samples, version: params.append(_copy(shard)))
+    else:
+        params.append(_copy(training.part.params))
+        while (work := training.strategy.next_index()) is not None:
+            loss = training.strategy.step(training.fetch(work))
+            losses.append(None if loss is None else read_loss(loss))
+            done.append(work)
+            params.append(_copy(training.part.params))
+        training.strategy.finish()
+    events = training.events(log)
+    traffic = comm.traffic + Traffic()  # a copy: what `after` sends is not the run's
+    called = derived_total(getattr(comm, "calls", {}))
+    inside = Traffic()
+    if training.replica is not None:
+        inside = model_parallel.derive_inside(training, events)
+    return RankRun(
+        rank=comm.rank,
+        params=params,
+        losses=losses,
+        work=done,
+        traffic=traffic,
+        called=called,
+        events=events,
+        shapes=dict(training.part.shapes),
+        log=None if log is None else push_log(log),
+        inside=inside,
+        after=None if after is None else after(training),
+    )
+
+
+def _copy(vector: Tensor) -> Tensor:
+    """On the CPU, where it is compared."""
+    return vector.detach().to("cpu", copy=True)
+
+
+# -- changes ---------------------------------------------------------------------------------------------------
+
+
+def rebuilt(training: Training, **pieces: Any) -> Training:
+    """The same rank with other pieces (started, where they need it) and, unless given, a fresh strategy on them."""
+    strategy = trainings.make_strategy(training.cell, training.workload)
+    changed = dataclasses.replace(training, **{"strategy": strategy, **pieces})
+    changed.strategy.start(changed.comm, changed.part, changed.recipe, changed.topology, changed.compression)
+    return changed
+
+
+def both(first: Change | None, second: Change | None) -> Change | None:
+    """One change after the other."""
+    if first is None or second is None:
+        return first or second
+    return partial(_both, first=first, second=second)
+
+
+def _both(training: Training, *, first: Change, second: Change) -> Training:
+    return second(first(training))
+
+
+class GivenGradient:
+    """A part whose gradient is given instead of computed: `fill(grad, step)`."""
+
+    def __init__(self, part: Part, fill: Callable[[Tensor, int], None]) -> None:
+        self._part, self._fill, self._step = part, fill, 0
+        self.module, self.shapes, self.params = part.module, part.shapes, part.params
+        self.infer, self.wrap, self.backward = part.infer, part.wrap, part.backward
+
+    @property
+    def grad(self) -> Tensor:
+        return self._part.grad
+
+    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+        self._fill(self.grad, self._step)
+        self._step += 1
+        if ready is not None:
+            ready(0, self.grad.numel())
+        return 0.0
+
+
+def plain_sgd(recipe: Recipe, lr: float = 1.0) -> Recipe:
+    """Every update is -lr times the gradient: no momentum, no schedule, no clipping."""
+    return dataclasses.replace(
+        recipe, make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0), lr=lambda progress: lr, clip_norm=None
+    )
+
+
+def from_zero_with_ones(training: Training) -> Training:
+    """Start 0, every gradient 1: after U updates with lr 1 every parameter is -U."""
+    training.part.params.zero_()
+    return rebuilt(training, part=GivenGradient(training.part, _one), recipe=plain_sgd(training.recipe))
+
+
+def _one(grad: Tensor, step: int) -> None:
+    grad.fill_(1.0)
+
+
+# -- cells -----------------------------------------------------------------------------------------------------
+
+
+def with_options(cell: Cell, member: str, **values: Scalar) -> Cell:
+    """The cell with other options of one of its members."""
+    options = {name: dict(given) for name, given in cell.options.items()}
+    options[member] = {**options.get(member, {}), **values}
+    return dataclasses.replace(cell, options=options)
+
+
+def sync_of(cell: Cell) -> str:
+    """Whose laws the cell's strategy obeys: its name; of a user's file what its class says, `obeys = "synchronous"`."""
+    if not plugins.is_path(cell.sync):
+        return cell.sync
+    return str(plugins.find("sync", cell.sync).constants.get("obeys", ""))
+
+
+def option(cell: Cell, member: str, name: str) -> Any:
+    """An option's value in a resolved cell, None where it has no such option."""
+    if member not in cell.options and member == sync_of(cell):
+        member = plugins.stem(cell.sync)
+    return cell.options.get(member, {}).get(name)
+
+
+def recipe_of(cell: Cell) -> Recipe:
+    """The recipe that the cell trains with."""
+    cell = cells.resolve(cell)
+    return trainings.make_recipe(cell, trainings.make_workload(cell))
+
+
+def with_servers(cell: Cell) -> bool:
+    """Whether the cell has parameter servers."""
+    return cell.num_servers > 0
+
+
+def count_different(one: Tensor, other: Tensor) -> int:
+    """Elements whose values differ (a NaN differs from everything)."""
+    return int((one != other).sum())
+
+
+def relative(difference: Tensor, reference: Tensor) -> float:
+    """||difference|| / ||reference||."""
+    return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference))
+
+
+def worst(figures: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """The largest value with where it was found; a NaN is larger than all."""
+    return max(figures, key=lambda pair: (pair[0] != pair[0], pair[0]), default=(float("nan"), "nothing was compared"))

@@ -1,0 +1,1 @@
+"""Meters: step windows, wire bytes, memory, device time, load, environment, heart beats."""

@@ -1,0 +1,340 @@
+"""A cell: everything that may change a number, and nothing else.
+
+A cell is one point of the cross workload x parallel x sync x topology x compression, with so many
+workers, on such a cluster. It is frozen; its id is a hash of its canonical JSON without the seed, so the
+same question asked twice has one name. Plans (TOML files that state a question and a grid) become cells
+in `benchsuite/plan/plan.py`; whether a cell means something is decided in `benchsuite/rules/__init__.py`.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from benchsuite.errors import UsageError
+from benchsuite.plan import compute_time, members, plugins
+
+Scalar = bool | int | float | str
+Options = Mapping[str, Mapping[str, Scalar]]
+
+# The axes whose members are plug-ins: cell field -> plug-in kind (they have the same name).
+AXES = ("workload", "parallel", "sync", "topology", "compression")
+
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "server_placement": ("own_host", "with_worker"),
+    "rank_placement": ("replica_major", "part_major"),
+    "precision": ("fp32", "fp64", "bf16"),
+    "backend": ("gloo", "nccl", "mpi"),
+    "device": ("cpu", "cuda"),
+    "clock": ("wall", "virtual"),
+    "batch_mode": ("fixed_global", "fixed_per_worker"),
+    "tuning": ("same", "per_strategy"),
+    "gradients": ("computed", "none"),
+})
+# Fields that came after the first stored runs: absent from the id where they say what was always so.
+_LATER = ("gradients", "receive_cost", "lr_factor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much a run may use. `samples` and `steps` (of one global batch) exclude each other."""
+
+    samples: int | None = None
+    steps: int | None = None
+    timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One experiment, whole. See `resolve` for what is filled in where a field is left open."""
+
+    workload: str = "cnn"
+    preset: str = ""  # "" = the first preset of the workload's file
+    parallel: str = "data"
+    sync: str = "synchronous"
+    topology: str = "native"
+    compression: str = "none"
+    options: Options = field(default_factory=dict)  # member -> option -> value
+    replicas: int = 1
+    model_parallel: int = 1
+    servers: int | None = None  # None = 1 with a parameter server, else 0
+    server_placement: str = "own_host"
+    rank_placement: str = "replica_major"  # worker rank = replica x model_parallel + part
+    threads: int = 1
+    precision: str = "fp32"
+    backend: str = "gloo"
+    device: str = "cpu"
+    clock: str = "wall"
+    cluster: str = "local"
+    hosts: int = 1
+    link_mbit: float | None = None
+    link_latency_us: float | None = None
+    compute_time: Mapping[str, Scalar] | None = None  # virtual clock only: {kind, mean_s, cv ..}; None = 1 s each
+    receive_cost: Mapping[str, Scalar] | None = None  # virtual clock only: {copy_s_per_gib, incast}
+    gradients: str = "computed"  # none: virtual clock only, for staleness and waiting at any N
+    straggler: Mapping[str, float] = field(default_factory=dict)  # worker -> slow-down factor
+    batch_mode: str = "fixed_global"
+    tuning: str = "same"  # per_strategy: lr_factor is chosen by trials before the runs (`benchsuite/run/tune.py`)
+    lr_factor: float = 1.0  # the recipe's learning rate times this, for every strategy and workload alike
+    budget: Budget = field(default_factory=Budget)
+    faults: tuple[Mapping[str, Scalar], ...] = ()  # injected by tests: {rank, phase, step, signal}
+    seed: int = 0
+    sources: Mapping[str, str] = field(default_factory=dict)  # axis -> sha256 of a plug-in given by path
+
+    @property
+    def num_workers(self) -> int:
+        """Ranks that compute gradients: replicas x model_parallel."""
+        return self.replicas * self.model_parallel
+
+    @property
+    def num_servers(self) -> int:
+        """Ranks that serve parameters (the last ones)."""
+        if self.servers is not None:
+            return self.servers
+        return 1 if self.topology == "parameter_server" else 0
+
+    @property
+    def world_size(self) -> int:
+        """replicas x model_parallel + servers."""
+        return self.num_workers + self.num_servers
+
+    @property
+    def id(self) -> str:
+        """First 12 hex digits of sha256 over the canonical JSON without the seed."""
+        return hashlib.sha256(canonical(identity(self)).encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """Short human name, e.g. `cnn/digits synchronous ring N=2`."""
+        workload = plugins.stem(self.workload)
+        parts = [f"{workload}/{self.preset}" if self.preset else workload]
+        if self.parallel != "data":
+            parts.append(f"{self.parallel}({self.model_parallel})")
+        parts += [plugins.stem(self.sync), plugins.stem(self.topology)]
+        if self.compression != "none":
+            parts.append(plugins.stem(self.compression))
+        parts.append(f"N={self.replicas}")
+        if self.num_servers > 1:
+            parts.append(f"S={self.num_servers}")
+        if self.server_placement == "with_worker":
+            parts.append("servers with workers")
+        if self.rank_placement == "part_major":
+            parts.append("parts together")
+        if self.hosts > 1:
+            parts.append(f"{self.hosts} hosts")
+        if self.clock == "virtual":
+            parts.append("virtual" if self.gradients == "computed" else "virtual, timing only")
+        if self.compute_time:
+            parts.append(str(self.compute_time.get("kind", "")))
+        if self.link_mbit is not None:
+            parts.append(f"{self.link_mbit:g} Mbit/s")
+        if self.straggler:
+            parts.append("straggler " + ",".join(f"{w}:{f:g}x" for w, f in sorted(self.straggler.items())))
+        if self.lr_factor != 1:
+            parts.append(f"lr x{self.lr_factor:g}")
+        if self.tuning == "per_strategy":
+            parts.append("tuned")
+        return " ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form; `from_json` restores an equal cell."""
+        document: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return document
+
+    def with_seed(self, seed: int) -> Cell:
+        """The same cell with another seed; its id stays."""
+        return dataclasses.replace(self, seed=seed)
+
+
+def from_json(document: Mapping[str, Any]) -> Cell:
+    """A cell from its JSON form. Unknown keys (of a newer version) raise UsageError."""
+    known = {f.name for f in dataclasses.fields(Cell)}
+    values = dict(document)
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(f"cell has unknown fields {unknown}; known: {', '.join(sorted(known))}")
+    budget = values.pop("budget", {})
+    values["faults"] = tuple(values.get("faults", ()))
+    return Cell(budget=Budget(**budget), **values)
+
+
+def identity(cell: Cell) -> dict[str, Any]:
+    """What the id is a hash of: all fields but the seed; a plug-in given by path by its name and content."""
+    document = cell.to_json()
+    document.pop("seed")
+    for axis, digest in document.pop("sources").items():
+        document[axis] = f"{plugins.stem(document[axis])}@{digest[:16]}"
+    document["servers"] = cell.num_servers
+    defaults = {f.name: f.default for f in dataclasses.fields(Cell)}
+    for name in _LATER:
+        if document[name] == defaults[name]:
+            del document[name]
+    return document
+
+
+def trajectory_key(cell: Cell) -> str | None:
+    """Equal for cells of the virtual clock that only times tell apart, and whose parameters do not depend on these.
+
+    Strategy and topology say so (`timing_free = True`); None where they do not, or where no gradient is computed.
+    """
+    found = [members.find(axis, getattr(cell, axis)) for axis in ("sync", "topology")]
+    if cell.clock == "wall" or cell.gradients == "none":
+        return None
+    if not all(member is not None and member.constants.get("timing_free") for member in found):
+        return None
+    return canonical([identity(untimed(cell)) | {"budget": cell.budget.samples}, cell.seed])
+
+
+def untimed(cell: Cell) -> Cell:
+    """The cell in the plainest of virtual worlds: every gradient takes 1 s, links are free."""
+    topology = members.find("topology", cell.topology)
+    # who shares a host decides what is added first
+    by_host = topology is not None and topology.constants.get("by_host")
+    return dataclasses.replace(
+        cell, compute_time=None, receive_cost=None, straggler={}, link_mbit=None, link_latency_us=None,
+        hosts=cell.hosts if by_host else 1, server_placement="own_host",
+    )  # fmt: skip
+
+
+def canonical(document: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, NaN refused; 4.0 and 4 are one number."""
+    return json.dumps(_plain(document), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def resolve(cell: Cell) -> Cell:
+    """Fills in all that was left open: preset, options' defaults, servers, samples; hashes path plug-ins.
+
+    Two cells that mean the same have the same id afterwards ("an omitted default equals the written one"). A member
+    that the design knows and this version has no file for keeps its options as given; `rules.validate` says so.
+    Raises UsageError for an unknown member, preset or option (the known ones in the message, nearest first).
+    """
+    for name, allowed in CHOICES.items():
+        if getattr(cell, name) not in allowed:
+            raise UsageError(plugins.unknown(name, getattr(cell, name), allowed))
+    found = {axis: members.find(axis, getattr(cell, axis)) for axis in AXES}
+    if cell.cluster not in members.KNOWN["cluster"]:
+        members.find("cluster", cell.cluster)
+    by_path = {axis: member for axis, member in found.items() if member is not None and member.given_by_path}
+    preset, presets = _preset(cell, found["workload"])
+    paths: dict[str, Any] = {axis: str(member.path) for axis, member in by_path.items()}
+    return dataclasses.replace(
+        cell,
+        preset=preset,
+        options=_options(cell, found, presets),
+        servers=cell.num_servers,
+        straggler={str(int(k)): float(v) for k, v in sorted(cell.straggler.items(), key=lambda kv: int(kv[0]))},
+        budget=_budget(cell, found["workload"], presets),
+        compute_time=_compute_time(cell),
+        sources={axis: member.digest for axis, member in by_path.items()},
+        **paths,
+    )
+
+
+def _compute_time(cell: Cell) -> Mapping[str, Scalar] | None:
+    """Measured times are read into the cell; under the virtual clock what is left open is one second per gradient."""
+    if cell.compute_time is None and cell.clock == "virtual":
+        return dict(compute_time.DEFAULT)
+    return compute_time.resolved(cell.compute_time)
+
+
+def _preset(cell: Cell, workload: plugins.Plugin | None) -> tuple[str, Mapping[str, Any]]:
+    """The preset's name and values; those of a workload without a file are not known."""
+    if workload is None:
+        return cell.preset, {}
+    if not workload.presets:
+        raise UsageError(
+            f"{workload.path} has no presets: a workload needs at least one, as a literal, e.g. "
+            'presets = {"default": {"global_batch": 64, "budget_samples": 15360}}'
+        )
+    preset = cell.preset or next(iter(workload.presets))
+    if preset not in workload.presets:
+        raise UsageError(plugins.unknown("preset", preset, workload.presets, of=workload.name))
+    return preset, workload.presets[preset]
+
+
+def _options(
+    cell: Cell, found: Mapping[str, plugins.Plugin | None], preset: Mapping[str, Any]
+) -> dict[str, dict[str, Scalar]]:
+    """Every option of every member with its value: default, then the preset's, then what the cell says.
+
+    Options that came after the first stored runs (the class's `later`) are absent where they have their default.
+    """
+    used = {axis: plugins.stem(getattr(cell, axis)) for axis in AXES}
+    stray = sorted(set(cell.options) - set(used.values()))
+    if stray:
+        uses = ", ".join(sorted(set(used.values())))
+        raise UsageError(f"options given for {stray[0]!r}, which this cell does not use; it uses: {uses}")
+    options: dict[str, dict[str, Scalar]] = {}
+    for axis, member in found.items():
+        given = dict(cell.options.get(used[axis], {}))
+        if member is not None:
+            if axis == "workload":
+                given = {k: v for k, v in preset.items() if k in member.options} | given
+            given = member.resolve_options(given)
+            stated = preset if axis == "workload" else {}  # a default that overrides the preset is no default
+            later = set(member.constants.get("later", ())) - set(stated)
+            given = {k: v for k, v in given.items() if k not in later or v != member.options[k].default}
+        if given:
+            options[used[axis]] = given
+    return options
+
+
+def _budget(cell: Cell, workload: plugins.Plugin | None, preset: Mapping[str, Any]) -> Budget:
+    """The budget in samples, where the workload has a file that can tell how many a step has."""
+    budget = dataclasses.replace(cell.budget, timeout_s=float(cell.budget.timeout_s))
+    if budget.samples is not None and budget.steps is not None:
+        raise UsageError(f"budget has samples = {budget.samples} and steps = {budget.steps}: give one of them")
+    if budget.samples is not None or workload is None:
+        return budget
+    if budget.steps is None:
+        return dataclasses.replace(budget, samples=int(preset.get("budget_samples", 0)))
+    return dataclasses.replace(budget, samples=budget.steps * _global_batch(cell, workload, preset), steps=None)
+
+
+def _global_batch(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any]) -> int:
+    option = workload.options.get("global_batch")
+    stated = preset.get("global_batch", option.default if option else 0)
+    base = cell.options.get(workload.name, {}).get("global_batch", stated)
+    return int(base) * (cell.replicas if cell.batch_mode == "fixed_per_worker" else 1)
+
+
+def global_batch(cell: Cell) -> int:
+    """Samples of one synchronous step (fixed_per_worker: replicas x the preset's); 0 = the workload has no file."""
+    workload = members.find("workload", cell.workload)
+    return 0 if workload is None else _global_batch(cell, workload, _preset(cell, workload)[1])
+
+
+def num_layers(cell: Cell) -> int:
+    """Layers of the workload's chain as its preset states them (0 = not stated), or an option that counts them.
+
+    A class says `layers_beside = {"blocks": 2}` where its chain is so many layers and two more.
+    """
+    workload = members.find("workload", cell.workload)
+    if workload is None:
+        return 0
+    preset = _preset(cell, workload)[1]
+    for option, others in (workload.constants.get("layers_beside") or {}).items():
+        default = workload.options[option].default
+        counted: Any = cell.options.get(workload.name, {}).get(option, preset.get(option, default))
+        return int(counted) + int(others)
+    return int(preset.get("num_layers", 0))
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences as dict and list; a float that is a whole number as int; paths as text."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,184 @@
+"""The grid of a plan: its `[cells]`, `[[cells.also]]`, `[[exclude]]` and `[budget]` as resolved cells. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchsuite.errors import UsageError
+from benchsuite.plan import cell as cells
+from benchsuite.plan import compute_time, fields, members, plugins
+from benchsuite.plan.cell import AXES, Budget, Cell
+
+
+def check_shapes(document: Mapping[str, Any]) -> None:
+    """Tables where tables belong, and lists of tables; what stands in them is checked where it is read."""
+    base = _table("cells", document.get("cells", {}), "[cells]")
+    also = _tables_of("cells.also", base.get("also", []), "[[cells.also]]")
+    excludes = _tables_of("exclude", document.get("exclude", []), "[[exclude]]")
+    _tables_of("figures", document.get("figures", []), "[[figures]]")
+    _table("budget", document.get("budget", {}), "[budget]")
+    for owner, block in (
+        ("cells", base),
+        *(("cells.also", each) for each in also),
+        *(("exclude", each) for each in excludes),
+    ):
+        _table(f"{owner}.budget", block.get("budget", {}), "budget = { samples = 640 }")
+        options = _table(f"{owner}.options", block.get("options", {}), "options = { ring = { segment_kib = 64 } }")
+        for member, values in options.items():
+            _table(f"{owner}.options.{member}", values, f"options = {{ {member} = {{ .. }} }}")
+
+
+def _table(name: str, value: Any, example: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{name} takes a table, not {value!r}: write {example}")
+    return value
+
+
+def _tables_of(name: str, value: Any, example: str) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
+        raise UsageError(f"{name} takes a list of tables, not {value!r}: write {example}")
+    return value
+
+
+def expand(document: Mapping[str, Any], folder: Path, used: set[str]) -> tuple[list[Cell], int]:
+    """Resolved cells of all blocks without duplicates, and how many the excludes took out; fills `used` members."""
+    base = dict(document.get("cells", {}))
+    also = base.pop("also", [])
+    for block in [base, *also]:
+        known_keys(block, fields.FIELDS, "[cells]")
+        _check_option_tables(block, base)
+    excludes = [_exclude(entry) for entry in document.get("exclude", ())]
+    made: dict[str, Cell] = {}
+    excluded: set[str] = set()
+    for block in [base, *({**base, **extra} for extra in also)]:
+        for cell in _cross(block, document.get("budget", {}), folder):
+            used.update(plugins.stem(getattr(cell, axis)) for axis in AXES)
+            resolved = cells.resolve(cell)
+            if any(_matches(resolved, entry) for entry in excludes):
+                excluded.add(resolved.id)
+            else:
+                made.setdefault(resolved.id, resolved)
+    return list(made.values()), len(excluded)
+
+
+def _cross(block: Mapping[str, Any], shared_budget: Any, folder: Path) -> Iterator[Cell]:
+    """Every cell of a block: lists crossed, options only for the members that a cell uses."""
+    options = block.get("options", {})
+    budgets = _budgets(shared_budget, block.get("budget", {}))
+    names = [name for name in block if name not in ("options", "budget")]
+    values = [[fields.check(name, value) for value in _values(name, block[name])] for name in names]
+    for point in itertools.product(*values):
+        chosen = dict(zip(names, point, strict=True))
+        for axis in AXES:
+            if axis in chosen:
+                chosen[axis] = _beside(chosen[axis], folder)
+        chosen["compute_time"] = compute_time.resolved(chosen.get("compute_time"), folder)
+        plain = Cell(**chosen)
+        used = [member for member in options if member in {plugins.stem(getattr(plain, axis)) for axis in AXES}]
+        for settings in itertools.product(*(_tables(options[member]) for member in used)):
+            given = dict(zip(used, settings, strict=True))
+            for budget in budgets:
+                yield dataclasses.replace(plain, options=given, budget=budget)
+
+
+def _values(name: str, value: Any) -> list[Any]:
+    if name == "faults":
+        return [value]  # a list of tables is one value
+    values = fields.listed(value)
+    if not values:
+        raise UsageError(f"{name} = []: an empty list crosses to no cell; give at least one value")
+    return values
+
+
+def _tables(table: Any) -> list[dict[str, Any]]:
+    """`{a = [1, 2], b = 3}` as [{a: 1, b: 3}, {a: 2, b: 3}]."""
+    if not isinstance(table, Mapping):
+        raise UsageError(f"expected a table, got {table!r}")
+    values = [[_scalar(name, each) for each in _values(name, value)] for name, value in table.items()]
+    return [dict(zip(table, point, strict=True)) for point in itertools.product(*values)]
+
+
+def _scalar(name: str, value: Any) -> Any:
+    if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+        raise UsageError(f"{name} takes a finite number, a word, true or false, not {value!r}")
+    return value
+
+
+def _budgets(shared: Any, own: Any) -> list[Budget]:
+    merged = dict(shared) if isinstance(shared, Mapping) else shared
+    if isinstance(own, Mapping) and isinstance(merged, dict):
+        for key in own:
+            drop_other(merged, [key])
+        merged.update(own)
+    return [fields.budget(table) for table in _tables(merged)]
+
+
+def _beside(reference: str, folder: Path) -> str:
+    """A path plug-in relative to here, or where there is none, to the plan's folder."""
+    if plugins.is_path(reference) and not Path(reference).expanduser().is_file() and (folder / reference).is_file():
+        return str(folder / reference)
+    return reference
+
+
+def _check_option_tables(block: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    """`[cells.options.<member>]` names a member that exists somewhere, even if no cell of this plan uses it."""
+    known = {name for axis in AXES for name in (*members.KNOWN[axis], *plugins.names(axis))}
+    for source in (base, block):
+        known |= {plugins.stem(str(value)) for axis in AXES for value in fields.listed(source.get(axis, []))}
+    options = block.get("options", {})
+    if not isinstance(options, Mapping):
+        raise UsageError(f"options takes tables, not {options!r}: write [cells.options.<member>]")
+    for member in options:
+        if member not in known:
+            raise UsageError(plugins.unknown("member", member, sorted(known), of="[cells.options]"))
+
+
+def _exclude(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, Mapping) or not entry:
+        raise UsageError(f"exclude takes tables of fields, not {entry!r}: write [[exclude]] and below it sync = ...")
+    known_keys(entry, fields.FIELDS, "[[exclude]]")
+    for axis in AXES:
+        for value in fields.listed(entry.get(axis, [])):
+            members.find(axis, fields.check(axis, value))
+    return dict(entry)
+
+
+def _matches(cell: Cell, entry: Mapping[str, Any]) -> bool:
+    """Whether every key of an exclude holds for the cell."""
+    document = cell.to_json()
+    for name, wanted in entry.items():
+        if name == "options":
+            for member, settings in wanted.items():
+                own = document["options"].get(member, {})
+                if any(own.get(key) not in fields.listed(value) for key, value in settings.items()):
+                    return False
+        elif name in AXES:
+            if plugins.stem(document[name]) not in [plugins.stem(value) for value in fields.listed(wanted)]:
+                return False
+        elif name == "budget":
+            if any(document["budget"].get(key) not in fields.listed(value) for key, value in wanted.items()):
+                return False
+        elif document[name] not in [fields.check(name, value) for value in fields.listed(wanted)]:
+            return False
+    return True
+
+
+def drop_other(budget: Any, given: Sequence[str]) -> None:
+    """`samples` and `steps` exclude each other: the one just given wins."""
+    for key, other in (("samples", "steps"), ("steps", "samples")):
+        if key in given and isinstance(budget, dict):
+            budget.pop(other, None)
+
+
+def known_keys(table: Any, known: Sequence[str], owner: str) -> None:
+    """UsageError for a key that is not known, the nearest known one first."""
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{owner} takes a table, not {table!r}")
+    for key in table:
+        if key not in known:
+            raise UsageError(plugins.unknown("key", key, known, of=owner))

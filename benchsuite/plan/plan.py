@@ -1,0 +1,240 @@
+"""A plan: one TOML file that states a question and a grid, made into cells (ECOSYSTEM.md section 1). No torch.
+
+Lists are crossed, `[[cells.also]]` adds blocks that are not crossed with the first, `[[exclude]]` takes cells out,
+what the rules refuse is kept apart with its reasons. `load` reads a plan by path or by name, `from_flags` makes one
+of a single cell; both take `--set`, `--only` and `--seeds`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchsuite import rules
+from benchsuite.errors import UsageError
+from benchsuite.plan import expand, fields, plugins
+from benchsuite.plan.cell import AXES, Cell
+from benchsuite.plan.selection import Selection
+
+KEYS = ("question", "seeds", "cells", "exclude", "budget", "figures")
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A cell that means nothing or that this version cannot run, with the reasons (at least one)."""
+
+    cell: Cell
+    problems: tuple[rules.Problem, ...]
+
+    @property
+    def reason(self) -> str:
+        """One line: every reason with its remedy."""
+        return "; ".join(f"{problem.reason}: {problem.remedy}" for problem in self.problems)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Resolved cells without duplicates, in the order written. `seeds` apply to every cell."""
+
+    name: str
+    path: Path | None  # None = from flags
+    question: str
+    seeds: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    refused: tuple[Refused, ...]
+    num_excluded: int
+    figures: tuple[Mapping[str, Any], ...]
+    text: str  # of the file, as it was read
+    pairs: frozenset[tuple[str, int]] | None = None  # (cell id, seed) that are meant; None = every cell, every seed
+
+    def on(self, look: Callable[[], rules.Machine]) -> Plan:
+        """The plan with what this machine cannot run among the refused. `look` is only called where it matters."""
+        if not any(rules.needs_machine(cell) for cell in self.cells):
+            return self
+        machine = look()
+        found = {cell.id: tuple(rules.machine_problems(cell, machine)) for cell in self.cells}
+        refused = [Refused(cell, found[cell.id]) for cell in self.cells if found[cell.id]]
+        kept = tuple(cell for cell in self.cells if not found[cell.id])
+        return dataclasses.replace(self, cells=kept, refused=(*self.refused, *refused))
+
+    def runs(self) -> list[Cell]:
+        """Every cell with every seed, all cells of a seed before the next seed."""
+        return [cell.with_seed(seed) for seed in self.seeds for cell in self.cells if self._means(cell, seed)]
+
+    def refused_runs(self) -> list[tuple[Cell, str]]:
+        """The same of the refused ones, each with its reason."""
+        asked = [(each, seed) for seed in self.seeds for each in self.refused if self._means(each.cell, seed)]
+        return [(each.cell.with_seed(seed), each.reason) for each, seed in asked]
+
+    def _means(self, cell: Cell, seed: int) -> bool:
+        return self.pairs is None or (cell.id, seed) in self.pairs
+
+
+def load(
+    reference: str | Path, *, settings: Sequence[str] = (), only: str | None = None, seeds: Sequence[int] | None = None
+) -> Plan:
+    """A plan by path, or by name: `quick` = reports/quick.toml here, else the one shipped. UsageError says why not."""
+    path = locate(str(reference))
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    try:
+        return _expand(document, path.stem, path, text, settings=settings, only=only, seeds=seeds)
+    except UsageError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def from_flags(
+    flags: Mapping[str, Any],
+    *,
+    settings: Sequence[str] = (),
+    only: str | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Plan:
+    """A plan of the cell that `--workload cnn --sync asynchronous --replicas 2` describe (`None` = not given).
+
+    Text is read as `--set` reads it, so that `--replicas 1,2,4` gives three cells.
+    """
+    document: Document = {"question": "", "seeds": [0], "cells": {}}
+    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    return _expand(document, "cell", None, "", settings=[*given, *settings], only=only, seeds=seeds)
+
+
+def cell_from_flags(flags: Mapping[str, Any], *, settings: Sequence[str] = ()) -> Cell:
+    """The one cell of the flags, resolved and legal; UsageError where it is refused or more than one."""
+    plan = from_flags(flags, settings=settings)
+    if plan.refused:
+        raise UsageError(f"{plan.refused[0].cell.label}: {plan.refused[0].reason}")
+    if len(plan.cells) != 1:
+        raise UsageError(f"the flags describe {len(plan.cells)} cells, and one is asked for: give one value each")
+    return plan.cells[0]
+
+
+def folders() -> list[Path]:
+    """Where plans are looked up by name, first one first: here, in the wheel, in the clone this code runs from."""
+    return [Path.cwd() / "reports", plugins.PACKAGE / "plans", plugins.PACKAGE.parent / "reports"]
+
+
+def available() -> dict[str, Path]:
+    """Plans by name, as `locate` would find them."""
+    found: dict[str, Path] = {}
+    for folder in folders():
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def locate(reference: str) -> Path:
+    """The plan's file. UsageError lists the known names, the nearest first."""
+    if reference.endswith(".toml") or "/" in reference:
+        path = Path(reference).expanduser()
+        if not path.is_file():
+            raise UsageError(f"plan {reference!r}: no such file; known by name: {', '.join(available()) or 'none'}")
+        return path
+    known = available()
+    if reference not in known:
+        raise UsageError(plugins.unknown("plan", reference, known))
+    return known[reference]
+
+
+def apply_overrides(document: Document, settings: Iterable[str]) -> Document:
+    """The document with every `KEY=VALUE` put in; the value holds for every block of the plan.
+
+    Keys: a field of a cell (`replicas=1,2`, `precision=fp64`), `budget.samples`, `straggler.0`,
+    `options.<member>.<option>`, `seeds`.
+    """
+    document = copy.deepcopy(document)
+    for setting in settings:
+        (key, *rest), value, text = fields.assignment(setting)
+        base = document.setdefault("cells", {})
+        if key == "seeds" and not rest:
+            document["seeds"] = fields.listed(value)
+        elif key == "budget":
+            for block in [document, base, *base.get("also", ())]:
+                if block is document or "budget" in block:
+                    _set(block, [key, *rest], value)
+                    expand.drop_other(block["budget"], rest[-1:])
+        else:
+            fields.known(key)
+            if key in AXES or key in ("preset", "cluster"):
+                value = value if isinstance(value, list) else text.strip("\"'")
+            for block in [base, *base.get("also", ())]:
+                if block is base or key in block:
+                    _set(block, [key, *rest], value)
+    return document
+
+
+def _set(table: Document, keys: Sequence[str], value: Any) -> None:
+    """Puts a value at a dotted key; where a list of tables stands on the way, into each."""
+    *path, last = keys
+    if path:
+        inner = table.setdefault(path[0], {})
+        for each in fields.listed(inner):
+            if not isinstance(each, dict):
+                raise UsageError(f"{'.'.join(keys)}: {path[0]} is {each!r}, not a table")
+            _set(each, keys[1:], value)
+    else:
+        table[last] = value
+
+
+def _expand(
+    document: Document,
+    name: str,
+    path: Path | None,
+    text: str,
+    *,
+    settings: Sequence[str],
+    only: str | None,
+    seeds: Sequence[int] | None,
+) -> Plan:
+    expand.check_shapes(document)
+    document = apply_overrides(document, settings)
+    expand.check_shapes(document)
+    expand.known_keys(document, KEYS, "a plan")
+    used: set[str] = set()
+    made, num_excluded = expand.expand(document, path.parent if path else Path(), used)
+    for setting in settings:
+        keys = fields.assignment(setting)[0]
+        if keys[0] == "options" and len(keys) > 1 and keys[1] not in used:
+            raise UsageError(plugins.unknown("member", keys[1], sorted(used), of="this plan's cells (--set options)"))
+    if only is not None:
+        made = _selected(made, only)
+    refused = [Refused(cell, tuple(problems)) for cell in made if (problems := rules.validate(cell))]
+    illegal = {each.cell.id for each in refused}
+    return Plan(
+        name=name,
+        path=path,
+        question=str(document.get("question", "")),
+        seeds=checked_seeds(document.get("seeds", [0]) if seeds is None else seeds),
+        cells=tuple(cell for cell in made if cell.id not in illegal),
+        refused=tuple(refused),
+        num_excluded=num_excluded,
+        figures=tuple(document.get("figures", ())),
+        text=text,
+    )
+
+
+def _selected(made: list[Cell], only: str) -> list[Cell]:
+    selection = Selection(only)
+    kept = [cell for cell in made if selection.keeps(cell)]
+    if not kept:
+        shown = f"; the first of them: {made[0].label}" if made else ""
+        raise UsageError(f"--only {only!r} keeps none of {len(made)} cells{shown}")
+    return kept
+
+
+def checked_seeds(values: Any) -> tuple[int, ...]:
+    """Integers from 0 to 2**63 - 1, each once; UsageError where they are not."""
+    given = list(values) if isinstance(values, range) else fields.listed(values)
+    seeds = [fields.number("seeds", value, kind="int") for value in given]
+    if not seeds or any(seed is None or not 0 <= seed < 2**63 for seed in seeds):
+        raise UsageError(f"seeds = {given!r}: give at least one integer from 0 to 2**63 - 1, e.g. seeds = [0, 1, 2]")
+    return tuple(dict.fromkeys(int(seed) for seed in seeds if seed is not None))

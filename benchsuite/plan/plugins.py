@@ -1,0 +1,292 @@
+"""Finds workloads, strategies, topologies ... by file name or path, and reads them without importing.
+
+A plug-in is ONE file that defines a class named after its folder (`Workload`, `Parallel`, `Strategy`,
+`Topology`, `Compression`, `Cluster`). The fields of that class are its options: each with a type, a literal
+default and one line of help under it. A workload's `presets` is a dict literal of the module. All of that is
+read with `ast`, so that `list`, `plan` and cell ids need no torch. `load` imports the file.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import math
+import os
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from stat import S_ISREG
+from types import MappingProxyType
+from typing import Any
+
+from benchsuite.errors import UsageError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+# Inside the package where it is installed; beside it in a clone.
+WORKLOADS = next(path for path in (PACKAGE / "workloads", PACKAGE.parent / "workloads") if path.is_dir())
+
+# kind -> (folder, module prefix, class name)
+KINDS: Mapping[str, tuple[Path, str, str]] = MappingProxyType({
+    "workload": (WORKLOADS, "benchsuite.workloads", "Workload"),
+    "parallel": (PACKAGE / "parallel", "benchsuite.parallel", "Parallel"),
+    "sync": (PACKAGE / "sync", "benchsuite.sync", "Strategy"),
+    "topology": (PACKAGE / "topology", "benchsuite.topology", "Topology"),
+    "compression": (PACKAGE / "compression", "benchsuite.compression", "Compression"),
+    "cluster": (PACKAGE / "cluster", "benchsuite.cluster", "Cluster"),
+})
+
+
+class PluginError(UsageError):
+    """An unknown member or option, or a file that is not a plug-in. The message names what is known."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a plug-in's class."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What can be known of a plug-in without importing it."""
+
+    kind: str
+    name: str
+    path: Path
+    summary: str
+    options: Mapping[str, Option]
+    presets: Mapping[str, Mapping[str, Any]]
+    constants: Mapping[str, Any]  # literal class attributes without annotation, e.g. survives
+    given_by_path: bool
+    digest: str  # sha256 of the file's bytes
+
+    def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every option with its value, defaults filled in. PluginError names the fields for an unknown one."""
+        for key in given:
+            if key not in self.options:
+                raise PluginError(unknown("option", key, self.options, of=self.name))
+        values = {}
+        for name, option in self.options.items():
+            value = given.get(name, option.default)
+            values[name] = _checked(self.name, option, value)
+        return values
+
+
+@lru_cache(maxsize=1024)
+def stem(reference: str) -> str:
+    """The member's name: a path's file name without `.py`, or the name itself."""
+    return Path(reference).stem if is_path(reference) else reference
+
+
+def unknown(what: str, value: object, known: Iterable[str], *, of: str = "") -> str:
+    """`unknown option 'lok' of asynchronous; did you mean 'lock'? known: ...`, nearest first."""
+    names = list(known)
+    near = difflib.get_close_matches(str(value), names, n=len(names) or 1, cutoff=0.0)
+    ordered = near + sorted(set(names) - set(near))
+    owner = f" of {of}" if of else ""
+    if not ordered:
+        return f"unknown {what} {value!r}{owner}: it has none"
+    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"unknown {what} {value!r}{owner}{hint} known: {', '.join(ordered)}"
+
+
+def names(kind: str) -> list[str]:
+    """Members of a kind that ship with the suite: the files of its folder that define its class."""
+    folder, _, class_name = KINDS[kind]
+    found = []
+    for path in sorted(folder.glob("*.py")):
+        if not path.name.startswith("_") and _defines(path, class_name):
+            found.append(path.stem)
+    return found
+
+
+def find(kind: str, reference: str) -> Plugin:
+    """A member by file name (`ring`) or by path (`/home/me/my_net.py`). PluginError where there is none."""
+    by_path = is_path(reference)
+    path = _place(kind, reference, os.getcwd() if by_path else "")
+    changed_ns = _changed_ns(path)
+    if by_path and changed_ns is None:
+        known = ", ".join(names(kind))
+        raise PluginError(f"{kind} {reference!r}: no such file; give an existing .py file or one of: {known}")
+    if changed_ns is None or (reference.startswith("_") and not by_path):
+        raise PluginError(unknown(kind, reference, names(kind)))
+    return _read(kind, path, changed_ns, by_path)
+
+
+def _changed_ns(path: Path) -> int | None:
+    """When a file was last changed; None where there is no file. One look at it for both."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns if S_ISREG(status.st_mode) else None
+
+
+@lru_cache(maxsize=1024)
+def _place(kind: str, reference: str, here: str) -> Path:
+    """Where a reference leads: asked a hundred thousand times, with links to be looked up. here: for paths."""
+    return (here / Path(reference).expanduser()).resolve() if here else KINDS[kind][0] / f"{reference}.py"
+
+
+def load(kind: str, reference: str) -> type[Any]:
+    """Imports the file and returns its class."""
+    plugin = find(kind, reference)
+    _, prefix, class_name = KINDS[kind]
+    if not plugin.given_by_path:
+        if kind == "workload":
+            _make_workloads_importable()
+        module = importlib.import_module(f"{prefix}.{plugin.name}")
+    else:
+        module_name = f"benchsuite_user_{kind}_{plugin.name}_{plugin.digest[:8]}"
+        module = _import_path(module_name, plugin.path)
+    loaded: type[Any] = getattr(module, class_name)
+    return loaded
+
+
+def _make_workloads_importable() -> None:
+    """In a clone that nobody installed, `benchsuite.workloads` is the folder beside the package."""
+    name = KINDS["workload"][1]
+    with _importing:
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            _execute(name, WORKLOADS / "__init__.py")
+
+
+_importing = threading.RLock()  # thread ranks load at once; one must not see another's half-imported module
+
+
+def _import_path(module_name: str, path: Path) -> Any:
+    with _importing:
+        return sys.modules.get(module_name) or _execute(module_name, path)
+
+
+def _execute(module_name: str, path: Path) -> Any:
+    folders = [str(path.parent)] if path.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(module_name, path, submodule_search_locations=folders)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def is_path(reference: str) -> bool:
+    """Whether a reference is a path (`my_net.py`, `../nets/mine.py`) rather than a member's name."""
+    return reference.endswith(".py") or "/" in reference
+
+
+@lru_cache(maxsize=256)
+def _parse(path: Path, mtime_ns: int) -> ast.Module:
+    del mtime_ns  # part of the cache key only
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise PluginError(f"{path}: line {error.lineno}: {error.msg}") from error
+
+
+def _defines(path: Path, class_name: str) -> bool:
+    """Whether a file defines the class at its top. Most that do not are told by their text: cheaper than parsing."""
+    if f"\nclass {class_name}" not in "\n" + path.read_text(encoding="utf-8"):
+        return False
+    return _class_of(_parse(path, path.stat().st_mtime_ns), class_name) is not None
+
+
+def _class_of(tree: ast.Module, class_name: str) -> ast.ClassDef | None:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            return node
+    return None
+
+
+@lru_cache(maxsize=256)
+def _read(kind: str, path: Path, mtime_ns: int, by_path: bool) -> Plugin:
+    class_name = KINDS[kind][2]
+    tree = _parse(path, mtime_ns)
+    node = _class_of(tree, class_name)
+    if node is None:
+        raise PluginError(f"{path} defines no class {class_name}; a {kind} file needs one")
+    summary = (ast.get_docstring(tree) or ast.get_docstring(node) or "").strip().split("\n")[0]
+    options, constants = _fields(node, path)
+    presets = _presets(tree, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Plugin(
+        kind=kind, name=path.stem, path=path, summary=summary, options=options, presets=presets,
+        constants=constants, given_by_path=by_path, digest=digest,
+    )  # fmt: skip
+
+
+def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str, Any]]:
+    options: dict[str, Option] = {}
+    constants: dict[str, Any] = {}
+    for position, item in enumerate(node.body):
+        if isinstance(item, ast.Assign) and len(item.targets) == 1 and isinstance(item.targets[0], ast.Name):
+            try:
+                constants[item.targets[0].id] = ast.literal_eval(item.value)
+            except ValueError:
+                continue
+        if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
+            continue
+        name, annotation = item.target.id, ast.unparse(item.annotation)
+        if name.startswith("_") or "ClassVar" in annotation or item.value is None:
+            continue
+        try:
+            default = ast.literal_eval(item.value)
+        except ValueError as error:
+            text = ast.unparse(item.value)
+            raise PluginError(f"{path}: option {name!r} needs a literal default, not {text}") from error
+        following = node.body[position + 1] if position + 1 < len(node.body) else None
+        text = ""
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            text = " ".join(str(following.value.value).split())
+        options[name] = Option(name=name, type=annotation, default=default, help=text)
+    return options, constants
+
+
+def _presets(tree: ast.Module, path: Path) -> dict[str, dict[str, Any]]:
+    for item in tree.body:
+        target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
+        if isinstance(item, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name) and target.id == "presets":
+            try:
+                value: dict[str, dict[str, Any]] = ast.literal_eval(item.value) if item.value else {}
+            except ValueError as error:
+                raise PluginError(f"{path}: presets must be a dict literal") from error
+            return value
+    return {}
+
+
+_NUMBERS = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+def _checked(owner: str, option: Option, value: Any) -> Any:
+    """The value in the option's type; PluginError where it has another."""
+    base = option.type.replace(" ", "").removesuffix("|None")
+    if value is None and option.default is None:
+        return None
+    if base.startswith("Literal["):
+        allowed = ast.literal_eval(base[len("Literal[") : -1] + ",")
+        if value not in allowed:
+            raise PluginError(unknown(f"value of option {option.name!r}", value, [str(a) for a in allowed], of=owner))
+        return value
+    allowed_types = _NUMBERS.get(base)
+    if allowed_types is None:
+        return value
+    if isinstance(value, bool) != (base == "bool") or not isinstance(value, allowed_types):
+        raise PluginError(f"option {option.name!r} of {owner} takes {base}, not {value!r} ({type(value).__name__})")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PluginError(f"option {option.name!r} of {owner} takes a finite number, not {value!r}")
+    return float(value) if base == "float" else value

@@ -1,0 +1,46 @@
+"""The check of `benchsuite selfcheck` on divided replicas: each parallelism against a script that uses the same class.
+
+Two ranks on the presets that load links, in fresh launches that take turns. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from benchsuite.plan.cell import Budget, Cell, resolve
+from benchsuite.programs.bars import Figure
+from benchsuite.programs.bench import Bench
+from benchsuite.programs.selfcheck.cells import Effort, against_script
+
+SCRIPTS = "benchsuite.programs.selfcheck.parallel_loops"
+MODULES = (SCRIPTS,)  # for the fork server to import
+BAR = 0.95
+SIZE, PRESET = 2, "comm"
+
+# Parallelism, its script, workloads, its options.
+COMPARED: tuple[tuple[str, str, tuple[str, ...], Mapping[str, Any]], ...] = (
+    ("fsdp", "fsdp_loop", ("transformer", "cnn"), {}),
+    ("tensor", "tensor_loop", ("transformer",), {}),
+    ("pipeline", "pipeline_loop", ("transformer", "cnn"), {}),
+)
+STEPS, WARMUP = 8, 2  # of tenths of a second and more each
+
+
+def parallel(bench: Bench, effort: Effort) -> Iterator[Figure]:
+    """Step times of the cell and of the script, interleaved."""
+    effort = replace(effort, pairs=1, steps=min(effort.steps, STEPS), warmup=min(effort.warmup, WARMUP))
+    for name, script, workloads, options in COMPARED:
+        for workload in workloads:
+            cell = Cell(
+                workload=workload, preset=PRESET, parallel=name, model_parallel=SIZE,
+                options={name: dict(options)} if options else {}, budget=Budget(steps=effort.steps),
+            )  # fmt: skip
+            yield from against_script(
+                bench, resolve(cell), f"{SCRIPTS}:{script}", effort, name=f"{workload}, {script}", item="parallel",
+                bar=BAR,
+            )  # fmt: skip
+
+
+CHECKS: Mapping[str, Callable[[Bench, Effort], Iterator[Figure]]] = {"parallel": parallel}

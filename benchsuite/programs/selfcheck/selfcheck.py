@@ -1,0 +1,124 @@
+"""`benchsuite selfcheck`: what the suite itself costs on this machine, held against what its design asks for.
+
+One value per fresh launch or process, medians with intervals, whatever is compared takes turns. Nothing here gates a
+change: a busy machine is no defect, and says `too noisy`. No torch in this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchsuite.errors import UsageError
+from benchsuite.measure.load import CONTENDED_ABOVE
+from benchsuite.plan import plugins
+from benchsuite.programs import bars
+from benchsuite.programs.bars import Figure
+from benchsuite.programs.bench import Bench
+from benchsuite.programs.selfcheck import (
+    cells,
+    compression,
+    files,
+    parallel,
+    virtual,
+)
+from benchsuite.programs.selfcheck import (
+    collectives as selfcheck_collectives,
+)
+from benchsuite.programs.selfcheck.cells import Effort
+
+TRAINS = {**cells.CHECKS, **parallel.CHECKS}
+WITH_RANKS = (*TRAINS, *selfcheck_collectives.CHECKS, *compression.CHECKS)
+ITEMS = ("commands", *WITH_RANKS, "virtual", "store", "report")
+NUM_RUNS = 10_000  # of the results folder that is loaded
+
+Say = Callable[[str], None]
+
+
+def run(
+    only: str | None = None, launches: int = 5, *, results: str | Path = "results", say: Say = lambda _: None
+) -> dict[str, Any]:
+    """`{"figures": [..], "exit_code"}`; all items take about twenty minutes on two cores.
+
+    only: one of ITEMS. launches: fresh launches per quantity, at least 2. say: is told what is being measured.
+    """
+    if only is not None and only not in ITEMS:
+        raise UsageError(plugins.unknown("item", only, ITEMS, of="selfcheck"))
+    if launches < 2:
+        raise UsageError(f"--launches {launches}: a spread needs at least 2")
+    items = ITEMS if only is None else (only,)
+    figures = list(_figures(items, Effort(launches=launches), results, say))
+    return {
+        "figures": [figure.to_json() for figure in figures],
+        "exit_code": bars.exit_code([figure.verdict for figure in figures]),
+    }
+
+
+def _figures(items: Sequence[str], effort: Effort, results: str | Path, say: Say) -> Iterator[Figure]:
+    if "commands" in items:
+        say("commands")
+        yield from files.commands(3 * effort.launches)
+    if wanted := [item for item in items if item in WITH_RANKS]:
+        with Bench((*cells.MODULES, *parallel.MODULES)) as bench:
+            for item in wanted:
+                say(item)
+                if item in TRAINS:
+                    yield from TRAINS[item](bench, effort)
+                elif item in compression.CHECKS:
+                    yield from compression.CHECKS[item](bench, effort.launches)
+                else:
+                    collectives = selfcheck_collectives.CollectiveEffort()
+                    yield from selfcheck_collectives.CHECKS[item](bench, effort.launches, collectives)
+    if "virtual" in items:
+        say("virtual")
+        yield from virtual.virtual(effort.launches)
+    if "store" in items:
+        say("store")
+        yield from files.store(NUM_RUNS)
+    if "report" in items:
+        say("report")
+        yield from files.page(results)
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """Plain text: quantity, median, interval or range, n, bar, verdict; notes below their line."""
+    rows = [("quantity", "median", "low .. high", "n", "bar", "verdict")]
+    notes = [""]
+    for figure in document["figures"]:
+        rows.append(_row(figure))
+        notes.append(figure["note"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for (name, *middle, said), note in zip(rows, notes, strict=True):
+        numbers = [text.rjust(width) for text, width in zip(middle, widths[1:-1], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *numbers, said]))
+        lines += [f"    {note}"] if note else []
+    return "\n".join([*lines, "", _caption(document)])
+
+
+def _row(figure: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
+    unit, bar = figure["unit"], figure["bar"]
+    sign = "<=" if figure["better"] == "lower" else ">="
+    limit = "" if bar is None else f"{sign} {_number(bar)} {unit}".rstrip()
+    if figure["median"] is None:
+        return figure["quantity"], "", "", "0", limit, figure["verdict"]
+    spread = f"{_number(figure['low'])} .. {_number(figure['high'])}" if figure["n"] > 1 else ""
+    mark = "*" if figure["contended"] else ""
+    median = f"{_number(figure['median'])} {unit}".rstrip()
+    return figure["quantity"], median, spread, str(figure["n"]), limit, figure["verdict"] + mark
+
+
+def _number(value: float) -> str:
+    if value == 0 or abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _caption(document: Mapping[str, Any]) -> str:
+    shares = [figure["foreign"] for figure in document["figures"] if figure["foreign"] is not None]
+    load = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "an unknown share"
+    return (
+        "low .. high: 95 % interval over fresh launches (n < 5: range). "
+        f"Other programs used {load} of the cores; * = more than {100 * CONTENDED_ABOVE:.0f} % during that item."
+    )

@@ -1,0 +1,1 @@
+"""The figures of a report: what they draw on, and one file per kind of figure."""

@@ -1,0 +1,173 @@
+"""One look per strategy, the same in every figure, and the theme: paper size, colour-blind palette, embedded fonts."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import seaborn as sns
+
+from benchsuite.report.words import labels as words
+
+PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
+SOLID: tuple[float, ...] = ()
+DASHES: tuple[tuple[float, ...], ...] = (SOLID, (4, 1.6), (1.4, 1.2), (6, 1.4, 1.4, 1.4), (2.6, 1.4))
+
+# Strategies of every quick page: (palette index, marker index, dash index). The others take free ones, in order.
+_FIXED = {
+    "synchronous/parameter_server": (2, 1, 1),
+    "synchronous/ring": (0, 0, 0),
+    "synchronous/native": (9, 2, 2),
+    "asynchronous/parameter_server": (3, 3, 0),
+    "ddp/native": (7, 4, 2),
+}
+# Colours of syncs, for figures that tell only these apart, and of their series where _FIXED has none.
+_FAMILIES = {
+    "synchronous": PALETTE[0], "asynchronous": PALETTE[3], "k_sync": PALETTE[1], "stale_synchronous": PALETTE[4],
+    "local_sgd": PALETTE[5], "ddp": PALETTE[7], "diloco": "#882255", "gossip": "#332288", "delayed": "#7d7d1f",
+    "elastic_averaging": "#56220f", "hogwild": "#22272e",
+    "synchronous compressed": PALETTE[9],
+}  # fmt: skip
+# Forms of parallelism: colour and mark of one replica, and the mark of several.
+_FORMS = {
+    "data": (PALETTE[0], "o", "o"), "pipeline": (PALETTE[2], "s", "P"), "tensor": (PALETTE[3], "D", "X"),
+    "fsdp": (PALETTE[1], "^", "v"), "agreeing less often": (PALETTE[4], "*", "*"),
+}  # fmt: skip
+_FREE = tuple(PALETTE[index] for index in (1, 4, 5, 8, 6))
+# Parts of a rank's time: colour and label. Apart from the strategies' colours; ordered from work to waiting.
+PARTS = {
+    "compute": ("#35506b", "forward + backward"),
+    "data": ("#8fa6bd", "data"),
+    "update": ("#c9d3de", "update"),
+    "blocked": ("#e9b44c", "blocked in communication"),
+    "idle": ("#efece6", "idle"),
+}
+INK, SOFT, GRID = "#22272e", "#6b7280", "#e6e8eb"
+
+WIDE_IN, NARROW_IN = 7.0, 3.33
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series is drawn everywhere."""
+
+    color: str
+    marker: str
+    dash: tuple[float, ...]
+    label: str
+    joined: bool = True  # whether a line joins its marks
+
+    @property
+    def line(self) -> Any:
+        """matplotlib's `linestyle`."""
+        if not self.joined:
+            return "none"
+        return (0, self.dash) if self.dash else "-"
+
+
+def looks(series: Iterable[str]) -> dict[str, Look]:
+    """Series name -> look. Known strategies keep theirs, known syncs their colour; new ones get free colours in order.
+
+    A tuned series looks like the one that it was tuned from, with other dashes.
+    """
+    given: dict[str, tuple[str, int, int]] = {}
+    free = itertools.cycle(_FREE)
+    used: Counter[str] = Counter()
+    for name in sorted(set(series)):
+        plain, sync = name.removesuffix(" tuned"), name.partition("/")[0]
+        if plain in _FIXED:
+            color, marker, dash = _FIXED[plain]
+            given[name] = (PALETTE[color], marker, dash)
+        elif plain in given:
+            given[name] = given[plain]
+        elif sync in _FAMILIES and sync != "synchronous":
+            place = list(_FAMILIES).index(sync) + 3 * used[sync]
+            given[name] = (_FAMILIES[sync], place, place)
+        else:
+            place = 5 + used[sync]
+            given[name] = (next(free), place, used[sync])
+        used[sync] += 1
+        if plain != name:
+            color_of, marker, dash = given[name]
+            given[name] = (color_of, marker, dash + 1)
+    return {
+        name: Look(color, MARKERS[marker % len(MARKERS)], DASHES[dash % len(DASHES)], words.label(name))
+        for name, (color, marker, dash) in given.items()
+    }
+
+
+def families(syncs: Iterable[str]) -> dict[str, Look]:
+    """Sync, or `sync compressed` -> how its points look, the same in every plan; unknown ones get free colours."""
+    known = list(_FAMILIES)
+    free = itertools.cycle(_FREE)
+    found = {}
+    for sync in dict.fromkeys(syncs):
+        place = known.index(sync) if sync in known else len(known)
+        color = _FAMILIES[sync] if sync in known else next(free)
+        found[sync] = Look(color, MARKERS[place % len(MARKERS)], SOLID, words.label(sync), joined=False)
+    return found
+
+
+def forms(kinds: Iterable[str]) -> dict[str, Look]:
+    """`pipeline`, `2 × pipeline` -> how its points look: one colour, another mark; unknown ones get free colours."""
+    wanted = set(kinds)
+    free = dict(zip(sorted({kind.rpartition("× ")[2] for kind in wanted} - set(_FORMS)), itertools.cycle(_FREE)))
+    found = {}
+    for form in (*_FORMS, *free):
+        color, one, several = _FORMS.get(form) or (free[form], "<", ">")
+        for kind in sorted((kind for kind in wanted if kind.rpartition("× ")[2] == form), key=len):
+            found[kind] = Look(color, several if kind != form else one, SOLID, kind, joined=False)
+    return found
+
+
+def levels(labels: Sequence[str]) -> list[Look]:
+    """Looks of what is ordered (1, 2, 4 times slower), from light to dark; no strategy has these colours."""
+    colors = sns.color_palette("flare", max(len(labels), 2)).as_hex()
+    return [Look(colors[i], MARKERS[i % len(MARKERS)], SOLID, label) for i, label in enumerate(labels)]
+
+
+def theme() -> dict[str, Any]:
+    """Settings for `matplotlib.rc_context`: 7 to 8 pt, fonts embedded as TrueType, ids that do not change."""
+    return {
+        **sns.axes_style("ticks"),
+        **sns.plotting_context("paper"),
+        "font.family": ["sans-serif"],
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 7.5,
+        "axes.titlesize": 7.5,
+        "axes.labelsize": 7.5,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7,
+        "axes.linewidth": 0.6,
+        "axes.edgecolor": SOFT,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "xtick.minor.size": 0,
+        "ytick.minor.size": 0,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": False,
+        "grid.color": GRID,
+        "grid.linewidth": 0.6,
+        "lines.linewidth": 1.3,
+        "lines.markersize": 3.6,
+        "lines.markeredgewidth": 0.9,
+        "hatch.linewidth": 0.5,
+        "pdf.fonttype": 42,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "benchsuite",
+        "path.simplify": False,
+    }

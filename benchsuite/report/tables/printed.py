@@ -1,0 +1,45 @@
+"""A table as files: csv (numbers), Markdown (as printed), TeX with booktabs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from benchsuite.report.tables.tables import Table
+
+
+def save(table: Table, folder: Path) -> None:
+    """Writes name.tex (booktabs), .csv (numbers) and .md (as printed) under `folder`."""
+    (folder / f"{table.name}.csv").write_text(table.numbers.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+    (folder / f"{table.name}.md").write_text(markdown(table), encoding="utf-8")
+    (folder / f"{table.name}.tex").write_text(latex(table), encoding="utf-8")
+
+
+def markdown(table: Table) -> str:
+    """A GitHub table, best values in bold, the caption below."""
+    lines = ["| " + " | ".join(heading for heading, _ in table.headings) + " |"]
+    lines.append("|" + "---|" * len(table.headings))
+    for row in table.rows:
+        cells = [f"**{value.plain}**" if value.bold else value.plain for value in row]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + f"\n\n{table.caption}\n"
+
+
+def latex(table: Table) -> str:
+    """booktabs by `Styler.to_latex(hrules=True)`; needs only the booktabs package."""
+    frame = pd.DataFrame([[value.plain for value in row] for row in table.rows])
+    bold = pd.DataFrame([["font-weight: bold" if value.bold else "" for value in row] for row in table.rows])
+    styler = frame.style.format(escape="latex").apply(lambda _: bold, axis=None).hide(axis="index")
+    styler = styler.relabel_index([_escaped(heading) for heading, _ in table.headings], axis="columns")
+    text: str = styler.to_latex(
+        hrules=True,
+        convert_css=True,
+        column_format="l" + "r" * (len(table.headings) - 2) + "l",
+        caption=_escaped(table.caption),
+    )
+    return text.replace("–", "--").replace("≥", r"$\geq$").replace("≤", r"$\leq$")
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{c}" if c in "%&#_$" else c for c in text)

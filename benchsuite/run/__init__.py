@@ -1,0 +1,1 @@
+"""Running what a plan lacks, and the Python face of the suite."""

@@ -1,0 +1,144 @@
+"""What `benchsuite plan` says before anything runs: ranks, predicted bytes, estimated time, refusals.
+
+The predicted bytes come from the strategy's own file and the parameters' shapes, so torch is imported for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchsuite.errors import UsageError
+from benchsuite.plan.cell import Cell
+from benchsuite.plan.placement import ports
+from benchsuite.plan.plan import Plan
+from benchsuite.results.store import CodeId, Store
+from benchsuite.run import tune
+from benchsuite.run.progress import duration
+from benchsuite.run.runner import estimated_seconds, known_seconds, timed_as
+
+CELLS_SCHEMA = 1
+
+
+def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
+    """`{"plan", "question", "seeds", "cells", "refused", "runs", "trials", "missing", "estimated_s"}`.
+
+    estimated_s: of one run, from stored runs of the same cell (or with another learning rate), else None; in all: of
+    the missing runs, None where one is unknown. predicted_bytes: of one run, all ranks together. kept_bytes: by the
+    strategy on a worker and on a server, beside parameters, gradient and optimiser. runs and missing count
+    the trials of tuned cells too: `trials` of all runs; of a cell its missing ones.
+    """
+    from benchsuite.worker.predict import kept, predicted
+
+    known = estimated_seconds(store)
+    missing_runs = store.missing(plan.cells, plan.seeds, code_id)
+    untried = tune.untried(missing_runs, store, code_id)
+    missing, tried = (Counter(cell.id for cell in several) for several in (missing_runs, untried))
+    num_trials = sum(len(tune.trials(cell)) for cell in plan.cells)
+    cells = []
+    for cell in plan.cells:
+        traffic = predicted(cell)
+        cells.append({
+            "cell_id": cell.id,
+            "label": cell.label,
+            "ranks": cell.world_size,
+            "workers": cell.num_workers,
+            "servers": cell.num_servers,
+            "samples": cell.budget.samples,
+            "missing": missing[cell.id],
+            "trials": sum(tried[trial.id] for trial in tune.trials(cell)),
+            "predicted_bytes": traffic.payload_bytes,
+            "predicted_messages": traffic.num_messages,
+            "busiest_port_bytes": traffic.busiest_port(ports(cell)),
+            "kept_bytes": kept(cell),
+            "estimated_s": known_seconds(known, timed_as(cell)),
+        })  # fmt: skip
+    left = [known_seconds(known, timed_as(cell)) for cell in (*untried, *missing_runs)]
+    return {
+        "plan": plan.name,
+        "question": plan.question,
+        "seeds": list(plan.seeds),
+        "cells": cells,
+        "refused": [_refused(each.cell, each.problems) for each in plan.refused],
+        "excluded": plan.num_excluded,
+        "runs": len(plan.cells) * len(plan.seeds) + num_trials,
+        "trials": num_trials,
+        "missing": len(missing_runs) + len(untried),
+        "estimated_s": None if None in left else sum(value for value in left if value is not None),
+    }
+
+
+def table(document: dict[str, Any]) -> str:
+    """The forecast as plain text."""
+    header = ("cell", "", "ranks", "missing", "predicted per run", "messages", "kept by a worker", "estimated per run")
+    rows = [
+        (
+            cell["cell_id"],
+            cell["label"],
+            f"{cell['workers']}+{cell['servers']}",
+            f"{cell['missing']}/{len(document['seeds'])}" + (f" + {cell['trials']} trials" if cell["trials"] else ""),
+            binary(cell["predicted_bytes"]),
+            str(cell["predicted_messages"]),
+            "" if cell["kept_bytes"]["worker"] is None else binary(cell["kept_bytes"]["worker"]),
+            duration(cell["estimated_s"]),
+        )
+        for cell in document["cells"]
+    ]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [document["question"]] if document["question"] else []
+    for row in [header, *rows]:
+        lines.append("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    for refusal in document["refused"]:
+        lines.append(f"refused  {refusal['cell_id']}  {refusal['label']}")
+        lines += [f"         {problem['reason']}: {problem['remedy']}" for problem in refusal["problems"]]
+    trials = f"; {document['trials']} of them trials of tuning, seed {tune.TRIAL_SEED}" if document["trials"] else ""
+    seeds = ", ".join(map(str, document["seeds"]))
+    lines.append(
+        f"{document['runs']} runs ({len(document['cells'])} cells, seeds {seeds}{trials}), "
+        f"{document['missing']} missing, estimated {duration(document['estimated_s'])}; "
+        f"{len(document['refused'])} refused, {document['excluded']} excluded"
+    )
+    return "\n".join(lines)
+
+
+def write_cells(plan: Plan, path: Path) -> str:
+    """Writes `{"schema": 1, "cells": [..]}`, one entry per cell and seed; returns the ranks that they need, in words.
+
+    UsageError where no cell is left, one must be tuned, or the file cannot be written.
+    """
+    tuned = [cell for cell in (*plan.cells, *(each.cell for each in plan.refused)) if tune.is_tuned(cell)]
+    if tuned:
+        raise UsageError(
+            f"{plan.name}: {tuned[0].label}: tuning = per_strategy needs trials, which only `benchsuite run` makes: "
+            "write the others with --only 'tuning == same', or all with --set tuning=same, and an lr_factor that a "
+            "local run chose (column tuned_lr_factor)"
+        )
+    cells = plan.runs()
+    if not cells:
+        reasons = "; ".join(each.reason for each in plan.refused) or "the plan has none"
+        raise UsageError(f"{plan.name}: no cell to write: {reasons}")
+    text = json.dumps({"schema": CELLS_SCHEMA, "cells": [cell.to_json() for cell in cells]}, indent=1, sort_keys=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    ranks = sorted(Counter(cell.world_size for cell in cells).items())
+    return ", ".join(f"{size} ranks for {count} of them" for size, count in ranks)
+
+
+def binary(count: int) -> str:
+    """`812 B`, `4.0 KiB`, `1.5 MiB`, `2.00 GiB`."""
+    for unit, size, digits in (("GiB", 2**30, 2), ("MiB", 2**20, 1), ("KiB", 2**10, 1)):
+        if count >= size:
+            return f"{count / size:.{digits}f} {unit}"
+    return f"{count} B"
+
+
+def _refused(cell: Cell, problems: Any) -> dict[str, Any]:
+    stated = [{"rule": p.rule, "reason": p.reason, "remedy": p.remedy} for p in problems]
+    return {"cell_id": cell.id, "label": cell.label, "problems": stated}

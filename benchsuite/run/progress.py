@@ -1,0 +1,98 @@
+"""Progress on stderr: one line per finished cell, and on a terminal a live line with the remaining time."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from benchsuite.plan.cell import Cell
+from benchsuite.results.record import Run, Status
+
+if TYPE_CHECKING:
+    from rich.status import Status as LiveLine
+
+
+class Progress:
+    """Says nothing: for the Python API and for tests. `Lines` is what the command line uses."""
+
+    def start(self, *, total: int, stored: int, refused: int, trials: int = 0) -> None:
+        """Before the first cell. The first `trials` of the `total` are trials of tuning."""
+
+    def refuse(self, cell: Cell, reason: str) -> None:
+        """A cell is not launched: which rule says so, and the remedy."""
+
+    def begin(self, cell: Cell, position: int, left_s: float | None) -> None:
+        """A cell is launched."""
+
+    def end(self, cell: Cell, run: Run, position: int, left_s: float | None) -> None:
+        """A cell has ended and is stored."""
+
+    def stop(self) -> None:
+        """After the last cell, also when interrupted."""
+
+
+class Lines(Progress):
+    """Plain lines; a live line too where the stream is a terminal (rich, which obeys NO_COLOR)."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.total = self.trials = 0
+        self.live: LiveLine | None = None
+
+    def start(self, *, total: int, stored: int, refused: int, trials: int = 0) -> None:
+        self.total, self.trials = total, trials
+        first = f" (first {trials} trials of tuning)" if trials else ""
+        self._line(f"{total} to run{first}, {stored} stored, {refused} refused")
+        if total and self.stream.isatty():
+            from rich.console import Console
+
+            self.live = Console(file=self.stream).status("starting")
+            self.live.start()
+
+    def refuse(self, cell: Cell, reason: str) -> None:
+        self._line(f"unsupported: {cell.label}: {reason}")
+
+    def begin(self, cell: Cell, position: int, left_s: float | None) -> None:
+        if self.live:
+            self.live.update(f"{self._which(cell, position)}, {duration(left_s)} left")
+
+    def end(self, cell: Cell, run: Run, position: int, left_s: float | None) -> None:
+        what = _outcome(run)
+        left = f", {duration(left_s)} left" if position + 1 < self.total else ""
+        self._line(f"{self._which(cell, position)}: {what}{left}")
+
+    def stop(self) -> None:
+        if self.live:
+            self.live.stop()
+            self.live = None
+
+    def _which(self, cell: Cell, position: int) -> str:
+        trial = "trial of " if position < self.trials else ""
+        return f"[{position + 1}/{self.total}] {trial}{cell.label} seed {cell.seed}"
+
+    def _line(self, text: str) -> None:
+        if self.live:
+            self.live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self.stream, flush=True)
+
+
+def duration(seconds: float | None) -> str:
+    """`unknown`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds is None:
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _outcome(run: Run) -> str:
+    if run.status != Status.OK:
+        return f"{run.status}, {run.reason}"
+    flags = f" ({', '.join(run.flags)})" if run.flags else ""
+    for name, unit in (("wall_s", "s"), ("virtual_s", "virtual s")):
+        if (seconds := run.cost.get(name)) is not None:
+            return f"ok in {seconds:.1f} {unit}{flags}"
+    return f"ok{flags}"

@@ -1,0 +1,238 @@
+"""`VirtualComm`: the `Comm` protocol in simulated time. The same strategies as under the wall clock, in one thread.
+
+Vectors are really exchanged, time passes by `virtual/network.py`. A send leaves the caller when its last byte has left
+the port; what the receiver has not asked for by then is copied, nothing else is. Library collectives are one
+rendezvous: added in rank order, priced like their textbook algorithm, noted as `calls` (their payload is derived).
+Counters, locks and shared memory take no time; a ticket takes the latency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES, Calls
+from benchsuite.errors import UsageError
+from benchsuite.virtual.comm_lane import Lane, Lock
+from benchsuite.virtual.comm_parts import Channel, Meeting, Message, Receive, Send, Ticket
+from benchsuite.virtual.comm_world import VirtualWorld
+
+
+class VirtualComm:
+    """See `Comm`. `calls`: collectives of the library, of all ranks that were given the same mapping."""
+
+    def __init__(
+        self,
+        world: VirtualWorld,
+        *,
+        rank: int,
+        size: int,
+        name: str = "world",
+        world_ranks: Sequence[int] = (),
+        hosts: Sequence[int] = (),
+        traffic: Traffic | None = None,
+        calls: Calls | None = None,
+    ) -> None:
+        self.rank, self.size = rank, size
+        self.world_ranks: Sequence[int] = tuple(world_ranks) or tuple(range(size))
+        self.hosts: Sequence[int] = tuple(hosts) or (0,) * size
+        self.traffic = traffic if traffic is not None else Traffic()
+        self.calls: Calls = calls if calls is not None else {}
+        self.wait_ns = 0
+        self.ticket_wait_ns = 0  # a server's time without work
+        self.posts_ahead = world.posts_ahead
+        self.early_bytes = 0  # a receive costs the same whenever it is posted
+        self._world, self._clock, self._network, self._name = world, world.clock, world.network, name
+        self._schedule = world.schedule
+        self._mine = self.world_ranks[rank]
+        self._sending: dict[int, Channel] = {}  # made when first used: a star of 1024 ranks needs few of its pairs
+        self._receiving: dict[int, Channel] = {}
+        self._tickets = world.tickets(name, rank)
+        self._num_collectives = 0
+        self._splits = 0
+        self._num_made = 0  # shared vectors and locks
+        self._lane: Lane | None = None
+
+    # -- point to point ---------------------------------------------------------------------------------------
+
+    def send(self, x: Tensor, dst: int) -> None:
+        self.isend(x, dst).wait()
+
+    def recv(self, x: Tensor, src: int) -> None:
+        self.irecv(x, src).wait()
+
+    def sendrecv(self, x: Tensor, dst: int, y: Tensor, src: int) -> None:
+        receiving, sending = self.irecv(y, src), self.isend(x, dst)
+        receiving.wait()
+        sending.wait()
+
+    def isend(self, x: Tensor, dst: int) -> Send:
+        num_bytes = x.numel() * x.element_size()
+        other = self.world_ranks[dst]
+        self.traffic.add(self._mine, other, num_bytes)
+        message = Message(self._clock, x)
+        released = self._network.post(message, self._mine, other, num_bytes)
+        if self._schedule is not None:
+            message.sent = self._schedule.sent("message", other, num_bytes, end=released)
+        channel = self._sending.get(dst)
+        if channel is None:
+            channel = self._sending[dst] = self._world.channel(self._name, self.rank, dst)
+        channel.put(message)
+        return Send(self, message, released)
+
+    def irecv(self, x: Tensor, src: int) -> Receive:
+        receive = Receive(self, x, src)
+        channel = self._receiving.get(src)
+        if channel is None:
+            channel = self._receiving[src] = self._world.channel(self._name, src, self.rank)
+        channel.ask(receive)
+        return receive
+
+    # -- collectives of the library (derived, not counted) ----------------------------------------------------
+
+    def all_reduce(self, x: Tensor) -> None:
+        def finish(entries: Sequence[Tensor]) -> None:
+            total = entries[0].clone()
+            for entry in entries[1:]:
+                total.add_(entry)
+            for entry in entries:
+                entry.copy_(total)
+
+        self._collective("allreduce", "all_reduce", x, x.numel(), x.element_size(), finish)
+
+    def all_gather(self, out: Tensor, x: Tensor) -> None:
+        def finish(entries: Sequence[tuple[Tensor, Tensor]]) -> None:
+            whole = torch.cat([mine for _, mine in entries])
+            for target, _ in entries:
+                target.copy_(whole)
+
+        self._collective("allgather", "all_gather", (out, x), out.numel(), out.element_size(), finish)
+
+    def reduce_scatter(self, out: Tensor, x: Tensor) -> None:
+        def finish(entries: Sequence[tuple[Tensor, Tensor]]) -> None:
+            total = entries[0][1].clone()
+            for _, entry in entries[1:]:
+                total.add_(entry)
+            for (target, _), piece in zip(entries, total.view(len(entries), -1), strict=True):
+                target.copy_(piece)
+
+        self._collective("reduce_scatter", "reduce_scatter", (out, x), x.numel(), x.element_size(), finish)
+
+    def broadcast(self, x: Tensor, root: int) -> None:
+        def finish(entries: Sequence[Tensor]) -> None:
+            for entry in entries:
+                if entry is not entries[root]:
+                    entry.copy_(entries[root])
+
+        self._collective("broadcast", "broadcast", x, x.numel(), x.element_size(), finish)
+
+    def barrier(self) -> None:
+        self._collective("", "barrier", None, 0, 1, lambda entries: None)
+
+    def _collective(
+        self, call: str, kind: str, entry: Any, numel: int, itemsize: int, finish: Callable[[Sequence[Any]], None]
+    ) -> None:
+        """Meets the other ranks of this comm; `call`: the c10d name under which its bytes are derived."""
+        number, self._num_collectives = self._num_collectives, self._num_collectives + 1
+        meeting: Meeting = self._world.meeting(self._name, number, self.size)
+        if meeting.join(self.rank, (kind, numel, itemsize), entry, self._clock.task):
+            finish(meeting.entries)
+            if call and self.size > 1:
+                noted = (call, numel, itemsize, tuple(self.world_ranks))
+                self.calls[noted] = self.calls.get(noted, 0) + 1
+            end = self._network.collective(kind, self.world_ranks, numel * itemsize)
+            self._world.close(self._name, number)
+            meeting.ends(end, self._clock)
+        begin = self._clock.now
+        while meeting.at is None:
+            self._clock.pause(f"a {kind} with {self.size} ranks")
+        self._clock.wait_until(meeting.at, f"a {kind} with {self.size} ranks")
+        self.wait_ns += self._clock.now - begin
+        if self._schedule is not None:
+            self._schedule.collective(
+                kind, numel * itemsize, begin, group=self._name, ranks=self.world_ranks, tag=number
+            )
+
+    # -- lanes and groups -------------------------------------------------------------------------------------
+
+    def lane(self, fn: Callable[..., Any], *args: Any) -> Any:
+        if self._lane is None:
+            self._lane = Lane(self, lambda: self._child(f"{self._name}/lane", range(self.size)))
+        return self._lane.submit(fn, args)
+
+    def split(self, ranks: Sequence[int]) -> VirtualComm | None:
+        name = f"{self._name}/{self._splits}:{'-'.join(map(str, ranks))}"
+        self._splits += 1
+        return self._child(name, list(ranks)) if self.rank in ranks else None
+
+    def _child(self, name: str, ranks: Sequence[int]) -> VirtualComm:
+        return VirtualComm(
+            self._world,
+            rank=list(ranks).index(self.rank),
+            size=len(ranks),
+            name=name,
+            world_ranks=[self.world_ranks[rank] for rank in ranks],
+            hosts=[self.hosts[rank] for rank in ranks],
+            traffic=self.traffic,
+            calls=self.calls,
+        )
+
+    # -- clock, counters, tickets -----------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        return self._clock.now
+
+    def fetch_add(self, name: str, n: int) -> int:
+        self.traffic.add_control(self._mine, COUNTER_BYTES)
+        return self._world.fetch_add(self._name, name, n, self._mine)
+
+    def ticket(self, dst: int, tag: int) -> None:
+        self.traffic.add_control(self._mine, TICKET_BYTES)
+        now = self._clock.now
+        other = self.world_ranks[dst]
+        at, sent = now + self._network.latency_between(self._mine, other), None
+        if self._schedule is not None:
+            sent = self._schedule.sent("ticket", other, TICKET_BYTES, end=now, control=True)
+        self._world.tickets(self._name, dst).put(Ticket(at, self.rank, tag, now, sent), self._clock)
+
+    def next_ticket(self) -> tuple[int, int, int]:
+        begin = self._clock.now
+        ticket = self._tickets.take(self._clock)
+        self.ticket_wait_ns += self._clock.now - begin
+        if self._schedule is not None:
+            self._schedule.received(ticket.sent, begin)
+        return ticket.source, ticket.tag, ticket.sent_ns
+
+    def farewell(self, dst: int) -> None:
+        raise AssertionError("early_bytes = 0: no receive is open at a goodbye")
+
+    # -- one host only ----------------------------------------------------------------------------------------
+
+    def shared(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
+        self._one_host(f"shared({name!r})")
+        return self._world.shared(self._name, self._once(name), numel, dtype)
+
+    def lock(self, name: str) -> AbstractContextManager[Any]:
+        self._one_host(f"lock({name!r})")
+        return Lock(self._world.lock(self._name, self._once(name)), self)
+
+    def _once(self, name: str) -> str:
+        """Every call makes a new one: all ranks call in the same order."""
+        self._num_made += 1
+        return f"{name}/{self._num_made}"
+
+    def _one_host(self, what: str) -> None:
+        if len(set(self.hosts)) > 1:
+            raise UsageError(
+                f"{what}: shared memory joins ranks of one host, these are on {len(set(self.hosts))}: split by host"
+            )
+
+
+def _is_a_comm(comm: VirtualComm) -> Comm:
+    """Lets the type checker hold VirtualComm against the protocol."""
+    return comm

@@ -1,0 +1,115 @@
+"""Lanes and locks of `VirtualComm`: a second task of a rank, and who comes first."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchsuite.virtual.clock import Task
+
+if TYPE_CHECKING:
+    from benchsuite.virtual.comm import VirtualComm
+
+
+class LaneHandle:
+    """What one lane call returned or raised."""
+
+    def __init__(self, comm: VirtualComm) -> None:
+        self._comm = comm
+        self._task: Task | None = None
+        self.done = False
+        self.point: tuple[int, ...] = ()  # of a schedule: where it is forked, then where it ends
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def ends(self) -> None:
+        """The call is over."""
+        self.done = True
+        if self._task is not None:
+            self._comm._clock.wake(self._task, self._comm._clock.now)
+
+    def wait(self) -> Any:
+        clock = self._comm._clock
+        begin = clock.now
+        while not self.done:
+            self._task = clock.task
+            clock.pause("its lane")
+        self._comm.wait_ns += clock.now - begin
+        if self._comm._schedule is not None:
+            self._comm._schedule.join(self.point)
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Lane:
+    """A second task of a rank that runs what it is handed, in order, beside the first."""
+
+    def __init__(self, comm: VirtualComm, make_comm: Callable[[], VirtualComm]) -> None:
+        self._comm, self._make_comm = comm, make_comm
+        self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...], LaneHandle]] = deque()
+        self._idle = False
+        rank = comm._mine
+        self._task = comm._clock.spawn(rank, self._run, name=f"a lane of rank {rank}", counts=False)
+
+    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> LaneHandle:
+        """Appends a call."""
+        handle = LaneHandle(self._comm)
+        if self._comm._schedule is not None:
+            handle.point = self._comm._schedule.point()
+        self._calls.append((fn, args, handle))
+        if self._idle:
+            self._idle = False
+            self._comm._clock.wake(self._task, self._comm._clock.now)
+        return handle
+
+    def _run(self) -> None:
+        comm = self._make_comm()
+        schedule = comm._schedule
+        while True:
+            while not self._calls:
+                self._idle = True
+                self._comm._clock.pause("something to do")
+            fn, args, handle = self._calls.popleft()
+            if schedule is not None:
+                schedule.join(handle.point)
+            try:
+                handle.value = fn(comm, *args)
+            except Exception as error:  # noqa: BLE001  handed to whoever waits
+                handle.error = error
+            if schedule is not None:
+                handle.point = schedule.point()
+            handle.ends()
+
+
+@dataclass
+class LockState:
+    """Who holds a lock, and who waits for it, first come, first served."""
+
+    taken: bool = False
+    waiting: deque[Task] = field(default_factory=deque)
+
+
+class Lock:
+    """A context manager on a lock of the world."""
+
+    def __init__(self, state: LockState, comm: VirtualComm) -> None:
+        self._state, self._comm = state, comm
+
+    def __enter__(self) -> Lock:
+        clock = self._comm._clock
+        begin = clock.now
+        if self._state.taken:
+            self._state.waiting.append(clock.task)
+            clock.pause("a lock")  # woken as its holder
+        self._state.taken = True
+        self._comm.wait_ns += clock.now - begin
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._state.waiting:
+            self._comm._clock.wake(self._state.waiting.popleft(), self._comm._clock.now)
+        else:
+            self._state.taken = False

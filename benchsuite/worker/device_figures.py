@@ -1,0 +1,89 @@
+"""What a device was used for: peak memory, arithmetic per sample, and the ceiling that the arithmetic is held against.
+
+The ceiling is measured in the same run, after the loop: the rate of one large matrix product in the cell's precision,
+by events. Training takes three times the forward pass's operations (one forward, two backward), which is the field's
+convention: what is computed twice to save memory does not count, nor what is not a product.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchsuite.measure.device_time import Event, cuda_event
+from benchsuite.plan.cell import Cell
+from benchsuite.workload import Workload
+
+PRODUCTS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+SIZE = {"fp32": 8192, "fp64": 4096, "bf16": 8192}  # rows and columns
+REPEATS = 20
+TRAINING = 3  # forward passes that a gradient is worth
+
+
+def peaks() -> dict[str, Any]:
+    """Name of the rank's device, and the most of its memory that this process has used."""
+    return {
+        "name": torch.cuda.get_device_name(),
+        "index": torch.cuda.current_device(),
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+    }
+
+
+def arithmetic(cell: Cell, workload: Workload, *, measures: bool) -> dict[str, Any]:
+    """Operations of training on one sample (None: the workload states none); the ceiling, on the rank that measures."""
+    return {
+        "flops_per_sample": training_flops(workload),
+        "matmul_ceiling_flop_per_s": matmul_ceiling(cell.precision) if measures else None,
+    }
+
+
+def training_flops(workload: Workload) -> int | None:
+    """Three times the forward operations of all layers for one sample, by the workload's own `layer_flops`."""
+    formula = getattr(workload, "layer_flops", None)
+    return None if formula is None else TRAINING * sum(formula())
+
+
+def matmul_ceiling(
+    precision: str,
+    *,
+    device: str = "cuda",
+    size: int | None = None,
+    event: Callable[[], Event] = cuda_event,
+    synchronise: Callable[[], None] = torch.cuda.synchronize,
+) -> float:
+    """Operations per second of C = A B, square: the median of `REPEATS` products after as many that warm up."""
+    n, dtype = size or SIZE[precision], PRODUCTS[precision]
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    for _ in range(REPEATS):
+        torch.mm(a, b, out=out)
+    marks = [event()]
+    marks[0].record()
+    for _ in range(REPEATS):
+        torch.mm(a, b, out=out)
+        marks.append(event())
+        marks[-1].record()
+    synchronise()
+    milliseconds = [begin.elapsed_time(end) for begin, end in itertools.pairwise(marks)]
+    return 2 * n**3 / (statistics.median(milliseconds) / 1e3)
+
+
+class HostEvent:
+    """An event of the host's clock, for what runs on the CPU."""
+
+    def __init__(self) -> None:
+        self.at_ns = 0
+
+    def record(self) -> None:
+        """Now."""
+        self.at_ns = time.perf_counter_ns()
+
+    def elapsed_time(self, end: HostEvent) -> float:
+        """Milliseconds until `end`."""
+        return (end.at_ns - self.at_ns) / 1e6

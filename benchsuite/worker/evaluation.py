@@ -1,0 +1,104 @@
+"""The curve of a run: its snapshots, evaluated after the loop and off the clock, on the rank that owns them."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.worker.build import Training
+from benchsuite.worker.snapshots import Snapshots
+
+
+def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
+    """Metric of every snapshot; None on the ranks that own none. Several servers' slices are joined on the first, the
+    replicas' mean is made on rank 0.
+
+    `checksum` is the sha256 of the last snapshot's bytes.
+    """
+    if training.strategy.snapshot_of == "servers" and training.is_server:
+        vectors = _gather_slices(training, snapshots)
+        if training.comm.rank != training.topology.num_workers:
+            return None
+    elif training.strategy.snapshot_of == "mean" and not training.is_server:
+        vectors = _mean_of_replicas(training, snapshots)
+        if training.comm.rank != 0:
+            return None
+    elif training.strategy.snapshot_of == "replica" and training.comm.rank == 0:
+        vectors = [snapshots[position] for position in range(len(snapshots))]
+    else:
+        return None
+    metrics: list[float | None] = []
+    for vector in vectors:
+        training.part.params.copy_(vector)
+        value = training.workload.evaluate(training.part.infer)
+        metrics.append(value if math.isfinite(value) else None)
+    return {
+        "samples": snapshots.samples[: len(vectors)],
+        "version": snapshots.version[: len(vectors)],
+        "time_ns": snapshots.time_ns[: len(vectors)],
+        "metric": metrics,
+        "checksum": checksum(vectors[-1] if vectors else torch.empty(0)),
+    }
+
+
+def checksum(vector: Tensor) -> str:
+    """sha256 of a vector's bytes."""
+    return hashlib.sha256(vector.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
+    """On rank 0: at each of its snapshots the mean over replicas, added in rank order (traffic outside the run).
+
+    Of a replica that goes at its own pace the newest snapshot that is not newer counts.
+    """
+    comm = training.comm
+    mine = [snapshots[position] for position in range(len(snapshots))]
+    counts = torch.tensor([len(mine)])
+    if comm.rank != 0:
+        comm.send(counts, 0)
+        comm.send(torch.tensor(snapshots.samples), 0)
+        for vector in mine:
+            comm.send(vector.contiguous(), 0)
+        return []
+    sums = [vector.clone() for vector in mine]
+    for rank in range(1, training.topology.num_workers):
+        comm.recv(counts, rank)
+        samples = torch.empty(int(counts), dtype=torch.int64)
+        comm.recv(samples, rank)
+        theirs = [torch.empty_like(mine[0]) for _ in range(int(counts))]
+        for vector in theirs:
+            comm.recv(vector, rank)
+        for total, at in zip(sums, snapshots.samples, strict=True):
+            total.add_(theirs[max(bisect.bisect_right(samples.tolist(), at) - 1, 0)])
+    return [total.div_(training.topology.num_workers) for total in sums]
+
+
+def _gather_slices(training: Training, snapshots: Snapshots) -> list[Tensor]:
+    """Slices of equal position, joined on the first server (traffic outside the run)."""
+    topology, comm = training.topology, training.comm
+    assert isinstance(topology, ParameterServer)
+    first, params = topology.num_workers, training.part.params
+    mine = [snapshots[position] for position in range(len(snapshots))]
+    count = torch.tensor([len(mine)])
+    if comm.rank != first:
+        comm.send(count, first)
+        for vector in mine:
+            if vector.numel():
+                comm.send(vector.contiguous(), first)
+        return []
+    slices = [mine]
+    for rank in range(first + 1, comm.size):
+        comm.recv(count, rank)
+        start, stop = topology.slice_of(rank - first, params.numel())
+        received = [torch.empty(stop - start, dtype=params.dtype) for _ in range(int(count))]
+        for vector in received:
+            if vector.numel():
+                comm.recv(vector, rank)
+        slices.append(received)
+    return [torch.cat(pieces) for pieces in zip(*slices, strict=False)]

@@ -1,0 +1,93 @@
+"""What a launcher hands to one rank, `RankJob`, and how the rank hands its record back. No torch.
+
+A `RankJob` is plain data and crosses the fork server by pickle. The record is a file in the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankJob:
+    """One rank of one cell. `benchsuite.worker.main.run_rank(job)` is its life."""
+
+    cell: Mapping[str, Any]  # Cell.to_json(), resolved
+    rank: int
+    world_size: int
+    local_rank: int = 0
+    hosts: tuple[int, ...] = ()  # host number of each rank; () = all on host 0
+    run_dir: str = ""  # the rank writes rank<k>.json here, atomically (temporary file, fsync, replace)
+    store_host: str = "127.0.0.1"
+    store_port: int = 0
+    store_listen_fd: int | None = None  # rank 0: a bound, listening socket to host the TCPStore on
+    store_is_hosted: bool = False  # someone else (torchrun's agent) hosts the store: every rank is a client
+    store_prefix: str = ""  # separates the cells of one job in a shared store
+    timeout_s: float = 120.0  # the launcher's deadline; process groups get this + 5 s
+    interface: str = "lo"  # network interface for gloo
+    private_network: bool = False  # the ranks are alone in a network namespace: interface counters are theirs
+    network_reason: str = ""  # why there is no private network
+    beat_path: str = ""  # mmap file of `measure/beat.py`; "" = no beat
+
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_NO_NAMESPACE = 70  # of the cell host: no private network
+EXIT_CANNOT_WRITE = 74  # disk full or not writable
+EXIT_ABORTED = 98  # another rank's end was announced
+EXIT_PARENT_GONE = 99
+
+
+def rank_file(rank: int) -> str:
+    """File name of a rank's record inside the run directory."""
+    return f"rank{rank}.json"
+
+
+def error_file(run_dir: str | Path, rank: int) -> Path:
+    """Where a rank that raised leaves the last line of its traceback."""
+    return Path(run_dir) / f"rank{rank}.error"
+
+
+class CannotWrite(OSError):
+    """The run directory takes no more: disk full, quota, read-only. The rank ends with EXIT_CANNOT_WRITE."""
+
+
+def write_rank_file(run_dir: str | Path, rank: int, content: str | bytes) -> Path:
+    """Writes a rank's record whole or not at all, then its marker. CannotWrite where the directory takes no more.
+
+    The marker `rank<k>.ok` holds the record's size: whoever waits can see that it is complete without parsing it.
+    """
+    path = Path(run_dir) / rank_file(rank)
+    data = content.encode() if isinstance(content, str) else content
+    write_atomic(path, data)
+    write_atomic(path.with_suffix(".ok"), b"%d\n" % len(data))
+    return path
+
+
+def rank_complete(run_dir: str | Path, rank: int) -> bool:
+    """The rank's record is there and as long as its marker says."""
+    path = Path(run_dir) / rank_file(rank)
+    try:
+        return path.stat().st_size == int(path.with_suffix(".ok").read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Temporary file in the same directory, fsync, replace; on failure nothing is left behind."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise CannotWrite(error.errno, error.strerror, str(path)) from error

@@ -1,0 +1,251 @@
+"""The life of one rank, in the article's order: connect, place, start, loop, drain, write.
+
+    1 initialise   every rank builds the same model from one seed
+    2 distribute   batches are handed out by index, so that any worker can be given any
+    3 compute      forward, loss, backward: the local gradient
+    4 aggregate    by parameter server or ring, as the strategy says
+    5 update       one optimiser step
+    6 repeat 3-5   until the budget is used; then drain, evaluate the snapshots, write
+
+`run_rank(job)` is called in a fresh process by `cluster/`. `python -m benchsuite.worker` is what a user's own
+torchrun starts: a supervisor that forks one such process per cell.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from typing import Any
+
+import torch
+
+from benchsuite.comm import Traffic
+from benchsuite.comm.groups import World
+from benchsuite.comm.process import NO_GROUP, ProcessComm
+from benchsuite.measure import faults, load, memory
+from benchsuite.measure.beat import Beat, Phase
+from benchsuite.measure.device_time import DeviceTimer
+from benchsuite.measure.wire import WireBytes, WireMeter
+from benchsuite.plan import cell as cells
+from benchsuite.sync import Cycle
+from benchsuite.worker import build as trainings
+from benchsuite.worker import device_figures, devices, model_parallel, predict
+from benchsuite.worker.build import Training
+from benchsuite.worker.clock import StepClock, TimedPart
+from benchsuite.worker.evaluation import evaluate
+from benchsuite.worker.job import RankJob, write_rank_file
+from benchsuite.worker.loop import Loop
+from benchsuite.worker.rank_record import Measured, rank_record
+from benchsuite.worker.rendezvous import connect, open_client, open_store
+from benchsuite.worker.snapshots import Snapshots
+from benchsuite.worker.traffic_mode import derived_run
+from benchsuite.workload import Part
+
+_PHASES = {"send": Phase.SEND, "recv": Phase.RECV, "barrier": Phase.BARRIER, "serve": Phase.SERVE}
+
+
+class Rank:
+    """State of one rank; `run` reads as its life."""
+
+    def __init__(self, job: RankJob) -> None:
+        self.job, self.cell = job, cells.from_json(job.cell)
+        self.beat: Beat = faults.open_beat(job.beat_path, rank=job.rank, faults=self.cell.faults)
+        self.loop: Loop | None = None
+        self.slow_down = self.cell.straggler.get(str(job.rank), 1.0) if job.rank < self.cell.num_workers else 1.0
+        self.lost = 0  # ranks that died while the strategy went on
+        self.busy = not load.oversubscribed(self.cell)
+        self.memory = memory.RankMemory()
+        self.timer: DeviceTimer | None = None
+
+    def run(self) -> None:
+        memory.reset_peak()
+        torch.set_num_threads(self.cell.threads)
+        torch.use_deterministic_algorithms(self.cell.device == "cpu")
+        # That mode also fills fresh memory with NaN, a debugging aid: 1 % of a step of the digits CNN.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+        marks = {"entered": time.perf_counter_ns()}
+        self.beat.enter(Phase.START, 0)
+        self.store = open_store(self.job)
+        device = devices.choose(self.cell, self.job.local_rank)
+        self.timer = DeviceTimer() if device.type == "cuda" else None
+        self.comm = connect(self.job, self.cell, self.store, self._enter, device)
+        self.comm.timer = self.timer if self.cell.backend == "nccl" else None
+        marks["connected"] = time.perf_counter_ns()
+        trainings.seed_rank(self.cell.seed, self.job.rank)
+        training = trainings.build(
+            self.cell, self.comm, wrap=self._timed, before_model=self.memory.begin_model
+        )
+        axis: Any = training.comm  # of the replica axis: what a strategy waits for is counted there
+        self.loop = Loop(training, self.part, axis, self.beat.enter, self.timer)
+        self._check_equal_start(training)
+        marks["built"] = time.perf_counter_ns()
+        measured = self._train(training)
+        self.beat.enter(Phase.EVALUATE, self.loop.step)
+        marks["left_loop"] = time.perf_counter_ns()
+        if measured.device is not None:  # the others are quiet now
+            measured.device |= device_figures.arithmetic(self.cell, training.workload, measures=self.job.rank == 0)
+        evaluations = evaluate(training, measured.snapshots)
+        marks["evaluated"] = time.perf_counter_ns()
+        self.beat.enter(Phase.WRITE, self.loop.step)
+        record = rank_record(self.job, training, measured, evaluations)
+        record["marks_ns"] = marks  # where starting and ending a cell takes its time (`selfcheck`)
+        record["straggler"] = self._straggler()
+        record["predicted"] = self._predicted(training)
+        write_rank_file(self.job.run_dir, self.job.rank, json.dumps(record, allow_nan=False))
+        self._leave(training)
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def _train(self, training: Training) -> Measured:
+        """Steps 3 to 6, timed: a worker's loop or a server's."""
+        owner = training.owns_snapshots
+        measured = self._measured(training, owner)
+        meter = self._meter()
+        meter.start()
+        measured.cpu_s = -time.process_time()
+        assert self.loop is not None
+        self.loop.run(measured, owner=owner)
+        self._stop(measured, meter, training)
+        return measured
+
+    def _measured(self, training: Training, owner: bool) -> Measured:
+        recipe = training.recipe
+        every = training.workload.target.evaluate_every if owner else 0
+        settled_ns = self.timer.now_ns if self.timer is not None else None
+        snapshots = Snapshots(every, self.job.run_dir, str(self.job.rank), settled_ns=settled_ns)
+        return Measured(StepClock(recipe.budget // recipe.global_batch + 1), snapshots, memory=self.memory)
+
+    def _meter(self) -> WireMeter:
+        return WireMeter(
+            self.comm.barrier,
+            interface=self.job.interface,
+            private=self.job.private_network,
+            reason=self.job.network_reason,
+            reads=self.job.local_rank == 0,
+        )
+
+    def _all_ended(self, training: Training) -> int:
+        """Waits until every rank has ended its loop or is known to be lost; returns how many are lost.
+
+        Only for strategies that survive a worker: a barrier with a dead rank would not return. Counts in the store.
+        """
+        if not _survives(training):
+            return 0
+        self.store.add("ended", 1)
+        while True:
+            lost = int(self.store.add("lost", 0))
+            if int(self.store.add("ended", 0)) + lost >= self.comm.size:
+                return lost
+            time.sleep(0.002)
+
+    def _leave(self, training: Training) -> None:
+        """Nobody takes the store away while a peer still needs it; a worker may still be lost here."""
+        if not _survives(training):
+            self.comm.barrier()
+            return
+        self.store.add("left", 1)
+        while self.comm.rank == 0 and int(self.store.add("left", 0)) + int(self.store.add("lost", 0)) < self.comm.size:
+            time.sleep(0.002)
+
+    def _stop(self, measured: Measured, meter: WireMeter, training: Training) -> None:
+        """The loop ends here: later traffic (snapshots, barriers) is not the strategy's."""
+        measured.cpu_s += time.process_time()
+        measured.memory.end_loop()
+        if self.timer is not None:
+            measured.device = device_figures.peaks()
+        measured.traffic, measured.calls = copy.deepcopy(self.comm.traffic), dict(self.comm.calls)
+        self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))  # before anybody can miss it
+        begin = time.perf_counter_ns()
+        self.lost = self._all_ended(training)
+        if self.lost:
+            measured.wire = WireBytes(reason=f"{self.lost} of {self.comm.size} ranks were lost: no common reading")
+            return
+        measured.wire = meter.stop()
+        measured.barrier_ns = time.perf_counter_ns() - begin
+        if getattr(training.strategy, "calls_library", False) and training.topology.num_workers > 1:
+            measured.derived = self._derive(training, measured)
+        if training.replica is not None:
+            measured.part_facts = dict(training.replica.facts())  # before it is asked for one more gradient
+            measured.derived_inside = self._derive_inside(training, measured)
+
+    def _derive(self, training: Training, measured: Measured) -> Traffic | None:
+        """Of the whole run, from more steps, untimed, that are watched. Not after a divergence: the ranks may stand
+        apart."""
+        losses = measured.clock.to_json()["loss"]
+        if not losses or None in losses:
+            return None
+        flat, num_workers = training.part.params.clone(), training.topology.num_workers
+        batch = training.fetch((0, self.comm.rank, num_workers))
+        cycles = training.strategy.cycles() if hasattr(training.strategy, "cycles") else [Cycle(len(losses))]
+        traffic = derived_run(lambda: training.strategy.step(batch), cycles, num_workers)
+        training.part.params.copy_(flat)
+        return traffic
+
+    def _derive_inside(self, training: Training, measured: Measured) -> Traffic | None:
+        """What the library sent between the parts of a replica in the whole run, from one more gradient."""
+        losses = measured.clock.to_json()["loss"]
+        if training.is_server or not losses or None in losses:
+            return None
+        return model_parallel.derive_inside(training, measured.events)
+
+    # -- after the loop ---------------------------------------------------------------------------------------
+
+    def _predicted(self, training: Training) -> dict[str, Any] | None:
+        """On rank 0: what the strategy's own file says this run must have sent, from shapes and recorded events."""
+        if self.comm.rank != 0 or self.lost:
+            return None
+        events = trainings.gather_events(
+            [json.loads(self.store.get(f"events/{rank}")) for rank in range(self.comm.size)]
+        )
+        strategy, shapes, described = training.strategy, training.part.shapes, training.setting
+        return predict.of_run(self.cell, strategy, shapes, events, described, workload=training.workload).to_json()
+
+    def _straggler(self) -> dict[str, Any] | None:
+        return {"factor": self.slow_down, "how": "busy" if self.busy else "sleep"} if self.slow_down > 1 else None
+
+    # -- small things ----------------------------------------------------------------------------------------
+
+    def _timed(self, part: Part, rank: int) -> TimedPart:
+        self.part = TimedPart(part, slow_down=self.slow_down, busy=self.busy, timer=self.timer)
+        return self.part
+
+    def _enter(self, phase: str) -> None:
+        self.beat.enter(_PHASES[phase], self.loop.step if self.loop is not None else 0)
+
+    def _check_equal_start(self, training: Training) -> None:
+        """All ranks must start from the same bits: a same-seed start that differs is a broken workload."""
+        store = self.store
+        store.set(f"start/{self.comm.rank}", json.dumps(model_parallel.digests(training)))
+        if self.comm.rank == 0:
+            first: dict[str, tuple[int, str]] = {}
+            for rank in range(self.comm.size):
+                for part, digest in json.loads(store.get(f"start/{rank}")).items():
+                    holder, expected = first.setdefault(part, (rank, digest))
+                    if digest != expected:
+                        raise RuntimeError(
+                            f"rank {rank} starts from other parameters than rank {holder} with the same seed "
+                            f"{self.cell.seed}: layers() must depend on torch's random state only"
+                        )
+
+
+def run_rank(job: RankJob) -> None:
+    """One rank of one cell, from connecting to its file."""
+    Rank(job).run()
+
+
+def goodbye(job: RankJob) -> None:
+    """Says goodbye to every server in the place of a dead worker (strategies with `survives = "worker"`)."""
+    cell, store = cells.from_json(job.cell), open_client(job)
+    comm = ProcessComm(World(store, lambda: store), rank=job.rank, size=cell.world_size, group=NO_GROUP)
+    topology = trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
+    topology.start(comm, num_servers=cell.num_servers)
+    strategy = trainings.make("sync", cell.sync, trainings.options_for(cell, "sync"))
+    if hasattr(strategy, "num_threads"):  # the doors of the servers' threads
+        topology.use_threads(strategy.num_threads(topology.num_workers))
+    topology.goodbye()
+    store.add("lost", 1)
+
+
+def _survives(training: Training) -> bool:
+    return getattr(training.strategy, "survives", "none") == "worker"

@@ -1,0 +1,150 @@
+"""What one rank writes down: everything in integers of ns and bytes; `benchsuite/assemble/` makes the run of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchsuite.comm.traffic import Calls, Traffic
+from benchsuite.measure.memory import RankMemory
+from benchsuite.measure.wire import WireBytes
+from benchsuite.topology.server_log import ServerLog
+from benchsuite.worker.build import Training
+from benchsuite.worker.clock import StepClock
+from benchsuite.worker.job import RankJob
+from benchsuite.worker.snapshots import Snapshots
+from benchsuite.worker.traffic_mode import derived_total
+from benchsuite.workload import Workload
+
+
+@dataclass
+class Measured:
+    """What the loop left behind on this rank."""
+
+    clock: StepClock
+    snapshots: Snapshots
+    start_ns: int = 0
+    end_ns: int = 0
+    compute_ns: int = 0  # the three totals of the loop alone: later steps and barriers do not count
+    blocked_ns: int = 0
+    ticket_wait_ns: int = 0
+    cpu_s: float = 0.0
+    wire: WireBytes = field(default_factory=WireBytes)
+    traffic: Traffic = field(default_factory=Traffic)
+    calls: Calls = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
+    server: ServerLog | None = None
+    derived: Traffic | None = None
+    part_facts: dict[str, Any] = field(default_factory=dict)  # of a part of a divided replica, at the loop's end
+    derived_inside: Traffic | None = None  # by the library, from part to part of a replica
+    barrier_ns: int = 0  # waiting for the others at the end
+    memory: RankMemory = field(default_factory=RankMemory)
+    device: dict[str, Any] | None = None  # of a rank on a device: `device_figures`
+
+
+def rank_record(
+    job: RankJob, training: Training, measured: Measured, evaluations: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The document of this rank's file."""
+    server = measured.server
+    return {
+        "rank": job.rank,
+        "role": "server" if training.is_server else "worker",
+        "start_ns": measured.start_ns,
+        "end_ns": measured.end_ns,
+        "host": job.hosts[job.rank] if job.hosts else 0,
+        "life_cpu_s": time.process_time(),
+        "steps": measured.clock.to_json(),
+        "compute_ns": measured.compute_ns,
+        "blocked_ns": measured.blocked_ns,
+        "blocked_reason": getattr(training.strategy, "blocked_reason", None),
+        "ticket_wait_ns": measured.ticket_wait_ns,
+        "barrier_ns": measured.barrier_ns,
+        "cpu_s": measured.cpu_s,
+        "peak_rss_bytes": measured.memory.peak_rss_bytes,
+        "base_rss_bytes": measured.memory.base_rss_bytes,
+        "peak_model_bytes": measured.memory.peak_model_bytes,
+        "device": measured.device,
+        "traffic": measured.traffic.to_json(),
+        "derived": measured.derived.to_json() if measured.derived is not None else None,
+        # of the collectives that this rank was the first of; None: the library called itself (ddp)
+        "derived_total": _derived_total(measured),
+        "payload_source": payload_source(training),
+        "events": measured.events,
+        "wire": measured.wire.to_json(),
+        "server": _server_json(server),
+        "evaluations": evaluations,
+        "snapshots": {"samples": measured.snapshots.samples, "time_ns": measured.snapshots.time_ns},
+        "num_parameters": training.part.params.numel(),
+        "divided": _divided_json(training, measured),
+        "shapes": {name: list(shape) for name, shape in training.part.shapes.items()},
+        "snapshot_of": training.strategy.snapshot_of,
+        "apart": bool(getattr(training.strategy, "apart", False)),
+        "per_rollout": training.batches.per_rollout,
+        "per_push": training.batches.per_push,
+        "queues": hasattr(training.strategy, "batches_per_trajectory"),
+        "clip": training.recipe.clip_norm is not None,
+        "global_batch": training.recipe.global_batch,
+        "budget": training.recipe.budget,
+        "target": vars(training.workload.target),
+        **data_facts(training.workload),
+    }
+
+
+def data_facts(workload: Workload) -> dict[str, str]:
+    """What is known of data that are the user's or this Python's: the sha256 of their bytes, where it was taken."""
+    digest = getattr(workload, "data_sha256", "")
+    return {"data_sha256": digest} if digest else {}
+
+
+def payload_source(training: Training) -> str:
+    """`counted` by our own sends, or `derived` from library calls; a divided replica makes some of them."""
+    if training.replica is not None:
+        return "derived"
+    source = getattr(training.strategy, "payload_source", None) or getattr(
+        training.topology, "payload_source", "counted"
+    )
+    return str(source)
+
+
+def _derived_total(measured: Measured) -> dict[str, Any] | None:
+    """Of the library's calls that went through our comms, and of those that it made inside a divided replica."""
+    calls = derived_total(measured.calls) if measured.calls else None
+    both = [each for each in (calls, measured.derived_inside) if each is not None]
+    return Traffic.total(both).to_json() if both else None
+
+
+def _divided_json(training: Training, measured: Measured) -> dict[str, Any] | None:
+    """Of a part of a divided replica: its number, what it holds and counts, whether its samples are its own, what it
+    says of itself."""
+    if training.replica is None:
+        return None
+    part = training.replica
+    return {
+        "replica": training.comm.rank,
+        "part": part.replica.part,
+        "reads": part.replica.part == 0 or part.share(0, 1) != (0, 1),
+        "held": part.params.numel(),
+        "owned": part.num_owned,
+        "facts": measured.part_facts,
+    }
+
+
+def _server_json(log: ServerLog | None) -> dict[str, Any] | None:
+    if log is None:
+        return None
+    own: dict[str, Any] = {}
+    if log.losses is not None:
+        own["losses"] = [loss if math.isfinite(loss) else None for loss in log.losses]
+    return own | {
+        "log": log.columns(),
+        "versions": log.version,
+        "replies": log.replies,
+        "first_read": log.first_read,
+        "last_read": log.last_read,
+        "overlapped_replies": log.overlapped_replies,
+        "num_abandoned": log.num_abandoned,
+        "abandoned_versions": log.abandoned_versions,
+    }

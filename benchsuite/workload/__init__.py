@@ -1,0 +1,246 @@
+"""What is trained (`Workload`) and what a rank holds of it (`Part`).
+
+A workload knows nothing of ranks: it is a model as a chain of layers, data that any worker can be handed,
+a loss, an evaluation, a target. `parallel/` makes a `Part` of it on each rank.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite.comm import Handle
+from benchsuite.plan.target import Target
+from benchsuite.workload.muon_optimizer import muon
+
+# what a workload file needs
+__all__ = ["Batch", "Infer", "Part", "Ready", "Recipe", "Shapes", "Target", "Workload", "muon"]
+
+Shapes = Mapping[str, torch.Size]  # parameter name -> shape, in the order of the flat vector
+Infer = Callable[[Tensor], Tensor]
+Ready = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that one gradient is computed on."""
+
+    x: Any
+    y: Any
+    num_samples: int
+
+
+def micro_batches(batch: Batch, count: int) -> list[Batch]:
+    """The batch in `count` equal pieces, cut along dimension 0 (views)."""
+    if count == 1:
+        return [batch]
+    if batch.num_samples % count:
+        raise ValueError(f"{batch.num_samples} samples cannot be cut into {count} equal micro-batches")
+    size = batch.num_samples // count
+    return [Batch(_piece(batch.x, at, count), _piece(batch.y, at, count), size) for at in range(count)]
+
+
+def _piece(value: Any, at: int, count: int) -> Any:
+    return mapped(value, lambda whole: whole[at * (len(whole) // count) : (at + 1) * (len(whole) // count)])
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch's x or y with every tensor in it changed: a tensor, or tuples, lists and mappings of tensors."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        inside = [mapped(each, change) for each in value]
+        return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
+    if isinstance(value, Mapping):
+        return {name: mapped(each, change) for name, each in value.items()}
+    return value
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device; what is there already stays. From the host it goes by pinned memory, without waiting."""
+    if device.type == "cpu":
+        return batch
+
+    def moved(value: Tensor) -> Tensor:
+        return value if value.device == device else value.pin_memory().to(device, non_blocking=True)
+
+    return Batch(mapped(batch.x, moved), mapped(batch.y, moved), batch.num_samples)
+
+
+class DeviceLoss(float):
+    """A loss that is still on the device: `read` waits for it.
+
+    Strategies hand it on unread, so that no step waits for the device; as a number it is NaN.
+    """
+
+    tensor: Tensor
+
+    def __new__(cls, tensor: Tensor) -> DeviceLoss:
+        loss = super().__new__(cls, math.nan)
+        loss.tensor = tensor
+        return loss
+
+    def read(self) -> float:
+        """Its value."""
+        return float(self.tensor)
+
+
+def read_loss(loss: float) -> float:
+    """A step's loss as a number; waits for the device where it is still there."""
+    return loss.read() if isinstance(loss, DeviceLoss) else loss
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How it is trained. The learning rate is a function of progress = samples consumed / budget, so it is the
+    same schedule for every strategy."""
+
+    make_optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer]  # of tensors; else of (name, tensor) pairs
+    lr: Callable[[float], float]
+    global_batch: int
+    budget: int  # samples
+    clip_norm: float | None = None
+    elementwise: bool = True  # the optimiser treats every element alike: it may work on a flat vector or a slice of it
+
+    def optimizer_of(self, named: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+        """The optimiser of whole tensors."""
+        return self.make_optimizer(named.values() if self.elementwise else named.items())
+
+
+class Workload(Protocol):
+    """One file in `workloads/`, a dataclass whose fields are its options; `presets` stands in the module.
+
+    `layer_flops() -> list[int]`, where there is one: forward operations of each layer for one sample. `place(device)`,
+    where there is one, moves data that is kept in memory to a device, so that no step waits for it.
+    """
+
+    target: Target
+
+    def start(self, *, seed: int, dtype: torch.dtype) -> None:
+        """Loads data and fixes every random stream. Called once before anything else."""
+
+    def layers(self) -> list[nn.Module]:
+        """The model as a chain, built on the CPU. The suite seeds torch before it calls (`seeded_layers`)."""
+
+    def tensor_plan(self) -> Mapping[str, str]:
+        """Module of the chain (`nn.Sequential(*layers)`'s name) -> how it splits by weight ({} = it does not).
+
+        "columns": by its outputs, a matrix or a convolution; "rows": by its inputs, behind columns; "gathered": by its
+        outputs, which are put together at once; "channels": a GroupNorm between columns and rows; "tokens": a norm of
+        tokens, of which it sees a slice under `sequence_parallel`.
+        The class says what the parts must divide, numbers or names of options: `tensor_divides = ("width",)`; and which
+        option counts tokens, dimension 1 of an activation: `tensor_tokens`.
+        """
+
+    def recipe(self) -> Recipe:
+        """Optimiser, schedule, clipping, batch and budget of the single-process run."""
+
+    def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
+        """Global batch `index`, slice `shard` of `num_shards`: pure in (seed, index)."""
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Mean over the batch."""
+
+    def evaluate(self, infer: Infer) -> float:
+        """The metric on the held-out set, once over every sample."""
+
+
+@dataclass(frozen=True)
+class TrajectoryShape:
+    """Of a worker's trajectory as a batch."""
+
+    x: tuple[int, ...]
+    y: tuple[int, ...]
+    x_dtype: torch.dtype
+    y_dtype: torch.dtype
+    num_samples: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of x and y."""
+        return math.prod(self.x) * self.x_dtype.itemsize + math.prod(self.y) * self.y_dtype.itemsize
+
+
+class Rollout(Protocol):
+    """What a worker has collected: minibatches of it, in the order in which it is trained on."""
+
+    def statistics(self) -> Tensor:
+        """(minibatches, 3) in float64: sum, sum of squares and number of each one's advantages."""
+
+    def batch(self, position: int, statistics: Tensor) -> Batch:
+        """Minibatch `position`; `statistics` (3,) says what its advantages are normalised by."""
+
+
+class RolloutWorkload(Workload, Protocol):
+    """A workload whose batches come from acting (reinforcement learning). It says `collects = True`."""
+
+    per_rollout: int  # minibatches, one step of a strategy each
+
+    def environments(self, *, shard: int, num_shards: int) -> Any:
+        """A worker's own environments, at their first starts; whoever owns them keeps them from rollout to rollout."""
+
+    def collect(self, act: Infer, environments: Any, number: int) -> Rollout:
+        """Rollout `number` of these environments by the policy `act`."""
+
+    def trajectory(self, act: Infer, environments: Any, number: int, batches: int) -> Batch:
+        """As many environment steps as so many minibatches stand for, in order, with what an off-policy loss needs."""
+
+    def trajectory_shape(self, batches: int, *, num_shards: int, dtype: torch.dtype) -> TrajectoryShape:
+        """Of such a trajectory."""
+
+
+class Part(Protocol):
+    """What one rank holds of the model: `params` and `grad` are flat vectors with named views."""
+
+    module: nn.Module
+    shapes: Shapes
+    params: Tensor  # (P,)
+    grad: Tensor  # (P,)
+
+    def infer(self, x: Tensor) -> Tensor:
+        """Forward without gradient; the result stands on every rank of the replica."""
+
+    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+        """Fills `grad` with the gradient of the mean loss, never steps; returns the loss.
+
+        `ready(start, stop)` is called for slices of `grad` in backward order as they become final.
+        `until`: when it completes first the gradient is abandoned and None returned (virtual clock only).
+        """
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        """Puts a library's wrapper around the module that `backward` calls (ddp only)."""
+
+    def backward(self, batch: Batch) -> float:
+        """`loss.backward()` through the wrapped module, gradients left in the parameters' own `.grad` (ddp only)."""
+
+
+global_random_state = threading.RLock()  # torch's: thread ranks take turns where a workload may draw from it
+
+
+def seeded_layers(workload: Workload, seed: int) -> list[nn.Module]:
+    """`workload.layers()` under the seed, built on the CPU: other devices' generators are left alone."""
+    with global_random_state, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return workload.layers()
+
+
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What the flat vector holds, in its order: frozen parameters are left out, shared ones stand once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def numel(shapes: Shapes) -> int:
+    """Elements of the flat vector."""
+    return sum(shape.numel() for shape in shapes.values())
+
+
+def views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
+    """Named views into a flat vector."""
+    pieces = flat.split([shape.numel() for shape in shapes.values()])
+    return {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
