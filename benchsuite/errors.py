@@ -1,4 +1,5 @@
-"""The one error class that means "the input cannot be used": the value, the rule with numbers, the remedy."""
+"""The one error class that means "the input cannot be used": the value, the rule with numbers, the
+remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`python -m benchsuite.gpu_check` measures on a machine with a CUDA device; it installs nothing."""
+"""`python -m benchsuite.gpu_check` measures on a machine with a CUDA device; it installs
+nothing."""
 
 import sys
 

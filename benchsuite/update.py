@@ -1,6 +1,7 @@
 """One optimiser step: the learning rate of this progress, the clipping, the step.
 
-Shared by workers that hold all parameters and by servers that hold a slice, so that both update alike.
+Shared by workers that hold all parameters and by servers that hold a slice, so that both update
+alike.
 """
 
 from __future__ import annotations
@@ -21,19 +22,27 @@ CLIP_EPS = 1e-6  # torch's
 class Updater:
     """Steps one vector (or a list of tensors) with the recipe's optimiser.
 
-    A long vector is stepped in chunks of 1 MiB: an optimiser's temporaries then stay in the cache, where those of 45 MB
-    get new pages from the kernel each time (SGD with momentum and decay: 48 ms whole, 8.5 in chunks). The same bits.
-    `lr_scale` is the equal-sample rule of asynchronous training: batch/N per push goes with lr/N.
-    An optimiser that is not elementwise steps the tensors that `shapes` names, as views of the vector.
+    A long vector is stepped in chunks of 1 MiB: an optimiser's temporaries then stay in the cache,
+    where those of 45 MB get new pages from the kernel each time (SGD with momentum and decay: 48 ms
+    whole, 8.5 in chunks). The same bits. `lr_scale` is the equal-sample rule of asynchronous
+    training: batch/N per push goes with lr/N. An optimiser that is not elementwise steps the
+    tensors that `shapes` names, as views of the vector.
     """
 
     def __init__(
-        self, params: Tensor | Iterable[Tensor], recipe: Recipe, *, shapes: Shapes | None = None, lr_scale: float = 1.0
+        self,
+        params: Tensor | Iterable[Tensor],
+        recipe: Recipe,
+        *,
+        shapes: Shapes | None = None,
+        lr_scale: float = 1.0,
     ) -> None:
         if not recipe.elementwise and shapes is None:
             raise UsageError(
-                "this optimiser treats tensors, not elements (recipe.elementwise = False), and this strategy steps a "
-                "slice of a flat vector: use one over a collective, e.g. topology = native, or an elementwise optimiser"
+                "this optimiser treats tensors, not elements (recipe.elementwise = False), and "
+                "this strategy steps a "
+                "slice of a flat vector: use one over a collective, e.g. topology = native, or an "
+                "elementwise optimiser"
             )
         self._cut: Callable[[Tensor], list[Tensor]] = in_chunks
         if not isinstance(params, Tensor):
@@ -43,14 +52,18 @@ class Updater:
                 self._cut = lambda flat: list(views(flat, shapes).values())
             # Aliases: several updaters of one vector (server threads) must not share its `.grad`.
             self._params = self._cut(params.detach())
-        named = None if recipe.elementwise or shapes is None else zip(shapes, self._params, strict=True)
+        named = (
+            None if recipe.elementwise or shapes is None else zip(shapes, self._params, strict=True)
+        )
         self.optimizer = recipe.make_optimizer(self._params if named is None else named)
         if any(params.is_cuda for params in self._params):
             fuse(self.optimizer)
-        self._recipe, self._lr_scale = recipe, lr_scale
+        self._recipe = recipe
+        self._lr_scale = lr_scale
 
     def step(self, grad: Tensor | None, *, samples: int) -> None:
-        """Applies `grad` (None: the tensors carry their own) after `samples` of the budget were consumed."""
+        """Applies `grad` (None: the tensors carry their own) after `samples` of the budget were
+        consumed."""
         progress = min(samples / self._recipe.budget, 1.0)
         lr = self._recipe.lr(progress) * self._lr_scale
         for group in self.optimizer.param_groups:
@@ -70,7 +83,8 @@ class Updater:
         self.optimizer.state.clear()
 
     def state(self) -> list[Tensor]:
-        """The optimiser's vectors, one per name in order, of all parameters that have it; [] before the first step.
+        """The optimiser's vectors, one per name in order, of all parameters that have it; [] before
+        the first step.
 
         Whoever writes to them changes the optimiser's state.
         """
@@ -83,14 +97,16 @@ class Updater:
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> None:
-    """One kernel per step where the recipe leaves it open: of a long vector the others read and write it ten times."""
+    """One kernel per step where the recipe leaves it open: of a long vector the others read and
+    write it ten times."""
     for group in optimizer.param_groups:
         if "fused" in group and group["fused"] is None and not group.get("foreach"):
             group["fused"] = True
 
 
 def in_chunks(flat: Tensor) -> list[Tensor]:
-    """Views of 1 MiB, in order; one of all for a shorter vector, and on a device, where a call costs more."""
+    """Views of 1 MiB, in order; one of all for a shorter vector, and on a device, where a call
+    costs more."""
     length = CHUNK_BYTES // flat.element_size()
     return [flat] if flat.numel() <= length or flat.is_cuda else list(flat.split(length))
 
@@ -106,7 +122,11 @@ def _whole(states: list[dict[str, Any]], name: str) -> Tensor:
         return pieces[0].view(-1)
     lengths = [piece.numel() for piece in pieces]
     base = pieces[0]._base
-    if base is None or base.numel() != sum(lengths) or any(piece._base is not base for piece in pieces):
+    if (
+        base is None
+        or base.numel() != sum(lengths)
+        or any(piece._base is not base for piece in pieces)
+    ):
         base = torch.cat([piece.flatten() for piece in pieces])
         for state, piece, part in zip(states, pieces, base.split(lengths), strict=True):
             state[name] = part.view(piece.shape)
@@ -125,7 +145,8 @@ class Load:
 
 
 def state_vectors(recipe: Recipe, shapes: Shapes) -> tuple[int, ...]:
-    """Elements of each vector that the recipe's optimiser keeps: none SGD, P with momentum, P and P Adam.
+    """Elements of each vector that the recipe's optimiser keeps: none SGD, P with momentum, P and P
+    Adam.
 
     Muon: as many as the hidden matrices have, and twice the others.
     """
@@ -133,16 +154,20 @@ def state_vectors(recipe: Recipe, shapes: Shapes) -> tuple[int, ...]:
     probe, gradient = torch.zeros(2, elements, device=None if recipe.elementwise else "meta")
     updater = Updater(probe, recipe, shapes=shapes)
     updater.step(gradient, samples=0)
-    return tuple(numel(shapes) if recipe.elementwise else vector.numel() for vector in updater.state())
+    return tuple(
+        numel(shapes) if recipe.elementwise else vector.numel() for vector in updater.state()
+    )
 
 
 def clip_factor(norm: float, clip_norm: float) -> float:
-    """Factor that brings a gradient of this global norm to at most `clip_norm` (torch's rule, eps 1e-6)."""
+    """Factor that brings a gradient of this global norm to at most `clip_norm` (torch's rule, eps
+    1e-6)."""
     return min(1.0, clip_norm / (norm + CLIP_EPS))
 
 
 def clip_part(part: Part, clip_norm: float | None) -> None:
-    """Scales the gradient of a replica, or this part of it, so that the whole has a norm of at most `clip_norm`."""
+    """Scales the gradient of a replica, or this part of it, so that the whole has a norm of at most
+    `clip_norm`."""
     clip(part.grad, clip_norm, norm=getattr(part, "gradient_norm", None))
 
 
@@ -156,6 +181,8 @@ def clip(grad: Tensor, clip_norm: float | None, *, norm: Callable[[], float] | N
     if norm is None and grad.is_cuda:  # no step waits for the device
         grad.mul_((clip_norm / (torch.linalg.vector_norm(grad) + CLIP_EPS)).clamp(max=1.0))
         return
-    factor = clip_factor(norm() if norm is not None else float(torch.linalg.vector_norm(grad)), clip_norm)
+    factor = clip_factor(
+        norm() if norm is not None else float(torch.linalg.vector_norm(grad)), clip_norm
+    )
     if factor < 1.0:
         grad.mul_(factor)

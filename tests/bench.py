@@ -1,4 +1,5 @@
-"""`Bench`: trains small cells with the real worker on one shared cluster, and gives back what would be stored."""
+"""`Bench`: trains small cells with the real worker on one shared cluster, and gives back what would
+be stored."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ def fault(rank: int, phase: str, how: str, step: int = 3) -> tuple[dict[str, Any
 
 
 def behind(rank: int, num_workers: int) -> dict[str, float]:
-    """The straggler of a cell in which all workers but `rank` are slow: batches are handed out, and on busy cores the
-    others may have used the budget before `rank` has come to the step where it is to be struck."""
+    """The straggler of a cell in which all workers but `rank` are slow: batches are handed out, and
+    on busy cores the others may have used the budget before `rank` has come to the step where it is
+    to be struck."""
     return {str(other): 30.0 for other in range(num_workers) if other != rank}
 
 

@@ -1,4 +1,5 @@
-"""Reads Chakra traces back, sharing nothing with the writer, and says what is wrong with them; replays them on ports.
+"""Reads Chakra traces back, sharing nothing with the writer, and says what is wrong with them;
+replays them on ports.
 
 The encoding: https://protobuf.dev/programming-guides/encoding
 """
@@ -12,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-COMP, SEND, RECV, COLL = 4, 5, 6, 7
+COMP = 4
+SEND = 5
+RECV = 6
+COLL = 7
 
 
 @dataclass
@@ -48,7 +52,8 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         value |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        at = at + 1
+        shift = shift + 7
         if data[at - 1] < 0x80:
             return value, at
 
@@ -63,12 +68,14 @@ def fields(data: bytes) -> Iterator[tuple[int, Any]]:
         else:
             assert key & 7 == 2, f"wire type {key & 7}"
             size, at = varint(data, at)
-            value, at = data[at : at + size], at + size
+            value = data[at : at + size]
+            at = at + size
         yield key >> 3, value
 
 
 def numbers(packed: bytes) -> list[int]:
-    found, at = [], 0
+    found = []
+    at = 0
     while at < len(packed):
         value, at = varint(packed, at)
         found.append(value)
@@ -76,7 +83,9 @@ def numbers(packed: bytes) -> list[int]:
 
 
 def messages(path: Path) -> list[bytes]:
-    data, at, found = path.read_bytes(), 0, []
+    data = path.read_bytes()
+    at = 0
+    found = []
     while at < len(data):
         size, at = varint(data, at)
         found.append(data[at : at + size])
@@ -121,11 +130,12 @@ def read(traces: tuple[Path, ...]) -> Trace:
     return found
 
 
-# -- what must hold of a trace --------------------------------------------------------------------------------------
+# -- what must hold of a trace ---------------------------------------------------------------------
 
 
 def faults(trace: Trace) -> list[str]:
-    """Sends without their receive, waits for nobody, circles, and events that begin before or long after they could."""
+    """Sends without their receive, waits for nobody, circles, and events that begin before or long
+    after they could."""
     found = []
     sides: dict[tuple[int, int, int], list[Node]] = defaultdict(list)
     for node in trace.values():
@@ -138,23 +148,31 @@ def faults(trace: Trace) -> list[str]:
             found.append(f"message {message}: {[node.name for node in both]}")
         elif len({node.attrs["comm_size"] for node in both}) > 1:
             found.append(f"message {message}: {[node.attrs['comm_size'] for node in both]} bytes")
-        elif min(both, key=lambda node: node.type).begin > max(both, key=lambda node: node.type).end:
+        elif (
+            min(both, key=lambda node: node.type).begin > max(both, key=lambda node: node.type).end
+        ):
             found.append(f"message {message} is there before it is sent")
     done: set[tuple[int, int]] = set()
-    waiting = {key: {(key[0], after) for after in (*node.ctrl, *node.data)} for key, node in trace.items()}
+    waiting = {
+        key: {(key[0], after) for after in (*node.ctrl, *node.data)} for key, node in trace.items()
+    }
     while free := [key for key, after in waiting.items() if after <= done]:
         for key in free:
-            node, after = trace[key], [trace[each] for each in waiting.pop(key)]
+            node = trace[key]
+            after = [trace[each] for each in waiting.pop(key)]
             due = max((each.end for each in after), default=0)
             if node.begin != due:
                 found.append(
                     f"rank {key[0]} node {key[1]} begins at {node.begin}, and all it waits for is over at {due}"
                 )
             if any(each.start_us + each.duration_us > node.start_us for each in after):
-                found.append(f"rank {key[0]} node {key[1]} begins before what it waits for ends, in us")
+                found.append(
+                    f"rank {key[0]} node {key[1]} begins before what it waits for ends, in us"
+                )
             done.add(key)
     return found + [
-        f"rank {rank} node {number} waits for a circle, or for nothing there is" for rank, number in waiting
+        f"rank {rank} node {number} waits for a circle, or for nothing there is"
+        for rank, number in waiting
     ]
 
 
@@ -167,12 +185,17 @@ def bytes_by_edge(trace: Trace, kind: int = SEND) -> dict[tuple[int, int], int]:
 
 
 def replay(trace: Trace, *, ns_per_byte: float, latency: int) -> int:
-    """When the last event ends on the ports of `virtual/network.py`: only computing takes the time that the trace says."""
+    """When the last event ends on the ports of `virtual/network.py`: only computing takes the time
+    that the trace says."""
     out_free: Counter[int] = Counter()
     in_free: Counter[int] = Counter()
-    waiting = {key: {(key[0], after) for after in (*node.ctrl, *node.data)} for key, node in trace.items()}
+    waiting = {
+        key: {(key[0], after) for after in (*node.ctrl, *node.data)} for key, node in trace.items()
+    }
     followers = {key: [other for other, after in waiting.items() if key in after] for key in trace}
-    heap = [(0, 1, *key) for key, after in waiting.items() if not after]  # (time, 0 = at a port | 1 = begins, rank, id)
+    heap = [
+        (0, 1, *key) for key, after in waiting.items() if not after
+    ]  # (time, 0 = at a port | 1 = begins, rank, id)
     ends: dict[tuple[int, int], int] = {}
     there: dict[tuple[int, int, int], int] = {}
     asked: dict[tuple[int, int, int], tuple[int, int]] = {}
@@ -192,7 +215,8 @@ def replay(trace: Trace, *, ns_per_byte: float, latency: int) -> int:
     heapq.heapify(heap)
     while heap:
         now, begins, rank, number = heapq.heappop(heap)
-        node, key = trace[rank, number], (rank, number)
+        node = trace[rank, number]
+        key = (rank, number)
         duration = round(node.attrs.get("comm_size", 0) * ns_per_byte)
         if not begins:
             into = node.message[1]

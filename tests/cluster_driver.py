@@ -1,4 +1,5 @@
-"""A small command for tests/test_cluster_orphans.py: runs cells in the folder it is given, prints their ends."""
+"""A small command for tests/test_cluster_orphans.py: runs cells in the folder it is given, prints
+their ends."""
 
 from __future__ import annotations
 
@@ -12,7 +13,10 @@ from benchsuite.plan.cell import Budget, Cell
 def main(folder: Path, entry: str, fault: str, num_cells: int) -> int:
     faults = ({"rank": 1, "phase": "compute", "step": 0, "signal": fault},) if fault else ()
     try:
-        with sigterm_as_interrupt(), Cluster(entry=entry, modules=(), path=(str(Path(__file__).parent),)) as cluster:
+        with (
+            sigterm_as_interrupt(),
+            Cluster(entry=entry, modules=(), path=(str(Path(__file__).parent),)) as cluster,
+        ):
             for index in range(num_cells):
                 cell = Cell(replicas=2, budget=Budget(timeout_s=60), faults=faults, seed=index)
                 outcome = cluster.run(cell, folder / str(index))

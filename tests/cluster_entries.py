@@ -17,11 +17,14 @@ from benchsuite.worker.job import RankJob, write_rank_file
 def trivial(job: RankJob) -> None:
     """Writes its record."""
     open_beat(job.beat_path, rank=job.rank, faults=job.cell["faults"]).enter(Phase.WRITE, 0)
-    write_rank_file(job.run_dir, job.rank, json.dumps({"rank": job.rank, "private": job.private_network}))
+    write_rank_file(
+        job.run_dir, job.rank, json.dumps({"rank": job.rank, "private": job.private_network})
+    )
 
 
 def connected(job: RankJob) -> None:
-    """Steps of compute, send, receive and barrier over gloo; the last ranks serve where the cell has servers."""
+    """Steps of compute, send, receive and barrier over gloo; the last ranks serve where the cell
+    has servers."""
     import torch.distributed as dist
 
     beat = open_beat(job.beat_path, rank=job.rank, faults=job.cell["faults"])
@@ -37,7 +40,9 @@ def connected(job: RankJob) -> None:
     )
     if job.store_prefix:
         store = dist.PrefixStore(job.store_prefix, store)
-    dist.init_process_group("gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=timeout)
+    dist.init_process_group(
+        "gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
+    )
     servers = job.cell["servers"] or 0
     steps = job.cell["budget"]["steps"] or 20
     if job.rank >= job.world_size - servers:

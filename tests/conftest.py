@@ -11,12 +11,14 @@ import pytest
 from benchsuite.cluster.local import Cluster
 from tests.bench import Bench
 
-# A shell that starts the tests in the background ignores Ctrl-C for them, and whatever they start would inherit that.
+# A shell that starts the tests in the background ignores Ctrl-C for them, and whatever they start
+# would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
-    """Modules and collected tests stay for ever: looking through them again costs every collection of garbage 0.2 s."""
+    """Modules and collected tests stay for ever: looking through them again costs every collection
+    of garbage 0.2 s."""
     gc.collect()
     gc.freeze()
 

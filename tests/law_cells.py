@@ -17,9 +17,20 @@ from benchsuite.laws.harness.variants import RECIPES, STALE_RECIPES
 from benchsuite.plan.cell import Cell
 
 __all__ = [
-    "RECIPES", "STALE_RECIPES", "TINY", "all_laws", "cases", "holds", "label", "lines", "on", "recipes", "shapes",
-    "strict_ranks", "tiny",
-]  # fmt: skip
+    "RECIPES",
+    "STALE_RECIPES",
+    "TINY",
+    "all_laws",
+    "cases",
+    "holds",
+    "label",
+    "lines",
+    "on",
+    "recipes",
+    "shapes",
+    "strict_ranks",
+    "tiny",
+]
 
 torch.set_num_threads(1)
 
@@ -29,13 +40,17 @@ def all_laws() -> dict[str, tuple[Law, ...]]:
     return families()
 
 
-def cases(family: str, cells: list[Cell], *, only: Callable[[Law], bool] = lambda law: True) -> Iterator[Any]:
+def cases(
+    family: str, cells: list[Cell], *, only: Callable[[Law], bool] = lambda law: True
+) -> Iterator[Any]:
     """(law, cell) of a family."""
     for law, cell in law_cases.cases(all_laws()[family], cells, only=only):
         yield pytest.param(law, cell, id=f"{law.name}: {label(cell)}")
 
 
-def lines(family: str, cells: list[Cell], *, only: Callable[[Law], bool] = lambda law: True) -> Iterator[Any]:
+def lines(
+    family: str, cells: list[Cell], *, only: Callable[[Law], bool] = lambda law: True
+) -> Iterator[Any]:
     """(law, cells of one strategy) of a family."""
     subject = law_cases.cells_of(family).subject
     for law in filter(only, all_laws()[family]):

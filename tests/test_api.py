@@ -27,10 +27,19 @@ def pairs(plan: Plan) -> list[tuple[int, int]]:
 
 
 def test_cells_keep_their_own_seeds_and_are_run_once(asked: Any) -> None:
-    one, two = Cell(), Cell(replicas=2)
+    one = Cell()
+    two = Cell(replicas=2)
     assert pairs(asked([one.with_seed(0), one.with_seed(1)])) == [(1, 0), (1, 1)]
-    assert pairs(asked([one.with_seed(0), two.with_seed(1), one.with_seed(0), resolve(one)])) == [(1, 0), (2, 1)]
-    assert pairs(asked([one.with_seed(5), two], seeds=[2, 3, 2])) == [(1, 2), (2, 2), (1, 3), (2, 3)]
+    assert pairs(asked([one.with_seed(0), two.with_seed(1), one.with_seed(0), resolve(one)])) == [
+        (1, 0),
+        (2, 1),
+    ]
+    assert pairs(asked([one.with_seed(5), two], seeds=[2, 3, 2])) == [
+        (1, 2),
+        (2, 2),
+        (1, 3),
+        (2, 3),
+    ]
     assert pairs(asked(one, seeds=range(2))) == [(1, 0), (1, 1)]
     assert pairs(asked(asked([one.with_seed(0), two.with_seed(1)]), seeds=[7])) == [(1, 7), (2, 7)]
     refused = asked([REFUSED.with_seed(1), one, REFUSED.with_seed(1)]).refused_runs()
@@ -52,7 +61,9 @@ def test_cells_keep_their_own_seeds_and_are_run_once(asked: Any) -> None:
         ({"seed": "0"}, "seed takes an integer, not '0'"),
     ],
 )
-def test_a_cell_with_a_value_of_another_type_is_refused(asked: Any, fields: dict[str, Any], says: str) -> None:
+def test_a_cell_with_a_value_of_another_type_is_refused(
+    asked: Any, fields: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UsageError) as refusal:
         asked(Cell(**fields))
     assert says in str(refusal.value)
@@ -68,6 +79,11 @@ def test_wrong_seeds_are_refused_for_cells_and_plans(asked: Any, seeds: list[Any
 
 
 def test_a_valid_cell_keeps_its_id(asked: Any) -> None:
-    cell = Cell(topology="parameter_server", replicas=2, straggler={"0": 4}, budget=Budget(steps=3, timeout_s=9))
+    cell = Cell(
+        topology="parameter_server",
+        replicas=2,
+        straggler={"0": 4},
+        budget=Budget(steps=3, timeout_s=9),
+    )
     (run,) = asked(cell).runs()
     assert run.id == resolve(cell).id

@@ -1,4 +1,5 @@
-"""asv is a front end: what our benchmarks return is what asv 0.6 makes intervals of, and its configuration is complete."""
+"""asv is a front end: what our benchmarks return is what asv 0.6 makes intervals of, and its
+configuration is complete."""
 
 from __future__ import annotations
 
@@ -21,14 +22,22 @@ FIGURES = {name: {key: [1.0, 2.0, 4.0] for key in KEYS} for name in CELLS}
 
 def test_every_track_has_a_unit_and_returns_plain_floats() -> None:
     tracks = [name for name in vars(Cells) if name.startswith("track_")]
-    assert sorted(tracks) == ["track_final_loss", "track_payload_bytes", "track_seconds_per_sample", "track_step_time"]
+    assert sorted(tracks) == [
+        "track_final_loss",
+        "track_payload_bytes",
+        "track_seconds_per_sample",
+        "track_step_time",
+    ]
     for name in tracks:
         assert getattr(Cells, name).unit in ("seconds", "bytes", "loss")
         for cell in CELLS:
             value = getattr(Cells(), name)(FIGURES, cell)
             assert value == {"samples": [1.0, 2.0, 4.0], "number": 1}
             assert all(type(sample) is float for sample in value["samples"])
-            assert json.loads(json.dumps(value)) == value and pickle.loads(pickle.dumps(value)) == value
+            assert (
+                json.loads(json.dumps(value)) == value
+                and pickle.loads(pickle.dumps(value)) == value
+            )
 
 
 def test_one_launch_is_one_number() -> None:
@@ -43,15 +52,23 @@ def test_a_cell_that_did_not_run_is_not_available_rather_than_failed() -> None:
 
 
 def test_asv_turns_our_samples_into_a_median_with_an_interval() -> None:
-    """Guards an undocumented door: asv reads a dict with `samples` and `number` from a track_ benchmark too."""
-    runner, results = pytest.importorskip("asv.runner"), pytest.importorskip("asv.results")
+    """Guards an undocumented door: asv reads a dict with `samples` and `number` from a track_
+    benchmark too."""
+    runner = pytest.importorskip("asv.runner")
+    results = pytest.importorskip("asv.results")
 
     class Spawner:
         def run(self, *, result_file_name: str, **_: object) -> tuple[str, int]:
             Path(result_file_name).write_text(json.dumps(samples([1.0, 2.0, 4.0])))
             return "", 0
 
-    benchmark = {"name": "cells.Cells.track_step_time", "params": [], "timeout": 1, "version": "1", "type": "track"}
+    benchmark = {
+        "name": "cells.Cells.track_step_time",
+        "params": [],
+        "timeout": 1,
+        "version": "1",
+        "type": "track",
+    }
     result = runner._run_benchmark_single_param(benchmark, Spawner(), None, False, {}, None)
     stored = results.Results.unnamed()
     stored.add_result(benchmark, result, record_samples=True)
@@ -62,7 +79,8 @@ def test_asv_turns_our_samples_into_a_median_with_an_interval() -> None:
 
 
 def test_the_matrix_of_asv_lists_every_run_time_dependency() -> None:
-    """It installs our wheel with --no-deps: what it does not list is missing in its environments."""
+    """It installs our wheel with --no-deps: what it does not list is missing in its
+    environments."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     dependencies = {requirement.split(">=")[0] for requirement in project["dependencies"]}
     assert json.loads((ROOT / "asv.conf.json").read_text())["matrix"]["req"].keys() == dependencies
@@ -82,7 +100,12 @@ def test_asv_run_and_publish_show_the_three_cells(tmp_path: Path) -> None:
     def asv(*arguments: str) -> str:
         command = [sys.executable, "-m", "asv", arguments[0], "--config", str(path), *arguments[1:]]
         done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=390, env=os.environ | {"HOME": str(tmp_path)}
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=390,
+            env=os.environ | {"HOME": str(tmp_path)},
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -91,7 +114,15 @@ def test_asv_run_and_publish_show_the_three_cells(tmp_path: Path) -> None:
     if head.returncode:
         pytest.skip("not a git clone: asv stores results by commit")
     asv("machine", "--yes")
-    out = asv("run", "-E", "existing", "--set-commit-hash", head.stdout.strip(), "--record-samples", "--show-stderr")
+    out = asv(
+        "run",
+        "-E",
+        "existing",
+        "--set-commit-hash",
+        head.stdout.strip(),
+        "--record-samples",
+        "--show-stderr",
+    )
     assert "failed" not in out, out
     for cell in CELLS:
         assert cell in out

@@ -1,4 +1,5 @@
-"""The beat says where a rank is, and faults strike where a cell asks for them; records are whole or absent."""
+"""The beat says where a rank is, and faults strike where a cell asks for them; records are whole or
+absent."""
 
 from __future__ import annotations
 
@@ -48,7 +49,10 @@ def test_a_fault_strikes_its_own_rank_from_its_step_on() -> None:
     ("change", "message"),
     [
         ({"phase": "sned"}, "fault phase 'sned' is unknown; known: start, data, compute"),
-        ({"signal": "SIGTERM"}, "fault signal 'SIGTERM' is unknown; known: SIGKILL, SIGSTOP, exit0, raise, spin"),
+        (
+            {"signal": "SIGTERM"},
+            "fault signal 'SIGTERM' is unknown; known: SIGKILL, SIGSTOP, exit0, raise, spin",
+        ),
         ({"rank": 2}, "fault rank 2 is not below the cell's 2 ranks"),
         ({"host": 1}, "needs exactly the keys rank, phase, step, signal"),
     ],

@@ -1,4 +1,5 @@
-"""`calibrate`: records become fits, twins and documents by hand; once for real, tiny. No wall-clock figure is asserted."""
+"""`calibrate`: records become fits, twins and documents by hand; once for real, tiny. No wall-clock
+figure is asserted."""
 
 from __future__ import annotations
 
@@ -27,35 +28,51 @@ from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store
 
 EFFORT = Effort(
-    launches=2, sizes={1024: 3, 4096: 3, 65536: 3, 1 << 20: 3}, controls=5, incast_sizes={65536: 2}, add_sizes={65536: 3},
-    gradients=8, rounds=5, steps=20, rates={400: {262144: 1}, 800: {262144: 1}},
-)  # fmt: skip
+    launches=2,
+    sizes={1024: 3, 4096: 3, 65536: 3, 1 << 20: 3},
+    controls=5,
+    incast_sizes={65536: 2},
+    add_sizes={65536: 3},
+    gradients=8,
+    rounds=5,
+    steps=20,
+    rates={400: {262144: 1}, 800: {262144: 1}},
+)
 VECTOR = 100_000  # bytes
-US, MS = 1_000, 1_000_000  # ns
+# ns
+US = 1_000
+MS = 1_000_000
 SECOND = 240 * US  # one more message in a step of two ranks; alone it takes 160
 
 
-# -- by hand -----------------------------------------------------------------------------------------------------------
+# -- by hand ---------------------------------------------------------------------------------------
 
 
 def launches(*, num_launches: int = 2, both: bool = True) -> Launches:
-    """Messages of 50 us + 1 ns a byte, 60 us + 2 ns both ways; gradients of 2 ms (64) and 1 ms (32); rests by hand."""
+    """Messages of 50 us + 1 ns a byte, 60 us + 2 ns both ways; gradients of 2 ms (64) and 1 ms
+    (32); rests by hand."""
     sizes = [str(2**k) for k in range(10, 24)]
     messages = {
         "one_way": {size: [50 * US + int(size)] * 3 for size in sizes},
         "both_ways": {size: [60 * US + 2 * int(size)] * 3 for size in sizes},
-        "ticket_call": [10 * US], "counter": [20 * US], "ticket": [],
-    }  # fmt: skip
+        "ticket_call": [10 * US],
+        "counter": [20 * US],
+        "ticket": [],
+    }
     answering = {name: {} if isinstance(value, dict) else [] for name, value in messages.items()}
     answering |= {"ticket": [200 * US], "both_ways": messages["both_ways"]}
-    gradient, step = {"64": [2 * MS] * 3, "32": [MS] * 3}, {"64": [2 * MS + 100 * US] * 3, "32": [MS + 90 * US] * 3}
+    gradient = {"64": [2 * MS] * 3, "32": [MS] * 3}
+    step = {"64": [2 * MS + 100 * US] * 3, "32": [MS + 90 * US] * 3}
     exchanged = MS + 60 * US + VECTOR + 300 * US  # gradient, a message of half the vector, the rest
     answered = 2 * MS + 2 * (50 * US + VECTOR) + 150 * US
     steps = {
-        "both_gradient": [MS] * 3 if both else [], "both_step": [exchanged] * 3 if both else [],
-        "twice_gradient": [MS] * 3 if both else [], "twice_step": [exchanged + SECOND] * 3 if both else [],
-        "one_gradient": [2 * MS] * 3, "one_step": [answered] * 3,
-    }  # fmt: skip
+        "both_gradient": [MS] * 3 if both else [],
+        "both_step": [exchanged] * 3 if both else [],
+        "twice_gradient": [MS] * 3 if both else [],
+        "twice_step": [exchanged + SECOND] * 3 if both else [],
+        "one_gradient": [2 * MS] * 3,
+        "one_step": [answered] * 3,
+    }
     waiting = {**steps, "one_gradient": [], "one_step": []}
     incast = {"at_once": {"65536": [150 * US]}, "in_turn": {"65536": [100 * US]}}
     records: dict[str, Sequence[Any]] = {
@@ -74,9 +91,19 @@ def wall(**fields: Any) -> Cell:
 
 def test_a_launch_counts_by_the_slowest_rank_and_by_whoever_has_times() -> None:
     found = Launches(
-        [1], {"k": [[{"a": {"8": [1_000, 5_000, 3_000]}, "b": [7_000]}, {"a": {"8": [2_000, 1_000, 4_000]}}]]}
+        [1],
+        {
+            "k": [
+                [
+                    {"a": {"8": [1_000, 5_000, 3_000]}, "b": [7_000]},
+                    {"a": {"8": [2_000, 1_000, 4_000]}},
+                ]
+            ]
+        },
     )
-    assert [round(1e9 * value) for value in found.medians("k", "a", "8")] == [4_000]  # the median of 2, 5 and 4 us
+    assert [round(1e9 * value) for value in found.medians("k", "a", "8")] == [
+        4_000
+    ]  # the median of 2, 5 and 4 us
     assert [round(1e9 * value) for value in found.medians("k", "b")] == [7_000]
 
 
@@ -84,8 +111,10 @@ def test_what_a_step_takes_beyond_gradient_and_messages_is_its_rest() -> None:
     found = launches()
     rests = cells.rests(found, cells.models_of(found))
     assert {name: [round(1e6 * value) for value in values] for name, values in rests.items()} == {
-        "alone": [100, 100], "exchanging": [300, 300], "answered": [150, 150],
-    }  # fmt: skip
+        "alone": [100, 100],
+        "exchanging": [300, 300],
+        "answered": [150, 150],
+    }
     assert cells.incast(found) == [2.0, 2.0]
 
 
@@ -99,17 +128,31 @@ def times_of(cell: Cell) -> set[int]:
     ("fields", "gradient_us", "latency_us", "mbit", "copies"),
     [
         ({"replicas": 1}, 2100, 50, 8000, 0.0),
-        ({"replicas": 2, "topology": "ring"}, 1220, 140, 4000, 0.5),  # a message waits 80 us more, the step once less
+        (
+            {"replicas": 2, "topology": "ring"},
+            1220,
+            140,
+            4000,
+            0.5,
+        ),  # a message waits 80 us more, the step once less
         ({"replicas": 2, "topology": "native"}, 1300, 60, 4000, 0.0),
-        # the rest of an answered step, counter, ticket's call, and 50 us by which the ticket comes after the push
-        ({"replicas": 1, "sync": "asynchronous", "topology": "parameter_server"}, 2230, 50, 8000, 0.0),
+        # the rest of an answered step, counter, ticket's call, and 50 us by which the ticket comes
+        # after the push
+        (
+            {"replicas": 1, "sync": "asynchronous", "topology": "parameter_server"},
+            2230,
+            50,
+            8000,
+            0.0,
+        ),
     ],
     ids=["alone", "ring", "native", "server"],
 )
 def test_a_twin_has_what_was_measured(
     fields: dict[str, Any], gradient_us: int, latency_us: float, mbit: float, copies: float
 ) -> None:
-    found, cell = launches(), wall(**fields)
+    found = launches()
+    cell = wall(**fields)
     twin = cells.twin(cell, found, cells.models_of(found))
     assert (twin.clock, twin.workload, twin.topology, twin.budget) == (
         "virtual",
@@ -119,14 +162,17 @@ def test_a_twin_has_what_was_measured(
     )
     assert times_of(twin) == {gradient_us}
     assert twin.link_latency_us is not None and twin.link_mbit is not None
-    assert abs(twin.link_latency_us / latency_us - 1) < 0.01 and abs(twin.link_mbit / mbit - 1) < 0.01, twin
+    assert (
+        abs(twin.link_latency_us / latency_us - 1) < 0.01 and abs(twin.link_mbit / mbit - 1) < 0.01
+    ), twin
     assert twin.receive_cost is not None and twin.receive_cost["incast"] == 2.0
     add_s_per_gib = 10e-6 / VECTOR * 2**30
     assert abs(float(twin.receive_cost["copy_s_per_gib"]) - copies * add_s_per_gib) < 1e-9
 
 
 def test_a_twin_takes_as_long_as_its_parts() -> None:
-    """In virtual time, by the real strategy's file: gradient, rest, and two messages of a ring (or push and answer)."""
+    """In virtual time, by the real strategy's file: gradient, rest, and two messages of a ring (or
+    push and answer)."""
     from benchsuite.results.assemble.virtual import sections
     from benchsuite.virtual.world import simulate
 
@@ -136,13 +182,19 @@ def test_a_twin_takes_as_long_as_its_parts() -> None:
     for fields, expected in (
         ({"replicas": 2, "topology": "ring"}, 1220e-6 + 2 * (140e-6 + 2e-9 * size / 2)),
         ({"replicas": 2, "topology": "native"}, 1300e-6 + 2 * (60e-6 + 2e-9 * size / 2)),
-        ({"replicas": 1, "sync": "asynchronous", "topology": "parameter_server"}, 2230e-6 + 2 * (50e-6 + 1e-9 * size)),
+        (
+            {"replicas": 1, "sync": "asynchronous", "topology": "parameter_server"},
+            2230e-6 + 2 * (50e-6 + 1e-9 * size),
+        ),
     ):
         twin = dataclasses.replace(cells.twin(wall(**fields), found, models), gradients="none")
         with tempfile.TemporaryDirectory() as folder:
             simulated = simulate(twin, folder)
         _, cost, _ = sections(twin, simulated.records, simulated.facts)
-        assert abs(cost["step_time_s_median"] / expected - 1) < 0.01, (cost["step_time_s_median"], expected)
+        assert abs(cost["step_time_s_median"] / expected - 1) < 0.01, (
+            cost["step_time_s_median"],
+            expected,
+        )
         assert cost["provenance"] == "virtual"
 
 
@@ -158,7 +210,9 @@ def test_a_message_between_computations_is_never_cheaper_than_alone() -> None:
 def test_two_ranks_need_a_batch_that_can_be_halved() -> None:
     found = launches(both=False)
     assert "exchanging" not in cells.rests(found, cells.models_of(found))
-    quantities = [figure.quantity for figure in calibrate._quantities(found, cells.models_of(found))]
+    quantities = [
+        figure.quantity for figure in calibrate._quantities(found, cells.models_of(found))
+    ]
     assert not any("both ranks" in quantity or "two ranks" in quantity for quantity in quantities)
 
 
@@ -190,7 +244,9 @@ def test_a_gradients_line_and_its_left_out_batch() -> None:
         ranks[0]["gradient"]["16"], ranks[0]["step"]["16"] = [500 * US] * 3, [590 * US] * 3
     found.batches = [64, 32, 16]
     line = calibrate._compute(found)
-    assert abs(line["per_sample_s"] / (2e-3 / 64) - 1) < 1e-6 and line["worst_batch_error"] < 1e-6, line
+    assert (
+        abs(line["per_sample_s"] / (2e-3 / 64) - 1) < 1e-6 and line["worst_batch_error"] < 1e-6
+    ), line
     found.batches = [64]
     assert "needs two" in calibrate._compute(found)["reason"]
 
@@ -203,13 +259,15 @@ def test_a_number_is_printed_with_its_interval_or_the_reason_why_not() -> None:
     assert table._extrapolated(Extrapolation(1, 1, 1, 0.1, None).to_json()) == "- not tried"
 
 
-# -- the store and the command line ------------------------------------------------------------------------------------
+# -- the store and the command line ----------------------------------------------------------------
 
 
 def test_a_stored_calibration_is_no_run(tmp_path: Path) -> None:
     document = {"schema": 1, "started_at": "2026-11-24T15:28:55Z", "raw": [1.5]}
     path = Store(tmp_path).write_calibration("m", document)
-    assert path.parent == tmp_path / "m" / "calibration" and path.name.startswith("20261124T152855Z-")
+    assert path.parent == tmp_path / "m" / "calibration" and path.name.startswith(
+        "20261124T152855Z-"
+    )
     assert json.loads(path.read_text()) == document
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -235,21 +293,59 @@ def test_bad_input_gets_one_line_and_exit_2(
         calibrate.run(effort=dataclasses.replace(EFFORT, launches=0))
 
 
-# -- once for real, tiny -----------------------------------------------------------------------------------------------
+# -- once for real, tiny ---------------------------------------------------------------------------
 
 KEYS = {
-    "schema", "kind", "machine", "environment_id", "commit", "dirty", "started_at", "workload", "preset", "launches",
-    "cores", "foreign_cpu_share", "contended", "vector_bytes", "quantities", "fits", "shaped", "predictions", "modelled",
-    "raw", "path",
-}  # fmt: skip
+    "schema",
+    "kind",
+    "machine",
+    "environment_id",
+    "commit",
+    "dirty",
+    "started_at",
+    "workload",
+    "preset",
+    "launches",
+    "cores",
+    "foreign_cpu_share",
+    "contended",
+    "vector_bytes",
+    "quantities",
+    "fits",
+    "shaped",
+    "predictions",
+    "modelled",
+    "raw",
+    "path",
+}
 PREDICTION = {
-    "label", "cell", "virtual_cell", "reason", "measured_step_s", "measured_provenance", "measured_flags",
-    "measured_failures", "predicted_virtual_step_s", "predicted_provenance", "predicted_failure", "difference",
-}  # fmt: skip
+    "label",
+    "cell",
+    "virtual_cell",
+    "reason",
+    "measured_step_s",
+    "measured_provenance",
+    "measured_flags",
+    "measured_failures",
+    "predicted_virtual_step_s",
+    "predicted_provenance",
+    "predicted_failure",
+    "difference",
+}
 MODELLED = {
-    "operation", "num_workers", "num_bytes", "link_mbit", "value_s", "low_s", "high_s", "size_error", "rate_error",
-    "error", "shown_s", "provenance",
-}  # fmt: skip
+    "operation",
+    "num_workers",
+    "num_bytes",
+    "link_mbit",
+    "value_s",
+    "low_s",
+    "high_s",
+    "size_error",
+    "rate_error",
+    "error",
+    "shown_s",
+    "provenance",
+}
 
 
 @pytest.fixture(scope="module")
@@ -274,24 +370,45 @@ def test_the_document_is_complete_and_stored(document: dict[str, Any]) -> None:
     }
     for figure in document["quantities"]:
         assert figure["n"] == 2 and figure["unit"] in ("us", "ms", "x", "GB/s", "Gbit/s"), figure
-    assert set(document["raw"]["records"]) >= {"messages", "incast", "additions", "gradients", "steps", "shaped"}
+    assert set(document["raw"]["records"]) >= {
+        "messages",
+        "incast",
+        "additions",
+        "gradients",
+        "steps",
+        "shaped",
+    }
     for name in ("one_way", "both_ways"):
-        assert set(document["fits"][name]["left_out_size_errors"]) == {f"{size:g}" for size in EFFORT.sizes}
-    assert document["fits"]["compute"]["per_sample_s"] >= 0  # of a tiny model it is lost in the overhead
+        assert set(document["fits"][name]["left_out_size_errors"]) == {
+            f"{size:g}" for size in EFFORT.sizes
+        }
+    assert (
+        document["fits"]["compute"]["per_sample_s"] >= 0
+    )  # of a tiny model it is lost in the overhead
 
 
 @pytest.mark.procs
-def test_the_prediction_is_virtual_and_what_it_is_held_against_is_measured(document: dict[str, Any]) -> None:
+def test_the_prediction_is_virtual_and_what_it_is_held_against_is_measured(
+    document: dict[str, Any],
+) -> None:
     labels = [pair["label"].partition(" ")[2] for pair in document["predictions"]]
     assert labels == [
-        "synchronous native N=1", "synchronous ring N=2", "synchronous native N=2", "asynchronous parameter_server N=1",
-    ]  # fmt: skip
+        "synchronous native N=1",
+        "synchronous ring N=2",
+        "synchronous native N=2",
+        "asynchronous parameter_server N=1",
+    ]
     for pair in document["predictions"]:
         assert set(pair) == PREDICTION
         assert (pair["cell"]["clock"], pair["virtual_cell"]["clock"]) == ("wall", "virtual")
         assert pair["virtual_cell"]["compute_time"]["kind"] == "resampled"
-        assert pair["predicted_provenance"] == "virtual" and pair["predicted_virtual_step_s"] > 0, pair
-        assert pair["measured_provenance"] in ("measured", "counted") and len(pair["measured_step_s"]) == 2, pair
+        assert pair["predicted_provenance"] == "virtual" and pair["predicted_virtual_step_s"] > 0, (
+            pair
+        )
+        assert (
+            pair["measured_provenance"] in ("measured", "counted")
+            and len(pair["measured_step_s"]) == 2
+        ), pair
         assert pair["measured_failures"] == [] and pair["predicted_failure"] is None
         assert (pair["difference"] is None) == ("oversubscribed" in pair["measured_flags"])
 
@@ -309,14 +426,21 @@ def test_every_modelled_time_carries_its_errors(document: dict[str, Any]) -> Non
 @pytest.mark.procs
 def test_the_table_fits_a_page_and_has_all_sections(document: dict[str, Any]) -> None:
     text = table.table(document)
-    for words in ("measured, one value", "fitted: alpha", "median step time", "modelled: one mean", "Others used"):
+    for words in (
+        "measured, one value",
+        "fitted: alpha",
+        "median step time",
+        "modelled: one mean",
+        "Others used",
+    ):
         assert words in text, text
     too_long = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("/")]
     assert not too_long, too_long
 
 
 def test_without_shaped_links_nothing_is_modelled() -> None:
-    """`--no-shaped`, or a machine that does not allow it: no error at rates is known, so no time is shown."""
+    """`--no-shaped`, or a machine that does not allow it: no error at rates is known, so no time is
+    shown."""
     found = launches()
     assert found.shaped_reason == "not asked for" and found.shaped_points() == {}
     rows = list(calibrate._modelled(cells.models_of(found)))
@@ -330,7 +454,11 @@ def test_a_link_that_could_not_be_shaped_leaves_its_reason_and_no_points() -> No
     found.records["shaped"] = [[refused, refused]]
     assert found.shaped_reason == refused["reason"] and found.shaped_points() == {}
     shaped = calibrate._shaped(found, cells.models_of(found).one_way)
-    assert (shaped["reason"], shaped["rates"], shaped["provenance"]) == (refused["reason"], [], "emulated")
+    assert (shaped["reason"], shaped["rates"], shaped["provenance"]) == (
+        refused["reason"],
+        [],
+        "emulated",
+    )
 
 
 @pytest.mark.procs
@@ -393,7 +521,9 @@ assert before == state(), (before, state())
 
 @pytest.mark.netns
 def test_the_loopback_is_as_it_was_afterwards_also_after_an_error() -> None:
-    done = subprocess.run([sys.executable, "-c", SHAPE], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SHAPE], capture_output=True, text=True, timeout=60, check=False
+    )
     if done.stderr.startswith("skip: "):
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr

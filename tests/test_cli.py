@@ -1,4 +1,5 @@
-"""The command line: golden help, one-line errors, exit codes, one JSON document on standard output."""
+"""The command line: golden help, one-line errors, exit codes, one JSON document on standard
+output."""
 
 from __future__ import annotations
 
@@ -21,7 +22,20 @@ from benchsuite.run import api, forecast
 from benchsuite.run.runner import Tally
 
 GOLDEN = Path(__file__).parent / "golden"
-VERBS = ("list", "plan", "run", "report", "compare", "export", "collect", "replay", "doctor", "calibrate", "selfcheck", "verify")
+VERBS = (
+    "list",
+    "plan",
+    "run",
+    "report",
+    "compare",
+    "export",
+    "collect",
+    "replay",
+    "doctor",
+    "calibrate",
+    "selfcheck",
+    "verify",
+)
 CELL = ["--workload", "cnn", "--preset", "smoke", "--topology", "ring", "--replicas", "2"]
 
 
@@ -34,7 +48,9 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, captured.out, captured.err
 
 
-def test_help_is_as_committed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_is_as_committed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "110")
     pages = [said(capsys, *verb, "--help")[1] for verb in [(), *((verb,) for verb in VERBS)]]
     assert "\n".join(pages) == (GOLDEN / "help.txt").read_text()
@@ -56,8 +72,14 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         (["run", "quick", "--hosts", "2"], "--hosts needs a cluster of several hosts"),
         (["run", "quick", "--link", "100mbit"], "--link needs a cluster of several hosts"),
         (["run", "--workload", "cnnn"], "unknown workload 'cnnn'; did you mean 'cnn'?"),
-        (["run", *CELL, "--set", "options.cnn.lerning_rate=1"], "unknown option 'lerning_rate' of cnn"),
-        (["replay", "no-such-run.json"], "no-such-run.json: No such file or directory; give a run file"),
+        (
+            ["run", *CELL, "--set", "options.cnn.lerning_rate=1"],
+            "unknown option 'lerning_rate' of cnn",
+        ),
+        (
+            ["replay", "no-such-run.json"],
+            "no-such-run.json: No such file or directory; give a run file",
+        ),
         (["compare", "no-such-folder", "neither"], "no-such-folder: no such results folder"),
     ],
 )
@@ -70,7 +92,9 @@ def test_bad_input_gets_one_line_and_exit_2(
 
 
 @pytest.mark.parametrize(
-    "verb", [["export", "csv"], ["report", "quick"], ["report", "quick", "x"], ["plan", "quick"]], ids=" ".join
+    "verb",
+    [["export", "csv"], ["report", "quick"], ["report", "quick", "x"], ["plan", "quick"]],
+    ids=" ".join,
 )
 def test_an_output_that_cannot_be_written_is_one_line_and_exit_2(
     verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -121,32 +145,60 @@ def test_list_names_members_with_options_and_file(capsys: pytest.CaptureFixture[
     assert "quick" in said(capsys, "list", "report")[1]
 
 
-def test_plan_write_makes_the_cells_of_a_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_write_makes_the_cells_of_a_torchrun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "cells.json"
     code, out, err = said(capsys, "plan", *CELL, "--seeds", "0,1", "--write", str(path))
     document = json.loads(path.read_text())
     cells = [from_json(entry) for entry in document["cells"]]
     assert (code, out, document["schema"]) == (0, "", 1) and "2 ranks for 2 of them" in err
-    assert [(cell.cluster, cell.seed, cell.replicas) for cell in cells] == [("torchrun", 0, 2), ("torchrun", 1, 2)]
+    assert [(cell.cluster, cell.seed, cell.replicas) for cell in cells] == [
+        ("torchrun", 0, 2),
+        ("torchrun", 1, 2),
+    ]
     assert said(capsys, "plan", *CELL, "--write", str(tmp_path / "no" / "cells.json"))[0] == 2
 
 
-def test_plan_prints_ranks_bytes_time_and_refusals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plan_prints_ranks_bytes_time_and_refusals(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import sys
 
-    traffic = SimpleNamespace(payload_bytes=3 * 2**20, num_messages=12, busiest_port=lambda ports: 2**20)
-    monkeypatch.setitem(sys.modules, "benchsuite.worker.predict", SimpleNamespace(predicted=lambda cell: traffic, kept=lambda cell: {"worker": 0, "server": None}))
-    flags = {"workload": "cnn", "preset": "smoke", "topology": "ring,parameter_server", "replicas": "2"}
+    traffic = SimpleNamespace(
+        payload_bytes=3 * 2**20, num_messages=12, busiest_port=lambda ports: 2**20
+    )
+    monkeypatch.setitem(
+        sys.modules,
+        "benchsuite.worker.predict",
+        SimpleNamespace(
+            predicted=lambda cell: traffic, kept=lambda cell: {"worker": 0, "server": None}
+        ),
+    )
+    flags = {
+        "workload": "cnn",
+        "preset": "smoke",
+        "topology": "ring,parameter_server",
+        "replicas": "2",
+    }
     grid = plan.from_flags(flags, seeds=[0, 1])
     store = Store(tmp_path)
     ring, server = grid.cells
     store.write(Run(cell=ring, code_id="c", status=Status.OK, machine="m", cost={"wall_s": 7.0}))
-    refused = plan.Refused(Cell(), (SimpleNamespace(rule="r", reason="a ring is a collective", remedy="use a server"),))
+    refused = plan.Refused(
+        Cell(), (SimpleNamespace(rule="r", reason="a ring is a collective", remedy="use a server"),)
+    )
     grid = dataclasses.replace(grid, refused=(refused,), question="Why?")
     document = forecast.forecast(grid, store, code_id="c")
     by_label = {cell["label"]: cell for cell in document["cells"]}
-    assert by_label[ring.label] | {"missing": 1, "estimated_s": 7.0, "ranks": 2} == by_label[ring.label]
-    assert by_label[server.label] | {"missing": 2, "estimated_s": None, "ranks": 3} == by_label[server.label]
+    assert (
+        by_label[ring.label] | {"missing": 1, "estimated_s": 7.0, "ranks": 2}
+        == by_label[ring.label]
+    )
+    assert (
+        by_label[server.label] | {"missing": 2, "estimated_s": None, "ranks": 3}
+        == by_label[server.label]
+    )
     assert (document["runs"], document["missing"], document["estimated_s"]) == (4, 3, None)
     text = forecast.table(document)
     for words in (
@@ -178,19 +230,39 @@ def test_run_says_what_became_of_the_cells(
     assert ("rank 1 was killed" in err) == bool(failed)
 
 
-def test_another_cluster_is_pointed_to_torchrun(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_another_cluster_is_pointed_to_torchrun(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     code, _, err = said(capsys, "run", *CELL, "--cluster", "torchrun", "--results", str(tmp_path))
     assert code == 2 and "benchsuite plan PLAN --write cells.json" in err
 
 
 def test_compare_judges_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cell = plan.cell_from_flags({"workload": "cnn", "preset": "smoke", "topology": "ring", "replicas": "2"})
-    result = {"loss": [2.0, 1.0], "final_loss": 1.0, "payload_bytes": 480, "predicted_bytes": 480, "messages": 4}
-    for name, change in (("base", {}), ("same", {}), ("bytes", {"payload_bytes": 484}), ("loss", {"loss": [2.0, 1.5]})):
+    cell = plan.cell_from_flags(
+        {"workload": "cnn", "preset": "smoke", "topology": "ring", "replicas": "2"}
+    )
+    result = {
+        "loss": [2.0, 1.0],
+        "final_loss": 1.0,
+        "payload_bytes": 480,
+        "predicted_bytes": 480,
+        "messages": 4,
+    }
+    for name, change in (
+        ("base", {}),
+        ("same", {}),
+        ("bytes", {"payload_bytes": 484}),
+        ("loss", {"loss": [2.0, 1.5]}),
+    ):
         store = Store(tmp_path / name)
         environment_id = store.write_environment("m", {"versions": {"torch": "2.13.0"}})
         run = Run(
-            cell=cell, code_id="c", status=Status.OK, machine="m", environment_id=environment_id, result=result | change
+            cell=cell,
+            code_id="c",
+            status=Status.OK,
+            machine="m",
+            environment_id=environment_id,
+            result=result | change,
         )
         store.write(run)
     base = str(tmp_path / "base")
@@ -210,9 +282,16 @@ def test_compare_judges_two_folders(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert code == 2 and "holds no run" in err
 
 
-def test_a_foreign_file_is_a_warning_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_foreign_file_is_a_warning_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "m" / "0123456789ab"
     folder.mkdir(parents=True)
     (folder / "foreign.json").write_text("{}")
     code, _, err = said(capsys, "export", "csv", "--results", str(tmp_path))
-    assert code == 0 and err.startswith("benchsuite: warning: ") and "foreign.json" in err and err.count("\n") == 1
+    assert (
+        code == 0
+        and err.startswith("benchsuite: warning: ")
+        and "foreign.json" in err
+        and err.count("\n") == 1
+    )

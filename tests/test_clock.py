@@ -1,4 +1,5 @@
-"""Step rows, timed gradients, stragglers, snapshots, targets: what stands around the loop, by hand."""
+"""Step rows, timed gradients, stragglers, snapshots, targets: what stands around the loop, by
+hand."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class FakeTime:
     """A clock that only `sleep`, `work` and (by 1 us) a look at it move."""
 
     def __init__(self) -> None:
-        self.now, self.slept = 0, 0
+        self.now = 0
+        self.slept = 0
 
     def perf_counter_ns(self) -> int:
         self.now += 1000
@@ -38,10 +40,12 @@ class FakePart:
     """Its gradient takes 10 ms; its backward pass 10 ms and then 5 ms inside the library."""
 
     def __init__(self, time: FakeTime, loss: float = 1.0) -> None:
-        self.time, self.loss = time, loss
+        self.time = time
+        self.loss = loss
         self.module = nn.Linear(2, 1)
         self.shapes: dict[str, torch.Size] = {}
-        self.params, self.grad = torch.zeros(3), torch.zeros(3)
+        self.params = torch.zeros(3)
+        self.grad = torch.zeros(3)
 
     def gradient(self, batch: Any, ready: Any = None, until: Any = None) -> float:
         self.time.now += 10 * MS
@@ -84,7 +88,9 @@ def test_a_straggler_of_4_takes_4_times_its_own_compute(time: FakeTime, busy: bo
     assert time.slept / MS == (0 if busy else pytest.approx(30, rel=1e-3))
 
 
-def test_what_a_library_does_after_the_last_gradient_is_waiting_not_computing(time: FakeTime) -> None:
+def test_what_a_library_does_after_the_last_gradient_is_waiting_not_computing(
+    time: FakeTime,
+) -> None:
     part = timed(time)
     part.wrap(lambda module: module)
     for _ in range(2):
@@ -93,8 +99,11 @@ def test_what_a_library_does_after_the_last_gradient_is_waiting_not_computing(ti
     assert part.backward_wait_ns / MS == pytest.approx(10, rel=1e-3)
 
 
-def test_a_straggler_under_a_library_waits_after_it_and_nothing_counts_twice(time: FakeTime) -> None:
-    """10 ms of computing, 5 of library wait, then 3 x 10 ms more: 40 computing, 5 waiting, 45 in all."""
+def test_a_straggler_under_a_library_waits_after_it_and_nothing_counts_twice(
+    time: FakeTime,
+) -> None:
+    """10 ms of computing, 5 of library wait, then 3 x 10 ms more: 40 computing, 5 waiting, 45 in
+    all."""
     part = timed(time, slow_down=4.0, busy=False)
     part.wrap(lambda module: module)
     begin = time.perf_counter_ns()
@@ -105,7 +114,8 @@ def test_a_straggler_under_a_library_waits_after_it_and_nothing_counts_twice(tim
 
 
 def test_divergence_is_a_loss_and_parameters_that_are_not_finite(time: FakeTime) -> None:
-    """The first NaN loss is still sent: all replicas then stop at the same step, since all have NaN parameters."""
+    """The first NaN loss is still sent: all replicas then stop at the same step, since all have NaN
+    parameters."""
     part = FakePart(time, loss=math.nan)
     assert math.isnan(TimedPart(part).gradient(None) or 0.0)  # type: ignore[arg-type]
     part.params[1] = math.nan
@@ -125,8 +135,11 @@ def test_the_clock_grows_where_a_worker_takes_more_batches_than_planned() -> Non
 # snapshots
 
 
-def test_snapshots_are_taken_when_the_samples_pass_a_multiple_and_at_the_end(tmp_path: Path, time: FakeTime) -> None:
-    taken, flat = Snapshots(48, tmp_path, "0"), torch.zeros(4)
+def test_snapshots_are_taken_when_the_samples_pass_a_multiple_and_at_the_end(
+    tmp_path: Path, time: FakeTime
+) -> None:
+    taken = Snapshots(48, tmp_path, "0")
+    flat = torch.zeros(4)
     for step in range(11):
         flat.fill_(step)
         taken.offer(flat, samples=step * 20, version=step, time_ns=0)
@@ -134,7 +147,9 @@ def test_snapshots_are_taken_when_the_samples_pass_a_multiple_and_at_the_end(tmp
     taken.offer(flat, samples=210, version=10, time_ns=0, last=True)
     assert taken.samples == [0, 60, 100, 160, 200, 210]
     assert taken.version == [0, 3, 5, 8, 10, 10]
-    assert [float(taken[k][0]) for k in range(len(taken))] == [0, 3, 5, 8, 10, 10], "copies, not views"
+    assert [float(taken[k][0]) for k in range(len(taken))] == [0, 3, 5, 8, 10, 10], (
+        "copies, not views"
+    )
     assert taken.time_ns == sorted(taken.time_ns)
 
 
@@ -152,12 +167,17 @@ def test_over_64_mib_snapshots_go_to_the_run_directory(tmp_path: Path) -> None:
     for samples in range(1, 6):
         flat.fill_(samples)
         taken.offer(flat, samples=samples, version=samples, time_ns=0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshot-3-3.npy", "snapshot-3-4.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "snapshot-3-3.npy",
+        "snapshot-3-4.npy",
+    ]
     assert [float(taken[k][-1]) for k in range(5)] == [1, 2, 3, 4, 5]
     assert taken[4].dtype == torch.float32 and taken[4].shape == flat.shape
 
 
-def test_one_snapshot_is_kept_in_memory_however_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_snapshot_is_kept_in_memory_however_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(snapshots, "SPILL_ABOVE_BYTES", 8)
     taken = Snapshots(0, tmp_path, "0")
     taken.offer(torch.ones(4), samples=1, version=1, time_ns=0, last=True)
@@ -177,7 +197,11 @@ def target(**fields: Any) -> Target:
         ({}, [80.0, 95.0, 94.0, 96.0], 1),  # the evaluation that saw it; equal is enough
         ({"criterion": "twice"}, [80.0, 95.0, 94.0, 96.0, 97.0], 4),  # the second of two in a row
         ({"criterion": "twice"}, [95.0, 94.0, 95.0, 94.0], None),
-        ({"criterion": "twice"}, [95.0, None, 95.0, 95.0], 3),  # a value that is not there breaks the row
+        (
+            {"criterion": "twice"},
+            [95.0, None, 95.0, 95.0],
+            3,
+        ),  # a value that is not there breaks the row
         ({"direction": "min"}, [99.0, 95.5, 95.0, 90.0], 2),
         ({}, [94.999, math.nan, None], None),
         ({}, [], None),
@@ -190,14 +214,17 @@ def test_a_target_is_reached_where_it_is_seen(
 
 
 def test_a_missed_level_is_null_and_the_curve_costs_what_was_sent_until_then() -> None:
-    """Four evaluations over 300 of 400 samples, 4000 bytes in all: sent evenly, so 10 bytes a sample."""
+    """Four evaluations over 300 of 400 samples, 4000 bytes in all: sent evenly, so 10 bytes a
+    sample."""
     from benchsuite.results.assemble import cost
 
     curve = {"time_ns": [10**9, 2 * 10**9, 4 * 10**9, 8 * 10**9]}
     result = {
-        "evaluations": {"samples": [0, 100, 200, 300]}, "samples": 400, "payload_bytes": 4000,
+        "evaluations": {"samples": [0, 100, 200, 300]},
+        "samples": 400,
+        "payload_bytes": 4000,
         "samples_to": {"easy": 100, "target": 300, "hard": None},
-    }  # fmt: skip
+    }
     owner = {"evaluations": curve, "snapshot_of": "replica"}
     found = cost._curve_costs([{"evaluations": None}, owner], result, begin=10**9)
     assert found["evaluation_s"] == [0.0, 1.0, 3.0, 7.0]
@@ -218,7 +245,9 @@ def test_slices_of_several_servers_are_joined_in_their_order() -> None:
         topology = Topology()
         topology.start(comm, num_servers=3)
         params = torch.zeros(7)
-        training: Any = SimpleNamespace(topology=topology, comm=comm, part=SimpleNamespace(params=params))
+        training: Any = SimpleNamespace(
+            topology=topology, comm=comm, part=SimpleNamespace(params=params)
+        )
         if comm.rank == 0:
             return None
         start, stop = topology.slice_of(topology.server, 7)

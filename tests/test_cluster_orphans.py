@@ -1,4 +1,5 @@
-"""Nothing survives 5 s, whoever of command, cell host and fork server is killed, and however the ranks are."""
+"""Nothing survives 5 s, whoever of command, cell host and fork server is killed, and however the
+ranks are."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def stat(pid: int) -> list[str]:
 
 
 def session(host: int) -> set[int]:
-    """The living processes of a host's session: the host, its fork server, ranks and resource tracker."""
+    """The living processes of a host's session: the host, its fork server, ranks and resource
+    tracker."""
     found = set()
     for folder in Path("/proc").iterdir():
         fields = stat(int(folder.name)) if folder.name.isdigit() else []
@@ -66,8 +68,17 @@ def server_of(rank: int) -> int:
 
 
 @contextmanager
-def driver(folder: Path, *, fault: str = "", entry: str = "asleep", num_cells: int = 1) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, str(HERE / "cluster_driver.py"), str(folder), f"cluster_entries:{entry}", fault, str(num_cells)]
+def driver(
+    folder: Path, *, fault: str = "", entry: str = "asleep", num_cells: int = 1
+) -> Iterator[subprocess.Popen[str]]:
+    command = [
+        sys.executable,
+        str(HERE / "cluster_driver.py"),
+        str(folder),
+        f"cluster_entries:{entry}",
+        fault,
+        str(num_cells),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
@@ -85,22 +96,33 @@ def test_nothing_survives_the_death_of(victim: str, fault: str, tmp_path: Path) 
         ranks = rank_pids(tmp_path / "0")
         if fault:
             until(lambda: stat(ranks[1])[0] == "T", limit_s=5, what="the stopped rank")
-        host, server = host_of(ranks[0]), server_of(ranks[0])
+        host = host_of(ranks[0])
+        server = server_of(ranks[0])
         everyone = session(host)
         assert {host, server, *ranks} <= everyone
-        os.kill({"command": command.pid, "host": host, "fork server": server}[victim], signal.SIGKILL)
-        until(lambda: not session(host), limit_s=LIMIT_S, what=f"end of {len(everyone)} processes after {victim}")
+        os.kill(
+            {"command": command.pid, "host": host, "fork server": server}[victim], signal.SIGKILL
+        )
+        until(
+            lambda: not session(host),
+            limit_s=LIMIT_S,
+            what=f"end of {len(everyone)} processes after {victim}",
+        )
         command.wait(LIMIT_S)
         said = command.stdout.read() if command.stdout else ""
     if victim == "host":
         assert said == "failed host lost: it was ended by SIGKILL\n"
     if victim == "fork server":
-        assert said == "failed the fork server of the ranks was lost; the next cell gets a new one\n"
+        assert (
+            said == "failed the fork server of the ranks was lost; the next cell gets a new one\n"
+        )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("fault", ["", "SIGSTOP"])
-def test_ctrl_c_ends_with_130_and_leaves_nothing(number: signal.Signals, fault: str, tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_130_and_leaves_nothing(
+    number: signal.Signals, fault: str, tmp_path: Path
+) -> None:
     with driver(tmp_path, fault=fault) as command:
         until(lambda: rank_pids(tmp_path / "0"), limit_s=10, what="ranks")
         host = host_of(rank_pids(tmp_path / "0")[0])
@@ -120,7 +142,9 @@ def test_ctrl_c_while_the_host_starts_leaves_nothing(tmp_path: Path) -> None:
 
 
 def children(parent: int) -> list[int]:
-    return [int(text) for text in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return [
+        int(text) for text in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    ]
 
 
 @pytest.mark.parametrize("victim", [host_of, server_of])
@@ -144,7 +168,9 @@ def test_the_next_cell_runs_after_the_death_of_the_host_or_its_fork_server(
     assert second.status is Status.OK, second
 
 
-def test_a_silent_host_is_lost_after_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_host_is_lost_after_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop() -> None:
         until(lambda: rank_pids(tmp_path), limit_s=10, what="ranks")
         os.kill(host_of(rank_pids(tmp_path)[0]), signal.SIGSTOP)
@@ -173,7 +199,10 @@ def test_an_interrupted_cell_leaves_the_cluster_usable(tmp_path: Path) -> None:
 
 
 def test_two_suites_at_once_do_not_mix(tmp_path: Path) -> None:
-    with driver(tmp_path / "a", entry="named", num_cells=15) as a, driver(tmp_path / "b", entry="named", num_cells=15) as b:
+    with (
+        driver(tmp_path / "a", entry="named", num_cells=15) as a,
+        driver(tmp_path / "b", entry="named", num_cells=15) as b,
+    ):
         said = [process.communicate(timeout=30)[0] for process in (a, b)]
     assert said == ["ok None\n" * 15] * 2
     for suite in ("a", "b"):

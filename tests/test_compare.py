@@ -1,4 +1,5 @@
-"""`compare`: passes against itself; fails when a payload or a loss differs, and names cell, metric and both numbers."""
+"""`compare`: passes against itself; fails when a payload or a loss differs, and names cell, metric
+and both numbers."""
 
 from __future__ import annotations
 
@@ -24,12 +25,29 @@ ASYNCHRONOUS = Cell(preset="smoke", sync="asynchronous", topology="parameter_ser
 
 def a_run(cell: Cell = SYNCHRONOUS, **result: Any) -> Run:
     values = {
-        "num_parameters": 10, "samples": 64, "steps": 3, "updates": 3, "loss": [2.5, 1.25, 1.0], "final_loss": 1.0,
-        "predicted_bytes": 480, "payload_bytes": 480, "shm_bytes": 0, "messages": 12, "samples_to": {"target": None},
+        "num_parameters": 10,
+        "samples": 64,
+        "steps": 3,
+        "updates": 3,
+        "loss": [2.5, 1.25, 1.0],
+        "final_loss": 1.0,
+        "predicted_bytes": 480,
+        "payload_bytes": 480,
+        "shm_bytes": 0,
+        "messages": 12,
+        "samples_to": {"target": None},
         "events": {"pushes": [2, 1]} if cell is ASYNCHRONOUS else {},
         "staleness": {"mean": 1.0, "max": 2} if cell is ASYNCHRONOUS else None,
-    }  # fmt: skip
-    run = Run(cell=cell, code_id="c", status=Status.OK, machine="m", run_id="r", started_at="1", result=values | result)
+    }
+    run = Run(
+        cell=cell,
+        code_id="c",
+        status=Status.OK,
+        machine="m",
+        run_id="r",
+        started_at="1",
+        result=values | result,
+    )
     return dataclasses.replace(run, cell_id=cell.id)
 
 
@@ -38,7 +56,11 @@ def compared(base: list[Run], head: list[Run], *, same: bool = True, **options: 
 
 
 def failing(comparison: Comparison) -> list[tuple[str, Any, Any, str]]:
-    return [(f.metric, f.base, f.head, f.verdict) for f in comparison.findings if f.verdict in ("differs", "missing")]
+    return [
+        (f.metric, f.base, f.head, f.verdict)
+        for f in comparison.findings
+        if f.verdict in ("differs", "missing")
+    ]
 
 
 def test_a_set_passes_against_itself() -> None:
@@ -50,18 +72,24 @@ def test_a_set_passes_against_itself() -> None:
 
 
 @pytest.mark.parametrize("same", [True, False])
-@pytest.mark.parametrize("metric", ["payload_bytes", "predicted_bytes", "messages", "samples", "updates"])
+@pytest.mark.parametrize(
+    "metric", ["payload_bytes", "predicted_bytes", "messages", "samples", "updates"]
+)
 def test_a_count_that_differs_by_one_fails_on_every_machine(metric: str, same: bool) -> None:
     base = a_run()
     head = a_run(**{metric: base.result[metric] + 1})
     comparison = compared([base], [head], same=same)
     assert comparison.exit_code == 1
-    assert failing(comparison) == [(metric, base.result[metric], base.result[metric] + 1, "differs")]
+    assert failing(comparison) == [
+        (metric, base.result[metric], base.result[metric] + 1, "differs")
+    ]
 
 
 def test_a_loss_is_compared_exactly_on_the_same_build_and_names_its_step() -> None:
     head = a_run(loss=[2.5, 1.2500000000000002, 1.0])
-    assert failing(compared([a_run()], [head])) == [("loss at step 1", 1.25, 1.2500000000000002, "differs")]
+    assert failing(compared([a_run()], [head])) == [
+        ("loss at step 1", 1.25, 1.2500000000000002, "differs")
+    ]
     assert compared([a_run()], [head], same=False).exit_code == 0
 
 
@@ -70,7 +98,9 @@ def test_elsewhere_a_loss_has_the_stated_tolerance_of_its_precision() -> None:
         cell = dataclasses.replace(SYNCHRONOUS, precision=precision)
         close, far = (a_run(cell, final_loss=1.0 + change) for change in (inside, outside))
         assert compared([a_run(cell)], [close], same=False).exit_code == 0
-        assert failing(compared([a_run(cell)], [far], same=False)) == [("final_loss", 1.0, 1.0 + outside, "differs")]
+        assert failing(compared([a_run(cell)], [far], same=False)) == [
+            ("final_loss", 1.0, 1.0 + outside, "differs")
+        ]
         assert compared([a_run(cell)], [far], loss_tolerance=1e-2).exit_code == 0
 
 
@@ -81,9 +111,17 @@ def test_a_loss_that_is_not_finite_is_not_close_to_a_number() -> None:
 
 def test_of_an_asynchronous_cell_only_timing_free_counts_are_compared() -> None:
     base = a_run(ASYNCHRONOUS)
-    other = a_run(ASYNCHRONOUS, loss=[9.0], final_loss=9.0, events={"pushes": [1, 2]}, samples_to={"target": 64})
+    other = a_run(
+        ASYNCHRONOUS,
+        loss=[9.0],
+        final_loss=9.0,
+        events={"pushes": [1, 2]},
+        samples_to={"target": 64},
+    )
     assert compared([base], [other]).exit_code == 0
-    assert failing(compared([base], [a_run(ASYNCHRONOUS, events={"pushes": [2, 2]})])) == [("pushes", 3, 4, "differs")]
+    assert failing(compared([base], [a_run(ASYNCHRONOUS, events={"pushes": [2, 2]})])) == [
+        ("pushes", 3, 4, "differs")
+    ]
     assert failing(compared([base], [a_run(ASYNCHRONOUS, payload_bytes=481)])) == [
         ("payload_bytes", 480, 481, "differs")
     ]
@@ -101,9 +139,15 @@ def test_virtual_seconds_staleness_and_losses_of_a_virtual_asynchronous_cell_are
         assert failing(compared([run()], [run(0.250000001)], same=same)) == [
             ("virtual_s", 0.25, 0.250000001, "differs")
         ]
-        assert failing(compared([run()], [run(stale=1.5)], same=same)) == [("staleness", 1.0, 1.5, "differs")]
-        assert failing(compared([run()], [run(updates=4)], same=same)) == [("updates", 3, 4, "differs")]
-        assert failing(compared([run()], [run(final_loss=1.1)], same=same)) == [("final_loss", 1.0, 1.1, "differs")]
+        assert failing(compared([run()], [run(stale=1.5)], same=same)) == [
+            ("staleness", 1.0, 1.5, "differs")
+        ]
+        assert failing(compared([run()], [run(updates=4)], same=same)) == [
+            ("updates", 3, 4, "differs")
+        ]
+        assert failing(compared([run()], [run(final_loss=1.1)], same=same)) == [
+            ("final_loss", 1.0, 1.1, "differs")
+        ]
 
 
 def test_a_missing_cell_fails_and_a_new_one_does_not() -> None:
@@ -126,21 +170,26 @@ def test_the_newest_ok_run_speaks() -> None:
 def test_another_choice_of_tuning_is_named_and_only_where_it_does_not_depend_on_timing() -> None:
     for cell, verdict in ((SYNCHRONOUS, "differs"), (ASYNCHRONOUS, "not compared")):
         pair = [a_run(cell, tuning={"lr_factor": factor}) for factor in (0.5, 1.0)]
-        (found,) = (f for f in compared(pair[:1], pair[1:]).findings if f.metric == "tuned_lr_factor")
+        (found,) = (
+            f for f in compared(pair[:1], pair[1:]).findings if f.metric == "tuned_lr_factor"
+        )
         assert (found.base, found.head, found.verdict) == (0.5, 1.0, verdict)
         assert compared(pair[:1], pair[:1]).exit_code == 0
     assert all(f.metric != "tuned_lr_factor" for f in compared([a_run()], [a_run()]).findings)
 
 
 def test_the_table_is_as_committed() -> None:
-    comparison = compared([a_run(), a_run(ASYNCHRONOUS)], [a_run(payload_bytes=500), a_run(ASYNCHRONOUS)], same=False)
+    comparison = compared(
+        [a_run(), a_run(ASYNCHRONOUS)], [a_run(payload_bytes=500), a_run(ASYNCHRONOUS)], same=False
+    )
     golden = Path(__file__).parent / "golden" / "compare.txt"
     assert table(comparison) + "\n" == golden.read_text()
     assert json.loads(json.dumps(comparison.to_json()))["verdict"] == "regression"
 
 
 def test_the_committed_reference_is_what_its_plan_asks_for_and_passes_against_itself() -> None:
-    """Where the first line fails, a cell has got another identity: `make reference`, and say why in the commit."""
+    """Where the first line fails, a cell has got another identity: `make reference`, and say why in
+    the commit."""
     reference = Path(__file__).parent.parent / "results" / "reference"
     runs = Store(reference).runs()
     assert {run.cell_id for run in runs} == {cell.id for cell in plan.load("reference").cells}

@@ -1,4 +1,5 @@
-"""Compressions: their means in virtual time and in NCCL's rounds, volumes, and what is not a law."""
+"""Compressions: their means in virtual time and in NCCL's rounds, volumes, and what is not a
+law."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def test_means_in_virtual_time(law: Law, cells: list[Cell]) -> None:
     holds(law, VIRTUAL, cells)
 
 
-@pytest.mark.parametrize(("law", "cells"), means(workers=(3,), topology=("native", "direct", "ring")))
+@pytest.mark.parametrize(
+    ("law", "cells"), means(workers=(3,), topology=("native", "direct", "ring"))
+)
 def test_means_with_nothing_that_nccl_refuses(law: Law, cells: list[Cell]) -> None:
     holds(law, STRICT, cells)
 
@@ -64,7 +67,7 @@ def test_every_compression_stands_on_the_topologies_of_the_rules() -> None:
     assert pushed == {"fp16", "bf16", "topk", "sign", "ef_sign", "int8"}
 
 
-# -- volumes ---------------------------------------------------------------------------------------------------
+# -- volumes ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +91,13 @@ class Counting:
 
 @pytest.mark.parametrize(("rank", "mib"), [(1, 4.21), (2, 7.53), (4, 14.18)])
 def test_powersgd_sends_of_resnet18_in_24_steps(resnet18: Shapes, rank: int, mib: float) -> None:
-    """What stays dense: vectors, and matrices that two factors would not make smaller. Dense: 1023 MiB."""
-    size, steps = sum(shape.numel() for shape in resnet18.values()), 24
+    """What stays dense: vectors, and matrices that two factors would not make smaller. Dense: 1023
+    MiB."""
+    size = sum(shape.numel() for shape in resnet18.values())
+    steps = 24
     assert size == 11_173_962 and round(size * 4 * steps / 2**20) == 1023
-    compression, topology = PowerSGD(rank=rank), Counting()
+    compression = PowerSGD(rank=rank)
+    topology = Counting()
     compression.start(resnet18, seed=0)
     flat = torch.randn(size)
     compression.mean(flat, topology)  # type: ignore[arg-type]
@@ -102,7 +108,8 @@ def test_powersgd_sends_of_resnet18_in_24_steps(resnet18: Shapes, rank: int, mib
 
 
 def test_powersgds_rule_and_the_librarys_leave_the_same_tensors_dense(resnet18: Shapes) -> None:
-    """torch's hook compresses where (n + m) r * min_compression_rate (2) < n m, ours where it saves anything."""
+    """torch's hook compresses where (n + m) r * min_compression_rate (2) < n m, ours where it saves
+    anything."""
     for rank in (1, 2, 4):
         ours = {name for name, shape in resnet18.items() if PowerSGD(rank=rank).factors(shape)}
         theirs = {
@@ -111,10 +118,12 @@ def test_powersgds_rule_and_the_librarys_leave_the_same_tensors_dense(resnet18: 
             if rest and 2 * rank * (n + torch.Size(rest).numel()) < n * torch.Size(rest).numel()
         }
         assert ours == theirs, f"rank {rank}: {ours ^ theirs}"
-    assert PowerSGD(rank=2).factors(torch.Size([5, 5])) and not PowerSGD(rank=3).factors(torch.Size([5, 5]))
+    assert PowerSGD(rank=2).factors(torch.Size([5, 5])) and not PowerSGD(rank=3).factors(
+        torch.Size([5, 5])
+    )
 
 
-# -- what is not a law -----------------------------------------------------------------------------------------
+# -- what is not a law -----------------------------------------------------------------------------
 
 
 def sparse_cases() -> dict[str, Tensor]:
@@ -127,25 +136,39 @@ def sparse_cases() -> dict[str, Tensor]:
     burst[1000:2000] = noise[1000:2000]
     one_nan = noise.clone()
     one_nan[7] = float("nan")
-    return {"noise": noise, "periodic": periodic, "burst": burst, "one NaN": one_nan, "zeros": torch.zeros(size),
-            "ones": torch.ones(size), "small": noise[:100]}  # fmt: skip
+    return {
+        "noise": noise,
+        "periodic": periodic,
+        "burst": burst,
+        "one NaN": one_nan,
+        "zeros": torch.zeros(size),
+        "ones": torch.ones(size),
+        "small": noise[:100],
+    }
 
 
 @pytest.mark.parametrize("name", sparse_cases())
 @pytest.mark.parametrize("share", [1e-3, 0.01, 0.1, 0.6, 1.0])
-def test_topk_sends_the_largest_also_where_a_sample_tells_where_to_look(name: str, share: float) -> None:
+def test_topk_sends_the_largest_also_where_a_sample_tells_where_to_look(
+    name: str, share: float
+) -> None:
     flat = sparse_cases()[name]
     k = max(1, int(share * len(flat)))
-    codec, back = TopK(len(flat), k, flat.dtype, feedback=False), torch.empty_like(flat)
+    codec = TopK(len(flat), k, flat.dtype, feedback=False)
+    back = torch.empty_like(flat)
     codec.decode(codec.encode(flat), back)
     indices = codec._largest(flat)
     assert len(set(indices.tolist())) == k
     largest = torch.topk(flat.abs(), k).values.sort().values
-    assert torch.equal(flat[indices].abs().sort().values.nan_to_num(nan=9e9), largest.nan_to_num(nan=9e9))
+    assert torch.equal(
+        flat[indices].abs().sort().values.nan_to_num(nan=9e9), largest.nan_to_num(nan=9e9)
+    )
     assert torch.equal(back[indices].nan_to_num(nan=9e9), flat[indices].nan_to_num(nan=9e9))
 
 
-@pytest.mark.parametrize("compression", [TopKCompression(), EfSign(), Int8(), PowerSGD()], ids=lambda c: c.__module__)
+@pytest.mark.parametrize(
+    "compression", [TopKCompression(), EfSign(), Int8(), PowerSGD()], ids=lambda c: c.__module__
+)
 def test_a_gradient_of_zeros_stays_zero_and_the_next_one_is_sent(compression: Compression) -> None:
     size = sum(shape.numel() for shape in SHAPES.values())
     compression.start(SHAPES, seed=0)
@@ -178,7 +201,11 @@ def test_a_topology_without_gather_is_told_so() -> None:
 
 
 def test_powersgd_leaves_tensors_without_elements_alone() -> None:
-    shapes = {"empty": torch.Size([0, 4]), "column": torch.Size([5, 0]), "full": torch.Size([40, 30])}
+    shapes = {
+        "empty": torch.Size([0, 4]),
+        "column": torch.Size([5, 0]),
+        "full": torch.Size([40, 30]),
+    }
     assert PowerSGD(rank=2).element_counts(shapes) == (2 * 40, 2 * 30)
 
 
@@ -190,7 +217,10 @@ def test_powersgd_pushes_nothing() -> None:
 
 
 def test_nominal_ratios_are_those_of_their_papers() -> None:
-    ratios = {name: module.nominal_ratio for name, module in (("topk", TopKCompression(rho=0.01)), ("int8", Int8()))}
+    ratios = {
+        name: module.nominal_ratio
+        for name, module in (("topk", TopKCompression(rho=0.01)), ("int8", Int8()))
+    }
     assert ratios == {"topk": 0.02, "int8": 0.25} and EfSign().nominal_ratio == 1 / 32
     # the wire's own ratio is that and the overhead of its ranges or scales
     assert Int8().wire_bytes([1000], 4) == 1008 and EfSign().wire_bytes([1001], 4) == 4 + 126
@@ -202,7 +232,8 @@ def test_native_gathers_rows_that_begin_anywhere() -> None:
     assert EfSign().wire_bytes([225], 4) % 4 != 0
 
     def body(comm: Any) -> Tensor:
-        topology, compression = Native(), EfSign()
+        topology = Native()
+        compression = EfSign()
         topology.start(comm)
         compression.start({"a": torch.Size([225])}, seed=0)
         flat = torch.full((225,), float(comm.rank + 1))

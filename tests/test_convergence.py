@@ -1,4 +1,5 @@
-"""Curves and targets, scaling with its flags, runs chosen for a plan: against numbers worked out by hand."""
+"""Curves and targets, scaling with its flags, runs chosen for a plan: against numbers worked out by
+hand."""
 
 from __future__ import annotations
 
@@ -30,7 +31,16 @@ def _run(losses: list[float | None], **changes: object) -> Run:
         "evaluations": {"samples": [20, 40], "metric": [50.0, None], "version": [2, 4]},
     }
     cost = {"evaluation_s": [1.5, 3.5], "evaluation_bytes": [100, 200]}
-    return Run(cell=Cell(), code_id="c", status=Status.OK, result=result, cost=cost, cell_id="a", run_id="r", **changes)
+    return Run(
+        cell=Cell(),
+        code_id="c",
+        status=Status.OK,
+        result=result,
+        cost=cost,
+        cell_id="a",
+        run_id="r",
+        **changes,
+    )
 
 
 def test_a_curve_has_the_mean_loss_since_the_evaluation_before():
@@ -52,7 +62,13 @@ def test_a_loss_that_is_not_finite_makes_its_window_nan_and_nothing_else():
 def test_a_band_is_median_and_range_at_equal_evaluations():
     rows = pd.DataFrame({"point": [0, 0, 0], "seconds": [1.0, 2.0, 9.0], "loss": [5.0, 1.0, 3.0]})
     band = convergence.band(rows, x="seconds", y="loss").iloc[0]
-    assert (band["x"], band["center"], band["low"], band["high"], band["n"]) == (2.0, 3.0, 1.0, 5.0, 3)
+    assert (band["x"], band["center"], band["low"], band["high"], band["n"]) == (
+        2.0,
+        3.0,
+        1.0,
+        5.0,
+        3,
+    )
 
 
 def test_misses_of_the_target_stay_infinite_and_diverged_runs_are_misses():
@@ -62,7 +78,9 @@ def test_misses_of_the_target_stay_infinite_and_diverged_runs_are_misses():
     assert slow.n == 3 and slow.misses == 3 and math.isinf(slow.center)
     ring = rows.loc[("synchronous/ring", 2, ""), "samples_to_target"]
     stored = sorted(
-        r.result["samples_to"]["target"] for r in material.runs if r.cell.topology == "ring" and r.cell.replicas == 2
+        r.result["samples_to"]["target"]
+        for r in material.runs
+        if r.cell.topology == "ring" and r.cell.replicas == 2
     )
     assert ring.center == stored[1] and ring.misses == 0
 
@@ -79,7 +97,9 @@ def test_topologies_of_one_synchronous_form_differ_by_nothing_here():
 def test_efficiency_is_throughput_over_n_times_that_of_one_worker_and_never_of_a_flagged_point():
     table = _material().scaling.set_index(["series", "replicas", "straggler"])
     two, one = (table.loc[("synchronous/ring", n, ""), "samples_per_s"] for n in (2, 1))
-    assert table.loc[("synchronous/ring", 2, ""), "efficiency"].center == pytest.approx(two.center / (2 * one.center))
+    assert table.loc[("synchronous/ring", 2, ""), "efficiency"].center == pytest.approx(
+        two.center / (2 * one.center)
+    )
     assert table.loc[("synchronous/ring", 4, ""), "efficiency"].n == 0  # oversubscribed
     assert table.loc[("synchronous/native", 2, ""), "efficiency"].n == 0  # contended
     assert table.loc[("synchronous/native", 2, ""), "num_contended"] == 1
@@ -90,7 +110,10 @@ def test_a_line_joins_neighbours_without_a_flag_only():
         {"replicas": [1, 2, 4, 8, 16], "oversubscribed": [0, 0, 1, 0, 0], "contended": [0] * 5}
     ).astype(bool)
     points["replicas"] = [1, 2, 4, 8, 16]
-    assert [list(stretch["replicas"]) for stretch in scaling.runs_of_line(points)] == [[1, 2], [8, 16]]
+    assert [list(stretch["replicas"]) for stretch in scaling.runs_of_line(points)] == [
+        [1, 2],
+        [8, 16],
+    ]
 
 
 def test_parts_of_a_rank_add_up_to_its_wall_time():
@@ -101,9 +124,16 @@ def test_parts_of_a_rank_add_up_to_its_wall_time():
 def test_the_worker_that_waits_for_a_straggler_is_blocked_longer_when_synchronous():
     material = _material()
     rows = material.split.merge(material.names, on="cell_id", suffixes=("", "_cell"))
-    other = rows[(rows["straggler_cell"] != "") & (rows["role"] == "worker") & (rows["straggler"] == 1)]
+    other = rows[
+        (rows["straggler_cell"] != "") & (rows["role"] == "worker") & (rows["straggler"] == 1)
+    ]
     blocked = other.set_index("strategy")["blocked"]
-    assert blocked["synchronous/parameter_server"] > 0.7 > 0.2 > blocked["asynchronous/parameter_server"]
+    assert (
+        blocked["synchronous/parameter_server"]
+        > 0.7
+        > 0.2
+        > blocked["asynchronous/parameter_server"]
+    )
 
 
 def test_staleness_shares_add_up_to_one_and_a_value_that_never_occurred_is_left_out():
@@ -147,5 +177,7 @@ def test_with_new_code_every_run_is_stale_and_every_cell_not_run():
 def test_an_ok_run_is_preferred_to_a_later_failure():
     cell = made.quick_cells()[0]
     good = made.make_run(cell, 0)
-    bad = dataclasses.replace(good, status=Status.FAILED, reason="x", run_id="2099", started_at="2099-01-01T00:00:00Z")
+    bad = dataclasses.replace(
+        good, status=Status.FAILED, reason="x", run_id="2099", started_at="2099-01-01T00:00:00Z"
+    )
     assert select([cell], (0,), [good, bad]).runs == (good,)

@@ -1,4 +1,5 @@
-"""Costs: closed forms by hand, fits that recover what points were made of, and left-out errors that do not flatter."""
+"""Costs: closed forms by hand, fits that recover what points were made of, and left-out errors that
+do not flatter."""
 
 from __future__ import annotations
 
@@ -14,18 +15,23 @@ from benchsuite.analysis.costs import LARGEST_ERROR, OPERATIONS, Extrapolation, 
 from benchsuite.analysis.fits import Link, Points
 
 SIZES = [2.0**k for k in range(10, 27)]  # 1 KiB to 64 MiB
-ALPHA, BETA = 30e-6, 0.2e-9
+ALPHA = 30e-6
+BETA = 0.2e-9
 BELOW = Link(30e-6, 0.5e-9)
 MEETS = Link(30e-6 + 0.4e-9 * 2**17, 0.1e-9)  # both lines meet at 128 KiB
 JUMPS = Link(200e-6, 1e-9)  # another protocol
 LINK = Link(0.001, 1e-6)  # 1 ms a message, 1 us a byte: 1000 bytes cost what a message costs
 
 
-def made(alpha: float = ALPHA, beta: float = BETA, *, noise: float = 0.0, seed: int = 0, copies: int = 3) -> Points:
+def made(
+    alpha: float = ALPHA, beta: float = BETA, *, noise: float = 0.0, seed: int = 0, copies: int = 3
+) -> Points:
     """Points of one straight line, with log-normal noise."""
     rng = np.random.default_rng(seed)
     return [
-        (size, (alpha + beta * size) * math.exp(noise * rng.standard_normal())) for size in SIZES for _ in range(copies)
+        (size, (alpha + beta * size) * math.exp(noise * rng.standard_normal()))
+        for size in SIZES
+        for _ in range(copies)
     ]
 
 
@@ -36,10 +42,14 @@ def kinked(above: Link, *, noise: float = 0.0) -> Points:
     def seconds(size: float) -> float:
         return (BELOW if size <= 2**17 else above).seconds(size)
 
-    return [(size, seconds(size) * math.exp(noise * rng.standard_normal())) for size in SIZES for _ in range(3)]
+    return [
+        (size, seconds(size) * math.exp(noise * rng.standard_normal()))
+        for size in SIZES
+        for _ in range(3)
+    ]
 
 
-# -- closed forms ----------------------------------------------------------------------------------------------------
+# -- closed forms ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -48,27 +58,57 @@ def kinked(above: Link, *, noise: float = 0.0) -> Points:
         (costs.ring_s(LINK, num_workers=4, num_bytes=4000), 6 * (0.001 + 0.001)),
         (costs.ring_s(LINK, num_workers=1, num_bytes=4000), 0.0),
         (costs.halving_doubling_s(LINK, num_workers=4, num_bytes=4000), 4 * 0.001 + 1.5 * 0.004),
-        (costs.halving_doubling_s(LINK, num_workers=5, num_bytes=4000), 4 * 0.001 + 1.5 * 0.004 + 2 * 0.005),
+        (
+            costs.halving_doubling_s(LINK, num_workers=5, num_bytes=4000),
+            4 * 0.001 + 1.5 * 0.004 + 2 * 0.005,
+        ),
         (costs.tree_s(LINK, num_workers=5, num_bytes=4000), 6 * 0.005),
         (costs.tree_s(LINK, num_workers=1, num_bytes=4000), 0.0),
         (costs.direct_s(LINK, num_workers=4, num_bytes=4000), 0.002 + 1.5 * 0.004),
         (costs.direct_s(LINK, num_workers=1, num_bytes=4000), 0.0),
         (costs.parameter_server_first_s(LINK, num_workers=4, num_bytes=4000), 0.002 + 8 * 0.004),
-        (costs.parameter_server_first_s(LINK, num_workers=4, num_bytes=4000, num_servers=2), 0.002 + 4.5 * 0.004),
-        (costs.parameter_server_first_s(LINK, num_workers=1, num_bytes=4000, num_servers=2), 0.002 + 1.5 * 0.004),
-        (costs.parameter_server_first_s(LINK, num_workers=4, num_bytes=4000, with_workers=True), 0.002 + 6 * 0.004),
         (
-            costs.parameter_server_first_s(LINK, num_workers=4, num_bytes=4000, num_servers=4, with_workers=True),
+            costs.parameter_server_first_s(LINK, num_workers=4, num_bytes=4000, num_servers=2),
+            0.002 + 4.5 * 0.004,
+        ),
+        (
+            costs.parameter_server_first_s(LINK, num_workers=1, num_bytes=4000, num_servers=2),
+            0.002 + 1.5 * 0.004,
+        ),
+        (
+            costs.parameter_server_first_s(LINK, num_workers=4, num_bytes=4000, with_workers=True),
+            0.002 + 6 * 0.004,
+        ),
+        (
+            costs.parameter_server_first_s(
+                LINK, num_workers=4, num_bytes=4000, num_servers=4, with_workers=True
+            ),
             0.002 + 2 * 0.004,
         ),
-        (costs.parameter_server_first_s(LINK, num_workers=1, num_bytes=4000, with_workers=True), 0.0),
+        (
+            costs.parameter_server_first_s(LINK, num_workers=1, num_bytes=4000, with_workers=True),
+            0.0,
+        ),
         (costs.parameter_server_s(LINK, num_workers=4, num_bytes=4000), 0.002 + 5 * 0.004),
-        (costs.parameter_server_s(LINK, num_workers=4, num_bytes=4000, num_servers=2, with_workers=True), 0.014),
+        (
+            costs.parameter_server_s(
+                LINK, num_workers=4, num_bytes=4000, num_servers=2, with_workers=True
+            ),
+            0.014,
+        ),
         (costs.parameter_server_s(LINK, num_workers=1, num_bytes=4000, with_workers=True), 0.0),
         (costs.busiest_port_bytes(num_workers=4, num_bytes=4000, num_servers=2), 8000),
         (costs.busiest_port_bytes(num_workers=2, num_bytes=4000, num_servers=4), 4000),
-        (costs.busiest_port_bytes(num_workers=4, num_bytes=4000, num_servers=4, with_workers=True), 6000),
-        (costs.parameter_server_s(LINK, num_workers=4, num_bytes=4000, num_servers=2), 0.002 + 3 * 0.004),
+        (
+            costs.busiest_port_bytes(
+                num_workers=4, num_bytes=4000, num_servers=4, with_workers=True
+            ),
+            6000,
+        ),
+        (
+            costs.parameter_server_s(LINK, num_workers=4, num_bytes=4000, num_servers=2),
+            0.002 + 3 * 0.004,
+        ),
         (costs.all_gather_s(LINK, num_workers=4, num_bytes=4000), 3 * 0.002),
         (costs.gossip_s(LINK, num_neighbours=2, num_bytes=4000), 2 * 0.005),
     ],
@@ -84,7 +124,9 @@ def test_a_ring_and_halving_doubling_move_the_same_bytes_and_differ_in_latencies
         assert math.isclose(costs.ring_s(free, **given), costs.halving_doubling_s(free, **given))  # type: ignore[arg-type]
         late = Link(1e-3, 0.0)
         assert math.isclose(costs.ring_s(late, **given), 2 * (num_workers - 1) * 1e-3)  # type: ignore[arg-type]
-        assert math.isclose(costs.halving_doubling_s(late, **given), 2 * math.log2(num_workers) * 1e-3)  # type: ignore[arg-type]
+        assert math.isclose(
+            costs.halving_doubling_s(late, **given), 2 * math.log2(num_workers) * 1e-3
+        )  # type: ignore[arg-type]
 
 
 def test_the_virtual_network_prices_an_all_reduce_by_the_same_form() -> None:
@@ -95,11 +137,13 @@ def test_the_virtual_network_prices_an_all_reduce_by_the_same_form() -> None:
     link = Link(50e-6, 100e-9)
     for kind, form in (("all_reduce", costs.ring_s), ("all_gather", costs.all_gather_s)):
         assert math.isclose(
-            network.price(kind, 8, 64_000) / 1e9, form(link, num_workers=8, num_bytes=64_000), rel_tol=1e-6
+            network.price(kind, 8, 64_000) / 1e9,
+            form(link, num_workers=8, num_bytes=64_000),
+            rel_tol=1e-6,
         )
 
 
-# -- fits --------------------------------------------------------------------------------------------------------------
+# -- fits ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05])
@@ -129,7 +173,9 @@ def test_one_slow_launch_does_not_bend_the_fit() -> None:
 
 
 def test_a_prediction_never_falls_with_the_size() -> None:
-    dear_then_cheap = [(size, 1e-3 + 2e-9 * size if size < 2**18 else 0.5e-9 * size + 1e-4) for size in SIZES]
+    dear_then_cheap = [
+        (size, 1e-3 + 2e-9 * size if size < 2**18 else 0.5e-9 * size + 1e-4) for size in SIZES
+    ]
     for fitted in (fits.fit_messages(dear_then_cheap), fits.fit_messages(kinked(JUMPS, noise=0.3))):
         predicted = [fitted.predict(size) for size in np.geomspace(512, 2**28, 500)]
         assert all(a <= b for a, b in itertools.pairwise(predicted))
@@ -153,7 +199,7 @@ def test_too_few_sizes_and_impossible_times_are_refused() -> None:
     assert fits.left_out_sizes([(1.0, 1.0), (2.0, 2.0), (4.0, 4.0)]) == {}
 
 
-# -- errors on what was not seen ---------------------------------------------------------------------------------------
+# -- errors on what was not seen -------------------------------------------------------------------
 
 
 def test_a_right_model_has_small_left_out_errors() -> None:
@@ -162,7 +208,8 @@ def test_a_right_model_has_small_left_out_errors() -> None:
 
 
 def test_a_model_that_is_wrong_at_a_size_says_so() -> None:
-    """The negative control: a dear protocol for one size, which no fit can know that has not seen it."""
+    """The negative control: a dear protocol for one size, which no fit can know that has not seen
+    it."""
     points = [(size, seconds * (3 if size == 2**15 else 1)) for size, seconds in made()]
     errors = {size: each.error for size, each in fits.left_out_sizes(points).items()}
     assert abs(errors[2**15]) > 0.6, errors
@@ -173,7 +220,8 @@ def test_a_model_that_is_wrong_at_a_size_says_so() -> None:
 
 
 def test_reaching_past_the_measured_sizes_is_tried_where_it_can_be_checked() -> None:
-    straight, bent = made(), [(size, ALPHA + BETA * size * (1 if size < 2**22 else 4)) for size in SIZES]
+    straight = made()
+    bent = [(size, ALPHA + BETA * size * (1 if size < 2**22 else 4)) for size in SIZES]
     assert fits.error_beyond(straight, 2**20) == 0.0
     far = fits.error_beyond(straight, 4 * SIZES[-1])
     assert far is not None and far < 1e-6
@@ -181,24 +229,34 @@ def test_reaching_past_the_measured_sizes_is_tried_where_it_can_be_checked() -> 
     assert wrong is not None and wrong > 0.5, wrong
     assert fits.error_beyond(straight, 2**60) is None  # as far as that cannot be tried
     model = MessageModel([bent], shaped_points(0.956))
-    found = model.extrapolate(OPERATIONS["tree"], num_workers=2, num_bytes=16 * SIZES[-1], mbit=100_000)
+    found = model.extrapolate(
+        OPERATIONS["tree"], num_workers=2, num_bytes=16 * SIZES[-1], mbit=100_000
+    )
     assert found.shown is None and found.error is not None and found.error > 0.5
     unknown = model.extrapolate(OPERATIONS["tree"], num_workers=2, num_bytes=2.0**60, mbit=1000)
     assert unknown.error is None and unknown.shown is None
 
 
-def shaped_points(share: float, *, odd: float = 1.0, rates: tuple[float, ...] = (100, 200, 400)) -> dict[float, Points]:
+def shaped_points(
+    share: float, *, odd: float = 1.0, rates: tuple[float, ...] = (100, 200, 400)
+) -> dict[float, Points]:
     """Messages over links of these rates; the fastest takes `odd` times as long as it should."""
     return {
-        rate: [(size, (ALPHA + 8 * size / (share * rate * 1e6)) * (odd if rate == max(rates) else 1)) for size in (2.0**18, 2.0**20)]
+        rate: [
+            (size, (ALPHA + 8 * size / (share * rate * 1e6)) * (odd if rate == max(rates) else 1))
+            for size in (2.0**18, 2.0**20)
+        ]
         for rate in rates
-    }  # fmt: skip
+    }
 
 
 def test_the_payload_share_of_a_rate_is_found_and_left_out_rates_are_predicted() -> None:
     model = MessageModel([made()], shaped_points(0.956))
     assert abs(model.payload_share - 0.956) < 1e-3
-    assert set(model.rate_errors) == {100, 200, 400} and max(map(abs, model.rate_errors.values())) < 0.01
+    assert (
+        set(model.rate_errors) == {100, 200, 400}
+        and max(map(abs, model.rate_errors.values())) < 0.01
+    )
     found = model.extrapolate(OPERATIONS["ring"], num_workers=4, num_bytes=4e6, mbit=1000)
     theory = 6 * (ALPHA + 8e6 / (0.956 * 1e9))
     assert found.shown is not None and abs(found.shown / theory - 1) < 0.01, (found, theory)
@@ -215,7 +273,9 @@ def test_a_rate_that_the_others_do_not_foretell_is_an_error_and_nothing_is_shown
 
 def test_without_shaped_links_no_time_at_a_rate_is_shown() -> None:
     for shaped in ({}, shaped_points(0.956, rates=(100,))):
-        found = MessageModel([made()], shaped).extrapolate(OPERATIONS["ring"], num_workers=4, num_bytes=4e6, mbit=1000)
+        found = MessageModel([made()], shaped).extrapolate(
+            OPERATIONS["ring"], num_workers=4, num_bytes=4e6, mbit=1000
+        )
         assert found.rate_error is None and found.error is None and found.shown is None
 
 
@@ -229,7 +289,10 @@ def test_a_time_is_shown_up_to_a_quarter_of_error_and_not_above() -> None:
 
 
 def test_the_interval_holds_every_launch_and_the_error() -> None:
-    launches = [made(beta=BETA * factor, noise=0.02, seed=seed) for seed, factor in enumerate((0.8, 1.0, 1.2))]
+    launches = [
+        made(beta=BETA * factor, noise=0.02, seed=seed)
+        for seed, factor in enumerate((0.8, 1.0, 1.2))
+    ]
     model = MessageModel(launches, shaped_points(0.956))
     found = model.extrapolate(OPERATIONS["tree"], num_workers=2, num_bytes=4e7, mbit=1e6)
     for launch in launches:

@@ -1,4 +1,5 @@
-"""Doctor: what is missing is said with what it is needed for, and nothing that is there is called missing."""
+"""Doctor: what is missing is said with what it is needed for, and nothing that is there is called
+missing."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from benchsuite.rules import Machine
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(doctor, "examine_torch", lambda: Machine("2.13.0+cpu", 0, gloo=True, nccl=False, mpi=False))
+    monkeypatch.setattr(
+        doctor, "examine_torch", lambda: Machine("2.13.0+cpu", 0, gloo=True, nccl=False, mpi=False)
+    )
     monkeypatch.setattr(doctor, "private_network", lambda: "unshare: not permitted")
 
 
@@ -20,7 +23,10 @@ def test_every_row_says_what_for_and_missing_ones_the_remedy(quick):
     findings = doctor.examine()
     json.dumps(findings, allow_nan=False)
     rows = {row["what"]: row for row in findings["rows"]}
-    assert all(row["found"] and row["needed_for"] and row["ok"] == (not row["remedy"]) for row in rows.values())
+    assert all(
+        row["found"] and row["needed_for"] and row["ok"] == (not row["remedy"])
+        for row in rows.values()
+    )
     assert rows["gloo"]["ok"] and rows["python"]["ok"]
     assert not rows["nccl"]["ok"] and not rows["mpi"]["ok"] and not rows["GPUs"]["ok"]
     assert "unshare: not permitted" in rows["private network"]["remedy"]

@@ -1,4 +1,5 @@
-"""Cells trained by the real worker in fresh processes: bytes, equal losses, repetition, divergence, stragglers."""
+"""Cells trained by the real worker in fresh processes: bytes, equal losses, repetition, divergence,
+stragglers."""
 
 from __future__ import annotations
 
@@ -27,9 +28,13 @@ RING: dict[str, Any] = {"sync": "synchronous", "topology": "ring"}
 NATIVE: dict[str, Any] = {"sync": "synchronous", "topology": "native"}
 DDP: dict[str, Any] = {"sync": "ddp", "topology": "native"}
 COUNTED = [
-    RING, ways("synchronous", servers=1), ways("synchronous", servers=2), ways("asynchronous", servers=1),
-    ways("asynchronous", servers=2), ways("k_sync", servers=1),
-]  # fmt: skip
+    RING,
+    ways("synchronous", servers=1),
+    ways("synchronous", servers=2),
+    ways("asynchronous", servers=1),
+    ways("asynchronous", servers=2),
+    ways("k_sync", servers=1),
+]
 
 
 def label(way: dict[str, Any]) -> str:
@@ -40,7 +45,8 @@ def label(way: dict[str, Any]) -> str:
 
 
 def expected_bytes(way: dict[str, Any], replicas: int, clip: bool) -> int:
-    """By hand. Ring: 2 (N-1) M per step in all; server: M each way per batch share; S-1 norms each way per clipping."""
+    """By hand. Ring: 2 (N-1) M per step in all; server: M each way per batch share; S-1 norms each
+    way per clipping."""
     if way["topology"] == "ring":
         return STEPS * 2 * (replicas - 1) * VECTOR_BYTES
     norms = STEPS * 2 * (way["servers"] - 1) * 8 if clip and way["sync"] == "synchronous" else 0
@@ -66,7 +72,9 @@ def test_predicted_is_payload_on_every_edge_over_the_whole_run(
 
 
 @pytest.mark.parametrize("way", [NATIVE, DDP], ids=label)
-def test_derived_bytes_are_calls_seen_times_the_rings_factor(bench: Bench, way: dict[str, Any]) -> None:
+def test_derived_bytes_are_calls_seen_times_the_rings_factor(
+    bench: Bench, way: dict[str, Any]
+) -> None:
     for replicas in (1, 3):
         run = bench.ok(**way, replicas=replicas)
         assert run.result["payload_source"] == "derived"
@@ -75,7 +83,8 @@ def test_derived_bytes_are_calls_seen_times_the_rings_factor(bench: Bench, way: 
 
 
 def test_the_library_sends_no_constants_of_a_model(bench: Bench) -> None:
-    """Masks and angles of a transformer's blocks (12,288 bytes) are buffers, which the library would send every step."""
+    """Masks and angles of a transformer's blocks (12,288 bytes) are buffers, which the library
+    would send every step."""
     run = bench.ok(**DDP, workload="transformer", preset="smoke", replicas=2, steps=3)
     assert run.result["payload_bytes"] == run.result["predicted_bytes"] == 3 * 2 * 4 * 99_136
 
@@ -98,7 +107,9 @@ def test_bytes_of_the_librarys_hooks_are_derived_from_one_cycle_of_each_kind(
     """By hand: elements of float32 on the whole run, 2 (N-1) times."""
     run = bench.ok(**DDP, **how, replicas=3)
     assert run.result["payload_source"] == "derived"
-    assert run.result["payload_bytes"] == run.result["predicted_bytes"] == 4 * 4 * elements, run.cell.label
+    assert run.result["payload_bytes"] == run.result["predicted_bytes"] == 4 * 4 * elements, (
+        run.cell.label
+    )
     assert run.result["steps"] == STEPS and run.result["final_metric"] is not None
     jsonschema.validate(json.loads(dumps(run.to_json())), SCHEMA)
 
@@ -110,24 +121,33 @@ def wire_ratio(run: Run) -> float:
 
 
 def _headers_only(run: Run) -> None:
-    """Wire / (payload + control) is 1.00 to 1.02, but for segments that a busy kernel sent again: at most 64 KiB each."""
-    ratio, sent_again = wire_ratio(run), run.cost["wire_retransmits"]
+    """Wire / (payload + control) is 1.00 to 1.02, but for segments that a busy kernel sent again:
+    at most 64 KiB each."""
+    ratio = wire_ratio(run)
+    sent_again = run.cost["wire_retransmits"]
     most = 1.02 + sent_again * 65_536 / (run.result["payload_bytes"] + run.cost["control_bytes"])
-    assert 1.0 <= ratio <= most, f"wire / (payload + control) = {ratio:.4f}, {sent_again} segments sent again"
+    assert 1.0 <= ratio <= most, (
+        f"wire / (payload + control) = {ratio:.4f}, {sent_again} segments sent again"
+    )
 
 
 COMPRESSED = [
-    {**RING, "compression": "fp16"}, {**DDP, "compression": "fp16"}, {**DDP, "compression": "powersgd"},
+    {**RING, "compression": "fp16"},
+    {**DDP, "compression": "fp16"},
+    {**DDP, "compression": "powersgd"},
     {**NATIVE, "compression": "topk", "options": {"topk": {"rho": 0.1}}},
     {"sync": "synchronous", "topology": "direct", "compression": "int8"},
     {**ways("asynchronous", servers=1), "compression": "int8"},
-]  # fmt: skip
+]
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("way", [RING, ways("synchronous", servers=1), NATIVE, DDP, *COMPRESSED], ids=label)
+@pytest.mark.parametrize(
+    "way", [RING, ways("synchronous", servers=1), NATIVE, DDP, *COMPRESSED], ids=label
+)
 def test_the_wire_carries_what_was_sent(bench: Bench, way: dict[str, Any]) -> None:
-    """Vectors of 1.2 MB (a tiny chain of width 192), 0.2 to 0.6 MB encoded. Headers, and nothing twice: 1.00 to 1.02."""
+    """Vectors of 1.2 MB (a tiny chain of width 192), 0.2 to 0.6 MB encoded. Headers, and nothing
+    twice: 1.00 to 1.02."""
     run = bench.ok(**way, replicas=2, steps=5, tiny={"width": 192, "lr": 0.0001})
     _headers_only(run)
 
@@ -153,10 +173,17 @@ SAME_SUM = [RING, ways("synchronous", servers=1), ways("synchronous", servers=2)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_two_workers_lose_bit_for_bit_the_same_over_every_topology(bench: Bench, seed: int) -> None:
     """a + b = b + a: at N = 2 no order of addition can differ. Real digits, 8 steps."""
-    runs = [bench.ok(**way, workload="cnn", preset="smoke", replicas=2, seed=seed, steps=8) for way in SAME_SUM]
+    runs = [
+        bench.ok(**way, workload="cnn", preset="smoke", replicas=2, seed=seed, steps=8)
+        for way in SAME_SUM
+    ]
     for run in runs[1:]:
-        assert run.result["loss"] == runs[0].result["loss"], f"{run.cell.label} and {runs[0].cell.label}"
-        assert run.result["checksum"] == runs[0].result["checksum"], f"{run.cell.label} and {runs[0].cell.label}"
+        assert run.result["loss"] == runs[0].result["loss"], (
+            f"{run.cell.label} and {runs[0].cell.label}"
+        )
+        assert run.result["checksum"] == runs[0].result["checksum"], (
+            f"{run.cell.label} and {runs[0].cell.label}"
+        )
     assert runs[0].result["loss"][-1] < runs[0].result["loss"][0]
 
 
@@ -174,7 +201,9 @@ def test_one_asynchronous_worker_is_evaluated_alike_whatever_its_servers(bench: 
     for servers in (1, 2, 3):
         run = bench.ok(**ways("asynchronous", servers=servers), replicas=1)
         assert run.result["evaluations"]["samples"] == [0, 48, 96, 144, 192, 240]
-        assert run.result["evaluations"]["metric"] == one.result["evaluations"]["metric"], f"S = {servers}"
+        assert run.result["evaluations"]["metric"] == one.result["evaluations"]["metric"], (
+            f"S = {servers}"
+        )
         assert run.result["checksum"] == one.result["checksum"], f"S = {servers}"
         assert run.result["staleness"]["max"] == 0
 
@@ -193,8 +222,12 @@ def test_four_workers_in_float64_reach_the_target_in_the_same_evaluation(bench: 
     }
     runs = [bench.ok(**way, **digits) for way in SAME_SUM]
     for run in runs:
-        gap = max(abs(a - b) for a, b in zip(run.result["loss"], runs[0].result["loss"], strict=True))
-        print(f"{run.cell.label}: gap {gap:.3g}, 97.5 % after {run.result['samples_to']['target']} samples")
+        gap = max(
+            abs(a - b) for a, b in zip(run.result["loss"], runs[0].result["loss"], strict=True)
+        )
+        print(
+            f"{run.cell.label}: gap {gap:.3g}, 97.5 % after {run.result['samples_to']['target']} samples"
+        )
         assert gap < 1e-10
         assert run.result["samples_to"] == runs[0].result["samples_to"]
     assert runs[0].result["samples_to"]["target"] is not None
@@ -204,7 +237,9 @@ def test_four_workers_in_float64_reach_the_target_in_the_same_evaluation(bench: 
 
 
 @pytest.mark.parametrize("way", SAME_SUM, ids=label)
-def test_a_repeated_synchronous_cell_has_the_same_result_byte_for_byte(bench: Bench, way: dict[str, Any]) -> None:
+def test_a_repeated_synchronous_cell_has_the_same_result_byte_for_byte(
+    bench: Bench, way: dict[str, Any]
+) -> None:
     first, second = (bench.ok(**way, replicas=3) for _ in range(2))
     assert dumps(first.result) == dumps(second.result)
     assert first.run_id != second.run_id
@@ -217,14 +252,21 @@ def test_a_repeated_synchronous_cell_has_the_same_result_byte_for_byte(bench: Be
 @pytest.mark.parametrize(
     "way", [*SAME_SUM, ways("asynchronous", servers=1), ways("asynchronous", servers=2)], ids=label
 )
-def test_a_loss_that_is_not_finite_ends_the_run_as_a_miss(bench: Bench, way: dict[str, Any], replicas: int) -> None:
-    """Global batch 3 is NaN. An asynchronous worker's share of batch 2 may come after another's of batch 3."""
+def test_a_loss_that_is_not_finite_ends_the_run_as_a_miss(
+    bench: Bench, way: dict[str, Any], replicas: int
+) -> None:
+    """Global batch 3 is NaN. An asynchronous worker's share of batch 2 may come after another's of
+    batch 3."""
     run = bench.ok(**way, replicas=replicas, tiny={"nan_at": 3, "lr": 0.001}, timeout_s=10)
     result = run.result
     assert DIVERGED in run.flags
     step = result["diverged_step"]
     assert result["loss"].index(None) == step
-    assert step == 3 if way["sync"] != "asynchronous" else run.raw["push_log"]["tag"][step] // replicas == 3
+    assert (
+        step == 3
+        if way["sync"] != "asynchronous"
+        else run.raw["push_log"]["tag"][step] // replicas == 3
+    )
     assert result["final_loss"] is result["final_metric"] is None
     assert result["samples"] < 240, "it stops instead of using the budget up"
     assert set(result["samples_to"].values()) == set(run.cost["time_to"].values()) == {None}
@@ -236,39 +278,58 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_a_miss(bench: Bench, way: dic
 
 
 LOSSY = [
-    {**RING, "compression": "bf16"}, {**RING, "compression": "powersgd"}, {**DDP, "compression": "powersgd"},
-    {**NATIVE, "compression": "topk"}, {**NATIVE, "compression": "ef_sign"},
+    {**RING, "compression": "bf16"},
+    {**RING, "compression": "powersgd"},
+    {**DDP, "compression": "powersgd"},
+    {**NATIVE, "compression": "topk"},
+    {**NATIVE, "compression": "ef_sign"},
     {"sync": "synchronous", "topology": "direct", "compression": "int8"},
-    {**ways("asynchronous", servers=1), "compression": "int8"}, {**ways("k_sync", servers=1), "compression": "topk"},
-]  # fmt: skip
+    {**ways("asynchronous", servers=1), "compression": "int8"},
+    {**ways("k_sync", servers=1), "compression": "topk"},
+]
 
 
 @pytest.mark.parametrize("way", LOSSY, ids=label)
-def test_a_loss_that_is_not_finite_survives_a_compression(bench: Bench, way: dict[str, Any]) -> None:
+def test_a_loss_that_is_not_finite_survives_a_compression(
+    bench: Bench, way: dict[str, Any]
+) -> None:
     run = bench.ok(**way, replicas=2, tiny={"nan_at": 3, "lr": 0.001}, timeout_s=10)
     assert DIVERGED in run.flags and run.result["diverged_step"] is not None
     assert run.result["samples"] < 240, "it stops instead of using the budget up"
 
 
 def test_votes_on_what_is_not_finite_are_finite_and_the_losses_say_it(bench: Bench) -> None:
-    run = bench.ok(**NATIVE, compression="sign", replicas=2, tiny={"nan_at": 3, "lr": 0.001}, timeout_s=10)
-    assert DIVERGED in run.flags and run.result["diverged_step"] == 3 and run.result["final_loss"] is None
+    run = bench.ok(
+        **NATIVE, compression="sign", replicas=2, tiny={"nan_at": 3, "lr": 0.001}, timeout_s=10
+    )
+    assert (
+        DIVERGED in run.flags
+        and run.result["diverged_step"] == 3
+        and run.result["final_loss"] is None
+    )
 
 
 def test_parameters_that_overflow_between_two_pushes_are_a_divergence(bench: Bench) -> None:
-    """No push carries the loss that is not finite: the servers never see it, the workers' files do."""
+    """No push carries the loss that is not finite: the servers never see it, the workers' files
+    do."""
     for way in (ways("k_sync", servers=1), ways("asynchronous", servers=1)):
         run = bench.ok(**way, replicas=2, tiny={"lr": 3e38}, timeout_s=10)
         assert DIVERGED in run.flags and run.result["diverged_step"] is not None, way
-        assert run.result["final_loss"] is None and run.result["loss"][run.result["diverged_step"]] is None
+        assert (
+            run.result["final_loss"] is None
+            and run.result["loss"][run.result["diverged_step"]] is None
+        )
 
 
 # time
 
 
 @pytest.mark.parametrize("way", [RING, NATIVE, DDP, ways("synchronous", servers=1)], ids=label)
-def test_totals_are_the_sums_of_the_steps_and_nothing_is_later_than_the_end(bench: Bench, way: dict[str, Any]) -> None:
-    """The step under the dispatch mode, the barriers and the evaluation after the loop count nowhere."""
+def test_totals_are_the_sums_of_the_steps_and_nothing_is_later_than_the_end(
+    bench: Bench, way: dict[str, Any]
+) -> None:
+    """The step under the dispatch mode, the barriers and the evaluation after the loop count
+    nowhere."""
     run = bench.ok(**way, workload="cnn", preset="smoke", replicas=2, steps=7)
     assert run.cost["evaluation_s"][-1] <= run.cost["wall_s"]
     for rank in (split for split in run.cost["ranks"] if split["role"] == "worker"):
@@ -282,15 +343,26 @@ def test_totals_are_the_sums_of_the_steps_and_nothing_is_later_than_the_end(benc
 @pytest.mark.parametrize("sync", ["synchronous", "asynchronous"])
 def test_who_waits_for_a_slow_worker_is_recorded(bench: Bench, sync: str) -> None:
     """Worker 0 is 4 times slower, on real digits; the page draws each rank's split from this."""
-    run = bench.ok(**ways(sync, servers=1), workload="cnn", preset="smoke", replicas=2, straggler={"0": 4.0}, steps=20)
+    run = bench.ok(
+        **ways(sync, servers=1),
+        workload="cnn",
+        preset="smoke",
+        replicas=2,
+        straggler={"0": 4.0},
+        steps=20,
+    )
     slow, fast, server = run.cost["ranks"]
     assert slow["straggler"]["factor"] == 4.0 and slow["straggler"]["how"] in ("busy", "sleep")
     assert fast["straggler"] is server["straggler"] is None
     for split in (slow, fast, server):
-        parts = sum(split[part] for part in ("data_s", "compute_s", "blocked_s", "update_s", "idle_s"))
+        parts = sum(
+            split[part] for part in ("data_s", "compute_s", "blocked_s", "update_s", "idle_s")
+        )
         assert parts == pytest.approx(run.cost["wall_s"], rel=0.02), split
     if sync == "synchronous":
         assert slow["steps"] == fast["steps"] == 20
     else:
-        assert slow["steps"] + fast["steps"] == 40 and slow["steps"] < fast["steps"], "the fast one takes more batches"
+        assert slow["steps"] + fast["steps"] == 40 and slow["steps"] < fast["steps"], (
+            "the fast one takes more batches"
+        )
     assert (run.result["staleness"] is None) == (sync == "synchronous")

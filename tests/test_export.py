@@ -1,4 +1,5 @@
-"""`export csv`: one row per run, the stated columns, nulls empty, integers as integers; series with one row per point."""
+"""`export csv`: one row per run, the stated columns, nulls empty, integers as integers; series with
+one row per point."""
 
 from __future__ import annotations
 
@@ -41,11 +42,20 @@ def test_one_row_per_run_with_the_stated_columns(store: Store) -> None:
 
 
 def test_every_field_reads_back_in_its_type_and_a_null_is_empty(store: Store) -> None:
-    readers = {"int": int, "float": float, "bool": {"true": True, "false": False}.__getitem__, "str": str}
+    readers = {
+        "int": int,
+        "float": float,
+        "bool": {"true": True, "false": False}.__getitem__,
+        "str": str,
+    }
     for text, row in zip(rows(store), store.rows(), strict=True):
         for name, kind in COLUMNS.items():
             value = None if text[name] == "" else readers[kind](text[name])
-            assert value == (None if row[name] in (None, "") else row[name]), (name, text[name], row[name])
+            assert value == (None if row[name] in (None, "") else row[name]), (
+                name,
+                text[name],
+                row[name],
+            )
 
 
 def test_bytes_per_step_are_the_totals_over_the_steps(store: Store) -> None:
@@ -53,8 +63,12 @@ def test_bytes_per_step_are_the_totals_over_the_steps(store: Store) -> None:
     for row in store.rows():
         if row["status"] == Status.OK:
             steps = runs[row["run_id"]].result["steps"]
-            assert row["payload_bytes_per_step"] * steps == pytest.approx(row["payload_bytes"], rel=1e-12)
-            assert row["predicted_bytes_per_step"] * steps == pytest.approx(row["predicted_bytes"], rel=1e-12)
+            assert row["payload_bytes_per_step"] * steps == pytest.approx(
+                row["payload_bytes"], rel=1e-12
+            )
+            assert row["predicted_bytes_per_step"] * steps == pytest.approx(
+                row["predicted_bytes"], rel=1e-12
+            )
 
 
 def test_the_frame_and_the_csv_agree(store: Store) -> None:
@@ -67,7 +81,12 @@ def test_the_frame_and_the_csv_agree(store: Store) -> None:
 
 def test_series_have_one_row_per_point_and_name_their_run(store: Store, tmp_path: Path) -> None:
     paths = export.series(store, tmp_path / "series")
-    assert [path.name for path in paths] == ["curves.csv", "step_times.csv", "staleness.csv", "ranks.csv"]
+    assert [path.name for path in paths] == [
+        "curves.csv",
+        "step_times.csv",
+        "staleness.csv",
+        "ranks.csv",
+    ]
     tables = {path.stem: list(csv.DictReader(path.open())) for path in paths}
     runs = store.runs()
     assert len(tables["ranks"]) == sum(len(run.cost.get("ranks", ())) for run in runs)
@@ -80,16 +99,23 @@ def test_series_have_one_row_per_point_and_name_their_run(store: Store, tmp_path
     assert all(row["run_id"] in known for table in tables.values() for row in table)
 
 
-def test_seconds_of_a_series_are_those_of_the_clock_beside_them(store: Store, tmp_path: Path) -> None:
+def test_seconds_of_a_series_are_those_of_the_clock_beside_them(
+    store: Store, tmp_path: Path
+) -> None:
     run = stored(cell("asynchronous", 2), tmp_path)
     store.write(run)
-    tables = {path.stem: list(csv.DictReader(path.open())) for path in export.series(store, tmp_path / "series")}
+    tables = {
+        path.stem: list(csv.DictReader(path.open()))
+        for path in export.series(store, tmp_path / "series")
+    }
     for name, table in tables.items():
         mine = [row for row in table if row["clock"] == "virtual"]
         assert mine and {row["run_id"] for row in mine} == {run.run_id}, name
         assert {row["clock"] for row in table} == {"wall", "virtual"}, name
     virtual = [row for row in tables["ranks"] if row["clock"] == "virtual"]
-    assert len(virtual) == 3 and all(row["wall_s"] == "" and float(row["virtual_s"]) > 0 for row in virtual)
+    assert len(virtual) == 3 and all(
+        row["wall_s"] == "" and float(row["virtual_s"]) > 0 for row in virtual
+    )
     assert all(row["virtual_s"] == "" for row in tables["ranks"] if row["clock"] == "wall")
 
 
@@ -102,6 +128,8 @@ def test_the_verb_writes_a_file_and_standard_output_alike(
     assert capsys.readouterr().out == out.read_text()
 
 
-def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_there_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main.main(["export", "csv", "--results", str(tmp_path / "no")]) == 2
     assert "no such results folder" in capsys.readouterr().err

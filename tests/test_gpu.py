@@ -1,7 +1,8 @@
-"""What a device changes: where ranks work, how time is read, how vectors reach a backend, what is reported.
+"""What a device changes: where ranks work, how time is read, how vectors reach a backend, what is
+reported.
 
-Tests with the marker `gpu` need a CUDA device; the others hold the logic without one, with events, groups and devices
-that are faked at the edge of the CUDA interface.
+Tests with the marker `gpu` need a CUDA device; the others hold the logic without one, with events,
+groups and devices that are faked at the edge of the CUDA interface.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ from benchsuite.worker.rank_record import Measured
 from benchsuite.worker.snapshots import Snapshots
 from benchsuite.workload import Batch, DeviceLoss, mapped, micro_batches, to_device
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=f"torch {torch.__version__} sees no CUDA device")
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason=f"torch {torch.__version__} sees no CUDA device"
+)
 ROOT = Path(__file__).parent.parent
 MS = 1_000_000  # ns
 
@@ -50,7 +53,8 @@ class Stream:
     """A device that takes a given time for each piece of work, by its own clock."""
 
     def __init__(self) -> None:
-        self.at_ms, self.synchronised = 0.0, 0
+        self.at_ms = 0.0
+        self.synchronised = 0
 
     def work(self, ms: float) -> None:
         self.at_ms += ms
@@ -74,7 +78,7 @@ class Stream:
         return DeviceTimer(self.event, self.synchronise)
 
 
-# -- where a rank works ----------------------------------------------------------------------------------------------
+# -- where a rank works ----------------------------------------------------------------------------
 
 
 def test_local_ranks_take_devices_in_turn() -> None:
@@ -100,7 +104,7 @@ def test_a_rank_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     assert devices.choose(Cell(), local_rank=5) == torch.device("cpu")
 
 
-# -- time ------------------------------------------------------------------------------------------------------------
+# -- time ------------------------------------------------------------------------------------------
 
 
 def test_steps_and_their_spans_are_read_once_after_the_window() -> None:
@@ -138,7 +142,8 @@ def test_spans_outside_the_window_are_not_counted() -> None:
 
 
 def test_the_step_clock_takes_device_times_and_reads_losses_at_the_end() -> None:
-    """A step begins where the one before ended; data is at most what the device could have waited for."""
+    """A step begins where the one before ended; data is at most what the device could have waited
+    for."""
     clock = StepClock(2)
     clock.add((100, 101, 50, 0, 0, 0, 8), DeviceLoss(torch.tensor(1.5)))
     clock.add((101, 102, 1, 0, 3, 1, 8), DeviceLoss(torch.tensor(math.inf)))
@@ -151,10 +156,14 @@ def test_the_step_clock_takes_device_times_and_reads_losses_at_the_end() -> None
 
 
 def test_a_divergence_on_a_device_is_noticed_without_asking_every_step() -> None:
-    stream, asked = Stream(), []
+    stream = Stream()
+    asked = []
 
     class Part:
-        module, shapes, params, grad = None, {}, torch.full((3,), math.nan), torch.zeros(3)
+        module = None
+        shapes = {}
+        params = torch.full((3,), math.nan)
+        grad = torch.zeros(3)
 
         def gradient(self, batch: Any, ready: Any, until: Any) -> float:
             class Loss(DeviceLoss):
@@ -177,7 +186,10 @@ def test_a_straggler_on_a_device_waits_for_its_work_and_then_as_long_again() -> 
     stream = Stream()
 
     class Part:
-        module, shapes, params, grad = None, {}, torch.zeros(3), torch.zeros(3)
+        module = None
+        shapes = {}
+        params = torch.zeros(3)
+        grad = torch.zeros(3)
 
         def gradient(self, batch: Any, ready: Any, until: Any) -> float:
             stream.work(1.0)
@@ -189,7 +201,8 @@ def test_a_straggler_on_a_device_waits_for_its_work_and_then_as_long_again() -> 
 
 
 def test_the_loop_runs_by_device_times(tmp_path: Any) -> None:
-    """The whole loop with events: rows, totals and snapshots by the device's clock, losses as on the CPU."""
+    """The whole loop with events: rows, totals and snapshots by the device's clock, losses as on
+    the CPU."""
 
     def body(comm: ProcessComm) -> tuple[dict[str, Any], Measured]:
         timer = DeviceTimer(HostEvent, lambda: None)
@@ -218,7 +231,7 @@ def test_a_loss_on_a_device_is_no_number_until_it_is_read() -> None:
     assert isinstance(loss, float) and math.isnan(loss) and loss.read() == 2.0
 
 
-# -- batches, vectors ------------------------------------------------------------------------------------------------
+# -- batches, vectors ------------------------------------------------------------------------------
 
 
 def test_micro_batches_cut_every_tensor_of_a_batch() -> None:
@@ -255,13 +268,20 @@ def test_an_optimiser_steps_chunks_on_the_cpu_and_one_vector_on_a_device() -> No
     assert clip_factor(2.0, 1.0) == pytest.approx(0.5, abs=1e-6)
 
 
-@pytest.mark.parametrize("make", [
-    lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
-    lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: torch.optim.SGD(
+            params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3
+        ),
+        lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.1),
+    ],
+)
 def test_a_fused_optimiser_makes_the_same_steps(make: Any) -> None:
-    """What the recipe leaves open may be decided after it was made: this torch reads it at every step."""
-    plain, fused = torch.linspace(-1, 1, 1000), torch.linspace(-1, 1, 1000)
+    """What the recipe leaves open may be decided after it was made: this torch reads it at every
+    step."""
+    plain = torch.linspace(-1, 1, 1000)
+    fused = torch.linspace(-1, 1, 1000)
     optimizers = make([plain]), make([fused])
     fuse(optimizers[1])
     assert optimizers[1].param_groups[0]["fused"] is True
@@ -269,7 +289,9 @@ def test_a_fused_optimiser_makes_the_same_steps(make: Any) -> None:
         for vector, optimizer in zip((plain, fused), optimizers, strict=True):
             vector.grad = torch.sin(3 * vector)
             optimizer.step()
-    assert torch.allclose(plain, fused, atol=1e-6), f"{float((plain - fused).abs().max()):.3g} apart"
+    assert torch.allclose(plain, fused, atol=1e-6), (
+        f"{float((plain - fused).abs().max()):.3g} apart"
+    )
     chosen = torch.optim.SGD([plain], lr=0.1, foreach=True)
     fuse(chosen)
     assert not chosen.param_groups[0]["fused"], "the recipe has chosen"
@@ -292,7 +314,9 @@ def staged_ranks(size: int, body: Any, *, strict: str = "") -> list[Any]:
     return ranks.thread_ranks(size, through_copies, strict=strict)
 
 
-@pytest.mark.parametrize("topology", ["native", "ring", "tree", "halving_doubling", "direct", "parameter_server"])
+@pytest.mark.parametrize(
+    "topology", ["native", "ring", "tree", "halving_doubling", "direct", "parameter_server"]
+)
 def test_training_over_staged_vectors_equals_one_process(topology: str) -> None:
     figure: Figure = equals_one_process(staged_ranks, tiny(topology=topology, replicas=3))
     assert figure.holds, f"{topology}: {figure}"
@@ -300,7 +324,8 @@ def test_training_over_staged_vectors_equals_one_process(topology: str) -> None:
 
 def test_a_receive_is_there_when_it_was_waited_for_and_copies_count_as_waiting() -> None:
     def body(comm: ProcessComm) -> tuple[list[float], int]:
-        x, y = torch.full((4,), float(comm.rank)), torch.zeros(4)
+        x = torch.full((4,), float(comm.rank))
+        y = torch.zeros(4)
         receiving = comm.irecv(y, 1 - comm.rank)
         sending = comm.isend(x, 1 - comm.rank)
         receiving.wait()
@@ -318,7 +343,7 @@ def test_a_world_stages_only_where_a_device_is_in_use() -> None:
     assert World(None, lambda: None).staged is torch.cuda.is_initialized()
 
 
-# -- figures ---------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 
 def test_the_ceiling_is_operations_over_the_median_time() -> None:
@@ -328,9 +353,13 @@ def test_the_ceiling_is_operations_over_the_median_time() -> None:
         stream.work(2.0)  # each product takes 2 ms
         return stream.event()
 
-    found = matmul_ceiling("fp32", device="cpu", size=8, event=event, synchronise=stream.synchronise)
+    found = matmul_ceiling(
+        "fp32", device="cpu", size=8, event=event, synchronise=stream.synchronise
+    )
     assert found == pytest.approx(2 * 8**3 / 2e-3, rel=1e-9)
-    assert matmul_ceiling("bf16", device="cpu", size=64, event=HostEvent, synchronise=lambda: None) > 0
+    assert (
+        matmul_ceiling("bf16", device="cpu", size=64, event=HostEvent, synchronise=lambda: None) > 0
+    )
 
 
 def test_training_takes_three_forward_passes() -> None:
@@ -345,8 +374,16 @@ def test_training_takes_three_forward_passes() -> None:
 
 
 def _rank(index: int, ceiling: float | None, allocated: int) -> dict[str, Any]:
-    device = {"name": "one", "index": index, "peak_allocated_bytes": allocated, "peak_reserved_bytes": 2 * allocated}
-    return {"host": 0, "device": device | {"flops_per_sample": 300, "matmul_ceiling_flop_per_s": ceiling}}
+    device = {
+        "name": "one",
+        "index": index,
+        "peak_allocated_bytes": allocated,
+        "peak_reserved_bytes": 2 * allocated,
+    }
+    return {
+        "host": 0,
+        "device": device | {"flops_per_sample": 300, "matmul_ceiling_flop_per_s": ceiling},
+    }
 
 
 def test_the_share_of_the_ceiling_is_of_all_devices_that_were_used() -> None:
@@ -355,21 +392,35 @@ def test_the_share_of_the_ceiling_is_of_all_devices_that_were_used() -> None:
     assert (shared["flop_per_s"], shared["num_devices"], shared["peak_device_bytes"]) == (6e5, 1, 9)
     assert shared["mfu"] == pytest.approx(0.6)
     assert _device([_rank(0, 1e6, 7), _rank(1, None, 9)], 2000.0)["mfu"] == pytest.approx(0.3)
-    assert _device([{"host": 0, "device": None}], 2000.0) == {}, "a run on the CPU has no such columns"
+    assert _device([{"host": 0, "device": None}], 2000.0) == {}, (
+        "a run on the CPU has no such columns"
+    )
 
 
-def test_ranks_that_share_a_device_are_flagged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ranks_that_share_a_device_are_flagged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Wall time speaks where each rank has a device of its own."""
     monkeypatch.setattr(assemble, "read_ranks", lambda cell, run_dir: [{}, {}])
-    monkeypatch.setattr(assemble.results, "deterministic", lambda cell, found: {"diverged_step": None})
+    monkeypatch.setattr(
+        assemble.results, "deterministic", lambda cell, found: {"diverged_step": None}
+    )
     flags = []
     for num_devices in (1, 2):
         cost = {"wall_s": 1.0, "num_devices": num_devices}
-        monkeypatch.setattr(assemble.costs, "measured", lambda cell, found, result, cost=cost: (dict(cost), {}))
+        monkeypatch.setattr(
+            assemble.costs, "measured", lambda cell, found, result, cost=cost: (dict(cost), {})
+        )
         run = assemble.assemble(
-            Cell(device="cuda", replicas=2), tmp_path, Outcome(Status.OK), code_id="c", machine="m", environment_id="e",
-            cores=8, foreign_cpu_share=0.0,
-        )  # fmt: skip
+            Cell(device="cuda", replicas=2),
+            tmp_path,
+            Outcome(Status.OK),
+            code_id="c",
+            machine="m",
+            environment_id="e",
+            cores=8,
+            foreign_cpu_share=0.0,
+        )
         flags.append((run.flags, run.cost["provenance"]))
     assert flags == [(("oversubscribed",), "counted"), ((), "measured")]
 
@@ -379,7 +430,10 @@ def test_a_rank_measures_what_its_workload_states(monkeypatch: pytest.MonkeyPatc
     unknown: Any = object()
     found = device_figures.arithmetic(Cell(), unknown, measures=True)
     assert found == {"flops_per_sample": None, "matmul_ceiling_flop_per_s": 5.0}
-    assert device_figures.arithmetic(Cell(), unknown, measures=False)["matmul_ceiling_flop_per_s"] is None
+    assert (
+        device_figures.arithmetic(Cell(), unknown, measures=False)["matmul_ceiling_flop_per_s"]
+        is None
+    )
 
 
 _FAKED = """
@@ -412,32 +466,66 @@ print(json.dumps({name: cost[name] for name in names} | {"compute_ns": rank["com
 
 @pytest.mark.procs
 def test_a_rank_on_a_device_leaves_a_whole_record(tmp_path: Path) -> None:
-    """The worker's own life with the CUDA interface faked: staged group, event times, arithmetic, columns."""
+    """The worker's own life with the CUDA interface faked: staged group, event times, arithmetic,
+    columns."""
     command = [sys.executable, "-c", _FAKED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["device_name"], found["peak_device_bytes"], len(found["loss"])) == ("fake", 5, 8)
     assert found["compute_ns"] > 0 and None not in found["loss"]
-    assert found["flop_per_s"] == pytest.approx(found["samples_per_s"] * found["flops_per_sample"], rel=1e-12)
+    assert found["flop_per_s"] == pytest.approx(
+        found["samples_per_s"] * found["flops_per_sample"], rel=1e-12
+    )
     assert found["mfu"] == pytest.approx(found["flop_per_s"] / 1e9, rel=1e-12)
 
 
-# -- make gpu-check --------------------------------------------------------------------------------------------------
+# -- make gpu-check --------------------------------------------------------------------------------
 
-WITHOUT = ("pandas", "psutil", "seaborn", "matplotlib", "sklearn", "scipy", "greenlet", "rich", "jinja2", "gymnasium")
+WITHOUT = (
+    "pandas",
+    "psutil",
+    "seaborn",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "greenlet",
+    "rich",
+    "jinja2",
+    "gymnasium",
+)
 
 
 @pytest.mark.procs
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_gpu_check_goes_all_the_way_on_the_cpu_with_torch_and_numpy_alone(tmp_path: Path) -> None:
+def test_the_gpu_check_goes_all_the_way_on_the_cpu_with_torch_and_numpy_alone(
+    tmp_path: Path,
+) -> None:
     """Every part runs, every line passes, and the file has machine, torch and commit."""
     for name in WITHOUT:
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not installed here')\n")
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-P", "-m", "benchsuite.gpu_check", "--cpu-dry-run", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "benchsuite.gpu_check",
+        "--cpu-dry-run",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        command,
+        env=variables,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     [path] = (tmp_path / "out").iterdir()
     document = json.loads(path.read_text())
@@ -448,18 +536,24 @@ def test_the_gpu_check_goes_all_the_way_on_the_cpu_with_torch_and_numpy_alone(tm
     assert len(document["rates"]["ours"]) == len(document["rates"]["hand"]) == 2
 
 
-def test_without_a_device_the_check_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_device_the_check_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_check.main([]) == gpu_check.NO_DEVICE != 0
     assert f"torch {torch.__version__} sees no CUDA device" in capsys.readouterr().out
 
 
-def test_a_part_that_breaks_fails_the_check_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_part_that_breaks_fails_the_check_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def broken(found: gpu_check.Found, device: str) -> None:
         raise RuntimeError("no kernel")
 
     for part in ("presets", "shared", "laws"):
-        monkeypatch.setattr(gpu_check, part, lambda found, device: found.check("part", True, "1 of 1"))
+        monkeypatch.setattr(
+            gpu_check, part, lambda found, device: found.check("part", True, "1 of 1")
+        )
     monkeypatch.setattr(gpu_check, "hand_written", broken)
     assert gpu_check.main(["--cpu-dry-run", "--out", str(tmp_path)]) == gpu_check.FAILED
     document = json.loads(next(tmp_path.iterdir()).read_text())
@@ -472,15 +566,25 @@ def test_the_committed_gpu_check_passed_on_a_device_and_says_where_and_with_what
     assert paths, "results/reference/gpu/ holds no result of `make gpu-check`"
     for path in paths:
         found = json.loads(path.read_text())
-        assert found["passed"] and not found["dry_run"] and not found["dirty"] and not found["absent"], path.name
-        assert len(found["commit"]) == 40 and found["machine"] and found["device"] and found["torch"], path.name
+        assert (
+            found["passed"] and not found["dry_run"] and not found["dirty"] and not found["absent"]
+        ), path.name
+        assert (
+            len(found["commit"]) == 40 and found["machine"] and found["device"] and found["torch"]
+        ), path.name
         assert all(check["holds"] for check in found["checks"]), path.name
-        [gpt2] = [run for run in found["runs"] if (run["cell"]["workload"], run["cell"]["preset"]) == ("transformer", "gpu")]
-        assert gpt2["mfu"] >= gpu_check.LEAST_MFU and found["rates"]["ratio"] >= gpu_check.LEAST_RATIO, path.name
+        [gpt2] = [
+            run
+            for run in found["runs"]
+            if (run["cell"]["workload"], run["cell"]["preset"]) == ("transformer", "gpu")
+        ]
+        assert (
+            gpt2["mfu"] >= gpu_check.LEAST_MFU and found["rates"]["ratio"] >= gpu_check.LEAST_RATIO
+        ), path.name
         assert gpt2["mfu"] * gpt2["matmul_ceiling_flop_per_s"] == pytest.approx(gpt2["flop_per_s"])
 
 
-# -- with a device ---------------------------------------------------------------------------------------------------
+# -- with a device ---------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu
@@ -488,7 +592,9 @@ def test_the_committed_gpu_check_passed_on_a_device_and_says_where_and_with_what
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("topology", ["native", "ring", "parameter_server"])
 def test_training_on_cuda_equals_one_process_on_the_cpu(topology: str, replicas: int) -> None:
-    figure = equals_one_process(ranks.thread_ranks, tiny(topology=topology, replicas=replicas, device="cuda"))
+    figure = equals_one_process(
+        ranks.thread_ranks, tiny(topology=topology, replicas=replicas, device="cuda")
+    )
     assert figure.holds, f"{topology} N = {replicas}: {figure}"
 
 

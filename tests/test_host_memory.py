@@ -1,4 +1,5 @@
-"""Memory shared inside a host, and the barrier of its ranks: sums, traffic, who is named when a peer is gone."""
+"""Memory shared inside a host, and the barrier of its ranks: sums, traffic, who is named when a
+peer is gone."""
 
 from __future__ import annotations
 
@@ -46,12 +47,24 @@ HIERARCHICAL = [
     for across in ("ring", "native")
 ]
 ON_TWO_HOSTS = [
-    tiny(RECIPES[2], topology="hierarchical", replicas=n, hosts=2, options={"hierarchical": {"across": across}})
+    tiny(
+        RECIPES[2],
+        topology="hierarchical",
+        replicas=n,
+        hosts=2,
+        options={"hierarchical": {"across": across}},
+    )
     for n in (2, 3, 4)
     for across in ("ring", "native")
 ]
 IN_BUCKETS = [
-    tiny(RECIPES[2], topology="hierarchical", replicas=3, hosts=hosts, options={"synchronous": {"bucket_mib": 0.002}})
+    tiny(
+        RECIPES[2],
+        topology="hierarchical",
+        replicas=3,
+        hosts=hosts,
+        options={"synchronous": {"bucket_mib": 0.002}},
+    )
     for hosts in (1, 2)
 ]
 
@@ -66,7 +79,11 @@ def test_two_levels(law: Law, cell: Cell, ranks: Any) -> None:
 @pytest.mark.parametrize("ranks", [thread_ranks, virtual_ranks], ids=["gloo", "virtual"])
 @pytest.mark.parametrize(
     ("law", "cell"),
-    [case for family in ("synchronous", "traffic") for case in cases(family, [*ON_TWO_HOSTS, *IN_BUCKETS])],
+    [
+        case
+        for family in ("synchronous", "traffic")
+        for case in cases(family, [*ON_TWO_HOSTS, *IN_BUCKETS])
+    ],
 )
 def test_training_on_two_hosts(law: Law, cell: Cell, ranks: Any) -> None:
     figure = law.check(ranks, cell)
@@ -79,13 +96,20 @@ def test_processes_share_their_hosts_memory(tmp_path: Path) -> None:
     with Cluster() as cluster:
         ranks = process_ranks(cluster, tmp_path)
         for hosts, law in ((1, integer_mean), (1, counted_is_predicted), (2, integer_mean)):
-            figure = law(ranks, tiny(topology="hierarchical", replicas=3, hosts=hosts, budget=Budget(timeout_s=30.0)))
+            figure = law(
+                ranks,
+                tiny(
+                    topology="hierarchical", replicas=3, hosts=hosts, budget=Budget(timeout_s=30.0)
+                ),
+            )
             assert figure.holds, f"{law.__name__} on {hosts} hosts: {figure}"
 
 
 def _large(comm: Any) -> tuple[int, int, int]:
-    """Elements that differ from the serial sum after two means of 16 MiB and a bit; bytes in memory; predicted ones."""
-    numel, different = PIPELINED_BYTES // 4 + 12_345, 0
+    """Elements that differ from the serial sum after two means of 16 MiB and a bit; bytes in
+    memory; predicted ones."""
+    numel = PIPELINED_BYTES // 4 + 12_345
+    different = 0
     topology = Hierarchical()
     topology.start(comm)
     for round_ in range(2):
@@ -113,14 +137,17 @@ def test_the_gradient_lives_in_the_hosts_memory() -> None:
     def body(comm: Any) -> tuple[bool, bool, float]:
         comm.hosts = [0, 0, 1]
         training = trainings.build(cell, comm)
-        memory, grad = training.topology._memory, training.part.grad
+        memory = training.topology._memory
+        grad = training.part.grad
         if comm.rank == 2:
             return memory is None, True, 0.0  # alone on its host: ordinary memory
         before = float(memory.place_of(grad).rows[1 - comm.rank].sum())
         comm.barrier()
         grad.fill_(1.0 + comm.rank)
         comm.barrier()
-        seen = float(memory.place_of(grad).rows[1 - comm.rank][-1])  # what the other one has written
+        seen = float(
+            memory.place_of(grad).rows[1 - comm.rank][-1]
+        )  # what the other one has written
         return before == 0.0, memory.place_of(torch.zeros(3)) is None, seen
 
     def with_barriers(comm: Any) -> tuple[bool, bool, float]:
@@ -130,10 +157,14 @@ def test_the_gradient_lives_in_the_hosts_memory() -> None:
             comm.barrier()
         return found
 
-    assert thread_ranks(3, with_barriers) == [(True, True, 2.0), (True, True, 1.0), (True, True, 0.0)]
+    assert thread_ranks(3, with_barriers) == [
+        (True, True, 2.0),
+        (True, True, 1.0),
+        (True, True, 0.0),
+    ]
 
 
-# -- the barrier of one host ---------------------------------------------------------------------------------------
+# -- the barrier of one host -----------------------------------------------------------------------
 
 
 def _rounds(comm: Any) -> int:
@@ -183,7 +214,9 @@ def test_a_killed_peer_is_named_at_once(tmp_path: Path) -> None:
     try:
         barrier = SocketBarrier(dist.FileStore(path, 2), rank=0, names=[5, 7], timeout_s=20.0)
         barrier.wait()
-        with pytest.raises(RuntimeError, match="rank 7 is gone: its end of the host's barrier was closed by peer"):
+        with pytest.raises(
+            RuntimeError, match="rank 7 is gone: its end of the host's barrier was closed by peer"
+        ):
             barrier.wait()
         with pytest.raises(RuntimeError, match="rank 7 is gone"):
             barrier.wait()  # the stream is broken now
@@ -195,7 +228,8 @@ def test_a_killed_peer_is_named_at_once(tmp_path: Path) -> None:
 
 def pair(*, timeout_s: float = 10.0) -> list[SocketBarrier]:
     """The two ends of a barrier."""
-    store, made = MemoryStore(timeout_s=10.0), {}
+    store = MemoryStore(timeout_s=10.0)
+    made = {}
 
     def make(rank: int) -> None:
         made[rank] = SocketBarrier(store, rank=rank, names=[5, 7], timeout_s=timeout_s)
@@ -210,7 +244,9 @@ def pair(*, timeout_s: float = 10.0) -> list[SocketBarrier]:
 
 def test_a_peer_that_does_not_come_is_named() -> None:
     first, _second = pair(timeout_s=0.3)
-    with pytest.raises(RuntimeError, match="rank 7 did not come to the barrier of its host: timed out after 0.3 s"):
+    with pytest.raises(
+        RuntimeError, match="rank 7 did not come to the barrier of its host: timed out after 0.3 s"
+    ):
         first.wait()
 
 
@@ -218,7 +254,8 @@ def test_a_stranger_at_the_door_is_hung_up_on() -> None:
     store = MemoryStore(timeout_s=10.0)
     made: list[SocketBarrier] = []
     first = threading.Thread(
-        target=lambda: made.append(SocketBarrier(store, rank=0, names=[0, 1], timeout_s=10.0)), daemon=True
+        target=lambda: made.append(SocketBarrier(store, rank=0, names=[0, 1], timeout_s=10.0)),
+        daemon=True,
     )
     first.start()
     published = store.get("barrier/0")
@@ -238,7 +275,7 @@ def test_a_stranger_at_the_door_is_hung_up_on() -> None:
     assert not waiting.is_alive()
 
 
-# -- cells ---------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 
 def two_hosts(**fields: Any) -> Cell:
@@ -247,10 +284,13 @@ def two_hosts(**fields: Any) -> Cell:
 
 def test_in_virtual_time_only_the_first_ranks_of_hosts_use_the_links(tmp_path: Path) -> None:
     result, _, _ = run(two_hosts(link_mbit=1.0, link_latency_us=10.0), tmp_path)
-    vector_bytes, steps = 8 * result["num_parameters"], result["updates"]
+    vector_bytes = 8 * result["num_parameters"]
+    steps = result["updates"]
     assert result["payload_source"] == "counted"
     assert result["payload_bytes"] == result["predicted_bytes"] == 2 * vector_bytes * steps
-    assert result["busiest_port_bytes"] == vector_bytes * steps  # half of the vector out, and in, in each phase
+    assert (
+        result["busiest_port_bytes"] == vector_bytes * steps
+    )  # half of the vector out, and in, in each phase
     assert {(a, b) for a, b, _ in result["payload"]["payload"]} == {(0, 2), (2, 0)}
     told = Traffic.from_json(result["predicted"])
     assert result["shm_bytes"] == told.shm_bytes and told.shm_bytes > 2 * 2 * vector_bytes * steps
@@ -259,14 +299,21 @@ def test_in_virtual_time_only_the_first_ranks_of_hosts_use_the_links(tmp_path: P
 def test_across_native_is_derived_where_there_are_several_hosts(tmp_path: Path) -> None:
     native = {"hierarchical": {"across": "native"}}
     result, _, _ = run(two_hosts(options=native), tmp_path)
-    assert result["payload_source"] == "derived" and result["payload_bytes"] == result["predicted_bytes"] > 0
+    assert (
+        result["payload_source"] == "derived"
+        and result["payload_bytes"] == result["predicted_bytes"] > 0
+    )
     alone, _, _ = run(two_hosts(options=native, hosts=1), tmp_path)
-    assert alone["payload_source"] == "counted" and alone["payload_bytes"] == alone["predicted_bytes"] == 0
+    assert (
+        alone["payload_source"] == "counted"
+        and alone["payload_bytes"] == alone["predicted_bytes"] == 0
+    )
     assert alone["shm_bytes"] == 2 * 3 * 8 * alone["num_parameters"] * alone["updates"]
 
 
 def test_the_prediction_before_a_run_knows_the_cells_hosts() -> None:
-    one, two = predicted(two_hosts(hosts=1)), predicted(two_hosts())
+    one = predicted(two_hosts(hosts=1))
+    two = predicted(two_hosts())
     assert one.payload_bytes == 0 and one.shm_bytes % 6 == 0
     vectors = one.shm_bytes // 6  # M x steps
     assert two.payload_bytes == 2 * vectors and set(two.payload) == {(0, 2), (2, 0)}

@@ -1,8 +1,9 @@
-"""What other benchmark suites got wrong (MEASUREMENT.md section 7), each as a test that this one does not.
+"""What other benchmark suites got wrong (MEASUREMENT.md section 7), each as a test that this one
+does not.
 
-Elsewhere: throughput against steps, warm-up and Student's t in test_window.py; machine-wide interface counters in
-test_measure.py. Not applicable yet: reading a stop time before a device is synchronised (no device), gradients
-averaged where parameters should be (no gossip, no local SGD).
+Elsewhere: throughput against steps, warm-up and Student's t in test_window.py; machine-wide
+interface counters in test_measure.py. Not applicable yet: reading a stop time before a device is
+synchronised (no device), gradients averaged where parameters should be (no gossip, no local SGD).
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from tests.bench import ROOT, TINY, Bench, fault
 
 
 def test_throughput_is_the_sum_over_workers_not_one_workers() -> None:
-    """3 workers, 20 steps of 0.5 s, 8 samples each: 48 samples a second, not 16, and not 20 times that."""
+    """3 workers, 20 steps of 0.5 s, 8 samples each: 48 samples a second, not 16, and not 20 times
+    that."""
     ends = np.tile(np.arange(1, 21) * 0.5, (3, 1))
     found = window.together(ends - 0.5, ends, np.full((3, 20), 8.0))
     assert found.samples_per_s == pytest.approx(48.0)
@@ -51,7 +53,8 @@ def test_warm_up_is_not_averaged_in() -> None:
 
 
 def test_no_padding_is_counted_as_data() -> None:
-    """Shards are disjoint and together the batch; a batch that does not divide is refused, never padded."""
+    """Shards are disjoint and together the batch; a batch that does not divide is refused, never
+    padded."""
     for name, preset, n in ((TINY, "default", 3), ("cnn", "smoke", 4)):
         workload = build.make_workload(resolve(Cell(workload=name, preset=preset)))
         workload.start(seed=0, dtype=torch.float64)
@@ -59,7 +62,12 @@ def test_no_padding_is_counted_as_data() -> None:
         for index in (0, 7, 25):
             whole = workload.batch(index, shard=0, num_shards=1)
             shards = [workload.batch(index, shard=shard, num_shards=n) for shard in range(n)]
-            assert sum(shard.num_samples for shard in shards) == whole.num_samples == len(whole.x) == size
+            assert (
+                sum(shard.num_samples for shard in shards)
+                == whole.num_samples
+                == len(whole.x)
+                == size
+            )
             assert torch.equal(torch.cat([shard.x for shard in shards]), whole.x)
     (problem,) = rules.validate(resolve(Cell(workload="cnn", replicas=3)))
     assert "global batch(64) is not divisible by replicas(3) = 3: 64 % 3 = 1" in problem.reason
@@ -69,7 +77,8 @@ def test_no_padding_is_counted_as_data() -> None:
 
 
 def test_counters_are_read_between_two_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After one barrier only, a peer may still be sending: 3.94 S were read where 4.01 S were sent."""
+    """After one barrier only, a peer may still be sending: 3.94 S were read where 4.01 S were
+    sent."""
     seen: list[str] = []
 
     def read(_: str) -> wire.Counters:
@@ -93,7 +102,9 @@ def test_kib_is_1024_and_kb_is_1000() -> None:
         "2.00 GiB",
     )
     assert si(101_480) == "101 kB"
-    ring = Ring(segment_kib=1024)  # 2^20 bytes: a chunk of 1 MiB is one message, one element more makes two
+    ring = Ring(
+        segment_kib=1024
+    )  # 2^20 bytes: a chunk of 1 MiB is one message, one element more makes two
     edge = (0, 1)
     assert ring.predicted_traffic(2 * 2**18, 4, num_workers=2).messages[edge] == 2
     assert ring.predicted_traffic(2 * 2**18 + 2, 4, num_workers=2).messages[edge] == 4
@@ -112,7 +123,11 @@ def test_rank_0_is_a_rank() -> None:
         RankEnd(rank=1, role="worker", exit_code=None, pulse=pulse),
     ]
     outcome = classify(ends, timeout_s=9, at_deadline=False)
-    assert outcome.status is Status.FAILED and outcome.culprit is not None and outcome.culprit["rank"] == 0
+    assert (
+        outcome.status is Status.FAILED
+        and outcome.culprit is not None
+        and outcome.culprit["rank"] == 0
+    )
 
 
 def test_a_mean_repeated_in_place_does_not_overflow() -> None:
@@ -120,7 +135,8 @@ def test_a_mean_repeated_in_place_does_not_overflow() -> None:
     for make in (Ring, Native):
 
         def body(comm: Any, make: Any = make) -> float:
-            topology, flat = make(), torch.full((5,), 1e38)
+            topology = make()
+            flat = torch.full((5,), 1e38)
             topology.start(comm)
             for _ in range(140):
                 topology.mean(flat.mul_(0.5))
@@ -155,7 +171,8 @@ def own(tmp_path: Path, method: str) -> str:
 @pytest.mark.procs
 @pytest.mark.timeout(60)
 def test_ranks_that_start_apart_are_named(bench: Bench, tmp_path: Path) -> None:
-    """A start that differs per rank, or a broadcast whose result is dropped on the others, would go unnoticed."""
+    """A start that differs per rank, or a broadcast whose result is dropped on the others, would go
+    unnoticed."""
     apart = own(
         tmp_path,
         "    def layers(self):\n        import os\n        torch.manual_seed(os.getpid())\n        return [nn.Linear(self.width, 1)]\n",
@@ -167,9 +184,13 @@ def test_ranks_that_start_apart_are_named(bench: Bench, tmp_path: Path) -> None:
 
 @pytest.mark.procs
 @pytest.mark.timeout(60)
-def test_a_rank_has_the_threads_of_its_cell_not_as_many_as_cores(bench: Bench, tmp_path: Path) -> None:
+def test_a_rank_has_the_threads_of_its_cell_not_as_many_as_cores(
+    bench: Bench, tmp_path: Path
+) -> None:
     """Else n ranks have n x cores threads."""
-    counts = own(tmp_path, "    def evaluate(self, infer):\n        return float(torch.get_num_threads())\n")
+    counts = own(
+        tmp_path, "    def evaluate(self, infer):\n        return float(torch.get_num_threads())\n"
+    )
     for threads in (1, 2):
         run = bench.ok(workload=counts, topology="ring", threads=threads)
         assert run.result["final_metric"] == threads
@@ -180,7 +201,8 @@ def test_a_rank_has_the_threads_of_its_cell_not_as_many_as_cores(bench: Bench, t
 def test_evaluation_takes_time_and_none_of_it_is_the_runs(bench: Bench, tmp_path: Path) -> None:
     """Six evaluations of 0.2 s: after the run, off its clock, and not 0 either."""
     slow = own(
-        tmp_path, "    def evaluate(self, infer):\n        import time\n        time.sleep(0.2)\n        return 1.0\n"
+        tmp_path,
+        "    def evaluate(self, infer):\n        import time\n        time.sleep(0.2)\n        return 1.0\n",
     )
     run = bench.ok(workload=slow, topology="ring", replicas=2)
     assert len(run.result["evaluations"]["samples"]) == 6
@@ -189,15 +211,17 @@ def test_evaluation_takes_time_and_none_of_it_is_the_runs(bench: Bench, tmp_path
 
 @pytest.mark.procs
 @pytest.mark.timeout(60)
-def test_a_run_that_diverges_is_a_miss_whatever_it_had_reached(bench: Bench, tmp_path: Path) -> None:
+def test_a_run_that_diverges_is_a_miss_whatever_it_had_reached(
+    bench: Bench, tmp_path: Path
+) -> None:
     """The target is reached in every evaluation; the same run without NaN reaches it at once."""
     easy = own(tmp_path, "    def evaluate(self, infer):\n        return 0.1\n")
     for nan_at, reached in ((-1, 0), (3, None)):
         run = bench.ok(workload=easy, topology="ring", options={"twisted": {"nan_at": nan_at}})
         assert set(run.result["samples_to"].values()) == {reached}
-        assert run.cost["bytes_to"]["target"] == reached and (run.cost["time_to"]["target"] is None) == (
-            reached is None
-        )
+        assert run.cost["bytes_to"]["target"] == reached and (
+            run.cost["time_to"]["target"] is None
+        ) == (reached is None)
 
 
 @pytest.mark.procs
@@ -208,14 +232,22 @@ def test_a_server_computes_no_gradients(bench: Bench) -> None:
         worker, *servers = run.cost["ranks"]
         assert worker["role"] == "worker" and worker["compute_s"] > 0 and worker["steps"] == 10
         for server in servers:
-            assert (server["role"], server["compute_s"], server["data_s"], server["steps"]) == ("server", 0.0, 0.0, 0)
+            assert (server["role"], server["compute_s"], server["data_s"], server["steps"]) == (
+                "server",
+                0.0,
+                0.0,
+                0,
+            )
 
 
 @pytest.mark.procs
 @pytest.mark.timeout(60)
 def test_worker_0_can_be_the_straggler(bench: Bench) -> None:
     run = bench.ok(topology="ring", replicas=2, straggler={"0": 4.0}, steps=3)
-    assert [split["straggler"] and split["straggler"]["factor"] for split in run.cost["ranks"]] == [4.0, None]
+    assert [split["straggler"] and split["straggler"]["factor"] for split in run.cost["ranks"]] == [
+        4.0,
+        None,
+    ]
 
 
 # environment
@@ -228,7 +260,9 @@ def test_the_commit_is_gits() -> None:
     assert environment.collect()["commit"] == asked.stdout.strip()
 
 
-def test_a_workload_with_dropout_and_frozen_layers_is_evaluated_without_and_predicted_without(tmp_path: Path) -> None:
+def test_a_workload_with_dropout_and_frozen_layers_is_evaluated_without_and_predicted_without(
+    tmp_path: Path,
+) -> None:
     """The metric of the same parameters is one number; what is not trained is not sent."""
     net = tmp_path / "frozen_net.py"
     source = Path(TINY).read_text(encoding="utf-8")

@@ -1,4 +1,5 @@
-"""A law that holds for something broken is worth nothing: each one must catch each of its broken twins."""
+"""A law that holds for something broken is worth nothing: each one must catch each of its broken
+twins."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def test_every_law_has_a_broken_twin(law: Law) -> None:
 def test_the_law_catches(law: Law, control: Control) -> None:
     figure = control.check(thread_ranks, on(tiny(), **control.on))
     assert not figure.holds, f"{law.name} does not see that {control.broken}: {figure}"
-    assert figure.value != figure.value or figure.value > FAR, f"{law.name} hardly sees that {control.broken}: {figure}"
+    assert figure.value != figure.value or figure.value > FAR, (
+        f"{law.name} hardly sees that {control.broken}: {figure}"
+    )
 
 
 def test_a_figure_says_both_numbers_and_a_nan_never_holds() -> None:

@@ -1,4 +1,5 @@
-"""The laws on the whole grid of what is built: every legal strategy, topology and compression, 1 to 4 workers. Float64."""
+"""The laws on the whole grid of what is built: every legal strategy, topology and compression, 1 to
+4 workers. Float64."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ RANKS = remembered(thread_ranks)  # laws that look at the same run share it
 STRICT = remembered(strict_ranks)
 
 SHAPES = list(shapes())
-# Each optimiser also with what it lacks in the grid: clipped where it was not, unclipped where it was (at lr 0.05
-# nesterov would diverge in one process too, and amplify roundings from 1e-16 to 1e-4).
+# Each optimiser also with what it lacks in the grid: clipped where it was not, unclipped where it
+# was (at lr 0.05 nesterov would diverge in one process too, and amplify roundings from 1e-16 to
+# 1e-4).
 OTHERWISE = [
     tiny((optimizer, 0.01, 0.0 if clip_norm else 0.5), replicas=n, **shape)
     for optimizer, _, clip_norm in RECIPES[2:]
@@ -26,8 +28,10 @@ OTHERWISE = [
     for n in (1, 3)
 ]
 FLOAT32 = [
-    tiny(**shape, precision="fp32") for shape in SHAPES if shape["sync"] == "synchronous" and shape["replicas"] == 3
-]  # fmt: skip
+    tiny(**shape, precision="fp32")
+    for shape in SHAPES
+    if shape["sync"] == "synchronous" and shape["replicas"] == 3
+]
 
 
 @cache
@@ -37,14 +41,16 @@ def cells_of(place: cases.Cells) -> list[Cell]:
 
 
 @pytest.mark.parametrize(
-    ("law", "cells"), [case for family in all_laws() for case in lines(family, cells_of(cases.cells_of(family)))]
+    ("law", "cells"),
+    [case for family in all_laws() for case in lines(family, cells_of(cases.cells_of(family)))],
 )
 def test_on_threads(law: Law, cells: list[Cell]) -> None:
     holds(law, RANKS, cells)
 
 
 @pytest.mark.parametrize(
-    ("law", "cells"), [case for family in ("synchronous", "traffic") for case in lines(family, OTHERWISE)]
+    ("law", "cells"),
+    [case for family in ("synchronous", "traffic") for case in lines(family, OTHERWISE)],
 )
 def test_with_and_without_clipping(law: Law, cells: list[Cell]) -> None:
     holds(law, RANKS, cells)
@@ -62,7 +68,11 @@ def test_float32(law: Law, cells: list[Cell]) -> None:
         for family in ("synchronous", "server_log", "traffic")
         for case in lines(
             family,
-            [tiny(RECIPES[1], **shape) for shape in SHAPES if shape["replicas"] == 3 and "none" not in str(shape)],
+            [
+                tiny(RECIPES[1], **shape)
+                for shape in SHAPES
+                if shape["replicas"] == 3 and "none" not in str(shape)
+            ],
             only=lambda law: not law.own_run,
         )
     ],

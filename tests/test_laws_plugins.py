@@ -21,7 +21,10 @@ def test_a_file_given_by_path_is_imported_once_and_never_seen_half(tmp_path: Pat
     path = tmp_path / "slow.py"
     path.write_text(SLOW)
     loaded: list[object] = []
-    threads = [threading.Thread(target=lambda: loaded.append(plugins.load("sync", str(path)))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: loaded.append(plugins.load("sync", str(path))))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,5 @@
-"""Laws of what uses torch's default process group (`ddp`, divided replicas): real processes, from one cell host."""
+"""Laws of what uses torch's default process group (`ddp`, divided replicas): real processes, from
+one cell host."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from benchsuite.laws.harness.runs import remembered
 from benchsuite.plan.cell import Cell
 from tests.law_cells import all_laws, holds, lines, on, tiny
 
-pytestmark = [pytest.mark.procs, pytest.mark.timeout(240)]  # the first cell of a world size runs all of that size
+pytestmark = [
+    pytest.mark.procs,
+    pytest.mark.timeout(240),
+]  # the first cell of a world size runs all of that size
 
 PLACES = {
     place: [cell for cell in place.of(cases.Asked()) if cases.in_processes(cell)]
@@ -51,4 +55,6 @@ def test_what_calls_the_library(law: Law, cells: list[Cell], ranks: MakeRanks) -
 @pytest.mark.parametrize(("law", "control"), TWINS)
 def test_the_law_catches(law: Law, control: Control, ranks: MakeRanks) -> None:
     figure = control.check(ranks, on(tiny(), **control.on))
-    assert not figure.holds and figure.value > 1e-3, f"{law.name} does not see that {control.broken}: {figure}"
+    assert not figure.holds and figure.value > 1e-3, (
+        f"{law.name} does not see that {control.broken}: {figure}"
+    )

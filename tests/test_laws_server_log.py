@@ -8,7 +8,8 @@ from benchsuite.topology.server_log import ServerLog
 
 
 class _Racing(ServerLog):
-    """Without a lock, at its worst: between any two looks at the version another thread has made an update."""
+    """Without a lock, at its worst: between any two looks at the version another thread has made an
+    update."""
 
     def __getattribute__(self, name: str) -> object:
         if name == "version" and "_open_row" in self.__dict__:

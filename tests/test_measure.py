@@ -38,7 +38,11 @@ def test_environment_names_neither_host_nor_user_and_takes_variables_by_allow_li
     assert "hunter2" not in text and f"{Path.home()}/" not in text.replace("//", "")
     if len(socket.gethostname()) > 4:
         assert socket.gethostname() not in text
-    assert collected["versions"]["torch"] and collected["cores"] == load.num_cores() and collected["memory_bytes"] > 0
+    assert (
+        collected["versions"]["torch"]
+        and collected["cores"] == load.num_cores()
+        and collected["memory_bytes"] > 0
+    )
 
 
 def test_environment_id_is_stable_and_changes_with_the_content():
@@ -73,7 +77,9 @@ def test_commit_is_that_of_the_clone_also_inside_a_git_hook(monkeypatch):
     if not (clone / ".git").exists():
         assert environment.code_version() == (f"wheel {environment.benchsuite.__version__}", False)
         return
-    head = subprocess.run(["git", "-C", clone, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    head = subprocess.run(
+        ["git", "-C", clone, "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     monkeypatch.setenv("GIT_DIR", "/nonexistent")
     assert environment.code_version()[0] == head
 
@@ -89,9 +95,15 @@ def test_a_package_inside_a_foreign_repository_is_a_wheel(monkeypatch, tmp_path)
 
 
 def test_code_id_covers_the_files_used_and_no_others(monkeypatch, tmp_path):
-    ring, native = resolve(Cell(topology="ring", replicas=2)), resolve(Cell(replicas=2))
+    ring = resolve(Cell(topology="ring", replicas=2))
+    native = resolve(Cell(replicas=2))
     names = set(code_id.files(ring))
-    assert {"workload/cnn.py", "sync/synchronous.py", "topology/ring.py", "parallel/data.py"} <= names
+    assert {
+        "workload/cnn.py",
+        "sync/synchronous.py",
+        "topology/ring.py",
+        "parallel/data.py",
+    } <= names
     assert {"comm/__init__.py", "comm/process.py", "training.py", "sync/__init__.py"} <= names
     assert "topology/native.py" not in names and "topology/ring.py" not in code_id.files(native)
     assert code_id.code_id(ring) != code_id.code_id(native)
@@ -100,7 +112,9 @@ def test_code_id_covers_the_files_used_and_no_others(monkeypatch, tmp_path):
 
 def test_code_id_follows_an_edit_and_a_sibling_that_the_file_imports(tmp_path):
     mine = tmp_path / "mine.py"
-    mine.write_text("from benchsuite.topology.ring import Topology as Ring\n\n\nclass Topology:\n    pass\n")
+    mine.write_text(
+        "from benchsuite.topology.ring import Topology as Ring\n\n\nclass Topology:\n    pass\n"
+    )
     cell = resolve(Cell(topology=str(mine)))
     assert "topology/ring.py" in code_id.files(cell)
     before = code_id.code_id(cell)
@@ -143,7 +157,8 @@ def test_own_cpu_time_contains_living_grandchildren():
 
 
 def test_foreign_load_is_seen_and_is_not_ours():
-    """A spinner outside the tree (the meter's root is a sleeping child) makes the run `contended`."""
+    """A spinner outside the tree (the meter's root is a sleeping child) makes the run
+    `contended`."""
     sleeper = subprocess.Popen(["sleep", "60"])
     meter = load.CpuMeter(root=sleeper.pid)
     spinner = subprocess.Popen([sys.executable, "-c", SPIN.format(seconds=60)])
@@ -162,16 +177,21 @@ def test_foreign_load_is_seen_and_is_not_ours():
 
 
 def test_contended_begins_above_five_percent_of_our_cores():
-    assert not load.CpuLoad(seconds=10, cores=2, busy_s=11.0, own_s=10.0).contended  # 1 of 20 core seconds
+    assert not load.CpuLoad(
+        seconds=10, cores=2, busy_s=11.0, own_s=10.0
+    ).contended  # 1 of 20 core seconds
     assert load.CpuLoad(seconds=10, cores=2, busy_s=11.1, own_s=10.0).contended
-    assert load.CpuLoad(seconds=10, cores=2, busy_s=None, own_s=None, reason="x").foreign_share is None
+    assert (
+        load.CpuLoad(seconds=10, cores=2, busy_s=None, own_s=None, reason="x").foreign_share is None
+    )
 
 
 # wire
 
 
 def _in_private_network(body: str) -> dict[str, object]:
-    """Runs a script alone in a network namespace with `lo` up; its last line is JSON. Skips where there is none."""
+    """Runs a script alone in a network namespace with `lo` up; its last line is JSON. Skips where
+    there is none."""
     script = f"""
 import ctypes, fcntl, json, os, socket, struct, threading
 libc = ctypes.CDLL(None, use_errno=True)
@@ -182,7 +202,9 @@ with socket.socket() as s:
 from benchsuite.measure import wire
 {body}
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
     if done.returncode == 70:
         pytest.skip("no network namespace: neither root nor user namespaces are allowed here")
     assert done.returncode == 0, done.stderr
@@ -209,11 +231,15 @@ def send(num_bytes):
 
 @pytest.mark.netns
 def test_one_mebibyte_over_loopback_is_seen_once():
-    body = SEND + "meter = wire.WireMeter(lambda: None, private=True)\nmeter.start()\nsend(1 << 20)\n"
+    body = (
+        SEND + "meter = wire.WireMeter(lambda: None, private=True)\nmeter.start()\nsend(1 << 20)\n"
+    )
     answer = _in_private_network(body + "print(json.dumps(meter.stop().to_json()))")
     assert answer["reason"] is None and answer["idle_bytes"] == 0 and answer["retransmits"] == 0
     assert isinstance(answer["bytes"], int)
-    assert 1.0 <= answer["bytes"] / MIB < 1.02, f"{answer['bytes']} bytes on the wire for {MIB} sent"
+    assert 1.0 <= answer["bytes"] / MIB < 1.02, (
+        f"{answer['bytes']} bytes on the wire for {MIB} sent"
+    )
 
 
 @pytest.mark.netns
@@ -225,7 +251,8 @@ def test_what_the_barriers_send_is_taken_off():
         "print(json.dumps({'idle': idle.to_json(), 'busy': busy.to_json()}))"
     )
     answer = _in_private_network(body)
-    idle, busy = answer["idle"], answer["busy"]
+    idle = answer["idle"]
+    busy = answer["busy"]
     assert isinstance(idle, dict) and isinstance(busy, dict)
     assert idle["idle_bytes"] > 6000  # without the correction the idle interval would show this
     assert idle["bytes"] < 300
@@ -234,7 +261,9 @@ def test_what_the_barriers_send_is_taken_off():
 
 def test_without_a_private_network_there_is_a_reason_and_every_barrier_is_still_held():
     barriers = []
-    meter = wire.WireMeter(lambda: barriers.append(1), private=False, reason="unshare: not permitted")
+    meter = wire.WireMeter(
+        lambda: barriers.append(1), private=False, reason="unshare: not permitted"
+    )
     meter.start()
     assert meter.stop() == wire.WireBytes(reason="unshare: not permitted")
     meant = []
@@ -248,7 +277,11 @@ def test_an_unknown_interface_is_a_reason_and_names_the_known_ones():
     meter = wire.WireMeter(lambda: None, private=True, interface="nosuch0")
     meter.start()
     result = meter.stop()
-    assert result.bytes is None and "nosuch0" in (result.reason or "") and "lo" in (result.reason or "")
+    assert (
+        result.bytes is None
+        and "nosuch0" in (result.reason or "")
+        and "lo" in (result.reason or "")
+    )
 
 
 # memory
@@ -281,7 +314,9 @@ def _touch(num_bytes: int) -> None:
 def test_a_forked_child_does_not_inherit_its_parents_peak():
     _touch(96 * MIB)
     parent = memory.peak_rss_bytes()
-    before, after = _in_fork(lambda: [memory.peak_rss_bytes(), _touch(32 * MIB) or memory.peak_rss_bytes()])
+    before, after = _in_fork(
+        lambda: [memory.peak_rss_bytes(), _touch(32 * MIB) or memory.peak_rss_bytes()]
+    )
     assert parent - before > 48 * MIB, f"parent's peak {parent}, child starts with {before}"
     assert 31 * MIB < after - before < 48 * MIB
 
@@ -305,13 +340,24 @@ print(min(faults[1:]))
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 @pytest.mark.parametrize(
     ("order", "variables", "kept"),
-    [("keep", {}, True), ("leave", {}, False), ("keep", {"MALLOC_MMAP_THRESHOLD_": "131072"}, False)],
+    [
+        ("keep", {}, True),
+        ("leave", {}, False),
+        ("keep", {"MALLOC_MMAP_THRESHOLD_": "131072"}, False),
+    ],
 )
 def test_freed_memory_is_kept_unless_the_user_tunes_the_allocator(
     order: str, variables: dict[str, str], kept: bool
 ) -> None:
     command = [sys.executable, "-c", _AGAIN, order]
-    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        command,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     faults = int(done.stdout)  # all again: 10,240 small pages or 20 huge ones
     assert (faults < 10) == kept, f"{faults} page faults in a vector whose memory was freed before"
 
@@ -328,7 +374,8 @@ def test_reset_peak_forgets_what_was_freed():
 
 @pytest.mark.skipif(not memory.reset_peak(), reason="this system does not reset peaks")
 def test_what_training_takes_is_its_peak_minus_what_was_there_before():
-    """Not what imports and data took before, nor what an evaluation takes after; the whole peak has all of it."""
+    """Not what imports and data took before, nor what an evaluation takes after; the whole peak has
+    all of it."""
     _touch(96 * MIB)
     of_rank = memory.RankMemory()
     of_rank.begin_model()
@@ -336,6 +383,8 @@ def test_what_training_takes_is_its_peak_minus_what_was_there_before():
     of_rank.end_loop()
     _touch(64 * MIB)
     assert of_rank.peak_model_bytes is not None
-    assert 47 * MIB < of_rank.peak_model_bytes < 60 * MIB, f"{of_rank.peak_model_bytes / MIB:.1f} MiB, not 48"
+    assert 47 * MIB < of_rank.peak_model_bytes < 60 * MIB, (
+        f"{of_rank.peak_model_bytes / MIB:.1f} MiB, not 48"
+    )
     assert of_rank.base_rss_bytes is not None
     assert of_rank.peak_rss_bytes - of_rank.base_rss_bytes > 60 * MIB

@@ -1,4 +1,5 @@
-"""The teacher-student workload: stated sizes, samples that depend on (seed, number) alone, a known optimum."""
+"""The teacher-student workload: stated sizes, samples that depend on (seed, number) alone, a known
+optimum."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ def workload(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) 
 
 def preset(name: str) -> dict[str, Any]:
     options = dict(plugins.find("workload", "mlp").presets[name])
-    return {key: value for key, value in options.items() if key in plugins.find("workload", "mlp").options}
+    return {
+        key: value
+        for key, value in options.items()
+        if key in plugins.find("workload", "mlp").options
+    }
 
 
 def count(layers: list[nn.Module]) -> int:
@@ -67,7 +72,8 @@ def test_fewer_parameters_than_the_network_has_is_an_error_with_both_numbers() -
 
 
 def test_ballast_learns_nothing_and_changes_nothing() -> None:
-    plain, loaded = workload(), workload(num_parameters=2000)
+    plain = workload()
+    loaded = workload(num_parameters=2000)
     torch.manual_seed(0)
     network, heavy = (nn.Sequential(*made.layers()).double() for made in (plain, loaded))
     heavy.load_state_dict(network.state_dict(), strict=False)
@@ -80,8 +86,10 @@ def test_ballast_learns_nothing_and_changes_nothing() -> None:
 
 
 def test_a_sample_depends_on_seed_and_number_alone() -> None:
-    """Also across the border of a block of 8,192, whatever was asked for before, and however the batch is cut."""
-    first, second = workload(global_batch=96), workload(global_batch=96)
+    """Also across the border of a block of 8,192, whatever was asked for before, and however the
+    batch is cut."""
+    first = workload(global_batch=96)
+    second = workload(global_batch=96)
     for index in (200, 3, 85, 84, 86):
         second.batch(index, shard=0, num_shards=1)
     for index in (0, 85, 86):  # 85: samples 8160 .. 8255
@@ -90,7 +98,9 @@ def test_a_sample_depends_on_seed_and_number_alone() -> None:
 
 
 def test_seeds_differ_in_their_samples_and_share_the_task() -> None:
-    first, second, other = workload(0), workload(1), workload(0, teacher_seed=1)
+    first = workload(0)
+    second = workload(1)
+    other = workload(0, teacher_seed=1)
     x, y, z = (made.batch(0, shard=0, num_shards=1).x for made in (first, second, other))
     assert not torch.equal(x, y) and torch.equal(x, z)
     assert torch.equal(first._x_test, second._x_test) and torch.equal(first._y_test, second._y_test)
@@ -138,23 +148,31 @@ def test_answers_have_variance_1_and_the_stated_noise() -> None:
     batch = workload(global_batch=65_536).batch(0, shard=0, num_shards=1)
     clean = workload(global_batch=65_536, noise=0.0).batch(0, shard=0, num_shards=1)
     assert torch.equal(batch.x, clean.x)
-    assert float(clean.y.var()) == pytest.approx(1.0, abs=0.05) and float(clean.y.mean()) == pytest.approx(
-        0.0, abs=0.05
-    )
+    assert float(clean.y.var()) == pytest.approx(1.0, abs=0.05) and float(
+        clean.y.mean()
+    ) == pytest.approx(0.0, abs=0.05)
     assert float((batch.y - clean.y).std()) == pytest.approx(0.1, rel=0.02)
 
 
 def test_the_rate_follows_its_rule_and_ends_near_0() -> None:
-    peaks = {rule: max(workload(global_batch=64, lr_rule=rule).recipe().lr(i / 100) for i in range(100))
-             for rule in ("sqrt", "linear", "none")}  # fmt: skip
+    peaks = {
+        rule: max(workload(global_batch=64, lr_rule=rule).recipe().lr(i / 100) for i in range(100))
+        for rule in ("sqrt", "linear", "none")
+    }
     lr = workload().lr
     assert peaks == {
-        rule: pytest.approx(lr * factor, rel=0.01) for rule, factor in (("sqrt", 2), ("linear", 4), ("none", 1))
+        rule: pytest.approx(lr * factor, rel=0.01)
+        for rule, factor in (("sqrt", 2), ("linear", 4), ("none", 1))
     }
     rates = [workload().recipe().lr(i / 100) for i in range(101)]
-    assert rates[0] < 0.1 * lr and rates[-1] < 0.05 * lr and math.isclose(max(rates), lr, rel_tol=0.01)
+    assert (
+        rates[0] < 0.1 * lr and rates[-1] < 0.05 * lr and math.isclose(max(rates), lr, rel_tol=0.01)
+    )
 
 
 def test_in_fp32_the_samples_are_the_same_rounded() -> None:
-    single, double = (workload(dtype=dtype).batch(7, shard=0, num_shards=1) for dtype in (torch.float32, torch.float64))
+    single, double = (
+        workload(dtype=dtype).batch(7, shard=0, num_shards=1)
+        for dtype in (torch.float32, torch.float64)
+    )
     assert single.x.dtype == torch.float32 and torch.equal(single.x, double.x.float())

@@ -1,4 +1,5 @@
-"""The wheel holds every package, the plans, the templates and the schema; constraints pin what the project needs."""
+"""The wheel holds every package, the plans, the templates and the schema; constraints pin what the
+project needs."""
 
 from __future__ import annotations
 
@@ -22,18 +23,27 @@ def test_every_folder_with_code_is_listed_as_a_package() -> None:
         for top in ("benchsuite", "workloads")
         for path in (ROOT / top).rglob("*.py")
     }
-    assert found | {"benchsuite.plans", "benchsuite.schema"} == set(PROJECT["tool"]["setuptools"]["packages"])
+    assert found | {"benchsuite.plans", "benchsuite.schema"} == set(
+        PROJECT["tool"]["setuptools"]["packages"]
+    )
 
 
 def test_constraints_pin_every_requirement_to_one_public_version() -> None:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     pins = {}
     for line in lines:
         name, version = re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)", line).groups()  # type: ignore[union-attr]
         pins[normal(name)] = version
     assert pins["torch"] == "2.13.0" and "benchsuite" not in pins
     extras = PROJECT["project"]["optional-dependencies"]
-    wanted = [*PROJECT["project"]["dependencies"], *(each for extra in extras.values() for each in extra)]
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *(each for extra in extras.values() for each in extra),
+    ]
     names = {normal(re.split(r"[\[><=!~]", requirement)[0]) for requirement in wanted}
     assert names - {"benchsuite"} <= pins.keys()
 
@@ -55,7 +65,9 @@ def test_no_machine_or_registry_is_named_in_the_set_up() -> None:
 @pytest.mark.slow
 def test_the_wheel_holds_plans_templates_and_schema(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
     if tracked.returncode:
         pytest.skip("not a git clone")
     for name in tracked.stdout.splitlines():
@@ -79,14 +91,24 @@ def test_the_wheel_holds_plans_templates_and_schema(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     plans = {f"benchsuite/plans/{path.name}" for path in (ROOT / "reports").glob("*.toml")}
-    code = {str(path.relative_to(ROOT)) for top in ("benchsuite", "workloads") for path in (ROOT / top).rglob("*.py")}
+    code = {
+        str(path.relative_to(ROOT))
+        for top in ("benchsuite", "workloads")
+        for path in (ROOT / top).rglob("*.py")
+    }
     templates = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "benchsuite" / "report" / "templates").iterdir()
         if path.is_file()
     }
-    assert plans and plans | code | templates | {"benchsuite/schema/run.schema.json", "benchsuite/py.typed"} <= names
-    strays = {name for name in names if not name.startswith(("benchsuite/", "workloads/", "benchsuite-"))}
+    assert (
+        plans
+        and plans | code | templates | {"benchsuite/schema/run.schema.json", "benchsuite/py.typed"}
+        <= names
+    )
+    strays = {
+        name for name in names if not name.startswith(("benchsuite/", "workloads/", "benchsuite-"))
+    }
     assert not strays, strays
 
 

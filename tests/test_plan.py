@@ -64,8 +64,12 @@ def test_the_plan_of_the_design_gives_its_cells(make):
     assert plan.question == "Which synchronisation, at what cost?" and plan.text == QUICK
     assert plan.figures == ({"kind": "metric_against", "x": ["samples", "seconds", "bytes"]},)
     combinations = {(c.sync, c.topology, c.replicas) for c in plan.cells}
-    expected = {("synchronous", t, n) for t in ("parameter_server", "ring", "native") for n in (1, 2, 4)}
-    expected |= {("asynchronous", "parameter_server", n) for n in (1, 2, 4)} | {("ddp", "native", n) for n in (1, 2, 4)}
+    expected = {
+        ("synchronous", t, n) for t in ("parameter_server", "ring", "native") for n in (1, 2, 4)
+    }
+    expected |= {("asynchronous", "parameter_server", n) for n in (1, 2, 4)} | {
+        ("ddp", "native", n) for n in (1, 2, 4)
+    }
     assert combinations == expected and len(plan.cells) == 15
     assert all(c.budget.samples == 15360 and c.budget.timeout_s == 60 for c in plan.cells)
     assert all(c == resolve(c) for c in plan.cells)
@@ -73,10 +77,14 @@ def test_the_plan_of_the_design_gives_its_cells(make):
 
 
 def test_refused_cells_are_kept_with_reason_and_remedy(make):
-    plan = make('[cells]\nsync = ["asynchronous"]\ntopology = ["ring", "parameter_server"]\nreplicas = 2\n')
+    plan = make(
+        '[cells]\nsync = ["asynchronous"]\ntopology = ["ring", "parameter_server"]\nreplicas = 2\n'
+    )
     assert len(plan.cells) == 1
     (refused,) = plan.refused
-    assert refused.cell.topology == "ring" and "every rank must enter the same step" in refused.reason
+    assert (
+        refused.cell.topology == "ring" and "every rank must enter the same step" in refused.reason
+    )
     assert "set topology to parameter_server" in refused.reason
 
 
@@ -88,16 +96,24 @@ def test_option_lists_are_crossed_only_for_cells_that_use_the_member(make):
     asynchronous = [c.options["asynchronous"] for c in plan.cells if c.sync == "asynchronous"]
     assert len(plan.cells) == 1 + 4
     assert {(o["lock"], o["server_threads"]) for o in asynchronous} == {
-        ("exclusive", 2), ("exclusive", 3), ("none", 2), ("none", 3)
-    }  # fmt: skip
+        ("exclusive", 2),
+        ("exclusive", 3),
+        ("none", 2),
+        ("none", 3),
+    }
     assert all("asynchronous" not in c.options for c in plan.cells if c.sync == "synchronous")
 
 
 def test_also_inherits_what_it_does_not_say_and_is_not_crossed_with_the_first(make):
-    plan = make('[cells]\npreset = "smoke"\nreplicas = [1, 2]\n[[cells.also]]\nreplicas = 4\nthreads = [1, 2]\n')
+    plan = make(
+        '[cells]\npreset = "smoke"\nreplicas = [1, 2]\n[[cells.also]]\nreplicas = 4\nthreads = [1, 2]\n'
+    )
     assert [(c.preset, c.replicas, c.threads) for c in plan.cells] == [
-        ("smoke", 1, 1), ("smoke", 2, 1), ("smoke", 4, 1), ("smoke", 4, 2)
-    ]  # fmt: skip
+        ("smoke", 1, 1),
+        ("smoke", 2, 1),
+        ("smoke", 4, 1),
+        ("smoke", 4, 2),
+    ]
 
 
 def test_a_block_may_have_its_own_budget(make):
@@ -138,7 +154,10 @@ def test_excludes_may_name_options_tables_and_lists(make):
         ("sed = [1]\n", "unknown key 'sed' of a plan; did you mean 'seeds'?"),
         ("[cells]\nreplica = 2\n", "unknown key 'replica' of [cells]; did you mean 'replicas'?"),
         ("[[cells.also]]\nsnyc = 'ddp'\n", "unknown key 'snyc' of [cells]; did you mean 'sync'?"),
-        ("[[exclude]]\ntopologi = 'ring'\n", "unknown key 'topologi' of [[exclude]]; did you mean 'topology'?"),
+        (
+            "[[exclude]]\ntopologi = 'ring'\n",
+            "unknown key 'topologi' of [[exclude]]; did you mean 'topology'?",
+        ),
         ("[[exclude]]\ntopology = 'rng'\n", "unknown topology 'rng'; did you mean 'ring'?"),
         ("[budget]\nsample = 1\n", "unknown key 'sample' of budget; did you mean 'samples'?"),
         ("[cells.options.asynchronus]\nlock = 'none'\n", "did you mean 'asynchronous'?"),
@@ -147,7 +166,10 @@ def test_excludes_may_name_options_tables_and_lists(make):
         ("[cells]\nreplicas = 1.5\n", "replicas takes an integer, not 1.5"),
         ("[cells]\nreplicas = true\n", "replicas takes an integer, not True"),
         ("[cells]\nreplicas = []\n", "replicas = []: an empty list crosses to no cell"),
-        ("[cells]\nstraggler = 4\n", "straggler takes a table, not 4: write straggler = { 0 = 4.0 }"),
+        (
+            "[cells]\nstraggler = 4\n",
+            "straggler takes a table, not 4: write straggler = { 0 = 4.0 }",
+        ),
         ("[cells]\nstraggler = { first = 4 }\n", "straggler.first: the key is a worker's number"),
         ("[cells]\nlink_mbit = nan\n", "link_mbit takes a number or none, not nan"),
         ("[cells]\nseed = 1\n", "unknown key 'seed' of [cells]"),
@@ -164,9 +186,18 @@ def test_excludes_may_name_options_tables_and_lists(make):
         ("[[exclude]]\nbudget = 5\n", "exclude.budget takes a table, not 5"),
         ("figures = 5\n", "figures takes a list of tables, not 5: write [[figures]]"),
         ("budget = 5\n", "budget takes a table, not 5: write [budget]"),
-        ("[cells.options.cnn]\nlr = nan\n", "lr takes a finite number, a word, true or false, not nan"),
-        ("[cells.options.cnn]\nlr = 2026-11-23\n", "lr takes a finite number, a word, true or false, not datetime"),
-        ("[cells]\nfaults = { rank = nan }\n", "faults.rank takes a finite number or a word, not nan"),
+        (
+            "[cells.options.cnn]\nlr = nan\n",
+            "lr takes a finite number, a word, true or false, not nan",
+        ),
+        (
+            "[cells.options.cnn]\nlr = 2026-11-23\n",
+            "lr takes a finite number, a word, true or false, not datetime",
+        ),
+        (
+            "[cells]\nfaults = { rank = nan }\n",
+            "faults.rank takes a finite number or a word, not nan",
+        ),
         ("[cells]\nsync = 5\n", "sync takes a name, not 5"),
         ("seeds = -1\n", "seeds = [-1]: give at least one integer"),
         ("seeds = []\n", "seeds = []: give at least one integer"),
@@ -181,7 +212,10 @@ def test_wrong_plans_name_the_file_the_key_and_the_nearest_known_one(make, text,
 
 def test_a_global_batch_of_nothing_is_refused_by_the_rules(make):
     made = make("[cells]\noptions = { cnn = { global_batch = 0 } }\n[budget]\nsteps = 2\n")
-    assert made.cells == () and "global_batch = 0: a step has 1 sample or more" in made.refused[0].reason
+    assert (
+        made.cells == ()
+        and "global_batch = 0: a step has 1 sample or more" in made.refused[0].reason
+    )
     assert forecast.forecast(made, Store("nowhere"), code_id="")["cells"] == []
 
 
@@ -200,12 +234,18 @@ def test_set_holds_for_every_block(make):
 
 
 def test_set_reads_lists_dotted_keys_and_bare_words(make):
-    settings = ["replicas=1,2", 'sync=["asynchronous"]', "options.asynchronous.lock=none", "straggler.0=4", "seeds=7"]
+    settings = [
+        "replicas=1,2",
+        'sync=["asynchronous"]',
+        "options.asynchronous.lock=none",
+        "straggler.0=4",
+        "seeds=7",
+    ]
     plan = make(QUICK, settings=settings, only="sync == asynchronous")
     assert plan.seeds == (7,)
-    assert {(c.replicas, c.options["asynchronous"]["lock"], dict(c.straggler)["0"]) for c in plan.cells} == {
-        (1, "none", 4.0), (2, "none", 4.0)
-    }  # fmt: skip
+    assert {
+        (c.replicas, c.options["asynchronous"]["lock"], dict(c.straggler)["0"]) for c in plan.cells
+    } == {(1, "none", 4.0), (2, "none", 4.0)}
     assert make(QUICK, settings=["straggler.0=4", "straggler=none"]).cells[0].straggler == {}
 
 
@@ -214,7 +254,10 @@ def test_set_reads_lists_dotted_keys_and_bare_words(make):
     [
         ("replicas", "--set 'replicas' is not KEY=VALUE"),
         ("replica=2", "unknown key 'replica' of a cell; did you mean 'replicas'?"),
-        ("options.ring.segment_kb=1", "unknown option 'segment_kb' of ring; did you mean 'segment_kib'?"),
+        (
+            "options.ring.segment_kb=1",
+            "unknown option 'segment_kb' of ring; did you mean 'segment_kib'?",
+        ),
         ("options.k_sync.backup_workers=1", "unknown member 'k_sync' of this plan's cells"),
         ("budget.sample=1", "unknown key 'sample' of budget; did you mean 'samples'?"),
         ("precision=fp23", "unknown precision 'fp23'; did you mean 'fp32'?"),
@@ -266,7 +309,9 @@ def test_wrong_expressions_are_refused_and_nothing_is_called(make, expression, m
 
 def test_only_compares_path_plugins_by_their_name(tmp_path):
     path = tmp_path / "my_net.py"
-    path.write_text("presets = {'default': {'global_batch': 8, 'budget_samples': 80}}\nclass Workload:\n    pass\n")
+    path.write_text(
+        "presets = {'default': {'global_batch': 8, 'budget_samples': 80}}\nclass Workload:\n    pass\n"
+    )
     assert Selection("workload == my_net").keeps(resolve(Cell(workload=str(path))))
 
 
@@ -330,6 +375,10 @@ def test_the_machine_is_only_looked_at_where_it_matters(make):
 
     plan = make("[cells]\nreplicas = [1, 2]\n")
     assert plan.on(never) is plan
-    backends = make('[cells]\nbackend = ["gloo", "mpi"]\n').on(lambda: Machine(torch="2.13.0", gloo=True, mpi=False))
+    backends = make('[cells]\nbackend = ["gloo", "mpi"]\n').on(
+        lambda: Machine(torch="2.13.0", gloo=True, mpi=False)
+    )
     assert [c.backend for c in backends.cells] == ["gloo"]
-    assert [r.cell.backend for r in backends.refused] == ["mpi"] and "without MPI" in backends.refused[0].reason
+    assert [r.cell.backend for r in backends.refused] == [
+        "mpi"
+    ] and "without MPI" in backends.refused[0].reason

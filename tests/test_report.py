@@ -36,24 +36,39 @@ def _plan(**changes: object) -> Plan:
     text = QUICK.read_text(encoding="utf-8")
     document = tomllib.loads(text)
     ring = dataclasses.replace(made.quick_cells()[3], topology="ring", servers=0)
-    problem = Problem("sync x topology", "a ring is a collective", "use topology = parameter_server")
+    problem = Problem(
+        "sync x topology", "a ring is a collective", "use topology = parameter_server"
+    )
     plan = Plan(
-        name="quick", path=None, question=document["question"], seeds=(0, 1, 2), cells=tuple(made.quick_cells()),
-        refused=(Refused(ring, (problem,)),), num_excluded=0, figures=tuple(document["figures"]), text=text,
-    )  # fmt: skip
+        name="quick",
+        path=None,
+        question=document["question"],
+        seeds=(0, 1, 2),
+        cells=tuple(made.quick_cells()),
+        refused=(Refused(ring, (problem,)),),
+        num_excluded=0,
+        figures=tuple(document["figures"]),
+        text=text,
+    )
     return dataclasses.replace(plan, **changes)
 
 
 def _material(runs: list[Run] | None = None) -> Material:
     cells = made.quick_cells()
     return Material(
-        cells, (0, 1, 2), select(cells, (0, 1, 2), made.quick_runs() if runs is None else runs), [made.ENVIRONMENT]
+        cells,
+        (0, 1, 2),
+        select(cells, (0, 1, 2), made.quick_runs() if runs is None else runs),
+        [made.ENVIRONMENT],
     )
 
 
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +84,8 @@ def html(built: Path) -> str:
 
 
 class _Reader(HTMLParser):
-    """Addresses a browser would fetch, captions, visible text, and tags that were not closed in order."""
+    """Addresses a browser would fetch, captions, visible text, and tags that were not closed in
+    order."""
 
     VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
 
@@ -125,15 +141,23 @@ def test_rendered_twice_every_file_has_the_same_bytes(
     assert _digests(tmp_path) == _digests(built)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     page.render(_plan(), made.quick_runs(), tmp_path, environments=ENVIRONMENTS)
-    changed = {name for name, digest in _digests(tmp_path).items() if digest != _digests(built)[name]}
-    assert {Path(name).suffix for name in changed} == {".pdf", ".json"}, "the date stands in PDFs and the manifest only"
+    changed = {
+        name for name, digest in _digests(tmp_path).items() if digest != _digests(built)[name]
+    }
+    assert {Path(name).suffix for name in changed} == {".pdf", ".json"}, (
+        "the date stands in PDFs and the manifest only"
+    )
 
 
 def test_the_page_fetches_nothing(html: str, read: _Reader) -> None:
     assert read.fetched == []
     outside = re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
     assert not re.findall(r"https?://", outside), "no address of any server"
-    assert not re.findall(r"url\((?!#)[^)]*\)", outside) and "@import" not in html and "@font-face" not in html
+    assert (
+        not re.findall(r"url\((?!#)[^)]*\)", outside)
+        and "@import" not in html
+        and "@font-face" not in html
+    )
     assert "<title>Which synchronisation, at what cost? · benchsuite quick</title>" in html
 
 
@@ -151,17 +175,29 @@ def test_every_reference_inside_the_page_has_its_target(html: str, read: _Reader
 def test_every_caption_says_n_machine_and_commit(read: _Reader) -> None:
     assert read.figures == len(read.captions) == 8
     for caption in read.captions:
-        assert re.search(r"n = \d", caption) and made.MACHINE in caption and "commit 0123456789" in caption, caption
+        assert (
+            re.search(r"n = \d", caption)
+            and made.MACHINE in caption
+            and "commit 0123456789" in caption
+        ), caption
         assert "preview" in caption  # three seeds
 
 
 def test_all_five_status_words_and_their_reasons_are_on_the_page(read: _Reader) -> None:
     text = " ".join(" ".join(read.text).split())
     assert "51 runs asked for: 47 ok, 1 failed, 1 timeout, 1 unsupported, 1 not run" in text
-    for reason in ("killed by signal 9 in step 17", "no sign of life for 60 s", "no gloo in this torch"):
+    for reason in (
+        "killed by signal 9 in step 17",
+        "no sign of life for 60 s",
+        "no gloo in this torch",
+    ):
         assert reason in text
-    assert "a ring is a collective: use topology = parameter_server" in text  # refused, with its remedy
-    assert "Diverged: cnn/digits asynchronous parameter_server N=4, seed 2 at step 100; a miss" in text
+    assert (
+        "a ring is a collective: use topology = parameter_server" in text
+    )  # refused, with its remedy
+    assert (
+        "Diverged: cnn/digits asynchronous parameter_server N=4, seed 2 at step 100; a miss" in text
+    )
 
 
 def test_misses_are_printed_with_how_many_of_how_many(read: _Reader) -> None:
@@ -170,7 +206,14 @@ def test_misses_are_printed_with_how_many_of_how_many(read: _Reader) -> None:
 
 def test_what_the_numbers_do_not_say_follows_from_the_runs(read: _Reader) -> None:
     text = " ".join(" ".join(read.text).split())
-    for said in ("2 cores of this machine", "bbr", "bound by the CPU", "preview", "not an update", "contended"):
+    for said in (
+        "2 cores of this machine",
+        "bbr",
+        "bound by the CPU",
+        "preview",
+        "not an update",
+        "contended",
+    ):
         assert said in text, said
     alone = [run for run in made.quick_runs() if "oversubscribed" not in run.flags]
     assert not any("wall time" in what for what, _ in limits(_material(alone)))
@@ -188,7 +231,9 @@ def test_oversubscribed_points_are_hollow_and_joined_to_nothing(built: Path) -> 
     entry = next(each for each in spec.parse(_plan().figures) if each.kind == "throughput")
     with rc_context(style.theme()):
         drawing = figures.draw(entry, _material())[0]
-    joined = [line for ax in drawing.figure.axes for line in ax.lines if len(set(line.get_xdata())) > 1]
+    joined = [
+        line for ax in drawing.figure.axes for line in ax.lines if len(set(line.get_xdata())) > 1
+    ]
     assert len(joined) == 4 and all(max(line.get_xdata()) < 1.5 for line in joined)
 
 
@@ -207,13 +252,16 @@ def test_the_answer_is_made_from_the_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "faster", "ending"), [
+    ("flags", "faster", "ending"),
+    [
         ((), 10.0, r": [\d.,]+ \[[\d.,–]+\] times as many\."),
         ((), 1.0, r"; no difference seen \(the ranges touch\)\."),
         (("contended",), 10.0, "; contended by other processes: observed, not a ranking\\."),
     ],
-)  # fmt: skip
-def test_a_factor_needs_rows_without_a_flag_and_ranges_apart(flags: tuple[str, ...], faster: float, ending: str) -> None:
+)
+def test_a_factor_needs_rows_without_a_flag_and_ranges_apart(
+    flags: tuple[str, ...], faster: float, ending: str
+) -> None:
     runs = []
     for run in made.quick_runs():
         if run.cell.straggler:
@@ -221,14 +269,18 @@ def test_a_factor_needs_rows_without_a_flag_and_ranges_apart(flags: tuple[str, .
             run = dataclasses.replace(run, flags=flags, cost={**run.cost, "samples_per_s": rate})
         runs.append(run)
     said = {sentence.topic: sentence.text for sentence in answer(_material(runs))}
-    assert re.search(r"samples/s, .* \(n = 3\)" + ending + "$", said["A slow worker"]), said["A slow worker"]
+    assert re.search(r"samples/s, .* \(n = 3\)" + ending + "$", said["A slow worker"]), said[
+        "A slow worker"
+    ]
 
 
 def test_a_broken_law_is_shouted() -> None:
     runs = []
     for run in made.quick_runs():
         if run.cell.topology == "ring" and run.result:
-            run = dataclasses.replace(run, result={**run.result, "payload_bytes": run.result["payload_bytes"] + 1})
+            run = dataclasses.replace(
+                run, result={**run.result, "payload_bytes": run.result["payload_bytes"] + 1}
+            )
         runs.append(run)
     said = {sentence.topic: sentence.text for sentence in answer(_material(runs))}
     assert "payload DIFFERS from its prediction for synchronous ring" in said["Bytes"]
@@ -241,7 +293,9 @@ def test_a_page_without_runs_says_how_to_make_them(tmp_path: Path) -> None:
 
 
 def test_a_page_of_one_lonely_run_is_drawn(tmp_path: Path) -> None:
-    run = made.make_run(made.quick_cells()[1], 0)  # one ring worker: no bytes, no comparison, no staleness
+    run = made.make_run(
+        made.quick_cells()[1], 0
+    )  # one ring worker: no bytes, no comparison, no staleness
     text = page.render(_plan(), [run], tmp_path).read_text(encoding="utf-8")
     assert "50 not run" in text and "unknown commit" in text
 
@@ -252,18 +306,28 @@ def test_a_page_without_a_target_is_drawn(tmp_path: Path) -> None:
         if run.result:
             none = dict.fromkeys(("easy", "target", "hard"))
             result = {**run.result, "target": None, "samples_to": none}
-            run = dataclasses.replace(run, result=result, cost={**run.cost, "time_to": none, "bytes_to": none})
+            run = dataclasses.replace(
+                run, result=result, cost={**run.cost, "time_to": none, "bytes_to": none}
+            )
         runs.append(run)
     text = page.render(_plan(seeds=(0,)), runs, tmp_path).read_text(encoding="utf-8")
-    assert "budget (" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL).replace("budget (k of n)", "")
+    assert "budget (" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL).replace(
+        "budget (k of n)", ""
+    )
 
 
 def test_an_old_figure_does_not_stay_beside_new_ones(tmp_path: Path) -> None:
     plan = _plan(figures=({"kind": "traffic", "name": "old"}, {"kind": "table"}))
     page.render(plan, made.quick_runs((0,)), tmp_path, environments=ENVIRONMENTS)
     (tmp_path / "mine.txt").write_text("keep")
-    page.render(_plan(figures=({"kind": "traffic", "name": "new"},)), made.quick_runs((0,)), tmp_path)
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["new.pdf", "new.png", "new.svg"]
+    page.render(
+        _plan(figures=({"kind": "traffic", "name": "new"},)), made.quick_runs((0,)), tmp_path
+    )
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
+        "new.pdf",
+        "new.png",
+        "new.svg",
+    ]
     assert not list((tmp_path / "tables").iterdir()) and (tmp_path / "mine.txt").exists()
 
 
@@ -273,7 +337,15 @@ def test_the_manifest_names_inputs_code_and_outputs(built: Path) -> None:
     written = _digests(built)
     written.pop("MANIFEST.json")
     assert manifest["outputs"] == written
-    assert {Path(name).suffix for name in written} == {".html", ".pdf", ".svg", ".png", ".tex", ".csv", ".md"}
+    assert {Path(name).suffix for name in written} == {
+        ".html",
+        ".pdf",
+        ".svg",
+        ".png",
+        ".tex",
+        ".csv",
+        ".md",
+    }
 
 
 def test_the_page_from_a_results_folder_is_the_same(built: Path, tmp_path: Path) -> None:
@@ -296,7 +368,9 @@ def test_the_printed_table_is_the_golden_one(built: Path) -> None:
 def test_tex_is_a_booktabs_table_with_nothing_unescaped(built: Path) -> None:
     tex = (built / "tables" / "table.tex").read_text(encoding="utf-8")
     assert r"\toprule" in tex and r"\bfseries" in tex and tex.isascii()
-    assert not re.search(r"(?<!\\)[%#_$](?!\\geq|\\leq|$)", tex.replace(r"$\geq$", "").replace(r"$\leq$", ""))
+    assert not re.search(
+        r"(?<!\\)[%#_$](?!\\geq|\\leq|$)", tex.replace(r"$\geq$", "").replace(r"$\leq$", "")
+    )
 
 
 @pytest.mark.parametrize(
@@ -310,13 +384,17 @@ def test_tex_is_a_booktabs_table_with_nothing_unescaped(built: Path) -> None:
         ({"kind": "table", "name": "../x"}, "becomes a file name"),
     ],
 )
-def test_an_unknown_figure_entry_is_refused_with_the_nearest_known_one(entry: dict[str, object], message: str) -> None:
+def test_an_unknown_figure_entry_is_refused_with_the_nearest_known_one(
+    entry: dict[str, object], message: str
+) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         spec.parse([entry])
 
 
 def test_figure_names_are_unique_and_filters_filter() -> None:
-    first, second = spec.parse([{"kind": "traffic"}, {"kind": "traffic", "where": {"straggler": True, "replicas": 2}}])
+    first, second = spec.parse(
+        [{"kind": "traffic"}, {"kind": "traffic", "where": {"straggler": True, "replicas": 2}}]
+    )
     assert (first.name, second.name) == ("traffic", "traffic_2")
     with pytest.raises(UsageError, match="two figures are named"):
         spec.parse([{"kind": "traffic"}, {"kind": "traffic", "name": "traffic"}])
@@ -325,7 +403,15 @@ def test_figure_names_are_unique_and_filters_filter() -> None:
 
 def test_a_strategy_looks_the_same_in_every_plan_and_new_ones_get_their_own_colour() -> None:
     few = looks(["synchronous/ring", "synchronous/tree"])
-    many = looks(["synchronous/ring", "ddp/native", "synchronous/native", "gossip/exponential", "synchronous/tree"])
+    many = looks(
+        [
+            "synchronous/ring",
+            "ddp/native",
+            "synchronous/native",
+            "gossip/exponential",
+            "synchronous/tree",
+        ]
+    )
     assert few["synchronous/ring"] == many["synchronous/ring"]
     assert len({look.color for look in many.values()}) == len(many)
 
@@ -346,5 +432,7 @@ def test_letters_of_a_narrow_drawing_are_as_large_as_of_a_wide_one(html: str) ->
     shown = re.findall(r'class="whole" style="max-width:(\d+)px" viewBox="\S+ \S+ (\S+) \S+"', html)
     assert len(shown) == html.count('class="whole"') > 3
     scales = [int(pixels) / float(points) for pixels, points in shown]
-    assert max(scales) - min(scales) < 0.01, f"pixels per point from {min(scales):.3f} to {max(scales):.3f}"
+    assert max(scales) - min(scales) < 0.01, (
+        f"pixels per point from {min(scales):.3f} to {max(scales):.3f}"
+    )
     assert scales[0] == pytest.approx(952 / (7 * 72), rel=0.01)

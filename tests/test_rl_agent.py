@@ -1,4 +1,5 @@
-"""The agent: the pole has gymnasium's bits, sizes and operations, N workers make the update of one, lags and bytes."""
+"""The agent: the pole has gymnasium's bits, sizes and operations, N workers make the update of one,
+lags and bytes."""
 
 from __future__ import annotations
 
@@ -31,9 +32,13 @@ torch.set_num_threads(1)
 SIZES = {"cartpole": 9_155, "smoke": 9_155, "cluster": 9_155, "comm": 1_687_719, "atari": 1_687_719}
 
 
-def made(preset: str = "cartpole", *, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Workload:
+def made(
+    preset: str = "cartpole", *, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any
+) -> Workload:
     fields = {field.name for field in dataclasses.fields(Workload)}
-    workload = Workload(**{**{key: value for key, value in presets[preset].items() if key in fields}, **options})
+    workload = Workload(
+        **{**{key: value for key, value in presets[preset].items() if key in fields}, **options}
+    )
     if workload.environment != "atari":
         workload.start(seed=seed, dtype=dtype)
     return workload
@@ -51,10 +56,15 @@ def streams(count: int, seed: int = 0) -> list[np.random.Generator]:
 
 
 def test_the_pole_has_the_bits_of_gymnasium_s() -> None:
-    """Random and balancing actions, falls, time limits and restarts: states, observations, endings of every step."""
+    """Random and balancing actions, falls, time limits and restarts: states, observations, endings
+    of every step."""
     gymnasium = pytest.importorskip("gymnasium")
-    count, steps, ends, late_ends = 16, 1500, 0, 0
-    ours, theirs = CartPole(streams(count)), [gymnasium.make("CartPole-v1") for _ in range(count)]
+    count = 16
+    steps = 1500
+    ends = 0
+    late_ends = 0
+    ours = CartPole(streams(count))
+    theirs = [gymnasium.make("CartPole-v1") for _ in range(count)]
     for environment, stream in zip(theirs, streams(count), strict=True):
         environment.reset(seed=0)
         environment.unwrapped.np_random = stream
@@ -62,25 +72,34 @@ def test_the_pole_has_the_bits_of_gymnasium_s() -> None:
     draws = np.random.default_rng(7)
     for step in range(steps):
         tilt = ours.state[2] + 0.3 * ours.state[3] + 0.02 * ours.state[0] + 0.05 * ours.state[1]
-        actions = np.where(np.arange(count) < 8, tilt > 0, draws.integers(2, size=count)).astype(int)
+        actions = np.where(np.arange(count) < 8, tilt > 0, draws.integers(2, size=count)).astype(
+            int
+        )
         rewards, fallen, late = ours.step(actions)
         before = ours.state.copy()
         ours.restart(fallen | late)
         seen = ours.observe()
         for at, environment in enumerate(theirs):
             observed, reward, terminated, truncated, _ = environment.step(int(actions[at]))
-            assert np.array_equal(environment.unwrapped.state, before[:, at]), f"step {step}, environment {at}"
-            assert (reward, terminated, truncated) == (rewards[at], fallen[at], late[at]), f"step {step}, {at}"
+            assert np.array_equal(environment.unwrapped.state, before[:, at]), (
+                f"step {step}, environment {at}"
+            )
+            assert (reward, terminated, truncated) == (rewards[at], fallen[at], late[at]), (
+                f"step {step}, {at}"
+            )
             if terminated or truncated:
                 observed, _ = environment.reset()
             assert np.array_equal(observed, seen[at]) and observed.dtype == seen.dtype
-        ends, late_ends = ends + int(fallen.sum()), late_ends + int(late.sum())
+        ends = ends + int(fallen.sum())
+        late_ends = late_ends + int(late.sum())
     assert ends > 100 and late_ends > 10, f"{ends} falls, {late_ends} ends by time: too few to tell"
 
 
 def test_one_bit_of_another_constant_is_seen() -> None:
-    """The control of the test above: a length that is one unit in the last place off leaves other bits."""
-    right, wrong = CartPole(streams(8)), CartPole(streams(8))
+    """The control of the test above: a length that is one unit in the last place off leaves other
+    bits."""
+    right = CartPole(streams(8))
+    wrong = CartPole(streams(8))
     wrong.LENGTH = float(np.nextafter(0.5, 1.0))
     for _ in range(20):
         for pole in (right, wrong):
@@ -117,11 +136,15 @@ def test_operations_by_formula_are_those_that_torch_counts(preset: str) -> None:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             x = layer(x)
         counted = counter.get_total_flops() / len(states)
-        assert counted == formula, f"{type(layer).__name__}: {counted} counted, {formula} by formula"
+        assert counted == formula, (
+            f"{type(layer).__name__}: {counted} counted, {formula} by formula"
+        )
 
 
 def test_what_the_options_say_of_actions_must_be_so() -> None:
-    with pytest.raises(ValueError, match="num_actions = 3, but cartpole has 2: set num_actions = 2"):
+    with pytest.raises(
+        ValueError, match="num_actions = 3, but cartpole has 2: set num_actions = 2"
+    ):
         made(num_actions=3)
 
 
@@ -142,17 +165,23 @@ def test_a_game_plays() -> None:
 # rollouts
 
 
-def test_minibatches_of_a_rollout_hold_every_step_once_per_epoch_and_are_the_same_for_any_number_of_workers() -> None:
+def test_minibatches_of_a_rollout_hold_every_step_once_per_epoch_and_are_the_same_for_any_number_of_workers() -> (
+    None
+):
     act = model(made())
     for algorithm, steps, epochs in (("ppo", 32, 4), ("a2c", 2, 1)):
-        whole, parts = Batches(made(algorithm=algorithm)), [Batches(made(algorithm=algorithm)) for _ in range(4)]
+        whole = Batches(made(algorithm=algorithm))
+        parts = [Batches(made(algorithm=algorithm)) for _ in range(4)]
         per_rollout = whole.per_rollout
         seen: list[torch.Tensor] = []
         for index in range(per_rollout):
             batch = whole.fetch((index, 0, 1), act)
             shards = [part.fetch((index, shard, 4), act) for shard, part in enumerate(parts)]
             assert batch.num_samples == 32 == sum(shard.num_samples for shard in shards)
-            assert torch.equal(torch.cat([shard.x for shard in shards]), batch.x), (algorithm, index)
+            assert torch.equal(torch.cat([shard.x for shard in shards]), batch.x), (
+                algorithm,
+                index,
+            )
             seen.append(batch.x)
         rows = torch.cat(seen).unique(dim=0, return_counts=True)[1]
         assert len(rows) == 16 * steps and (rows == epochs).all()
@@ -161,7 +190,10 @@ def test_minibatches_of_a_rollout_hold_every_step_once_per_epoch_and_are_the_sam
 def test_advantages_have_mean_0_and_deviation_1_over_the_minibatch() -> None:
     batch = Batches(made(dtype=torch.float64)).fetch((0, 0, 1), model(made()).double())
     advantages = batch.y[:, 2]
-    assert abs(float(advantages.mean())) < 1e-12 and abs(float(advantages.std(correction=0)) - 1) < 1e-6
+    assert (
+        abs(float(advantages.mean())) < 1e-12
+        and abs(float(advantages.std(correction=0)) - 1) < 1e-6
+    )
 
 
 def test_the_first_gradient_on_a_rollout_has_ratios_of_1() -> None:
@@ -175,7 +207,8 @@ def test_the_first_gradient_on_a_rollout_has_ratios_of_1() -> None:
 
 
 def test_generalised_advantages_by_hand() -> None:
-    """One pole that falls at its last step: lambda = 1 and a critic that says 0 leave the plain discounted sums."""
+    """One pole that falls at its last step: lambda = 1 and a critic that says 0 leave the plain
+    discounted sums."""
     workload = made(trace=1.0, discount=0.5, reward_scale=1.0, dtype=torch.float64, algorithm="a2c")
 
     def act(x: torch.Tensor) -> torch.Tensor:
@@ -186,7 +219,9 @@ def test_generalised_advantages_by_hand() -> None:
     rollout = workload.collect(act, own, 0)
     batch = rollout.batch(0, torch.tensor([0.0, 1.0, 1.0]))  # mean 0, deviation 1: as it is
     returns = sorted(batch.y[:, 3].tolist())
-    assert returns == [1.0, 1.0], returns  # 1 and nothing behind it; then the new episode's first step, critic 0
+    assert returns == [1.0, 1.0], (
+        returns
+    )  # 1 and nothing behind it; then the new episode's first step, critic 0
     own.world.state[:, 0] = 0.0
     own.world.age[:] = 0
     batch = workload.collect(act, own, 1).batch(0, torch.tensor([0.0, 1.0, 1.0]))
@@ -194,7 +229,8 @@ def test_generalised_advantages_by_hand() -> None:
 
 
 def test_frames_do_not_depend_on_who_owns_their_neighbours() -> None:
-    alone, together = Frames(streams(4)[2:3]), Frames(streams(4))
+    alone = Frames(streams(4)[2:3])
+    together = Frames(streams(4))
     for _ in range(3):
         alone.step(np.zeros(1))
         together.step(np.zeros(4))
@@ -206,13 +242,18 @@ def test_frames_do_not_depend_on_who_owns_their_neighbours() -> None:
 
 def agent(**fields: Any) -> Cell:
     """36 steps: two whole rollouts and a part."""
-    options, others = fields.pop("options", {}), fields.pop("others", {})
+    options = fields.pop("options", {})
+    others = fields.pop("others", {})
     cell = resolve(
         Cell(
-            workload="rl_agent", preset="smoke", precision="fp64", budget=Budget(steps=36),
-            options={"rl_agent": options, **others}, **{"topology": "ring", **fields},
+            workload="rl_agent",
+            preset="smoke",
+            precision="fp64",
+            budget=Budget(steps=36),
+            options={"rl_agent": options, **others},
+            **{"topology": "ring", **fields},
         )
-    )  # fmt: skip
+    )
     assert rules.validate(cell) == []
     return cell
 
@@ -227,8 +268,12 @@ RANKS = pytest.mark.parametrize("ranks", [thread_ranks, virtual_ranks], ids=["gl
 @pytest.mark.parametrize("topology", ["ring", "native", "parameter_server"])
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 @RANKS
-def test_workers_together_make_the_step_of_one_process(ranks: MakeRanks, replicas: int, topology: str) -> None:
-    figure = synchronous.equals_one_process(ranks, agent(replicas=replicas, topology=topology, **clock(ranks)))
+def test_workers_together_make_the_step_of_one_process(
+    ranks: MakeRanks, replicas: int, topology: str
+) -> None:
+    figure = synchronous.equals_one_process(
+        ranks, agent(replicas=replicas, topology=topology, **clock(ranks))
+    )
     assert figure.value <= 1e-10, f"{figure.value} from one process, bound 1e-10: {figure.detail}"
 
 
@@ -240,7 +285,8 @@ def test_a2c_too(ranks: MakeRanks) -> None:
 
 
 def normalised_alone(training: Training) -> Training:
-    training.batches.kept = training.batches._direct  # the other rank may still be connecting  # type: ignore[attr-defined]
+    # the other rank may still be connecting  # type: ignore[attr-defined]
+    training.batches.kept = training.batches._direct
     training.batches._direct = None
     return training
 
@@ -265,10 +311,14 @@ def test_the_law_catches(broken: Any) -> None:
 @pytest.mark.parametrize(
     ("sync", "topology"),
     [
-        ("synchronous", "ring"), ("synchronous", "parameter_server"), ("delayed", "ring"), ("local_sgd", "ring"),
-        ("asynchronous", "parameter_server"), ("stale_synchronous", "parameter_server"),
+        ("synchronous", "ring"),
+        ("synchronous", "parameter_server"),
+        ("delayed", "ring"),
+        ("local_sgd", "ring"),
+        ("asynchronous", "parameter_server"),
+        ("stale_synchronous", "parameter_server"),
     ],
-)  # fmt: skip
+)
 @RANKS
 def test_bytes_of_a_run_are_the_predicted(ranks: MakeRanks, sync: str, topology: str) -> None:
     others = {"local_sgd": {"local_steps": 4}} if sync == "local_sgd" else {}
@@ -286,10 +336,21 @@ def test_bytes_of_normalising_alone_are_fewer_than_predicted() -> None:
 
 def test_who_normalises_together() -> None:
     together = {
-        name for name in ("synchronous", "ddp", "delayed", "asynchronous", "local_sgd", "diloco", "gossip", "hogwild",
-                          "k_sync", "stale_synchronous")
+        name
+        for name in (
+            "synchronous",
+            "ddp",
+            "delayed",
+            "asynchronous",
+            "local_sgd",
+            "diloco",
+            "gossip",
+            "hogwild",
+            "k_sync",
+            "stale_synchronous",
+        )
         if agrees(make("sync", name, {}))
-    }  # fmt: skip
+    }
     assert together == {"synchronous", "ddp", "delayed"}
 
 
@@ -315,6 +376,9 @@ def test_policy_lag_is_0_to_15_together_and_larger_where_nobody_waits(bench: Ben
     together = trained(bench, replicas=2, topology="ring").result["policy_lag"]
     assert together["histogram"] == {str(lag): 8 for lag in range(16)} and together["mean"] == 7.5
     alone = trained(bench, replicas=2, sync="asynchronous", topology="parameter_server").result
-    assert alone["policy_lag"]["max"] > 15 and alone["policy_lag"]["mean"] > 7.5 + alone["staleness"]["mean"] / 2
+    assert (
+        alone["policy_lag"]["max"] > 15
+        and alone["policy_lag"]["mean"] > 7.5 + alone["staleness"]["mean"] / 2
+    )
     assert sum(alone["policy_lag"]["histogram"].values()) == alone["updates"] == 128
     assert alone["predicted_bytes"] == alone["payload_bytes"]

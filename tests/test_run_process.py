@@ -1,4 +1,5 @@
-"""`benchsuite run` as a process: Ctrl-C keeps finished runs, leaves nothing running, and the same command goes on."""
+"""`benchsuite run` as a process: Ctrl-C keeps finished runs, leaves nothing running, and the same
+command goes on."""
 
 from __future__ import annotations
 
@@ -17,15 +18,40 @@ from benchsuite.results.store import Store
 from tests.test_store import SCHEMA
 
 ROOT = Path(__file__).parent.parent
-CELLS = ["--workload", "cnn", "--preset", "smoke", "--topology", "ring", "--replicas", "1,2", "--seeds", "0,1"]
+CELLS = [
+    "--workload",
+    "cnn",
+    "--preset",
+    "smoke",
+    "--topology",
+    "ring",
+    "--replicas",
+    "1,2",
+    "--seeds",
+    "0,1",
+]
 
 
 def start(results: Path, marker: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchsuite", "run", *CELLS, "--results", str(results), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchsuite",
+        "run",
+        *CELLS,
+        "--results",
+        str(results),
+        "--json",
+    ]
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"BENCHSUITE_TEST": marker}, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env=os.environ | {"BENCHSUITE_TEST": marker},
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def started_by(marker: str) -> list[str]:
@@ -33,7 +59,10 @@ def started_by(marker: str) -> list[str]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and f"BENCHSUITE_TEST={marker}".encode() in (entry / "environ").read_bytes():
+            if (
+                entry.name.isdigit()
+                and f"BENCHSUITE_TEST={marker}".encode() in (entry / "environ").read_bytes()
+            ):
                 found.append((entry / "cmdline").read_bytes().decode().replace("\0", " "))
         except OSError:
             continue
@@ -43,7 +72,9 @@ def started_by(marker: str) -> list[str]:
 @pytest.mark.procs
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_suite_goes_on_where_it_was_stopped(number: signal.Signals, tmp_path: Path) -> None:
+def test_an_interrupted_suite_goes_on_where_it_was_stopped(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     marker = f"{os.getpid()}-{number}"
     suite = start(tmp_path, marker)
     assert suite.stderr is not None

@@ -1,4 +1,5 @@
-"""The run loop: refused once, failed and on, interrupted and resumed, blocks of one seed in random order."""
+"""The run loop: refused once, failed and on, interrupted and resumed, blocks of one seed in random
+order."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ CELLS = [Cell(replicas=n, seed=seed) for seed in (0, 1) for n in (1, 2, 4)]
 
 
 def finished(cell: Cell, status: Status = Status.OK) -> Run:
-    return Run(cell=cell, code_id="code", status=status, machine="m", reason="why", cost={"wall_s": 2.0})
+    return Run(
+        cell=cell, code_id="code", status=status, machine="m", reason="why", cost={"wall_s": 2.0}
+    )
 
 
 def fails_at_two_workers(cell: Cell) -> Run:
@@ -28,7 +31,8 @@ def fails_at_two_workers(cell: Cell) -> Run:
 
 
 def test_what_is_stored_is_not_run_again_unless_fresh(tmp_path: Path) -> None:
-    store, launched = Store(tmp_path), Counter[str]()
+    store = Store(tmp_path)
+    launched = Counter[str]()
 
     def launch(cell: Cell) -> Run:
         launched[cell.label] += 1
@@ -37,7 +41,9 @@ def test_what_is_stored_is_not_run_again_unless_fresh(tmp_path: Path) -> None:
     first, second = (run_cells(CELLS, store, setting=SETTING, launch=launch) for _ in range(2))
     assert (first.counts[Status.OK], first.stored, first.exit_code) == (6, 0, 0)
     assert (second.counts[Status.OK], second.stored, second.exit_code) == (0, 6, 0)
-    assert run_cells(CELLS, store, setting=SETTING, launch=launch, fresh=True).counts[Status.OK] == 6
+    assert (
+        run_cells(CELLS, store, setting=SETTING, launch=launch, fresh=True).counts[Status.OK] == 6
+    )
     assert launched.total() == 12
 
 
@@ -51,9 +57,17 @@ def test_a_failed_cell_is_recorded_the_rest_runs_and_it_is_tried_again(tmp_path:
 
 
 def test_a_refused_cell_becomes_one_unsupported_row_and_is_never_launched(tmp_path: Path) -> None:
-    store, refused = Store(tmp_path), [(Cell(topology="ring", sync="asynchronous"), "a ring is a collective: use ..")]
+    store = Store(tmp_path)
+    refused = [(Cell(topology="ring", sync="asynchronous"), "a ring is a collective: use ..")]
     for _ in range(2):
-        run_cells([], store, setting=SETTING, launch=lambda cell: pytest.fail("launched"), refused=refused, fresh=True)
+        run_cells(
+            [],
+            store,
+            setting=SETTING,
+            launch=lambda cell: pytest.fail("launched"),
+            refused=refused,
+            fresh=True,
+        )
     (run,) = store.runs()
     assert (run.status, run.reason) == (Status.UNSUPPORTED, refused[0][1])
 
@@ -72,10 +86,17 @@ def test_an_interrupt_keeps_finished_runs_and_the_next_command_goes_on(tmp_path:
     assert len(store.runs()) == 6
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_anything_is_launched(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_launched(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
-        run_cells(CELLS, Store(tmp_path / "file"), setting=SETTING, launch=lambda cell: pytest.fail("launched"))
+        run_cells(
+            CELLS,
+            Store(tmp_path / "file"),
+            setting=SETTING,
+            launch=lambda cell: pytest.fail("launched"),
+        )
 
 
 def test_blocks_of_one_seed_in_an_order_that_its_seed_fixes() -> None:
@@ -94,9 +115,17 @@ def test_the_order_is_recorded_with_every_run(tmp_path: Path) -> None:
     assert sorted(order["position"] for order in orders) == list(range(6))
 
 
-def test_progress_is_plain_lines_with_the_remaining_time_where_the_stream_is_no_terminal(tmp_path: Path) -> None:
+def test_progress_is_plain_lines_with_the_remaining_time_where_the_stream_is_no_terminal(
+    tmp_path: Path,
+) -> None:
     stream = io.StringIO()
-    run_cells(CELLS[:3], Store(tmp_path), setting=SETTING, launch=fails_at_two_workers, progress=Lines(stream))
+    run_cells(
+        CELLS[:3],
+        Store(tmp_path),
+        setting=SETTING,
+        launch=fails_at_two_workers,
+        progress=Lines(stream),
+    )
     lines = stream.getvalue().splitlines()
     assert lines[0] == "3 to run, 0 stored, 0 refused"
     assert "seed 0: " in lines[1] and lines[1].startswith("[1/3] ") and lines[1].endswith(" left")
@@ -113,22 +142,45 @@ def test_exit_codes() -> None:
 
 
 def test_durations_are_read_at_a_glance() -> None:
-    assert [duration(s) for s in (None, 0.4, 59, 200, 7500)] == ["unknown", "0 s", "59 s", "3 min 20 s", "2 h 5 min"]
+    assert [duration(s) for s in (None, 0.4, 59, 200, 7500)] == [
+        "unknown",
+        "0 s",
+        "59 s",
+        "3 min 20 s",
+        "2 h 5 min",
+    ]
 
 
 def test_a_refused_cell_is_said_on_stderr_once_whatever_the_number_of_seeds(tmp_path: Path) -> None:
-    cell, stream = Cell(topology="ring", sync="asynchronous"), io.StringIO()
+    cell = Cell(topology="ring", sync="asynchronous")
+    stream = io.StringIO()
     refused = [(cell.with_seed(seed), "a ring is a collective: use ..") for seed in (0, 1)]
     run_cells(
-        [], Store(tmp_path), setting=SETTING, launch=lambda _: pytest.fail("launched"), refused=refused,
+        [],
+        Store(tmp_path),
+        setting=SETTING,
+        launch=lambda _: pytest.fail("launched"),
+        refused=refused,
         progress=Lines(stream),
-    )  # fmt: skip
-    assert stream.getvalue().count("unsupported: cnn asynchronous ring N=1: a ring is a collective: use ..") == 1
+    )
+    assert (
+        stream.getvalue().count(
+            "unsupported: cnn asynchronous ring N=1: a ring is a collective: use .."
+        )
+        == 1
+    )
 
 
 def test_a_refusal_of_other_rules_does_not_stand_for_a_run(tmp_path: Path) -> None:
     """A cell that this version refuses is run by the version that no longer does."""
-    store, cell = Store(tmp_path), Cell(replicas=2)
-    run_cells([], store, setting=SETTING, launch=lambda _: pytest.fail("launched"), refused=[(cell, "not built")])
+    store = Store(tmp_path)
+    cell = Cell(replicas=2)
+    run_cells(
+        [],
+        store,
+        setting=SETTING,
+        launch=lambda _: pytest.fail("launched"),
+        refused=[(cell, "not built")],
+    )
     tally = run_cells([cell], store, setting=SETTING, launch=finished)
     assert tally.counts[Status.OK] == 1

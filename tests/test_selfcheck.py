@@ -1,4 +1,5 @@
-"""`selfcheck`: verdicts by hand, a slowed harness is a miss, every check runs at a tiny size. No wall-clock figure is asserted."""
+"""`selfcheck`: verdicts by hand, a slowed harness is a miss, every check runs at a tiny size. No
+wall-clock figure is asserted."""
 
 from __future__ import annotations
 
@@ -33,12 +34,17 @@ from benchsuite.programs.selfcheck.cells import Effort
 from benchsuite.virtual.gradients import CLOSE
 
 TINY = Effort(
-    launches=2, pairs=1, steps=4, warmup=1, idle_steps=20, ring_repetitions={4096: 2, 1 << 20: 2},
+    launches=2,
+    pairs=1,
+    steps=4,
+    warmup=1,
+    idle_steps=20,
+    ring_repetitions={4096: 2, 1 << 20: 2},
     server_updates={400: 8, 4000: 4},
-)  # fmt: skip
+)
 
 
-# -- verdicts ------------------------------------------------------------------------------------------------------
+# -- verdicts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,13 @@ TINY = Effort(
         ([0.3, 0.5], 0.4, "lower", True, "too noisy"),  # a range of two
         ([0.97], 0.97, "higher", True, "pass"),  # exactly the bar
         ([0.4], 0.4, "lower", True, "pass"),
-        ([-3.0, 1.0, 2.0, 3.0, 9.0], 5.0, "lower", False, "pass"),  # negative values have a range, no logs
+        (
+            [-3.0, 1.0, 2.0, 3.0, 9.0],
+            5.0,
+            "lower",
+            False,
+            "pass",
+        ),  # negative values have a range, no logs
     ],
 )
 def test_a_bar_is_held_against_the_median_and_its_interval(
@@ -79,18 +91,37 @@ def test_a_figure_without_bar_or_values_says_so() -> None:
 
 def test_others_make_a_figure_contended_above_five_percent() -> None:
     noisy = Figure(item="i", quantity="q", unit="s", points=[1.0, 3.0], bar=2.5)
-    assert [replace(noisy, foreign=share).verdict for share in (None, 0.05, 0.06)] == ["pass", "pass", "too noisy"]
+    assert [replace(noisy, foreign=share).verdict for share in (None, 0.05, 0.06)] == [
+        "pass",
+        "pass",
+        "too noisy",
+    ]
 
 
 def test_the_exit_code_is_that_of_the_worst_verdict() -> None:
-    cases = {("pass", "-", "not run"): 0, ("pass", "too noisy"): 3, ("too noisy", "miss", "pass"): 1, (): 0}
+    cases = {
+        ("pass", "-", "not run"): 0,
+        ("pass", "too noisy"): 3,
+        ("too noisy", "miss", "pass"): 1,
+        (): 0,
+    }
     assert {verdicts: exit_code(verdicts) for verdicts in cases} == cases
 
 
 def test_the_table_shows_figure_interval_bar_verdict_and_note() -> None:
     figures = [
-        Figure(item="a", quantity="one", unit="s", points=[0.1, 0.2, 0.3], bar=0.4, note="made of this"),
-        Figure(item="b", quantity="two", unit="", points=[0.98, 0.99], bar=0.97, better="higher", foreign=0.5),
+        Figure(
+            item="a", quantity="one", unit="s", points=[0.1, 0.2, 0.3], bar=0.4, note="made of this"
+        ),
+        Figure(
+            item="b",
+            quantity="two",
+            unit="",
+            points=[0.98, 0.99],
+            bar=0.97,
+            better="higher",
+            foreign=0.5,
+        ),
         Figure(item="c", quantity="three", unit="us"),
     ]
     lines = selfcheck.table({"figures": [figure.to_json() for figure in figures]}).splitlines()
@@ -114,7 +145,7 @@ def test_an_unknown_item_names_the_known_ones() -> None:
         selfcheck.run("commands", launches=1)
 
 
-# -- step times and phases, from records made by hand -----------------------------------------------------------------
+# -- step times and phases, from records made by hand ----------------------------------------------
 
 
 def ranks_of(*step_us: list[int]) -> list[dict[str, Any]]:
@@ -123,7 +154,9 @@ def ranks_of(*step_us: list[int]) -> list[dict[str, Any]]:
     for durations in step_us:
         start = [1_000_000 * step for step in range(len(durations))]
         end = [at + 1000 * us for at, us in zip(start, durations, strict=True)]
-        ranks.append({"steps": {"start_ns": start, "end_ns": end, "loss": [1.0] * len(start)}, "cpu_s": 1.0})
+        ranks.append(
+            {"steps": {"start_ns": start, "end_ns": end, "loss": [1.0] * len(start)}, "cpu_s": 1.0}
+        )
     return ranks
 
 
@@ -132,10 +165,13 @@ def test_a_step_takes_as_long_as_its_slowest_rank_and_warm_up_is_dropped() -> No
 
 
 class Recorded:
-    """A bench whose launches are records made by hand: ours is `slow_down` times as slow as the script."""
+    """A bench whose launches are records made by hand: ours is `slow_down` times as slow as the
+    script."""
 
     def __init__(self, slow_down: float, loss: float = 1.0) -> None:
-        self.slow_down, self.loss, self.order = slow_down, loss, ""
+        self.slow_down = slow_down
+        self.loss = loss
+        self.order = ""
 
     def launch(self, cell: Cell, entry: str = cells.WORKER) -> Launch:
         ours = entry == cells.WORKER
@@ -146,7 +182,8 @@ class Recorded:
 
 
 def compared(slow_down: float, **more: float) -> tuple[list[Figure], Recorded]:
-    bench, cell = Recorded(slow_down, **more), resolve(Cell())
+    bench = Recorded(slow_down, **more)
+    cell = resolve(Cell())
     effort = Effort(launches=3, pairs=2, warmup=0)
     return list(cells.against_script(bench, cell, "flat_loop", effort, name="x")), bench  # type: ignore[arg-type]
 
@@ -180,7 +217,7 @@ def test_phases_add_up_to_the_cell_less_its_loop() -> None:
     assert round(sum(phases.values()) * 1e9) == 100 - (72 - 50), phases
 
 
-# -- everything once, tiny ------------------------------------------------------------------------------------------
+# -- everything once, tiny -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +269,9 @@ def test_every_compression_is_timed(bench: Bench) -> None:
     assert said == {"none", *names} and set(names) == set(codecs.OVER)
     assert len({figure.quantity for figure in figures}) == len(figures) == 4 * len(names) + 1
     for figure in figures:
-        assert len(figure.points) == 2 and all(math.isfinite(point) and point > 0 for point in figure.points), figure
+        assert len(figure.points) == 2 and all(
+            math.isfinite(point) and point > 0 for point in figure.points
+        ), figure
 
 
 def test_below_the_break_even_rate_the_bytes_cost_more_than_the_work() -> None:
@@ -242,7 +281,8 @@ def test_below_the_break_even_rate_the_bytes_cost_more_than_the_work() -> None:
 
 
 def test_what_a_topology_does_is_not_a_compressions_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that moves on only where it is told: 5 before, 1,000 in each of two calls, 7 between, 3 after."""
+    """A clock that moves on only where it is told: 5 before, 1,000 in each of two calls, 7 between,
+    3 after."""
     now = [0]
     monkeypatch.setattr(codecs.time, "perf_counter_ns", lambda: now[0])
 
@@ -257,14 +297,18 @@ def test_what_a_topology_does_is_not_a_compressions_work(monkeypatch: pytest.Mon
             topology.mean(flat)
             spend(3)
 
-    monkeypatch.setattr(codecs.Nowhere, "mean", lambda self, flat: (self._leave(), spend(1000), self._return()))
+    monkeypatch.setattr(
+        codecs.Nowhere, "mean", lambda self, flat: (self._leave(), spend(1000), self._return())
+    )
     assert codecs._timed(Twice(), torch.zeros(1)) == (12, 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.procs
 def test_a_worker_made_slow_by_a_straggler_is_seen(bench: Bench) -> None:
     """The whole way through real launches: eight times the compute time is not lost in noise."""
-    cell = resolve(Cell(workload="cnn", preset="digits", budget=Budget(steps=8), straggler={"0": 8.0}))
+    cell = resolve(
+        Cell(workload="cnn", preset="digits", budget=Budget(steps=8), straggler={"0": 8.0})
+    )
     effort = replace(TINY, launches=2, pairs=1, warmup=3)
     ratio, *_ = cells.against_script(bench, cell, "flat_loop", effort, name="slowed")
     assert replace(ratio, foreign=0.0).verdict == "miss", ratio
@@ -289,7 +333,9 @@ def test_every_simulation_gives_figures(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(simulations, "STEPS", dict.fromkeys(simulations.STEPS, 3))
     asked: list[tuple[str, int, int]] = []
 
-    def launch(name: str, launches: int, repetitions: int) -> tuple[list[dict[str, float]], float | None]:
+    def launch(
+        name: str, launches: int, repetitions: int
+    ) -> tuple[list[dict[str, float]], float | None]:
         asked.append((name, launches, repetitions))
         return [simulations.CHECKS[name](1)] * launches, 0.0
 
@@ -315,5 +361,7 @@ def test_gradients_that_do_not_go_together_are_not_timed(monkeypatch: pytest.Mon
 def test_a_simulation_runs_in_a_fresh_process_and_a_failing_one_says_which() -> None:
     points, _ = virtual._launch("ring", 1, 1)
     assert set(points[0]) == {"free", "1 Gbit/s"} and min(points[0].values()) > 0
-    with pytest.raises(UsageError, match=r"selfcheck virtual: rings ended with 1: KeyError: 'rings'"):
+    with pytest.raises(
+        UsageError, match=r"selfcheck virtual: rings ended with 1: KeyError: 'rings'"
+    ):
         virtual._launch("rings", 1, 1)

@@ -1,4 +1,5 @@
-"""The server's loop on its edges: receives that are posted before their tickets, and what a goodbye leaves behind."""
+"""The server's loop on its edges: receives that are posted before their tickets, and what a goodbye
+leaves behind."""
 
 from __future__ import annotations
 
@@ -18,8 +19,11 @@ from benchsuite.sync import Apply
 from benchsuite.topology import serving
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 
-EARLY, LATE = 1_000, EARLY_BYTES // 4 + 1  # float32 of one slice
-WORKERS, PUSHES = 3, 4
+# float32 of one slice
+EARLY = 1_000
+LATE = EARLY_BYTES // 4 + 1
+WORKERS = 3
+PUSHES = 4
 SERVED = -1.0
 WHOLE = [SERVED, *[7.0] * 5, SERVED, *[8.0] * 5]
 
@@ -32,24 +36,34 @@ class _Adds(AddAndAnswer):
         self._like = shard
 
     def on_push(self, worker: int, version: int, flat: torch.Tensor) -> list[int]:
-        assert (flat.shape, flat.dtype) == (self._like.shape, self._like.dtype), "a push is a vector of the slice"
+        assert (flat.shape, flat.dtype) == (self._like.shape, self._like.dtype), (
+            "a push is a vector of the slice"
+        )
         return super().on_push(worker, version, flat)
 
 
 def _serve_then_send(
-    comm: ProcessComm, *, numel: int, servers: int, doors: int, compression: Compression | None = None,
+    comm: ProcessComm,
+    *,
+    numel: int,
+    servers: int,
+    doors: int,
+    compression: Compression | None = None,
     heard: list[float] | None = None,
-) -> list[float]:  # fmt: skip
-    """Twice: pushes, goodbye; then a message of worker 0 to each server, as any later use of the comm would send it."""
+) -> list[float]:
+    """Twice: pushes, goodbye; then a message of worker 0 to each server, as any later use of the
+    comm would send it."""
     heard = [] if heard is None else heard
     for message in (7.0, 8.0):
-        comm.barrier()  # or tickets of the next round would reach a server that is still in this one
+        # or tickets of the next round would reach a server that is still in this one
+        comm.barrier()
         topology = ParameterServer()
         topology.start(comm, num_servers=servers)
         topology.use_threads(doors)
         if compression is not None:
             topology.use_compression(compression, {"vector": torch.Size([numel])}, torch.float32)
-        params, later = torch.zeros(numel), torch.full((5,), message)
+        params = torch.zeros(numel)
+        later = torch.full((5,), message)
         if topology.server < 0:
             for push in range(PUSHES):
                 topology.exchange(torch.ones(numel), params, tag=push)
@@ -60,9 +74,13 @@ def _serve_then_send(
             continue
         start, stop = topology.slice_of(topology.server, numel)
         shard = params[start:stop]
-        log = topology.serve(shard, _nothing_steps, _Adds(), samples_per_push=1, num_pushes=PUSHES * WORKERS)
+        log = topology.serve(
+            shard, _nothing_steps, _Adds(), samples_per_push=1, num_pushes=PUSHES * WORKERS
+        )
         assert log.num_pushes == PUSHES * WORKERS
-        assert shard.eq(PUSHES * WORKERS).all(), f"{shard} is not the sum of {PUSHES * WORKERS} pushes of ones"
+        assert shard.eq(PUSHES * WORKERS).all(), (
+            f"{shard} is not the sum of {PUSHES * WORKERS} pushes of ones"
+        )
         door = topology._doors[topology.server][0]
         assert door is not None
         heard.append(SERVED)
@@ -80,9 +98,13 @@ CASES = [(EARLY, 1, 1), (LATE, 1, 1), (EARLY, 2, 1), (1, 2, 1), (EARLY, 1, 2)]
 
 @pytest.mark.parametrize(
     ("numel", "servers", "doors", "strict"),
-    [(*case, strict) for strict in ("", "nccl") for case in CASES if not strict or case[2] == 1],  # doors are groups
+    [
+        (*case, strict) for strict in ("", "nccl") for case in CASES if not strict or case[2] == 1
+    ],  # doors are groups
 )
-def test_a_message_after_the_goodbye_reaches_its_receiver(numel: int, servers: int, doors: int, strict: str) -> None:
+def test_a_message_after_the_goodbye_reaches_its_receiver(
+    numel: int, servers: int, doors: int, strict: str
+) -> None:
     def rank(comm: ProcessComm) -> list[float]:
         return _serve_then_send(comm, numel=numel, servers=servers, doors=doors)
 
@@ -91,10 +113,16 @@ def test_a_message_after_the_goodbye_reaches_its_receiver(numel: int, servers: i
 
 
 @pytest.mark.parametrize("numel", [EARLY, LATE, 1])
-@pytest.mark.parametrize("compression", [Half(), TopK(rho=1.0)], ids=lambda how: type(how).__module__.split(".")[-1])
-def test_encoded_pushes_too_and_those_of_an_empty_slice(numel: int, compression: Compression) -> None:
+@pytest.mark.parametrize(
+    "compression", [Half(), TopK(rho=1.0)], ids=lambda how: type(how).__module__.split(".")[-1]
+)
+def test_encoded_pushes_too_and_those_of_an_empty_slice(
+    numel: int, compression: Compression
+) -> None:
     def rank(comm: ProcessComm) -> list[float]:
-        return _serve_then_send(comm, numel=numel, servers=2, doors=1, compression=copy.deepcopy(compression))
+        return _serve_then_send(
+            comm, numel=numel, servers=2, doors=1, compression=copy.deepcopy(compression)
+        )
 
     assert thread_ranks(WORKERS + 2, rank)[WORKERS:] == [WHOLE] * 2
 
@@ -103,7 +131,8 @@ def test_encoded_pushes_too_and_those_of_an_empty_slice(numel: int, compression:
 def test_without_a_farewell_or_without_its_receive_the_message_is_lost(
     numel: int, farewell: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A receive that was left open takes the message; a farewell that nobody receives is taken for it."""
+    """A receive that was left open takes the message; a farewell that nobody receives is taken for
+    it."""
     monkeypatch.setattr(serving._Inbox, "close", lambda self, source: None)
     if not farewell:
         monkeypatch.setattr(ProcessComm, "farewell", lambda self, dst: None)
@@ -114,7 +143,9 @@ def test_without_a_farewell_or_without_its_receive_the_message_is_lost(
 
     with contextlib.suppress(RuntimeError, TimeoutError):  # ranks that wait for what was lost
         thread_ranks(WORKERS + 1, rank, timeout_s=2.0)
-    assert heard[0] == SERVED and heard[1:6] != [7.0] * 5, "the server ended its round, and the message did not come"
+    assert heard[0] == SERVED and heard[1:6] != [7.0] * 5, (
+        "the server ended its round, and the message did not come"
+    )
 
 
 @pytest.mark.parametrize(("numel", "early"), [(EARLY, True), (LATE, False)])
@@ -123,7 +154,8 @@ def test_small_pushes_are_received_before_their_tickets(
 ) -> None:
     """The order on the server: the receive, then the ticket; for large pushes the ticket first."""
     order: list[str] = []
-    ticket, receive = ProcessComm.next_ticket, ProcessComm.irecv
+    ticket = ProcessComm.next_ticket
+    receive = ProcessComm.irecv
 
     def next_ticket(self: ProcessComm) -> tuple[int, int, int]:
         order.append("ticket")

@@ -1,4 +1,5 @@
-"""The store: written once, atomically, by several suites at once; resumes; the table has exactly the stated columns."""
+"""The store: written once, atomically, by several suites at once; resumes; the table has exactly
+the stated columns."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from benchsuite.results.columns import COLUMNS
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import ForeignFile, Store, StoreError
 
-SCHEMA = json.loads((Path(benchsuite.__file__).parent / "schema" / "run.schema.json").read_text())
+SCHEMA = json.loads(
+    (Path(benchsuite.__file__).parent / "results" / "schema" / "run.schema.json").read_text()
+)
 
 STATED_COLUMNS = """run_id, cell_id, code_id, started_at, machine, commit, dirty, provenance, workload, preset, parallel,
 sync, topology, compression, options, replicas, model_parallel, servers, server_placement, world_size, threads,
@@ -37,16 +40,34 @@ virtual_blocked_comm_s_median, virtual_time_to_easy_s, virtual_time_to_target_s,
 predicted_bytes, payload_bytes, shm_bytes, control_bytes, wire_bytes, gradients, receive_cost,
 simulation_s, lr_factor, tuned_lr_factor, peak_model_bytes, peak_device_bytes,
 flops_per_sample, flop_per_s, matmul_ceiling_flop_per_s, num_parameters, held_parameters, inside_bytes, between_bytes,
-inside_bytes_per_step, between_bytes_per_step, bubble_slots, bubble_predicted, balance""".replace("\n", " ").split(", ")
+inside_bytes_per_step, between_bytes_per_step, bubble_slots, bubble_predicted, balance""".replace(
+    "\n", " "
+).split(", ")
 
 
 def a_run(cell: Cell | None = None, **changes: Any) -> Run:
     result = {
-        "samples": 64, "steps": 8, "updates": 8, "loss": [2.3, 1.5], "predicted_bytes": 800, "payload_bytes": 800,
-        "payload_source": "counted", "messages": 16, "busiest_port_bytes": 400, "shm_bytes": 0,
-        "samples_to": {"target": None}, "target": {"metric": "accuracy", "target": 97.5}, "final_loss": 1.5,
-    }  # fmt: skip
-    cost = {"provenance": "measured", "wall_s": 2.0, "control_bytes": 4, "wire_bytes": None, "time_to": {"easy": 1.0}}
+        "samples": 64,
+        "steps": 8,
+        "updates": 8,
+        "loss": [2.3, 1.5],
+        "predicted_bytes": 800,
+        "payload_bytes": 800,
+        "payload_source": "counted",
+        "messages": 16,
+        "busiest_port_bytes": 400,
+        "shm_bytes": 0,
+        "samples_to": {"target": None},
+        "target": {"metric": "accuracy", "target": 97.5},
+        "final_loss": 1.5,
+    }
+    cost = {
+        "provenance": "measured",
+        "wall_s": 2.0,
+        "control_bytes": 4,
+        "wire_bytes": None,
+        "time_to": {"easy": 1.0},
+    }
     values: dict[str, Any] = {
         "code_id": "code",
         "status": Status.OK,
@@ -74,7 +95,9 @@ def test_a_written_run_is_read_back_equal_and_validates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.TIMEOUT, Status.UNSUPPORTED])
-def test_a_run_without_result_validates_and_needs_its_reason(tmp_path: Path, status: Status) -> None:
+def test_a_run_without_result_validates_and_needs_its_reason(
+    tmp_path: Path, status: Status
+) -> None:
     run = a_run(status=status, reason="rank 1 (worker) was killed by SIGKILL", result={}, cost={})
     jsonschema.validate(json.loads(Store(tmp_path).write(run).read_text()), SCHEMA)
     with pytest.raises(jsonschema.ValidationError):
@@ -82,9 +105,13 @@ def test_a_run_without_result_validates_and_needs_its_reason(tmp_path: Path, sta
 
 
 def test_a_broken_document_does_not_validate() -> None:
-    """Negative control of the schema: an ok run without bytes, and a status that no file may carry."""
+    """Negative control of the schema: an ok run without bytes, and a status that no file may
+    carry."""
     good = a_run()
-    for broken in (dataclasses.replace(good, result={}).to_json(), good.to_json() | {"status": "not run"}):
+    for broken in (
+        dataclasses.replace(good, result={}).to_json(),
+        good.to_json() | {"status": "not run"},
+    ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(broken, SCHEMA)
 
@@ -96,7 +123,8 @@ def test_nan_is_never_written(tmp_path: Path) -> None:
 
 
 def test_a_taken_run_id_is_not_overwritten(tmp_path: Path) -> None:
-    store, first = Store(tmp_path), a_run(reason="first")
+    store = Store(tmp_path)
+    first = a_run(reason="first")
     path = store.write(first)
     other = store.write(dataclasses.replace(first, reason="second"))
     assert other != path and json.loads(path.read_text())["reason"] == "first"
@@ -109,7 +137,10 @@ def test_two_writers_at_once_lose_no_file(tmp_path: Path) -> None:
         "for i in range(40): Store(sys.argv[1]).write(a_run(reason=f'{sys.argv[2]}{i}', run_id=f'20260101T000000Z-{i:08x}'))"
     )
     root = Path(__file__).parent.parent
-    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name], cwd=root) for name in "ab"]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name], cwd=root)
+        for name in "ab"
+    ]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     assert sorted(str(run.reason) for run in Store(tmp_path).runs()) == sorted(
         f"{w}{i}" for w in "ab" for i in range(40)
@@ -117,10 +148,17 @@ def test_two_writers_at_once_lose_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_truncated_and_foreign_files_are_skipped_with_a_warning_that_names_them(tmp_path: Path) -> None:
+def test_truncated_and_foreign_files_are_skipped_with_a_warning_that_names_them(
+    tmp_path: Path,
+) -> None:
     store = Store(tmp_path)
     good = store.write(a_run())
-    for name, text in (("truncated", good.read_text()[:200]), ("foreign", "{}"), ("list", "[]"), ("binary", "\0\1")):
+    for name, text in (
+        ("truncated", good.read_text()[:200]),
+        ("foreign", "{}"),
+        ("list", "[]"),
+        ("binary", "\0\1"),
+    ):
         (good.parent / f"{name}.json").write_text(text)
     newer = json.loads(good.read_text()) | {"schema": 99}
     (good.parent / "newer.json").write_text(json.dumps(newer))
@@ -128,14 +166,24 @@ def test_truncated_and_foreign_files_are_skipped_with_a_warning_that_names_them(
         with pytest.warns(ForeignFile) as caught:
             assert len(read()) == 1
         warned = " ".join(str(w.message) for w in caught)
-        assert all(f"{name}.json" in warned for name in ("truncated", "foreign", "list", "binary", "newer"))
+        assert all(
+            f"{name}.json" in warned for name in ("truncated", "foreign", "list", "binary", "newer")
+        )
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{"cost": None}, {"raw": 3}, {"cell": []}, {"result": {"samples": "many"}}, {"result": {"staleness": [1]}}],
+    [
+        {"cost": None},
+        {"raw": 3},
+        {"cell": []},
+        {"result": {"samples": "many"}},
+        {"result": {"staleness": [1]}},
+    ],
 )
-def test_a_run_file_that_makes_no_row_is_skipped_with_a_warning(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_a_run_file_that_makes_no_row_is_skipped_with_a_warning(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
     store = Store(tmp_path)
     kept = store.write(a_run())
     document = json.loads(kept.read_text()) | {"run_id": "other"} | changed
@@ -149,10 +197,14 @@ def test_a_run_file_that_makes_no_row_is_skipped_with_a_warning(tmp_path: Path, 
 def test_missing_is_what_has_no_ok_timeout_or_unsupported_run_of_this_code(tmp_path: Path) -> None:
     store = Store(tmp_path)
     done, timeout, refused, failed, never = cells = [Cell(replicas=n) for n in range(1, 6)]
-    for cell, status in zip(cells, (Status.OK, Status.TIMEOUT, Status.UNSUPPORTED, Status.FAILED), strict=False):
+    for cell, status in zip(
+        cells, (Status.OK, Status.TIMEOUT, Status.UNSUPPORTED, Status.FAILED), strict=False
+    ):
         store.write(a_run(cell, status=status, reason="r"))
     assert store.missing(cells, [0], "code") == [failed, never]
-    assert [(c.replicas, c.seed) for c in store.missing([done, timeout, refused], [0, 1], "code")] == [
+    assert [
+        (c.replicas, c.seed) for c in store.missing([done, timeout, refused], [0, 1], "code")
+    ] == [
         (1, 1),
         (2, 1),
         (3, 1),
@@ -163,17 +215,28 @@ def test_missing_is_what_has_no_ok_timeout_or_unsupported_run_of_this_code(tmp_p
     assert store.stale(cells, [0], "code") == []
 
 
-def test_the_frame_has_exactly_the_stated_columns_and_null_where_not_applicable(tmp_path: Path) -> None:
+def test_the_frame_has_exactly_the_stated_columns_and_null_where_not_applicable(
+    tmp_path: Path,
+) -> None:
     store = Store(tmp_path)
     environment_id = store.write_environment("m", {"commit": "abc", "dirty": False})
     store.write(a_run(Cell(topology="parameter_server", replicas=2), environment_id=environment_id))
-    store.write(a_run(Cell(clock="virtual"), cost={"provenance": "virtual", "wall_s": 1.0, "time_to": {"easy": 9.0}}))
+    store.write(
+        a_run(
+            Cell(clock="virtual"),
+            cost={"provenance": "virtual", "wall_s": 1.0, "time_to": {"easy": 9.0}},
+        )
+    )
     frame = store.frame()
     assert list(frame.columns) == STATED_COLUMNS == list(COLUMNS)
     wall = frame[frame.clock == "wall"].iloc[0]
     virtual = frame[frame.clock == "virtual"].iloc[0]
     assert (wall.commit, wall.dirty, wall.world_size, wall.servers) == ("abc", False, 3, 1)
-    assert (wall.payload_bytes, wall.payload_bytes_per_step, wall.payload_bytes_per_sample) == (800, 100.0, 12.5)
+    assert (wall.payload_bytes, wall.payload_bytes_per_step, wall.payload_bytes_per_sample) == (
+        800,
+        100.0,
+        12.5,
+    )
     assert (wall.time_to_easy_s, virtual.virtual_time_to_easy_s) == (1.0, 9.0)
     nulls = (
         wall.wire_bytes,
@@ -187,7 +250,8 @@ def test_the_frame_has_exactly_the_stated_columns_and_null_where_not_applicable(
 
 def test_the_cache_follows_the_files(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first, second = store.write(a_run(Cell(seed=1))), store.write(a_run(Cell(seed=2)))
+    first = store.write(a_run(Cell(seed=1)))
+    second = store.write(a_run(Cell(seed=2)))
     assert sorted(row["seed"] for row in store.rows()) == [1, 2]
     changed = json.loads(first.read_text())
     changed["result"]["final_loss"] = 7.25
@@ -203,11 +267,15 @@ def test_an_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file" / "results")
     for attempt in (store.check_writable, lambda: store.write(a_run())):
-        with pytest.raises(StoreError, match=r"cannot be written: Not a directory; .*--results DIR"):
+        with pytest.raises(
+            StoreError, match=r"cannot be written: Not a directory; .*--results DIR"
+        ):
             attempt()
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

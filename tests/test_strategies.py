@@ -1,4 +1,5 @@
-"""What runs of the newer strategies leave behind: whose parameters are evaluated, when, over which samples; divergence."""
+"""What runs of the newer strategies leave behind: whose parameters are evaluated, when, over which
+samples; divergence."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ WAYS: list[dict[str, Any]] = [
     {"sync": "local_sgd", "topology": "ring", "options": {"local_sgd": {"local_steps": 5}}},
     {"sync": "local_sgd", **SERVER, "options": {"local_sgd": {"local_steps": 5}}},
     {"sync": "diloco", "topology": "native", "options": {"diloco": {"local_steps": 5}}},
-    {"sync": "diloco", "topology": "ring", "options": {"diloco": {"local_steps": 10, "fragments": 2, "delay": 1}}},
+    {
+        "sync": "diloco",
+        "topology": "ring",
+        "options": {"diloco": {"local_steps": 10, "fragments": 2, "delay": 1}},
+    },
     {"sync": "elastic_averaging", "topology": "tree"},
     {"sync": "elastic_averaging", **SERVER},
     {"sync": "gossip", "topology": "ring_neighbours"},
@@ -35,11 +40,17 @@ WAYS: list[dict[str, Any]] = [
     {"sync": "hogwild", "options": {"hogwild": {"lock": "exclusive"}}},
     {"sync": "delayed", "topology": "direct"},
     {"sync": "stale_synchronous", **SERVER},
-]  # fmt: skip
+]
 
 
 def virtual(way: dict[str, Any], **more: Any) -> Cell:
-    fields = {"clock": "virtual", "replicas": 3, "compute_time": {"kind": "gamma", "mean_s": 0.01, "cv": 0.3}, **way, **more}
+    fields = {
+        "clock": "virtual",
+        "replicas": 3,
+        "compute_time": {"kind": "gamma", "mean_s": 0.01, "cv": 0.3},
+        **way,
+        **more,
+    }
     made = tiny(("sgd", 0.05, 0.0), **fields)
     assert rules.validate(made) == []
     return made
@@ -50,7 +61,9 @@ def named(way: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=named)
-def test_every_sample_is_used_once_and_bytes_are_those_predicted(way: dict[str, Any], tmp_path: Path) -> None:
+def test_every_sample_is_used_once_and_bytes_are_those_predicted(
+    way: dict[str, Any], tmp_path: Path
+) -> None:
     result, cost, _ = run(virtual(way, straggler={"0": 3.0}), tmp_path)
     assert result["samples"] == 240 and result["loss_samples"][-1] == 240
     assert result["loss_samples"] == sorted(result["loss_samples"])
@@ -72,7 +85,9 @@ def test_the_mean_of_the_replicas_is_what_is_evaluated(way: dict[str, Any], tmp_
 
 def test_a_mean_is_there_once_the_last_of_its_replicas_is(tmp_path: Path) -> None:
     """Gossip waits for neighbours only: replicas are at a step at different times."""
-    cell = virtual(WAYS[6], replicas=4, compute_time={"kind": "fixed", "mean_s": 0.01}, straggler={"2": 5.0})
+    cell = virtual(
+        WAYS[6], replicas=4, compute_time={"kind": "fixed", "mean_s": 0.01}, straggler={"2": 5.0}
+    )
     _, cost, _ = run(cell, tmp_path)
     slowest = max(split["virtual_s"] for split in cost["ranks"])
     assert cost["evaluation_s"][-1] == pytest.approx(slowest)
@@ -98,11 +113,16 @@ def test_a_run_that_diverges_ends_and_says_so(way: dict[str, Any], tmp_path: Pat
 
 
 def test_buckets_are_cut_at_tensors_from_the_end_the_first_one_small() -> None:
-    shapes = {str(k): torch.Size([size]) for k, size in enumerate((300_000, 10, 200_000, 700_000, 100_000))}
+    shapes = {
+        str(k): torch.Size([size])
+        for k, size in enumerate((300_000, 10, 200_000, 700_000, 100_000))
+    }
     ranges = bucket_ranges(shapes, 4, 2.0)
     total = sum(shape.numel() for shape in shapes.values())
     assert ranges[0] == (total - 100_000, total), "700,000 elements more would be above 1 MiB"
-    assert [stop for _, stop in ranges][1:] == [start for start, _ in ranges][:-1] and ranges[-1][0] == 0
+    assert [stop for _, stop in ranges][1:] == [start for start, _ in ranges][:-1] and ranges[-1][
+        0
+    ] == 0
     assert bucket_ranges(shapes, 4, 1e6)[-1][0] == 0 and len(bucket_ranges(shapes, 4, 1e6)) == 2
     largest = max(stop - start for start, stop in ranges[1:]) * 4
     assert largest <= max(2.0 * MIB, 700_000 * 4), largest
@@ -120,11 +140,17 @@ def test_more_slack_lets_go_sooner_and_a_leaver_is_waited_for_by_nobody() -> Non
 
 
 @pytest.mark.parametrize("apply", ["per_clock", "per_push"])
-def test_a_stale_gradient_ages_until_it_is_applied_not_until_it_arrives(apply: str, tmp_path: Path) -> None:
-    """Three fixed workers, one five times slower, slack 3: the fast ones' gradients wait for their clock."""
+def test_a_stale_gradient_ages_until_it_is_applied_not_until_it_arrives(
+    apply: str, tmp_path: Path
+) -> None:
+    """Three fixed workers, one five times slower, slack 3: the fast ones' gradients wait for their
+    clock."""
     options = {"stale_synchronous": {"slack": 3, "apply": apply}}
     fixed = {"kind": "fixed", "mean_s": 0.01}
-    result, _, raw = run(virtual({**WAYS[10], "options": options}, compute_time=fixed, straggler={"0": 5.0}), tmp_path)
+    result, _, raw = run(
+        virtual({**WAYS[10], "options": options}, compute_time=fixed, straggler={"0": 5.0}),
+        tmp_path,
+    )
     log = raw["push_log"]
     if apply == "per_clock":  # push of step t is applied as version t
         assert log["version_before"] == [tag // 3 for tag in log["tag"]]
@@ -135,11 +161,14 @@ def test_a_stale_gradient_ages_until_it_is_applied_not_until_it_arrives(apply: s
 
 
 @pytest.mark.parametrize(
-    ("steps", "fragments", "delay"), [(20, 1, 0), (20, 2, 0), (20, 2, 1), (20, 5, 1), (10, 2, 4), (30, 1, 3)]
+    ("steps", "fragments", "delay"),
+    [(20, 1, 0), (20, 2, 0), (20, 2, 1), (20, 5, 1), (10, 2, 4), (30, 1, 3)],
 )
 def test_diloco_announces_the_agreements_it_makes(steps: int, fragments: int, delay: int) -> None:
     options = {"diloco": {"local_steps": 10, "fragments": fragments, "delay": delay}}
-    cell = tiny(sync="diloco", topology="ring", replicas=2, options=options, budget=Budget(steps=steps))
+    cell = tiny(
+        sync="diloco", topology="ring", replicas=2, options=options, budget=Budget(steps=steps)
+    )
     strategy, setting = described(cell)
     assert run_ranks(thread_ranks, cell).events == strategy.expected_events(steps, setting)
 
@@ -157,9 +186,14 @@ def test_diloco_announces_the_agreements_it_makes(steps: int, fragments: int, de
         ("elastic_averaging", "parameter_server", {}),
     ],
 )
-def test_real_processes_run_it_to_the_end(bench: Bench, sync: str, topology: str, options: dict[str, Any]) -> None:
+def test_real_processes_run_it_to_the_end(
+    bench: Bench, sync: str, topology: str, options: dict[str, Any]
+) -> None:
     done = bench.ok(sync=sync, topology=topology, replicas=2, options=options, steps=10)
-    assert done.result["payload_bytes"] == done.result["predicted_bytes"] and done.result["samples"] == 240
+    assert (
+        done.result["payload_bytes"] == done.result["predicted_bytes"]
+        and done.result["samples"] == 240
+    )
     assert done.result["final_metric"] is not None and done.result["diverged_step"] is None
 
 

@@ -1,4 +1,5 @@
-"""`parallel/tensor.py` without ranks: plans of all workloads, slices, collectives and bytes by hand, refused plans."""
+"""`parallel/tensor.py` without ranks: plans of all workloads, slices, collectives and bytes by
+hand, refused plans."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ PRESETS = [
 
 
 def workload_of(name: str, preset: str = "") -> Workload:
-    return trainings.make_workload(cells.resolve(Cell(workload=name, **({"preset": preset} if preset else {}))))
+    return trainings.make_workload(
+        cells.resolve(Cell(workload=name, **({"preset": preset} if preset else {})))
+    )
 
 
 def tokens(workload: Any, batch: int) -> Batch:
@@ -51,7 +54,9 @@ def test_every_preset_has_a_plan_whose_slices_make_the_whole(name: str, preset: 
 
 
 @pytest.mark.parametrize("cut_tokens", [False, True])
-def test_slices_put_together_are_the_model_and_order_of_parts_vectors_agrees(cut_tokens: bool) -> None:
+def test_slices_put_together_are_the_model_and_order_of_parts_vectors_agrees(
+    cut_tokens: bool,
+) -> None:
     workload = workload_of("transformer")
     layers = workload.layers()
     named = trained_parameters(nn.Sequential(*layers))
@@ -66,7 +71,9 @@ def test_slices_put_together_are_the_model_and_order_of_parts_vectors_agrees(cut
 def test_a_transformer_sends_8_times_its_activation_per_block_whatever_it_holds(size: int) -> None:
     workload: Any = workload_of("transformer", "comm")
     layers = model_parallel.meta_layers(workload)
-    traffic = Parallel().predicted_traffic(workload, layers, tokens(workload, 8), size=size, itemsize=4, clip=False)
+    traffic = Parallel().predicted_traffic(
+        workload, layers, tokens(workload, 8), size=size, itemsize=4, clip=False
+    )
     activation = 8 * workload.context * workload.width * 4
     assert traffic.payload_bytes == workload.blocks * 8 * (size - 1) * activation
     assert len(set(traffic.payload.values())) == 1, "every part sends as much"
@@ -76,20 +83,27 @@ def test_with_cut_tokens_a_block_scatters_and_gathers_and_norms_are_summed_once(
     workload: Any = workload_of("transformer", "comm")
     layers = model_parallel.meta_layers(workload)
     found = Parallel(sequence_parallel=True).collectives(workload, layers, tokens(workload, 8), 2)
-    activation, norms = 8 * workload.context * workload.width, workload.blocks * 2 * workload.width
-    kinds = {kind: sum(each == (kind, activation) for each in found) for kind in ("all_gather", "reduce_scatter")}
+    activation = 8 * workload.context * workload.width
+    norms = workload.blocks * 2 * workload.width
+    kinds = {
+        kind: sum(each == (kind, activation) for each in found)
+        for kind in ("all_gather", "reduce_scatter")
+    }
     assert kinds == {"all_gather": 4 * workload.blocks + 2, "reduce_scatter": 4 * workload.blocks}
     assert ("all_reduce", norms) in found and len(found) == sum(kinds.values()) + 1
 
 
 def test_the_norm_of_a_clipped_gradient_is_in_the_prediction() -> None:
-    workload, batch = tiny.Workload(), Batch(torch.zeros(24, 8, device="meta"), None, 24)
+    workload = tiny.Workload()
+    batch = Batch(torch.zeros(24, 8, device="meta"), None, 24)
     layers = model_parallel.meta_layers(workload)
     without, clipped = (
-        Parallel().predicted_traffic(workload, layers, batch, size=2, itemsize=8, clip=clip) for clip in (False, True)
+        Parallel().predicted_traffic(workload, layers, batch, size=2, itemsize=8, clip=clip)
+        for clip in (False, True)
     )
     assert clipped.payload == (without + sum_traffic(2)).payload
-    # 8 layers gather 24 x 8 outputs, 7 of them add up the gradient of their input: the first one's is data
+    # 8 layers gather 24 x 8 outputs, 7 of them add up the gradient of their input: the first one's
+    # is data
     assert without.payload_bytes == (8 * 1 + 7 * 2) * 24 * 8 * 8
 
 
@@ -115,15 +129,28 @@ class Shared(nn.Module):
     [
         ([nn.Linear(4, 6)], {"0": "columns"}, "0.weight: 6 is not divisible by model_parallel(4)"),
         ([nn.Linear(6, 4)], {"0": "rows"}, "0.weight: 6 is not divisible by model_parallel(4)"),
-        ([nn.GroupNorm(2, 8)], {"0": "channels"}, "0.num_groups: 2 is not divisible by model_parallel(4)"),
+        (
+            [nn.GroupNorm(2, 8)],
+            {"0": "channels"},
+            "0.num_groups: 2 is not divisible by model_parallel(4)",
+        ),
         ([nn.Linear(4, 4)], {"0": "columms"}, "'columms' of a Linear; known: "),
-        ([nn.ReLU()], {"0": "columns"}, "'columns' of a ReLU; known: {'columns': 'Linear or Conv2d'"),
+        (
+            [nn.ReLU()],
+            {"0": "columns"},
+            "'columns' of a ReLU; known: {'columns': 'Linear or Conv2d'",
+        ),
         ([nn.Conv2d(4, 4, 1, groups=4)], {"0": "rows"}, "a convolution in groups is not split"),
-        ([nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))], {"0.0": "tokens", "0.1": "gathered"},
-         "in a layer of tokens: columns and rows only"),
+        (
+            [nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))],
+            {"0.0": "tokens", "0.1": "gathered"},
+            "in a layer of tokens: columns and rows only",
+        ),
     ],
-)  # fmt: skip
-def test_a_plan_that_cannot_be_carried_out_says_why(layers: list[nn.Module], plan: dict[str, str], said: str) -> None:
+)
+def test_a_plan_that_cannot_be_carried_out_says_why(
+    layers: list[nn.Module], plan: dict[str, str], said: str
+) -> None:
     with pytest.raises(ValueError) as error:
         Split(nn.Sequential(*layers), plan, size=4, tokens=True)
     assert said in str(error.value)
@@ -133,5 +160,7 @@ def test_a_plan_that_cannot_be_carried_out_says_why(layers: list[nn.Module], pla
 def test_a_tied_parameter_is_not_split() -> None:
     first = nn.Linear(4, 4, bias=False)
     chain = nn.Sequential(first, Shared(first.weight))
-    with pytest.raises(ValueError, match=r"1\.weight, which is 0\.weight too: a tied parameter stays whole"):
+    with pytest.raises(
+        ValueError, match=r"1\.weight, which is 0\.weight too: a tied parameter stays whole"
+    ):
         Split(chain, {"0": "columns"}, size=2, tokens=False)

@@ -1,4 +1,5 @@
-"""Topologies beyond the laws of a mean: closed forms of costs, halves of `direct`, gossip graphs, ports."""
+"""Topologies beyond the laws of a mean: closed forms of costs, halves of `direct`, gossip graphs,
+ports."""
 
 from __future__ import annotations
 
@@ -37,14 +38,20 @@ COSTS = [
     for n in (2, 3, 4, 5, 7, 8, 16)
 ]
 SERVED = [
-    tiny(topology="parameter_server", replicas=n, servers=s, server_placement=placement, clock="virtual")
+    tiny(
+        topology="parameter_server",
+        replicas=n,
+        servers=s,
+        server_placement=placement,
+        clock="virtual",
+    )
     for placement in ("own_host", "with_worker")
     for n in (1, 2, 4, 8)
     for s in sorted({1, 2, n})
     if s <= n or placement == "own_host"
 ]
 
-# -- costs ---------------------------------------------------------------------------------------------------------
+# -- costs -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("law", "cell"), list(cases("costs", [*COSTS, *SERVED])))
@@ -53,7 +60,7 @@ def test_costs(law: Law, cell: Cell) -> None:
     assert figure.holds, f"{law.name}: {figure}"
 
 
-# -- graphs --------------------------------------------------------------------------------------------------------
+# -- graphs ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("law", "cell"), list(cases("graphs", GRAPHS)))
@@ -65,7 +72,14 @@ def test_graphs(law: Law, cell: Cell) -> None:
 def test_one_worker_mixes_with_nobody() -> None:
     for topology in ("ring_neighbours", "exponential"):
         graph = plugins.load("topology", topology)()
-        (told,) = virtual_ranks(1, lambda comm: (graph.start(comm), graph.neighbours(3), graph.listeners(3))[1:])  # noqa: B023
+        (told,) = virtual_ranks(
+            1,
+            lambda comm, graph=graph: (
+                graph.start(comm),
+                graph.neighbours(3),
+                graph.listeners(3),
+            )[1:],
+        )
         assert told == ([], []) and graph.edges(3, 1) == [], topology
 
 
@@ -82,25 +96,32 @@ def test_pairs_change_with_the_step_and_the_seed() -> None:
     assert steps == [RandomMatching(seed=0).edges(step, 8) for step in range(10)]
 
 
-# -- direct --------------------------------------------------------------------------------------------------------
+# -- direct ----------------------------------------------------------------------------------------
 
 
 def _halves(comm: Any) -> int:
     """What is wrong after a scatter and a gather of bytes of unequal lengths, one of them empty."""
     topology = Direct()
     topology.start(comm)
-    pieces = [torch.full((rank,), 10 * comm.rank + rank, dtype=torch.uint8) for rank in range(comm.size)]
+    pieces = [
+        torch.full((rank,), 10 * comm.rank + rank, dtype=torch.uint8) for rank in range(comm.size)
+    ]
     rows = topology.scatter(pieces)
-    wrong = sum(row.tolist() != [10 * rank + comm.rank] * comm.rank for rank, row in enumerate(rows))
+    wrong = sum(
+        row.tolist() != [10 * rank + comm.rank] * comm.rank for rank, row in enumerate(rows)
+    )
     wire = torch.full((comm.rank,), comm.rank, dtype=torch.uint8)
     wrong += sum(
-        row.tolist() != [rank] * rank for rank, row in enumerate(topology.gather(wire, sizes=range(comm.size)))
+        row.tolist() != [rank] * rank
+        for rank, row in enumerate(topology.gather(wire, sizes=range(comm.size)))
     )
     wrong += sum(
         row.tolist() != [rank] * 3
         for rank, row in enumerate(topology.gather(torch.full((3,), comm.rank, dtype=torch.uint8)))
     )
-    told = topology.predicted_scatter(range(comm.size)) + topology.predicted_gather(3, num_workers=comm.size)
+    told = topology.predicted_scatter(range(comm.size)) + topology.predicted_gather(
+        3, num_workers=comm.size
+    )
     told += topology.predicted_gather(range(comm.size), num_workers=comm.size)
     mine = {edge: count for edge, count in told.payload.items() if edge[0] == comm.rank}
     return wrong + (comm.traffic.payload != mine)
@@ -112,13 +133,25 @@ def test_scatter_and_gather_bring_every_piece_to_its_rank(ranks: Any) -> None:
         assert ranks(size, _halves) == [0] * size, size
 
 
-# -- ports ---------------------------------------------------------------------------------------------------------
+# -- ports -----------------------------------------------------------------------------------------
 
 
 def test_servers_beside_workers_share_their_ports_and_hosts() -> None:
-    fields: dict[str, Any] = {"topology": "parameter_server", "replicas": 4, "servers": 2, "clock": "virtual"}
+    fields: dict[str, Any] = {
+        "topology": "parameter_server",
+        "replicas": 4,
+        "servers": 2,
+        "clock": "virtual",
+    }
     beside = tiny(**fields, server_placement="with_worker")
-    assert placement.ports(tiny(**fields)) == [0, 1, 2, 3, 4, 5] and placement.ports(beside) == [0, 1, 2, 3, 0, 1]
+    assert placement.ports(tiny(**fields)) == [0, 1, 2, 3, 4, 5] and placement.ports(beside) == [
+        0,
+        1,
+        2,
+        3,
+        0,
+        1,
+    ]
     assert placement.hosts(beside) == [0] * 6
     two = tiny(**fields, server_placement="with_worker", hosts=2)
     assert placement.hosts(two) == placement.ports(two) == [0, 0, 1, 1, 0, 0]

@@ -1,4 +1,5 @@
-"""Tuning: one grid and as many trials for every strategy, kept; the best by the criterion; trials are never results."""
+"""Tuning: one grid and as many trials for every strategy, kept; the best by the criterion; trials
+are never results."""
 
 from __future__ import annotations
 
@@ -39,12 +40,16 @@ from tests import synthetic_runs as made
 from tests.bench import TINY
 from tests.test_store import SCHEMA
 
-SETTING = Setting(machine=made.MACHINE, environment_id="e", code_id=lambda cell: "code", rules_id="rules")
+SETTING = Setting(
+    machine=made.MACHINE, environment_id="e", code_id=lambda cell: "code", rules_id="rules"
+)
 SERVER = {"topology": "parameter_server", "replicas": 2}
 CELLS = [
-    Cell(tuning="per_strategy", topology="ring", replicas=2), Cell(tuning="per_strategy", **SERVER),
-    Cell(tuning="per_strategy", sync="asynchronous", **SERVER), Cell(topology="ring", replicas=2),
-]  # fmt: skip
+    Cell(tuning="per_strategy", topology="ring", replicas=2),
+    Cell(tuning="per_strategy", **SERVER),
+    Cell(tuning="per_strategy", sync="asynchronous", **SERVER),
+    Cell(topology="ring", replicas=2),
+]
 NAMES = ("ring", "server", "asynchronous")
 BEST = {
     ("synchronous", "ring"): 2.0,
@@ -53,16 +58,32 @@ BEST = {
 }
 
 
-def outcome(of: Cell, samples: int | None, metric: float | None = 90.0, *, lower: bool = False, **changes: Any) -> Run:
+def outcome(
+    of: Cell,
+    samples: int | None,
+    metric: float | None = 90.0,
+    *,
+    lower: bool = False,
+    **changes: Any,
+) -> Run:
     """A made-up run with these numbers."""
     run = made.make_run(of, of.seed)
     target = {**run.result["target"], "direction": "min" if lower else "max"}
-    result = {**run.result, "samples_to": {"target": samples}, "final_metric": metric, "target": target}
-    return dataclasses.replace(run, **{"code_id": "code", "result": result, "run_id": new_run_id(), **changes})
+    result = {
+        **run.result,
+        "samples_to": {"target": samples},
+        "final_metric": metric,
+        "target": target,
+    }
+    return dataclasses.replace(
+        run, **{"code_id": "code", "result": result, "run_id": new_run_id(), **changes}
+    )
 
 
 def lost(of: Cell) -> Run:
-    return outcome(of, None, status=Status.FAILED, reason="rank 1 was killed", result={}, cost={}, raw={})
+    return outcome(
+        of, None, status=Status.FAILED, reason="rank 1 was killed", result={}, cost={}, raw={}
+    )
 
 
 def diverged(of: Cell, samples: int | None = None) -> Run:
@@ -93,7 +114,9 @@ class Machine:
 
     @property
     def num_trials(self) -> Counter[tuple[str, str]]:
-        return Counter((each.sync, each.topology) for each in self.launched if each.seed == tune.TRIAL_SEED)
+        return Counter(
+            (each.sync, each.topology) for each in self.launched if each.seed == tune.TRIAL_SEED
+        )
 
 
 def with_seeds(given: Sequence[Cell], seeds: Sequence[int] = (0, 1)) -> list[Cell]:
@@ -120,12 +143,15 @@ def test_trials_differ_from_their_cell_in_the_learning_rate_and_the_seed_alone(a
     tried = tune.trials(asked.with_seed(3))
     assert [each.lr_factor for each in tried] == list(tune.LR_FACTORS)
     for each in tried:
-        assert each == dataclasses.replace(asked, tuning="same", lr_factor=each.lr_factor, seed=tune.TRIAL_SEED)
+        assert each == dataclasses.replace(
+            asked, tuning="same", lr_factor=each.lr_factor, seed=tune.TRIAL_SEED
+        )
     assert tune.trials(dataclasses.replace(asked, tuning="same")) == []
 
 
 def test_every_strategy_is_tried_as_often_and_runs_with_what_suits_it(tmp_path: Path) -> None:
-    store, machine = Store(tmp_path), Machine()
+    store = Store(tmp_path)
+    machine = Machine()
     tally = run(store, machine, with_seeds(CELLS))
     assert machine.num_trials == dict.fromkeys(BEST, len(tune.LR_FACTORS))
     assert (tally.counts[Status.OK], tally.exit_code) == (15 + 8, 0)
@@ -135,18 +161,25 @@ def test_every_strategy_is_tried_as_often_and_runs_with_what_suits_it(tmp_path: 
     }
     ran = [each for each in machine.launched if each.seed != tune.TRIAL_SEED]
     for strategy, factor in BEST.items():
-        wanted = [1.0, factor] if strategy == ("synchronous", "ring") else [factor]  # one cell is not tuned
-        assert sorted({each.lr_factor for each in ran if (each.sync, each.topology) == strategy}) == sorted(wanted)
+        wanted = (
+            [1.0, factor] if strategy == ("synchronous", "ring") else [factor]
+        )  # one cell is not tuned
+        assert sorted(
+            {each.lr_factor for each in ran if (each.sync, each.topology) == strategy}
+        ) == sorted(wanted)
 
 
 def test_trials_come_before_all_cells_and_are_said_to_be_trials(tmp_path: Path) -> None:
-    machine, stream = Machine(), io.StringIO()
+    machine = Machine()
+    stream = io.StringIO()
     run(Store(tmp_path), machine, with_seeds(CELLS), progress=Lines(stream))
     assert [each.seed == tune.TRIAL_SEED for each in machine.launched] == [True] * 15 + [False] * 8
     lines = stream.getvalue().splitlines()
     assert lines[0] == "23 to run (first 15 trials of tuning), 0 stored, 0 refused"
     assert ["trial of" in line for line in lines[1:]] == [True] * 15 + [False] * 8
-    assert any("] trial of cnn synchronous ring N=2 lr x0.25 seed 1000: ok" in line for line in lines)
+    assert any(
+        "] trial of cnn synchronous ring N=2 lr x0.25 seed 1000: ok" in line for line in lines
+    )
     assert any("] cnn synchronous ring N=2 tuned seed 0: ok" in line for line in lines)
 
 
@@ -154,7 +187,8 @@ def test_trials_come_before_all_cells_and_are_said_to_be_trials(tmp_path: Path) 
 
 
 def test_what_is_stored_is_neither_tried_nor_run_again_unless_fresh(tmp_path: Path) -> None:
-    store, machine = Store(tmp_path), Machine()
+    store = Store(tmp_path)
+    machine = Machine()
     run(store, machine, with_seeds(CELLS))
     assert run(store, Machine(lambda of: pytest.fail(of.label)), with_seeds(CELLS)).stored == 8
     more = Machine()
@@ -180,11 +214,15 @@ def test_an_interrupt_among_the_trials_keeps_them(tmp_path: Path) -> None:
 
 
 def test_the_seeds_of_a_cell_share_one_choice_whatever_a_trial_says_later(tmp_path: Path) -> None:
-    """A trial that failed is tried again like every failed run, but not for a cell that has a choice."""
-    store, asked = Store(tmp_path), CELLS[:1]
+    """A trial that failed is tried again like every failed run, but not for a cell that has a
+    choice."""
+    store = Store(tmp_path)
+    asked = CELLS[:1]
 
     def fails_with_the_best(of: Cell) -> Run:
-        return lost(of) if of.lr_factor == 2.0 else outcome(of, 3200 if of.lr_factor == 0.5 else 6400)
+        return (
+            lost(of) if of.lr_factor == 2.0 else outcome(of, 3200 if of.lr_factor == 0.5 else 6400)
+        )
 
     run(store, Machine(fails_with_the_best), with_seeds(asked, seeds=[0]))
     later = Machine()
@@ -194,13 +232,15 @@ def test_the_seeds_of_a_cell_share_one_choice_whatever_a_trial_says_later(tmp_pa
 
 
 def test_editing_the_way_of_tuning_makes_tuned_runs_missing_and_no_others() -> None:
-    tuned, same = resolve(CELLS[0]), resolve(CELLS[3])
+    tuned = resolve(CELLS[0])
+    same = resolve(CELLS[3])
     assert "tune.py" in code_id.files(tuned) and "tune.py" not in code_id.files(same)
     assert code_id.code_id(tune.with_factor(tuned, 0.5)) == code_id.code_id(same)
 
 
 def test_trials_of_other_code_do_not_choose(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), CELLS[0]
+    store = Store(tmp_path)
+    asked = CELLS[0]
     for each in tune.trials(asked):
         store.write(outcome(each, 320 if each.lr_factor == 4.0 else None, code_id="older"))
     machine = Machine()
@@ -215,29 +255,70 @@ def test_trials_of_other_code_do_not_choose(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "trials", "why"),
     [
-        (0.5, {0.25: (960, 99.0), 0.5: (640, 91.0), 1: (960, 92.0), 2: (None, 95.0)}, "fewest samples to target"),
-        (2.0, {0.5: (640, 91.0), 1: (640, 92.0), 2: (640, 93.0), 4: (960, 99.0)}, "then the better final metric"),
-        (4.0, {0.25: (None, 10.0), 1: (None, 20.0), 4: (None, 30.0)}, "all miss: the better final metric"),
-        (1.0, {0.25: (640, 91.0), 0.5: (640, 91.0), 1: (640, 91.0), 2: (640, 91.0)}, "then the factor nearest to 1"),
-        (0.5, {0.25: (640, 91.0), 0.5: (640, 91.0), 2: (640, 91.0), 4: (640, 91.0)}, "the smaller of two"),
-        (0.25, {0.25: (None, 10.0), 1: "diverged", 2: "diverged early", 4: "failed"}, "one that diverged or failed loses"),
-        (1.0, {0.5: "diverged", 1: "diverged early", 2: "diverged"}, "all diverged: the factor nearest to 1"),
-        (2.0, {0.5: "failed", 2: "diverged", 4: "absent"}, "one that failed says less than one that diverged"),
+        (
+            0.5,
+            {0.25: (960, 99.0), 0.5: (640, 91.0), 1: (960, 92.0), 2: (None, 95.0)},
+            "fewest samples to target",
+        ),
+        (
+            2.0,
+            {0.5: (640, 91.0), 1: (640, 92.0), 2: (640, 93.0), 4: (960, 99.0)},
+            "then the better final metric",
+        ),
+        (
+            4.0,
+            {0.25: (None, 10.0), 1: (None, 20.0), 4: (None, 30.0)},
+            "all miss: the better final metric",
+        ),
+        (
+            1.0,
+            {0.25: (640, 91.0), 0.5: (640, 91.0), 1: (640, 91.0), 2: (640, 91.0)},
+            "then the factor nearest to 1",
+        ),
+        (
+            0.5,
+            {0.25: (640, 91.0), 0.5: (640, 91.0), 2: (640, 91.0), 4: (640, 91.0)},
+            "the smaller of two",
+        ),
+        (
+            0.25,
+            {0.25: (None, 10.0), 1: "diverged", 2: "diverged early", 4: "failed"},
+            "one that diverged or failed loses",
+        ),
+        (
+            1.0,
+            {0.5: "diverged", 1: "diverged early", 2: "diverged"},
+            "all diverged: the factor nearest to 1",
+        ),
+        (
+            2.0,
+            {0.5: "failed", 2: "diverged", 4: "absent"},
+            "one that failed says less than one that diverged",
+        ),
         (2.0, {0.5: (None, None), 2: (None, 3.0)}, "a metric is better than none"),
         (None, {0.5: "failed", 1: "absent"}, "none is ok"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("lower", [False, True], ids=["higher is better", "lower is better"])
-def test_the_best_trial_is_chosen(wanted: float | None, trials: dict[float, Any], why: str, lower: bool) -> None:
+def test_the_best_trial_is_chosen(
+    wanted: float | None, trials: dict[float, Any], why: str, lower: bool
+) -> None:
     tried: list[tuple[Cell, Run | None]] = []
     for factor, told in trials.items():
         of = tune.with_factor(CELLS[0], factor).with_seed(tune.TRIAL_SEED)
-        words = {"failed": lost(of), "diverged": diverged(of), "diverged early": diverged(of, 320), "absent": None}
+        words = {
+            "failed": lost(of),
+            "diverged": diverged(of),
+            "diverged early": diverged(of, 320),
+            "absent": None,
+        }
         if isinstance(told, str):
             tried.append((of, words[told]))
         else:
             sign = -1 if lower else 1
-            tried.append((of, outcome(of, told[0], None if told[1] is None else sign * told[1], lower=lower)))
+            tried.append(
+                (of, outcome(of, told[0], None if told[1] is None else sign * told[1], lower=lower))
+            )
     for order in (tried, tried[::-1]):
         choice = tune.choose(order)
         assert choice["lr_factor"] == wanted, why
@@ -251,7 +332,11 @@ def test_a_cell_without_an_ok_trial_fails_and_names_them(tmp_path: Path) -> None
         asked = [dataclasses.replace(each, clock=clock) for each in given]
         machine = Machine(lambda of: lost(of) if of.seed == tune.TRIAL_SEED else outcome(of, 640))
         tally = run(store, machine, asked, simulate=machine.simulate)
-        assert (tally.counts[Status.FAILED], tally.counts[Status.OK], tally.exit_code) == (5 + 1, 1, 4)
+        assert (tally.counts[Status.FAILED], tally.counts[Status.OK], tally.exit_code) == (
+            5 + 1,
+            1,
+            4,
+        )
         (failed,) = store.runs(asked[:1])
         assert failed.status is Status.FAILED and failed.reason is not None
         for each in tune.trials(asked[0]):
@@ -267,7 +352,8 @@ def test_a_cell_without_an_ok_trial_fails_and_names_them(tmp_path: Path) -> None
 
 
 def test_a_run_file_keeps_the_cell_as_asked_and_says_what_was_tried(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), CELLS[2].with_seed(1)
+    store = Store(tmp_path)
+    asked = CELLS[2].with_seed(1)
     run(store, Machine(), [asked])
     (stored,) = store.runs([asked])
     assert (stored.cell, stored.cell_id, stored.code_id) == (asked, asked.id, "code")
@@ -275,18 +361,34 @@ def test_a_run_file_keeps_the_cell_as_asked_and_says_what_was_tried(tmp_path: Pa
     assert [(each["lr_factor"], each["cell_id"]) for each in tuning["trials"]] == [
         (each.lr_factor, each.id) for each in tune.trials(asked)
     ]
-    assert [each["samples_to_target"] for each in tuning["trials"]] == [3200, 6400, 6400, 6400, 6400]
+    assert [each["samples_to_target"] for each in tuning["trials"]] == [
+        3200,
+        6400,
+        6400,
+        6400,
+        6400,
+    ]
     assert tune.trained(stored) == tune.with_factor(asked, 0.25)
     for each in store.runs():
         jsonschema.validate(json.loads(json.dumps(each.to_json())), SCHEMA)
     values = row(stored)
-    assert (values["tuning"], values["lr_factor"], values["tuned_lr_factor"]) == ("per_strategy", 1.0, 0.25)
+    assert (values["tuning"], values["lr_factor"], values["tuned_lr_factor"]) == (
+        "per_strategy",
+        1.0,
+        0.25,
+    )
     trial = row(store.runs([tune.trials(asked)[1]])[0])
-    assert (trial["tuning"], trial["lr_factor"], trial["tuned_lr_factor"], trial["seed"]) == ("same", 0.5, None, 1000)
+    assert (trial["tuning"], trial["lr_factor"], trial["tuned_lr_factor"], trial["seed"]) == (
+        "same",
+        0.5,
+        None,
+        1000,
+    )
 
 
 def test_a_page_never_selects_a_trial(tmp_path: Path) -> None:
-    """The trial with factor 1 has the id of the cell that is not tuned: its seed tells them apart."""
+    """The trial with factor 1 has the id of the cell that is not tuned: its seed tells them
+    apart."""
     store = Store(tmp_path)
     run(store, Machine(), with_seeds(CELLS))
     assert CELLS[3].id in {each.id for each in tune.trials(CELLS[0])}
@@ -298,9 +400,16 @@ def test_a_page_never_selects_a_trial(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("best", "said"), [(0.5, "lr x0.5 of 5 tried"), (4.0, "lr x4 of 5 tried: the edge of the grid")]
 )
-def test_the_table_says_which_rate_was_chosen_and_where_the_grid_ended(tmp_path: Path, best: float, said: str) -> None:
-    store, given = Store(tmp_path), [dataclasses.replace(CELLS[0], preset="digits"), Cell(topology="ring", replicas=2)]
-    run(store, Machine(lambda of: outcome(of, 320 if of.lr_factor == best else 640)), with_seeds(given))
+def test_the_table_says_which_rate_was_chosen_and_where_the_grid_ended(
+    tmp_path: Path, best: float, said: str
+) -> None:
+    store = Store(tmp_path)
+    given = [dataclasses.replace(CELLS[0], preset="digits"), Cell(topology="ring", replicas=2)]
+    run(
+        store,
+        Machine(lambda of: outcome(of, 320 if of.lr_factor == best else 640)),
+        with_seeds(given),
+    )
     of = Material(given, (0, 1), select(given, (0, 1), store.runs()), [made.ENVIRONMENT])
     (figure,) = spec.parse([{"kind": "table", "where": {"tuning": "per_strategy"}}])
     (tuned,) = tables.build(figure, of).rows
@@ -310,10 +419,14 @@ def test_the_table_says_which_rate_was_chosen_and_where_the_grid_ended(tmp_path:
 def test_tuned_series_are_told_apart_where_the_plan_has_both() -> None:
     both = naming.describe(CELLS)
     assert list(both["series"]) == [
-        "synchronous/ring tuned", "synchronous/parameter_server tuned", "asynchronous/parameter_server tuned",
+        "synchronous/ring tuned",
+        "synchronous/parameter_server tuned",
+        "asynchronous/parameter_server tuned",
         "synchronous/ring",
-    ]  # fmt: skip
-    assert list(naming.describe(CELLS[:3])["series"]) == [name.removesuffix(" tuned") for name in both["series"][:3]]
+    ]
+    assert list(naming.describe(CELLS[:3])["series"]) == [
+        name.removesuffix(" tuned") for name in both["series"][:3]
+    ]
     factors = naming.describe([Cell(replicas=2), Cell(replicas=2, lr_factor=0.5)])
     assert list(factors["variant"]) == ["lr_factor=1", "lr_factor=0.5"]
     (figure,) = spec.parse([{"kind": "table", "where": {"tuning": "per_strategy"}}])
@@ -330,7 +443,9 @@ def test_a_tuned_asynchronous_run_is_replayed_with_its_own_factor() -> None:
 # before anything runs
 
 
-def test_a_dry_run_counts_trials_and_knows_their_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_dry_run_counts_trials_and_knows_their_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     flags = {"workload": "cnn", "preset": "smoke", "topology": "ring", "replicas": "2"}
     grid = plan.from_flags(flags, settings=["tuning=same,per_strategy"], seeds=[0, 1])
     store = Store(tmp_path)
@@ -338,7 +453,10 @@ def test_a_dry_run_counts_trials_and_knows_their_time(monkeypatch: pytest.Monkey
     assert (document["runs"], document["trials"], document["missing"]) == (4 + 5, 5, 4 + 5)
     assert [(each["missing"], each["trials"]) for each in document["cells"]] == [(2, 0), (2, 5)]
     text = forecast.table(document)
-    assert "2/2 + 5 trials" in text and "9 runs (2 cells, seeds 0, 1; 5 of them trials of tuning, seed 1000)" in text
+    assert (
+        "2/2 + 5 trials" in text
+        and "9 runs (2 cells, seeds 0, 1; 5 of them trials of tuning, seed 1000)" in text
+    )
     run_cells(
         grid.runs(),
         store,
@@ -352,8 +470,12 @@ def test_a_dry_run_counts_trials_and_knows_their_time(monkeypatch: pytest.Monkey
 
 
 def test_the_seed_of_the_trials_is_no_seed_of_a_tuned_plan(tmp_path: Path) -> None:
-    grid = plan.from_flags({"workload": TINY, "topology": "ring"}, settings=["tuning=per_strategy"], seeds=[0, 1000])
-    with pytest.raises(UsageError, match="seeds contain 1000, which trials .* take another seed, or tuning = same"):
+    grid = plan.from_flags(
+        {"workload": TINY, "topology": "ring"}, settings=["tuning=per_strategy"], seeds=[0, 1000]
+    )
+    with pytest.raises(
+        UsageError, match="seeds contain 1000, which trials .* take another seed, or tuning = same"
+    ):
         api.run_plan(grid, Store(tmp_path))
     tune.check_seeds([Cell()], [1000])
 
@@ -363,7 +485,9 @@ def test_a_torchrun_of_ones_own_is_given_no_tuned_cell(tmp_path: Path) -> None:
     grid = plan.from_flags({"workload": "cnn", "topology": "ring"}, settings=settings)
     with pytest.raises(UsageError, match="--only 'tuning == same'"):
         forecast.write_cells(grid, tmp_path / "cells.json")
-    grid = plan.from_flags({"workload": "cnn", "topology": "ring"}, settings=settings, only="tuning == same")
+    grid = plan.from_flags(
+        {"workload": "cnn", "topology": "ring"}, settings=settings, only="tuning == same"
+    )
     forecast.write_cells(grid, tmp_path / "cells.json")
     assert "only `benchsuite run`" in _refusal(CELLS[0], 2) and _refusal(CELLS[3], 2) == ""
 
@@ -377,7 +501,9 @@ def test_a_factor_is_a_number(value: Any) -> None:
 def test_a_factor_of_one_is_the_cell_without_it() -> None:
     assert resolve(Cell(lr_factor=1)).id == resolve(Cell()).id != resolve(Cell(lr_factor=2.0)).id
     assert Cell(lr_factor=0.5).label.endswith("N=1 lr x0.5")
-    assert "lr_factor" not in cell.identity(Cell()) and "lr_factor" in cell.identity(Cell(lr_factor=2))
+    assert "lr_factor" not in cell.identity(Cell()) and "lr_factor" in cell.identity(
+        Cell(lr_factor=2)
+    )
 
 
 # what it does to training
@@ -385,7 +511,9 @@ def test_a_factor_of_one_is_the_cell_without_it() -> None:
 
 def trained(lr: float, factor: float, **changes: Any) -> Cell:
     options = {"tiny": {"lr": lr}}
-    return resolve(Cell(workload=TINY, options=options, lr_factor=factor, precision="fp64", **changes))
+    return resolve(
+        Cell(workload=TINY, options=options, lr_factor=factor, precision="fp64", **changes)
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
@@ -393,7 +521,9 @@ def test_twice_the_factor_is_twice_the_learning_rate_bit_for_bit(optimizer: str)
     one, two, plain = (
         law_runs.run(
             thread_ranks,
-            law_runs.with_options(trained(lr, factor, replicas=2, topology="ring"), "tiny", optimizer=optimizer),
+            law_runs.with_options(
+                trained(lr, factor, replicas=2, topology="ring"), "tiny", optimizer=optimizer
+            ),
         )
         for lr, factor in ((0.02, 2.0), (0.04, 1.0), (0.02, 1.0))
     )
@@ -405,8 +535,18 @@ def test_twice_the_factor_is_twice_the_learning_rate_bit_for_bit(optimizer: str)
 def _companions(sync: str) -> Cell | None:
     """A legal cell of the virtual clock with this strategy."""
     for topology in members.KNOWN["topology"]:
-        made_ = trained(0.01, 2.0, sync=sync, topology=topology, replicas=2, clock="virtual", budget=Budget(steps=8))
-        if all(members.is_built(axis, getattr(made_, axis)) for axis in AXES) and not rules.validate(made_):
+        made_ = trained(
+            0.01,
+            2.0,
+            sync=sync,
+            topology=topology,
+            replicas=2,
+            clock="virtual",
+            budget=Budget(steps=8),
+        )
+        if all(
+            members.is_built(axis, getattr(made_, axis)) for axis in AXES
+        ) and not rules.validate(made_):
             return made_
     return None
 
@@ -430,25 +570,44 @@ def test_the_factor_reaches_every_strategy_alike(sync: str, tmp_path: Path) -> N
 @pytest.mark.procs
 @pytest.mark.timeout(110)
 def test_tuned_cells_of_the_virtual_clock_from_end_to_end(tmp_path: Path) -> None:
-    """Trials in simulators, the choice from their files, runs with it; what equals the untuned run is not run twice."""
-    store, given = Store(tmp_path), []
+    """Trials in simulators, the choice from their files, runs with it; what equals the untuned run
+    is not run twice."""
+    store = Store(tmp_path)
+    given = []
     for sync in ("synchronous", "asynchronous"):
         for tuning in ("same", "per_strategy"):
-            given.append(Cell(
-                workload=TINY, sync=sync, **SERVER, clock="virtual", tuning=tuning, budget=Budget(steps=10),
-                options={"tiny": {"optimizer": "sgd", "lr": 0.02}}, compute_time={"kind": "exponential", "mean_s": 0.01},
-            ))  # fmt: skip
+            given.append(
+                Cell(
+                    workload=TINY,
+                    sync=sync,
+                    **SERVER,
+                    clock="virtual",
+                    tuning=tuning,
+                    budget=Budget(steps=10),
+                    options={"tiny": {"optimizer": "sgd", "lr": 0.02}},
+                    compute_time={"kind": "exponential", "mean_s": 0.01},
+                )
+            )
     tally = api.run(given, results=tmp_path, seeds=[0, 1])
     assert (tally.counts[Status.OK], tally.exit_code) == (4 * 2 + 2 * 5, 0), tally.failures
     for asked in (resolve(each) for each in given if each.tuning == "per_strategy"):
-        tried = {each.cell.lr_factor: each for each in store.runs(tune.trials(asked), seeds=[tune.TRIAL_SEED])}
+        tried = {
+            each.cell.lr_factor: each
+            for each in store.runs(tune.trials(asked), seeds=[tune.TRIAL_SEED])
+        }
         for stored in store.runs([asked]):
             tuning = stored.result["tuning"]
-            assert tuning == tune.choose([(each, tried[each.lr_factor]) for each in tune.trials(asked)])
+            assert tuning == tune.choose(
+                [(each, tried[each.lr_factor]) for each in tune.trials(asked)]
+            )
             again = simulate(tune.trained(stored), tmp_path / "again")
-            losses = [record["steps"]["loss"] for record in again.records if record["role"] == "worker"]
+            losses = [
+                record["steps"]["loss"] for record in again.records if record["role"] == "worker"
+            ]
             ran = law_losses(stored)
-            assert sorted(ran) == pytest.approx(sorted(ran_of(losses, asked)), rel=1e-6), tuning["lr_factor"]
+            assert sorted(ran) == pytest.approx(sorted(ran_of(losses, asked)), rel=1e-6), tuning[
+                "lr_factor"
+            ]
             jsonschema.validate(stored.to_json(), SCHEMA)
     assert api.run(given, results=tmp_path, seeds=[0, 1]).stored == 8
     assert len(store.runs()) == 18
@@ -469,9 +628,11 @@ def ran_of(losses: list[list[float]], of: Cell) -> list[float]:
 def test_in_virtual_time_what_is_trained_the_same_way_is_simulated_once(
     tmp_path: Path, chosen: float, num_simulated: int
 ) -> None:
-    store, machine = Store(tmp_path), Machine(lambda of: outcome(of, 320 if of.lr_factor == chosen else 640))
+    store = Store(tmp_path)
+    machine = Machine(lambda of: outcome(of, 320 if of.lr_factor == chosen else 640))
     same, tuned = (
-        Cell(clock="virtual", tuning=tuning, topology="ring", replicas=2) for tuning in ("same", "per_strategy")
+        Cell(clock="virtual", tuning=tuning, topology="ring", replicas=2)
+        for tuning in ("same", "per_strategy")
     )
     run(store, machine, [same, tuned], simulate=machine.simulate)
     assert len(machine.launched) - machine.num_trials.total() == num_simulated

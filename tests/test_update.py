@@ -1,4 +1,5 @@
-"""The step of a long vector: in chunks that stay in the cache, with the same bits, and its state as whole vectors."""
+"""The step of a long vector: in chunks that stay in the cache, with the same bits, and its state as
+whole vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ LONG = CHUNK_BYTES // 4 * 2 + 12_345  # of float32: three chunks, the last one s
 OPTIMIZERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], list[str]]] = {
     "sgd": (lambda params: torch.optim.SGD(params, lr=0.1), []),
     "nesterov": (
-        lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        lambda params: torch.optim.SGD(
+            params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+        ),
         ["momentum_buffer"],
     ),
     "adam": (lambda params: torch.optim.AdamW(params, lr=0.1), ["exp_avg", "exp_avg_sq"]),
@@ -25,7 +28,9 @@ OPTIMIZERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], list[str]]] 
 
 
 def recipe(name: str) -> Recipe:
-    return Recipe(make_optimizer=OPTIMIZERS[name][0], lr=lambda progress: 0.1, global_batch=1, budget=100)
+    return Recipe(
+        make_optimizer=OPTIMIZERS[name][0], lr=lambda progress: 0.1, global_batch=1, budget=100
+    )
 
 
 def gradients(count: int, numel: int = LONG) -> list[Tensor]:
@@ -36,8 +41,10 @@ def gradients(count: int, numel: int = LONG) -> list[Tensor]:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_long_vector_is_stepped_to_the_bits_of_one_tensor(name: str) -> None:
     start, *steps = gradients(6)
-    ours, whole = start.clone(), start.clone()
-    updater, optimizer = Updater(ours, recipe(name)), OPTIMIZERS[name][0]([whole])
+    ours = start.clone()
+    whole = start.clone()
+    updater = Updater(ours, recipe(name))
+    optimizer = OPTIMIZERS[name][0]([whole])
     for number, gradient in enumerate(steps):
         updater.step(gradient.clone(), samples=0)
         whole.grad = gradient.clone()
@@ -46,7 +53,9 @@ def test_a_long_vector_is_stepped_to_the_bits_of_one_tensor(name: str) -> None:
         assert different == 0, f"{different} of {LONG} elements differ after step {number + 1}"
     vectors = updater.state()
     assert [len(vector) for vector in vectors] == [LONG] * len(OPTIMIZERS[name][1])
-    assert state_vectors(recipe(name), {"all": torch.Size([LONG])}) == tuple(len(vector) for vector in vectors)
+    assert state_vectors(recipe(name), {"all": torch.Size([LONG])}) == tuple(
+        len(vector) for vector in vectors
+    )
     for vector, of in zip(vectors, OPTIMIZERS[name][1], strict=True):
         assert torch.equal(vector, optimizer.state[whole][of]), of
 
@@ -56,7 +65,9 @@ def test_chunks_cover_a_vector_in_order_without_a_copy(numel: int) -> None:
     vector = torch.arange(numel, dtype=torch.float32)
     chunks = in_chunks(vector)
     assert torch.equal(torch.cat(chunks), vector)
-    assert [chunk.data_ptr() for chunk in chunks] == [vector.data_ptr() + k * CHUNK_BYTES for k in range(len(chunks))]
+    assert [chunk.data_ptr() for chunk in chunks] == [
+        vector.data_ptr() + k * CHUNK_BYTES for k in range(len(chunks))
+    ]
     assert max(chunk.numel() for chunk in chunks) * 4 <= CHUNK_BYTES
 
 
@@ -73,7 +84,9 @@ def test_who_writes_to_the_state_s_vectors_changes_the_next_step(name: str, nume
         for _ in range(2):  # the second time they are still one vector's chunks
             for vector in updater.state():
                 vector.mul_(factor)
-        assert [vector.data_ptr() for vector in updater.state()] == [vector.data_ptr() for vector in updater.state()]
+        assert [vector.data_ptr() for vector in updater.state()] == [
+            vector.data_ptr() for vector in updater.state()
+        ]
         updater.step(third, samples=0)
         ends[factor] = params
     assert not torch.equal(ends[1.0], ends[0.5])
@@ -81,9 +94,13 @@ def test_who_writes_to_the_state_s_vectors_changes_the_next_step(name: str, nume
 
 def test_state_that_is_shared_goes_on_and_state_that_is_forgotten_begins_again() -> None:
     start, *steps = gradients(3)
-    one, two, alone = start.clone(), start.clone(), start.clone()
-    whole, first = Updater(one, recipe("nesterov")), Updater(two, recipe("nesterov"))
-    second, forgetful = Updater(two, recipe("nesterov")), Updater(alone, recipe("nesterov"))
+    one = start.clone()
+    two = start.clone()
+    alone = start.clone()
+    whole = Updater(one, recipe("nesterov"))
+    first = Updater(two, recipe("nesterov"))
+    second = Updater(two, recipe("nesterov"))
+    forgetful = Updater(alone, recipe("nesterov"))
     for updater in (whole, first, forgetful):
         updater.step(steps[0], samples=0)
     second.share_state(first)
@@ -101,7 +118,9 @@ SHAPES = {
     for name, shape in {"norm": (6,), "up": (24, 6), "embedding": (9, 6), "down": (6, 24)}.items()
 }
 HIDDEN = ("up", "down")
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+needs_muon = pytest.mark.skipif(
+    not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on"
+)
 
 
 def muon_recipe() -> Recipe:
@@ -114,11 +133,19 @@ def muon_recipe() -> Recipe:
 @needs_muon
 def test_muon_steps_hidden_matrices_and_adamw_the_rest_as_views_of_one_vector() -> None:
     start, *steps = gradients(4, numel(SHAPES))
-    flat, apart = start.clone(), {name: view.clone() for name, view in views(start, SHAPES).items()}
+    flat = start.clone()
+    apart = {name: view.clone() for name, view in views(start, SHAPES).items()}
     updater = Updater(flat, muon_recipe(), shapes=SHAPES)
     theirs = [
-        torch.optim.Muon([apart[name] for name in HIDDEN], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([apart["norm"], apart["embedding"]], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1),
+        torch.optim.Muon(
+            [apart[name] for name in HIDDEN],
+            lr=0.1,
+            weight_decay=0.1,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            [apart["norm"], apart["embedding"]], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1
+        ),
     ]
     for gradient in steps:
         updater.step(gradient.clone(), samples=0)
@@ -135,7 +162,11 @@ def test_muon_steps_hidden_matrices_and_adamw_the_rest_as_views_of_one_vector() 
 @needs_muon
 def test_the_state_of_muon_is_one_vector_per_name_that_can_be_written_to_and_forgotten() -> None:
     first, second, third = gradients(3, numel(SHAPES))
-    lengths = (60, 60, 288)  # exp_avg, exp_avg_sq of norm and embedding; momentum_buffer of up and down
+    lengths = (
+        60,
+        60,
+        288,
+    )  # exp_avg, exp_avg_sq of norm and embedding; momentum_buffer of up and down
     assert state_vectors(muon_recipe(), SHAPES) == lengths
     ends = {}
     for factor in (1.0, 0.5, 0.0):
@@ -158,7 +189,9 @@ def test_the_state_of_muon_is_one_vector_per_name_that_can_be_written_to_and_for
 @needs_muon
 def test_tensors_without_a_hidden_matrix_are_adamw_s_alone() -> None:
     flat = torch.ones(12)
-    updater = Updater(flat, muon_recipe(), shapes={"norm": torch.Size([6]), "embedding": torch.Size([2, 3])})
+    updater = Updater(
+        flat, muon_recipe(), shapes={"norm": torch.Size([6]), "embedding": torch.Size([2, 3])}
+    )
     updater.step(torch.ones(12), samples=0)
     assert [len(vector) for vector in updater.state()] == [12, 12] and bool((flat < 1).all())
 
@@ -168,7 +201,9 @@ def test_an_optimiser_of_whole_tensors_cannot_step_a_slice() -> None:
         Updater(torch.zeros(4), muon_recipe())
 
 
-def test_before_torch_2_9_muon_is_refused_with_the_version_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_torch_2_9_muon_is_refused_with_the_version_that_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(UsageError, match="optimizer = muon needs torch >= 2.9, this is"):
         muon([("up", torch.zeros(2, 2))], lambda name: True, lr=0.1, weight_decay=0.0)

@@ -1,4 +1,5 @@
-"""A user's own workload and strategy, given by path from outside the clone, run without touching the package."""
+"""A user's own workload and strategy, given by path from outside the clone, run without touching
+the package."""
 
 from __future__ import annotations
 
@@ -163,18 +164,26 @@ def command(user: Path, *arguments: str, python: str = sys.executable, **environ
     """The command's JSON document, run in the user's folder."""
     done = subprocess.run(
         [python, "-m", "benchsuite", *arguments, "--results", str(user / "results"), "--json"],
-        cwd=user, capture_output=True, text=True, timeout=100, env=os.environ | environment,
-    )  # fmt: skip
+        cwd=user,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | environment,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def check_runs(user: Path, python: str = sys.executable, **environment: str) -> None:
-    """Both files run; what means nothing is a row with its reason; an edited file makes its run missing again."""
+    """Both files run; what means nothing is a row with its reason; an edited file makes its run
+    missing again."""
     first = command(user, "run", "plans/mine.toml", python=python, **environment)
-    assert {name: n for name, n in first["counts"].items() if n} == {"ok": 1, "unsupported": 1}, first
+    assert {name: n for name, n in first["counts"].items() if n} == {"ok": 1, "unsupported": 1}, (
+        first
+    )
     runs = {run.status: run for run in Store(user / "results").runs()}
-    mine, refused = runs[Status.OK], runs[Status.UNSUPPORTED]
+    mine = runs[Status.OK]
+    refused = runs[Status.UNSUPPORTED]
     assert mine.cell.label == "my_net/default my_sync ring N=2"
     assert mine.result["steps"] == 10 and mine.result["events"]["means"] == [5, 5]
     parameters = 12 * 4 + 12 + 12 + 1
@@ -189,7 +198,9 @@ def check_runs(user: Path, python: str = sys.executable, **environment: str) -> 
         path.write_text(path.read_text() + "# edited\n")
         plans.append(command(user, "plan", "plans/mine.toml", python=python, **environment))
     assert [plan["missing"] for plan in plans] == [0, 1, 1], "stored; then edited, so missing again"
-    assert len({plan["cells"][0]["cell_id"] for plan in plans}) == 3, "an edited file is another cell"
+    assert len({plan["cells"][0]["cell_id"] for plan in plans}) == 3, (
+        "an edited file is another cell"
+    )
 
 
 @pytest.mark.procs
@@ -205,11 +216,22 @@ def test_both_files_run_with_the_package_installed_from_its_wheel(user: Path) ->
     """In an environment that knows this clone's dependencies, but not the clone."""
     source = user / "source"  # a copy: building leaves files behind
     for name in ("benchsuite", "workloads", "reports"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "build"))
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "build")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    wheel_of = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(user / "wheel"), str(source)]
-    built = subprocess.run([sys.executable, "-m", "pip", *wheel_of], capture_output=True, text=True, timeout=200)
+    wheel_of = [
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(user / "wheel"),
+        str(source),
+    ]
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", *wheel_of], capture_output=True, text=True, timeout=200
+    )
     if built.returncode != 0 and "setuptools" in built.stderr:
         pytest.skip(f"the wheel cannot be built here: {built.stderr.strip().splitlines()[-1]}")
     assert built.returncode == 0, built.stderr
@@ -217,13 +239,18 @@ def test_both_files_run_with_the_package_installed_from_its_wheel(user: Path) ->
     site = user / "installed"
     unpacked = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(site), str(wheel)],
-        capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert unpacked.returncode == 0, unpacked.stderr
     where = subprocess.run(
         [sys.executable, "-c", "import benchsuite; print(benchsuite.__file__)"],
-        cwd=user, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=user,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
     assert where.stdout.startswith(str(site)), where.stdout
     check_runs(user, PYTHONPATH=str(site))
 
@@ -239,16 +266,29 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ("options.my_net.widht=3", "unknown option 'widht' of my_net; did you mean 'width'? known: width, "),
-        ("options.my_sync.evry=3", "unknown option 'evry' of my_sync; did you mean 'every'? known: every"),
+        (
+            "options.my_net.widht=3",
+            "unknown option 'widht' of my_net; did you mean 'width'? known: width, ",
+        ),
+        (
+            "options.my_sync.evry=3",
+            "unknown option 'evry' of my_sync; did you mean 'every'? known: every",
+        ),
         ("options.my_net.width=wide", "width"),
-        ("replics=2", "unknown key 'replics' of a cell; did you mean 'replicas'? known: replicas, "),
+        (
+            "replics=2",
+            "unknown key 'replics' of a cell; did you mean 'replicas'? known: replicas, ",
+        ),
         ("workload=cn", "unknown workload 'cn'"),
         ("workload=elsewhere/nothing.py", "elsewhere/nothing.py"),
     ],
 )
 def test_a_wrong_name_gets_the_known_ones_nearest_first_and_exit_2(
-    user: Path, wrong: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    user: Path,
+    wrong: str,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(user)
     assert says in said(capsys, "run", "plans/mine.toml", "--set", wrong)
@@ -259,7 +299,10 @@ def test_a_wrong_name_gets_the_known_ones_nearest_first_and_exit_2(
     [
         ("[budgt]\nsamples = 16\n", "unknown key 'budgt' of a plan; did you mean 'budget'?"),
         ('[[figures]]\nkind = "trafic"\n', "unknown figure kind 'trafic'; did you mean 'traffic'?"),
-        ('[[figures]]\nkind = "traffic"\nwher = {}\n', "unknown key 'wher' of figure traffic; did you mean 'where'?"),
+        (
+            '[[figures]]\nkind = "traffic"\nwher = {}\n',
+            "unknown key 'wher' of figure traffic; did you mean 'where'?",
+        ),
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "plan"])
@@ -276,32 +319,47 @@ def test_what_this_machine_lacks_is_refused_with_its_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "benchsuite.programs.doctor.examine_torch", lambda: Machine(torch="2.13.0", gloo=True, nccl=False, mpi=False)
+        "benchsuite.programs.doctor.examine_torch",
+        lambda: Machine(torch="2.13.0", gloo=True, nccl=False, mpi=False),
     )
-    assert main.main(["plan", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path), "--json"]) == 0
+    assert (
+        main.main(
+            ["plan", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path), "--json"]
+        )
+        == 0
+    )
     document = json.loads(capsys.readouterr().out)
     assert document["cells"] == []
     ((problem,),) = (refused["problems"] for refused in document["refused"])
-    assert "torch 2.13.0 is built without MPI" in problem["reason"] and problem["remedy"].startswith(
-        "set backend = gloo"
+    assert "torch 2.13.0 is built without MPI" in problem["reason"] and problem[
+        "remedy"
+    ].startswith("set backend = gloo")
+    assert (
+        main.main(["run", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path)]) == 0
     )
-    assert main.main(["run", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path)]) == 0
     (run,) = Store(tmp_path).runs()
     assert run.status is Status.UNSUPPORTED
 
 
-def test_a_compression_of_ones_own_is_refused_where_it_would_be_ignored_and_else_used(tmp_path: Path) -> None:
+def test_a_compression_of_ones_own_is_refused_where_it_would_be_ignored_and_else_used(
+    tmp_path: Path,
+) -> None:
     """The suite's own fp16, as a file of the user's."""
     path = tmp_path / "half.py"
     path.write_text(Path(fp16.__file__).read_text())
 
     def reasons(**fields: Any) -> str:
-        return " ".join(problem.reason for problem in rules.validate(resolve(Cell(compression=str(path), **fields))))
+        return " ".join(
+            problem.reason
+            for problem in rules.validate(resolve(Cell(compression=str(path), **fields)))
+        )
 
     for sync in ("synchronous", "asynchronous", "k_sync"):
         served: dict[str, Any] = {"sync": sync, "topology": "parameter_server", "replicas": 2}
         assert reasons(**served) == ""
         figure = counted_is_predicted(thread_ranks, tiny(compression=str(path), **served))
         assert figure.holds, figure
-    assert "it has no communication hook for it" in reasons(sync="ddp", topology="native", replicas=2)
+    assert "it has no communication hook for it" in reasons(
+        sync="ddp", topology="native", replicas=2
+    )
     assert reasons(sync="synchronous", topology="ring", replicas=2) == ""

@@ -1,4 +1,5 @@
-"""A user's own torchrun, from the plan to the rows: plan --write, torchrun -m benchsuite.worker, collect."""
+"""A user's own torchrun, from the plan to the rows: plan --write, torchrun -m benchsuite.worker,
+collect."""
 
 from __future__ import annotations
 
@@ -35,24 +36,47 @@ timeout_s = 30
 
 @pytest.mark.procs
 @pytest.mark.timeout(120)
-def test_a_torchrun_of_ones_own_becomes_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_torchrun_of_ones_own_becomes_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "plan.toml").write_text(PLAN)
-    cells, out, results = tmp_path / "cells.json", tmp_path / "run", tmp_path / "results"
+    cells = tmp_path / "cells.json"
+    out = tmp_path / "run"
+    results = tmp_path / "results"
     assert main.main(["plan", str(tmp_path / "plan.toml"), "--write", str(cells)]) == 0
     assert "3 runs, 2 ranks for 2 of them, 3 ranks for 1 of them" in capsys.readouterr().err
     job = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-        "--master-port", str(free_port()), "-m", "benchsuite.worker", "--cells", str(cells), "--out", str(out),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(free_port()),
+        "-m",
+        "benchsuite.worker",
+        "--cells",
+        str(cells),
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(
-        job, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100
+        job,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
 
     assert main.main(["collect", str(out), "--results", str(results), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"ok": 2, "unsupported": 1}
     runs = {run.cell.label: run for run in Store(results).runs()}
-    ring, alone = runs["tiny/default synchronous ring N=2"], runs["tiny/default asynchronous parameter_server N=1"]
+    ring = runs["tiny/default synchronous ring N=2"]
+    alone = runs["tiny/default asynchronous parameter_server N=1"]
     refused = runs["tiny/default synchronous parameter_server N=2"]
     for run in (ring, alone):
         assert run.status is Status.OK
@@ -73,15 +97,35 @@ def test_a_torchrun_of_ones_own_becomes_rows(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.timeout(60)
 def test_the_others_go_on_without_a_killed_asynchronous_worker(tmp_path: Path) -> None:
     lossy = cell(
-        sync="asynchronous", topology="parameter_server", replicas=2, servers=1, cluster="torchrun",
-        faults=fault(1, "compute", "SIGKILL"), straggler=behind(1, 2), timeout_s=20.0,
-    )  # fmt: skip
+        sync="asynchronous",
+        topology="parameter_server",
+        replicas=2,
+        servers=1,
+        cluster="torchrun",
+        faults=fault(1, "compute", "SIGKILL"),
+        straggler=behind(1, 2),
+        timeout_s=20.0,
+    )
     job = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--master-addr", "127.0.0.1",
-        "--master-port", str(free_port()), "-m", "benchsuite.worker",
-        "--cells", str(write_cells(tmp_path / "cells.json", [lossy])), "--out", str(tmp_path / "run"),
-    ]  # fmt: skip
-    done = subprocess.run(job, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=50)
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "3",
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(free_port()),
+        "-m",
+        "benchsuite.worker",
+        "--cells",
+        str(write_cells(tmp_path / "cells.json", [lossy])),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        job, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=50
+    )
     assert done.returncode == 0, done.stderr
     ((_, _, outcome),) = collect(tmp_path / "run")
     assert (outcome.status, outcome.flags) == (Status.OK, (LOST_WORKER,)), outcome

@@ -1,4 +1,5 @@
-"""`benchsuite verify`: the table, the exit codes, what a user's file brings along, what a clock cannot run."""
+"""`benchsuite verify`: the table, the exit codes, what a user's file brings along, what a clock
+cannot run."""
 
 from __future__ import annotations
 
@@ -101,26 +102,38 @@ def test_a_users_strategy_that_breaks_a_law_is_named_with_both_numbers(
     code, out, err = said(capsys, "--sync", "./hasty.py", *NARROW)
     assert code == 1
     law = "synchronous training equals one process on the whole batch"
-    found = re.search(rf"^FAILS: {law}, hasty ring: (\S+) is not <= 1e-10: .*hasty ring N=2$", out, re.MULTILINE)
+    found = re.search(
+        rf"^FAILS: {law}, hasty ring: (\S+) is not <= 1e-10: .*hasty ring N=2$", out, re.MULTILINE
+    )
     assert found and float(found[1]) > 1e-3, out
-    assert re.search(r"^replicas hold the same bits after every step +hasty ring .* holds$", out, re.MULTILINE)
+    assert re.search(
+        r"^replicas hold the same bits after every step +hasty ring .* holds$", out, re.MULTILINE
+    )
     assert "verify: [1/1] hasty ring: 6 cells\nverify: broken twins of " in err
 
 
 def test_a_users_laws_are_run_and_one_that_raises_fails_its_line_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = said(capsys, "--json", "--sync", written(tmp_path, "own.py", WITH_LAWS), *NARROW)
+    code, out, err = said(
+        capsys, "--json", "--sync", written(tmp_path, "own.py", WITH_LAWS), *NARROW
+    )
     document = json.loads(out)
     lines = {line["law"]: line for line in document["laws"]}
     assert code == 1 == document["exit_code"]
     assert lines["mine loses nothing"]["value"] == 1 and not lines["mine loses nothing"]["holds"]
-    assert lines["mine raises"]["error"] == "ZeroDivisionError: of this law" and lines["mine raises"]["value"] is None
+    assert (
+        lines["mine raises"]["error"] == "ZeroDivisionError: of this law"
+        and lines["mine raises"]["value"] is None
+    )
     assert lines["mine holds"]["holds"] and lines["mine holds"]["cells"] > 0
     assert lines["counted traffic of a run is the predicted"]["holds"]
     assert "synchronous training equals one process on the whole batch" not in lines
     twins = {each["law"]: each for each in document["twins"]}
-    assert twins["mine holds"]["missed"] == ["a part is missing: 0 <= 0"] and twins["mine loses nothing"]["caught"] == 1
+    assert (
+        twins["mine holds"]["missed"] == ["a part is missing: 0 <= 0"]
+        and twins["mine loses nothing"]["caught"] == 1
+    )
     assert 'obeys = "synchronous" in its class would claim the laws' in err
     text = table(document)
     assert "\nFAILS: mine raises, own ring: ZeroDivisionError: of this law\n" in text
@@ -134,21 +147,35 @@ def test_a_strategy_that_hangs_is_waited_for_once(
     _, out, _ = said(capsys, "--json", "--sync", written(tmp_path, "own.py", WITH_LAWS), *NARROW)
     lines = {line["law"]: line for line in json.loads(out)["laws"]}
     assert lines["mine raises"]["error"] == "ZeroDivisionError: of this law"
-    assert lines["mine holds"]["error"] == "not run: ZeroDivisionError: of this law" and lines["mine holds"]["cells"] == 0
+    assert (
+        lines["mine holds"]["error"] == "not run: ZeroDivisionError: of this law"
+        and lines["mine holds"]["cells"] == 0
+    )
     assert "the number of servers changes no bit" not in lines, "it does not speak about a ring"
 
 
 def test_what_the_clock_cannot_run_is_unsupported_and_no_failure() -> None:
-    document = verify.run(Asked(("synchronous", "ddp", "k_sync"), ("native",), ("none",), (2,), "virtual"))
+    document = verify.run(
+        Asked(("synchronous", "ddp", "k_sync"), ("native",), ("none",), (2,), "virtual")
+    )
     assert document["exit_code"] == 0
     unsupported = {told["strategy"]: told["reason"] for told in document["unsupported"]}
-    assert unsupported["ddp native"] == "sync = ddp with clock = virtual: the library runs by the wall clock"
-    assert all(strategy.startswith("ddp native") for strategy in unsupported), "k_sync over native is no strategy"
-    assert re.search(r"\n\nunsupported\nddp native  +sync = ddp with clock = virtual: ", table(document))
+    assert (
+        unsupported["ddp native"]
+        == "sync = ddp with clock = virtual: the library runs by the wall clock"
+    )
+    assert all(strategy.startswith("ddp native") for strategy in unsupported), (
+        "k_sync over native is no strategy"
+    )
+    assert re.search(
+        r"\n\nunsupported\nddp native  +sync = ddp with clock = virtual: ", table(document)
+    )
     assert {line["strategy"] for line in document["laws"]} == {"synchronous native"}
 
 
-def test_without_processes_their_strategies_are_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_processes_their_strategies_are_unsupported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuses(_cluster: Cluster) -> None:
         raise RuntimeError("the cell host does not start: no memory")
 
@@ -156,7 +183,10 @@ def test_without_processes_their_strategies_are_unsupported(monkeypatch: pytest.
     document = verify.run(Asked(("synchronous", "ddp"), ("native",), ("none",), (2,)))
     assert document["exit_code"] == 0 and document["laws"]
     assert [(told["strategy"], told["reason"]) for told in document["unsupported"]] == [
-        ("ddp native", "its ranks are processes of their own: the cell host does not start: no memory")
+        (
+            "ddp native",
+            "its ranks are processes of their own: the cell host does not start: no memory",
+        )
     ]
     assert not any("ddp" in line["strategy"] for line in document["laws"])
 
@@ -164,7 +194,10 @@ def test_without_processes_their_strategies_are_unsupported(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--replicas", "5"], "--replicas 5: a step of the laws has 24 samples; give some of 1, 2, 3, 4, 6, 8, 12, 24"),
+        (
+            ["--replicas", "5"],
+            "--replicas 5: a step of the laws has 24 samples; give some of 1, 2, 3, 4, 6, 8, 12, 24",
+        ),
         (["--replicas", "two"], "--replicas 'two': give integers"),
         (["--sync", "synchronus"], "unknown sync 'synchronus'; did you mean 'synchronous'?"),
         (["--sync", "./no_such.py"], "no such file"),
@@ -194,5 +227,7 @@ def test_every_strategy_topology_and_compression_is_in_the_grid() -> None:
     cells = cases.training(Asked())
     elsewhere = {"actor_learner"}  # actors act: shown on the agent, by its own laws
     for kind in ("sync", "topology", "compression"):
-        assert {getattr(cell, kind) for cell in cells} == set(Asked().members(kind)) - elsewhere, kind
+        assert {getattr(cell, kind) for cell in cells} == set(Asked().members(kind)) - elsewhere, (
+            kind
+        )
     assert elsewhere == {cell.sync for cell in cases.cells_of("actor_learner").of(Asked())}

@@ -1,4 +1,5 @@
-"""From a real run to a virtual one and back: the push log replayed, counts and parameters of the same cells."""
+"""From a real run to a virtual one and back: the push log replayed, counts and parameters of the
+same cells."""
 
 from __future__ import annotations
 
@@ -31,18 +32,23 @@ from tests.virtual_runs import run as run_virtual
 (LAW,) = bridge.LAWS
 SERVER: dict[str, Any] = {"topology": "parameter_server", "precision": "fp64"}
 WAYS: list[dict[str, Any]] = [
-    {"sync": "synchronous", "topology": "ring"}, {"sync": "synchronous", "topology": "native"},
-    {"sync": "synchronous", **SERVER, "servers": 1}, {"sync": "synchronous", **SERVER, "servers": 2},
-    {"sync": "asynchronous", **SERVER, "servers": 1}, {"sync": "asynchronous", **SERVER, "servers": 2},
+    {"sync": "synchronous", "topology": "ring"},
+    {"sync": "synchronous", "topology": "native"},
+    {"sync": "synchronous", **SERVER, "servers": 1},
+    {"sync": "synchronous", **SERVER, "servers": 2},
+    {"sync": "asynchronous", **SERVER, "servers": 1},
+    {"sync": "asynchronous", **SERVER, "servers": 2},
     {"sync": "k_sync", **SERVER, "servers": 1},
-]  # fmt: skip
+]
 
 
 def simulated(cell: Cell) -> dict[str, Any]:
     return run_virtual(cell, tempfile.gettempdir())[0]
 
 
-@pytest.mark.parametrize("recipe", STALE_RECIPES, ids=lambda recipe: f"{recipe[0]} clip {recipe[2]}")
+@pytest.mark.parametrize(
+    "recipe", STALE_RECIPES, ids=lambda recipe: f"{recipe[0]} clip {recipe[2]}"
+)
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_a_real_run_replayed_in_virtual_time_is_the_same_run(recipe: Any, workers: int) -> None:
     cell = tiny(recipe, sync="asynchronous", topology="parameter_server", replicas=workers)
@@ -54,13 +60,25 @@ def test_a_real_run_replayed_in_virtual_time_is_the_same_run(recipe: Any, worker
 @pytest.mark.procs
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("straggler", [{}, {"0": 4.0}])
-def test_a_stored_run_of_real_processes_is_replayed_from_its_file(bench: Bench, straggler: dict[str, float]) -> None:
-    real = bench.ok(sync="asynchronous", **SERVER, replicas=3, steps=40, straggler=straggler, tiny={"optimizer": "sgd"})
+def test_a_stored_run_of_real_processes_is_replayed_from_its_file(
+    bench: Bench, straggler: dict[str, float]
+) -> None:
+    real = bench.ok(
+        sync="asynchronous",
+        **SERVER,
+        replicas=3,
+        steps=40,
+        straggler=straggler,
+        tiny={"optimizer": "sgd"},
+    )
     again = replay(real)
     result, _, _ = sections(in_virtual_time(real.cell), again.records, again.facts)
     found = gaps(real, result)
     assert found["staleness"] == 0 and found["loss"] <= 1e-10 and found["metric"] <= 1e-10, found
-    assert result["samples"] == real.result["samples"] and result["payload"]["payload"] == real.result["payload"]["payload"]
+    assert (
+        result["samples"] == real.result["samples"]
+        and result["payload"]["payload"] == real.result["payload"]["payload"]
+    )
 
 
 @pytest.mark.procs
@@ -94,16 +112,25 @@ def test_the_verb_tells_the_same_run_from_another(
 @pytest.mark.procs
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [2, 3, 4])
-def test_bytes_and_messages_are_those_of_real_processes_on_every_edge(bench: Bench, workers: int) -> None:
-    """Exactly, wherever the count does not depend on timing; who pushes how often in an asynchronous run does."""
+def test_bytes_and_messages_are_those_of_real_processes_on_every_edge(
+    bench: Bench, workers: int
+) -> None:
+    """Exactly, wherever the count does not depend on timing; who pushes how often in an
+    asynchronous run does."""
     for way in WAYS:
         real = bench.ok(**way, replicas=workers, tiny={"clip_norm": 0.5, "lr": 0.01})
-        virtual = simulated(bench_cell(**way, replicas=workers, tiny={"clip_norm": 0.5, "lr": 0.01}, clock="virtual"))
+        virtual = simulated(
+            bench_cell(
+                **way, replicas=workers, tiny={"clip_norm": 0.5, "lr": 0.01}, clock="virtual"
+            )
+        )
         by_timing = way["sync"] in ("asynchronous", "k_sync")
         if not by_timing:
             for name in ("payload", "messages"):
                 assert virtual["payload"][name] == real.result["payload"][name], real.cell.label
-        if way["sync"] != "k_sync":  # how many versions end early, and so how many norms are agreed on, time decides
+        if (
+            way["sync"] != "k_sync"
+        ):  # how many versions end early, and so how many norms are agreed on, time decides
             assert virtual["payload_bytes"] == real.result["payload_bytes"], real.cell.label
         assert virtual["payload_source"] == real.result["payload_source"], real.cell.label
         assert virtual["predicted_bytes"] == virtual["payload_bytes"], real.cell.label
@@ -113,11 +140,13 @@ def test_bytes_and_messages_are_those_of_real_processes_on_every_edge(bench: Ben
 @pytest.mark.timeout(120)
 def test_final_parameters_of_synchronous_cells_are_those_of_real_processes(tmp_path: Path) -> None:
     with Cluster() as cluster:
-        real_ranks, ranks = process_ranks(cluster, tmp_path), partial(virtual_ranks, graphs={})
+        real_ranks = process_ranks(cluster, tmp_path)
+        ranks = partial(virtual_ranks, graphs={})
         for workers in (2, 3, 4):
             for way in WAYS[:4]:
                 cell = tiny(("nesterov", 0.05, 0.5), **way, replicas=workers)
-                real, virtual = run(real_ranks, cell), run(ranks, cell)
+                real = run(real_ranks, cell)
+                virtual = run(ranks, cell)
                 for mine, theirs in zip(virtual.workers, real.workers, strict=True):
                     gap = relative(mine.params[-1] - theirs.params[-1], theirs.params[-1])
                     assert gap <= 1e-10, f"{cell.label}: {gap:.3g} is not <= 1e-10"
@@ -137,8 +166,18 @@ def test_the_order_of_a_log_is_what_is_replayed() -> None:
     [
         ({"sync": "synchronous", "topology": "ring"}, "sync = synchronous, and a replay needs"),
         ({"sync": "asynchronous", "topology": "parameter_server", "servers": 2}, "servers = 2"),
-        ({"sync": "asynchronous", "topology": "parameter_server", "options": {"asynchronous": {"lock": "none"}}}, "lock = none"),
-        ({"sync": "asynchronous", "topology": "parameter_server", "clock": "virtual"}, "clock = virtual"),
+        (
+            {
+                "sync": "asynchronous",
+                "topology": "parameter_server",
+                "options": {"asynchronous": {"lock": "none"}},
+            },
+            "lock = none",
+        ),
+        (
+            {"sync": "asynchronous", "topology": "parameter_server", "clock": "virtual"},
+            "clock = virtual",
+        ),
     ],
 )
 def test_what_a_log_does_not_tell_whole_is_refused(fields: dict[str, Any], said: str) -> None:

@@ -1,4 +1,5 @@
-"""Virtual time itself: order, waiting, deadlocks, errors, what may not leak from rank to rank, lanes and locks."""
+"""Virtual time itself: order, waiting, deadlocks, errors, what may not leak from rank to rank,
+lanes and locks."""
 
 from __future__ import annotations
 
@@ -53,7 +54,10 @@ def test_a_deadlock_says_who_waits_for_whom() -> None:
         else:
             comm.next_ticket()
 
-    with pytest.raises(Deadlock, match=r"rank 0 for a message from rank 1; rank 1 for a message from rank 0; rank 2 for a t"):
+    with pytest.raises(
+        Deadlock,
+        match=r"rank 0 for a message from rank 1; rank 1 for a message from rank 0; rank 2 for a t",
+    ):
         virtual_ranks(3, body)
 
 
@@ -124,7 +128,9 @@ def test_a_lane_works_while_its_rank_computes() -> None:
         moved = handle.wait()
         return moved, clock.now
 
-    assert virtual_ranks(2, body, link_mbit=8.0) == [(10**9, 10**9)] * 2, "0.7 s of computing are hidden behind 1 s"
+    assert virtual_ranks(2, body, link_mbit=8.0) == [(10**9, 10**9)] * 2, (
+        "0.7 s of computing are hidden behind 1 s"
+    )
 
 
 def test_a_gradient_is_given_up_when_its_handle_is_done_first() -> None:
@@ -150,7 +156,8 @@ def test_a_gradient_is_given_up_when_its_handle_is_done_first() -> None:
             return []
         pool = Pool(template, Gradients(workload, template, seed=0), num_ranks=1)
         part = VirtualPart(pool, comm._clock, OneSecond(), rank=0)
-        batch, found = workload.batch(0, shard=0, num_shards=1), []
+        batch = workload.batch(0, shard=0, num_shards=1)
+        found = []
         for _ in range(2):
             answer = comm.irecv(torch.zeros(1), 1)
             loss = part.gradient(batch, until=answer)
@@ -180,14 +187,19 @@ def test_slices_are_ready_in_backward_order_at_their_share_of_the_time() -> None
         pool = Pool(template, Gradients(workload, template, seed=0), num_ranks=1)  # type: ignore[arg-type]
         part = VirtualPart(pool, comm._clock, ThreeSeconds(), rank=0)
         seen: list[tuple[int, int, int]] = []
-        part.gradient(workload.batch(0, shard=0, num_shards=1), lambda a, b: seen.append((a, b, comm.now_ns())))
+        part.gradient(
+            workload.batch(0, shard=0, num_shards=1),
+            lambda a, b: seen.append((a, b, comm.now_ns())),
+        )
         assert comm.now_ns() == 3 * 10**9
         return seen
 
     seen = virtual_ranks(1, body)[0]
     total = template.params.numel()
     assert seen[0][1] == total and seen[-1][0] == 0
-    assert all(later[1] == earlier[0] for earlier, later in itertools.pairwise(seen)), "backwards, without gaps"
+    assert all(later[1] == earlier[0] for earlier, later in itertools.pairwise(seen)), (
+        "backwards, without gaps"
+    )
     for start, _, at in seen:
         assert at == 10**9 + 2 * 10**9 * (total - start) // total
 

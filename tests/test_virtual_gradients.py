@@ -1,4 +1,5 @@
-"""Gradients of groups: those of the module for every size of group, whatever its forward pass does to its own results."""
+"""Gradients of groups: those of the module for every size of group, whatever its forward pass does
+to its own results."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class InPlace(nn.Module):
         self.linear = nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = self.linear(x) * 2, self.linear(x) * 2
+        first = self.linear(x) * 2
+        second = self.linear(x) * 2
         seen = first.view(-1)
         first.add_(1).mul_(3)
         return second * seen.view_as(second)
@@ -77,10 +79,14 @@ def workload(name: str, per_rank: int) -> Callable[[], tuple[Any, Callable[[int]
 
 
 KINDS = {
-    "mlp": workload("mlp", 2), "cnn, 1 sample": workload("cnn", 1), "cnn, 3 samples": workload("cnn", 3),
-    "one parameter": chain(Twice()), "in place": chain(InPlace()), "layer norm": chain(nn.Linear(5, 3), nn.LayerNorm(3)),
+    "mlp": workload("mlp", 2),
+    "cnn, 1 sample": workload("cnn", 1),
+    "cnn, 3 samples": workload("cnn", 3),
+    "one parameter": chain(Twice()),
+    "in place": chain(InPlace()),
+    "layer norm": chain(nn.Linear(5, 3), nn.LayerNorm(3)),
     "inplace relu": chain(nn.Linear(5, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,19 +105,26 @@ def test_a_group_of_any_size_has_the_gradients_of_the_module(kind: str, shared: 
         rows = torch.randperm(RANKS, generator=stream)[:size].tolist()
         batches = [batch(row) for row in rows]
         found, expected = (torch.full((RANKS, count), 7.0, dtype=torch.float64) for _ in range(2))
-        losses = [each.compute(params, rows, batches, into) for each, into in ((together, found), (alone, expected))]
+        losses = [
+            each.compute(params, rows, batches, into)
+            for each, into in ((together, found), (alone, expected))
+        ]
         assert together.reason == "", "a group that is not computed together proves nothing"
         gap = float((found - expected).abs().max() / expected[rows].abs().max())
         assert gap < 1e-12, f"{size} rows: {gap:.3g} is not < 1e-12"
         assert losses[0] == pytest.approx(losses[1], rel=1e-12)
-        assert bool((found[[row for row in range(RANKS) if row not in rows]] == 7).all()), "a row of nobody was written"
+        assert bool((found[[row for row in range(RANKS) if row not in rows]] == 7).all()), (
+            "a row of nobody was written"
+        )
 
 
 def test_a_group_twice_has_the_same_bits() -> None:
     of, batch = KINDS["cnn, 1 sample"]()
     part = DataPart(of, seed=0, dtype=torch.float64, device=torch.device("cpu"))
     params = part.params.repeat(RANKS, 1)
-    params += 0.1 * torch.randn(params.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    params += 0.1 * torch.randn(
+        params.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     rows = [5, 3, 70, 11, 0, 42]
     grads = [torch.zeros_like(params) for _ in range(2)]
     for into in grads:

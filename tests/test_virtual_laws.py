@@ -1,4 +1,5 @@
-"""The same laws in virtual time: the strategies' own files on greenlets, replicas whose gradients are computed together."""
+"""The same laws in virtual time: the strategies' own files on greenlets, replicas whose gradients
+are computed together."""
 
 from __future__ import annotations
 
@@ -69,10 +70,14 @@ def test_on_links_slower_than_the_gradients(law: Law, cells: list[Cell]) -> None
 @pytest.mark.parametrize(
     ("law", "cells"),
     [
-        *(line for family in ("topology", "graphs") for line in lines(family, cases.means(replace(VIRTUAL, workers=(1, 2, 3, 4, 7))))),
+        *(
+            line
+            for family in ("topology", "graphs")
+            for line in lines(family, cases.means(replace(VIRTUAL, workers=(1, 2, 3, 4, 7))))
+        ),
         *lines("comm", [tiny(replicas=n) for n in (2, 3, 4)]),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("strict", ["", "nccl"], ids=["posts ahead", "in rounds"])
 def test_what_strategies_lean_on(law: Law, cells: list[Cell], strict: str) -> None:
     def ranks(size: int, body: Any, **_: Any) -> list[Any]:
@@ -82,7 +87,11 @@ def test_what_strategies_lean_on(law: Law, cells: list[Cell], strict: str) -> No
 
 
 # A lossy compression is not continuous: which elements it sends, a rounding may decide.
-@pytest.mark.parametrize("shape", [shape for shape in FOUR if "compression" not in shape], ids=lambda shape: "-".join(map(str, shape.values())))
+@pytest.mark.parametrize(
+    "shape",
+    [shape for shape in FOUR if "compression" not in shape],
+    ids=lambda shape: "-".join(map(str, shape.values())),
+)
 def test_gradients_computed_together_are_those_computed_one_by_one(shape: dict[str, Any]) -> None:
     cell = tiny(steady(shape), **shape)
     together = run(RANKS, cell)
@@ -96,7 +105,13 @@ def test_the_start_order_of_the_ranks_changes_no_bit() -> None:
     for shape in FOUR:
         cell = tiny(RECIPES[2], **shape)
         first = run(RANKS, cell)
-        other = run(partial(virtual_ranks, graphs=GRAPHS, start_order=range(cell.world_size)[::-1]), cell)
+        other = run(
+            partial(virtual_ranks, graphs=GRAPHS, start_order=range(cell.world_size)[::-1]), cell
+        )
         for mine, theirs in zip(first.ranks, other.ranks, strict=True):
-            assert mine.losses == theirs.losses and mine.work == theirs.work and mine.log == theirs.log, shape
-            assert all(torch.equal(a, b) for a, b in zip(mine.params, theirs.params, strict=True)), shape
+            assert (
+                mine.losses == theirs.losses and mine.work == theirs.work and mine.log == theirs.log
+            ), shape
+            assert all(
+                torch.equal(a, b) for a, b in zip(mine.params, theirs.params, strict=True)
+            ), shape

@@ -1,4 +1,5 @@
-"""Ports: alpha + M beta where nobody is in the way, N M beta on a server's port; STRATEGIES section 3 within 2 %."""
+"""Ports: alpha + M beta where nobody is in the way, N M beta on a server's port; STRATEGIES section
+3 within 2 %."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def posted(sends: list[tuple[int, int, int, int]], **network: Any) -> tuple[list
     """(time, source, destination, bytes) -> (when released, when there) of each."""
     clock = VirtualClock()
     net = Network(clock, range(4), link_mbit=MBIT, latency_us=ALPHA * 1e6, **network)
-    released, parcels = [], [Parcel() for _ in sends]
+    released = []
+    parcels = [Parcel() for _ in sends]
 
     def life() -> None:
         for (at, source, destination, size), parcel in zip(sends, parcels, strict=True):
@@ -51,9 +53,12 @@ def test_a_message_takes_latency_and_bytes_over_rate_once() -> None:
 
 
 def test_a_port_sends_and_receives_first_in_first_out() -> None:
-    released, there = posted([(0, 0, 1, 10_000), (0, 0, 2, 10_000), (0, 1, 2, 20_000), (0, 3, 2, 10_000)])
+    released, there = posted(
+        [(0, 0, 1, 10_000), (0, 0, 2, 10_000), (0, 1, 2, 20_000), (0, 3, 2, 10_000)]
+    )
     assert released == [1_000_000, 2_000_000, 2_000_000, 1_000_000]
-    # rank 2's port: from 1 at 1 ms (2 ms long), from 3 queued behind it, from 0, which left a millisecond later, last
+    # rank 2's port: from 1 at 1 ms (2 ms long), from 3 queued behind it, from 0, which left a
+    # millisecond later, last
     assert there == [2_000_000, 5_000_000, 3_000_000, 4_000_000]
 
 
@@ -68,7 +73,8 @@ def test_incast_slows_what_has_to_queue() -> None:
 def test_without_a_rate_only_the_latency_is_left_and_inside_a_host_nothing() -> None:
     clock = VirtualClock()
     network = Network(clock, [0, 0, 1], latency_us=7.0)
-    near, far = Parcel(), Parcel()
+    near = Parcel()
+    far = Parcel()
 
     def life() -> None:
         network.post(near, 0, 1, 10**9)
@@ -98,7 +104,9 @@ def test_messages_of_unequal_length_are_refused() -> None:
     def body(comm: VirtualComm) -> None:
         (comm.send if comm.rank == 0 else comm.recv)(torch.zeros(3 + comm.rank), 1 - comm.rank)
 
-    with pytest.raises(RuntimeError, match="a message of 3 elements from rank 0 for a receive of 4 on rank 1"):
+    with pytest.raises(
+        RuntimeError, match="a message of 3 elements from rank 0 for a receive of 4 on rank 1"
+    ):
         virtual_ranks(2, body)
 
 
@@ -106,7 +114,9 @@ def test_ranks_that_call_different_collectives_are_named() -> None:
     def body(comm: VirtualComm) -> None:
         comm.barrier() if comm.rank == 1 else comm.all_reduce(torch.zeros(5))
 
-    with pytest.raises(RuntimeError, match="rank 1 calls barrier of 0 elements while others call all_reduce of 5"):
+    with pytest.raises(
+        RuntimeError, match="rank 1 calls barrier of 0 elements while others call all_reduce of 5"
+    ):
         virtual_ranks(2, body)
 
 
@@ -128,26 +138,46 @@ def test_a_ring_takes_2_n_minus_1_rounds_of_a_chunk(size: int) -> None:
     assert abs(found / theory - 1) < 0.02, f"{found:.6f} s, theory {theory:.6f} s"
 
 
-def exchange(size: int, sync: str = "synchronous", steps: int = 20, **fields: Any) -> dict[str, Any]:
-    """Steps of `size` workers that compute in no time, over one server on its own host: result and times."""
+def exchange(
+    size: int, sync: str = "synchronous", steps: int = 20, **fields: Any
+) -> dict[str, Any]:
+    """Steps of `size` workers that compute in no time, over one server on its own host: result and
+    times."""
     cell = resolve(
-        Cell(workload="mlp", preset="smoke", sync=sync, topology="parameter_server", replicas=size, clock="virtual",
-             gradients="none", batch_mode="fixed_per_worker", compute_time={"kind": "fixed", "mean_s": 1e-9},
-             link_mbit=MBIT, link_latency_us=LAN * 1e6, budget=Budget(steps=steps),
-             options={"mlp": {"num_parameters": 20_000}}, **fields)
-    )  # fmt: skip
+        Cell(
+            workload="mlp",
+            preset="smoke",
+            sync=sync,
+            topology="parameter_server",
+            replicas=size,
+            clock="virtual",
+            gradients="none",
+            batch_mode="fixed_per_worker",
+            compute_time={"kind": "fixed", "mean_s": 1e-9},
+            link_mbit=MBIT,
+            link_latency_us=LAN * 1e6,
+            budget=Budget(steps=steps),
+            options={"mlp": {"num_parameters": 20_000}},
+            **fields,
+        )
+    )
     result, cost, _ = run(cell, "unused")
     return {**result, **cost}
 
 
 @pytest.mark.parametrize("size", [4, 16, 64])
 def test_a_parameter_server_takes_n_m_beta_each_way_and_n_plus_1_in_steady_state(size: int) -> None:
-    one, many = exchange(size, steps=1), exchange(size, steps=21)
+    one = exchange(size, steps=1)
+    many = exchange(size, steps=21)
     moved = 4 * 20_000 * BETA
     first = 2 * LAN + 2 * size * moved
-    assert abs(one["virtual_s"] / first - 1) < 0.02, f"{one['virtual_s']:.4f} s, theory {first:.4f} s"
+    assert abs(one["virtual_s"] / first - 1) < 0.02, (
+        f"{one['virtual_s']:.4f} s, theory {first:.4f} s"
+    )
     step = (many["virtual_s"] - one["virtual_s"]) / 20
-    theory = (size + 1) * moved  # answers go out one by one, and whoever has his pushes while the others still wait
+    theory = (
+        size + 1
+    ) * moved  # answers go out one by one, and whoever has his pushes while the others still wait
     assert abs(step / theory - 1) < 0.02, f"{step:.4f} s, theory {theory:.4f} s"
 
 
@@ -157,12 +187,23 @@ def test_the_servers_port_carries_n_m_each_way_and_a_rings_2_n_minus_1_over_n(si
     server = exchange(size, steps=3)
     assert server["busiest_port_bytes"] == 3 * size * vector
     cell = resolve(
-        Cell(workload="mlp", preset="smoke", topology="ring", replicas=size, clock="virtual", gradients="none",
-             batch_mode="fixed_per_worker", budget=Budget(steps=3), options={"mlp": {"num_parameters": 20_000}})
-    )  # fmt: skip
+        Cell(
+            workload="mlp",
+            preset="smoke",
+            topology="ring",
+            replicas=size,
+            clock="virtual",
+            gradients="none",
+            batch_mode="fixed_per_worker",
+            budget=Budget(steps=3),
+            options={"mlp": {"num_parameters": 20_000}},
+        )
+    )
     result, _, _ = run(cell, "unused")
     ideal = 3 * 2 * (size - 1) / size * vector
-    assert abs(result["busiest_port_bytes"] / ideal - 1) < 0.02, f"{result['busiest_port_bytes']}, ideal {ideal:.0f}"
+    assert abs(result["busiest_port_bytes"] / ideal - 1) < 0.02, (
+        f"{result['busiest_port_bytes']}, ideal {ideal:.0f}"
+    )
     assert result["busiest_port_bytes"] < server["busiest_port_bytes"]
 
 

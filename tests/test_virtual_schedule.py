@@ -1,4 +1,5 @@
-"""What a schedule says of lanes, sends that are not waited for, groups, and gradients whose slices leave early."""
+"""What a schedule says of lanes, sends that are not waited for, groups, and gradients whose slices
+leave early."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def recorded(size: int, body: Callable[[VirtualComm, VirtualClock, Schedule], No
     network = Network(clock, range(size), link_mbit=100.0, latency_us=50.0)
     world = VirtualWorld(clock, network, schedule=schedule)
     for rank in range(size):
-        clock.spawn(rank, functools.partial(body, VirtualComm(world, rank=rank, size=size), clock, schedule))
+        clock.spawn(
+            rank, functools.partial(body, VirtualComm(world, rank=rank, size=size), clock, schedule)
+        )
     clock.run()
     return schedule
 
@@ -65,10 +68,14 @@ def test_a_lane_is_forked_from_its_call_and_joined_at_its_wait(tmp_path: Path) -
         kinds = [trace[rank, number].type for number in range(4)]
         waits = [trace[rank, number].data for number in range(4)]
         assert (kinds, waits) == ([COMP, COMP, COLL, COMP], [[], [0], [0], [1, 2]])
-        assert trace[rank, 2].attrs["pg_name"] == "1" and trace[rank, 2].attrs["comm_size"] == 40_000
+        assert (
+            trace[rank, 2].attrs["pg_name"] == "1" and trace[rank, 2].attrs["comm_size"] == 40_000
+        )
 
 
-def test_sends_are_waited_for_where_the_rank_waits_and_gathers_count_what_a_rank_puts_in(tmp_path: Path) -> None:
+def test_sends_are_waited_for_where_the_rank_waits_and_gathers_count_what_a_rank_puts_in(
+    tmp_path: Path,
+) -> None:
     def body(comm: VirtualComm, clock: VirtualClock, schedule: Schedule) -> None:
         if comm.rank == 0:
             sending = comm.isend(torch.zeros(100), 1)  # 0
@@ -83,8 +90,12 @@ def test_sends_are_waited_for_where_the_rank_waits_and_gathers_count_what_a_rank
 
     trace = traced(recorded(2, body), {}, tmp_path)
     assert faults(trace) == [] and {key: node.data for key, node in trace.items()} == {
-        (0, 0): [], (0, 1): [], (0, 2): [1, 0], (1, 0): [], (1, 1): [0],
-    }  # fmt: skip
+        (0, 0): [],
+        (0, 1): [],
+        (0, 2): [1, 0],
+        (1, 0): [],
+        (1, 1): [0],
+    }
     assert trace[0, 2].attrs["comm_size"] == 16 and trace[0, 0].attrs["comm_size"] == 400
 
 
@@ -98,8 +109,11 @@ def test_what_leaves_in_the_middle_of_a_gradient_waits_for_that_part_of_it(tmp_p
 
     def body(comm: VirtualComm, clock: VirtualClock, schedule: Schedule) -> None:
         if comm.rank == 0:
-            part, sending = VirtualPart(Losses(template), clock, Fixed(), rank=0, schedule=schedule), []
-            part.gradient(Batch(None, None, 1), lambda a, b: sending.append(comm.isend(torch.zeros(b - a), 1)))
+            part = VirtualPart(Losses(template), clock, Fixed(), rank=0, schedule=schedule)
+            sending = []
+            part.gradient(
+                Batch(None, None, 1), lambda a, b: sending.append(comm.isend(torch.zeros(b - a), 1))
+            )
             for handle in sending:
                 handle.wait()
         else:
@@ -110,6 +124,7 @@ def test_what_leaves_in_the_middle_of_a_gradient_waits_for_that_part_of_it(tmp_p
     assert faults(trace) == []
     mine = deque(node for (rank, _), node in sorted(trace.items()) if rank == 0)
     for _ in template.shapes:
-        part, send = mine.popleft(), mine.popleft()
+        part = mine.popleft()
+        send = mine.popleft()
         assert (part.type, send.type, send.data) == (COMP, SEND, [part.id])
     assert sum(node.attrs["duration_ns"] for node in trace.values() if node.type == COMP) == 9_000

@@ -1,4 +1,5 @@
-"""Modules that carry something from gradient to gradient: each rank has its own, as in a process of its own."""
+"""Modules that carry something from gradient to gradient: each rank has its own, as in a process of
+its own."""
 
 from __future__ import annotations
 
@@ -29,13 +30,20 @@ def cell(keeps: str, **fields: Any) -> Cell:
 @pytest.mark.procs
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("keeps", [*KEEPS, "nothing"])
-def test_losses_and_evaluations_are_those_of_real_processes(keeps: str, bench: Bench, tmp_path: Path) -> None:
+def test_losses_and_evaluations_are_those_of_real_processes(
+    keeps: str, bench: Bench, tmp_path: Path
+) -> None:
     for way in (
         {"sync": "synchronous", "topology": "ring", "replicas": 2},
         {"sync": "synchronous", "topology": "parameter_server", "replicas": 2},
         {"sync": "asynchronous", "topology": "parameter_server", "replicas": 1},
     ):
-        given = {"workload": STATEFUL, "options": {"stateful": {"keeps": keeps}}, "precision": "fp64", **way}
+        given = {
+            "workload": STATEFUL,
+            "options": {"stateful": {"keeps": keeps}},
+            "precision": "fp64",
+            **way,
+        }
         real = bench.ok(**given)
         virtual, cost, _ = run(cell(keeps, clock="virtual", **way), tmp_path)
         for name, mine, theirs in (
@@ -50,15 +58,22 @@ def test_losses_and_evaluations_are_those_of_real_processes(keeps: str, bench: B
 
 @pytest.mark.parametrize("keeps", KEEPS)
 @pytest.mark.parametrize("sync", ["synchronous", "asynchronous"])
-def test_what_ran_before_in_the_process_changes_nothing(keeps: str, sync: str, tmp_path: Path) -> None:
+def test_what_ran_before_in_the_process_changes_nothing(
+    keeps: str, sync: str, tmp_path: Path
+) -> None:
     made = cell(keeps, sync=sync, topology="parameter_server", replicas=4, clock="virtual")
     first = dumps(run(made, tmp_path)[0])
     torch.rand(17)
-    run(cell(keeps, sync="asynchronous", topology="parameter_server", replicas=2, clock="virtual"), tmp_path)
+    run(
+        cell(keeps, sync="asynchronous", topology="parameter_server", replicas=2, clock="virtual"),
+        tmp_path,
+    )
     assert dumps(run(made, tmp_path, kept=Kept())[0]) == first
     state = torch.default_generator.get_state()
     run(made, tmp_path)
-    assert torch.equal(torch.default_generator.get_state(), state), "the caller's random numbers are its own"
+    assert torch.equal(torch.default_generator.get_state(), state), (
+        "the caller's random numbers are its own"
+    )
 
 
 def test_a_buffer_that_never_changes_hinders_nobody(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Compute times: distributions with the mean and spread they claim, streams that are functions of their keys alone."""
+"""Compute times: distributions with the mean and spread they claim, streams that are functions of
+their keys alone."""
 
 from __future__ import annotations
 
@@ -30,9 +31,21 @@ KINDS: dict[str, tuple[dict[str, Any], float]] = {
 }
 
 
-def drawn(kind: str, count: int = 200_000, *, seed: int = 0, workers: int = 8, **more: Any) -> np.ndarray[Any, Any]:
-    times = ComputeTimes({"kind": kind, "mean_s": 2.0, **KINDS[kind][0]}, seed=seed, samples=1, **more)
-    return np.array([[times.ns(worker, step) for step in range(count // workers)] for worker in range(workers)]) / 1e9
+def drawn(
+    kind: str, count: int = 200_000, *, seed: int = 0, workers: int = 8, **more: Any
+) -> np.ndarray[Any, Any]:
+    times = ComputeTimes(
+        {"kind": kind, "mean_s": 2.0, **KINDS[kind][0]}, seed=seed, samples=1, **more
+    )
+    return (
+        np.array(
+            [
+                [times.ns(worker, step) for step in range(count // workers)]
+                for worker in range(workers)
+            ]
+        )
+        / 1e9
+    )
 
 
 def test_every_kind_is_tested() -> None:
@@ -44,7 +57,9 @@ def test_mean_and_spread_are_what_the_table_says(kind: str) -> None:
     times = drawn(kind)
     cv = KINDS[kind][1]
     assert times.mean() == pytest.approx(2.0, rel=0.03), f"mean {times.mean():.4f} s, 2 s claimed"
-    assert times.std() / times.mean() == pytest.approx(cv, rel=0.06, abs=1e-12), f"cv {times.std() / times.mean():.4f}, {cv:.4f}"
+    assert times.std() / times.mean() == pytest.approx(cv, rel=0.06, abs=1e-12), (
+        f"cv {times.std() / times.mean():.4f}, {cv:.4f}"
+    )
 
 
 def test_slow_spells_last_as_long_as_their_chances_say() -> None:
@@ -66,17 +81,29 @@ def test_a_draw_depends_on_seed_worker_and_step_alone(kind: str) -> None:
 
 
 def test_strategies_meet_the_same_draws() -> None:
-    """Two cells with the same seed and other strategies: the k-th gradient of a worker takes the same time in both."""
+    """Two cells with the same seed and other strategies: the k-th gradient of a worker takes the
+    same time in both."""
     from benchsuite.virtual.world import simulate
 
     def compute(sync: str, topology: str) -> list[list[int]]:
         cell = resolve(
-            Cell(workload="mlp", preset="smoke", sync=sync, topology=topology, replicas=4, clock="virtual",
-                 compute_time={"kind": "gamma", "cv": 0.5}, gradients="none", batch_mode="fixed_per_worker")
-        )  # fmt: skip
+            Cell(
+                workload="mlp",
+                preset="smoke",
+                sync=sync,
+                topology=topology,
+                replicas=4,
+                clock="virtual",
+                compute_time={"kind": "gamma", "cv": 0.5},
+                gradients="none",
+                batch_mode="fixed_per_worker",
+            )
+        )
         return [record["steps"]["compute_ns"] for record in simulate(cell, "unused").records[:4]]
 
-    for mine, theirs in zip(compute("synchronous", "ring"), compute("asynchronous", "parameter_server"), strict=True):
+    for mine, theirs in zip(
+        compute("synchronous", "ring"), compute("asynchronous", "parameter_server"), strict=True
+    ):
         shared = min(len(mine), len(theirs))
         assert shared > 40 and mine[:shared] == theirs[:shared]
 
@@ -86,7 +113,11 @@ def test_a_straggler_takes_its_factor_and_the_mean_follows_the_batch_as_measured
     slowed = drawn("gamma", 4 * BLOCK, factors={3: 4.0})
     assert np.allclose(slowed[3], 4 * plain[3], rtol=1e-8) and np.array_equal(slowed[:3], plain[:3])
     table = {"kind": "fixed", "overhead_s": 0.001, "per_sample_s": 0.0001}
-    assert [ComputeTimes(table, seed=0, samples=n).ns(0, 0) for n in (1, 16, 64)] == [1_100_000, 2_600_000, 7_400_000]
+    assert [ComputeTimes(table, seed=0, samples=n).ns(0, 0) for n in (1, 16, 64)] == [
+        1_100_000,
+        2_600_000,
+        7_400_000,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,30 +137,60 @@ def test_a_straggler_takes_its_factor_and_the_mean_follows_the_batch_as_measured
         ({"kind": "resampled", "values_s": "1 -2"}, "at least one positive number"),
     ],
 )
-def test_what_cannot_be_drawn_from_is_refused_with_a_remedy(table: dict[str, Any], said: str) -> None:
-    cell = Cell(workload="mlp", sync="asynchronous", topology="parameter_server", clock="virtual", compute_time=table)
+def test_what_cannot_be_drawn_from_is_refused_with_a_remedy(
+    table: dict[str, Any], said: str
+) -> None:
+    cell = Cell(
+        workload="mlp",
+        sync="asynchronous",
+        topology="parameter_server",
+        clock="virtual",
+        compute_time=table,
+    )
     text = "; ".join(f"{problem.reason}: {problem.remedy}" for problem in rules.validate(cell))
     assert re.search(said, text), text
 
 
 def test_measured_times_are_read_into_the_cell(tmp_path: Path) -> None:
-    run, text = tmp_path / "run.json", tmp_path / "times.txt"
+    run = tmp_path / "run.json"
+    text = tmp_path / "times.txt"
     run.write_text(json.dumps({"raw": {"compute_s": [[0.011, 0.012], [0.013]]}}))
     text.write_text("0.011\n0.012 0.013\n")
     cells = [
-        resolve(Cell(workload="mlp", clock="virtual", compute_time={"kind": "resampled", "path": str(path)}))
+        resolve(
+            Cell(
+                workload="mlp",
+                clock="virtual",
+                compute_time={"kind": "resampled", "path": str(path)},
+            )
+        )
         for path in (run, text)
     ]
-    assert cells[0].compute_time == {"kind": "resampled", "values_s": "0.011000000 0.012000000 0.013000000"}
+    assert cells[0].compute_time == {
+        "kind": "resampled",
+        "values_s": "0.011000000 0.012000000 0.013000000",
+    }
     assert cells[0].id == cells[1].id, "the id is of the values, not of where they stood"
     times = ComputeTimes(cells[0].compute_time, seed=0, samples=1)
     assert {times.ns(0, step) for step in range(200)} == {11_000_000, 12_000_000, 13_000_000}
     for content in ("", "{}", "eleven", '{"raw": {"compute_s": []}}'):
         text.write_text(content)
         with pytest.raises(UsageError, match="holds no measured compute times"):
-            resolve(Cell(workload="mlp", clock="virtual", compute_time={"kind": "resampled", "path": str(text)}))
+            resolve(
+                Cell(
+                    workload="mlp",
+                    clock="virtual",
+                    compute_time={"kind": "resampled", "path": str(text)},
+                )
+            )
     with pytest.raises(UsageError, match="cannot be read"):
-        resolve(Cell(workload="mlp", clock="virtual", compute_time={"kind": "resampled", "path": "nowhere"}))
+        resolve(
+            Cell(
+                workload="mlp",
+                clock="virtual",
+                compute_time={"kind": "resampled", "path": "nowhere"},
+            )
+        )
 
 
 def test_a_time_beyond_64_bits_is_the_longest_never_none() -> None:

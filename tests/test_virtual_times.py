@@ -1,4 +1,5 @@
-"""Closed forms of time and staleness, met by the strategies' own files: n = 8, K = 4, mean 1, free links, 1e5 gradients."""
+"""Closed forms of time and staleness, met by the strategies' own files: n = 8, K = 4, mean 1, free
+links, 1e5 gradients."""
 
 from __future__ import annotations
 
@@ -32,13 +33,31 @@ def cell(sync: str, times: Mapping[str, Any], *, replicas: int = 8, **options: A
 @pytest.mark.parametrize(
     ("made", "theory"),
     [
-        pytest.param(cell("k_sync", EXPONENTIAL, late="cancel"), harmonic(8) - harmonic(4), id="K-sync"),
-        pytest.param(cell("k_sync", EXPONENTIAL, late="cancel", batch=True), 0.5, id="K-batch-sync"),
-        pytest.param(cell("k_sync", EXPONENTIAL, wait=False), harmonic(8) - harmonic(4), id="K-async = K-sync"),
-        pytest.param(cell("k_sync", EXPONENTIAL, wait=False, batch=True), 0.5, id="K-batch-async, exponential"),
+        pytest.param(
+            cell("k_sync", EXPONENTIAL, late="cancel"), harmonic(8) - harmonic(4), id="K-sync"
+        ),
+        pytest.param(
+            cell("k_sync", EXPONENTIAL, late="cancel", batch=True), 0.5, id="K-batch-sync"
+        ),
+        pytest.param(
+            cell("k_sync", EXPONENTIAL, wait=False),
+            harmonic(8) - harmonic(4),
+            id="K-async = K-sync",
+        ),
+        pytest.param(
+            cell("k_sync", EXPONENTIAL, wait=False, batch=True),
+            0.5,
+            id="K-batch-async, exponential",
+        ),
         pytest.param(cell("k_sync", GAMMA, wait=False, batch=True), 0.5, id="K-batch-async, gamma"),
-        pytest.param(cell("k_sync", PARETO, wait=False, batch=True), 0.5, id="K-batch-async, Pareto"),
-        pytest.param(cell("synchronous", EXPONENTIAL), harmonic(8), id="synchronous: efficiency 1/H_8 = 0.3679"),
+        pytest.param(
+            cell("k_sync", PARETO, wait=False, batch=True), 0.5, id="K-batch-async, Pareto"
+        ),
+        pytest.param(
+            cell("synchronous", EXPONENTIAL),
+            harmonic(8),
+            id="synchronous: efficiency 1/H_8 = 0.3679",
+        ),
         pytest.param(cell("asynchronous", EXPONENTIAL), 1 / 8, id="asynchronous"),
     ],
 )
@@ -51,19 +70,29 @@ def test_an_update_takes_what_theory_says_within_1_percent(made: Cell, theory: f
 
 
 def test_k_async_is_strictly_faster_than_k_sync_where_times_have_a_memory() -> None:
-    each = [timed(cell("k_sync", GAMMA, **form), 50_000) for form in ({"wait": False}, {"late": "cancel"})]
+    each = [
+        timed(cell("k_sync", GAMMA, **form), 50_000)
+        for form in ({"wait": False}, {"late": "cancel"})
+    ]
     k_async, k_sync = (cost["virtual_s"] / result["updates"] for result, cost in each)
     assert k_async < 0.6 * k_sync, f"{k_async:.4f} s per update, K-sync {k_sync:.4f} s"
 
 
 def test_asynchronous_makes_n_harmonic_n_times_the_updates_of_synchronous() -> None:
-    asynchronous, synchronous = (timed(cell(sync, EXPONENTIAL), 100_000) for sync in ("asynchronous", "synchronous"))
+    asynchronous, synchronous = (
+        timed(cell(sync, EXPONENTIAL), 100_000) for sync in ("asynchronous", "synchronous")
+    )
     rates = [result["updates"] / cost["virtual_s"] for result, cost in (asynchronous, synchronous)]
-    found, theory = rates[0] / rates[1], 8 * harmonic(8)
+    found = rates[0] / rates[1]
+    theory = 8 * harmonic(8)
     assert theory == pytest.approx(21.74, abs=5e-3)
     assert abs(found / theory - 1) < 0.02, f"{found:.3f} times the updates, theory {theory:.3f}"
-    samples = [result["samples"] / cost["virtual_s"] for result, cost in (asynchronous, synchronous)]
-    assert abs(samples[0] / samples[1] / harmonic(8) - 1) < 0.02, f"{samples[0] / samples[1]:.4f}, {harmonic(8):.4f}"
+    samples = [
+        result["samples"] / cost["virtual_s"] for result, cost in (asynchronous, synchronous)
+    ]
+    assert abs(samples[0] / samples[1] / harmonic(8) - 1) < 0.02, (
+        f"{samples[0] / samples[1]:.4f}, {harmonic(8):.4f}"
+    )
 
 
 def test_synchronous_workers_are_busy_a_share_of_1_over_harmonic_n() -> None:
@@ -92,20 +121,41 @@ def test_equal_workers_are_n_minus_1_versions_behind_after_the_first_round(worke
 
 @pytest.mark.parametrize(
     ("sync", "form"),
-    [("asynchronous", {}), ("synchronous", {}), ("k_sync", {}), ("k_sync", {"late": "cancel"}),
-     ("k_sync", {"late": "cancel", "batch": True}), ("k_sync", {"wait": False})],
-)  # fmt: skip
+    [
+        ("asynchronous", {}),
+        ("synchronous", {}),
+        ("k_sync", {}),
+        ("k_sync", {"late": "cancel"}),
+        ("k_sync", {"late": "cancel", "batch": True}),
+        ("k_sync", {"wait": False}),
+    ],
+)
 @pytest.mark.parametrize("link", [None, 10.0])
-def test_the_books_balance_in_every_run_also_on_slow_links(sync: str, form: dict[str, Any], link: float | None) -> None:
-    """`sections` raises where the tiling identity does not hold; a read that is miscounted breaks it."""
+def test_the_books_balance_in_every_run_also_on_slow_links(
+    sync: str, form: dict[str, Any], link: float | None
+) -> None:
+    """`sections` raises where the tiling identity does not hold; a read that is miscounted breaks
+    it."""
     from benchsuite.results.assemble.virtual import tiling_residual
     from benchsuite.virtual.world import simulate
 
     made = resolve(
-        Cell(workload="mlp", sync=sync, topology="parameter_server", replicas=5, servers=1 if sync == "k_sync" else 2,
-             clock="virtual", compute_time=EXPONENTIAL, gradients="none", batch_mode="fixed_per_worker", link_mbit=link,
-             link_latency_us=link and 30_000.0, options={sync: form}, budget=Budget(steps=100))
-    )  # fmt: skip
+        Cell(
+            workload="mlp",
+            sync=sync,
+            topology="parameter_server",
+            replicas=5,
+            servers=1 if sync == "k_sync" else 2,
+            clock="virtual",
+            compute_time=EXPONENTIAL,
+            gradients="none",
+            batch_mode="fixed_per_worker",
+            link_mbit=link,
+            link_latency_us=link and 30_000.0,
+            options={sync: form},
+            budget=Budget(steps=100),
+        )
+    )
     servers = [record["server"] for record in simulate(made, "unused").records if record["server"]]
     assert [tiling_residual(server) for server in servers] == [0] * len(servers)
     servers[0]["last_read"][0] += 1

@@ -1,4 +1,5 @@
-"""What becomes of a run when one of its ranks is lost: the real worker, the right culprit, the next cell runs."""
+"""What becomes of a run when one of its ranks is lost: the real worker, the right culprit, the next
+cell runs."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from benchsuite.results.record import LOST_WORKER, Run, Status, dumps
 from tests.bench import Bench, behind, fault
 
 pytestmark = [pytest.mark.procs, pytest.mark.timeout(60)]
-SCHEMA = json.loads((Path(benchsuite.__file__).parent / "schema" / "run.schema.json").read_text())
+SCHEMA = json.loads(
+    (Path(benchsuite.__file__).parent / "results" / "schema" / "run.schema.json").read_text()
+)
 
 RING: dict[str, Any] = {"sync": "synchronous", "topology": "ring", "replicas": 2}
 NATIVE: dict[str, Any] = {"sync": "synchronous", "topology": "native", "replicas": 2}
@@ -38,11 +41,20 @@ def culprit(run: Run) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("kind", "rank", "phase"),
     [
-        (RING, 1, "compute"), (RING, 0, "send"), (NATIVE, 1, "barrier"), (NATIVE, 0, "evaluate"), (DDP, 1, "compute"),
-        (SERVER, 1, "send"), (SERVER, 2, "serve"), (SERVER, 0, "compute"), (K_SYNC, 1, "compute"), (ASYNC, 3, "serve"),
-        (ASYNC, 0, "compute"), (ASYNC, 1, "start"),
+        (RING, 1, "compute"),
+        (RING, 0, "send"),
+        (NATIVE, 1, "barrier"),
+        (NATIVE, 0, "evaluate"),
+        (DDP, 1, "compute"),
+        (SERVER, 1, "send"),
+        (SERVER, 2, "serve"),
+        (SERVER, 0, "compute"),
+        (K_SYNC, 1, "compute"),
+        (ASYNC, 3, "serve"),
+        (ASYNC, 0, "compute"),
+        (ASYNC, 1, "start"),
     ],
-)  # fmt: skip
+)
 def test_a_killed_rank_fails_its_cell_within_5_s_and_is_named(
     bench: Bench, kind: dict[str, Any], rank: int, phase: str
 ) -> None:
@@ -59,12 +71,17 @@ def test_a_killed_rank_fails_its_cell_within_5_s_and_is_named(
 
 
 @pytest.mark.parametrize(
-    ("kind", "rank", "phase"), [(RING, 1, "compute"), (NATIVE, 0, "send"), (SERVER, 2, "serve"), (ASYNC, 1, "compute")]
+    ("kind", "rank", "phase"),
+    [(RING, 1, "compute"), (NATIVE, 0, "send"), (SERVER, 2, "serve"), (ASYNC, 1, "compute")],
 )
-def test_a_stopped_rank_is_a_timeout_at_the_deadline(bench: Bench, kind: dict[str, Any], rank: int, phase: str) -> None:
+def test_a_stopped_rank_is_a_timeout_at_the_deadline(
+    bench: Bench, kind: dict[str, Any], rank: int, phase: str
+) -> None:
     bench.cluster.start()
     begin = time.monotonic()
-    run = bench.run(**kind, faults=fault(rank, phase, "SIGSTOP"), straggler=slow(kind, rank), timeout_s=2.0)
+    run = bench.run(
+        **kind, faults=fault(rank, phase, "SIGSTOP"), straggler=slow(kind, rank), timeout_s=2.0
+    )
     seconds = time.monotonic() - begin
     assert run.status is Status.TIMEOUT, run.reason
     assert culprit(run) == (rank, "stopped", phase)
@@ -80,7 +97,9 @@ def test_a_rank_that_exits_0_early_is_named(bench: Bench, kind: dict[str, Any], 
 
 
 @pytest.mark.parametrize(("kind", "rank"), [(DDP, 0), (ASYNC, 1)])
-def test_a_rank_that_raises_is_named_with_its_error(bench: Bench, kind: dict[str, Any], rank: int) -> None:
+def test_a_rank_that_raises_is_named_with_its_error(
+    bench: Bench, kind: dict[str, Any], rank: int
+) -> None:
     run = bench.run(**kind, faults=fault(rank, "compute", "raise"), straggler=slow(kind, rank))
     assert run.status is Status.FAILED
     assert culprit(run)[0] == rank
@@ -90,17 +109,27 @@ def test_a_rank_that_raises_is_named_with_its_error(bench: Bench, kind: dict[str
 @pytest.mark.parametrize(
     ("phase", "servers", "lock"),
     [
-        ("compute", 1, "exclusive"), ("send", 1, "exclusive"), ("recv", 2, "exclusive"), ("compute", 1, "none"),
-        ("evaluate", 1, "exclusive"), ("write", 1, "exclusive"),
+        ("compute", 1, "exclusive"),
+        ("send", 1, "exclusive"),
+        ("recv", 2, "exclusive"),
+        ("compute", 1, "none"),
+        ("evaluate", 1, "exclusive"),
+        ("write", 1, "exclusive"),
     ],
-)  # fmt: skip
-def test_asynchronous_training_goes_on_without_a_lost_worker(bench: Bench, phase: str, servers: int, lock: str) -> None:
+)
+def test_asynchronous_training_goes_on_without_a_lost_worker(
+    bench: Bench, phase: str, servers: int, lock: str
+) -> None:
     bench.cluster.start()
     begin = time.monotonic()
     run = bench.run(
-        **ASYNC, servers=servers, options={"asynchronous": {"lock": lock}}, faults=fault(1, phase, "SIGKILL"),
-        straggler=slow(ASYNC, 1), tiny={"lr": 0.001},
-    )  # fmt: skip
+        **ASYNC,
+        servers=servers,
+        options={"asynchronous": {"lock": lock}},
+        faults=fault(1, phase, "SIGKILL"),
+        straggler=slow(ASYNC, 1),
+        tiny={"lr": 0.001},
+    )
     seconds = time.monotonic() - begin
     assert run.status is Status.OK, run.reason
     assert culprit(run) == (1, "SIGKILL", phase)
@@ -116,10 +145,14 @@ def test_what_a_lost_worker_had_pushed_counts_and_what_it_sent_is_not_made_up(be
     assert pushes.count(1) == 2, "two pushes before its third gradient"
     assert run.result["steps"] == len(pushes) == 29, "the batch in its hands is lost with it"
     assert run.result["samples"] == 29 * 8
-    assert len(run.result["loss"]) == len(run.result["loss_samples"]) == 27, "no point where nobody knows the loss"
+    assert len(run.result["loss"]) == len(run.result["loss_samples"]) == 27, (
+        "no point where nobody knows the loss"
+    )
     assert None not in run.result["loss"] and run.result["diverged_step"] is None
     unknown = ("payload_bytes", "predicted_bytes", "messages", "busiest_port_bytes")
     assert {name: run.result[name] for name in unknown} == dict.fromkeys(unknown)
     assert run.result["payload_reason"] == "what rank 1 sent is not known: it was lost"
-    assert run.cost["control_bytes"] is run.cost["cpu_s_per_sample"] is run.cost["wire_bytes"] is None
+    assert (
+        run.cost["control_bytes"] is run.cost["cpu_s_per_sample"] is run.cost["wire_bytes"] is None
+    )
     assert run.cost["wire_reason"] == "1 of 4 ranks were lost: no common reading"

@@ -23,7 +23,15 @@ from benchsuite.workload import seeded_layers
 
 
 def cell(workload: str, replicas: int) -> Cell:
-    made = resolve(Cell(workload=workload, replicas=replicas, topology="ring", precision="fp64", budget=Budget(steps=10)))
+    made = resolve(
+        Cell(
+            workload=workload,
+            replicas=replicas,
+            topology="ring",
+            precision="fp64",
+            budget=Budget(steps=10),
+        )
+    )
     assert rules.validate(made) == []
     return made
 
@@ -45,9 +53,11 @@ def test_workers_that_do_not_agree_are_seen(workload: str) -> None:
 
 
 def test_a_workload_that_starts_draws_nothing_of_the_model_that_another_rank_builds() -> None:
-    """Torch's random state is global: layers that a teacher in `start` draws once shifted those of another thread's model."""
+    """Torch's random state is global: layers that a teacher in `start` draws once shifted those of
+    another thread's model."""
     made = cell("mlp", 2)
-    building, drawn = threading.Event(), threading.Event()
+    building = threading.Event()
+    drawn = threading.Event()
 
     class Halves:
         """Builds one layer, gives the other thread its time, builds the second."""
@@ -64,7 +74,13 @@ def test_a_workload_that_starts_draws_nothing_of_the_model_that_another_rank_bui
         drawn.set()
 
     def weights() -> torch.Tensor:
-        return torch.cat([p.detach().flatten() for layer in seeded_layers(Halves(), 0) for p in layer.parameters()])  # type: ignore[arg-type]
+        return torch.cat(
+            [
+                p.detach().flatten()
+                for layer in seeded_layers(Halves(), 0)
+                for p in layer.parameters()
+            ]
+        )  # type: ignore[arg-type]
 
     alone = weights()
     building.clear()
@@ -73,4 +89,6 @@ def test_a_workload_that_starts_draws_nothing_of_the_model_that_another_rank_bui
     beside = weights()
     other.join(10)
     assert drawn.is_set() and not other.is_alive()
-    assert torch.equal(beside, alone), f"{int((beside != alone).sum())} of {alone.numel()} parameters are others"
+    assert torch.equal(beside, alone), (
+        f"{int((beside != alone).sum())} of {alone.numel()} parameters are others"
+    )

@@ -1,11 +1,13 @@
-"""CNN: image classification, the article's worked example. 1797 real 8x8 digits, ResNet-18 and ResNet-50.
+"""CNN: image classification, the article's worked example. 1797 real 8x8 digits, ResNet-18 and
+ResNet-50.
 
-`digits`: scikit-learn's bundled digits, stratified 1280 train / 517 test; four convolutions with GroupNorm, two
-linear layers, 25,370 parameters; reaches 97.5 % in about 4 epochs. `comm`: a ResNet-18 on synthetic 32x32 images,
-11,173,962 parameters (44.7 MB per gradient), to load links rather than to learn. `gpu`: a ResNet-50, 25,557,032
-parameters, on synthetic 224x224 images or (`data = imagenet`) on an ImageNet of the user's; `cluster`: its rate grows
-with the batch. `cifar10`: a ResNet-18 on the user's CIFAR-10.
-GroupNorm instead of BatchNorm: a shard's statistics must not depend on how the batch is split.
+`digits`: scikit-learn's bundled digits, stratified 1280 train / 517 test; four convolutions with
+GroupNorm, two linear layers, 25,370 parameters; reaches 97.5 % in about 4 epochs. `comm`: a
+ResNet-18 on synthetic 32x32 images, 11,173,962 parameters (44.7 MB per gradient), to load links
+rather than to learn. `gpu`: a ResNet-50, 25,557,032 parameters, on synthetic 224x224 images or
+(`data = imagenet`) on an ImageNet of the user's; `cluster`: its rate grows with the batch.
+`cifar10`: a ResNet-18 on the user's CIFAR-10. GroupNorm instead of BatchNorm: a shard's statistics
+must not depend on how the batch is split.
 """
 
 from __future__ import annotations
@@ -33,31 +35,77 @@ presets = {
     "digits": {"global_batch": 64, "num_layers": 8, "budget_samples": 15360, "num_samples": 1280},
     "smoke": {"global_batch": 64, "num_layers": 8, "budget_samples": 2560, "num_samples": 1280},
     "comm": {
-        "global_batch": 8, "num_layers": 11, "budget_samples": 96, "num_samples": 64, "model": "resnet18", "lr": 0.01,
+        "global_batch": 8,
+        "num_layers": 11,
+        "budget_samples": 96,
+        "num_samples": 64,
+        "model": "resnet18",
+        "lr": 0.01,
     },
-    "gpu": {"global_batch": 128, "num_layers": 19, "budget_samples": 12800, "model": "resnet50", "lr": 0.05,
-            "weight_decay": 1e-4, "evaluate_every": 1_281_167},
-    "cluster": {"global_batch": 256, "num_layers": 19, "budget_samples": 51200, "model": "resnet50", "lr": 0.1,
-                "lr_batch": 256, "weight_decay": 1e-4, "evaluate_every": 1_281_167},
-    "cifar10": {"global_batch": 128, "num_layers": 11, "budget_samples": 1_996_800, "num_samples": 50000,
-                "model": "resnet18", "data": "cifar10", "lr": 0.1, "evaluate_every": 49920},
-}  # fmt: skip
+    "gpu": {
+        "global_batch": 128,
+        "num_layers": 19,
+        "budget_samples": 12800,
+        "model": "resnet50",
+        "lr": 0.05,
+        "weight_decay": 1e-4,
+        "evaluate_every": 1_281_167,
+    },
+    "cluster": {
+        "global_batch": 256,
+        "num_layers": 19,
+        "budget_samples": 51200,
+        "model": "resnet50",
+        "lr": 0.1,
+        "lr_batch": 256,
+        "weight_decay": 1e-4,
+        "evaluate_every": 1_281_167,
+    },
+    "cifar10": {
+        "global_batch": 128,
+        "num_layers": 11,
+        "budget_samples": 1_996_800,
+        "num_samples": 50000,
+        "model": "resnet18",
+        "data": "cifar10",
+        "lr": 0.1,
+        "evaluate_every": 49920,
+    },
+}
 
-TRAIN, TEST = 1280, 517  # 1280 = 20 x 64: no ragged batch
+# 1280 = 20 x 64: no ragged batch
+TRAIN = 1280
+TEST = 517
 BUDGET = 240 * 64  # samples; a preset or the cell's budget comes first
-GROUPS, GROUPS_50 = 8, 32  # ResNet-50: as Wu and He 2018
+# ResNet-50: as Wu and He 2018
+GROUPS = 8
+GROUPS_50 = 32
 SHAPES = {"digits": (1, 8, 8), "resnet18": (3, 32, 32), "resnet50": (3, 224, 224)}
-POOL, CLASSES_50 = 256, 1000  # synthetic images of 224x224 (154 MB), which endless data goes round in; classes
-DIGITS_PLAN = {"0.0": "columns", "0.1": "channels", "1.0": "rows", "2.0": "columns", "2.1": "channels", "3.0": "rows",
-               "5": "columns", "7": "rows"}  # fmt: skip
+# synthetic images of 224x224 (154 MB), which endless data goes round in; classes
+POOL = 256
+CLASSES_50 = 1000
+DIGITS_PLAN = {
+    "0.0": "columns",
+    "0.1": "channels",
+    "1.0": "rows",
+    "2.0": "columns",
+    "2.1": "channels",
+    "3.0": "rows",
+    "5": "columns",
+    "7": "rows",
+}
 TARGETS = {"own": (96.0, 97.5, 98.0), "cifar10": (92.0, 94.0, 95.0), "imagenet": (70.0, 75.9, 76.5)}
 SCALES = {  # data -> mean and standard deviation of its colours
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 CHANGES = 11  # purpose of a random stream: how pictures are cropped and mirrored
-MARGIN, DECODERS = 4, 8  # pixels that a crop of CIFAR-10 moves by, threads that decode images, at most
-Split = tuple[Any, Tensor, Any, Tensor]  # images (or their files) to train on, their classes; images to test on, theirs
+# pixels that a crop of CIFAR-10 moves by, threads that decode images, at most
+MARGIN = 4
+DECODERS = 8
+Split = tuple[
+    Any, Tensor, Any, Tensor
+]  # images (or their files) to train on, their classes; images to test on, theirs
 
 
 @dataclass
@@ -79,34 +127,47 @@ class Workload:
     evaluate_every: int = 320
     """Images between two evaluations."""
     data: Literal["own", "cifar10", "imagenet"] = "own"
-    """Digits or synthetic images, or what `path` holds: the CIFAR-10 batches, or train/CLASS/* and val/CLASS/*."""
+    """Digits or synthetic images, or what `path` holds: the CIFAR-10 batches, or train/CLASS/* and
+    val/CLASS/*."""
     path: str = ""
     """The folder of `data = cifar10` or `imagenet`, by its whole path."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with Nesterov momentum, or AdamW (0.9, 0.999), which wants a smaller rate."""
     lr_batch: int = 0
-    """Global batch that `lr` is meant for: the rate grows in proportion (Goyal et al. 2017); 0 = `lr` as it stands."""
+    """Global batch that `lr` is meant for: the rate grows in proportion (Goyal et al. 2017); 0 =
+    `lr` as it stands."""
 
     @property
     def target(self) -> Target:
-        """Test accuracy in percent; synthetic images have nothing to reach and are not evaluated on the way."""
+        """Test accuracy in percent; synthetic images have nothing to reach and are not evaluated on
+        the way."""
         every = self.evaluate_every if self.model == "digits" or self.data != "own" else 0
         return Target("accuracy", *TARGETS[self.data], evaluate_every=every, unit="%")
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
-        self._seed, self._dtype = seed, dtype
+        self._seed = seed
+        self._dtype = dtype
         if self.data == "own":
-            found = _digits(dtype) if self.model == "digits" else _synthetic(seed, dtype, self.model)
+            found = (
+                _digits(dtype) if self.model == "digits" else _synthetic(seed, dtype, self.model)
+            )
         else:
             path = Path(self.path).expanduser()
             if not path.is_absolute() or not path.is_dir():  # a rank stands in a folder of its own
-                raise UsageError(f"path = {self.path!r}, but data = {self.data} needs a folder's whole path: set path")
+                raise UsageError(
+                    f"path = {self.path!r}, but data = {self.data} needs a folder's whole path: "
+                    "set path"
+                )
             found = (_image_folder if self.data == "imagenet" else _cifar10)(path)
         self._x, self._y, self._x_test, self._y_test = found
         self._endless = self.model == "resnet50" and self.data == "own"
         if not self._endless and (has := len(self._x)) < self.global_batch:
-            raise UsageError(f"global_batch({self.global_batch}) > {has} images, {self.path or self.model}: set fewer")
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+            raise UsageError(
+                f"global_batch({self.global_batch}) > {has} images, {self.path or self.model}: set "
+                "fewer"
+            )
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.long)
 
     def place(self, device: torch.device) -> None:
         """Images that are kept in memory move to where the model is."""
@@ -115,16 +176,23 @@ class Workload:
                 setattr(self, name, kept.to(device))
 
     def layers(self) -> list[nn.Module]:
-        return {"digits": _digits_chain, "resnet18": _resnet18_chain, "resnet50": _resnet50_chain}[self.model]()
+        return {"digits": _digits_chain, "resnet18": _resnet18_chain, "resnet50": _resnet50_chain}[
+            self.model
+        ]()
 
     def tensor_plan(self) -> Mapping[str, str]:
-        first, end = (0, 9) if self.model == "resnet18" else (3, 17)  # of a bottleneck the 3x3 and the last 1x1
+        first, end = (
+            (0, 9) if self.model == "resnet18" else (3, 17)
+        )  # of a bottleneck the 3x3 and the last 1x1
         places = {first: "columns", first + 1: "channels", first + 3: "rows"}
-        of_blocks = {f"{block}.body.{at}": how for block in range(1, end) for at, how in places.items()}
+        of_blocks = {
+            f"{block}.body.{at}": how for block in range(1, end) for at, how in places.items()
+        }
         return DIGITS_PLAN if self.model == "digits" else of_blocks
 
     def layer_flops(self) -> list[int]:
-        """Forward operations of each layer for one image: 2 per multiply-add of convolutions and matrix products."""
+        """Forward operations of each layer for one image: 2 per multiply-add of convolutions and
+        matrix products."""
         counts: list[int] = []
 
         def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -142,12 +210,21 @@ class Workload:
 
     def recipe(self) -> Recipe:
         def make_optimizer(params: Iterable[Tensor]) -> torch.optim.Optimizer:
-            lr, decay, momentum = self.lr, self.weight_decay, self.momentum
+            lr = self.lr
+            decay = self.weight_decay
+            momentum = self.momentum
             if self.optimizer == "adamw":
                 return torch.optim.AdamW(params, lr=lr, weight_decay=decay)
-            return torch.optim.SGD(params, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
+            return torch.optim.SGD(
+                params, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay
+            )
 
-        return Recipe(make_optimizer=make_optimizer, lr=self._lr, global_batch=self.global_batch, budget=BUDGET)
+        return Recipe(
+            make_optimizer=make_optimizer,
+            lr=self._lr,
+            global_batch=self.global_batch,
+            budget=BUDGET,
+        )
 
     def _lr(self, progress: float) -> float:
         """10 % linear warm-up, then linear to 1 %."""
@@ -157,7 +234,8 @@ class Workload:
         return peak * (1 - 0.99 * (progress - 0.1) / 0.9)
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
-        """The shard's slice of rows [index B, (index + 1) B) of the epoch's permutation: (B/n, c, h, w), (B/n,)."""
+        """The shard's slice of rows [index B, (index + 1) B) of the epoch's permutation: (B/n, c,
+        h, w), (B/n,)."""
         share = self.global_batch // num_shards
         rows = self._rows(index, shard * share, share)
         if self.data == "own":
@@ -171,17 +249,23 @@ class Workload:
         """Rows of a shard: numbers, or a slice where a view of the pool will do."""
         if self._endless:
             at = (index * self.global_batch + first) % POOL
-            return slice(at, at + share) if at + share <= POOL else torch.arange(at, at + share) % POOL
+            return (
+                slice(at, at + share) if at + share <= POOL else torch.arange(at, at + share) % POOL
+            )
         epoch, position = divmod(index, len(self._x) // self.global_batch)
         if epoch != self._epoch:
-            self._order = torch.from_numpy(np.random.default_rng([self._seed, epoch]).permutation(len(self._x)))
+            self._order = torch.from_numpy(
+                np.random.default_rng([self._seed, epoch]).permutation(len(self._x))
+            )
             self._epoch = epoch
         begin = position * self.global_batch + first
         return self._order[begin : begin + share]
 
     def _scaled(self, pictures: Tensor) -> Tensor:
         """(n, 3, h, w) bytes to numbers of mean 0 and variance 1."""
-        mean, deviation = torch.tensor(SCALES[self.data], dtype=self._dtype, device=pictures.device).view(2, 3, 1, 1)
+        mean, deviation = torch.tensor(
+            SCALES[self.data], dtype=self._dtype, device=pictures.device
+        ).view(2, 3, 1, 1)
         return pictures.to(self._dtype).div_(255).sub_(mean).div_(deviation)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -189,7 +273,8 @@ class Workload:
 
     def evaluate(self, infer: Infer) -> float:
         """Test accuracy in percent over every test image once."""
-        right, at_once = 0, 100 if self.model == "resnet50" else 1000
+        right = 0
+        at_once = 100 if self.model == "resnet50" else 1000
         for first in range(0, len(self._y_test), at_once):
             x = self._x_test[first : first + at_once]
             if self.data != "own":
@@ -199,23 +284,27 @@ class Workload:
         return 100.0 * float(right) / len(self._y_test)
 
 
-# -- data ------------------------------------------------------------------------------------------------------------
+# -- data ------------------------------------------------------------------------------------------
 
 
 def _digits(dtype: torch.dtype) -> Split:
-    """load_digits as (1280, 1, 8, 8), (1280,), (517, 1, 8, 8), (517,): one fixed stratified split."""
+    """load_digits as (1280, 1, 8, 8), (1280,), (517, 1, 8, 8), (517,): one fixed stratified
+    split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    split = train_test_split(images, labels, train_size=TRAIN, test_size=TEST, stratify=labels, random_state=0)
+    split = train_test_split(
+        images, labels, train_size=TRAIN, test_size=TEST, stratify=labels, random_state=0
+    )
     x, x_test = (torch.tensor(part / 16.0, dtype=dtype).view(-1, 1, 8, 8) for part in split[:2])
     y, y_test = (torch.tensor(part, dtype=torch.long) for part in split[2:])
     return x, y, x_test, y_test
 
 
 def _synthetic(seed: int, dtype: torch.dtype, model: str) -> Split:
-    """64 random 32x32 colour images with random labels, or POOL of 224x224; 16 more as a test set."""
+    """64 random 32x32 colour images with random labels, or POOL of 224x224; 16 more as a test
+    set."""
     train, classes = (POOL, CLASSES_50) if model == "resnet50" else (64, 10)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(train + 16, *SHAPES[model], generator=generator, dtype=torch.float32).to(dtype)
@@ -227,45 +316,66 @@ def _cifar10(folder: Path) -> Split:
     """The python batches as bytes: (50000, 3, 32, 32), (50000,), (10000, 3, 32, 32), (10000,)."""
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
     if lacking := [name for name in names if not (folder / name).is_file()]:
-        needed = f"data = cifar10 reads {names[0]} .. 5 and {names[5]}; set path to the folder cifar-10-batches-py"
+        needed = (
+            f"data = cifar10 reads {names[0]} .. 5 and {names[5]}; set path to the folder "
+            "cifar-10-batches-py"
+        )
         raise UsageError(f"path = {folder} has no {', '.join(lacking)}: {needed}")
     batches = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names]
-    x = [torch.from_numpy(np.asarray(batch[b"data"], dtype=np.uint8)).view(-1, 3, 32, 32) for batch in batches]
+    x = [
+        torch.from_numpy(np.asarray(batch[b"data"], dtype=np.uint8)).view(-1, 3, 32, 32)
+        for batch in batches
+    ]
     y = [torch.tensor(batch[b"labels"], dtype=torch.long) for batch in batches]
     return torch.cat(x[:5]), torch.cat(y[:5]), x[5], y[5]
 
 
 def _image_folder(folder: Path) -> Split:
-    """train/CLASS/* and val/CLASS/*: files, decoded when their turn comes, and the numbers of their classes."""
+    """train/CLASS/* and val/CLASS/*: files, decoded when their turn comes, and the numbers of their
+    classes."""
     if importlib.util.find_spec("PIL") is None:
-        raise UsageError("data = imagenet decodes images with Pillow: pip install 'benchsuite[images]'")
+        raise UsageError(
+            "data = imagenet decodes images with Pillow: pip install 'benchsuite[images]'"
+        )
     files = [sorted(glob.glob(str(folder / part / "*" / "*"))) for part in ("train", "val")]
     named = [[file.split(os.sep)[-2] for file in each] for each in files]
     names, tested = (sorted(set(each)) for each in named)
     if not 0 < len(names) <= CLASSES_50 or not tested or not set(tested) <= set(names):
-        known = f"path = {folder} has {len(names)} classes with images in train/ and {len(tested)} in val/"
+        known = (
+            f"path = {folder} has {len(names)} classes with images in train/ and {len(tested)} "
+            "in val/"
+        )
         needed = f"1 to {CLASSES_50} are needed, and in val/ none that train/ lacks"
-        raise UsageError(f"{known}: {needed}; set path to a folder of train/CLASS/* and val/CLASS/*")
+        raise UsageError(
+            f"{known}: {needed}; set path to a folder of train/CLASS/* and val/CLASS/*"
+        )
     numbers = {name: number for number, name in enumerate(names)}
     y, y_test = (torch.tensor([numbers[name] for name in each]) for each in named)
     return np.array(files[0], dtype=object), y, np.array(files[1], dtype=object), y_test
 
 
 def _moved(pictures: Tensor, draws: np.ndarray) -> Tensor:
-    """(n, 3, 32, 32) bytes, each moved by up to MARGIN pixels on black and every other one mirrored."""
-    padded, side = nn.functional.pad(pictures, [MARGIN] * 4), pictures.shape[-1]
+    """(n, 3, 32, 32) bytes, each moved by up to MARGIN pixels on black and every other one
+    mirrored."""
+    padded = nn.functional.pad(pictures, [MARGIN] * 4)
+    side = pictures.shape[-1]
     steps = torch.from_numpy((draws[:, :2] * (2 * MARGIN + 1)).astype(np.int64))
-    along, mirrored = torch.arange(side), torch.from_numpy(draws[:, 4] < 0.5)
+    along = torch.arange(side)
+    mirrored = torch.from_numpy(draws[:, 4] < 0.5)
     rows = steps[:, :1] + along  # (n, 32)
     columns = steps[:, 1:] + torch.where(mirrored[:, None], side - 1 - along, along)
-    each, colour = torch.arange(len(pictures))[:, None, None, None], torch.arange(3)[:, None, None]
+    each = torch.arange(len(pictures))[:, None, None, None]
+    colour = torch.arange(3)[:, None, None]
     return padded[each, colour, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _decoded(paths: Iterable[str], draws: np.ndarray | None) -> Tensor:
-    """(n, 3, 224, 224) bytes: a random part of each image, mirrored or not; without draws its middle."""
+    """(n, 3, 224, 224) bytes: a random part of each image, mirrored or not; without draws its
+    middle."""
     given = itertools.repeat(None) if draws is None else draws
-    with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as threads:  # Pillow decodes without Python's lock
+    with ThreadPoolExecutor(
+        min(DECODERS, os.cpu_count() or 1)
+    ) as threads:  # Pillow decodes without Python's lock
         return torch.from_numpy(np.stack(list(threads.map(_picture, paths, given))))
 
 
@@ -275,38 +385,55 @@ def _picture(path: str, draw: np.ndarray | None) -> np.ndarray:
     with Image.open(path) as image:
         wide, high = image.size
         width = height = min(image.size) * 224 / 256
-        left, top = (wide - width) / 2, (high - height) / 2
+        left = (wide - width) / 2
+        top = (high - height) / 2
         if draw is not None:  # 8 to 100 % of the area, 3:4 to 4:3 (Szegedy et al. 2015)
-            area, shape = wide * high * (0.08 + 0.92 * draw[0]), math.exp((2 * draw[1] - 1) * math.log(4 / 3))
-            width, height = min(math.sqrt(area * shape), wide), min(math.sqrt(area / shape), high)
-            left, top = draw[2] * (wide - width), draw[3] * (high - height)
+            area = wide * high * (0.08 + 0.92 * draw[0])
+            shape = math.exp((2 * draw[1] - 1) * math.log(4 / 3))
+            width = min(math.sqrt(area * shape), wide)
+            height = min(math.sqrt(area / shape), high)
+            left = draw[2] * (wide - width)
+            top = draw[3] * (high - height)
         box = (left, top, left + width, top + height)
-        picture = np.asarray(image.convert("RGB").resize(SHAPES["resnet50"][1:], Image.Resampling.BILINEAR, box=box))
+        picture = np.asarray(
+            image.convert("RGB").resize(SHAPES["resnet50"][1:], Image.Resampling.BILINEAR, box=box)
+        )
     turned = picture[:, ::-1] if draw is not None and draw[4] < 0.5 else picture
     return np.ascontiguousarray(turned.transpose(2, 0, 1))
 
 
-# -- models ----------------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
 
 
-def _layer(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = GROUPS) -> list[nn.Module]:
+def _layer(
+    inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = GROUPS
+) -> list[nn.Module]:
     """Convolution without bias, GroupNorm; the height and width are divided by the stride."""
-    return [nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.GroupNorm(groups, outputs)]
+    return [
+        nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
+        nn.GroupNorm(groups, outputs),
+    ]
 
 
 def _digits_chain() -> list[nn.Module]:
-    """Chain of 8: four convolution blocks, pooling inside blocks 2 and 4, then the two linear layers.
+    """Chain of 8: four convolution blocks, pooling inside blocks 2 and 4, then the two linear
+    layers.
 
-    (B, 1, 8, 8) -> (B, 16, 8, 8) -> (B, 16, 4, 4) -> (B, 32, 4, 4) -> (B, 32, 2, 2) -> (B, 64) -> (B, 10)
+    (B, 1, 8, 8) -> (B, 16, 8, 8) -> (B, 16, 4, 4) -> (B, 32, 4, 4) -> (B, 32, 2, 2) -> (B, 64) ->
+    (B, 10)
     """
-    blocks = [nn.Sequential(*_layer(*width), nn.ReLU()) for width in ((1, 16), (16, 16), (16, 32), (32, 32))]
+    blocks = [
+        nn.Sequential(*_layer(*width), nn.ReLU())
+        for width in ((1, 16), (16, 16), (16, 32), (32, 32))
+    ]
     for block in blocks[1::2]:
         block.append(nn.MaxPool2d(2))
     return [*blocks, nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)]
 
 
 class ResidualBlock(nn.Module):
-    """Of He et al. 2016, GroupNorm for BatchNorm: two 3x3 convolutions, or a bottleneck's one between two of 1x1."""
+    """Of He et al. 2016, GroupNorm for BatchNorm: two 3x3 convolutions, or a bottleneck's one
+    between two of 1x1."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, inner: int = 0) -> None:
         super().__init__()
@@ -314,7 +441,9 @@ class ResidualBlock(nn.Module):
         shapes = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, outputs, 1, 1)]
         if not inner:
             shapes = [(inputs, outputs, 3, stride), (outputs, outputs, 3, 1)]
-        self.body = nn.Sequential(*[part for shape in shapes for part in (*_layer(*shape, groups), nn.ReLU())][:-1])
+        self.body = nn.Sequential(
+            *[part for shape in shapes for part in (*_layer(*shape, groups), nn.ReLU())][:-1]
+        )
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.skip = nn.Sequential(*_layer(inputs, outputs, 1, stride, groups))
@@ -336,5 +465,13 @@ def _resnet50_chain() -> list[nn.Module]:
     """ResNet-50 for 1000 classes: 25,557,032 parameters, chain of 19."""
     stem = nn.Sequential(*_layer(3, 64, 7, 2, GROUPS_50), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
     widths = [64, *[256] * 3, *[512] * 4, *[1024] * 6, *[2048] * 3]
-    blocks = [ResidualBlock(a, b, 2 if b == 2 * a else 1, inner=b // 4) for a, b in itertools.pairwise(widths)]
-    return [stem, *blocks, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(2048, CLASSES_50)]
+    blocks = [
+        ResidualBlock(a, b, 2 if b == 2 * a else 1, inner=b // 4)
+        for a, b in itertools.pairwise(widths)
+    ]
+    return [
+        stem,
+        *blocks,
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Linear(2048, CLASSES_50),
+    ]

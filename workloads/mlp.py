@@ -1,10 +1,12 @@
-"""MLP: a student network learns what a smaller teacher network knows. The workload for large numbers of workers.
+"""MLP: a student network learns what a smaller teacher network knows. The workload for large
+numbers of workers.
 
-The article's section 4.1 network, h = tanh(W x + b), layer after layer. Data are unlimited: sample i is drawn from
-(seed, i) alone, y = teacher(x) + noise, so no worker ever runs out and no sample comes twice. The teacher and the
-held-out inputs are the task: all seeds have the same. The optimum is known: the metric is the excess loss, the mean
-square of student(x) - teacher(x) over the variance of teacher(x); 0 is perfect, 1 is a constant guess. `ballast`
-parameters travel with the others and learn nothing: they load links.
+The article's section 4.1 network, h = tanh(W x + b), layer after layer. Data are unlimited: sample
+i is drawn from (seed, i) alone, y = teacher(x) + noise, so no worker ever runs out and no sample
+comes twice. The teacher and the held-out inputs are the task: all seeds have the same. The optimum
+is known: the metric is the excess loss, the mean square of student(x) - teacher(x) over the
+variance of teacher(x); 0 is perfect, 1 is a constant guess. `ballast` parameters travel with the
+others and learn nothing: they load links.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ from benchsuite.workload import Batch, Infer, Recipe, Target
 
 presets = {
     "small": {"global_batch": 16, "num_layers": 5, "budget_samples": 262144, "hidden": 36},
-    "wide": {"global_batch": 16, "num_layers": 5, "budget_samples": 262144, "hidden": 256, "inputs": 64},
+    "wide": {
+        "global_batch": 16,
+        "num_layers": 5,
+        "budget_samples": 262144,
+        "hidden": 256,
+        "inputs": 64,
+    },
     "smoke": {"global_batch": 16, "num_layers": 5, "budget_samples": 4096, "hidden": 36},
 }
 
@@ -31,11 +39,15 @@ BLOCK = 8192  # samples that are drawn at once
 KEPT_BLOCKS = 4
 HELD_OUT = 1024
 BUDGET = 262144  # samples; a preset or the cell's budget comes first
-TEACHER, DATA, TEST = 1, 2, 3  # purposes of random streams
+# purposes of random streams
+TEACHER = 1
+DATA = 2
+TEST = 3
 
 
 class Ballast(nn.Module):
-    """Parameters that nothing depends on: their gradient is 0, and they are sent like all others."""
+    """Parameters that nothing depends on: their gradient is 0, and they are sent like all
+    others."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -56,7 +68,8 @@ class Workload:
     teacher_hidden: int = 8
     """The same of the teacher's."""
     num_parameters: int = 0
-    """Parameters in all, filled up with ballast (0 = no ballast), e.g. 1048576 for 4 MiB of fp32."""
+    """Parameters in all, filled up with ballast (0 = no ballast), e.g. 1048576 for 4 MiB of
+    fp32."""
     lr: float = 0.04
     """Peak learning rate of SGD for a global batch of 16."""
     lr_rule: Literal["sqrt", "linear", "none"] = "sqrt"
@@ -79,10 +92,13 @@ class Workload:
     def target(self) -> Target:
         """Excess loss; 1 is what a constant gets."""
         every = self.evaluate_every
-        return Target("excess loss", easy=0.2, target=0.1, hard=0.05, direction="min", evaluate_every=every)
+        return Target(
+            "excess loss", easy=0.2, target=0.1, hard=0.05, direction="min", evaluate_every=every
+        )
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
-        self._seed, self._dtype = seed, dtype
+        self._seed = seed
+        self._dtype = dtype
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
         self._teacher = nn.Sequential(*_chain(self.inputs, self.teacher_hidden)).double()
         stream = np.random.default_rng([TEACHER, self.teacher_seed])
@@ -93,7 +109,8 @@ class Workload:
                 layer.bias.data = _normal(stream, *layer.bias.shape) * 0.5
         with torch.no_grad():
             known = self._teacher(_normal(stream, BLOCK, self.inputs))
-            self._mean, self._scale = known.mean(), known.std()
+            self._mean = known.mean()
+            self._scale = known.std()
         test = _normal(np.random.default_rng([TEST, self.teacher_seed]), HELD_OUT, self.inputs)
         self._x_test, self._y_test = test.to(dtype), self._answers(test)
         self._variance = float(self._y_test.var())
@@ -104,7 +121,8 @@ class Workload:
             own = sum(p.numel() for layer in chain for p in layer.parameters())
             if self.num_parameters < own:
                 raise ValueError(
-                    f"num_parameters = {self.num_parameters}, but the network alone has {own}: set at least {own}"
+                    f"num_parameters = {self.num_parameters}, but the network alone has {own}: set "
+                    f"at least {own}"
                 )
             chain.append(Ballast(self.num_parameters - own))
         return chain
@@ -113,7 +131,8 @@ class Workload:
         return {"0": "columns", "2": "rows"}
 
     def layer_flops(self) -> list[int]:
-        """Forward operations of each layer for one sample: 2 per multiply-add of matrix products."""
+        """Forward operations of each layer for one sample: 2 per multiply-add of matrix
+        products."""
         half = self.hidden // 2
         products = [2 * self.inputs * self.hidden, 0, 2 * self.hidden * half, 0, 2 * half]
         return [*products, 0] if self.num_parameters else products
@@ -129,10 +148,13 @@ class Workload:
             """5 % warm-up, then a quarter of a cosine to nearly 0."""
             return peak * min((progress + 0.002) / 0.05, math.cos(0.49 * math.pi * progress))
 
-        return Recipe(make_optimizer=make_optimizer, lr=lr, global_batch=self.global_batch, budget=BUDGET)
+        return Recipe(
+            make_optimizer=make_optimizer, lr=lr, global_batch=self.global_batch, budget=BUDGET
+        )
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
-        """Samples [index B + shard B/n, ..) of the endless stream: x is (B/n, inputs), y is (B/n, 1)."""
+        """Samples [index B + shard B/n, ..) of the endless stream: x is (B/n, inputs), y is (B/n,
+        1)."""
         share = self.global_batch // num_shards
         first = index * self.global_batch + shard * share
         number, begin = divmod(first, BLOCK)
@@ -152,7 +174,8 @@ class Workload:
         return nn.functional.mse_loss(output, batch.y)
 
     def evaluate(self, infer: Infer) -> float:
-        """Excess loss over 1024 held-out inputs: mean square of student - teacher, over the teacher's variance."""
+        """Excess loss over 1024 held-out inputs: mean square of student - teacher, over the
+        teacher's variance."""
         return float((infer(self._x_test) - self._y_test).square().mean()) / self._variance
 
     def _block(self, number: int) -> tuple[Tensor, Tensor]:
@@ -160,8 +183,12 @@ class Workload:
         found = self._blocks.get(number)
         if found is None:
             stream = np.random.default_rng([DATA, self._seed, number])
-            x, noise = _normal(stream, BLOCK, self.inputs), _normal(stream, BLOCK, 1) * self.noise
-            found = self._blocks[number] = (x.to(self._dtype), self._answers(x) + noise.to(self._dtype))
+            x = _normal(stream, BLOCK, self.inputs)
+            noise = _normal(stream, BLOCK, 1) * self.noise
+            found = self._blocks[number] = (
+                x.to(self._dtype),
+                self._answers(x) + noise.to(self._dtype),
+            )
             while len(self._blocks) > KEPT_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
         return found
@@ -175,7 +202,13 @@ class Workload:
 
 def _chain(inputs: int, hidden: int) -> list[nn.Module]:
     half = hidden // 2
-    return [nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, half), nn.Tanh(), nn.Linear(half, 1)]
+    return [
+        nn.Linear(inputs, hidden),
+        nn.Tanh(),
+        nn.Linear(hidden, half),
+        nn.Tanh(),
+        nn.Linear(half, 1),
+    ]
 
 
 def _normal(stream: np.random.Generator, *shape: int) -> Tensor:

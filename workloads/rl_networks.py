@@ -1,4 +1,5 @@
-"""The networks of `rl_agent.py`: chains that end in (B, actions + 1), a score per action and the value of the state."""
+"""The networks of `rl_agent.py`: chains that end in (B, actions + 1), a score per action and the
+value of the state."""
 
 from __future__ import annotations
 
@@ -9,19 +10,27 @@ from torch import Tensor, nn
 
 
 class Pair(nn.Module):
-    """One layer of the actor and of the critic, side by side. The first sees the state, the last gives scores and a
-    value."""
+    """One layer of the actor and of the critic, side by side. The first sees the state, the last
+    gives scores and a value."""
 
     def __init__(
-        self, inputs: int, actor: int, critic: int, *, gains: tuple[float, float], first: bool = False,
+        self,
+        inputs: int,
+        actor: int,
+        critic: int,
+        *,
+        gains: tuple[float, float],
+        first: bool = False,
         last: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
-        self.actor, self.critic = nn.Linear(inputs, actor), nn.Linear(inputs, critic)
+        self.actor = nn.Linear(inputs, actor)
+        self.critic = nn.Linear(inputs, critic)
         for linear, gain in zip((self.actor, self.critic), gains, strict=True):
             _orthogonal(linear.weight, gain)
             nn.init.zeros_(linear.bias)
-        self._first, self._last = first, last
+        self._first = first
+        self._last = last
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 4) or (B, 128) -> (B, 128) or (B, 3)."""
@@ -31,7 +40,8 @@ class Pair(nn.Module):
 
 
 def _orthogonal(weight: Tensor, gain: float) -> None:
-    """Orthogonal rows. By way of float64: the last bits of a QR decomposition depend on the number of threads."""
+    """Orthogonal rows. By way of float64: the last bits of a QR decomposition depend on the number
+    of threads."""
     made = torch.empty_like(weight, dtype=torch.float64)
     nn.init.orthogonal_(made, gain)
     with torch.no_grad():
@@ -52,9 +62,13 @@ class Scaled(nn.Module):
 
 
 def nature(num_actions: int) -> list[nn.Module]:
-    """The network of Mnih et al. 2015, with a value beside the scores: 1,687,719 parameters for six actions."""
-    first, second, third = nn.Conv2d(4, 32, 8, stride=4), nn.Conv2d(32, 64, 4, stride=2), nn.Conv2d(64, 64, 3)
-    wide, last = nn.Linear(3136, 512), nn.Linear(512, num_actions + 1)
+    """The network of Mnih et al. 2015, with a value beside the scores: 1,687,719 parameters for six
+    actions."""
+    first = nn.Conv2d(4, 32, 8, stride=4)
+    second = nn.Conv2d(32, 64, 4, stride=2)
+    third = nn.Conv2d(64, 64, 3)
+    wide = nn.Linear(3136, 512)
+    last = nn.Linear(512, num_actions + 1)
     for layer in (first, second, third, wide, last):
         nn.init.kaiming_normal_(layer.weight)
         assert layer.bias is not None

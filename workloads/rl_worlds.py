@@ -1,6 +1,8 @@
-"""The worlds that `rl_agent.py` acts in: a pole on a cart, synthetic frames, Atari games. Batches of environments.
+"""The worlds that `rl_agent.py` acts in: a pole on a cart, synthetic frames, Atari games. Batches
+of environments.
 
-Each has streams of its own per environment, so that what happens in it does not depend on who owns the others.
+Each has streams of its own per environment, so that what happens in it does not depend on who owns
+the others.
 """
 
 from __future__ import annotations
@@ -25,28 +27,40 @@ class World(Protocol):
         """(n, ..): float32, or bytes of frames; the caller's to keep."""
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """actions (n,) -> rewards, whether the episode is over, whether only its time is, (n,) each."""
+        """actions (n,) -> rewards, whether the episode is over, whether only its time is, (n,)
+        each."""
 
     def restart(self, which: np.ndarray) -> None:
         """New episodes where `which` (n,) says so."""
 
 
 class CartPole:
-    """CartPole-v1 (Barto, Sutton and Anderson 1983); to the bits gymnasium's, which steps one at a time in float64.
+    """CartPole-v1 (Barto, Sutton and Anderson 1983); to the bits gymnasium's, which steps one at a
+    time in float64.
 
     `state` is (4, n): position, velocity, angle, angular velocity. Every step gives a reward of 1.
     """
 
-    GRAVITY, CART, POLE, LENGTH, FORCE, TAU = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
-    FAR, STEEP = 2.4, 12 * 2 * math.pi / 360
-    MASS, MOMENT = POLE + CART, POLE * LENGTH
+    GRAVITY = 9.8
+    CART = 1.0
+    POLE = 0.1
+    LENGTH = 0.5
+    FORCE = 10.0
+    TAU = 0.02
+    FAR = 2.4
+    STEEP = 12 * 2 * math.pi / 360
+    MASS = POLE + CART
+    MOMENT = POLE * LENGTH
 
     def __init__(self, streams: Sequence[np.random.Generator]) -> None:
         count = len(streams)
         self._streams = streams
-        self.state, self._change = np.empty((4, count)), np.empty((4, count))
+        self.state = np.empty((4, count))
+        self._change = np.empty((4, count))
         self.age = np.zeros(count, dtype=np.int64)
-        self._temp, self._bend, self._trig = np.empty(count), np.empty(count), np.empty((2, count))
+        self._temp = np.empty(count)
+        self._bend = np.empty(count)
+        self._trig = np.empty((2, count))
         self._rewards = np.ones(count)
         self._bounds = np.array([[self.FAR], [self.STEEP]])
         self.restart(np.ones(count, dtype=bool))
@@ -60,8 +74,12 @@ class CartPole:
         self.age[which] = 0
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        state, change, temp, bend = self.state, self._change, self._temp, self._bend
-        angle, turning = state[2], state[3]
+        state = self.state
+        change = self._change
+        temp = self._temp
+        bend = self._bend
+        angle = state[2]
+        turning = state[3]
         cosine, sine = self._trig
         np.cos(angle, out=cosine)
         np.sin(angle, out=sine)
@@ -117,20 +135,28 @@ class Frames:
         for number in range(len(self._frames)):
             self._frames[number, -1] = self._draw(number)
         self._age += 1
-        return (self._frames[:, -1, 0, 0] > 127) * 1.0, np.zeros(len(actions), dtype=bool), self._age >= self.STEPS
+        return (
+            (self._frames[:, -1, 0, 0] > 127) * 1.0,
+            np.zeros(len(actions), dtype=bool),
+            self._age >= self.STEPS,
+        )
 
     def _draw(self, number: int) -> np.ndarray:
-        return np.frombuffer(self._streams[number].bytes(FRAMES[1] * FRAMES[2]), dtype=np.uint8).reshape(FRAMES[1:])
+        return np.frombuffer(
+            self._streams[number].bytes(FRAMES[1] * FRAMES[2]), dtype=np.uint8
+        ).reshape(FRAMES[1:])
 
 
 class Atari:
     """A game by the ale-py package, seen as by Mnih et al. 2015.
 
-    Every fourth frame (the brighter of two), grey, 84 x 84, the last four of them; rewards cut to their sign; up to 30
-    idle steps at the start; 27,000 steps at most.
+    Every fourth frame (the brighter of two), grey, 84 x 84, the last four of them; rewards cut to
+    their sign; up to 30 idle steps at the start; 27,000 steps at most.
     """
 
-    SKIP, IDLE, STEPS = 4, 30, 27_000
+    SKIP = 4
+    IDLE = 30
+    STEPS = 27_000
 
     def __init__(self, game: str, seeds: Sequence[Sequence[int]]) -> None:
         self._games = []
@@ -161,7 +187,8 @@ class Atari:
         self._age[which] = 0
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rewards, over = np.zeros(len(actions)), np.zeros(len(actions), dtype=bool)
+        rewards = np.zeros(len(actions))
+        over = np.zeros(len(actions), dtype=bool)
         self._frames[:, :-1] = self._frames[:, 1:]
         for number, (game, action) in enumerate(zip(self._games, actions, strict=True)):
             screens: list[np.ndarray] = []
@@ -182,7 +209,8 @@ def _game(name: str, seed: int) -> Any:
         path = importlib.import_module("ale_py.roms").get_rom_path(name)
     except ImportError as error:
         raise ValueError(
-            "environment = atari needs the ale-py package, which is not installed (its licence is GPL-2.0, so it is no "
+            "environment = atari needs the ale-py package, which is not installed (its licence is "
+            "GPL-2.0, so it is no "
             "dependency of this suite): pip install ale-py"
         ) from error
     if path is None:
@@ -199,4 +227,9 @@ def _game(name: str, seed: int) -> Any:
 def _small(screen: np.ndarray) -> np.ndarray:
     """(210, 160) -> (84, 84) by areas."""
     whole = torch.from_numpy(screen.astype(np.float32))[None, None]
-    return nn.functional.interpolate(whole, FRAMES[1:], mode="area")[0, 0].round().to(torch.uint8).numpy()
+    return (
+        nn.functional.interpolate(whole, FRAMES[1:], mode="area")[0, 0]
+        .round()
+        .to(torch.uint8)
+        .numpy()
+    )

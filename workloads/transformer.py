@@ -1,10 +1,12 @@
-"""Transformer: a decoder that predicts the next symbol (Vaswani et al. 2017; the pre-norm form of Radford et al. 2019).
+"""Transformer: a decoder that predicts the next symbol (Vaswani et al. 2017; the pre-norm form of
+Radford et al. 2019).
 
-`markov`: sequences of a known source of 8 symbols, where each depends on the two before it; 99,136 parameters. The best
-possible loss is known exactly, so the metric is the excess over it: nats per symbol beyond what the source itself gives
-to the held-out sequences. `comm`, `gpu`, `gpu_medium` and `cluster` (13 MB, GPT-2 small and medium, a billion) are on
-random symbols, to load links and devices rather than to learn. `data = text` reads a file of the user's as bytes,
-`stdlib` the Python standard library's own source: real text, which differs from one Python to the next, so no target.
+`markov`: sequences of a known source of 8 symbols, where each depends on the two before it; 99,136
+parameters. The best possible loss is known exactly, so the metric is the excess over it: nats per
+symbol beyond what the source itself gives to the held-out sequences. `comm`, `gpu`, `gpu_medium`
+and `cluster` (13 MB, GPT-2 small and medium, a billion) are on random symbols, to load links and
+devices rather than to learn. `data = text` reads a file of the user's as bytes, `stdlib` the Python
+standard library's own source: real text, which differs from one Python to the next, so no target.
 """
 
 from __future__ import annotations
@@ -26,26 +28,84 @@ from benchsuite.workload import Batch, Infer, Recipe, Target, muon
 presets = {
     "markov": {"global_batch": 32, "num_layers": 4, "budget_samples": 7680},
     "smoke": {"global_batch": 32, "num_layers": 4, "budget_samples": 1280},
-    "comm": {"global_batch": 8, "num_layers": 6, "budget_samples": 96, "data": "random", "symbols": 256, "width": 256,
-             "blocks": 4, "context": 256, "positions": "learned", "lr": 1e-3},
-    "gpu": {"global_batch": 16, "num_layers": 14, "budget_samples": 640, "data": "random", "symbols": 50304,
-            "width": 768, "blocks": 12, "heads": 12, "context": 1024, "positions": "learned", "lr": 6e-4},
-    "gpu_medium": {"global_batch": 8, "num_layers": 26, "budget_samples": 320, "data": "random", "symbols": 50304,
-                   "width": 1024, "blocks": 24, "heads": 16, "context": 1024, "positions": "learned", "lr": 3e-4},
-    "cluster": {"global_batch": 64, "num_layers": 20, "budget_samples": 2560, "data": "random", "symbols": 50304,
-                "width": 2048, "blocks": 18, "heads": 16, "context": 1024, "positions": "learned", "lr": 2e-4},
-}  # fmt: skip
+    "comm": {
+        "global_batch": 8,
+        "num_layers": 6,
+        "budget_samples": 96,
+        "data": "random",
+        "symbols": 256,
+        "width": 256,
+        "blocks": 4,
+        "context": 256,
+        "positions": "learned",
+        "lr": 1e-3,
+    },
+    "gpu": {
+        "global_batch": 16,
+        "num_layers": 14,
+        "budget_samples": 640,
+        "data": "random",
+        "symbols": 50304,
+        "width": 768,
+        "blocks": 12,
+        "heads": 12,
+        "context": 1024,
+        "positions": "learned",
+        "lr": 6e-4,
+    },
+    "gpu_medium": {
+        "global_batch": 8,
+        "num_layers": 26,
+        "budget_samples": 320,
+        "data": "random",
+        "symbols": 50304,
+        "width": 1024,
+        "blocks": 24,
+        "heads": 16,
+        "context": 1024,
+        "positions": "learned",
+        "lr": 3e-4,
+    },
+    "cluster": {
+        "global_batch": 64,
+        "num_layers": 20,
+        "budget_samples": 2560,
+        "data": "random",
+        "symbols": 50304,
+        "width": 2048,
+        "blocks": 18,
+        "heads": 16,
+        "context": 1024,
+        "positions": "learned",
+        "lr": 2e-4,
+    },
+}
 
 BUDGET = 7680  # sequences; a preset or the cell's budget comes first
-SUCCESSORS, SYMBOLS, UNIFORM = 3, 8, 1e-3  # of the source; a share of a uniform draw, so that every symbol can follow
-DATA, TEST = 2, 3  # purposes of random streams
-SOURCE_SEED = 1234  # entropy rate 0.5360 nats; the best guess from one symbol alone is 1.17 above it
-BLOCK, KEPT_BLOCKS = 1024, 4  # sequences that are drawn at once, blocks of them that are kept
+# of the source; a share of a uniform draw, so that every symbol can follow
+SUCCESSORS = 3
+SYMBOLS = 8
+UNIFORM = 1e-3
+# purposes of random streams
+DATA = 2
+TEST = 3
+SOURCE_SEED = (
+    1234  # entropy rate 0.5360 nats; the best guess from one symbol alone is 1.17 above it
+)
+# sequences that are drawn at once, blocks of them that are kept
+BLOCK = 1024
+KEPT_BLOCKS = 4
 HELD_OUT = 512  # sequences
 FIRST_SCORED = 1  # position whose prediction is the first with two symbols before it
 FUSED_FROM = 128  # context from which attention is torch's fused kernel
-PLAN = {"norm_attention": "tokens", "qkv": "columns", "out": "rows",
-        "norm_network": "tokens", "up": "columns", "down": "rows"}  # fmt: skip
+PLAN = {
+    "norm_attention": "tokens",
+    "qkv": "columns",
+    "out": "rows",
+    "norm_network": "tokens",
+    "up": "columns",
+    "down": "rows",
+}
 
 
 @dataclass
@@ -54,7 +114,8 @@ class Workload:
 
     later = ("optimizer",)
     data: Literal["markov", "random", "text", "stdlib"] = "markov"
-    """A known source, random symbols, a file as bytes, or the standard library's source as bytes."""
+    """A known source, random symbols, a file as bytes, or the standard library's source as
+    bytes."""
     path: str = ""
     """The file that `data = text` reads, by its whole path."""
     symbols: int = 8
@@ -80,7 +141,8 @@ class Workload:
     evaluate_every: int = 320
     """Sequences between two evaluations."""
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
-    """AdamW; SGD with Nesterov momentum 0.9 (try lr 1, decay 1e-4); Muon for the blocks' matrices, AdamW beside it."""
+    """AdamW; SGD with Nesterov momentum 0.9 (try lr 1, decay 1e-4); Muon for the blocks' matrices,
+    AdamW beside it."""
 
     tensor_divides = ("heads",)
     tensor_tokens = "context"
@@ -88,45 +150,69 @@ class Workload:
 
     @property
     def target(self) -> Target:
-        """Excess nats per symbol over the source; what has no known source is not evaluated on the way."""
-        metric, every = ("excess nats", self.evaluate_every) if self.data == "markov" else ("nats", 0)
-        return Target(metric, easy=0.10, target=0.06, hard=0.05, direction="min", evaluate_every=every)
+        """Excess nats per symbol over the source; what has no known source is not evaluated on the
+        way."""
+        metric, every = (
+            ("excess nats", self.evaluate_every) if self.data == "markov" else ("nats", 0)
+        )
+        return Target(
+            metric, easy=0.10, target=0.06, hard=0.05, direction="min", evaluate_every=every
+        )
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
         known = {"markov": SYMBOLS, "text": 256, "stdlib": 256}.get(self.data, self.symbols)
         if self.width % self.heads or self.symbols != known:  # which of them, the rules say
-            raise ValueError(f"width({self.width}) % heads({self.heads}) or symbols({self.symbols}) != {known}")
+            raise ValueError(
+                f"width({self.width}) % heads({self.heads}) or symbols({self.symbols}) != {known}"
+            )
         self._seed = seed
         self._blocks: dict[int, Tensor] = {}
-        self._text = self._read_text() if self.data in ("text", "stdlib") else np.zeros(0, dtype=np.uint8)
+        self._text = (
+            self._read_text() if self.data in ("text", "stdlib") else np.zeros(0, dtype=np.uint8)
+        )
         self._test, self._floor = self._held_out()
 
     def layers(self) -> list[nn.Module]:
-        embedding = Embedding(self.symbols, self.width, self.context if self.positions == "learned" else 0)
-        shape, rope = (self.width, self.heads, self.context), self.positions == "rope"
+        embedding = Embedding(
+            self.symbols, self.width, self.context if self.positions == "learned" else 0
+        )
+        shape = (self.width, self.heads, self.context)
+        rope = self.positions == "rope"
         blocks = [Block(*shape, rope=rope, depth=self.blocks) for _ in range(self.blocks)]
         return [embedding, *blocks, Head(self.width, embedding.symbols.weight)]
 
     def tensor_plan(self) -> Mapping[str, str]:
-        return {f"{block}.{name}": how for block in range(1, self.blocks + 1) for name, how in PLAN.items()}
+        return {
+            f"{block}.{name}": how
+            for block in range(1, self.blocks + 1)
+            for name, how in PLAN.items()
+        }
 
     def layer_flops(self) -> list[int]:
-        """Forward operations of each layer for one sequence: 2 per multiply-add of matrix products, T x T in full."""
-        tokens, width = self.context, self.width
+        """Forward operations of each layer for one sequence: 2 per multiply-add of matrix products,
+        T x T in full."""
+        tokens = self.context
+        width = self.width
         block = 2 * tokens * 12 * width**2 + 2 * 2 * tokens * tokens * width
         return [0, *[block] * self.blocks, 2 * tokens * width * self.symbols]
 
     def recipe(self) -> Recipe:
         def make_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
-            lr, decay = self.lr, self.weight_decay
+            lr = self.lr
+            decay = self.weight_decay
             if self.optimizer == "muon":
-                return muon(params, lambda name: name.split(".")[-2] in PLAN, lr=lr, weight_decay=decay)
+                return muon(
+                    params, lambda name: name.split(".")[-2] in PLAN, lr=lr, weight_decay=decay
+                )
             if self.optimizer == "sgd":
                 return torch.optim.SGD(params, lr, momentum=0.9, nesterov=True, weight_decay=decay)
             return torch.optim.AdamW(params, lr, betas=(0.9, 0.95), weight_decay=decay)
 
-        clip, flat = self.clip_norm or None, self.optimizer != "muon"
-        return Recipe(make_optimizer, self._lr, self.global_batch, BUDGET, clip_norm=clip, elementwise=flat)
+        clip = self.clip_norm or None
+        flat = self.optimizer != "muon"
+        return Recipe(
+            make_optimizer, self._lr, self.global_batch, BUDGET, clip_norm=clip, elementwise=flat
+        )
 
     def _lr(self, progress: float) -> float:
         """10 % linear warm-up, then a cosine to 10 %."""
@@ -135,10 +221,14 @@ class Workload:
         return self.lr * (0.55 + 0.45 * math.cos(math.pi * (progress - 0.1) / 0.9))
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
-        """Sequences [index B + shard B/n, ..) of the endless stream: x and y are (B/n, T), y one symbol ahead."""
+        """Sequences [index B + shard B/n, ..) of the endless stream: x and y are (B/n, T), y one
+        symbol ahead."""
         share = self.global_batch // num_shards
         first = index * self.global_batch + shard * share
-        starts = [first, *range((first // BLOCK + 1) * BLOCK, first + share, BLOCK)]  # cut at borders of blocks
+        starts = [
+            first,
+            *range((first // BLOCK + 1) * BLOCK, first + share, BLOCK),
+        ]  # cut at borders of blocks
         rows = torch.cat([self._rows(at, min(share, first + share - at)) for at in starts])
         return Batch(rows[:, :-1], rows[:, 1:], share)
 
@@ -146,19 +236,28 @@ class Workload:
         return nn.functional.cross_entropy(output.flatten(0, 1), batch.y.flatten())
 
     def evaluate(self, infer: Infer) -> float:
-        """Mean over the held-out positions with two symbols before them: nats of the model, minus the source's own."""
+        """Mean over the held-out positions with two symbols before them: nats of the model, minus
+        the source's own."""
         total = 0.0
-        for rows in self._test.split(max(1, min(64, 2**24 // (self.context * self.symbols)))):  # 16 M scores at once
+        for rows in self._test.split(
+            max(1, min(64, 2**24 // (self.context * self.symbols)))
+        ):  # 16 M scores at once
             logits = infer(rows[:, :-1])[:, FIRST_SCORED:].double()
             answers = rows[:, 1 + FIRST_SCORED :]
-            total += float(nn.functional.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="sum"))
+            total += float(
+                nn.functional.cross_entropy(
+                    logits.flatten(0, 1), answers.flatten(), reduction="sum"
+                )
+            )
         return total / self._test[:, 1 + FIRST_SCORED :].numel() - self._floor
 
     def _rows(self, first: int, count: int) -> Tensor:
         """Sequences [first, first + count) of one drawn block, (count, T + 1)."""
         number, begin = divmod(first, BLOCK)
         if number not in self._blocks:
-            self._blocks[number] = self._draw(np.random.default_rng([DATA, self._seed, number]), BLOCK)
+            self._blocks[number] = self._draw(
+                np.random.default_rng([DATA, self._seed, number]), BLOCK
+            )
             while len(self._blocks) > KEPT_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
         return self._blocks[number][begin : begin + count]
@@ -174,10 +273,13 @@ class Workload:
         return torch.from_numpy(self._text[starts + np.arange(length)].astype(np.int64))
 
     def _held_out(self) -> tuple[Tensor, float]:
-        """Sequences that no worker trains on, and the nats per scored symbol that their source gives them."""
+        """Sequences that no worker trains on, and the nats per scored symbol that their source
+        gives them."""
         if self.data in ("text", "stdlib"):
             return self._last_tenth(), 0.0
-        rows = self._draw(np.random.default_rng([TEST, SOURCE_SEED]), HELD_OUT if self.data == "markov" else 16)
+        rows = self._draw(
+            np.random.default_rng([TEST, SOURCE_SEED]), HELD_OUT if self.data == "markov" else 16
+        )
         return rows, realised_nats(rows.numpy()) if self.data == "markov" else 0.0
 
     def _last_tenth(self) -> Tensor:
@@ -187,7 +289,9 @@ class Workload:
         if cut <= length:
             least = f"too few for sequences of {length}: at least {2 * length + 1}"
             raise ValueError(f"the text has {len(self._text)} bytes, {least}")
-        rows = [self._text[at : at + length] for at in range(cut, len(self._text) - length + 1, length)][:64]
+        rows = [
+            self._text[at : at + length] for at in range(cut, len(self._text) - length + 1, length)
+        ][:64]
         self._text = self._text[:cut]
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
@@ -198,13 +302,16 @@ class Workload:
         else:
             path = Path(self.path).expanduser()
             if not path.is_absolute():  # a rank stands in a folder of its own
-                raise ValueError(f"path = {self.path!r}, but data = text needs the whole path of a file: set path")
+                raise ValueError(
+                    f"path = {self.path!r}, but data = text needs the whole path of a file: set "
+                    "path"
+                )
             content = path.read_bytes()
         self.data_sha256 = hashlib.sha256(content).hexdigest()
         return np.frombuffer(content, dtype=np.uint8)
 
 
-# -- the model -------------------------------------------------------------------------------------------------------
+# -- the model -------------------------------------------------------------------------------------
 
 
 class Embedding(nn.Module):
@@ -214,7 +321,9 @@ class Embedding(nn.Module):
         super().__init__()
         self.symbols = nn.Embedding(symbols, width)
         nn.init.normal_(self.symbols.weight, std=0.02)
-        self.positions = nn.Parameter(torch.empty(positions, width).normal_(std=0.02)) if positions else None
+        self.positions = (
+            nn.Parameter(torch.empty(positions, width).normal_(std=0.02)) if positions else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T) -> (B, T, d)."""
@@ -225,7 +334,8 @@ class Embedding(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + network(norm(x)), without biases.
 
-    Rows of the one matrix of queries, keys and values are ordered (head, {q, k, v}, head_dim): a slice is whole heads.
+    Rows of the one matrix of queries, keys and values are ordered (head, {q, k, v}, head_dim): a
+    slice is whole heads.
     """
 
     mask: Tensor
@@ -238,12 +348,20 @@ class Block(nn.Module):
         self.norm_network = nn.LayerNorm(width, bias=False)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
-        for linear, scale in ((self.qkv, 1.0), (self.up, 1.0), (self.out, 2 * depth), (self.down, 2 * depth)):
+        for linear, scale in (
+            (self.qkv, 1.0),
+            (self.up, 1.0),
+            (self.out, 2 * depth),
+            (self.down, 2 * depth),
+        ):
             nn.init.normal_(linear.weight, std=0.02 / math.sqrt(scale))
-        self._head_dim, self._fused = width // heads, context >= FUSED_FROM
+        self._head_dim = width // heads
+        self._fused = context >= FUSED_FROM
         self.turn = Rotation(context, self._head_dim) if rope else None
         if not self._fused:
-            self.register_buffer("mask", torch.full((context, context), -math.inf).triu(1), persistent=False)
+            self.register_buffer(
+                "mask", torch.full((context, context), -math.inf).triu(1), persistent=False
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
@@ -251,15 +369,22 @@ class Block(nn.Module):
         return torch.add(x, self.down(nn.functional.gelu(self.up(self.norm_network(x)))))
 
     def _attend(self, qkv: Tensor) -> Tensor:
-        """(B, T, 3 h head_dim) of h heads, which may be a rank's share of them -> (B, T, h head_dim)."""
+        """(B, T, 3 h head_dim) of h heads, which may be a rank's share of them -> (B, T, h
+        head_dim)."""
         batch, tokens, _ = qkv.shape
-        query, key, value = (x.transpose(1, 2) for x in qkv.view(batch, tokens, -1, 3, self._head_dim).unbind(3))
+        query, key, value = (
+            x.transpose(1, 2) for x in qkv.view(batch, tokens, -1, 3, self._head_dim).unbind(3)
+        )
         if self.turn is not None:
-            query, key = self.turn(query), self.turn(key)
+            query = self.turn(query)
+            key = self.turn(key)
         if self._fused:
             mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
-            scores = query @ key.transpose(-2, -1) / math.sqrt(self._head_dim) + self.mask[:tokens, :tokens]
+            scores = (
+                query @ key.transpose(-2, -1) / math.sqrt(self._head_dim)
+                + self.mask[:tokens, :tokens]
+            )
             mixed = scores.softmax(-1) @ value
         return mixed.transpose(1, 2).reshape(batch, tokens, -1)
 
@@ -279,13 +404,15 @@ class Rotation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., T, head_dim), pairs are halves of the vector."""
-        cosine, sine = self.cosine[: x.shape[-2]], self.sine[: x.shape[-2]]
+        cosine = self.cosine[: x.shape[-2]]
+        sine = self.sine[: x.shape[-2]]
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
 
 
 class Head(nn.Module):
-    """Norm, then a score per symbol by the embedding's own matrix (tied: one parameter, counted once)."""
+    """Norm, then a score per symbol by the embedding's own matrix (tied: one parameter, counted
+    once)."""
 
     def __init__(self, width: int, weight: Tensor) -> None:
         super().__init__()
@@ -297,11 +424,12 @@ class Head(nn.Module):
         return nn.functional.linear(self.norm(x), self.weight)
 
 
-# -- the source ------------------------------------------------------------------------------------------------------
+# -- the source ------------------------------------------------------------------------------------
 
 
 def source() -> np.ndarray:
-    """p[a, b, c] = P(next is c | the last two were a, b), (8, 8, 8): three successors each, Dirichlet(0.3) shares."""
+    """p[a, b, c] = P(next is c | the last two were a, b), (8, 8, 8): three successors each,
+    Dirichlet(0.3) shares."""
     stream = np.random.default_rng(SOURCE_SEED)
     table = np.full((SYMBOLS, SYMBOLS, SYMBOLS), UNIFORM / SYMBOLS)
     for first in range(SYMBOLS):
@@ -326,7 +454,9 @@ def source_sequences(stream: np.random.Generator, count: int, length: int) -> np
     table = source()
     pairs = stationary(table).ravel()
     rows = np.empty((count, length), dtype=np.int64)
-    rows[:, 0], rows[:, 1] = np.divmod(stream.choice(len(pairs), size=count, p=pairs / pairs.sum()), SYMBOLS)
+    rows[:, 0], rows[:, 1] = np.divmod(
+        stream.choice(len(pairs), size=count, p=pairs / pairs.sum()), SYMBOLS
+    )
     borders = table.cumsum(-1)
     borders[..., -1] = 1.0  # a draw is below 1
     draws = stream.random((count, length))

@@ -1,1 +1,2 @@
-"""From the tidy table of runs to what a figure or a table prints. Works from files alone; imports no torch."""
+"""From the tidy table of runs to what a figure or a table prints. Works from files alone; imports
+no torch."""

@@ -1,4 +1,5 @@
-"""Names for cells: which series of a figure a cell belongs to, told apart only by what differs in this plan."""
+"""Names for cells: which series of a figure a cell belongs to, told apart only by what differs in
+this plan."""
 
 from __future__ import annotations
 
@@ -12,21 +13,39 @@ import pandas as pd
 from benchsuite.plan import compute_time, plugins
 from benchsuite.plan.cell import Cell, identity
 
-# Not part of a strategy's name: the x axis, what is trained, the world it ran in, and what has a column of its own.
-_APART = frozenset({
-    "workload", "preset", "replicas", "straggler", "parallel", "sync", "topology", "compression",
-    "clock", "compute_time", "receive_cost", "link_mbit", "link_latency_us", "gradients", "tuning",
-})  # fmt: skip
+# Not part of a strategy's name: the x axis, what is trained, the world it ran in, and what has a
+# column of its own.
+_APART = frozenset(
+    {
+        "workload",
+        "preset",
+        "replicas",
+        "straggler",
+        "parallel",
+        "sync",
+        "topology",
+        "compression",
+        "clock",
+        "compute_time",
+        "receive_cost",
+        "link_mbit",
+        "link_latency_us",
+        "gradients",
+        "tuning",
+    }
+)
 
 
 def describe(cells: Sequence[Cell]) -> pd.DataFrame:
     """One row per cell, in the plan's order.
 
-    Columns: cell_id, order, workload (`cnn/digits`), strategy (`synchronous/ring`), variant (options in which cells of
-    one strategy differ, else empty; `tuned` where the plan has tuned cells and others), series (strategy and variant),
-    tuning, replicas, servers, world_size, straggler (`worker 0: 4x`, else empty), clock, budget_samples; of the virtual
-    clock also link (`1 Gbit/s, 50 us`), spread (`gamma, cv 0.1`) and gradients (`computed`, `none`). An option that
-    differs from one number of workers to the next only (K of N) is no variant: it stands in by_size.
+    Columns: cell_id, order, workload (`cnn/digits`), strategy (`synchronous/ring`), variant
+    (options in which cells of one strategy differ, else empty; `tuned` where the plan has tuned
+    cells and others), series (strategy and variant), tuning, replicas, servers, world_size,
+    straggler (`worker 0: 4x`, else empty), clock, budget_samples; of the virtual clock also link
+    (`1 Gbit/s, 50 us`), spread (`gamma, cv 0.1`) and gradients (`computed`, `none`). An option that
+    differs from one number of workers to the next only (K of N) is no variant: it stands in
+    by_size.
     """
     variants = _variants(cells, within_size=True)
     by_size = _variants(cells, within_size=False)
@@ -73,7 +92,9 @@ def strategy_of(cell: Cell) -> str:
 
 def straggler_text(straggler: Mapping[str, float]) -> str:
     """`worker 0: 4x`; empty where nobody is slowed."""
-    return ", ".join(f"worker {worker}: {factor:g}x" for worker, factor in sorted(straggler.items()))
+    return ", ".join(
+        f"worker {worker}: {factor:g}x" for worker, factor in sorted(straggler.items())
+    )
 
 
 def link_text(cell: Cell) -> str:
@@ -81,13 +102,16 @@ def link_text(cell: Cell) -> str:
     if cell.clock != "virtual":
         return ""
     rate = cell.link_mbit
-    parts = [] if rate is None else [f"{rate / 1000:g} Gbit/s" if rate >= 1000 else f"{rate:g} Mbit/s"]
+    parts = (
+        [] if rate is None else [f"{rate / 1000:g} Gbit/s" if rate >= 1000 else f"{rate:g} Mbit/s"]
+    )
     parts += [f"{cell.link_latency_us:g} us"] if cell.link_latency_us else []
     return ", ".join(parts) or "free"
 
 
 def spread_text(table: Mapping[str, Any] | None) -> str:
-    """`gamma, cv 0.1`; `spells 8x slow (9%)` for markov; empty where real ranks took the time they took."""
+    """`gamma, cv 0.1`; `spells 8x slow (9%)` for markov; empty where real ranks took the time they
+    took."""
     if table is None:
         return ""
     if table["kind"] == "markov":
@@ -99,16 +123,22 @@ def spread_text(table: Mapping[str, Any] | None) -> str:
 
 
 def _variants(cells: Sequence[Cell], *, within_size: bool) -> dict[str, str]:
-    """Cell id -> the fields in which cells of the same strategy, workload and clock differ, as `key=value`.
+    """Cell id -> the fields in which cells of the same strategy, workload and clock differ, as
+    `key=value`.
 
     within_size: among those with the same number of workers; else among all.
     """
     groups: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
-        groups[cell.workload, cell.preset, cell.clock, cell.gradients, strategy_of(cell)].append(cell)
+        groups[cell.workload, cell.preset, cell.clock, cell.gradients, strategy_of(cell)].append(
+            cell
+        )
     names = {}
     for group in groups.values():
-        flat = {cell.id: _flat({**identity(cell), "lr_factor": cell.to_json()["lr_factor"]}) for cell in group}
+        flat = {
+            cell.id: _flat({**identity(cell), "lr_factor": cell.to_json()["lr_factor"]})
+            for cell in group
+        }
         sizes: dict[int, list[str]] = defaultdict(list)
         for cell in group:
             sizes[cell.replicas if within_size else 0].append(cell.id)
@@ -116,11 +146,14 @@ def _variants(cells: Sequence[Cell], *, within_size: bool) -> dict[str, str]:
         if not within_size:  # that more workers use more samples says nothing
             keys = [key for key in keys if not key.startswith("budget.")]
         differing = [
-            key for key in keys
+            key
+            for key in keys
             if any(len({flat[cell_id].get(key) for cell_id in size}) > 1 for size in sizes.values())
-        ]  # fmt: skip
+        ]
         for cell_id, fields in flat.items():
-            names[cell_id] = " ".join(f"{key.rpartition('.')[2]}={fields.get(key, '-')}" for key in differing)
+            names[cell_id] = " ".join(
+                f"{key.rpartition('.')[2]}={fields.get(key, '-')}" for key in differing
+            )
     return names
 
 

@@ -1,8 +1,10 @@
-"""What an operation costs: the alpha-beta model of STRATEGIES section 3, and how far it may be trusted.
+"""What an operation costs: the alpha-beta model of STRATEGIES section 3, and how far it may be
+trusted.
 
-Closed forms for N workers, vectors of M bytes and equal full-duplex ports: alpha seconds per message, beta seconds per
-byte. An `Extrapolation` carries the errors of the fit on message sizes and link rates that it has not seen; above 25 %
-it shows no number. That error is about messages: how a form grows with N is theory (and a law of the virtual clock).
+Closed forms for N workers, vectors of M bytes and equal full-duplex ports: alpha seconds per
+message, beta seconds per byte. An `Extrapolation` carries the errors of the fit on message sizes
+and link rates that it has not seen; above 25 % it shows no number. That error is about messages:
+how a form grows with N is theory (and a law of the virtual clock).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from benchsuite.analysis.fits import LeftOut, Link, MessageFit, Points
 
 LARGEST_ERROR = 0.25  # on left-out sizes and rates; above it no time is shown
 
-# -- closed forms: seconds of one operation ------------------------------------------------------------------------
+# -- closed forms: seconds of one operation --------------------------------------------------------
 
 
 def ring_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
@@ -29,11 +31,14 @@ def ring_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
 def halving_doubling_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
     """2 log2 N alpha + 2(N-1)/N M beta (Thakur et al. 2005).
 
-    Off powers of two it runs on N' = 2^q < N, and the folded ranks send their vector before and get it back after.
+    Off powers of two it runs on N' = 2^q < N, and the folded ranks send their vector before and get
+    it back after.
     """
     rounds = int(math.log2(num_workers))
     inside = 1 << rounds
-    seconds = 2 * rounds * link.alpha_s + 2 * (inside - 1) / inside * num_bytes * link.beta_s_per_byte
+    seconds = (
+        2 * rounds * link.alpha_s + 2 * (inside - 1) / inside * num_bytes * link.beta_s_per_byte
+    )
     return seconds if inside == num_workers else seconds + 2 * link.seconds(num_bytes)
 
 
@@ -43,21 +48,30 @@ def tree_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
 
 
 def direct_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
-    """Reduce-scatter and all-gather straight to and from the owners: 2 alpha + 2(N-1)/N M beta; 0 for one worker."""
+    """Reduce-scatter and all-gather straight to and from the owners: 2 alpha + 2(N-1)/N M beta; 0
+    for one worker."""
     if num_workers == 1:
         return 0.0
     return 2 * link.alpha_s + 2 * (num_workers - 1) / num_workers * num_bytes * link.beta_s_per_byte
 
 
 def parameter_server_first_s(
-    link: Link, *, num_workers: int, num_bytes: float, num_servers: int = 1, with_workers: bool = False
+    link: Link,
+    *,
+    num_workers: int,
+    num_bytes: float,
+    num_servers: int = 1,
+    with_workers: bool = False,
 ) -> float:
-    """A synchronous step, nothing under way before: 2 alpha + (2N + S - 1)/S M beta with servers on own hosts.
+    """A synchronous step, nothing under way before: 2 alpha + (2N + S - 1)/S M beta with servers on
+    own hosts.
 
-    Slices leave a worker one after the other: the last server's begin when S - 1 of them have left. On the hosts of
-    workers every server has one slice there already: (2N + S - 3)/S M beta, and (2N + S - 4)/S where S = N.
+    Slices leave a worker one after the other: the last server's begin when S - 1 of them have left.
+    On the hosts of workers every server has one slice there already: (2N + S - 3)/S M beta, and (2N
+    + S - 4)/S where S = N.
     """
-    n, s = num_workers, num_servers
+    n = num_workers
+    s = num_servers
     if with_workers and n == 1:
         return 0.0  # nothing leaves the host
     slices = 2 * n + s - (1 if not with_workers else 3 if s < n else 4)
@@ -65,12 +79,19 @@ def parameter_server_first_s(
 
 
 def parameter_server_s(
-    link: Link, *, num_workers: int, num_bytes: float, num_servers: int = 1, with_workers: bool = False
+    link: Link,
+    *,
+    num_workers: int,
+    num_bytes: float,
+    num_servers: int = 1,
+    with_workers: bool = False,
 ) -> float:
-    """One of many such steps: 2 alpha + (N/S + 1) M beta with servers on own hosts, since replies overlap pushes.
+    """One of many such steps: 2 alpha + (N/S + 1) M beta with servers on own hosts, since replies
+    overlap pushes.
 
-    The latencies do not overlap: whoever is answered last pushes last. On the hosts of workers (N + 2S - 2)/S M beta,
-    since a server's replies and its worker's pushes share a port; for S > N - 2 > 0 that is a bound from above.
+    The latencies do not overlap: whoever is answered last pushes last. On the hosts of workers (N +
+    2S - 2)/S M beta, since a server's replies and its worker's pushes share a port; for S > N - 2 >
+    0 that is a bound from above.
     """
     if with_workers and num_workers == 1:
         return 0.0
@@ -81,7 +102,8 @@ def parameter_server_s(
 def busiest_port_bytes(
     *, num_workers: int, num_bytes: float, num_servers: int = 1, with_workers: bool = False
 ) -> float:
-    """Each way through the busiest port in such a step: max(M, N M/S) on own hosts, (N + S - 2) M/S with workers."""
+    """Each way through the busiest port in such a step: max(M, N M/S) on own hosts, (N + S - 2) M/S
+    with workers."""
     if with_workers:
         return (num_workers + num_servers - 2) * num_bytes / num_servers
     return max(num_bytes, num_workers * num_bytes / num_servers)
@@ -97,12 +119,13 @@ def gossip_s(link: Link, *, num_neighbours: int, num_bytes: float) -> float:
     return num_neighbours * link.seconds(num_bytes)
 
 
-# -- a model that was fitted to messages ---------------------------------------------------------------------------
+# -- a model that was fitted to messages -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Operation:
-    """`seconds(link, num_workers=, num_bytes=, [num_servers=])`; `message_bytes(N, M, S)`: of its longest message.
+    """`seconds(link, num_workers=, num_bytes=, [num_servers=])`; `message_bytes(N, M, S)`: of its
+    longest message.
 
     both_ways: every rank sends and receives at once, so messages measured that way price it.
     """
@@ -118,14 +141,17 @@ OPERATIONS: Mapping[str, Operation] = {
     "halving_doubling": Operation(halving_doubling_s, lambda n, m, s: m / 2, both_ways=True),
     "tree": Operation(tree_s, lambda n, m, s: m, both_ways=False),
     "direct": Operation(direct_s, lambda n, m, s: m / n, both_ways=True),
-    "parameter_server": Operation(parameter_server_s, lambda n, m, s: m / s, both_ways=True, has_servers=True),
+    "parameter_server": Operation(
+        parameter_server_s, lambda n, m, s: m / s, both_ways=True, has_servers=True
+    ),
     "all_gather": Operation(all_gather_s, lambda n, m, s: m / n, both_ways=True),
 }
 
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """A modelled time in seconds with its interval and the errors of the fit on what it has not seen (shares).
+    """A modelled time in seconds with its interval and the errors of the fit on what it has not
+    seen (shares).
 
     An error of None could not be had: nothing is shown then.
     """
@@ -139,7 +165,11 @@ class Extrapolation:
     @property
     def error(self) -> float | None:
         """The larger of the two; None where one could not be had."""
-        return None if self.size_error is None or self.rate_error is None else max(self.size_error, self.rate_error)
+        return (
+            None
+            if self.size_error is None or self.rate_error is None
+            else max(self.size_error, self.rate_error)
+        )
 
     @property
     def shown(self) -> float | None:
@@ -153,7 +183,8 @@ class Extrapolation:
 
 @dataclass(frozen=True)
 class MessageModel:
-    """Messages of one kind: launches -> (bytes, seconds) points, and points over links of other rates (Mbit/s).
+    """Messages of one kind: launches -> (bytes, seconds) points, and points over links of other
+    rates (Mbit/s).
 
     tried_with: the model of the messages that rates were tried with, where it is not this one.
     """
@@ -196,9 +227,16 @@ class MessageModel:
         return [fits.fit_messages(launch) for launch in self.launches]
 
     def extrapolate(
-        self, operation: Operation, *, num_workers: int, num_bytes: float, mbit: float, num_servers: int = 1
+        self,
+        operation: Operation,
+        *,
+        num_workers: int,
+        num_bytes: float,
+        mbit: float,
+        num_servers: int = 1,
     ) -> Extrapolation:
-        """One operation on links of this rate. The interval: range over launches, widened by the error."""
+        """One operation on links of this rate. The interval: range over launches, widened by the
+        error."""
         message = operation.message_bytes(num_workers, num_bytes, num_servers)
         servers = {"num_servers": num_servers} if operation.has_servers else {}
 
@@ -209,11 +247,15 @@ class MessageModel:
         def at_rate(size: float) -> float:
             return self.fit.predict(size, mbit=mbit, payload_share=self.payload_share)
 
-        near, beyond = fits.error_near(self.left_out, message, at_rate), fits.error_beyond(self.points, message)
+        near = fits.error_near(self.left_out, message, at_rate)
+        beyond = fits.error_beyond(self.points, message)
         if beyond:
             near = max(near or 0.0, beyond)
         size_error = None if beyond is None else near
         rate_error = max(map(abs, self.rate_errors.values()), default=None)
-        value, each = priced(self.fit), [priced(fitted) for fitted in self._launch_fits]
+        value = priced(self.fit)
+        each = [priced(fitted) for fitted in self._launch_fits]
         wide = 1 + max(size_error or 0.0, rate_error or 0.0)
-        return Extrapolation(value, min(value, *each) / wide, max(value, *each) * wide, size_error, rate_error)
+        return Extrapolation(
+            value, min(value, *each) / wide, max(value, *each) * wide, size_error, rate_error
+        )

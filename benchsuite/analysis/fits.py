@@ -1,10 +1,12 @@
-"""How long a message of so many bytes takes: a piecewise alpha-beta fit, and its errors on sizes and rates not seen.
+"""How long a message of so many bytes takes: a piecewise alpha-beta fit, and its errors on sizes
+and rates not seen.
 
-Inside a segment a message takes alpha + beta x bytes, both at least 0. Segments are few, each has at least three
-sizes, and they need not meet: a library changes its protocol at some size. The fit minimises the sum of
-|log(fit / measured)|, so that small messages count as much as large ones and one slow launch does not bend a line.
-A rate enters as beta = max(own beta, 8 / (payload share x rate)): what a host can copy, or what the link carries.
-Pure functions of numbers; numpy only.
+Inside a segment a message takes alpha + beta x bytes, both at least 0. Segments are few, each has
+at least three sizes, and they need not meet: a library changes its protocol at some size. The fit
+minimises the sum of
+|log(fit / measured)|, so that small messages count as much as large ones and one slow launch does
+not bend a line. A rate enters as beta = max(own beta, 8 / (payload share x rate)): what a host can
+copy, or what the link carries. Pure functions of numbers; numpy only.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Link:
         """The same hosts on a link of this rate; payload_share: what headers leave of it."""
         if mbit is None:
             return self
-        return Link(self.alpha_s, max(self.beta_s_per_byte, 8 / (payload_share * mbit * BITS_PER_MBIT)))
+        return Link(
+            self.alpha_s, max(self.beta_s_per_byte, 8 / (payload_share * mbit * BITS_PER_MBIT))
+        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class MessageFit:
-    """Segments by size. `predict` never falls with the size, also where a segment begins lower than one ended."""
+    """Segments by size. `predict` never falls with the size, also where a segment begins lower than
+    one ended."""
 
     segments: tuple[Segment, ...]
     low_bytes: float  # smallest and largest size that was measured
@@ -70,12 +75,16 @@ class MessageFit:
         """The segment's that a message of this size lies in."""
         return next(segment.link for segment in self.segments if num_bytes < segment.high_bytes)
 
-    def predict(self, num_bytes: float, *, mbit: float | None = None, payload_share: float = 1.0) -> float:
+    def predict(
+        self, num_bytes: float, *, mbit: float | None = None, payload_share: float = 1.0
+    ) -> float:
         """Seconds of one message; mbit: of a shaped link."""
         seconds = self.link(num_bytes).shaped(mbit, payload_share).seconds(num_bytes)
         for segment in self.segments:
             if segment.high_bytes <= num_bytes:
-                seconds = max(seconds, segment.link.shaped(mbit, payload_share).seconds(segment.high_bytes))
+                seconds = max(
+                    seconds, segment.link.shaped(mbit, payload_share).seconds(segment.high_bytes)
+                )
         return seconds
 
     def to_json(self) -> dict[str, Any]:
@@ -96,12 +105,19 @@ def fit_messages(points: Points) -> MessageFit:
     x, y = _columns(points)
     sizes = np.unique(x)
     if len(sizes) < SIZES_PER_SEGMENT:
-        raise ValueError(f"{len(sizes)} sizes: a line with its error needs at least {SIZES_PER_SEGMENT}")
+        raise ValueError(
+            f"{len(sizes)} sizes: a line with its error needs at least {SIZES_PER_SEGMENT}"
+        )
     pieces = _Pieces(x, y, sizes)
     most = min(MOST_SEGMENTS, len(sizes) // SIZES_PER_SEGMENT)
-    cuts = min((pieces.best(count) for count in range(1, most + 1)), key=lambda cuts: pieces.badness(cuts))
+    cuts = min(
+        (pieces.best(count) for count in range(1, most + 1)), key=lambda cuts: pieces.badness(cuts)
+    )
     links = [pieces.link(begin, end) for begin, end in itertools.pairwise(cuts)]
-    ends = [_border(sizes[cut - 1], sizes[cut], links[at], links[at + 1]) for at, cut in enumerate(cuts[1:-1])]
+    ends = [
+        _border(sizes[cut - 1], sizes[cut], links[at], links[at + 1])
+        for at, cut in enumerate(cuts[1:-1])
+    ]
     segments = [Segment(end, link) for end, link in zip([*ends, math.inf], links, strict=True)]
     return MessageFit(tuple(segments), float(sizes[0]), float(sizes[-1]))
 
@@ -138,11 +154,14 @@ def left_out_sizes(points: Points) -> dict[float, LeftOut]:
     return found
 
 
-def error_near(left_out: Mapping[float, LeftOut], num_bytes: float, at_rate: Callable[[float], float]) -> float | None:
-    """The worst relative error over left-out sizes within a factor of 4 of this one; None where there is none.
+def error_near(
+    left_out: Mapping[float, LeftOut], num_bytes: float, at_rate: Callable[[float], float]
+) -> float | None:
+    """The worst relative error over left-out sizes within a factor of 4 of this one; None where
+    there is none.
 
-    at_rate: size -> modelled seconds on the link asked about. Seconds by which a fit is wrong here are as many there,
-    and a smaller share of a message that takes longer.
+    at_rate: size -> modelled seconds on the link asked about. Seconds by which a fit is wrong here
+    are as many there, and a smaller share of a message that takes longer.
     """
     near = [
         abs(each.fitted_s - each.measured_s) / max(each.measured_s, at_rate(size))
@@ -153,17 +172,23 @@ def error_near(left_out: Mapping[float, LeftOut], num_bytes: float, at_rate: Cal
 
 
 def error_beyond(points: Points, num_bytes: float) -> float | None:
-    """Relative error of reaching as far past the measured sizes as this one lies, tried where it can be checked.
+    """Relative error of reaching as far past the measured sizes as this one lies, tried where it
+    can be checked.
 
-    A size twice the largest: the fit without all sizes above half of the largest is held against those. 0 inside the
-    measured range; None where too few sizes are left to try it.
+    A size twice the largest: the fit without all sizes above half of the largest is held against
+    those. 0 inside the measured range; None where too few sizes are left to try it.
     """
     sizes = sorted({size for size, _ in points})
-    low, high = sizes[0], sizes[-1]
+    low = sizes[0]
+    high = sizes[-1]
     factor = max(num_bytes / high, low / num_bytes)
     if factor <= 1:
         return 0.0
-    inside = [size for size in sizes if (size <= high / factor if num_bytes > high else size >= low * factor)]
+    inside = [
+        size
+        for size in sizes
+        if (size <= high / factor if num_bytes > high else size >= low * factor)
+    ]
     if len(inside) < SIZES_PER_SEGMENT:
         return None
     fitted = fit_messages([point for point in points if point[0] in inside])
@@ -172,10 +197,13 @@ def error_beyond(points: Points, num_bytes: float) -> float | None:
 
 
 def left_out_rates(fitted: MessageFit, shaped: Mapping[float, Points]) -> dict[float, float]:
-    """Rate in Mbit/s -> its worst relative error, with the payload share taken from the other rates. {} below 2."""
+    """Rate in Mbit/s -> its worst relative error, with the payload share taken from the other
+    rates. {} below 2."""
     errors = {}
     for mbit, points in shaped.items():
-        share = payload_share(fitted, {other: points for other, points in shaped.items() if other != mbit})
+        share = payload_share(
+            fitted, {other: points for other, points in shaped.items() if other != mbit}
+        )
         if share is None:
             continue
         each = [
@@ -187,25 +215,30 @@ def left_out_rates(fitted: MessageFit, shaped: Mapping[float, Points]) -> dict[f
 
 
 def payload_share(fitted: MessageFit, shaped: Mapping[float, Points]) -> float | None:
-    """What headers leave of a link's rate: median over the points at which the link, not the host, was the limit."""
+    """What headers leave of a link's rate: median over the points at which the link, not the host,
+    was the limit."""
     shares = []
     for mbit, points in shaped.items():
         for size, seconds in points:
             link = fitted.link(size)
-            ideal_s, left_s = 8 * size / (mbit * BITS_PER_MBIT), seconds - link.alpha_s
+            ideal_s = 8 * size / (mbit * BITS_PER_MBIT)
+            left_s = seconds - link.alpha_s
             if left_s > 0 and ideal_s > link.beta_s_per_byte * size:
                 shares.append(ideal_s / left_s)
     return min(1.0, float(np.median(shares))) if shares else None
 
 
-# -- inside --------------------------------------------------------------------------------------------------------
+# -- inside ----------------------------------------------------------------------------------------
 
 
 class _Pieces:
-    """Lines over runs of neighbouring sizes, each fitted once; `cuts` are indices into the sizes, first 0, last n."""
+    """Lines over runs of neighbouring sizes, each fitted once; `cuts` are indices into the sizes,
+    first 0, last n."""
 
     def __init__(self, x: _Floats, y: _Floats, sizes: _Floats) -> None:
-        self._x, self._y, self._sizes = x, y, sizes
+        self._x = x
+        self._y = y
+        self._sizes = sizes
         self._known: dict[tuple[int, int], tuple[Link, float]] = {}
 
     def link(self, begin: int, end: int) -> Link:
@@ -216,10 +249,11 @@ class _Pieces:
         return self._cut(0, count)
 
     def badness(self, cuts: Sequence[int]) -> float:
-        """2 n ln(mean error) + 6 ln n per segment: Laplace errors and twice BIC's price for alpha, beta and the border.
+        """2 n ln(mean error) + 6 ln n per segment: Laplace errors and twice BIC's price for alpha,
+        beta and the border.
 
-        Borders are searched for, which BIC does not know: at its price one line in four gets a second segment for
-        nothing (3 of 12 at 3 % and at 10 % noise), at this one none.
+        Borders are searched for, which BIC does not know: at its price one line in four gets a
+        second segment for nothing (3 of 12 at 3 % and at 10 % noise), at this one none.
         """
         n = len(self._x)
         mean = max(self._error(cuts) / n, FINE_ENOUGH)
@@ -238,7 +272,8 @@ class _Pieces:
     def _fitted(self, begin: int, end: int) -> tuple[Link, float]:
         if (begin, end) not in self._known:
             inside = (self._x >= self._sizes[begin]) & (self._x <= self._sizes[end - 1])
-            x, y = self._x[inside], self._y[inside]
+            x = self._x[inside]
+            y = self._y[inside]
             alpha, beta = _robust_line(x, y)
             error = float(np.abs(np.log((alpha + beta * x) / y)).sum())
             self._known[begin, end] = (Link(alpha, beta), error)
@@ -255,12 +290,15 @@ def _columns(points: Points) -> tuple[_Floats, _Floats]:
 def _robust_line(x: _Floats, y: _Floats, rounds: int = 60) -> tuple[float, float]:
     """(alpha, beta) >= 0 that minimise sum |log((alpha + beta x) / y)|.
 
-    Damped Gauss-Newton over the logs of both (so neither becomes negative), reweighted by 1 / |error|; held against
-    both ends, which the logs do not reach: bytes alone, and a message alone.
+    Damped Gauss-Newton over the logs of both (so neither becomes negative), reweighted by 1 /
+    |error|; held against both ends, which the logs do not reach: bytes alone, and a message alone.
     """
     smallest = y[x == x.min()]
     logs = np.log([float(np.median(smallest)) / 2, float(np.median(y / x)) / 2])
-    ends = ((0.0, float(np.exp(np.median(np.log(y / x))))), (float(np.exp(np.median(np.log(y)))), 0.0))
+    ends = (
+        (0.0, float(np.exp(np.median(np.log(y / x))))),
+        (float(np.exp(np.median(np.log(y)))), 0.0),
+    )
     least, best = min((float(np.abs(np.log((a + b * x) / y)).sum()), (a, b)) for a, b in ends)
     idle = 0
     for _ in range(rounds):
@@ -270,19 +308,25 @@ def _robust_line(x: _Floats, y: _Floats, rounds: int = 60) -> tuple[float, float
         error = float(np.abs(residual).sum())
         idle = 0 if error < least * (1 - 1e-6) - 1e-9 else idle + 1
         if error < least:
-            best, least = (float(alpha), float(beta)), error
+            best = (float(alpha), float(beta))
+            least = error
         if idle == 6:
             break
         weight = 1 / np.maximum(np.abs(residual), 1e-4)
-        slopes = np.stack([alpha / fitted, beta * x / fitted])  # (2, n): of log(fitted) in the two logs
+        slopes = np.stack(
+            [alpha / fitted, beta * x / fitted]
+        )  # (2, n): of log(fitted) in the two logs
         normal = (slopes * weight) @ slopes.T
-        step = np.linalg.solve(normal + 1e-3 * np.trace(normal) * np.eye(2), -(slopes * weight) @ residual)
+        step = np.linalg.solve(
+            normal + 1e-3 * np.trace(normal) * np.eye(2), -(slopes * weight) @ residual
+        )
         logs = logs + np.clip(step, -2.0, 2.0)
     return best
 
 
 def _border(last: float, first: float, before: Link, after: Link) -> float:
-    """Where a segment ends: where both lines meet, if that is between its last size and the next one's first."""
+    """Where a segment ends: where both lines meet, if that is between its last size and the next
+    one's first."""
     slope = after.beta_s_per_byte - before.beta_s_per_byte
     meeting = (before.alpha_s - after.alpha_s) / slope if slope else math.inf
     return float(meeting) if last < meeting <= first else math.sqrt(last * first)

@@ -1,6 +1,8 @@
-"""Divided replicas beside undivided ones at equal ranks: what a rank keeps, what is sent inside a replica and between.
+"""Divided replicas beside undivided ones at equal ranks: what a rank keeps, what is sent inside a
+replica and between.
 
-Ranks are those that compute gradients, replicas x parts; a server is one more and is said, never counted among them.
+Ranks are those that compute gradients, replicas x parts; a server is one more and is said, never
+counted among them.
 """
 
 from __future__ import annotations
@@ -18,13 +20,23 @@ from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Run
 
 QUANTITIES = (
-    "num_parameters", "held_parameters", "peak_model_bytes", "payload_bytes_per_step", "inside_bytes_per_step",
-    "between_bytes_per_step", "messages_per_step", "bubble_predicted", "bubble_slots", "balance", "samples_per_s",
+    "num_parameters",
+    "held_parameters",
+    "peak_model_bytes",
+    "payload_bytes_per_step",
+    "inside_bytes_per_step",
+    "between_bytes_per_step",
+    "messages_per_step",
+    "bubble_predicted",
+    "bubble_slots",
+    "balance",
+    "samples_per_s",
     "cpu_s_per_sample",
-)  # fmt: skip
+)
 GROUP = ("workload", "ranks")  # what may be compared: equal work on equally many ranks
-# Code that is touched for the first time is in a rank's memory too (measure/memory.py): some MB, and not the same code
-# for every library class. Differences below this say nothing about what a form of parallelism keeps.
+# Code that is touched for the first time is in a rank's memory too (measure/memory.py): some MB,
+# and not the same code for every library class. Differences below this say nothing about what a
+# form of parallelism keeps.
 CODE_BYTES = 4 * 2**20
 _NONE = summarize([])
 
@@ -35,7 +47,8 @@ def is_divided(cell: Cell) -> bool:
 
 
 def forms(cells: Sequence[Cell]) -> pd.DataFrame:
-    """One row per cell: cell_id, form (pipeline, ..; `data` of undivided ones), parts, ranks, every_step.
+    """One row per cell: cell_id, form (pipeline, ..; `data` of undivided ones), parts, ranks,
+    every_step.
 
     every_step: replicas agree in every step, so that one process would do the same.
     """
@@ -49,24 +62,34 @@ def forms(cells: Sequence[Cell]) -> pd.DataFrame:
         }
         for cell in cells
     ]
-    return pd.DataFrame(rows, columns=["cell_id", "form", "parts", "ranks", "every_step"]).drop_duplicates("cell_id")
+    return pd.DataFrame(
+        rows, columns=["cell_id", "form", "parts", "ranks", "every_step"]
+    ).drop_duplicates("cell_id")
 
 
 def parallel(frame: pd.DataFrame, cells: pd.DataFrame, of: Sequence[Cell]) -> pd.DataFrame:
     """`per_cell` of `QUANTITIES`, also for cells without a run, with the cells' names and `forms`.
 
-    `frame`: the ok runs, columns of `export csv`. `cells`: `cells.describe` of the cells `of`. All that an undivided
-    replica sends goes between replicas.
+    `frame`: the ok runs, columns of `export csv`. `cells`: `cells.describe` of the cells `of`. All
+    that an undivided replica sends goes between replicas.
     """
     table = frame.copy()
     whole = table["model_parallel"] == 1
-    table["inside_bytes_per_step"] = table["inside_bytes_per_step"].mask(whole, table["payload_bytes_per_step"] * 0)
-    table["between_bytes_per_step"] = table["between_bytes_per_step"].mask(whole, table["payload_bytes_per_step"])
+    table["inside_bytes_per_step"] = table["inside_bytes_per_step"].mask(
+        whole, table["payload_bytes_per_step"] * 0
+    )
+    table["between_bytes_per_step"] = table["between_bytes_per_step"].mask(
+        whole, table["payload_bytes_per_step"]
+    )
     for column in ("bubble_slots", "bubble_predicted"):  # shares of whole slots: 1 - 4/5 is 0.2
         table[column] = table[column].round(9)
-    merged = cells.merge(forms(of), on="cell_id").merge(per_cell(table, QUANTITIES), on="cell_id", how="left")
+    merged = cells.merge(forms(of), on="cell_id").merge(
+        per_cell(table, QUANTITIES), on="cell_id", how="left"
+    )
     for column in QUANTITIES:
-        merged[column] = merged[column].map(lambda each: each if isinstance(each, Summary) else _NONE)
+        merged[column] = merged[column].map(
+            lambda each: each if isinstance(each, Summary) else _NONE
+        )
     for column in ("oversubscribed", "contended"):
         merged[column] = merged[column].eq(True)  # no run: no flag
     for column in ("n", "num_contended"):
@@ -80,10 +103,11 @@ def apart(first: Summary, second: Summary, *, margin: float = 0.0) -> bool:
 
 
 def loss_gaps(runs: Sequence[Run]) -> tuple[float, float]:
-    """Largest difference of two runs' losses at equal seed: in the first step, and in any; NaN where nobody shares one.
+    """Largest difference of two runs' losses at equal seed: in the first step, and in any; NaN
+    where nobody shares one.
 
-    In single precision the first step tells whether two forms do the same. Later sums in another order may switch a
-    ReLU or a maximum, and the difference jumps.
+    In single precision the first step tells whether two forms do the same. Later sums in another
+    order may switch a ReLU or a maximum, and the difference jumps.
     """
     by_step: dict[tuple[int, int], list[float]] = defaultdict(list)
     for run in runs:

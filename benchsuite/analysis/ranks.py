@@ -15,11 +15,12 @@ SPLIT_COLUMNS = ("cell_id", "seed", "rank", "role", "straggler", "wall_s", *PART
 
 
 def rank_split(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run and rank: each part as a share of the rank's wall time, columns `SPLIT_COLUMNS`.
+    """One row per run and rank: each part as a share of the rank's wall time, columns
+    `SPLIT_COLUMNS`.
 
-    Runs of the virtual clock have no wall time and no rows. `separable` is False where compute and communication
-    overlap and could not be told apart: then `blocked` is 0 and `compute` holds both. What is left of the wall time
-    counts as idle, so that the shares add up to 1.
+    Runs of the virtual clock have no wall time and no rows. `separable` is False where compute and
+    communication overlap and could not be told apart: then `blocked` is 0 and `compute` holds both.
+    What is left of the wall time counts as idle, so that the shares add up to 1.
     """
     rows = []
     for run in runs:
@@ -27,7 +28,9 @@ def rank_split(runs: Sequence[Run]) -> pd.DataFrame:
             wall_s = rank.get("wall_s")
             if not wall_s:
                 continue
-            shares: dict[str, Any] = {part: (rank.get(f"{part}_s") or 0.0) / wall_s for part in PARTS}
+            shares: dict[str, Any] = {
+                part: (rank.get(f"{part}_s") or 0.0) / wall_s for part in PARTS
+            }
             shares["idle"] = max(0.0, 1.0 - sum(shares[part] for part in PARTS if part != "idle"))
             slowed = rank.get("straggler")
             rows.append(
@@ -46,7 +49,8 @@ def rank_split(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def median_split(split: pd.DataFrame) -> pd.DataFrame:
-    """Median share over the runs of a cell, per rank, with `blocked_low` and `blocked_high` (the range) and n."""
+    """Median share over the runs of a cell, per rank, with `blocked_low` and `blocked_high` (the
+    range) and n."""
     grouped = split.groupby(["cell_id", "rank", "role"], sort=False)
     table = grouped[list(PARTS)].median()
     table["straggler"] = grouped["straggler"].max()
@@ -57,22 +61,32 @@ def median_split(split: pd.DataFrame) -> pd.DataFrame:
 
 
 def staleness(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run and staleness value: cell_id, seed, staleness (versions), updates, share of the run's updates."""
+    """One row per run and staleness value: cell_id, seed, staleness (versions), updates, share of
+    the run's updates."""
     rows = []
     for run in runs:
         recorded = run.result.get("staleness")
         if not recorded:
             continue
         total = sum(recorded["histogram"].values())
-        for value, count in sorted((int(value), count) for value, count in recorded["histogram"].items()):
-            rows.append((run.cell_id, run.cell.seed, value, count, count / total if total else math.nan))
+        for value, count in sorted(
+            (int(value), count) for value, count in recorded["histogram"].items()
+        ):
+            rows.append(
+                (run.cell_id, run.cell.seed, value, count, count / total if total else math.nan)
+            )
     return pd.DataFrame(rows, columns=["cell_id", "seed", "staleness", "updates", "share"])
 
 
 def pooled_staleness(table: pd.DataFrame) -> pd.DataFrame:
-    """Per cell and staleness value: the median share over runs and its range; a value that a run never saw counts 0."""
-    wide = table.pivot_table(index=["cell_id", "seed"], columns="staleness", values="share", fill_value=0.0)
-    long = wide.reset_index().melt(id_vars=["cell_id", "seed"], var_name="staleness", value_name="share")
+    """Per cell and staleness value: the median share over runs and its range; a value that a run
+    never saw counts 0."""
+    wide = table.pivot_table(
+        index=["cell_id", "seed"], columns="staleness", values="share", fill_value=0.0
+    )
+    long = wide.reset_index().melt(
+        id_vars=["cell_id", "seed"], var_name="staleness", value_name="share"
+    )
     grouped = long.groupby(["cell_id", "staleness"], sort=False)["share"]
     pooled = grouped.agg(center="median", low="min", high="max", n="size").reset_index()
     return pooled[pooled["high"] > 0].reset_index(drop=True)

@@ -1,10 +1,12 @@
-"""Two stored sets compared in what has no noise: cell ids, counts, bytes, losses. n = 1 is enough here.
+"""Two stored sets compared in what has no noise: cell ids, counts, bytes, losses. n = 1 is enough
+here.
 
-Counts (samples, updates, predicted and payload bytes, messages, pushes) are equal or they differ, on every machine.
-Losses of a cell whose result does not depend on timing are compared exactly on the same machine and torch version;
-elsewhere another CPU adds in another order, so relative to the larger value: 1e-8 for an fp64 cell, 1e-3 for fp32.
-Of a cell with asynchronous updates only what does not depend on timing is compared: no loss, no samples to target.
-Reads no wall clock: it has its own check. Virtual seconds (whole ns) and staleness are equal, or they differ.
+Counts (samples, updates, predicted and payload bytes, messages, pushes) are equal or they differ,
+on every machine. Losses of a cell whose result does not depend on timing are compared exactly on
+the same machine and torch version; elsewhere another CPU adds in another order, so relative to the
+larger value: 1e-8 for an fp64 cell, 1e-3 for fp32. Of a cell with asynchronous updates only what
+does not depend on timing is compared: no loss, no samples to target. Reads no wall clock: it has
+its own check. Virtual seconds (whole ns) and staleness are equal, or they differ.
 """
 
 from __future__ import annotations
@@ -18,14 +20,46 @@ from typing import Any
 from benchsuite.plan import plugins
 from benchsuite.results.record import Run, Status
 
-SAME, DIFFERS, MISSING, NEW, NOT_COMPARED = "same", "differs", "missing", "new", "not compared"
+SAME = "same"
+DIFFERS = "differs"
+MISSING = "missing"
+NEW = "new"
+NOT_COMPARED = "not compared"
 _FAILING = (DIFFERS, MISSING)
 
-COUNTS = ("num_parameters", "samples", "steps", "updates", "predicted_bytes", "payload_bytes", "shm_bytes", "messages")
-TIMING_FREE_COUNTS = ("num_parameters", "samples", "predicted_bytes", "payload_bytes", "shm_bytes", "messages")
-# strategies whose updates are applied in the order of arrival; a user's own is known by the staleness it records
-BY_ARRIVAL = ("asynchronous", "stale_synchronous", "k_sync", "hogwild", "elastic_averaging", "actor_learner")
-TOLERANCE = {"fp64": 1e-8, "fp32": 1e-3, "bf16": 1e-2}  # relative, on another machine or torch version
+COUNTS = (
+    "num_parameters",
+    "samples",
+    "steps",
+    "updates",
+    "predicted_bytes",
+    "payload_bytes",
+    "shm_bytes",
+    "messages",
+)
+TIMING_FREE_COUNTS = (
+    "num_parameters",
+    "samples",
+    "predicted_bytes",
+    "payload_bytes",
+    "shm_bytes",
+    "messages",
+)
+# strategies whose updates are applied in the order of arrival; a user's own is known by the
+# staleness it records
+BY_ARRIVAL = (
+    "asynchronous",
+    "stale_synchronous",
+    "k_sync",
+    "hogwild",
+    "elastic_averaging",
+    "actor_learner",
+)
+TOLERANCE = {
+    "fp64": 1e-8,
+    "fp32": 1e-3,
+    "bf16": 1e-2,
+}  # relative, on another machine or torch version
 
 SameBuild = Callable[[Run, Run], bool]
 
@@ -65,24 +99,37 @@ class Comparison:
 
 
 def compare(
-    base: Iterable[Run], head: Iterable[Run], *, same_build: SameBuild, loss_tolerance: float | None = None
+    base: Iterable[Run],
+    head: Iterable[Run],
+    *,
+    same_build: SameBuild,
+    loss_tolerance: float | None = None,
 ) -> Comparison:
     """Compares the newest run of each cell and seed.
 
-    `same_build(a, b)`: whether both ran on the same machine with the same torch (the store knows the environments).
-    `loss_tolerance`: relative, overrules both the exact comparison and `TOLERANCE`.
+    `same_build(a, b)`: whether both ran on the same machine with the same torch (the store knows
+    the environments). `loss_tolerance`: relative, overrules both the exact comparison and
+    `TOLERANCE`.
     """
-    olds, news = _newest(base), _newest(head)
+    olds = _newest(base)
+    news = _newest(head)
     findings: list[Finding] = []
-    for key in sorted(olds.keys() | news.keys(), key=lambda key: ((olds.get(key) or news[key]).cell.label, *key)):
-        old, new = olds.get(key), news.get(key)
+    for key in sorted(
+        olds.keys() | news.keys(), key=lambda key: ((olds.get(key) or news[key]).cell.label, *key)
+    ):
+        old = olds.get(key)
+        new = news.get(key)
         if old is None or new is None:
             run = old or new
             assert run is not None
             verdict, note = (NEW, "only in HEAD") if old is None else (MISSING, "only in BASE")
-            findings.append(_finding(run, "run", old and old.run_id, new and new.run_id, verdict, note))
+            findings.append(
+                _finding(run, "run", old and old.run_id, new and new.run_id, verdict, note)
+            )
             continue
-        findings += _compared(old, new, _tolerance(old, new, same_build=same_build, chosen=loss_tolerance))
+        findings += _compared(
+            old, new, _tolerance(old, new, same_build=same_build, chosen=loss_tolerance)
+        )
     return Comparison(findings)
 
 
@@ -101,10 +148,16 @@ def table(comparison: Comparison) -> str:
         for f in comparison.findings
     ]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [header, *rows]
+    ]
     document = comparison.to_json()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in document["counts"].items())
-    return "\n".join(line.rstrip() for line in [*lines, "", f"{document['verdict']}: {counts or 'nothing to compare'}"])
+    return "\n".join(
+        line.rstrip()
+        for line in [*lines, "", f"{document['verdict']}: {counts or 'nothing to compare'}"]
+    )
 
 
 def _newest(runs: Iterable[Run]) -> dict[tuple[str, int], Run]:
@@ -118,13 +171,17 @@ def _newest(runs: Iterable[Run]) -> dict[tuple[str, int], Run]:
 def _compared(old: Run, new: Run, tolerance: float) -> list[Finding]:
     if old.status != new.status or old.status != Status.OK:
         verdict = SAME if old.status == new.status else DIFFERS
-        return [_finding(old, "status", str(old.status), str(new.status), verdict, new.reason or "")]
+        return [
+            _finding(old, "status", str(old.status), str(new.status), verdict, new.reason or "")
+        ]
     by_arrival = _by_arrival(old) or _by_arrival(new)
     findings = _tuned(old, new, by_arrival=by_arrival)
     for metric in TIMING_FREE_COUNTS if by_arrival else COUNTS:
         findings.append(_exact(old, metric, old.result.get(metric), new.result.get(metric)))
     if old.cell.clock == "virtual":
-        findings.append(_exact(old, "virtual_s", old.cost.get("virtual_s"), new.cost.get("virtual_s")))
+        findings.append(
+            _exact(old, "virtual_s", old.cost.get("virtual_s"), new.cost.get("virtual_s"))
+        )
         findings.append(_exact(old, "staleness", _staleness(old), _staleness(new)))
     if _pushes(old) is not None or _pushes(new) is not None:
         findings.append(_exact(old, "pushes", _pushes(old), _pushes(new)))
@@ -138,7 +195,9 @@ def _compared(old: Run, new: Run, tolerance: float) -> list[Finding]:
         findings.append(_exact(old, "samples_to_target", _goal(old), _goal(new)))
     else:
         note = "a metric near its target may cross it elsewhere one evaluation later"
-        findings.append(_finding(old, "samples_to_target", _goal(old), _goal(new), NOT_COMPARED, note))
+        findings.append(
+            _finding(old, "samples_to_target", _goal(old), _goal(new), NOT_COMPARED, note)
+        )
     return findings
 
 
@@ -153,8 +212,10 @@ def _tuned(old: Run, new: Run, *, by_arrival: bool) -> list[Finding]:
 
 
 def _loss(old: Run, new: Run, tolerance: float) -> Finding:
-    """The curve step by step; the finding names the first step that differs, with both its numbers."""
-    a, b = list(old.result.get("loss", ())), list(new.result.get("loss", ()))
+    """The curve step by step; the finding names the first step that differs, with both its
+    numbers."""
+    a = list(old.result.get("loss", ()))
+    b = list(new.result.get("loss", ()))
     if len(a) != len(b):
         return _exact(old, "loss (entries)", len(a), len(b))
     for step, (x, y) in enumerate(zip(a, b, strict=True)):
@@ -170,13 +231,17 @@ def _digest(loss: Sequence[float | None]) -> float | None:
 
 
 def _exact(run: Run, metric: str, a: Any, b: Any) -> Finding:
-    return _finding(run, metric, a, b, SAME if a == b else DIFFERS, "" if a == b else "compared exactly")
+    return _finding(
+        run, metric, a, b, SAME if a == b else DIFFERS, "" if a == b else "compared exactly"
+    )
 
 
 def _close(run: Run, metric: str, a: float | None, b: float | None, tolerance: float) -> Finding:
     how = f"relative {tolerance:g}" if tolerance else "compared exactly"
     close = _is_close(a, b, tolerance)
-    return _finding(run, metric, a, b, SAME if close else DIFFERS, "" if close and not tolerance else how)
+    return _finding(
+        run, metric, a, b, SAME if close else DIFFERS, "" if close and not tolerance else how
+    )
 
 
 def _is_close(a: float | None, b: float | None, tolerance: float) -> bool:
@@ -192,7 +257,8 @@ def _tolerance(old: Run, new: Run, *, same_build: SameBuild, chosen: float | Non
 
 
 def _by_arrival(run: Run) -> bool:
-    """Whether the result depends on which message came first. A single worker has nobody to race with."""
+    """Whether the result depends on which message came first. A single worker has nobody to race
+    with."""
     if run.cell.clock == "virtual" or run.cell.num_workers == 1:
         return False
     return plugins.stem(run.cell.sync) in BY_ARRIVAL or run.result.get("staleness") is not None
@@ -219,7 +285,9 @@ def _final(run: Run) -> float | None:
 
 
 def _finding(run: Run, metric: str, base: Any, head: Any, verdict: str, note: str = "") -> Finding:
-    return Finding(run.cell_id or run.cell.id, run.cell.label, run.cell.seed, metric, base, head, verdict, note)
+    return Finding(
+        run.cell_id or run.cell.id, run.cell.label, run.cell.seed, metric, base, head, verdict, note
+    )
 
 
 def _text(value: Any) -> str:

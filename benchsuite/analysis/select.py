@@ -1,7 +1,9 @@
-"""Which runs speak for which cell: expected against stored, stale apart, every absence with its word.
+"""Which runs speak for which cell: expected against stored, stale apart, every absence with its
+word.
 
-The five words are `ok`, `failed`, `timeout`, `unsupported` and, where there is no file, `not run`. A run whose code
-differs from the newest code of its cell is stale: listed, never drawn with new ones.
+The five words are `ok`, `failed`, `timeout`, `unsupported` and, where there is no file, `not run`.
+A run whose code differs from the newest code of its cell is stale: listed, never drawn with new
+ones.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Absence:
 
 @dataclass(frozen=True)
 class Selection:
-    """The runs of a plan: one per (cell, seed) at most, all of one machine and of the current code."""
+    """The runs of a plan: one per (cell, seed) at most, all of one machine and of the current
+    code."""
 
     runs: tuple[Run, ...]  # status ok, in the order of the plan's cells, then by seed
     absent: tuple[Absence, ...]
@@ -49,11 +52,13 @@ def select(
 ) -> Selection:
     """Sorts `runs` for a plan.
 
-    `code_ids`: cell id -> current code id; a cell that is not in it counts its newest run as current.
-    `machine`: default the machine of the newest run.
+    `code_ids`: cell id -> current code id; a cell that is not in it counts its newest run as
+    current. `machine`: default the machine of the newest run.
     """
     wanted = {cell.id: cell for cell in cells}
-    mine = sorted((run for run in runs if run.cell_id in wanted and run.cell.seed in seeds), key=_age)
+    mine = sorted(
+        (run for run in runs if run.cell_id in wanted and run.cell.seed in seeds), key=_age
+    )
     if machine is None:
         machine = mine[-1].machine if mine else ""
     here = [run for run in mine if run.machine == machine]
@@ -68,7 +73,8 @@ def select(
         repeats += key in best
         if key not in best or _RANK[run.status] >= _RANK[best[key].status]:
             best[key] = run
-    chosen, absent = [], []
+    chosen = []
+    absent = []
     for cell_id, cell in wanted.items():
         for seed in sorted(seeds):
             run_or_none = best.get((cell_id, seed))
@@ -77,7 +83,14 @@ def select(
             elif run_or_none.status is Status.OK:
                 chosen.append(run_or_none)
             else:
-                absent.append(Absence(cell, seed, str(run_or_none.status), run_or_none.reason or "no reason recorded"))
+                absent.append(
+                    Absence(
+                        cell,
+                        seed,
+                        str(run_or_none.status),
+                        run_or_none.reason or "no reason recorded",
+                    )
+                )
     elsewhere = tuple(run for run in mine if run.machine != machine)
     return Selection(tuple(chosen), tuple(absent), stale, elsewhere, repeats, machine)
 

@@ -1,9 +1,11 @@
-"""No number without n and a spread: summaries, ratios, censored medians, and when two sets may be compared.
+"""No number without n and a spread: summaries, ratios, censored medians, and when two sets may be
+compared.
 
-The unit is the fresh launch (one value per run), never the pooled step. How wide a spread may claim to be depends on n:
-fewer than 5 launches give all points and their range, called `range`; 5 to 9 a t interval of the logs, around the
-geometric mean; from 10 on a percentile bootstrap of the median. A miss (a target that was not reached within the
-budget) is infinite: it stays in every median and is printed `> budget (k of n)`, k misses among n runs.
+The unit is the fresh launch (one value per run), never the pooled step. How wide a spread may claim
+to be depends on n: fewer than 5 launches give all points and their range, called `range`; 5 to 9 a
+t interval of the logs, around the geometric mean; from 10 on a percentile bootstrap of the median.
+A miss (a target that was not reached within the budget) is infinite: it stays in every median and
+is printed `> budget (k of n)`, k misses among n runs.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Summary:
     def times(self, factor: float) -> Summary:
         """The same in another unit."""
         points = tuple(point * factor for point in self.points)
-        return Summary(self.n, self.center * factor, self.low * factor, self.high * factor, self.kind, points)
+        return Summary(
+            self.n, self.center * factor, self.low * factor, self.high * factor, self.kind, points
+        )
 
     @property
     def is_preview(self) -> bool:
@@ -61,23 +65,30 @@ class Comparison:
 
 
 def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
-    """Centre and spread of one value per launch; infinities count, NaN is refused (leave a missing value out).
+    """Centre and spread of one value per launch; infinities count, NaN is refused (leave a missing
+    value out).
 
     `exact` where all n >= 2 values are equal: a deterministic quantity has no spread.
     """
     points = tuple(float(value) for value in values)
     if any(math.isnan(point) for point in points):
-        raise ValueError("a launch without a value is left out, or infinite if it missed; it is never NaN")
+        raise ValueError(
+            "a launch without a value is left out, or infinite if it missed; it is never NaN"
+        )
     n = len(points)
     if n == 0:
         return Summary(0, math.nan, math.nan, math.nan, "none")
-    center, low, high = median(points), min(points), max(points)
+    center = median(points)
+    low = min(points)
+    high = max(points)
     if n >= 2 and low == high:
         return Summary(n, center, low, high, "exact", points)
     censored = math.isinf(high)
     if n >= FEW and n < MANY and low > 0 and not censored:
         mean, half = _log_t(points)
-        return Summary(n, math.exp(mean), math.exp(mean - half), math.exp(mean + half), "t interval", points)
+        return Summary(
+            n, math.exp(mean), math.exp(mean - half), math.exp(mean + half), "t interval", points
+        )
     if n >= MANY:
         low, high = bootstrap_median(points, seed=seed)
         return Summary(n, center, low, high, "bootstrap", points)
@@ -87,8 +98,8 @@ def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
 def median(values: Sequence[float]) -> float:
     """Median in which infinite values stay: infinite as soon as half of the values or more are.
 
-    For even n the two middle values are averaged, so one infinite middle value makes it infinite: a median that half of
-    the runs never reached is not a number.
+    For even n the two middle values are averaged, so one infinite middle value makes it infinite: a
+    median that half of the runs never reached is not a number.
     """
     ordered = sorted(values)
     n = len(ordered)
@@ -100,7 +111,8 @@ def median(values: Sequence[float]) -> float:
 
 
 def bootstrap_median(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the median, censored values included; the same for the same values and seed."""
+    """Percentile interval of the median, censored values included; the same for the same values and
+    seed."""
     points = np.sort(np.asarray(values, dtype=float))
     draws = np.random.default_rng(seed).integers(0, len(points), size=(RESAMPLES, len(points)))
     middle = np.sort(points[draws], axis=1)
@@ -109,17 +121,27 @@ def bootstrap_median(values: Sequence[float], *, seed: int = 0) -> tuple[float, 
     return _order_interval(medians)
 
 
-def ratio(numerator: Sequence[float], denominator: Sequence[float], *, paired: bool = False, seed: int = 0) -> Summary:
+def ratio(
+    numerator: Sequence[float], denominator: Sequence[float], *, paired: bool = False, seed: int = 0
+) -> Summary:
     """Ratio of medians of two sets of launches (positive, finite), with its spread.
 
-    Fewer than 5 in either set: the range of all ratios (paired: of the n pairs). 5 to 9: t interval of the logs around
-    the ratio of geometric means (paired t, or Welch). From 10 on: bootstrap, pairs resampled together if `paired`.
-    n is the smaller of the two numbers of launches.
+    Fewer than 5 in either set: the range of all ratios (paired: of the n pairs). 5 to 9: t interval
+    of the logs around the ratio of geometric means (paired t, or Welch). From 10 on: bootstrap,
+    pairs resampled together if `paired`. n is the smaller of the two numbers of launches.
     """
-    top, bottom = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
+    top = np.asarray(numerator, dtype=float)
+    bottom = np.asarray(denominator, dtype=float)
     if paired and len(top) != len(bottom):
-        raise ValueError(f"paired needs one value per block on both sides, not {len(top)} and {len(bottom)}")
-    if not (np.all(np.isfinite(top)) and np.all(np.isfinite(bottom)) and np.all(top > 0) and np.all(bottom > 0)):
+        raise ValueError(
+            f"paired needs one value per block on both sides, not {len(top)} and {len(bottom)}"
+        )
+    if not (
+        np.all(np.isfinite(top))
+        and np.all(np.isfinite(bottom))
+        and np.all(top > 0)
+        and np.all(bottom > 0)
+    ):
         raise ValueError("a ratio needs positive, finite values on both sides")
     n = min(len(top), len(bottom))
     if n == 0:
@@ -130,8 +152,12 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float], *, paired: b
         points = tuple(ratios.tolist()) if paired else ()
         return Summary(n, center, float(ratios.min()), float(ratios.max()), "range", points)
     if n < MANY:
-        mean, half = _log_t((top / bottom).tolist()) if paired else _welch(np.log(top), np.log(bottom))
-        return Summary(n, math.exp(mean), math.exp(mean - half), math.exp(mean + half), "t interval")
+        mean, half = (
+            _log_t((top / bottom).tolist()) if paired else _welch(np.log(top), np.log(bottom))
+        )
+        return Summary(
+            n, math.exp(mean), math.exp(mean - half), math.exp(mean + half), "t interval"
+        )
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(top), size=(RESAMPLES, len(top)))
     other = rows if paired else rng.integers(0, len(bottom), size=(RESAMPLES, len(bottom)))
@@ -140,8 +166,10 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float], *, paired: b
 
 
 def compare(first: Sequence[float], second: Sequence[float], *, alpha: float = 0.05) -> Comparison:
-    """Two-sided Mann-Whitney. `too few` where even complete separation could not reach `alpha` (3 against 3: 0.10)."""
-    a, b = len(first), len(second)
+    """Two-sided Mann-Whitney. `too few` where even complete separation could not reach `alpha` (3
+    against 3: 0.10)."""
+    a = len(first)
+    b = len(second)
     smallest = 2 / math.comb(a + b, a) if a and b else 1.0
     if smallest > alpha:
         return Comparison(None, smallest, "too few")
@@ -155,15 +183,25 @@ def zero_failures_bound(trials: int) -> float:
 
 
 def lower_share(successes: int, trials: int) -> float:
-    """Lower 95 % bound on a share (Clopper and Pearson 1934, one-sided): 60 of 60 -> 0.951, 57 of 60 -> 0.876."""
-    return float(stats.beta.ppf(1 - CONFIDENCE, successes, trials - successes + 1)) if successes else 0.0
+    """Lower 95 % bound on a share (Clopper and Pearson 1934, one-sided): 60 of 60 -> 0.951, 57 of
+    60 -> 0.876."""
+    return (
+        float(stats.beta.ppf(1 - CONFIDENCE, successes, trials - successes + 1))
+        if successes
+        else 0.0
+    )
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Values that a quarter and three quarters of the launches do not pass: observed ones, so infinities count."""
+    """Values that a quarter and three quarters of the launches do not pass: observed ones, so
+    infinities count."""
     ordered = sorted(values)
     n = len(ordered)
-    return (ordered[math.ceil(n / 4) - 1], ordered[math.ceil(3 * n / 4) - 1]) if n else (math.nan, math.nan)
+    return (
+        (ordered[math.ceil(n / 4) - 1], ordered[math.ceil(3 * n / 4) - 1])
+        if n
+        else (math.nan, math.nan)
+    )
 
 
 def _log_t(values: Sequence[float]) -> tuple[float, float]:
@@ -176,7 +214,8 @@ def _log_t(values: Sequence[float]) -> tuple[float, float]:
 
 def _welch(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """Difference of means and half the width of its Welch t interval."""
-    va, vb = first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)
+    va = first.var(ddof=1) / len(first)
+    vb = second.var(ddof=1) / len(second)
     difference = float(first.mean() - second.mean())
     if va + vb == 0:
         return difference, 0.0

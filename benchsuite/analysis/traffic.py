@@ -1,4 +1,5 @@
-"""Bytes: predicted, counted (or derived), and seen by the kernel, per step, and at the busiest port."""
+"""Bytes: predicted, counted (or derived), and seen by the kernel, per step, and at the busiest
+port."""
 
 from __future__ import annotations
 
@@ -8,27 +9,37 @@ from benchsuite.analysis.scaling import per_cell
 from benchsuite.results.record import LOST_WORKER
 
 PER_STEP = (
-    "predicted_bytes_per_step", "payload_bytes_per_step", "control_bytes_per_step", "wire_bytes_per_step",
-    "busiest_port_bytes_per_step", "messages_per_step",
-)  # fmt: skip
+    "predicted_bytes_per_step",
+    "payload_bytes_per_step",
+    "control_bytes_per_step",
+    "wire_bytes_per_step",
+    "busiest_port_bytes_per_step",
+    "messages_per_step",
+)
 
 
 def traffic(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell with a `Summary` per quantity (bytes per step; per update where asynchronous).
+    """One row per cell with a `Summary` per quantity (bytes per step; per update where
+    asynchronous).
 
-    Adds `payload_bytes_per_sample`, `wire_ratio` = wire / (payload + control) over the whole run, `payload_source`,
-    and `law`: `holds` where payload equals predicted exactly in every counted run, `broken` where it does not, and
-    empty for derived rows (a formula compared with itself proves nothing). A run that lost a worker says nothing: what
-    that one sent is not known. `num_counted`: the runs that the law was held against; `payload_minus_predicted`: their
+    Adds `payload_bytes_per_sample`, `wire_ratio` = wire / (payload + control) over the whole run,
+    `payload_source`, and `law`: `holds` where payload equals predicted exactly in every counted
+    run, `broken` where it does not, and empty for derived rows (a formula compared with itself
+    proves nothing). A run that lost a worker says nothing: what that one sent is not known.
+    `num_counted`: the runs that the law was held against; `payload_minus_predicted`: their
     difference over the whole run.
     """
     table = frame.copy()
     sent = pd.to_numeric(table["payload_bytes"]) + pd.to_numeric(table["control_bytes"]).fillna(0)
-    moved = pd.to_numeric(table["payload_bytes"]) > 0  # a ratio to control bytes alone says nothing of the payload
+    moved = (
+        pd.to_numeric(table["payload_bytes"]) > 0
+    )  # a ratio to control bytes alone says nothing of the payload
     table["wire_ratio"] = (pd.to_numeric(table["wire_bytes"]) / sent).where(moved)
     difference = pd.to_numeric(table["payload_bytes"]) - pd.to_numeric(table["predicted_bytes"])
     whole = ~table["flags"].fillna("").astype(str).str.contains(LOST_WORKER)
-    table["payload_minus_predicted"] = difference.where(whole & (table["payload_source"] == "counted"))
+    table["payload_minus_predicted"] = difference.where(
+        whole & (table["payload_source"] == "counted")
+    )
     added = ("payload_bytes_per_sample", "payload_minus_predicted", "wire_ratio")
     merged = cells.merge(per_cell(table, (*PER_STEP, *added)), on="cell_id")
     grouped = table.groupby("cell_id", sort=False)
@@ -36,7 +47,9 @@ def traffic(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     merged["payload_source"] = merged["cell_id"].map(sources)
     held = {str(cell_id): _law(group) for cell_id, group in grouped}
     merged["law"] = merged["cell_id"].map({cell_id: law for cell_id, (law, _) in held.items()})
-    merged["num_counted"] = merged["cell_id"].map({cell_id: count for cell_id, (_, count) in held.items()})
+    merged["num_counted"] = merged["cell_id"].map(
+        {cell_id: count for cell_id, (_, count) in held.items()}
+    )
     return merged
 
 

@@ -1,4 +1,5 @@
-"""What the virtual clock says of a cell: virtual seconds, waiting, staleness. Never joined with wall seconds."""
+"""What the virtual clock says of a cell: virtual seconds, waiting, staleness. Never joined with
+wall seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import pandas as pd
 
 from benchsuite.analysis.scaling import per_cell
 
-# frame column -> what it is called here; a missing time or number of samples of a run with a target is a miss
+# frame column -> what it is called here; a missing time or number of samples of a run with a target
+# is a miss
 SOURCES = {
     "virtual_samples_per_s": "virtual_samples_per_s",
     "virtual_step_time_s_median": "virtual_step_s",
@@ -28,8 +30,9 @@ CENSORED = ("samples_to_target", "bytes_to_target", "virtual_time_to_target_s")
 def virtual(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """One row per cell of the virtual clock with a `Summary` per quantity; misses are infinite.
 
-    `frame`: ok runs, columns of `export csv`. `cells`: `cells.describe`. waiting: share of the workers' virtual time in
-    which they compute nothing. Cells without gradients have n = 0 where training decides.
+    `frame`: ok runs, columns of `export csv`. `cells`: `cells.describe`. waiting: share of the
+    workers' virtual time in which they compute nothing. Cells without gradients have n = 0 where
+    training decides.
     """
     table = frame.copy()
     has_target = table["target_metric"].notna()

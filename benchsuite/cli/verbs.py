@@ -1,6 +1,8 @@
-"""What each verb of the command line does: calls the library, prints the answer. Heavy imports stay inside.
+"""What each verb of the command line does: calls the library, prints the answer. Heavy imports stay
+inside.
 
-The answer goes to standard output (one JSON document with `--json`), everything else to standard error.
+The answer goes to standard output (one JSON document with `--json`), everything else to standard
+error.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def list_members(args: Namespace) -> int:
         for member in members:
             print(f"  {member['name']:<{width}}  {member['summary']}  [{member['path']}]")
             for option in member.get("options", ()):
-                print(f"  {'':<{width}}    {option['name']} = {option['default']!r}  {option['help']}")
+                print(
+                    f"  {'':<{width}}    {option['name']} = {option['default']!r}  {option['help']}"
+                )
     return 0
 
 
@@ -70,7 +74,12 @@ def run(args: Namespace) -> int:
     tally = api.run_plan(plan, _store(args), fresh=args.fresh, progress=Lines())
     counts = {str(status): count for status, count in tally.counts.items()}
     if args.json:
-        document = {"plan": plan.name, "stored_before": tally.stored, "counts": counts, "failures": tally.failures}
+        document = {
+            "plan": plan.name,
+            "stored_before": tally.stored,
+            "counts": counts,
+            "failures": tally.failures,
+        }
         document |= {"interrupted": tally.interrupted, "files": [str(path) for path in tally.paths]}
         _print_json(document)
     else:
@@ -78,7 +87,12 @@ def run(args: Namespace) -> int:
         nothing = "no run was finished" if tally.interrupted else "nothing to run"
         print(f"{plan.name}: {said or nothing}; {tally.stored} stored before, in {args.results}")
     if tally.failures:
-        print("\n".join(["not ok, run again by the same command (a timeout stays):", *tally.failures]), file=sys.stderr)
+        print(
+            "\n".join(
+                ["not ok, run again by the same command (a timeout stays):", *tally.failures]
+            ),
+            file=sys.stderr,
+        )
     if tally.interrupted:
         print("interrupted: finished runs are stored, the same command continues", file=sys.stderr)
     return tally.exit_code
@@ -113,7 +127,8 @@ def compare(args: Namespace) -> int:
 
 
 def export(args: Namespace) -> int:
-    """csv: one row per run, to standard output or a file; series into a folder. chakra: a schedule, into a folder."""
+    """csv: one row per run, to standard output or a file; series into a folder. chakra: a schedule,
+    into a folder."""
     from benchsuite.results import export as forms
     from benchsuite.run import api
 
@@ -122,7 +137,8 @@ def export(args: Namespace) -> int:
     for flag in ("plan", "steps", "set", "only", "seeds", "cluster", "hosts", "link", *_CELL_FLAGS):
         if getattr(args, flag):
             raise UsageError(
-                f"export csv writes every stored run, and {flag.removeprefix('cell_')} = {getattr(args, flag)!r} says "
+                f"export csv writes every stored run, and {flag.removeprefix('cell_')} = "
+                f"{getattr(args, flag)!r} says "
                 "which cell export chakra runs: leave it out"
             )
     store = api.existing(args.results)
@@ -141,15 +157,24 @@ def _export_chakra(args: Namespace) -> int:
     from benchsuite.programs import chakra
 
     if args.series or not args.out:
-        said = "--series DIR is of export csv" if args.series else "export chakra writes a file per rank"
+        said = (
+            "--series DIR is of export csv"
+            if args.series
+            else "export chakra writes a file per rank"
+        )
         raise UsageError(f"{said}: give --out DIR, and no --series")
     steps = 3 if args.steps is None else args.steps
     if steps < 1:
-        raise UsageError(f"--steps {steps}: a schedule has at least one step; give --steps 1 or more")
+        raise UsageError(
+            f"--steps {steps}: a schedule has at least one step; give --steps 1 or more"
+        )
     cell = chakra.one_cell(_plan(args, "gradients=none", f"budget.steps={steps}"))
     with _writing(args.out):
         written = chakra.export(cell, args.out)
-    print(f"{Path(args.out) / cell.id}.*.et: {len(written.traces)} ranks of {cell.label}; {written.path}")
+    print(
+        f"{Path(args.out) / cell.id}.*.et: {len(written.traces)} ranks of {cell.label}; "
+        f"{written.path}"
+    )
     return 0
 
 
@@ -160,7 +185,13 @@ def collect(args: Namespace) -> int:
     tally = api.collect(Path(args.run_dir), _store(args))
     counts = {str(status): count for status, count in tally.counts.items() if count}
     if args.json:
-        _print_json({"counts": counts, "failures": tally.failures, "files": [str(path) for path in tally.paths]})
+        _print_json(
+            {
+                "counts": counts,
+                "failures": tally.failures,
+                "files": [str(path) for path in tally.paths],
+            }
+        )
     else:
         print("\n".join(map(str, tally.paths)))
         said = ", ".join(f"{count} {status}" for status, count in counts.items())
@@ -169,7 +200,8 @@ def collect(args: Namespace) -> int:
 
 
 def replay(args: Namespace) -> int:
-    """A stored asynchronous run again, in virtual time. Exit 0 where it is the same run, 1 where it is another."""
+    """A stored asynchronous run again, in virtual time. Exit 0 where it is the same run, 1 where it
+    is another."""
     from benchsuite.virtual import replay as bridge
 
     document = bridge.compared(bridge.load(args.run))
@@ -188,9 +220,13 @@ def verify(args: Namespace) -> int:
         print(f"verify: {what}", file=sys.stderr, flush=True)
 
     asked = Asked(
-        tuple(args.sync), tuple(args.topology), tuple(args.compression), tuple(workers), args.clock,
+        tuple(args.sync),
+        tuple(args.topology),
+        tuple(args.compression),
+        tuple(workers),
+        args.clock,
         tuple(args.parallel),
-    )  # fmt: skip
+    )
     document = laws.run(asked, say=say)
     _print_json(document) if args.json else _print(table(document))
     code: int = document["exit_code"]
@@ -206,7 +242,8 @@ def doctor(args: Namespace) -> int:
 
 
 def selfcheck(args: Namespace) -> int:
-    """What the suite itself costs. Exit 0, 1 where a bar is missed, 3 where the machine was too noisy to tell."""
+    """What the suite itself costs. Exit 0, 1 where a bar is missed, 3 where the machine was too
+    noisy to tell."""
     import benchsuite.programs.selfcheck.selfcheck as checks
 
     def say(item: str) -> None:
@@ -219,7 +256,8 @@ def selfcheck(args: Namespace) -> int:
 
 
 def calibrate(args: Namespace) -> int:
-    """What messages and gradients take here, and how well a virtual run fed with it predicts a measured one."""
+    """What messages and gradients take here, and how well a virtual run fed with it predicts a
+    measured one."""
     from benchsuite.programs.calibrate import calibrate as calibration
     from benchsuite.programs.calibrate.launches import Effort
     from benchsuite.programs.calibrate.table import table
@@ -230,27 +268,35 @@ def calibrate(args: Namespace) -> int:
     effort = Effort(launches=args.launches)
     if args.no_shaped:
         effort = dataclasses.replace(effort, rates={})
-    document = calibration.run(args.workload, args.preset, effort=effort, results=args.results, say=say)
+    document = calibration.run(
+        args.workload, args.preset, effort=effort, results=args.results, say=say
+    )
     return _print_json(document) if args.json else _print(table(document))
 
 
 def _plan(args: Namespace, *settings: str) -> Plan:
-    """The plan that PLAN names, or the one of the cell flags. UsageError where both or neither are given."""
+    """The plan that PLAN names, or the one of the cell flags. UsageError where both or neither are
+    given."""
     from benchsuite.plan import plan
     from benchsuite.report import spec
 
     if args.hosts is not None or args.link is not None:
         flag = "--hosts" if args.hosts is not None else "--link"
         raise UsageError(
-            f"{flag} needs a cluster of several hosts, which this version has not: leave it out, start the ranks with "
-            "your own torchrun (benchsuite plan PLAN --write cells.json), or, under the virtual clock, say "
+            f"{flag} needs a cluster of several hosts, which this version has not: leave it out, "
+            "start the ranks with "
+            "your own torchrun (benchsuite plan PLAN --write cells.json), or, under the virtual "
+            "clock, say "
             "--set hosts=2 or --set link_mbit=1000 --set link_latency_us=50"
         )
     flags = {name: getattr(args, f"cell_{name}") for name in main.CELL_FLAGS}
     given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None]
     if bool(args.plan) == bool(given):
         said = f"PLAN {args.plan!r} and {given[0]}" if given else "neither"
-        raise UsageError(f"give a PLAN (benchsuite list report) or a cell by flags (--workload cnn ...), not {said}")
+        raise UsageError(
+            "give a PLAN (benchsuite list report) or a cell by flags (--workload cnn ...), not "
+            f"{said}"
+        )
     settings = (*args.set, *([f"cluster={args.cluster}"] if args.cluster else []), *settings)
     seeds = None if args.seeds is None else _integers(args.seeds, "--seeds", "0,1,2")
     if args.plan:
@@ -268,15 +314,21 @@ def _writing(path: str | Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
-        raise UsageError(f"{path} cannot be written{where}: {error.strerror or error}; name another place") from error
+        where = (
+            f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        )
+        raise UsageError(
+            f"{path} cannot be written{where}: {error.strerror or error}; name another place"
+        ) from error
 
 
 def _integers(text: str, flag: str, example: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"{flag} {text!r}: give integers separated by commas, e.g. {example}") from error
+        raise UsageError(
+            f"{flag} {text!r}: give integers separated by commas, e.g. {example}"
+        ) from error
 
 
 def _store(args: Namespace) -> Store:
@@ -291,8 +343,16 @@ def _members(kind: str) -> list[dict[str, Any]]:
 
 def _member(kind: str, name: str) -> dict[str, Any]:
     member = plugins.find(kind, name)
-    options = [{"name": o.name, "type": o.type, "default": o.default, "help": o.help} for o in member.options.values()]
-    listing: dict[str, Any] = {"name": name, "summary": member.summary, "path": str(member.path), "options": options}
+    options = [
+        {"name": o.name, "type": o.type, "default": o.default, "help": o.help}
+        for o in member.options.values()
+    ]
+    listing: dict[str, Any] = {
+        "name": name,
+        "summary": member.summary,
+        "path": str(member.path),
+        "options": options,
+    }
     return listing | ({"presets": list(member.presets)} if member.presets else {})
 
 

@@ -1,7 +1,8 @@
 """Clusters: who starts the ranks, where, and who says how they ended. One file per engine.
 
-`local.py` starts the ranks of a cell itself; `torchrun.py` is the user's own torchrun. Whoever starts a rank
-waits for it and says how it ended: success means that every rank's file is there and complete.
+`local.py` starts the ranks of a cell itself; `torchrun.py` is the user's own torchrun. Whoever
+starts a rank waits for it and says how it ended: success means that every rank's file is there and
+complete.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Launcher(Protocol):
         """Gets ready; `run` does it where it was not done."""
 
     def run(self, cell: Cell, run_dir: Path) -> Outcome:
-        """Runs a resolved cell; the ranks leave their files in `run_dir`. Never raises for what a rank does."""
+        """Runs a resolved cell; the ranks leave their files in `run_dir`. Never raises for what a
+        rank does."""
 
     def close(self) -> None:
         """Ends everything that was started."""
@@ -29,5 +31,8 @@ class Launcher(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...

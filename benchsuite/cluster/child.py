@@ -1,7 +1,8 @@
-"""The first and the last steps of a rank's process: lifeline, log file, the entry point, the exit code.
+"""The first and the last steps of a rank's process: lifeline, log file, the entry point, the exit
+code.
 
-Runs in a fresh fork of the fork server. The exit codes are those of `job.py`; the traceback's last line goes into
-`rank<k>.error`, so that whoever waits can name the reason.
+Runs in a fresh fork of the fork server. The exit codes are those of `job.py`; the traceback's last
+line goes into `rank<k>.error`, so that whoever waits can name the reason.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def main(job: RankJob, listener: socket.socket | None, entry: str) -> None:
 
 
 def farewell(job: RankJob, entry: str) -> None:
-    """Tells the servers that the rank of `job` is gone, where the entry's module has a `goodbye(job)`."""
+    """Tells the servers that the rank of `job` is gone, where the entry's module has a
+    `goodbye(job)`."""
     hold_lifeline()
     goodbye = getattr(importlib.import_module(entry.partition(":")[0]), "goodbye", None)
     if goodbye is not None:
@@ -85,7 +87,9 @@ def _redirect_output(path: Path) -> None:
 def _prepare(job: RankJob) -> None:
     if job.interface:  # read by each process; a thread count set here would do nothing
         os.environ["GLOO_SOCKET_IFNAME"] = job.interface
-        os.environ["NCCL_SOCKET_IFNAME"] = f"={job.interface}"  # exactly this one, not those that begin so
+        os.environ["NCCL_SOCKET_IFNAME"] = (
+            f"={job.interface}"  # exactly this one, not those that begin so
+        )
     keep_freed_memory()
     torch = sys.modules.get("torch")
     if torch is None:
@@ -102,9 +106,17 @@ def _call(job: RankJob, entry: str) -> int:
             importlib.import_module("benchsuite.cluster.meet").meet(job)
         getattr(importlib.import_module(module), function)(job)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else jobs.EXIT_OK if stop.code is None else jobs.EXIT_ERROR
+        return (
+            stop.code
+            if isinstance(stop.code, int)
+            else jobs.EXIT_OK
+            if stop.code is None
+            else jobs.EXIT_ERROR
+        )
     except BaseException as error:  # noqa: BLE001  the outermost frame: recorded, then the end
-        cannot_write = isinstance(error, jobs.CannotWrite) or (isinstance(error, OSError) and error.errno in _DISK)
+        cannot_write = isinstance(error, jobs.CannotWrite) or (
+            isinstance(error, OSError) and error.errno in _DISK
+        )
         _record(job, error)
         return jobs.EXIT_CANNOT_WRITE if cannot_write else jobs.EXIT_ERROR
     return jobs.EXIT_OK

@@ -1,8 +1,9 @@
-"""Who is to blame: from what was seen of each rank before anything was killed, to the outcome of the cell.
+"""Who is to blame: from what was seen of each rank before anything was killed, to the outcome of
+the cell.
 
-A pure function. In order: all files complete; a rank that cannot write; the fork server lost; a rank killed by a
-signal; exit 0 without a result; an error of a rank's own; the deadline; errors that only follow from a lost peer.
-A file proves success, an exit code proves nothing.
+A pure function. In order: all files complete; a rank that cannot write; the fork server lost; a
+rank killed by a signal; exit 0 without a result; an error of a rank's own; the deadline; errors
+that only follow from a lost peer. A file proves success, an exit code proves nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ SERVER_LOST = 255  # what multiprocessing reports for a child whose fork server 
 _FOLLOW_UP_SIGNALS = frozenset({-signal.SIGABRT, -signal.SIGPIPE, -signal.SIGTERM})
 # What torch and gloo raise in a rank because ANOTHER one is gone.
 _FOLLOW_UP_ERRORS = re.compile(
-    r"closed by peer|reset by peer|broken pipe|connection refused|socket closed|connection closed|timed? ?out"
+    r"closed by peer|reset by peer|broken pipe|connection refused|socket closed|connection "
+    r"closed|timed? ?out"
     r"|DistNetworkError|DistStoreError|recvValue|failed to (recv|send)|EOFError",
     re.IGNORECASE,
 )
@@ -37,25 +39,40 @@ class RankEnd:
     state: str = ""  # of /proc/PID/stat while it was there: R, S, D, T ..
     pulse: Pulse = field(default_factory=Pulse)
     complete: bool = False  # its file is there, whole
-    order: int = 0  # 1 = the first whose end was noticed; equal where noticed at once; 0 = still there
+    order: int = (
+        0  # 1 = the first whose end was noticed; equal where noticed at once; 0 = still there
+    )
     error: str = ""  # last line of its traceback
 
 
 def classify(
-    ends: Sequence[RankEnd], *, timeout_s: float, at_deadline: bool, survives: bool = False, disk: str = ""
+    ends: Sequence[RankEnd],
+    *,
+    timeout_s: float,
+    at_deadline: bool,
+    survives: bool = False,
+    disk: str = "",
 ) -> Outcome:
     """The outcome of a cell.
 
-    timeout_s: the cell's deadline in seconds. at_deadline: it has passed. survives: the strategy goes on without
-    a lost worker. disk: what the run directory says to a write now, "" = it takes it.
+    timeout_s: the cell's deadline in seconds. at_deadline: it has passed. survives: the strategy
+    goes on without a lost worker. disk: what the run directory says to a write now, "" = it takes
+    it.
     """
     missing = [end for end in ends if not end.complete]
     if not missing:
         return Outcome(Status.OK)
     lost = [end for end in missing if _died(end) and end.role == "worker"]
-    if survives and lost and len(lost) == len(missing) and any(end.complete and end.role == "worker" for end in ends):
+    if (
+        survives
+        and lost
+        and len(lost) == len(missing)
+        and any(end.complete and end.role == "worker" for end in ends)
+    ):
         first = min(lost, key=_died_first)
-        return Outcome(Status.OK, culprit=_culprit(first, _signal_name(first)), flags=(LOST_WORKER,))
+        return Outcome(
+            Status.OK, culprit=_culprit(first, _signal_name(first)), flags=(LOST_WORKER,)
+        )
     return _blame(missing, timeout_s=timeout_s, at_deadline=at_deadline, disk=disk)
 
 
@@ -63,17 +80,27 @@ def _blame(missing: list[RankEnd], *, timeout_s: float, at_deadline: bool, disk:
     for end in missing:
         if end.exit_code == EXIT_CANNOT_WRITE:
             why = end.error or disk or "the run directory takes no more"
-            return _failed(end, "cannot write", f"rank {end.rank} ({end.role}) could not write its record: {why}")
+            return _failed(
+                end,
+                "cannot write",
+                f"rank {end.rank} ({end.role}) could not write its record: {why}",
+            )
     ended = [end for end in missing if end.exit_code is not None]
     if any(end.exit_code == SERVER_LOST for end in ended) and all(_follows(end) for end in ended):
-        return Outcome(Status.FAILED, "the fork server of the ranks was lost; the next cell gets a new one")
+        return Outcome(
+            Status.FAILED, "the fork server of the ranks was lost; the next cell gets a new one"
+        )
     if died := [end for end in missing if _died(end)]:
         first = min(died, key=_died_first)
         name = _signal_name(first)
-        return _failed(first, name, f"rank {first.rank} ({first.role}) was ended by {name} {_where(first)}")
+        return _failed(
+            first, name, f"rank {first.rank} ({first.role}) was ended by {name} {_where(first)}"
+        )
     if silent := [end for end in missing if end.exit_code == 0]:
         first = min(silent, key=lambda end: (end.order, *_progress(end)))
-        reason = f"rank {first.rank} ({first.role}) ended with exit code 0 and no result {_where(first)}"
+        reason = (
+            f"rank {first.rank} ({first.role}) ended with exit code 0 and no result {_where(first)}"
+        )
         return _failed(first, "exit 0 without a result", reason)
     own = [end for end in ended if not _follows(end)]
     if at_deadline and not own:
@@ -85,7 +112,9 @@ def _blame(missing: list[RankEnd], *, timeout_s: float, at_deadline: bool, disk:
 
 def _raised(end: RankEnd) -> Outcome:
     what = end.error or f"exit code {end.exit_code}"
-    return _failed(end, f"error: {what}", f"rank {end.rank} ({end.role}) failed {_where(end)}: {what}")
+    return _failed(
+        end, f"error: {what}", f"rank {end.rank} ({end.role}) failed {_where(end)}: {what}"
+    )
 
 
 def _timeout(missing: list[RankEnd], timeout_s: float) -> Outcome:
@@ -99,7 +128,8 @@ def _timeout(missing: list[RankEnd], timeout_s: float) -> Outcome:
 
 
 def _least_advanced(end: RankEnd) -> tuple[bool, bool, int, int, int]:
-    """A rank that runs or works holds up those that sleep in communication; among equals the one furthest behind."""
+    """A rank that runs or works holds up those that sleep in communication; among equals the one
+    furthest behind."""
     return (end.state != "R", end.pulse.phase in WAITING, *_progress(end))
 
 

@@ -1,7 +1,8 @@
-"""From what all supervisors of a job wrote to one outcome per cell. No torch, no processes: reads files only.
+"""From what all supervisors of a job wrote to one outcome per cell. No torch, no processes: reads
+files only.
 
-The folders of several hosts may have been copied together. A cell is `ok` only if every rank's record is there and
-complete.
+The folders of several hosts may have been copied together. A cell is `ok` only if every rank's
+record is there and complete.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from benchsuite.worker.job import rank_complete
 
 
 def collect(run_dir: Path) -> list[tuple[Cell, Path, Outcome]]:
-    """The cells of a job in their order, each with its folder and how it ended. UsageError where there is none."""
+    """The cells of a job in their order, each with its folder and how it ended. UsageError where
+    there is none."""
     found = []
     for path in run_dir.glob("*-*-s*/cell.json"):
         index = path.parent.name.partition("-")[0]
@@ -45,7 +47,10 @@ def _outcome(cell: Cell, folder: Path) -> Outcome:
             return Outcome(Status.UNSUPPORTED, record["unsupported"])
     ordered = sorted(records.values(), key=lambda record: record["ended_at_s"])
     order = {record["rank"]: position + 1 for position, record in enumerate(ordered)}
-    ends = [_end(cell, folder, rank, records.get(rank), order.get(rank, 0)) for rank in range(cell.world_size)]
+    ends = [
+        _end(cell, folder, rank, records.get(rank), order.get(rank, 0))
+        for rank in range(cell.world_size)
+    ]
     outcome = classify(
         ends,
         timeout_s=cell.budget.timeout_s,
@@ -55,7 +60,10 @@ def _outcome(cell: Cell, folder: Path) -> Outcome:
     unseen = [end.rank for end in ends if not end.complete and end.rank not in records]
     if unseen and (outcome.culprit is None or outcome.culprit["rank"] in unseen):
         ranks = ", ".join(str(rank) for rank in unseen)
-        reason = f"nothing was recorded of rank {ranks}: copy the folders of all hosts together, or run the cell again"
+        reason = (
+            f"nothing was recorded of rank {ranks}: copy the folders of all hosts together, "
+            "or run the cell again"
+        )
         outcome = Outcome(Status.FAILED, reason)
     return Outcome(
         outcome.status,

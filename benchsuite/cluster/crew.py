@@ -1,4 +1,5 @@
-"""The ranks of one cell on this machine: start them from the fork server, wait, look, kill. No torch.
+"""The ranks of one cell on this machine: start them from the fork server, wait, look, kill. No
+torch.
 
 Used by the cell host (all ranks of a cell) and by a supervisor under torchrun (its one rank).
 """
@@ -28,7 +29,8 @@ from benchsuite.worker.job import RankJob
 
 GRACE_S = 1.0  # after the first bad exit the others have this long to end by themselves
 GOODBYE_S = 10.0  # a goodbye connects to the store and to the servers
-LONGEST_FOLDER = 60  # bytes of the temporary folder's path; a socket's has at most 107, of which its own name takes 33
+# bytes of the temporary folder's path; a socket's has at most 107, of which its own name takes 33
+LONGEST_FOLDER = 60
 SHORT_FOLDER = "/tmp"
 
 
@@ -50,7 +52,8 @@ class _Member:
 
 
 def start_fork_server(context: ForkServerContext, modules: Sequence[str]) -> None:
-    """Starts the fork server and returns when it has imported `modules`. EOFError or OSError where it dies.
+    """Starts the fork server and returns when it has imported `modules`. EOFError or OSError where
+    it dies.
 
     Call it from the main thread: the server ends with the thread that started it.
     """
@@ -69,7 +72,8 @@ def start_fork_server(context: ForkServerContext, modules: Sequence[str]) -> Non
 
 
 def _choose_short_folder() -> None:
-    """Where TMPDIR is too long for a socket, multiprocessing's own folder goes to /tmp; nothing else does."""
+    """Where TMPDIR is too long for a socket, multiprocessing's own folder goes to /tmp; nothing
+    else does."""
     before = tempfile.gettempdir()
     if len(os.fsencode(before)) <= LONGEST_FOLDER or not os.access(SHORT_FOLDER, os.W_OK | os.X_OK):
         return
@@ -91,24 +95,33 @@ class Crew:
         self._batch = 0
 
     def start(self, job: RankJob, *, role: str, listener: socket.socket | None = None) -> None:
-        """Starts a rank. OSError where its beat cannot be allocated; EOFError where the fork server died."""
+        """Starts a rank. OSError where its beat cannot be allocated; EOFError where the fork server
+        died."""
         if job.beat_path:
             beat.create(job.beat_path)
-        process = self._context.Process(target=child.main, args=(job, listener, self._entry), daemon=True)
+        process = self._context.Process(
+            target=child.main, args=(job, listener, self._entry), daemon=True
+        )
         process.start()
         self._members.append(_Member(job, role, process))
 
     def pulse(self, rank: int) -> beat.Pulse:
         """Where a rank is."""
-        return beat.read(next(member.job.beat_path for member in self._members if member.job.rank == rank))
+        return beat.read(
+            next(member.job.beat_path for member in self._members if member.job.rank == rank)
+        )
 
-    def wait(self, deadline: float, *, expendable: Collection[int] = (), lifeline: int | None = None) -> Ending:
+    def wait(
+        self, deadline: float, *, expendable: Collection[int] = (), lifeline: int | None = None
+    ) -> Ending:
         """Waits until nothing more is to be expected.
 
-        deadline: in seconds of time.monotonic. expendable: ranks whose death by a signal does not end the cell.
-        lifeline: a descriptor; something to read there means that nobody waits for this cell any more.
+        deadline: in seconds of time.monotonic. expendable: ranks whose death by a signal does not
+        end the cell. lifeline: a descriptor; something to read there means that nobody waits for
+        this cell any more.
         """
-        limit, ending = deadline, Ending.DEADLINE
+        limit = deadline
+        ending = Ending.DEADLINE
         while alive := [member for member in self._members if not member.order]:
             remaining = limit - time.monotonic()
             if remaining <= 0:
@@ -116,15 +129,25 @@ class Crew:
             if len(alive) < len(self._members):
                 remaining = min(remaining, 0.25)  # a record can be handed in while nobody ends
             handles: list[Any] = [member.process.sentinel for member in alive]
-            ready = connection.wait(handles if lifeline is None else [*handles, lifeline], remaining)
+            ready = connection.wait(
+                handles if lifeline is None else [*handles, lifeline], remaining
+            )
             if lifeline is not None and lifeline in ready:
                 return Ending.LET_GO
             if ready:
                 self._note(alive, ready, expendable)
-            if ending is Ending.DEADLINE and any(self._bad(member, expendable) for member in self._members):
-                limit, ending = min(limit, time.monotonic() + GRACE_S), Ending.BAD_EXIT
-            elif ending is Ending.DEADLINE and len(alive) < len(self._members) and self._all_complete():
-                limit, ending = min(limit, time.monotonic() + GRACE_S), Ending.DONE
+            if ending is Ending.DEADLINE and any(
+                self._bad(member, expendable) for member in self._members
+            ):
+                limit = min(limit, time.monotonic() + GRACE_S)
+                ending = Ending.BAD_EXIT
+            elif (
+                ending is Ending.DEADLINE
+                and len(alive) < len(self._members)
+                and self._all_complete()
+            ):
+                limit = min(limit, time.monotonic() + GRACE_S)
+                ending = Ending.DONE
         return Ending.DONE
 
     def look(self) -> list[RankEnd]:
@@ -158,18 +181,25 @@ class Crew:
         end = time.monotonic() + 5.0
         for process in processes:
             process.join(max(0.0, end - time.monotonic()))
-        while (left := any(_exists(process.pid) for process in processes)) and time.monotonic() < end:
+        while (
+            left := any(_exists(process.pid) for process in processes)
+        ) and time.monotonic() < end:
             time.sleep(0.005)  # where the fork server was lost, the kernel is ending its children
         return not left
 
     def clean(self) -> None:
         """Removes what only the waiting needed."""
         for member in self._members:
-            for path in (Path(member.job.beat_path), jobs.error_file(member.job.run_dir, member.job.rank)):
+            for path in (
+                Path(member.job.beat_path),
+                jobs.error_file(member.job.run_dir, member.job.rank),
+            ):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def _note(self, alive: Sequence[_Member], ready: Sequence[Any], expendable: Collection[int]) -> None:
+    def _note(
+        self, alive: Sequence[_Member], ready: Sequence[Any], expendable: Collection[int]
+    ) -> None:
         self._batch += 1
         for member in alive:
             if member.process.sentinel not in ready or member.process.exitcode is None:
@@ -192,14 +222,17 @@ class Crew:
         return not self._spared(member, expendable)
 
     def _spared(self, member: _Member, expendable: Collection[int]) -> bool:
-        """Ended by a signal, and the others can go on; not before it had begun: they would wait for it to join."""
+        """Ended by a signal, and the others can go on; not before it had begun: they would wait for
+        it to join."""
         code = member.process.exitcode
         if code is None or code >= 0 or member.job.rank not in expendable:
             return False
         return not member.job.beat_path or beat.read(member.job.beat_path).phase != beat.Phase.START
 
     def _all_complete(self) -> bool:
-        return all(jobs.rank_complete(member.job.run_dir, member.job.rank) for member in self._members)
+        return all(
+            jobs.rank_complete(member.job.run_dir, member.job.rank) for member in self._members
+        )
 
 
 def probe_disk(run_dir: Path) -> str:

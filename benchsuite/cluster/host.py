@@ -1,8 +1,10 @@
-"""The cell host: one process per suite, alone in a private network, that runs cells one after the other.
+"""The cell host: one process per suite, alone in a private network, that runs cells one after the
+other.
 
-`python -P -m benchsuite.cluster.host OUTCOME_FD` reads one JSON line per cell from its standard input and writes
-one JSON line per outcome to the descriptor. The end of its input is the end of the suite. It imports no torch, has
-one thread, and keeps a fork server with everything imported, so that a fresh process per rank costs 0.02 s.
+`python -P -m benchsuite.cluster.host OUTCOME_FD` reads one JSON line per cell from its standard
+input and writes one JSON line per outcome to the descriptor. The end of its input is the end of the
+suite. It imports no torch, has one thread, and keeps a fork server with everything imported, so
+that a fresh process per rank costs 0.02 s.
 """
 
 from __future__ import annotations
@@ -51,10 +53,13 @@ class _Host:
         return 0
 
     def _run(self, order: dict[str, Any]) -> tuple[Outcome | None, bool]:
-        """One cell: its outcome (None: nobody waits for it) and whether this host can run another one."""
-        cell, run_dir = from_json(order["cell"]), Path(order["run_dir"])
+        """One cell: its outcome (None: nobody waits for it) and whether this host can run another
+        one."""
+        cell = from_json(order["cell"])
+        run_dir = Path(order["run_dir"])
         survives = order["survives"] == "worker"
-        begin, started_at = time.monotonic(), now_iso()
+        begin = time.monotonic()
+        started_at = now_iso()
         crew = Crew(self._context, order["entry"])
         usable = True
         try:
@@ -71,19 +76,26 @@ class _Host:
                 timeout_s=cell.budget.timeout_s,
                 at_deadline=ending is Ending.DEADLINE,
                 survives=survives,
-                disk=probe_disk(run_dir) if any(end.exit_code == jobs.EXIT_CANNOT_WRITE for end in ends) else "",
+                disk=probe_disk(run_dir)
+                if any(end.exit_code == jobs.EXIT_CANNOT_WRITE for end in ends)
+                else "",
             )
             if ending is Ending.LET_GO:
                 return None, False
         except EOFError:
-            outcome, usable = Outcome(Status.FAILED, "the fork server was lost while it started the ranks"), False
+            outcome = Outcome(Status.FAILED, "the fork server was lost while it started the ranks")
+            usable = False
         except OSError as error:
-            outcome = Outcome(Status.FAILED, f"cannot start the ranks: {error.strerror or error} ({run_dir})")
+            outcome = Outcome(
+                Status.FAILED, f"cannot start the ranks: {error.strerror or error} ({run_dir})"
+            )
             usable = not isinstance(error, ConnectionError)
         finally:
             crew.kill()
             crew.clean()
-        return dataclasses.replace(outcome, started_at=started_at, seconds=time.monotonic() - begin), usable
+        return dataclasses.replace(
+            outcome, started_at=started_at, seconds=time.monotonic() - begin
+        ), usable
 
     def _start(self, crew: Crew, cell: Cell, run_dir: Path) -> None:
         document = cell.to_json()
@@ -119,7 +131,8 @@ class _Host:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit codes: 0 the end of the input, 1 the fork server was lost, 70 no private network, 99 the parent is gone."""
+    """Exit codes: 0 the end of the input, 1 the fork server was lost, 70 no private network, 99 the
+    parent is gone."""
     settings = json.loads(arguments[1])
     if settings["parent"]:
         die_with_parent(settings["parent"], exit_code=jobs.EXIT_PARENT_GONE)
@@ -132,11 +145,15 @@ def main(arguments: list[str]) -> int:
                 return jobs.EXIT_NO_NAMESPACE
             settings["network_reason"] = str(error)
     if settings["parent"]:
-        die_with_parent(settings["parent"], exit_code=jobs.EXIT_PARENT_GONE)  # new credentials may have cleared it
+        die_with_parent(
+            settings["parent"], exit_code=jobs.EXIT_PARENT_GONE
+        )  # new credentials may have cleared it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = "1"  # read when the libraries are loaded: in the fork server, not in the rank
+        os.environ[name] = (
+            "1"  # read when the libraries are loaded: in the fork server, not in the rank
+        )
     return _Host(int(arguments[0]), settings).serve(settings["modules"])
 
 

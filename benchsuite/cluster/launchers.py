@@ -1,4 +1,5 @@
-"""Which rank am I: the variables that torchrun, Slurm, Open MPI and PMI launchers set for each process.
+"""Which rank am I: the variables that torchrun, Slurm, Open MPI and PMI launchers set for each
+process.
 
 The first launcher whose rank variable is set counts, so torchrun inside a Slurm job is torchrun.
 """
@@ -29,7 +30,10 @@ LAUNCHERS: Mapping[str, _Variables] = {
     "torchrun": _Variables("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "slurm": _Variables("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
     "openmpi": _Variables(
-        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
     "pmi": _Variables("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 }
@@ -56,14 +60,21 @@ class Place:
 
 
 def resolve(environment: Mapping[str, str]) -> Place:
-    """This process' place. UsageError where no launcher started it, or none said where the ranks meet."""
+    """This process' place. UsageError where no launcher started it, or none said where the ranks
+    meet."""
     for launcher, names in LAUNCHERS.items():
         if names.rank not in environment:
             continue
-        missing = [name for name in (names.world_size, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        missing = [
+            name
+            for name in (names.world_size, "MASTER_ADDR", "MASTER_PORT")
+            if name not in environment
+        ]
         if missing:
             lacking = ", ".join(missing)
-            raise UsageError(f"{launcher} set {names.rank} but not {lacking}: export {missing[0]} for all ranks")
+            raise UsageError(
+                f"{launcher} set {names.rank} but not {lacking}: export {missing[0]} for all ranks"
+            )
         world_size = int(environment[names.world_size])
         rank = int(environment[names.rank])
         return Place(
@@ -78,11 +89,14 @@ def resolve(environment: Mapping[str, str]) -> Place:
             attempt=int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")),
         )
     known = ", ".join(names.rank for names in LAUNCHERS.values())
-    raise UsageError(f"no launcher started this process (none of {known} is set): start it with torchrun")
+    raise UsageError(
+        f"no launcher started this process (none of {known} is set): start it with torchrun"
+    )
 
 
 def interface_towards(host: str) -> str:
-    """Name of the network interface through which this machine reaches `host`; `lo` for itself. "" = unknown."""
+    """Name of the network interface through which this machine reaches `host`; `lo` for itself. ""
+    = unknown."""
     try:
         address = socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0]
         if ipaddress.ip_address(address).is_loopback:

@@ -1,4 +1,5 @@
-"""This machine: fresh processes per cell from a preloaded fork server, alone in a private network where allowed."""
+"""This machine: fresh processes per cell from a preloaded fork server, alone in a private network
+where allowed."""
 
 from __future__ import annotations
 
@@ -39,25 +40,31 @@ class _HostLost(Exception):
 class Cluster:
     """Runs cells on this machine. Use it as a context manager, from the main thread.
 
-    entry: what a rank calls with its job, `module:function`. modules: what the fork server imports before the first
-    cell; None = torch, the worker and the built-in plug-ins. path: folders to import from besides the usual ones.
+    entry: what a rank calls with its job, `module:function`. modules: what the fork server imports
+    before the first cell; None = torch, the worker and the built-in plug-ins. path: folders to
+    import from besides the usual ones.
     """
 
     def __init__(
         self, *, entry: str = WORKER, modules: Sequence[str] | None = None, path: Sequence[str] = ()
     ) -> None:
         self._entry = entry
-        self._modules = [*preload.MODULES, *built_in_modules()] if modules is None else list(modules)
+        self._modules = (
+            [*preload.MODULES, *built_in_modules()] if modules is None else list(modules)
+        )
         self._path = path
         self._host: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._outcomes = -1
         self._buffer = b""
-        self._scratch = ""  # the host's folder for its fork server's socket; "" = it cannot start ranks yet
+        self._scratch = (
+            ""  # the host's folder for its fork server's socket; "" = it cannot start ranks yet
+        )
         self.network_reason = ""  # why the ranks have no private network; known after `start`
 
     def start(self) -> None:
-        """Starts the host and waits until it can start ranks (about 3.5 s). RuntimeError where it cannot."""
+        """Starts the host and waits until it can start ranks (about 3.5 s). RuntimeError where it
+        cannot."""
         if self._host is not None:
             return
         reason = self.network_reason
@@ -72,7 +79,8 @@ class Cluster:
                     reason = str(lost)
                     continue
                 raise RuntimeError(f"the cell host does not start: {lost}") from lost
-            self.network_reason, self._scratch = hello["network_reason"], hello["scratch"]
+            self.network_reason = hello["network_reason"]
+            self._scratch = hello["scratch"]
             return
 
     def run(self, cell: Cell, run_dir: Path, *, entry: str = "") -> Outcome:
@@ -80,7 +88,8 @@ class Cluster:
 
         entry: what the ranks of this cell call; "" = the cluster's.
         """
-        begin, started_at = time.monotonic(), now_iso()
+        begin = time.monotonic()
+        started_at = now_iso()
         try:
             faults.check(cell.faults, cell.world_size)
             survives = plugins.find("sync", cell.sync).constants.get("survives", "none")
@@ -90,10 +99,13 @@ class Cluster:
             run_dir = run_dir.resolve()
             run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            return Outcome(Status.FAILED, f"cannot write to {run_dir}: {error.strerror}", started_at=started_at)
+            return Outcome(
+                Status.FAILED, f"cannot write to {run_dir}: {error.strerror}", started_at=started_at
+            )
         try:
             self.start()
-            begin, started_at = time.monotonic(), now_iso()
+            begin = time.monotonic()
+            started_at = now_iso()
             order = {"cell": cell.to_json(), "run_dir": str(run_dir), "survives": survives}
             self._write(order | {"entry": entry or self._entry})
             answer = self._read(cell.budget.timeout_s + GRACE_S)
@@ -103,14 +115,17 @@ class Cluster:
         except (_HostLost, RuntimeError) as error:
             self._kill()
             seconds = time.monotonic() - begin
-            return Outcome(Status.FAILED, f"host lost: {error}", started_at=started_at, seconds=seconds)
+            return Outcome(
+                Status.FAILED, f"host lost: {error}", started_at=started_at, seconds=seconds
+            )
         if answer.pop("last"):
             self._kill()  # the host has no fork server any more; the next cell gets a new one
         answer["status"], answer["flags"] = Status(answer["status"]), tuple(answer["flags"])
         return Outcome(**answer)
 
     def close(self) -> None:
-        """Ends the host and its ranks; a Ctrl-C during the few milliseconds that this takes is ignored."""
+        """Ends the host and its ranks; a Ctrl-C during the few milliseconds that this takes is
+        ignored."""
         if self._host is None:
             return
         with _ignoring(signal.SIGINT, signal.SIGTERM):
@@ -125,14 +140,19 @@ class Cluster:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
     def _spawn(self, *, network_reason: str) -> None:
         main_thread = threading.current_thread() is threading.main_thread()
         settings = {
-            "parent": os.getpid() if main_thread else 0,  # the host would end with a thread, not with the process
+            "parent": os.getpid()
+            if main_thread
+            else 0,  # the host would end with a thread, not with the process
             "private_network": not network_reason,
             "network_reason": network_reason,
             "modules": self._modules,
@@ -142,7 +162,14 @@ class Cluster:
         self._buffer = b""
         try:
             self._host = subprocess.Popen(
-                [sys.executable, "-P", "-m", "benchsuite.cluster.host", str(outcomes_w), json.dumps(settings)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "benchsuite.cluster.host",
+                    str(outcomes_w),
+                    json.dumps(settings),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,
@@ -169,7 +196,9 @@ class Cluster:
             ready, _, _ = select.select([self._outcomes], [], [], max(0.0, end - time.monotonic()))
             data = os.read(self._outcomes, 1 << 16) if ready else b""
             if not data:
-                raise _HostLost(self._last_words() if ready else f"no word from it for {timeout_s:g} s")
+                raise _HostLost(
+                    self._last_words() if ready else f"no word from it for {timeout_s:g} s"
+                )
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         document: dict[str, Any] = json.loads(line)
@@ -188,7 +217,8 @@ class Cluster:
         return lines[-1] if lines else f"it ended with code {code}"
 
     def _kill(self) -> int | None:
-        """Ends the host; the kernel ends its fork server and its ranks with it. Returns its exit code."""
+        """Ends the host; the kernel ends its fork server and its ranks with it. Returns its exit
+        code."""
         if self._host is None:
             return None
         self._host.kill()
@@ -198,14 +228,19 @@ class Cluster:
                 self._host.stdin.close()
         os.close(self._outcomes)
         if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)  # still there if the host could not say goodbye
-        self._host, self._outcomes, self._scratch = None, -1, ""
+            shutil.rmtree(
+                self._scratch, ignore_errors=True
+            )  # still there if the host could not say goodbye
+        self._host = None
+        self._outcomes = -1
+        self._scratch = ""
         return code
 
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Within it SIGTERM is a KeyboardInterrupt, so that it ends a suite as Ctrl-C does. Main thread only."""
+    """Within it SIGTERM is a KeyboardInterrupt, so that it ends a suite as Ctrl-C does. Main thread
+    only."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -231,7 +266,8 @@ def _ignoring(*numbers: signal.Signals) -> Iterator[None]:
 
 
 def python_path(more: Sequence[str] = ()) -> str:
-    """PYTHONPATH for our own processes: this package where it is not installed, then what the user had."""
+    """PYTHONPATH for our own processes: this package where it is not installed, then what the user
+    had."""
     parent = Path(__file__).resolve().parents[2]
     installed = "site-packages" in parent.parts
     entries = [*more, *([] if installed else [str(parent)]), os.environ.get("PYTHONPATH", "")]
@@ -243,6 +279,8 @@ def built_in_modules() -> list[str]:
     modules = ["sklearn.datasets", "sklearn.model_selection"]
     for kind, (_, prefix, _) in plugins.KINDS.items():
         if kind != "cluster":
-            with contextlib.suppress(UsageError, OSError):  # a file that cannot be read costs its rank, not all
+            with contextlib.suppress(
+                UsageError, OSError
+            ):  # a file that cannot be read costs its rank, not all
                 modules += [f"{prefix}.{name}" for name in plugins.names(kind)]
     return modules

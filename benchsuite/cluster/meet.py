@@ -1,7 +1,9 @@
-"""How the ranks of a cell find each other under supervisors: all arrive at a shared store, then all go.
+"""How the ranks of a cell find each other under supervisors: all arrive at a shared store, then all
+go.
 
-Runs in the ranks' processes (torch is there). A rank that ends badly is announced in the store by its supervisor,
-so that the others do not wait for the deadline. Control traffic: one key per rank, one look per second.
+Runs in the ranks' processes (torch is there). A rank that ends badly is announced in the store by
+its supervisor, so that the others do not wait for the deadline. Control traffic: one key per rank,
+one look per second.
 """
 
 from __future__ import annotations
@@ -12,7 +14,11 @@ import threading
 import time
 from datetime import timedelta
 
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # typed, unlike the names in torch.distributed
+from torch._C._distributed_c10d import (
+    PrefixStore,
+    Store,
+    TCPStore,
+)  # typed, unlike the names in torch.distributed
 
 from benchsuite.cluster.child import hold_lifeline
 from benchsuite.measure.beat import Beat
@@ -24,7 +30,8 @@ _STAY_S = 60.0
 
 
 def meet(job: RankJob) -> None:
-    """Returns when all ranks of the cell have arrived, and from then on watches for the announcement of an end."""
+    """Returns when all ranks of the cell have arrived, and from then on watches for the
+    announcement of an end."""
     store = _connect(job)
     if store.add("arrived", 1) == job.world_size:
         store.set("go", "")
@@ -47,18 +54,25 @@ def _watch(store: Store) -> None:
 
 
 def announce_end(job: RankJob) -> None:
-    """Says to the other ranks that this cell is over. A process of its own: the supervisor has no torch."""
+    """Says to the other ranks that this cell is over. A process of its own: the supervisor has no
+    torch."""
     hold_lifeline()
     _connect(job).set("abort", "")
     os._exit(EXIT_OK)
 
 
 def host_store(listener: socket.socket, world_size: int) -> None:
-    """Hosts the store of a whole job, where the launcher hosts none, until every supervisor said `leave`."""
+    """Hosts the store of a whole job, where the launcher hosts none, until every supervisor said
+    `leave`."""
     hold_lifeline()
     host, port = listener.getsockname()[:2]
     store = TCPStore(
-        host, port, is_master=True, timeout=_CONNECT, wait_for_workers=False, master_listen_fd=listener.detach()
+        host,
+        port,
+        is_master=True,
+        timeout=_CONNECT,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
     )
     while store.add("left", 0) < world_size:
         time.sleep(0.1)
@@ -74,6 +88,11 @@ def leave(host: str, port: int) -> None:
 
 def _connect(job: RankJob) -> Store:
     client = TCPStore(
-        job.store_host, job.store_port, job.world_size, is_master=False, timeout=_CONNECT, wait_for_workers=False
+        job.store_host,
+        job.store_port,
+        job.world_size,
+        is_master=False,
+        timeout=_CONNECT,
+        wait_for_workers=False,
     )
     return PrefixStore(f"{job.store_prefix}/meet", client)

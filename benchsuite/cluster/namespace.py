@@ -1,7 +1,8 @@
-"""A private network for this process, and an end with its parent: unshare, lo up, prctl. Linux, no torch.
+"""A private network for this process, and an end with its parent: unshare, lo up, prctl. Linux, no
+torch.
 
-In a private network namespace nobody else on the machine can reach the ranks (torch's store and gloo know no
-authentication), and the counters of `lo` are the run's own.
+In a private network namespace nobody else on the machine can reach the ranks (torch's store and
+gloo know no authentication), and the counters of `lo` are the run's own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import struct
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 0x1
 
 
 class NoNamespace(RuntimeError):
@@ -29,7 +32,8 @@ class NoNamespace(RuntimeError):
 
 
 def die_with_parent(expected_parent: int, *, exit_code: int) -> None:
-    """SIGKILL for this process when the thread that created it ends; exits at once where that already happened."""
+    """SIGKILL for this process when the thread that created it ends; exits at once where that
+    already happened."""
     if _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != expected_parent:
@@ -37,8 +41,10 @@ def die_with_parent(expected_parent: int, *, exit_code: int) -> None:
 
 
 def enter_private_network() -> None:
-    """Moves this process, which must have one thread, into a network namespace of its own with `lo` up."""
-    uid, gid = os.getuid(), os.getgid()
+    """Moves this process, which must have one thread, into a network namespace of its own with `lo`
+    up."""
+    uid = os.getuid()
+    gid = os.getgid()
     try:
         try:
             _unshare(CLONE_NEWNET)

@@ -1,8 +1,9 @@
 """First module of the fork server: ends the server with its parent, imports what every rank needs.
 
-Importing this module IS its work (the standard library's fork server offers no other hook), and only the fork
-server imports it: it does nothing where `BENCHSUITE_SERVER_PARENT` is not set. It only imports: CUDA or a process
-group would not survive the fork. What cannot be imported is reported and left out.
+Importing this module IS its work (the standard library's fork server offers no other hook), and
+only the fork server imports it: it does nothing where `BENCHSUITE_SERVER_PARENT` is not set. It
+only imports: CUDA or a process group would not survive the fork. What cannot be imported is
+reported and left out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ MODULES = (
     "torch.nn.parallel",
     "numpy",
     "benchsuite.cluster.child",
-    "benchsuite.cluster.crew",  # what the main module imports: every fresh process executes that module again
+    # what the main module imports: every fresh process executes that module again
+    "benchsuite.cluster.crew",
     "benchsuite.worker.main",
 )
 

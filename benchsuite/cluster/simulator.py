@@ -1,8 +1,10 @@
-"""The process that simulates cells: `python -P -m benchsuite.cluster.simulator OUTCOME_FD PARENT_PID`.
+"""The process that simulates cells: `python -P -m benchsuite.cluster.simulator OUTCOME_FD
+PARENT_PID`.
 
-Reads one JSON line per cell from its standard input (`{"cell", "run_dir"}`), leaves `sections.json` in the run
-directory and writes one JSON line per outcome to the descriptor. It keeps what it has traced and the trajectories
-that can be timed again, so cells of one workload belong to one process. The end of its input is its end.
+Reads one JSON line per cell from its standard input (`{"cell", "run_dir"}`), leaves `sections.json`
+in the run directory and writes one JSON line per outcome to the descriptor. It keeps what it has
+traced and the trajectories that can be timed again, so cells of one workload belong to one process.
+The end of its input is its end.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from benchsuite.worker.job import EXIT_PARENT_GONE, CannotWrite, write_atomic
 
 def main(arguments: list[str]) -> int:
     """Serves until the input ends."""
-    outcome_fd, parent = int(arguments[0]), int(arguments[1])
+    outcome_fd = int(arguments[0])
+    parent = int(arguments[1])
     if parent:
         die_with_parent(parent, exit_code=EXIT_PARENT_GONE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
@@ -52,11 +55,17 @@ def answer(document: dict[str, Any], run_dir: Path, kept: Kept) -> dict[str, Any
         cell = cells.from_json(document)
         simulated = simulate(cell, run_dir, kept=kept)
         result, cost, raw = sections(cell, simulated.records, simulated.facts)
-        write_atomic(run_dir / SECTIONS, dumps({"result": result, "cost": cost, "raw": raw}).encode())
+        write_atomic(
+            run_dir / SECTIONS, dumps({"result": result, "cost": cost, "raw": raw}).encode()
+        )
     except SimulationError as error:
         return {"status": "failed", "reason": str(error), "culprit": error.culprit}
     except CannotWrite as error:
-        return {"status": "failed", "reason": f"{error.strerror}: {error.filename}", "culprit": None}
+        return {
+            "status": "failed",
+            "reason": f"{error.strerror}: {error.filename}",
+            "culprit": None,
+        }
     except Exception as error:  # noqa: BLE001  the outermost frame of a cell: recorded, the next one runs
         traceback.print_exc()
         lines = "".join(traceback.format_exception_only(error)).strip().splitlines()

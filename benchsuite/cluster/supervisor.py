@@ -1,8 +1,10 @@
-"""A rank as torchrun starts it: forks one fresh process per cell, waits for it, records how it ended, stays alive.
+"""A rank as torchrun starts it: forks one fresh process per cell, waits for it, records how it
+ended, stays alive.
 
-`torchrun ... -m benchsuite.worker --cells cells.json --out RUN` on every host. Every supervisor leaves
-`RUN/<index>-<cell id>-s<seed>/supervisor<k>.json` beside its rank's record; `collect.py` reads them together. A dead
-rank costs its cell, never the job: the supervisor's own exit code is 0 unless the input is unusable (2).
+`torchrun ... -m benchsuite.worker --cells cells.json --out RUN` on every host. Every supervisor
+leaves `RUN/<index>-<cell id>-s<seed>/supervisor<k>.json` beside its rank's record; `collect.py`
+reads them together. A dead rank costs its cell, never the job: the supervisor's own exit code is 0
+unless the input is unusable (2).
 """
 
 from __future__ import annotations
@@ -30,15 +32,20 @@ from benchsuite.results.record import now_iso
 from benchsuite.worker.job import EXIT_PARENT_GONE, RankJob, write_atomic
 
 SCHEMA = 1
-MEET_S = 120.0  # beyond the previous cell's deadline: how long a rank waits for the others to arrive
+MEET_S = (
+    120.0  # beyond the previous cell's deadline: how long a rank waits for the others to arrive
+)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Becomes a supervisor: replaces this process (which may have imported torch) by a small one."""
+    """Becomes a supervisor: replaces this process (which may have imported torch) by a small
+    one."""
     os.environ["PYTHONPATH"] = local.python_path()
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "benchsuite.cluster.supervisor", *arguments])
+    os.execv(
+        sys.executable, [sys.executable, "-P", "-m", "benchsuite.cluster.supervisor", *arguments]
+    )
 
 
 def read_cells(path: Path) -> list[Cell]:
@@ -46,12 +53,21 @@ def read_cells(path: Path) -> list[Cell]:
     try:
         document = json.loads(path.read_text())
         if document["schema"] != SCHEMA:
-            raise UsageError(f"{path} has schema {document['schema']}, this version reads {SCHEMA}: write it again")
+            raise UsageError(
+                f"{path} has schema {document['schema']}, this version reads {SCHEMA}: write it "
+                "again"
+            )
         return [from_json(cell) for cell in document["cells"]]
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}: write it with `benchsuite plan PLAN --write {path}`") from error
+        raise UsageError(
+            f"{path}: {error.strerror}: write it with `benchsuite plan PLAN --write {path}`"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise error if isinstance(error, UsageError) else UsageError(f"{path} is no cells file: {error!r}") from error
+        raise (
+            error
+            if isinstance(error, UsageError)
+            else UsageError(f"{path} is no cells file: {error!r}")
+        ) from error
 
 
 def cell_folder(out: Path, index: int, cell: Cell) -> Path:
@@ -60,7 +76,9 @@ def cell_folder(out: Path, index: int, cell: Cell) -> Path:
 
 
 class _Supervisor:
-    def __init__(self, place: launchers.Place, out: Path, *, entry: str, modules: Sequence[str]) -> None:
+    def __init__(
+        self, place: launchers.Place, out: Path, *, entry: str, modules: Sequence[str]
+    ) -> None:
         self._place = place
         self._out = out
         self._entry = entry
@@ -76,7 +94,11 @@ class _Supervisor:
             self._run_cell(index, cell, meet_s=allowance_s)
             allowance_s = MEET_S + cell.budget.timeout_s
             if self._place.rank == 0:
-                print(f"[{index + 1}/{len(cells)}] {cell.label} seed {cell.seed}", file=sys.stderr, flush=True)
+                print(
+                    f"[{index + 1}/{len(cells)}] {cell.label} seed {cell.seed}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         if not self._place.agent_store:
             self._call("leave", self._place.store_host, self._place.store_port)
         if store is not None:
@@ -84,7 +106,8 @@ class _Supervisor:
             store.kill()
 
     def _run_cell(self, index: int, cell: Cell, *, meet_s: float) -> None:
-        place, folder = self._place, cell_folder(self._out, index, cell)
+        place = self._place
+        folder = cell_folder(self._out, index, cell)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(folder / "cell.json", json.dumps(cell.to_json()).encode())
         refusal = _refusal(cell, place.world_size)
@@ -114,11 +137,16 @@ class _Supervisor:
         role = "worker" if job.rank < cell.num_workers else "server"
         expendable = (job.rank,) if role == "worker" and _survives(cell) else ()
         crew = Crew(self._context, self._entry)
-        started_at, begin = now_iso(), time.monotonic()
+        started_at = now_iso()
+        begin = time.monotonic()
         try:
             crew.start(job, role=role)
             ending = Ending.DEADLINE
-            while ending is Ending.DEADLINE and not crew.pulse(job.rank).pid and time.monotonic() < begin + meet_s:
+            while (
+                ending is Ending.DEADLINE
+                and not crew.pulse(job.rank).pid
+                and time.monotonic() < begin + meet_s
+            ):
                 ending = crew.wait(time.monotonic() + 0.1, expendable=expendable)
             if ending is Ending.DEADLINE and crew.pulse(job.rank).pid:
                 begin = time.monotonic()
@@ -140,7 +168,9 @@ class _Supervisor:
                 "seconds": time.monotonic() - begin,
             }
             self._record(folder, document)
-            if ending is Ending.BAD_EXIT or (ending is Ending.DONE and not end.complete and not expendable):
+            if ending is Ending.BAD_EXIT or (
+                ending is Ending.DONE and not end.complete and not expendable
+            ):
                 self._call("announce_end", job)
         finally:
             crew.kill()
@@ -152,10 +182,13 @@ class _Supervisor:
         write_atomic(folder / f"supervisor{rank}.json", json.dumps(document).encode())
 
     def _host_store(self) -> multiprocessing.process.BaseProcess | None:
-        """The store of the whole job, on the given address only, in a process that outlives the cells."""
+        """The store of the whole job, on the given address only, in a process that outlives the
+        cells."""
         if self._place.rank != 0:
             return None
-        with socket.create_server((self._place.store_host, self._place.store_port), backlog=1024) as listener:
+        with socket.create_server(
+            (self._place.store_host, self._place.store_port), backlog=1024
+        ) as listener:
             return _start(self._context, "host_store", listener, self._place.world_size)
 
     def _call(self, name: str, *arguments: object) -> None:
@@ -164,7 +197,9 @@ class _Supervisor:
         process.kill()
 
 
-def _start(context: ForkServerContext, name: str, *arguments: object) -> multiprocessing.process.BaseProcess:
+def _start(
+    context: ForkServerContext, name: str, *arguments: object
+) -> multiprocessing.process.BaseProcess:
     process = context.Process(target=_in_meet, args=(name, *arguments), daemon=True)
     process.start()
     return process
@@ -178,11 +213,20 @@ def _in_meet(name: str, *arguments: object) -> None:
 
 def _refusal(cell: Cell, started: int) -> str:
     if cell.world_size > started:
-        formula = f"replicas({cell.replicas}) x model_parallel({cell.model_parallel}) + servers({cell.num_servers})"
+        formula = (
+            f"replicas({cell.replicas}) x model_parallel({cell.model_parallel}) + "
+            f"servers({cell.num_servers})"
+        )
         needed = cell.world_size
-        return f"{formula} = {needed} ranks, but {started} were started: lower replicas or start {needed}"
+        return (
+            f"{formula} = {needed} ranks, but {started} were started: lower replicas or start "
+            f"{needed}"
+        )
     if cell.tuning != "same":
-        return f"tuning = {cell.tuning} needs trials, which only `benchsuite run` makes: set tuning = same, lr_factor"
+        return (
+            f"tuning = {cell.tuning} needs trials, which only `benchsuite run` makes: set "
+            "tuning = same, lr_factor"
+        )
     try:
         faults.check(cell.faults, cell.world_size)
     except UsageError as error:
@@ -195,21 +239,34 @@ def _survives(cell: Cell) -> bool:
 
 
 def _supervise(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchsuite.worker", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--cells", type=Path, required=True, help="cells.json of `benchsuite plan PLAN --write`")
-    parser.add_argument("--out", type=Path, required=True, help="run directory; `benchsuite collect` reads it")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchsuite.worker", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--cells", type=Path, required=True, help="cells.json of `benchsuite plan PLAN --write`"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="run directory; `benchsuite collect` reads it"
+    )
     parser.add_argument("--entry", default=local.WORKER, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
         place = launchers.resolve(os.environ)
         cells = read_cells(options.cells)
         out = options.out.resolve()
-        if any((cell_folder(out, i, cell) / f"supervisor{place.rank}.json").exists() for i, cell in enumerate(cells)):
-            raise UsageError(f"{out} holds records of an earlier job: collect them and give another --out")
+        if any(
+            (cell_folder(out, i, cell) / f"supervisor{place.rank}.json").exists()
+            for i, cell in enumerate(cells)
+        ):
+            raise UsageError(
+                f"{out} holds records of an earlier job: collect them and give another --out"
+            )
         if place.launcher == "torchrun":
             die_with_parent(os.getppid(), exit_code=EXIT_PARENT_GONE)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = "1"  # read when the libraries are loaded: in the fork server, not in the rank
+            os.environ[name] = (
+                "1"  # read when the libraries are loaded: in the fork server, not in the rank
+            )
         modules = [*preload.MODULES, *local.built_in_modules()]
         _Supervisor(place, out, entry=options.entry, modules=modules).run(cells)
     except UsageError as error:

@@ -1,7 +1,8 @@
 """`Comm`, the only door to other ranks. What went through it is `Traffic` (comm/traffic.py).
 
-Strategies and topologies talk to this protocol only. `process.py` is torch.distributed under the wall
-clock; the virtual clock has its own file with the same interface. Vectors are contiguous and 1-D.
+Strategies and topologies talk to this protocol only. `process.py` is torch.distributed under the
+wall clock; the virtual clock has its own file with the same interface. Vectors are contiguous and
+1-D.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class Handle(Protocol):
     """An operation under way."""
 
     def wait(self) -> Any:
-        """Blocks until done; a lane's handle returns what its function returned, or raises what it raised."""
+        """Blocks until done; a lane's handle returns what its function returned, or raises what it
+        raised."""
 
 
 class Comm(Protocol):
-    """The only door to other ranks. Ranks are local to this comm; `world_ranks` names them in the run."""
+    """The only door to other ranks. Ranks are local to this comm; `world_ranks` names them in the
+    run."""
 
     rank: int
     size: int
@@ -38,8 +41,11 @@ class Comm(Protocol):
     world_ranks: Sequence[int]
     traffic: Traffic  # shared by all comms of this rank
     wait_ns: int  # time this rank was blocked in communication
-    posts_ahead: bool  # receives may be posted long before their sends (gloo); else in rounds (nccl)
-    early_bytes: int  # receives of up to so many bytes are faster when posted before their ticket; 0 = none are
+    posts_ahead: (
+        bool  # receives may be posted long before their sends (gloo); else in rounds (nccl)
+    )
+    # receives of up to so many bytes are faster when posted before their ticket; 0 = none are
+    early_bytes: int
 
     def send(self, x: Tensor, dst: int) -> None:
         """Blocking."""
@@ -72,10 +78,12 @@ class Comm(Protocol):
         """All ranks arrive before one leaves."""
 
     def lane(self, fn: Callable[..., Any], *args: Any) -> Handle:
-        """Calls `fn(lane_comm, *args)` on this rank's second lane, in calling order; lane_comm is its own group."""
+        """Calls `fn(lane_comm, *args)` on this rank's second lane, in calling order; lane_comm is
+        its own group."""
 
     def split(self, ranks: Sequence[int]) -> Comm | None:
-        """A comm of `ranks` (local ranks here); None for a rank outside. Every rank calls it, in the same order."""
+        """A comm of `ranks` (local ranks here); None for a rank outside. Every rank calls it, in
+        the same order."""
 
     def now_ns(self) -> int:
         """This world's clock."""
@@ -84,13 +92,15 @@ class Comm(Protocol):
         """Adds `n` to a counter shared by the comm, returns its value before."""
 
     def ticket(self, dst: int, tag: int) -> None:
-        """Tells rank `dst` that this rank's next message to it is ready; `tag` is free for the strategy (>= 0)."""
+        """Tells rank `dst` that this rank's next message to it is ready; `tag` is free for the
+        strategy (>= 0)."""
 
     def next_ticket(self) -> tuple[int, int, int]:
         """Waits for a ticket: (source, tag, sent_ns)."""
 
     def farewell(self, dst: int) -> None:
-        """Sends one byte (control) that means nothing: what `dst` receives behind this rank's goodbye, or has open."""
+        """Sends one byte (control) that means nothing: what `dst` receives behind this rank's
+        goodbye, or has open."""
 
     def shared(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
         """One zeroed vector in memory shared by all ranks of this comm (one host only)."""

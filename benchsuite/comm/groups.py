@@ -23,9 +23,14 @@ class World:
     interface: str = "lo"
     timeout_s: float = 60.0
     strict: str = ""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # whose memory the backend moves
-    staged: bool = field(default_factory=torch.cuda.is_initialized)  # vectors may be in the other memory
-    transport: Any = None  # gloo's device, with the thread that watches its sockets; None = every group has its own
+    device: torch.device = field(
+        default_factory=lambda: torch.device("cpu")
+    )  # whose memory the backend moves
+    staged: bool = field(
+        default_factory=torch.cuda.is_initialized
+    )  # vectors may be in the other memory
+    # gloo's device, with the thread that watches its sockets; None = every group has its own
+    transport: Any = None
 
 
 def prefixed(store: Any, prefix: str) -> Any:
@@ -35,7 +40,8 @@ def prefixed(store: Any, prefix: str) -> Any:
 
 
 def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGroup:
-    """A process group of its own, outside torch's global table: legal for threads and for subsets of ranks."""
+    """A process group of its own, outside torch's global table: legal for threads and for subsets
+    of ranks."""
     store = prefixed(world.store, f"group/{name}")
     group = dist.ProcessGroup(store, rank, size)
     timeout = timedelta(seconds=world.timeout_s)
@@ -46,7 +52,9 @@ def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGro
         backend: Any = dist.ProcessGroupNCCL(store, rank, size, nccl)
     elif world.backend == "gloo":
         options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # missing in torch's stubs
-        options._devices = [world.transport or dist.ProcessGroupGloo.create_device(interface=world.interface)]
+        options._devices = [
+            world.transport or dist.ProcessGroupGloo.create_device(interface=world.interface)
+        ]
         options._timeout = timeout
         kind = dist.ProcessGroup.BackendType.GLOO
         backend = dist.ProcessGroupGloo(store, rank, size, options)

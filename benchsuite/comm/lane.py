@@ -1,4 +1,5 @@
-"""A rank's second lane: a thread with its own process group, so that communication overlaps computation."""
+"""A rank's second lane: a thread with its own process group, so that communication overlaps
+computation."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class LaneHandle:
     """What one lane call returned or raised."""
 
     def __init__(self, comm: ProcessComm) -> None:
-        self._comm, self._done = comm, threading.Event()
+        self._comm = comm
+        self._done = threading.Event()
         self._value: Any = None
         self._error: BaseException | None = None
         self._given: Any = None  # events, where the lane has a stream of its own
@@ -43,14 +45,18 @@ class LaneHandle:
 class Lane:
     """A thread with its own group that runs what it is handed, in order.
 
-    Where the backend works on a device (nccl), on a stream of its own: it begins when the stream of whoever submits has
-    come so far, and does not hold it up.
+    Where the backend works on a device (nccl), on a stream of its own: it begins when the stream of
+    whoever submits has come so far, and does not hold it up.
     """
 
     def __init__(self, comm: ProcessComm) -> None:
         self._comm = comm
-        self._stream = torch.cuda.Stream(comm._world.device) if comm._world.device.type == "cuda" else None
-        self._queue: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], LaneHandle] | None]
+        self._stream = (
+            torch.cuda.Stream(comm._world.device) if comm._world.device.type == "cuda" else None
+        )
+        self._queue: queue.SimpleQueue[
+            tuple[Callable[..., Any], tuple[Any, ...], LaneHandle] | None
+        ]
         self._queue = queue.SimpleQueue()
         threading.Thread(target=self._run, name="lane", daemon=True).start()
 
@@ -71,7 +77,9 @@ class Lane:
             fn, args, handle = submitted
             try:
                 if lane_comm is None:
-                    lane_comm = self._comm._child(f"{self._comm._name}/lane", range(self._comm.size))
+                    lane_comm = self._comm._child(
+                        f"{self._comm._name}/lane", range(self._comm.size)
+                    )
                 handle._value = self._call(handle, fn, lane_comm, *args)
             except BaseException as error:  # noqa: BLE001  handed to whoever waits
                 handle._error = error

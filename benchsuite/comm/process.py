@@ -1,12 +1,14 @@
-"""`ProcessComm`: the `Comm` protocol on torch.distributed process-group objects, under the wall clock.
+"""`ProcessComm`: the `Comm` protocol on torch.distributed process-group objects, under the wall
+clock.
 
-It wraps group OBJECTS and never the default group, so that thread ranks (each with its own gloo group) run
-the same code as processes. It is the only file that resolves renamed torch.distributed names. Only this class
-counts payload; collectives of the library are noted (`calls`), and their bytes derived (`measure/traffic_mode.py`).
+It wraps group OBJECTS and never the default group, so that thread ranks (each with its own gloo
+group) run the same code as processes. It is the only file that resolves renamed torch.distributed
+names. Only this class counts payload; collectives of the library are noted (`calls`), and their
+bytes derived (`measure/traffic_mode.py`).
 
-`strict = "nccl"` refuses on gloo what NCCL cannot do, so that CPU tests prove GPU validity: a receive from
-any source, two threads on one group, tags other than 0 (NCCL matches in posting order only), a send behind an
-open receive from the same rank, and receives posted ahead of their round.
+`strict = "nccl"` refuses on gloo what NCCL cannot do, so that CPU tests prove GPU validity: a
+receive from any source, two threads on one group, tags other than 0 (NCCL matches in posting order
+only), a send behind an open receive from the same rank, and receives posted ahead of their round.
 """
 
 from __future__ import annotations
@@ -35,13 +37,19 @@ if TYPE_CHECKING:
     from benchsuite.measure.device_time import DeviceTimer
 
 NO_GROUP = object()  # a comm for tickets only: of a process that speaks for a dead rank
-EARLY_BYTES = 1 << 20  # gloo asks its peer before it sends: half the time of 40 kB, nothing beside 13 MB
+EARLY_BYTES = (
+    1 << 20
+)  # gloo asks its peer before it sends: half the time of 40 kB, nothing beside 13 MB
 ANY_SOURCE = -1  # gloo only: `strict = "nccl"` refuses it
 
 # torch 2.13 renamed the two flat collectives; older versions carry the old names.
-_ALL_GATHER = "all_gather_single" if hasattr(dist.ProcessGroup, "all_gather_single") else "_allgather_base"
+_ALL_GATHER = (
+    "all_gather_single" if hasattr(dist.ProcessGroup, "all_gather_single") else "_allgather_base"
+)
 _REDUCE_SCATTER = (
-    "reduce_scatter_single" if hasattr(dist.ProcessGroup, "reduce_scatter_single") else "_reduce_scatter_base"
+    "reduce_scatter_single"
+    if hasattr(dist.ProcessGroup, "reduce_scatter_single")
+    else "_reduce_scatter_base"
 )
 
 _TICKET = struct.Struct("<iqq")  # source, tag, sent_ns
@@ -60,7 +68,10 @@ class _Work:
     __slots__ = ("_comm", "_phase", "_source", "_work")
 
     def __init__(self, comm: ProcessComm, work: Any, phase: str, source: int = -1) -> None:
-        self._comm, self._work, self._phase, self._source = comm, work, phase, source
+        self._comm = comm
+        self._work = work
+        self._phase = phase
+        self._source = source
 
     def wait(self) -> None:
         self._comm._wait(self._work, self._phase)
@@ -86,7 +97,8 @@ class ProcessComm:
         calls: Calls | None = None,
         on_phase: Phase | None = None,
     ) -> None:
-        self.rank, self.size = rank, size
+        self.rank = rank
+        self.size = size
         self.world_ranks: Sequence[int] = tuple(world_ranks) or tuple(range(size))
         self.hosts: Sequence[int] = tuple(hosts) or (0,) * size
         self.traffic = traffic if traffic is not None else Traffic()
@@ -95,7 +107,8 @@ class ProcessComm:
         self.ticket_wait_ns = 0  # a server's time without work
         self.posts_ahead = world.backend == "gloo" and not world.strict
         self.early_bytes = EARLY_BYTES if self.posts_ahead and group is not NO_GROUP else 0
-        self._world, self._name = world, name
+        self._world = world
+        self._name = name
         self._group = group if group is not None else make_group(world, name, rank, size)
         if world.staged and group is not NO_GROUP:
             self._group = StagedGroup(self._group, world.device)
@@ -117,7 +130,7 @@ class ProcessComm:
         if self._lane is not None:
             self._lane.close()
 
-    # -- point to point ---------------------------------------------------------------------------------------
+    # -- point to point ----------------------------------------------------------------------------
 
     def send(self, x: Tensor, dst: int, *, tag: int = 0) -> None:
         self.isend(x, dst, tag=tag).wait()
@@ -138,14 +151,19 @@ class ProcessComm:
         self._check(tag)
         if src == ANY_SOURCE:
             if self._world.strict == "nccl" or self._world.backend == "nccl":
-                raise StrictError("receive from any source: NCCL has none; receive from the rank that a ticket names")
+                raise StrictError(
+                    "receive from any source: NCCL has none; receive from the rank that a ticket "
+                    "names"
+                )
             return _Work(self, self._group.recv_anysource([x], tag), "recv")
         self._receiving[src] += 1
         return _Work(self, self._group.recv([x], src, tag), "recv", src)
 
     def sendrecv(self, x: Tensor, dst: int, y: Tensor, src: int) -> None:
         self._check(0)
-        if self._world.backend == "nccl":  # both in one group call, or two ranks wait for each other
+        if (
+            self._world.backend == "nccl"
+        ):  # both in one group call, or two ranks wait for each other
             self._count(x, dst)
             self._group._start_coalescing(self._world.device)
             self._group.recv([y], src, 0)
@@ -156,7 +174,7 @@ class ProcessComm:
         self._isend(x, dst).wait()
         receiving.wait()
 
-    # -- collectives of the library (derived, not counted) ----------------------------------------------------
+    # -- collectives of the library (derived, not counted) -----------------------------------------
 
     def all_reduce(self, x: Tensor) -> None:
         self._check(0)
@@ -187,10 +205,12 @@ class ProcessComm:
             return
         if self._sockets is None:
             timeout_s = self._world.timeout_s
-            self._sockets = SocketBarrier(self._store, rank=self.rank, names=self.world_ranks, timeout_s=timeout_s)
+            self._sockets = SocketBarrier(
+                self._store, rank=self.rank, names=self.world_ranks, timeout_s=timeout_s
+            )
         self._wait(self._sockets, "barrier")
 
-    # -- lanes and groups -------------------------------------------------------------------------------------
+    # -- lanes and groups --------------------------------------------------------------------------
 
     def lane(self, fn: Callable[..., Any], *args: Any) -> Any:
         if self._lane is None:
@@ -220,7 +240,7 @@ class ProcessComm:
             group=NO_GROUP if self._group is NO_GROUP else None,
         )
 
-    # -- clock, counters, tickets -----------------------------------------------------------------------------
+    # -- clock, counters, tickets ------------------------------------------------------------------
 
     def now_ns(self) -> int:
         return time.perf_counter_ns()
@@ -235,7 +255,9 @@ class ProcessComm:
     def ticket(self, dst: int, tag: int) -> None:
         self.traffic.add_control(self.world_ranks[self.rank], TICKET_BYTES)
         start = time.perf_counter_ns()
-        self._ticket_store.queue_push(f"tickets/{dst}", _TICKET.pack(self.rank, tag, time.perf_counter_ns()))
+        self._ticket_store.queue_push(
+            f"tickets/{dst}", _TICKET.pack(self.rank, tag, time.perf_counter_ns())
+        )
         self.wait_ns += time.perf_counter_ns() - start
 
     def next_ticket(self) -> tuple[int, int, int]:
@@ -247,17 +269,20 @@ class ProcessComm:
         return source, tag, sent_ns
 
     def farewell(self, dst: int) -> None:
-        self.traffic.add_control(self.world_ranks[self.rank], 1)  # shorter than the receive it ends: gloo allows that
+        self.traffic.add_control(
+            self.world_ranks[self.rank], 1
+        )  # shorter than the receive it ends: gloo allows that
         self._wait(self._group.send([torch.zeros(1, dtype=torch.uint8)], dst, 0), "send")
 
     @property
     def _ticket_store(self) -> Any:
-        """A client of its own: a pop that waits holds its client's connection. (`clone()` of a store can stall.)"""
+        """A client of its own: a pop that waits holds its client's connection. (`clone()` of a
+        store can stall.)"""
         if self._ticket_client is None:
             self._ticket_client = prefixed(self._world.connect(), f"comm/{self._name}")
         return self._ticket_client
 
-    # -- one host only ----------------------------------------------------------------------------------------
+    # -- one host only -----------------------------------------------------------------------------
 
     def shared(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
         self._one_host(f"shared({name!r})")
@@ -290,10 +315,11 @@ class ProcessComm:
     def _one_host(self, what: str) -> None:
         if len(set(self.hosts)) > 1:
             raise UsageError(
-                f"{what}: shared memory joins ranks of one host, these are on {len(set(self.hosts))}: split by host"
+                f"{what}: shared memory joins ranks of one host, these are on "
+                f"{len(set(self.hosts))}: split by host"
             )
 
-    # -- book-keeping -----------------------------------------------------------------------------------------
+    # -- book-keeping ------------------------------------------------------------------------------
 
     def _wait(self, work: Any, phase: str) -> None:
         if self._on_phase is not None:
@@ -313,13 +339,17 @@ class ProcessComm:
             self.calls[call] = self.calls.get(call, 0) + 1
 
     def _count(self, x: Tensor, dst: int) -> None:
-        self.traffic.add(self.world_ranks[self.rank], self.world_ranks[dst], x.numel() * x.element_size())
+        self.traffic.add(
+            self.world_ranks[self.rank], self.world_ranks[dst], x.numel() * x.element_size()
+        )
 
     def _check(self, tag: int) -> None:
         if not self._world.strict:
             return
         if tag != 0:
-            raise StrictError(f"tag {tag}: NCCL has no tags, it matches in posting order; use tag 0")
+            raise StrictError(
+                f"tag {tag}: NCCL has no tags, it matches in posting order; use tag 0"
+            )
         thread = threading.get_ident()
         if self._owner is None:
             self._owner = thread
@@ -329,8 +359,10 @@ class ProcessComm:
     def _check_order(self, dst: int) -> None:
         if self._world.strict == "nccl" and self._receiving[dst] > 0:
             raise StrictError(
-                f"send to rank {dst} behind an open receive from it: NCCL runs a pair's operations in posting order, "
-                "so the answer would wait for a send that waits for the answer; send first, or use `sendrecv`"
+                f"send to rank {dst} behind an open receive from it: NCCL runs a pair's operations "
+                "in posting order, "
+                "so the answer would wait for a send that waits for the answer; send first, or use "
+                "`sendrecv`"
             )
 
 

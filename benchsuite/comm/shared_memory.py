@@ -1,7 +1,7 @@
 """Vectors and locks shared by the ranks of one host, without a name in any file system.
 
-Rank 0 makes an anonymous memory file and publishes `pid:fd`; peers open it through /proc. Nothing is left
-after a crash. Ranks must share a pid namespace (the cell host's ranks do).
+Rank 0 makes an anonymous memory file and publishes `pid:fd`; peers open it through /proc. Nothing
+is left after a crash. Ranks must share a pid namespace (the cell host's ranks do).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MAPPED = mmap.MAP_SHARED | mmap.MAP_POPULATE  # pages are there before anybody is timed: 280 ms for 256 MiB
+_MAPPED = (
+    mmap.MAP_SHARED | mmap.MAP_POPULATE
+)  # pages are there before anybody is timed: 280 ms for 256 MiB
 
 
 def create_vector(numel: int, dtype: torch.dtype) -> tuple[Tensor, Any, str]:
@@ -24,7 +26,11 @@ def create_vector(numel: int, dtype: torch.dtype) -> tuple[Tensor, Any, str]:
     fd = os.memfd_create("benchsuite")
     os.posix_fallocate(fd, 0, size)  # a sparse mapping would be SIGBUS on a full memory
     memory = mmap.mmap(fd, size, flags=_MAPPED)
-    return torch.frombuffer(memory, dtype=dtype, count=numel), (memory, _Open(fd)), f"{os.getpid()}:{fd}"
+    return (
+        torch.frombuffer(memory, dtype=dtype, count=numel),
+        (memory, _Open(fd)),
+        f"{os.getpid()}:{fd}",
+    )
 
 
 def attach_vector(address: str, numel: int, dtype: torch.dtype) -> tuple[Tensor, Any]:
@@ -54,7 +60,8 @@ class FileLock:
     """flock on an open file description of its own: excludes threads and processes alike."""
 
     def __init__(self, fd: int, keeper: _Open | None = None) -> None:
-        self._file, self._keeper = _Open(fd), keeper
+        self._file = _Open(fd)
+        self._keeper = keeper
 
     @staticmethod
     def create() -> tuple[FileLock, str]:

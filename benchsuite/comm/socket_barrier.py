@@ -1,8 +1,10 @@
-"""The barrier of ranks that share a host: unix stream sockets, one byte to and from every peer. No spin.
+"""The barrier of ranks that share a host: unix stream sockets, one byte to and from every peer. No
+spin.
 
-16 us between two ranks and 60 us between four, where a process group's barrier takes milliseconds; a peer that dies is
-the end of its stream, seen at once. A rank listens on an abstract socket of a random name (no file is left behind),
-which it publishes in the store with a secret; every rank connects to those before it.
+16 us between two ranks and 60 us between four, where a process group's barrier takes milliseconds;
+a peer that dies is the end of its stream, seen at once. A rank listens on an abstract socket of a
+random name (no file is left behind), which it publishes in the store with a secret; every rank
+connects to those before it.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ _TIME = struct.Struct("@ll")  # of SO_RCVTIMEO
 
 
 class SocketBarrier:
-    """Made by all ranks of a comm together. `names`: what each is called in errors, e.g. its world rank."""
+    """Made by all ranks of a comm together. `names`: what each is called in errors, e.g. its world
+    rank."""
 
     def __init__(self, store: Any, *, rank: int, names: Sequence[int], timeout_s: float) -> None:
-        self._names, self._timeout_s = names, timeout_s
+        self._names = names
+        self._timeout_s = timeout_s
         self._peers: list[tuple[int, socket.socket]] = []
-        size, secret = len(names), secrets.token_bytes(_SECRET_BYTES)
+        size = len(names)
+        secret = secrets.token_bytes(_SECRET_BYTES)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.settimeout(timeout_s)
             address = f"benchsuite-{secrets.token_hex(12)}".encode()
@@ -39,10 +44,15 @@ class SocketBarrier:
         whole = int(timeout_s)
         for _, peer in self._peers:
             peer.settimeout(None)  # the kernel's own time-out: one system call less than Python's
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIME.pack(whole, int((timeout_s - whole) * 1e6)))
+            peer.setsockopt(
+                socket.SOL_SOCKET,
+                socket.SO_RCVTIMEO,
+                _TIME.pack(whole, int((timeout_s - whole) * 1e6)),
+            )
 
     def wait(self) -> None:
-        """Returns when all have called it. RuntimeError names a peer that is gone, or late beyond the time-out."""
+        """Returns when all have called it. RuntimeError names a peer that is gone, or late beyond
+        the time-out."""
         for other, peer in self._peers:
             try:
                 peer.send(b"\0")
@@ -55,7 +65,8 @@ class SocketBarrier:
                 raise self._gone(other) from None
             except BlockingIOError:
                 raise RuntimeError(
-                    f"rank {self._names[other]} did not come to the barrier of its host: timed out after "
+                    f"rank {self._names[other]} did not come to the barrier of its host: timed out "
+                    "after "
                     f"{self._timeout_s:g} s"
                 ) from None
             if not arrived:
@@ -67,7 +78,9 @@ class SocketBarrier:
             peer.close()
 
     def _gone(self, other: int) -> RuntimeError:
-        return RuntimeError(f"rank {self._names[other]} is gone: its end of the host's barrier was closed by peer")
+        return RuntimeError(
+            f"rank {self._names[other]} is gone: its end of the host's barrier was closed by peer"
+        )
 
     def _connect(self, store: Any, rank: int, other: int) -> socket.socket:
         published = bytes(store.get(f"barrier/{other}"))

@@ -1,8 +1,9 @@
 """A process group whose backend moves the other memory than a vector is in: what travels is a copy.
 
-gloo sends from host memory: a vector on a device goes through a pinned copy, and what comes in is copied to the device
-when it has been waited for. nccl sends from the device: a scalar on the host takes the other way. Bytes are counted the
-same. Copies count as waiting; what the device was given before does not.
+gloo sends from host memory: a vector on a device goes through a pinned copy, and what comes in is
+copied to the device when it has been waited for. nccl sends from the device: a scalar on the host
+takes the other way. Bytes are counted the same. Copies count as waiting; what the device was given
+before does not.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ from torch import Tensor
 
 
 class StagedWork:
-    """An operation under way on copies, which are brought back once it is done. `copied_ns`: to make them."""
+    """An operation under way on copies, which are brought back once it is done. `copied_ns`: to
+    make them."""
 
     def __init__(
-        self, work: Any, wires: Sequence[Tensor], outs: Sequence[tuple[Tensor, Tensor]], copied_ns: int
+        self,
+        work: Any,
+        wires: Sequence[Tensor],
+        outs: Sequence[tuple[Tensor, Tensor]],
+        copied_ns: int,
     ) -> None:
-        self._work, self._wires, self._outs = work, wires, outs  # the wires must outlive the operation
+        # the wires must outlive the operation
+        self._work = work
+        self._wires = wires
+        self._outs = outs
         self.copied_ns = copied_ns
 
     def wait(self) -> None:
@@ -36,7 +45,8 @@ class StagedGroup:
     """A `torch.distributed.ProcessGroup` for vectors anywhere. `moved`: whose memory it moves."""
 
     def __init__(self, group: Any, moved: torch.device) -> None:
-        self._group, self._moved = group, moved
+        self._group = group
+        self._moved = moved
         self._copied_ns = 0  # of the operation that is being started
 
     def __getattr__(self, name: str) -> Any:
@@ -46,7 +56,8 @@ class StagedGroup:
             return call
 
         def staged(out: Tensor, x: Tensor) -> StagedWork:
-            wire, into = self._copied(x), self._room(out)
+            wire = self._copied(x)
+            into = self._room(out)
             return self._started(call(into, wire), [wire, into], [(into, out)])
 
         return staged
@@ -59,12 +70,16 @@ class StagedGroup:
     def recv(self, xs: list[Tensor], src: int, tag: int) -> StagedWork:
         """Point to point."""
         wires = [self._room(x) for x in xs]
-        return self._started(self._group.recv(wires, src, tag), wires, list(zip(wires, xs, strict=True)))
+        return self._started(
+            self._group.recv(wires, src, tag), wires, list(zip(wires, xs, strict=True))
+        )
 
     def recv_anysource(self, xs: list[Tensor], tag: int) -> StagedWork:
         """From whoever sends first."""
         wires = [self._room(x) for x in xs]
-        return self._started(self._group.recv_anysource(wires, tag), wires, list(zip(wires, xs, strict=True)))
+        return self._started(
+            self._group.recv_anysource(wires, tag), wires, list(zip(wires, xs, strict=True))
+        )
 
     def allreduce(self, xs: list[Tensor]) -> StagedWork:
         """In place."""
@@ -74,10 +89,15 @@ class StagedGroup:
     def broadcast(self, xs: list[Tensor], options: Any) -> StagedWork:
         """In place."""
         wires = [self._copied(x) for x in xs]
-        return self._started(self._group.broadcast(wires, options), wires, list(zip(wires, xs, strict=True)))
+        return self._started(
+            self._group.broadcast(wires, options), wires, list(zip(wires, xs, strict=True))
+        )
 
-    def _started(self, work: Any, wires: Sequence[Tensor], outs: Sequence[tuple[Tensor, Tensor]]) -> StagedWork:
-        copied_ns, self._copied_ns = self._copied_ns, 0
+    def _started(
+        self, work: Any, wires: Sequence[Tensor], outs: Sequence[tuple[Tensor, Tensor]]
+    ) -> StagedWork:
+        copied_ns = self._copied_ns
+        self._copied_ns = 0
         return StagedWork(work, wires, [(wire, x) for wire, x in outs if wire is not x], copied_ns)
 
     def _foreign(self, x: Tensor) -> bool:
@@ -104,4 +124,9 @@ class StagedGroup:
         return wire
 
 
-_OUT_AND_IN = ("all_gather_single", "reduce_scatter_single", "_allgather_base", "_reduce_scatter_base")
+_OUT_AND_IN = (
+    "all_gather_single",
+    "reduce_scatter_single",
+    "_allgather_base",
+    "_reduce_scatter_base",
+)

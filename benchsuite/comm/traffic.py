@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Edge = tuple[int, int]  # (source rank, destination rank)
-Call = tuple[str, int, int, tuple[int, ...]]  # a library's collective: c10d name, numel, itemsize, world ranks
+Call = tuple[
+    str, int, int, tuple[int, ...]
+]  # a library's collective: c10d name, numel, itemsize, world ranks
 Calls = dict[Call, int]  # how often, noted by the first of its ranks
 
 # Control bytes of one call, the same in both worlds.
@@ -19,9 +21,9 @@ COUNTER_BYTES = 8
 class Traffic:
     """Bytes and messages by (source, destination), in world ranks.
 
-    `payload_bytes`: vectors on a wire. `shm_bytes`: vectors through shared memory, which no wire sees.
-    `control_bytes`: tickets, flags, shared counters (one number per source rank). A rank's own `Traffic` holds what it
-    sent; `+` joins ranks, so the sum over ranks is the run's.
+    `payload_bytes`: vectors on a wire. `shm_bytes`: vectors through shared memory, which no wire
+    sees. `control_bytes`: tickets, flags, shared counters (one number per source rank). A rank's
+    own `Traffic` holds what it sent; `+` joins ranks, so the sum over ranks is the run's.
     """
 
     payload: dict[Edge, int] = field(default_factory=dict)
@@ -65,9 +67,12 @@ class Traffic:
         """Without a part of it. AssertionError where that is none."""
         rest = Traffic()
         for name in ("payload", "messages", "shm", "control"):
-            counts, taken = getattr(self, name), getattr(part, name)
+            counts = getattr(self, name)
+            taken = getattr(part, name)
             left = {key: count - taken.get(key, 0) for key, count in counts.items()}
-            assert set(taken) <= set(counts) and min(left.values(), default=0) >= 0, f"{part} is no part of {self}"
+            assert set(taken) <= set(counts) and min(left.values(), default=0) >= 0, (
+                f"{part} is no part of {self}"
+            )
             getattr(rest, name).update({key: count for key, count in left.items() if count})
         return rest
 
@@ -77,7 +82,9 @@ class Traffic:
             {(ranks[a], ranks[b]): count for (a, b), count in counts.items()}
             for counts in (self.payload, self.messages, self.shm)
         )
-        return Traffic(payload, messages, shm, {ranks[rank]: count for rank, count in self.control.items()})
+        return Traffic(
+            payload, messages, shm, {ranks[rank]: count for rank, count in self.control.items()}
+        )
 
     def times(self, factor: int) -> Traffic:
         """The same traffic `factor` times; nothing where factor is 0."""
@@ -87,7 +94,9 @@ class Traffic:
             {edge: count * factor for edge, count in counts.items()}
             for counts in (self.payload, self.messages, self.shm)
         )
-        return Traffic(payload, messages, shm, {rank: count * factor for rank, count in self.control.items()})
+        return Traffic(
+            payload, messages, shm, {rank: count * factor for rank, count in self.control.items()}
+        )
 
     @property
     def payload_bytes(self) -> int:
@@ -115,7 +124,8 @@ class Traffic:
         return self.busiest_port()
 
     def busiest_port(self, ports: Sequence[int] = ()) -> int:
-        """The same of one port; `ports`: of each rank, where some share one. What stays behind one is not counted."""
+        """The same of one port; `ports`: of each rank, where some share one. What stays behind one
+        is not counted."""
         sums: dict[tuple[str, int], int] = {}
         for (source, destination), count in self.payload.items():
             out, into = (ports[source], ports[destination]) if ports else (source, destination)
@@ -125,17 +135,23 @@ class Traffic:
         return max(sums.values(), default=0)
 
     def to_json(self) -> dict[str, Any]:
-        """`{payload: [[source, destination, bytes]], messages: .., shm: .., control: [[source, bytes]]}`, sorted."""
+        """`{payload: [[source, destination, bytes]], messages: .., shm: .., control: [[source,
+        bytes]]}`, sorted."""
         document: dict[str, Any] = {
             name: [[a, b, count] for (a, b), count in sorted(getattr(self, name).items())]
             for name in ("payload", "messages", "shm")
         }
-        return document | {"control": [[rank, count] for rank, count in sorted(self.control.items())]}
+        return document | {
+            "control": [[rank, count] for rank, count in sorted(self.control.items())]
+        }
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Traffic:
         """Inverse of `to_json`."""
         payload, messages, shm = (
-            {(int(a), int(b)): int(count) for a, b, count in document[name]} for name in ("payload", "messages", "shm")
+            {(int(a), int(b)): int(count) for a, b, count in document[name]}
+            for name in ("payload", "messages", "shm")
         )
-        return Traffic(payload, messages, shm, {int(rank): int(count) for rank, count in document["control"]})
+        return Traffic(
+            payload, messages, shm, {int(rank): int(count) for rank, count in document["control"]}
+        )

@@ -1,8 +1,9 @@
 """What is put on the wire: `Compression`, and `Codec`, how one vector goes there.
 
-A `mean` over workers goes one of three ways: a linear compression sums what it sends on any topology (`fp16`, `bf16`,
-`powersgd`); what cannot be summed is gathered and summed after decoding, in rank order (`Gathered`); and a push to
-a parameter server is encoded by the worker and decoded by the server's loop, whose policy never sees the wire.
+A `mean` over workers goes one of three ways: a linear compression sums what it sends on any
+topology (`fp16`, `bf16`, `powersgd`); what cannot be summed is gathered and summed after decoding,
+in rank order (`Gathered`); and a push to a parameter server is encoded by the worker and decoded by
+the server's loop, whose policy never sees the wire.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from benchsuite.workload import Shapes
 
 
 class Codec(Protocol):
-    """One vector's way onto the wire and back. Keeps what it has left out (error feedback), where it does."""
+    """One vector's way onto the wire and back. Keeps what it has left out (error feedback), where
+    it does."""
 
     num_bytes: int  # of every encoded vector
 
     def encode(self, flat: Tensor) -> Tensor:
-        """(num_bytes,) uint8, the codec's own memory: it is sent before the next call. `flat` stays as it is."""
+        """(num_bytes,) uint8, the codec's own memory: it is sent before the next call. `flat` stays
+        as it is."""
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
-        """Inverse of `encode`, up to its loss. Of any rank's wire: keeps no state, several threads may call it."""
+        """Inverse of `encode`, up to its loss. Of any rank's wire: keeps no state, several threads
+        may call it."""
 
 
 class Compression(Protocol):
@@ -43,9 +47,11 @@ class Compression(Protocol):
         """The compressed mean over the workers, in place, the same bits on all."""
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
-        """For a vector of consecutive tensors of these sizes: a slice that a server owns, or an edge of a graph.
+        """For a vector of consecutive tensors of these sizes: a slice that a server owns, or an
+        edge of a graph.
 
-        feedback: False where the caller keeps account of what was not sent itself (gossip's copies).
+        feedback: False where the caller keeps account of what was not sent itself (gossip's
+        copies).
         """
 
     def settle(self, mean: Tensor) -> None:
@@ -55,16 +61,25 @@ class Compression(Protocol):
         """`num_bytes` of the codec of such a vector."""
 
     def predicted_traffic(
-        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+        self,
+        shapes: Shapes,
+        itemsize: int,
+        topology: Topology,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
     ) -> Traffic:
         """Traffic of ONE `mean` of a vector of these shapes."""
 
 
 def pieces_of(shapes: Shapes, start: int = 0, stop: int | None = None) -> list[int]:
-    """Sizes of the tensors' parts in the range [start, stop) of the flat vector, empty ones left out."""
-    pieces, at = [], 0
+    """Sizes of the tensors' parts in the range [start, stop) of the flat vector, empty ones left
+    out."""
+    pieces = []
+    at = 0
     for shape in shapes.values():
-        low, high = max(at, start), at + shape.numel() if stop is None else min(at + shape.numel(), stop)
+        low = max(at, start)
+        high = at + shape.numel() if stop is None else min(at + shape.numel(), stop)
         if high > low:
             pieces.append(high - low)
         at += shape.numel()
@@ -72,8 +87,9 @@ def pieces_of(shapes: Shapes, start: int = 0, stop: int | None = None) -> list[i
 
 
 class Gathered:
-    """The mean of what cannot be summed on its way: every worker's encoded vector goes to everybody, is decoded and
-    added in rank order, divided once. Keeps M of scratch: fresh memory of that size costs more than the arithmetic.
+    """The mean of what cannot be summed on its way: every worker's encoded vector goes to
+    everybody, is decoded and added in rank order, divided once. Keeps M of scratch: fresh memory of
+    that size costs more than the arithmetic.
     """
 
     def __init__(self, make_codec: Callable[[torch.dtype], Codec]) -> None:
@@ -91,7 +107,8 @@ class Gathered:
         """In place."""
         if not hasattr(topology, "gather"):
             raise UsageError(
-                f"{type(topology).__module__} has no `gather`, which this compression needs: what it sends cannot be "
+                f"{type(topology).__module__} has no `gather`, which this compression needs: what "
+                "it sends cannot be "
                 "summed; give the topology one, or set topology = native"
             )
         if self._codec is None:

@@ -1,7 +1,8 @@
-"""Brain float: 1 sign, 8 exponent and 7 fraction bits, the range of float32 (Kalamkar et al. 2019). Nominal ratio 1/2.
+"""Brain float: 1 sign, 8 exponent and 7 fraction bits, the range of float32 (Kalamkar et al. 2019).
+Nominal ratio 1/2.
 
-A rounding moves a value by at most 2^-9 of itself; one step of the format is 2^-8.
-Sums travel and are added in this format on every topology; a push to a server is cast, its answer is not.
+A rounding moves a value by at most 2^-9 of itself; one step of the format is 2^-8. Sums travel and
+are added in this format on every topology; a push to a server is cast, its answer is not.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ class Compression:
         return sum(pieces) * HALF_BYTES
 
     def predicted_traffic(
-        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+        self,
+        shapes: Shapes,
+        itemsize: int,
+        topology: Topology,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
     ) -> Traffic:
         return Half(torch.bfloat16).predicted_traffic(
             shapes, topology, num_workers=num_workers, num_servers=num_servers

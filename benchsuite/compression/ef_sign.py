@@ -1,7 +1,9 @@
-"""Sign with error feedback: one bit per element and a scale per tensor (Karimireddy et al. 2019, arXiv 1901.09847).
+"""Sign with error feedback: one bit per element and a scale per tensor (Karimireddy et al. 2019,
+arXiv 1901.09847).
 
-e <- e + g; sent is mean|e| sign(e), per tensor (algorithm 1, scaled sign), and e keeps the rest: sum sent + residual =
-sum of gradients. Sends 4 bytes per tensor and ceil(P / 8) to everybody (native), or pushes them to a server.
+e <- e + g; sent is mean|e| sign(e), per tensor (algorithm 1, scaled sign), and e keeps the rest:
+sum sent + residual = sum of gradients. Sends 4 bytes per tensor and ceil(P / 8) to everybody
+(native), or pushes them to a server.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Compression:
         """What has not been sent yet (P,); None before the first mean."""
         return self._gathered.residual
 
-    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> ScaledSigns:
+    def codec(
+        self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True
+    ) -> ScaledSigns:
         return ScaledSigns(pieces, dtype, feedback=feedback)
 
     def settle(self, mean: Tensor) -> None:
@@ -49,9 +53,17 @@ class Compression:
         return len(pieces) * SCALE_BYTES + packed_bytes(sum(pieces))
 
     def predicted_traffic(
-        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+        self,
+        shapes: Shapes,
+        itemsize: int,
+        topology: Topology,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
     ) -> Traffic:
-        return topology.predicted_gather(self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers)
+        return topology.predicted_gather(
+            self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers
+        )
 
 
 class ScaledSigns:
@@ -78,7 +90,9 @@ class ScaledSigns:
         return self._wire
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
-        scales = wire[: self._scales_bytes].clone().view(torch.float32).tolist()  # a copy: a row may begin anywhere
+        scales = (
+            wire[: self._scales_bytes].clone().view(torch.float32).tolist()
+        )  # a copy: a row may begin anywhere
         unpack_signs(wire[self._scales_bytes :], out)
         if scales:
             torch._foreach_mul_(out.split(self._pieces), scales)

@@ -1,8 +1,8 @@
 """Half precision (IEEE 754 binary16), as in Micikevicius et al. 2018. Nominal ratio 1/2.
 
-1 sign, 5 exponent and 10 fraction bits.
-A rounding moves a value by at most 2^-11 of itself; above 65,504, and so in a sum above it, is infinity.
-Sums travel and are added in this format on every topology; a push to a server is cast, its answer is not.
+1 sign, 5 exponent and 10 fraction bits. A rounding moves a value by at most 2^-11 of itself; above
+65,504, and so in a sum above it, is infinity. Sums travel and are added in this format on every
+topology; a push to a server is cast, its answer is not.
 """
 
 from __future__ import annotations
@@ -42,6 +42,14 @@ class Compression:
         return sum(pieces) * HALF_BYTES
 
     def predicted_traffic(
-        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+        self,
+        shapes: Shapes,
+        itemsize: int,
+        topology: Topology,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
     ) -> Traffic:
-        return Half(torch.float16).predicted_traffic(shapes, topology, num_workers=num_workers, num_servers=num_servers)
+        return Half(torch.float16).predicted_traffic(
+            shapes, topology, num_workers=num_workers, num_servers=num_servers
+        )

@@ -1,7 +1,9 @@
-"""What `fp16` and `bf16` share: vectors in a float of two bytes, summed as they are on any topology.
+"""What `fp16` and `bf16` share: vectors in a float of two bytes, summed as they are on any
+topology.
 
-Linear: the sum of what travels is what is wanted, so collectives add in the short format and only then everything is
-cast back. Pushes to a server are cast; answers are parameters and are not, so 3/4 of the bytes remain.
+Linear: the sum of what travels is what is wanted, so collectives add in the short format and only
+then everything is cast back. Pushes to a server are cast; answers are parameters and are not, so
+3/4 of the bytes remain.
 """
 
 from __future__ import annotations
@@ -37,9 +39,13 @@ class Half:
         """Of a push."""
         return HalfCodec(sum(pieces), self._dtype)
 
-    def predicted_traffic(self, shapes: Shapes, topology: Topology, *, num_workers: int, num_servers: int) -> Traffic:
+    def predicted_traffic(
+        self, shapes: Shapes, topology: Topology, *, num_workers: int, num_servers: int
+    ) -> Traffic:
         """Of one mean."""
-        return topology.predicted_traffic(numel(shapes), HALF_BYTES, num_workers=num_workers, num_servers=num_servers)
+        return topology.predicted_traffic(
+            numel(shapes), HALF_BYTES, num_workers=num_workers, num_servers=num_servers
+        )
 
 
 class HalfCodec:

@@ -1,7 +1,9 @@
-"""8-bit quantisation: a range per tensor, 255 steps, the nearest (Alistarh et al. 2017, QSGD). Nominal ratio 1/4.
+"""8-bit quantisation: a range per tensor, 255 steps, the nearest (Alistarh et al. 2017, QSGD).
+Nominal ratio 1/4.
 
-|error| <= range / 255 per quantisation. Never summed in int8 (100 + 100 = -56): scatter to the owners of chunks and
-gather on `direct`, or a push to a server. No error feedback. Sends P + 8 bytes per tensor instead of 4 P.
+|error| <= range / 255 per quantisation. Never summed in int8 (100 + 100 = -56): scatter to the
+owners of chunks and gather on `direct`, or a push to a server. No error feedback. Sends P + 8 bytes
+per tensor instead of 4 P.
 """
 
 from __future__ import annotations
@@ -44,7 +46,13 @@ class Compression:
         return Quantised(BITS).wire_bytes(pieces, itemsize)
 
     def predicted_traffic(
-        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+        self,
+        shapes: Shapes,
+        itemsize: int,
+        topology: Topology,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
     ) -> Traffic:
         return Quantised(BITS).predicted_traffic(
             shapes, itemsize, topology, num_workers=num_workers, num_servers=num_servers

@@ -36,9 +36,17 @@ class Compression:
         return sum(pieces) * itemsize
 
     def predicted_traffic(
-        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+        self,
+        shapes: Shapes,
+        itemsize: int,
+        topology: Topology,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
     ) -> Traffic:
-        return topology.predicted_traffic(numel(shapes), itemsize, num_workers=num_workers, num_servers=num_servers)
+        return topology.predicted_traffic(
+            numel(shapes), itemsize, num_workers=num_workers, num_servers=num_servers
+        )
 
 
 class _AsItIs:

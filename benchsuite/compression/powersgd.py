@@ -1,10 +1,12 @@
-"""PowerSGD: low-rank gradients, a step of power iteration per step of training (Vogels et al. 2019).
+"""PowerSGD: low-rank gradients, a step of power iteration per step of training (Vogels et al.
+2019).
 
-arXiv 1905.13727. Per n x m matrix M = gradient + error: P = M Q, mean of P, orthogonalise P, Q = M^T P, mean of Q, the
-mean gradient is P Q^T, and error = M - P Q^T stays on the worker (algorithms 1 and 2; Q is kept as the next start).
-Linear, so the means are taken on any collective: all P and the vectors that are sent as they are in a first one, all Q
-in a second. A tensor is sent as it is where r (n + m) >= n m, and where it is no matrix. Lossless where r >= min(n, m).
-Sends r (n + m) elements per matrix instead of n m. Keeps M of errors, the factors, and what is sent as it is.
+arXiv 1905.13727. Per n x m matrix M = gradient + error: P = M Q, mean of P, orthogonalise P, Q =
+M^T P, mean of Q, the mean gradient is P Q^T, and error = M - P Q^T stays on the worker (algorithms
+1 and 2; Q is kept as the next start). Linear, so the means are taken on any collective: all P and
+the vectors that are sent as they are in a first one, all Q in a second. A tensor is sent as it is
+where r (n + m) >= n m, and where it is no matrix. Lossless where r >= min(n, m). Sends r (n + m)
+elements per matrix instead of n m. Keeps M of errors, the factors, and what is sent as it is.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Compression:
     nominal_ratio = 0.0  # of its shapes, once started
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
-        self._shapes, self._seed = shapes, seed
+        self._shapes = shapes
+        self._seed = seed
         self._matrices = {name: shape for name, shape in shapes.items() if self.factors(shape)}
         first, second = self.element_counts(shapes)
         self.nominal_ratio = (first + second) / numel(shapes)
@@ -49,7 +52,8 @@ class Compression:
         for shape in shapes.values():
             if self.factors(shape):
                 r = self._r(shape)
-                first, second = first + r * shape[0], second + r * columns(shape)
+                first = first + r * shape[0]
+                second = second + r * columns(shape)
             else:
                 first += shape.numel()
         return first, second
@@ -86,9 +90,15 @@ class Compression:
     def _make_state(self, flat: Tensor) -> None:
         self.residual = torch.zeros_like(flat)
         first, second = self.element_counts(self._shapes)
-        self._first, self._second = flat.new_empty(first), flat.new_empty(second)
-        self._p_shapes = {name: torch.Size([shape[0], self._r(shape)]) for name, shape in self._matrices.items()}
-        q_shapes = {name: torch.Size([columns(shape), self._r(shape)]) for name, shape in self._matrices.items()}
+        self._first = flat.new_empty(first)
+        self._second = flat.new_empty(second)
+        self._p_shapes = {
+            name: torch.Size([shape[0], self._r(shape)]) for name, shape in self._matrices.items()
+        }
+        q_shapes = {
+            name: torch.Size([columns(shape), self._r(shape)])
+            for name, shape in self._matrices.items()
+        }
         self._p_size = numel(self._p_shapes)
         generator = torch.Generator().manual_seed(self._seed)  # the same start on all ranks
         self._second.copy_(torch.randn(second, generator=generator, dtype=torch.float64))
@@ -99,7 +109,8 @@ class Compression:
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
         raise UsageError(
-            "compression = powersgd for a push: its factors are summed by all-reduce, not on a server or an edge; set "
+            "compression = powersgd for a push: its factors are summed by all-reduce, not on a "
+            "server or an edge; set "
             "topology to a collective, or compression to topk or fp16"
         )
 
@@ -107,13 +118,23 @@ class Compression:
         """A mean stays what it is."""
 
     def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
-        raise UsageError("compression = powersgd sends no single vectors: set topology to a collective")
+        raise UsageError(
+            "compression = powersgd sends no single vectors: set topology to a collective"
+        )
 
     def predicted_traffic(
-        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+        self,
+        shapes: Shapes,
+        itemsize: int,
+        topology: Topology,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
     ) -> Traffic:
         means = [count for count in self.element_counts(shapes) if count]
-        return Traffic.total(topology.predicted_traffic(count, itemsize, num_workers=num_workers) for count in means)
+        return Traffic.total(
+            topology.predicted_traffic(count, itemsize, num_workers=num_workers) for count in means
+        )
 
 
 def columns(shape: torch.Size) -> int:
@@ -122,7 +143,8 @@ def columns(shape: torch.Size) -> int:
 
 
 def orthogonalise(matrix: Tensor) -> None:
-    """Columns become orthonormal in place (QR; the sign of each column is fixed, so that all ranks agree)."""
+    """Columns become orthonormal in place (QR; the sign of each column is fixed, so that all ranks
+    agree)."""
     q, r = torch.linalg.qr(matrix)
     signs = torch.sign(torch.diagonal(r))
     matrix.copy_(q * torch.where(signs == 0, torch.ones_like(signs), signs))

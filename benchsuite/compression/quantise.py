@@ -1,9 +1,12 @@
-"""Uniform quantisation to 8 or 4 bits: what `int8` and the low-bit outer gradient of `diloco` share.
+"""Uniform quantisation to 8 or 4 bits: what `int8` and the low-bit outer gradient of `diloco`
+share.
 
-Per tensor the range [min, max] is cut into 2^bits - 1 steps (Alistarh et al. 2017, QSGD, here rounded to the nearest):
-|error| <= range / (2^bits - 1), in fact half of it. Quantised vectors are never added (100 + 100 = -56 in int8): on
-`direct` the owner of a chunk decodes, adds, divides and encodes the mean once more (two hops, two errors); elsewhere
-everybody gathers everybody's vector (one hop), or workers push to a server.
+Per tensor the range [min, max] is cut into 2^bits - 1 steps (Alistarh et al. 2017, QSGD, here
+rounded to the nearest):
+|error| <= range / (2^bits - 1), in fact half of it. Quantised vectors are never added (100 + 100 =
+-56 in int8): on `direct` the owner of a chunk decodes, adds, divides and encodes the mean once more
+(two hops, two errors); elsewhere everybody gathers everybody's vector (one hop), or workers push to
+a server.
 """
 
 from __future__ import annotations
@@ -33,12 +36,18 @@ class Quantiser:
 
     def __init__(self, pieces: Sequence[int], bits: int) -> None:
         assert bits in (4, 8)
-        self._pieces, self._size = list(pieces), sum(pieces)
-        self._bits, self._steps = bits, 2**bits - 1
+        self._pieces = list(pieces)
+        self._size = sum(pieces)
+        self._bits = bits
+        self._steps = 2**bits - 1
         self.num_bytes = quantised_bytes(pieces, bits)
         self._ranges_bytes = RANGE_BYTES * len(pieces)
         self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)
-        self._levels = self._wire[self._ranges_bytes :] if bits == 8 else torch.empty(self._size, dtype=torch.uint8)
+        self._levels = (
+            self._wire[self._ranges_bytes :]
+            if bits == 8
+            else torch.empty(self._size, dtype=torch.uint8)
+        )
         self._scratch: Tensor | None = None  # (P,), made when the first vector tells its dtype
 
     def encode(self, flat: Tensor) -> Tensor:
@@ -57,7 +66,8 @@ class Quantiser:
         torch._foreach_mul_(pieces, [1 / step if step > SMALLEST else 0.0 for step in steps])
         self._levels.copy_(self._scratch.round_().clamp_(0, self._steps))
         if self._bits == 4:
-            packed, odd = self._wire[self._ranges_bytes :], self._levels[1::2]
+            packed = self._wire[self._ranges_bytes :]
+            odd = self._levels[1::2]
             packed.copy_(self._levels[::2])
             packed[: odd.numel()].bitwise_or_(odd << 4)
         return self._wire
@@ -65,8 +75,11 @@ class Quantiser:
     def decode(self, wire: Tensor, out: Tensor) -> None:
         if not self._pieces:
             return
-        header = wire[: self._ranges_bytes].clone().view(torch.float32)  # a copy: a row may begin anywhere
-        lows, steps = header[::2].tolist(), header[1::2].tolist()
+        header = (
+            wire[: self._ranges_bytes].clone().view(torch.float32)
+        )  # a copy: a row may begin anywhere
+        lows = header[::2].tolist()
+        steps = header[1::2].tolist()
         packed = wire[self._ranges_bytes :]
         if self._bits == 8:
             out.copy_(packed)
@@ -99,11 +112,15 @@ class Quantised:
 
     def _by_owners(self, flat: Tensor, topology: Topology) -> None:
         """Chunk r of everybody to rank r, the mean of it back to everybody."""
-        size, rank = topology.num_workers, topology.rank  # type: ignore[attr-defined]  # of `direct`
+        # type: ignore[attr-defined]  # of `direct`
+        size = topology.num_workers
+        rank = topology.rank
         chunks = [flat[start:stop] for start, stop in bounds(flat.numel(), size)]
         mine = chunks[rank]
         if not self._owners:
-            self._owners = [Quantiser(pieces, self.bits) for pieces in _chunk_pieces(self._pieces, size)]
+            self._owners = [
+                Quantiser(pieces, self.bits) for pieces in _chunk_pieces(self._pieces, size)
+            ]
             self._one = torch.empty_like(mine)
         codec = self._owners[rank]
         wires = [owner.encode(chunk) for owner, chunk in zip(self._owners, chunks, strict=True)]
@@ -126,11 +143,19 @@ class Quantised:
         return quantised_bytes(pieces, self.bits)
 
     def predicted_traffic(
-        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+        self,
+        shapes: Shapes,
+        itemsize: int,
+        topology: Topology,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
     ) -> Traffic:
         pieces = pieces_of(shapes)
         if not hasattr(topology, "scatter"):
-            return topology.predicted_gather(quantised_bytes(pieces, self.bits), num_workers=num_workers)
+            return topology.predicted_gather(
+                quantised_bytes(pieces, self.bits), num_workers=num_workers
+            )
         sizes = [quantised_bytes(chunk, self.bits) for chunk in _chunk_pieces(pieces, num_workers)]
         scattered: Traffic = topology.predicted_scatter(sizes)  # type: ignore[attr-defined]
         return scattered + topology.predicted_gather(sizes, num_workers=num_workers)  # type: ignore[arg-type]

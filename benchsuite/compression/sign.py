@@ -1,9 +1,11 @@
-"""signSGD with majority vote: each worker sends one bit per element (Bernstein et al. 2018, arXiv 1810.05291).
+"""signSGD with majority vote: each worker sends one bit per element (Bernstein et al. 2018, arXiv
+1810.05291).
 
-The update is the sign of the sum of signs. An element >= 0 votes +1, one < 0 votes -1; where as many vote for as
-against, nothing moves (the vote is 0). No error feedback. Steps have the size of the learning rate, whatever the
-gradient: one that is not finite votes too (NaN: -1), so a run that diverges shows it in its losses, not its parameters.
-Sends ceil(P / 8) bytes to everybody (native), or pushes them to a server, which counts the votes.
+The update is the sign of the sum of signs. An element >= 0 votes +1, one < 0 votes -1; where as
+many vote for as against, nothing moves (the vote is 0). No error feedback. Steps have the size of
+the learning rate, whatever the gradient: one that is not finite votes too (NaN: -1), so a run that
+diverges shows it in its losses, not its parameters. Sends ceil(P / 8) bytes to everybody (native),
+or pushes them to a server, which counts the votes.
 """
 
 from __future__ import annotations
@@ -46,9 +48,17 @@ class Compression:
         return packed_bytes(sum(pieces))
 
     def predicted_traffic(
-        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+        self,
+        shapes: Shapes,
+        itemsize: int,
+        topology: Topology,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
     ) -> Traffic:
-        return topology.predicted_gather(self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers)
+        return topology.predicted_gather(
+            self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers
+        )
 
 
 class Signs:

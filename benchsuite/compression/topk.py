@@ -1,9 +1,10 @@
 """Top-k sparsification with error feedback: only the largest elements travel (Stich et al. 2018).
 
-Aji and Heafield 2017; arXiv 1809.07599, algorithm 1. e <- e + g; the k = ceil(rho P) elements of largest magnitude of e
-are sent as values and 4-byte indices, what was not sent stays in e for the next time: sum sent + residual = sum of
-gradients. A sum of k-sparse vectors is not k-sparse, so workers gather each other's (native), or push to a server.
-Sends k (itemsize + 4) bytes to everybody: less than a dense ring where rho < 1/N (float32).
+Aji and Heafield 2017; arXiv 1809.07599, algorithm 1. e <- e + g; the k = ceil(rho P) elements of
+largest magnitude of e are sent as values and 4-byte indices, what was not sent stays in e for the
+next time: sum sent + residual = sum of gradients. A sum of k-sparse vectors is not k-sparse, so
+workers gather each other's (native), or push to a server. Sends k (itemsize + 4) bytes to
+everybody: less than a dense ring where rho < 1/N (float32).
 """
 
 from __future__ import annotations
@@ -62,9 +63,17 @@ class Compression:
         return min(size, math.ceil(self.rho * size))
 
     def predicted_traffic(
-        self, shapes: Shapes, itemsize: int, topology: Topology, *, num_workers: int, num_servers: int = 0
+        self,
+        shapes: Shapes,
+        itemsize: int,
+        topology: Topology,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
     ) -> Traffic:
-        return topology.predicted_gather(self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers)
+        return topology.predicted_gather(
+            self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers
+        )
 
 
 class TopK:
@@ -72,7 +81,8 @@ class TopK:
 
     def __init__(self, size: int, k: int, dtype: torch.dtype, *, feedback: bool) -> None:
         assert size < 2**31, "indices have 4 bytes"
-        self.k, self._values_bytes = k, k * dtype.itemsize
+        self.k = k
+        self._values_bytes = k * dtype.itemsize
         self.num_bytes = self._values_bytes + k * INDEX_BYTES
         self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)
         self._dtype = dtype
@@ -92,7 +102,8 @@ class TopK:
     def _largest(self, whole: Tensor) -> Tensor:
         """(k,) indices of the largest magnitudes; a NaN is larger than all.
 
-        Only what may be among them is sorted, by a bound that a sample gives: 5 times faster at 11 million elements.
+        Only what may be among them is sorted, by a bound that a sample gives: 5 times faster at 11
+        million elements.
         """
         magnitudes = torch.abs(whole, out=self._magnitudes)
         sample = magnitudes[:: max(1, len(magnitudes) // SAMPLE)]
@@ -108,7 +119,9 @@ class TopK:
         return torch.topk(magnitudes, self.k, sorted=False).indices
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
-        values = wire[: self._values_bytes].clone().view(self._dtype)  # a copy: a row may begin anywhere
+        values = (
+            wire[: self._values_bytes].clone().view(self._dtype)
+        )  # a copy: a row may begin anywhere
         indices = wire[self._values_bytes :].clone().view(torch.int32)
         out.zero_()
         out[indices.long()] = values

@@ -1,8 +1,9 @@
 """What strategies must obey: laws, each with a broken twin that it must catch.
 
-One file per family; its `LAWS` are found by file name (`families`). A law is called with ranks and a resolved cell and
-answers with a `Figure`: a value and the bound that it may not pass. Ranks are threads of this process
-(`ranks.thread_ranks`) or whatever runs `body(comm)` on so many ranks. Called by the tests and by `benchsuite verify`.
+One file per family; its `LAWS` are found by file name (`families`). A law is called with ranks and
+a resolved cell and answers with a `Figure`: a value and the bound that it may not pass. Ranks are
+threads of this process (`ranks.thread_ranks`) or whatever runs `body(comm)` on so many ranks.
+Called by the tests and by `benchsuite verify`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class MakeRanks(Protocol):
 
 @dataclass(frozen=True)
 class Figure:
-    """What a law found. It holds where the value is at most the bound; 0 as a bound means exactly."""
+    """What a law found. It holds where the value is at most the bound; 0 as a bound means
+    exactly."""
 
     value: float
     bound: float
@@ -41,7 +43,9 @@ class Figure:
 
     def __str__(self) -> str:
         relation = "<=" if self.holds else "is not <="
-        return f"{self.value:.3g} {relation} {self.bound:.3g}" + (f": {self.detail}" if self.detail else "")
+        return f"{self.value:.3g} {relation} {self.bound:.3g}" + (
+            f": {self.detail}" if self.detail else ""
+        )
 
 
 Check = Callable[[MakeRanks, Cell], Figure]
@@ -54,21 +58,26 @@ class Control:
     broken: str  # what is broken
     check: Check
     on: Mapping[str, Any] = field(default_factory=dict)  # fields of the cell that it is shown on
-    real_ranks: bool = False  # needs threads or processes: ranks of virtual time take turns and call no library
+    real_ranks: bool = (
+        False  # needs threads or processes: ranks of virtual time take turns and call no library
+    )
 
 
 @dataclass(frozen=True)
 class Law:
     """A statement, how it is checked, the cells that it speaks about, its negative controls.
 
-    Which cells it is shown on, its file says: `CELLS`, one of those in `grid.py` (default: all strategies).
+    Which cells it is shown on, its file says: `CELLS`, one of those in `grid.py` (default: all
+    strategies).
     """
 
     name: str
     check: Check
     applies: Callable[[Cell], bool]  # of a resolved, legal cell
     controls: tuple[Control, ...]
-    own_run: bool = False  # changes what is run, so it shares no run with other laws: one recipe is enough
+    own_run: bool = (
+        False  # changes what is run, so it shares no run with other laws: one recipe is enough
+    )
 
 
 def families() -> dict[str, tuple[Law, ...]]:

@@ -1,5 +1,5 @@
-"""Laws of actors and a learner: from the learner's log alone one process plays the run again, the books balance, and
-trajectories have the bytes that are predicted."""
+"""Laws of actors and a learner: from the learner's log alone one process plays the run again, the
+books balance, and trajectories have the bytes that are predicted."""
 
 from __future__ import annotations
 
@@ -39,36 +39,54 @@ from benchsuite.workload import seeded_layers
 FLOAT64 = 1e-10
 LENGTH = 4  # batches per trajectory
 VARIANTS: tuple[dict[str, int], ...] = tuple(
-    {"ahead": ahead, "steps_per_trajectory": steps} for ahead, steps in ((0, 1), (0, 2), (1, 2), (2, 1), (1, 3))
+    {"ahead": ahead, "steps_per_trajectory": steps}
+    for ahead, steps in ((0, 1), (0, 2), (1, 2), (2, 1), (1, 3))
 )
 
 
-def log_replay(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written) -> Figure:
-    """Actor by actor the trajectories are played again with the versions that the log says, and learned from in its
-    order: every version that an actor may be answered with is the same."""
+def log_replay(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written
+) -> Figure:
+    """Actor by actor the trajectories are played again with the versions that the log says, and
+    learned from in its order: every version that an actor may be answered with is the same."""
     result = run(make_ranks, cell, change=change)
     steps = int(option(result.cell, "actor_learner", "steps_per_trajectory"))
-    mine, theirs = result.servers[0].params, replayed(result, read(result.logs[0]))[::steps]
+    mine = result.servers[0].params
+    theirs = replayed(result, read(result.logs[0]))[::steps]
     if len(mine) != len(theirs):
-        return Figure(float("nan"), FLOAT64, f"{len(mine)} versions, {len(theirs)} replayed, {result.cell.label}")
-    value, where = worst([
-        (relative(own - again, again), f"version {number}")
-        for number, (own, again) in enumerate(zip(mine, theirs, strict=True))
-    ])  # fmt: skip
+        return Figure(
+            float("nan"),
+            FLOAT64,
+            f"{len(mine)} versions, {len(theirs)} replayed, {result.cell.label}",
+        )
+    value, where = worst(
+        [
+            (relative(own - again, again), f"version {number}")
+            for number, (own, again) in enumerate(zip(mine, theirs, strict=True))
+        ]
+    )
     stale = sum(result.logs[0].staleness)
-    return Figure(value, FLOAT64, f"||difference|| / ||parameters||, {where}, lag {stale} in all, {result.cell.label}")
+    return Figure(
+        value,
+        FLOAT64,
+        f"||difference|| / ||parameters||, {where}, lag {stale} in all, {result.cell.label}",
+    )
 
 
 def replayed(result: Run, log: PushLog) -> list[Tensor]:
     """The learner's parameters at the start and after every step. An impossible version ends it."""
     cell = result.cell
-    dtype, count = trainings.DTYPES[cell.precision], cell.replicas
+    dtype = trainings.DTYPES[cell.precision]
+    count = cell.replicas
     workload: Any = trainings.start_workload(cell)
     recipe = trainings.make_recipe(cell, workload)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).to(dtype)
     params = list(model.parameters())
     optimizer = recipe.make_optimizer(params)
-    length, steps = (int(option(cell, "actor_learner", f"{name}_per_trajectory")) for name in ("batches", "steps"))
+    length, steps = (
+        int(option(cell, "actor_learner", f"{name}_per_trajectory"))
+        for name in ("batches", "steps")
+    )
     actors = [workload.environments(shard=actor, num_shards=count) for actor in range(count)]
     played = [0] * count
     versions = [nn.utils.parameters_to_vector(params).detach().clone()]
@@ -76,7 +94,9 @@ def replayed(result: Run, log: PushLog) -> list[Tensor]:
         if not 0 <= version < len(versions):
             return versions
         nn.utils.vector_to_parameters(versions[version].clone(), params)  # it takes the memory
-        batch = workload.trajectory(torch.no_grad()(model.forward), actors[actor], played[actor], length)
+        batch = workload.trajectory(
+            torch.no_grad()(model.forward), actors[actor], played[actor], length
+        )
         played[actor] += 1
         nn.utils.vector_to_parameters(versions[-1].clone(), params)
         samples = int(row * recipe.global_batch * length / count)
@@ -93,23 +113,29 @@ def replayed(result: Run, log: PushLog) -> list[Tensor]:
 
 
 def books_balance(make_ranks: MakeRanks, cell: Cell, *, read: Read = as_written) -> Figure:
-    """The tiling identity of server logs, and: steps = versions, trajectories = what the budget allows."""
+    """The tiling identity of server logs, and: steps = versions, trajectories = what the budget
+    allows."""
     result = run(make_ranks, cell)
     log = read(result.logs[0])
     residual = tiling_residual(log)
-    length, steps = (option(result.cell, "actor_learner", f"{name}_per_trajectory") for name in ("batches", "steps"))
+    length, steps = (
+        option(result.cell, "actor_learner", f"{name}_per_trajectory")
+        for name in ("batches", "steps")
+    )
     recipe = trainings.make_recipe(result.cell, trainings.make_workload(result.cell))
     due = recipe.budget // recipe.global_batch * result.cell.replicas // length
     value = abs(residual) + abs(log.version - steps * len(log.worker)) + abs(len(log.worker) - due)
     return Figure(
         value,
         0,
-        f"tiling: left minus right {residual}; {log.version} versions, {len(log.worker)} trajectories of {due}",
+        f"tiling: left minus right {residual}; {log.version} versions, {len(log.worker)} "
+        f"trajectories of {due}",
     )
 
 
 def bytes_are_predicted(make_ranks: MakeRanks, cell: Cell, *, length: int = LENGTH) -> Figure:
-    """On every edge over the whole run. length: of the trajectories that the prediction speaks of."""
+    """On every edge over the whole run. length: of the trajectories that the prediction speaks
+    of."""
     result = run(make_ranks, cell)
     told = with_options(result.cell, "actor_learner", batches_per_trajectory=length)
     strategy, setting = described(told)
@@ -117,12 +143,13 @@ def bytes_are_predicted(make_ranks: MakeRanks, cell: Cell, *, length: int = LENG
     return compare(result.traffic, predicted, result.cell)
 
 
-# -- twins -------------------------------------------------------------------------------------------------------
+# -- twins -----------------------------------------------------------------------------------------
 
 
 def deaf(training: Training) -> Training:
     """Actors that note the version of an answer, and act with what they had."""
-    strategy, kept = training.strategy, training.part.params.clone()
+    strategy = training.strategy
+    kept = training.part.params.clone()
     whole: Callable[[int], None] = strategy._wait  # type: ignore[attr-defined]
 
     def wait(most: int) -> None:
@@ -153,7 +180,7 @@ def uncorrected(training: Training) -> Training:
     return training
 
 
-# -- cells -------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 
 def _cells(asked: cases.Asked) -> Sequence[Cell]:
@@ -161,7 +188,16 @@ def _cells(asked: cases.Asked) -> Sequence[Cell]:
     if not asked.includes(sync="actor_learner", topology="parameter_server", compression="none"):
         return []
     made = [
-        cells.resolve(Cell(**{**_ON, "replicas": n, "clock": asked.clock, "options": {"actor_learner": options}}))
+        cells.resolve(
+            Cell(
+                **{
+                    **_ON,
+                    "replicas": n,
+                    "clock": asked.clock,
+                    "options": {"actor_learner": options},
+                }
+            )
+        )
         for n in asked.workers
         for options in ({**variant, "batches_per_trajectory": LENGTH} for variant in VARIANTS)
     ]
@@ -169,10 +205,17 @@ def _cells(asked: cases.Asked) -> Sequence[Cell]:
 
 
 _ON: dict[str, Any] = {
-    "workload": "rl_agent", "preset": "smoke", "sync": "actor_learner", "topology": "parameter_server",
-    "replicas": 2, "servers": 1, "precision": "fp64", "budget": Budget(steps=32), "sources": {},
+    "workload": "rl_agent",
+    "preset": "smoke",
+    "sync": "actor_learner",
+    "topology": "parameter_server",
+    "replicas": 2,
+    "servers": 1,
+    "precision": "fp64",
+    "budget": Budget(steps=32),
+    "sources": {},
     "options": {"actor_learner": {**VARIANTS[2], "batches_per_trajectory": LENGTH}},
-}  # fmt: skip
+}
 _STALE = {**_ON, "options": {"actor_learner": {**VARIANTS[-1], "batches_per_trajectory": LENGTH}}}
 CELLS = cases.Cells(_cells, cases.subject_of)
 
@@ -187,9 +230,13 @@ LAWS = (
         log_replay,
         _is_one,
         (
-            Control("the version read is miscounted", partial(log_replay, read=reads_forgotten), _ON),
+            Control(
+                "the version read is miscounted", partial(log_replay, read=reads_forgotten), _ON
+            ),
             Control("the answers are lost", partial(log_replay, change=deaf), _ON),
-            Control("gradients are one trajectory late", partial(log_replay, change=late_gradient), _ON),
+            Control(
+                "gradients are one trajectory late", partial(log_replay, change=late_gradient), _ON
+            ),
             Control("without V-trace", partial(log_replay, change=uncorrected), _STALE),
         ),
     ),
@@ -197,12 +244,22 @@ LAWS = (
         "a learner's books balance",
         books_balance,
         _is_one,
-        (Control("the version read is miscounted", partial(books_balance, read=reads_forgotten), _ON),),
+        (
+            Control(
+                "the version read is miscounted", partial(books_balance, read=reads_forgotten), _ON
+            ),
+        ),
     ),
     Law(
         "trajectories and answers have the predicted bytes",
         bytes_are_predicted,
         _is_one,
-        (Control("of trajectories twice as long", partial(bytes_are_predicted, length=2 * LENGTH), _ON),),
+        (
+            Control(
+                "of trajectories twice as long",
+                partial(bytes_are_predicted, length=2 * LENGTH),
+                _ON,
+            ),
+        ),
     ),
 )

@@ -1,4 +1,5 @@
-"""Laws of asynchronous training that need the lock: with gradients of ones, every answer is one whole version."""
+"""Laws of asynchronous training that need the lock: with gradients of ones, every answer is one
+whole version."""
 
 from __future__ import annotations
 
@@ -21,26 +22,33 @@ from benchsuite.laws.server_log import has_lock
 from benchsuite.plan.cell import Cell
 
 
-def answers_are_whole_versions(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Start vector 0, lr 1, every gradient 1: each pulled slice is constant, each of -1 .. -U is pulled once, and the
-    server ends at -U (exact while U < 2^24)."""
+def answers_are_whole_versions(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Start vector 0, lr 1, every gradient 1: each pulled slice is constant, each of -1 .. -U is
+    pulled once, and the server ends at -U (exact while U < 2^24)."""
     cell = with_options(cell, "asynchronous", lr_rule="same")
     result = run(make_ranks, cell, change=both(from_zero_with_ones, change))
     updates = sum(result.events["pushes"])
-    torn, values, ends = 0, [], []
+    torn = 0
+    values = []
+    ends = []
     for server, (start, stop) in zip(result.servers, result.slices, strict=True):
         pulled = [vector[start:stop] for worker in result.workers for vector in worker.params[1:]]
         torn += sum(not bool((piece == piece[0]).all()) for piece in pulled)
         values.append(sorted(-int(piece[0]) for piece in pulled))
         ends.append(-float(server.params[-1].max()))
     expected = list(range(1, updates + 1))
-    strange = sum(1 for read in values for mine, theirs in zip(read, expected, strict=False) if mine != theirs)
+    strange = sum(
+        1 for read in values for mine, theirs in zip(read, expected, strict=False) if mine != theirs
+    )
     missing = sum(abs(len(read) - updates) for read in values)
     gap = sum(abs(end - updates) for end in ends)
     return Figure(
         torn + strange + missing + gap,
         0,
-        f"{torn} torn answers, {strange + missing} versions not pulled once, servers end at -{ends}, U = {updates}, "
+        f"{torn} torn answers, {strange + missing} versions not pulled once, servers end at "
+        f"-{ends}, U = {updates}, "
         f"{cell.label}",
     )
 
@@ -60,10 +68,17 @@ LAWS = (
     Law(
         "gradients of ones: every answer is one whole version, the last one -U",
         answers_are_whole_versions,
-        lambda cell: has_lock(cell) and cell.compression == "none"
-        and option(cell, "asynchronous", "momentum") == "shared",
+        lambda cell: (
+            has_lock(cell)
+            and cell.compression == "none"
+            and option(cell, "asynchronous", "momentum") == "shared"
+        ),
         (
-            Control("torn answers", partial(answers_are_whole_versions, change=twins.with_policy(twins.Torn)), _ON),
+            Control(
+                "torn answers",
+                partial(answers_are_whole_versions, change=twins.with_policy(twins.Torn)),
+                _ON,
+            ),
             Control(
                 "every fourth update is lost",
                 partial(answers_are_whole_versions, change=twins.with_policy(twins.Forgetful)),
@@ -74,7 +89,11 @@ LAWS = (
                 partial(answers_are_whole_versions, change=twins.with_policy(_Twofold)),
                 _ON,
             ),
-            Control("answers are lost", partial(answers_are_whole_versions, change=twins.with_server(twins.Deaf)), _ON),
+            Control(
+                "answers are lost",
+                partial(answers_are_whole_versions, change=twins.with_server(twins.Deaf)),
+                _ON,
+            ),
         ),
         own_run=True,
     ),

@@ -1,7 +1,8 @@
-"""The law between the two worlds: a real asynchronous run, replayed in virtual time from its push log, is the same run.
+"""The law between the two worlds: a real asynchronous run, replayed in virtual time from its push
+log, is the same run.
 
-Real ranks make the log (threads, or processes); virtual ranks repeat it. Parameters of every version, who read what,
-and which batch went into which push must agree.
+Real ranks make the log (threads, or processes); virtual ranks repeat it. Parameters of every
+version, who read what, and which batch went into which push must agree.
 """
 
 from __future__ import annotations
@@ -26,31 +27,45 @@ def replayed_is_real(make_ranks: MakeRanks, cell: Cell, *, read: Read = as_writt
     real = run(make_ranks, cell)
     log = real.logs[0]
     told = read(log)
-    virtual = run(partial(virtual_ranks, graphs=_traced, order=PushOrder(told.worker, told.tag)), cell)
+    virtual = run(
+        partial(virtual_ranks, graphs=_traced, order=PushOrder(told.worker, told.tag)), cell
+    )
     again = virtual.logs[0]
     different = sum(
         a != b
         for name in ("worker", "tag", "version_read", "version_before", "version_next")
         for a, b in zip(getattr(log, name), getattr(again, name), strict=True)
     )
-    value, where = worst([
-        (relative(mine - theirs, theirs), f"rank {a.rank}, vector {k}")
-        for a, b in zip(virtual.ranks, real.ranks, strict=True)
-        for k, (mine, theirs) in enumerate(zip(a.params, b.params, strict=False))
-    ])  # fmt: skip
-    counts = [(len(a.params), len(b.params)) for a, b in zip(virtual.ranks, real.ranks, strict=True)]
+    value, where = worst(
+        [
+            (relative(mine - theirs, theirs), f"rank {a.rank}, vector {k}")
+            for a, b in zip(virtual.ranks, real.ranks, strict=True)
+            for k, (mine, theirs) in enumerate(zip(a.params, b.params, strict=False))
+        ]
+    )
+    counts = [
+        (len(a.params), len(b.params)) for a, b in zip(virtual.ranks, real.ranks, strict=True)
+    ]
     missing = sum(abs(a - b) for a, b in counts)
-    text = f"||difference|| / ||parameters||, {where}; {different} entries of the log and {missing} vectors differ"
+    text = (
+        f"||difference|| / ||parameters||, {where}; {different} entries of the log and "
+        f"{missing} vectors differ"
+    )
     stale = sum(log.staleness)
-    return Figure(value + different + missing, FLOAT64, f"{text}; staleness {stale} in all, {cell.label}")
+    return Figure(
+        value + different + missing, FLOAT64, f"{text}; staleness {stale} in all, {cell.label}"
+    )
 
 
 def swapped(log: PushLog) -> PushLog:
     """Two pushes of different workers in the middle change places."""
     middle = next(
-        row for row in range(len(log.worker) // 2, len(log.worker) - 1) if log.worker[row] != log.worker[row + 1]
+        row
+        for row in range(len(log.worker) // 2, len(log.worker) - 1)
+        if log.worker[row] != log.worker[row + 1]
     )
-    worker, tag = list(log.worker), list(log.tag)
+    worker = list(log.worker)
+    tag = list(log.tag)
     for column in (worker, tag):
         column[middle], column[middle + 1] = column[middle + 1], column[middle]
     return dataclasses.replace(log, worker=worker, tag=tag)
@@ -65,7 +80,12 @@ LAWS = (
             Control(
                 "two pushes change places",
                 partial(replayed_is_real, read=swapped),
-                {"sync": "asynchronous", "topology": "parameter_server", "servers": 1, "replicas": 3},
+                {
+                    "sync": "asynchronous",
+                    "topology": "parameter_server",
+                    "servers": 1,
+                    "replicas": 3,
+                },
             ),
         ),
     ),

@@ -1,6 +1,8 @@
-"""Laws of codecs: one vector's way onto the wire and back, as a push or an edge of a graph takes it. No ranks.
+"""Laws of codecs: one vector's way onto the wire and back, as a push or an edge of a graph takes
+it. No ranks.
 
-Vectors are slices of an odd number of elements that cut through tensors, tensors of one element among them.
+Vectors are slices of an odd number of elements that cut through tensors, tensors of one element
+among them.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ from benchsuite.worker import build as trainings
 from benchsuite.workload import Shapes, numel
 
 SHAPES: Shapes = {
-    "a": torch.Size([7, 11]), "b": torch.Size([13]), "c": torch.Size([5, 3, 2, 2]), "d": torch.Size([1]),
+    "a": torch.Size([7, 11]),
+    "b": torch.Size([13]),
+    "c": torch.Size([5, 3, 2, 2]),
+    "d": torch.Size([1]),
     "e": torch.Size([12, 9]),
-}  # fmt: skip
+}
 ROUNDS = 20
 FLOAT64 = 1e-12
 HALF_A_STEP = 0.501  # rounded to the nearest; the ranges travel as float32
@@ -50,28 +55,36 @@ def vector(seed: int, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def _compression(cell: Cell) -> Compression:
-    made: Compression = trainings.make("compression", cell.compression, trainings.options_for(cell, "compression"))
+    made: Compression = trainings.make(
+        "compression", cell.compression, trainings.options_for(cell, "compression")
+    )
     made.start(SHAPES, seed=cell.seed)
     return made
 
 
 def wire_is_as_told(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = None) -> Figure:
-    """`encode` returns as many bytes as were told before, leaves the vector alone, and a wire says the same wherever it
-    lies: in a row of a gather it may begin at any byte."""
-    compression, dtype = _compression(cell), trainings.DTYPES[cell.precision]
-    wrong, where = 0, ""
+    """`encode` returns as many bytes as were told before, leaves the vector alone, and a wire says
+    the same wherever it lies: in a row of a gather it may begin at any byte."""
+    compression = _compression(cell)
+    dtype = trainings.DTYPES[cell.precision]
+    wrong = 0
+    where = ""
     for start, stop in [*slices(), (5, 5)]:
         pieces = pieces_of(SHAPES, start, stop)
         codec = compression.codec(pieces, dtype)
         codec = codec if twin is None else twin(codec)
-        told, flat = compression.wire_bytes(pieces, dtype.itemsize), vector(start, stop - start, dtype)
+        told = compression.wire_bytes(pieces, dtype.itemsize)
+        flat = vector(start, stop - start, dtype)
         before = flat.clone()
         wire = codec.encode(flat)
         rows = torch.cat([torch.zeros(3, dtype=torch.uint8), wire])
-        here, there = torch.empty_like(flat), torch.empty_like(flat)
+        here = torch.empty_like(flat)
+        there = torch.empty_like(flat)
         codec.decode(wire, here)
         codec.decode(rows[3:], there)
-        gap = abs(wire.numel() - told) + abs(codec.num_bytes - told) + (wire.dtype is not torch.uint8)
+        gap = (
+            abs(wire.numel() - told) + abs(codec.num_bytes - told) + (wire.dtype is not torch.uint8)
+        )
         gap += count_different(flat, before) + count_different(here, there)
         if gap and not where:
             where = f"; [{start}, {stop}): {wire.numel()} bytes, {told} told"
@@ -82,13 +95,16 @@ def wire_is_as_told(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = No
 def sent_and_left_are_the_gradients(
     make_ranks: MakeRanks, cell: Cell, *, feedback: bool = True, twin: Twin | None = None
 ) -> Figure:
-    """Error feedback, per worker: what was sent in all and what is left over add up to what was given."""
-    compression, dtype = _compression(cell), trainings.DTYPES[cell.precision]
+    """Error feedback, per worker: what was sent in all and what is left over add up to what was
+    given."""
+    compression = _compression(cell)
+    dtype = trainings.DTYPES[cell.precision]
     figures = []
     for start, stop in slices():
         codec: Any = compression.codec(pieces_of(SHAPES, start, stop), dtype, feedback=feedback)
         codec = codec if twin is None else twin(codec)
-        given, sent = torch.zeros(stop - start, dtype=dtype), torch.zeros(stop - start, dtype=dtype)
+        given = torch.zeros(stop - start, dtype=dtype)
+        sent = torch.zeros(stop - start, dtype=dtype)
         one = torch.empty_like(sent)
         for round_ in range(ROUNDS):
             flat = vector(100 * start + round_, stop - start, dtype)
@@ -98,12 +114,15 @@ def sent_and_left_are_the_gradients(
         left = torch.zeros_like(sent) if codec.residual is None else codec.residual
         figures.append((relative(sent + left - given, given), f"[{start}, {stop})"))
     value, where = worst(figures)
-    return Figure(value, FLOAT64, f"||sent + left - given|| / ||given|| after {ROUNDS}, {where}, {cell.label}")
+    return Figure(
+        value, FLOAT64, f"||sent + left - given|| / ||given|| after {ROUNDS}, {where}, {cell.label}"
+    )
 
 
 def votes_come_back(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = None) -> Figure:
     """Whatever the number of elements is: +1 where an element is >= 0, else -1."""
-    compression, dtype = _compression(cell), trainings.DTYPES[cell.precision]
+    compression = _compression(cell)
+    dtype = trainings.DTYPES[cell.precision]
     different = 0
     for size in (*range(1, 26), 1001):
         codec = compression.codec([size], dtype)
@@ -117,8 +136,10 @@ def votes_come_back(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = No
 
 
 def within_half_a_step(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = None) -> Figure:
-    """8 and 4 bits: each element comes back within half a step, range / (2^bits - 1), of its tensor."""
-    dtype, figures = trainings.DTYPES[cell.precision], []
+    """8 and 4 bits: each element comes back within half a step, range / (2^bits - 1), of its
+    tensor."""
+    dtype = trainings.DTYPES[cell.precision]
+    figures = []
     for bits in (8, 4):
         for start, stop in slices():
             pieces = pieces_of(SHAPES, start, stop)
@@ -137,15 +158,19 @@ def within_half_a_step(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None =
 
 
 def _steps_off(mine: Tensor, theirs: Tensor, bits: int) -> float:
-    """Largest error in steps of the tensor's range; of a tensor with one value, in units of its last places."""
+    """Largest error in steps of the tensor's range; of a tensor with one value, in units of its
+    last places."""
     step = float(theirs.max() - theirs.min()) / (2**bits - 1) or 1e-6 * float(theirs.abs().max())
     return float((mine - theirs).abs().max()) / step
 
 
 def stays_not_finite(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = None) -> Figure:
-    """A vector with a NaN or an infinity in it is encoded without an error, and comes back not finite."""
-    compression, dtype = _compression(cell), trainings.DTYPES[cell.precision]
-    lost, cases = 0, 0
+    """A vector with a NaN or an infinity in it is encoded without an error, and comes back not
+    finite."""
+    compression = _compression(cell)
+    dtype = trainings.DTYPES[cell.precision]
+    lost = 0
+    cases = 0
     for start, stop in slices():
         for value in (float("nan"), float("inf"), -float("inf")):
             codec = compression.codec(pieces_of(SHAPES, start, stop), dtype)
@@ -154,11 +179,12 @@ def stays_not_finite(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = N
             flat[len(flat) // 2] = value
             back = torch.empty_like(flat)
             codec.decode(codec.encode(flat), back)
-            lost, cases = lost + bool(torch.isfinite(back).all()), cases + 1
+            lost = lost + bool(torch.isfinite(back).all())
+            cases = cases + 1
     return Figure(lost, 0, f"{lost} of {cases} vectors came back finite, {cell.label}")
 
 
-# -- broken twins ----------------------------------------------------------------------------------------------
+# -- broken twins ----------------------------------------------------------------------------------
 
 
 class _Broken:
@@ -251,9 +277,18 @@ def _cells(asked: Asked) -> list[Cell]:
     """Every compression that a push can have."""
     if asked.sync or "parameter_server" not in asked.members("topology"):
         return []
-    push: dict[str, Any] = {"topology": "parameter_server", "servers": 1, "replicas": 2, "clock": asked.clock}
+    push: dict[str, Any] = {
+        "topology": "parameter_server",
+        "servers": 1,
+        "replicas": 2,
+        "clock": asked.clock,
+    }
     names = asked.members("compression")
-    made = [tiny(**push, compression=name, precision=precision) for name in names for precision in ("fp64", "fp32")]
+    made = [
+        tiny(**push, compression=name, precision=precision)
+        for name in names
+        for precision in ("fp64", "fp32")
+    ]
     return [cell for cell in made if cell.compression != "none" and not rules.validate(cell)]
 
 
@@ -275,12 +310,24 @@ LAWS = (
     Law(
         "sent and left over are what was given",
         sent_and_left_are_the_gradients,
-        lambda cell: plugins.stem(cell.compression) in ("topk", "ef_sign") and cell.precision == "fp64",
+        lambda cell: (
+            plugins.stem(cell.compression) in ("topk", "ef_sign") and cell.precision == "fp64"
+        ),
         (
             _control(sent_and_left_are_the_gradients, "no error feedback", "topk", twin=_Forgetful),
             _control(sent_and_left_are_the_gradients, "nothing is kept", "topk", feedback=False),
-            _control(sent_and_left_are_the_gradients, "what is left over is dropped", "ef_sign", twin=_Forgetful),
-            _control(sent_and_left_are_the_gradients, "one bit is flipped on the way", "ef_sign", twin=_BitFlipped),
+            _control(
+                sent_and_left_are_the_gradients,
+                "what is left over is dropped",
+                "ef_sign",
+                twin=_Forgetful,
+            ),
+            _control(
+                sent_and_left_are_the_gradients,
+                "one bit is flipped on the way",
+                "ef_sign",
+                twin=_BitFlipped,
+            ),
         ),
     ),
     Law(

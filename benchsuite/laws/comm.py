@@ -1,4 +1,5 @@
-"""Laws of `Comm`: what every strategy leans on. Lanes, splits, shared memory, locks, counters, tickets, strict mode."""
+"""Laws of `Comm`: what every strategy leans on. Lanes, splits, shared memory, locks, counters,
+tickets, strict mode."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def whole(comm: ProcessComm) -> Any:
     return comm
 
 
-def _total(make_ranks: MakeRanks, cell: Cell, body: Callable[..., int], wrap: Wrap, what: str) -> Figure:
+def _total(
+    make_ranks: MakeRanks, cell: Cell, body: Callable[..., int], wrap: Wrap, what: str
+) -> Figure:
     """Sum of what `body` counts on all ranks."""
     size = max(2, cell.replicas)
     wrong = sum(make_ranks(size, lambda comm: body(wrap(comm))))
@@ -36,7 +39,8 @@ def lock_loses_nothing(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole)
     """Read, wait, add one, write, under the lock: the shared number ends at ranks x times."""
 
     def body(comm: Any) -> int:
-        number, lock = comm.shared("number", 1, torch.int64), comm.lock("number")
+        number = comm.shared("number", 1, torch.int64)
+        lock = comm.lock("number")
         for _ in range(TIMES):
             with lock:
                 read = int(number[0])
@@ -48,16 +52,21 @@ def lock_loses_nothing(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole)
     return _total(make_ranks, cell, body, wrap, "increments lost")
 
 
-def counter_gives_each_number_once(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
+def counter_gives_each_number_once(
+    make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole
+) -> Figure:
     """fetch_add hands out 0, n, 2n, .. to somebody, each once."""
     size = max(2, cell.replicas)
     taken = make_ranks(size, lambda comm: [wrap(comm).fetch_add("number", 3) for _ in range(TIMES)])
-    wrong = len(set(range(0, 3 * size * TIMES, 3)) ^ {value for values in taken for value in values})
+    wrong = len(
+        set(range(0, 3 * size * TIMES, 3)) ^ {value for values in taken for value in values}
+    )
     return Figure(wrong, 0, f"{wrong} of {size * TIMES} numbers missing or strange, {size} ranks")
 
 
 def tickets_keep_their_order(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """The last rank gets every ticket, those of one source in their order, none before it was sent."""
+    """The last rank gets every ticket, those of one source in their order, none before it was
+    sent."""
 
     def body(comm: Any) -> int:
         server = comm.size - 1
@@ -67,15 +76,19 @@ def tickets_keep_their_order(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = 
             return 0
         seen = [comm.next_ticket() for _ in range(server * TIMES)]
         ordered = sum(
-            [tag for source, tag, _ in seen if source == rank] == list(range(TIMES)) for rank in range(server)
+            [tag for source, tag, _ in seen if source == rank] == list(range(TIMES))
+            for rank in range(server)
         )
         return int(server - ordered + sum(sent_ns > comm.now_ns() for _, _, sent_ns in seen))
 
     return _total(make_ranks, cell, body, wrap, "sources out of order")
 
 
-def lane_runs_in_order_beside(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole, strict: str = "") -> Figure:
-    """Lane calls run in calling order on a group of their own while the rank's own group works, and return or raise."""
+def lane_runs_in_order_beside(
+    make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole, strict: str = ""
+) -> Figure:
+    """Lane calls run in calling order on a group of their own while the rank's own group works, and
+    return or raise."""
 
     def body(comm: Any) -> int:
         order: list[int] = []
@@ -116,20 +129,25 @@ def _fails(lane: Any) -> None:
 
 
 def split_joins_its_ranks_only(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """Ranks outside get None, those inside are renumbered and sum among themselves; traffic keeps the run's names."""
+    """Ranks outside get None, those inside are renumbered and sum among themselves; traffic keeps
+    the run's names."""
 
     def body(comm: Any) -> int:
         members = [rank for rank in range(comm.size) if rank % 2 == 0][::-1]
         part = comm.split(members)
         outside = comm.split([comm.size - 1])
-        wrong = int((part is None) != (comm.rank % 2 == 1)) + int((outside is None) == (comm.rank == comm.size - 1))
+        wrong = int((part is None) != (comm.rank % 2 == 1)) + int(
+            (outside is None) == (comm.rank == comm.size - 1)
+        )
         if part is None:
             return wrong
         if part.size != len(members):
             return wrong + 1
         value = torch.full((5,), float(comm.rank + 1))
         part.all_reduce(value)
-        wrong += int(float(value[0]) != sum(rank + 1 for rank in members)) + int(members[part.rank] != comm.rank)
+        wrong += int(float(value[0]) != sum(rank + 1 for rank in members)) + int(
+            members[part.rank] != comm.rank
+        )
         if part.size > 1 and part.rank < 2:
             (part.send if part.rank == 0 else part.recv)(torch.zeros(3), 1 - part.rank)
         expected = {(members[0], members[1]): 12} if part.size > 1 and part.rank == 0 else {}
@@ -155,14 +173,16 @@ def in_thread(call: Callable[[], None]) -> None:
         raise errors[0]
 
 
-# -- broken comms ------------------------------------------------------------------------------------------------
+# -- broken comms ----------------------------------------------------------------------------------
 
 
 class _Twin:
     """A comm with one method replaced: `name` calls `instead(comm, ...)`."""
 
     def __init__(self, comm: Any, name: str, instead: Callable[..., Any]) -> None:
-        self._comm, self._name, self._instead = comm, name, instead
+        self._comm = comm
+        self._name = name
+        self._instead = instead
 
     def __getattr__(self, name: str) -> Any:
         if name == self._name:
@@ -221,13 +241,16 @@ def _several(cell: Cell) -> bool:
 
 def _law(name: str, check: Callable[..., Figure], *controls: tuple[str, dict[str, Any]]) -> Law:
     made = tuple(
-        Control(broken, partial(check, **how), _ON, real_ranks=broken in _REAL) for broken, how in controls
+        Control(broken, partial(check, **how), _ON, real_ranks=broken in _REAL)
+        for broken, how in controls
     )
     return Law(name, check, _several, made)
 
 
 LAWS = (
-    _law("with the lock no increment is lost", lock_loses_nothing, ("no lock", {"wrap": _UNLOCKED})),
+    _law(
+        "with the lock no increment is lost", lock_loses_nothing, ("no lock", {"wrap": _UNLOCKED})
+    ),
     _law(
         "a shared counter gives each number once",
         counter_gives_each_number_once,
@@ -242,7 +265,10 @@ LAWS = (
         "a lane runs in order beside its rank",
         lane_runs_in_order_beside,
         ("the lane's work is dropped", {"wrap": with_instead("lane", _drops_its_work)}),
-        ("the lane has no group of its own", {"wrap": with_instead("lane", _SameGroup), "strict": "nccl"}),
+        (
+            "the lane has no group of its own",
+            {"wrap": with_instead("lane", _SameGroup), "strict": "nccl"},
+        ),
     ),
     _law(
         "a split joins its ranks only",

@@ -1,7 +1,8 @@
-"""Laws of compressed means: the same on all ranks, with the bytes that were told. (What is lost: compression_loss.py.)
+"""Laws of compressed means: the same on all ranks, with the bytes that were told. (What is lost:
+compression_loss.py.)
 
-Each compression on each topology that it goes with: vectors of tensors of odd sizes, and one of fewer elements than
-ranks, several means in a row, since residuals and factors are kept.
+Each compression on each topology that it goes with: vectors of tensors of odd sizes, and one of
+fewer elements than ranks, several means in a row, since residuals and factors are kept.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from benchsuite.workload import Shapes, numel
 
 CASES: Mapping[str, Shapes] = {"odd": SHAPES, "one element": {"a": torch.Size([1])}}
 ROUNDS = 4
-Given = Callable[[Cell, int, str, int], Tensor]  # (cell, rank, case, round) -> what the rank puts in
+Given = Callable[
+    [Cell, int, str, int], Tensor
+]  # (cell, rank, case, round) -> what the rank puts in
 Mean = Callable[[Any, Tensor, Topology], None]  # (compression, vector, topology): in place
 
 
@@ -60,20 +63,32 @@ def means(
     mean: Mean | None = None,
     made: Callable[[], Any] | None = None,
 ) -> list[Means]:
-    """All ranks' compressed means. `mean`: how one is taken instead; `made`: the compression, instead of the cell's."""
-    return make_ranks(cell.replicas, partial(one_rank, cell=cell, given=given, mean=mean, made=made))
+    """All ranks' compressed means. `mean`: how one is taken instead; `made`: the compression,
+    instead of the cell's."""
+    return make_ranks(
+        cell.replicas, partial(one_rank, cell=cell, given=given, mean=mean, made=made)
+    )
 
 
 def one_rank(
-    comm: Comm, *, cell: Cell, given: Given | None, mean: Mean | None, made: Callable[[], Any] | None
+    comm: Comm,
+    *,
+    cell: Cell,
+    given: Given | None,
+    mean: Mean | None,
+    made: Callable[[], Any] | None,
 ) -> Means:
     """What a rank does."""
     topology: Topology = trainings.make_topology(cell)
     topology.start(comm)
-    results, left, predicted = {}, {}, Traffic()
+    results = {}
+    left = {}
+    predicted = Traffic()
     for case, shapes in CASES.items():
         options = trainings.options_for(cell, "compression")
-        compression = made() if made is not None else trainings.make("compression", cell.compression, options)
+        compression = (
+            made() if made is not None else trainings.make("compression", cell.compression, options)
+        )
         compression.start(shapes, seed=cell.seed)
         for round_ in range(ROUNDS):
             flat = (given or random_vectors)(cell, comm.rank, case, round_)
@@ -83,7 +98,9 @@ def one_rank(
                 mean(compression, flat, topology)
             results[case, round_] = flat.clone()
             itemsize = flat.element_size()
-            predicted += compression.predicted_traffic(shapes, itemsize, topology, num_workers=comm.size)
+            predicted += compression.predicted_traffic(
+                shapes, itemsize, topology, num_workers=comm.size
+            )
         left[case] = getattr(compression, "residual", None)
     traffic = comm.traffic + derived_total(getattr(comm, "calls", {}))
     comm.barrier()  # a twin that sends nothing must not be gone before others have connected
@@ -94,13 +111,16 @@ def same_bits_everywhere(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None
     """A compressed mean has the same bits on all ranks."""
     ranks = means(make_ranks, cells.resolve(cell), mean=mean)
     different = sum(
-        count_different(result, ranks[0].results[key]) for rank in ranks[1:] for key, result in rank.results.items()
+        count_different(result, ranks[0].results[key])
+        for rank in ranks[1:]
+        for key, result in rank.results.items()
     )
     return Figure(different, 0, f"{different} elements differ from rank 0's, {cell.label}")
 
 
 def counted_is_predicted(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:
-    """Bytes and messages of compressed means, the library's derived, are those that the files predict."""
+    """Bytes and messages of compressed means, the library's derived, are those that the files
+    predict."""
     ranks = means(make_ranks, cells.resolve(cell), mean=mean)
     return compare(sum((rank.traffic for rank in ranks), Traffic()), ranks[0].predicted, cell)
 
@@ -115,26 +135,34 @@ def stays_not_finite(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = N
         return flat
 
     ranks = means(make_ranks, cells.resolve(cell), given=given, mean=mean)
-    finite = sum(bool(torch.isfinite(result).all()) for rank in ranks for result in rank.results.values())
-    return Figure(finite, 0, f"{finite} of {len(ranks) * ROUNDS * len(CASES)} means are finite, {cell.label}")
+    finite = sum(
+        bool(torch.isfinite(result).all()) for rank in ranks for result in rank.results.values()
+    )
+    return Figure(
+        finite, 0, f"{finite} of {len(ranks) * ROUNDS * len(CASES)} means are finite, {cell.label}"
+    )
 
 
 def server_is_gather(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Training over one server gives the bits of training by all-gather; a vote over several servers too."""
+    """Training over one server gives the bits of training by all-gather; a vote over several
+    servers too."""
     different = 0
     votes = plugins.stem(cell.compression) == "sign"
     for servers in (1, cell.replicas) if votes else (1,):
         served = dataclasses.replace(cell, topology="parameter_server", servers=servers)
-        ours, theirs = run(make_ranks, cell), run(make_ranks, served, change=change)
+        ours = run(make_ranks, cell)
+        theirs = run(make_ranks, served, change=change)
         different += sum(
             count_different(mine, other)
             for one, two in zip(ours.workers, theirs.workers, strict=True)
             for mine, other in zip(one.params, two.params, strict=True)
         )
-    return Figure(different, 0, f"{different} elements differ between server and all-gather, {cell.label}")
+    return Figure(
+        different, 0, f"{different} elements differ between server and all-gather, {cell.label}"
+    )
 
 
-# -- broken twins ----------------------------------------------------------------------------------------------
+# -- broken twins ----------------------------------------------------------------------------------
 
 
 def after(change: Callable[[Any, Tensor, Topology], None]) -> Mean:
@@ -181,19 +209,27 @@ def _own_scale(training: Training) -> Training:
     return training
 
 
-# -- the laws --------------------------------------------------------------------------------------------------
+# -- the laws --------------------------------------------------------------------------------------
 
 
 def _cells(asked: Asked) -> list[Cell]:
     """Every compression on every topology that has a mean of its own."""
-    return [] if asked.sync else [cell for cell in _all(asked) if is_collective(cell) and not rules.validate(cell)]
+    return (
+        []
+        if asked.sync
+        else [cell for cell in _all(asked) if is_collective(cell) and not rules.validate(cell)]
+    )
 
 
 def _all(asked: Asked) -> Iterator[Cell]:
     for compression in asked.members("compression"):
         for topology in asked.members("topology"):
             for replicas in asked.workers if compression != "none" else ():
-                fields: dict[str, Any] = {"compression": compression, "topology": topology, "clock": asked.clock}
+                fields: dict[str, Any] = {
+                    "compression": compression,
+                    "topology": topology,
+                    "clock": asked.clock,
+                }
                 yield tiny(**fields, replicas=replicas)
                 if replicas == 3:
                     yield tiny(**fields, replicas=replicas, precision="fp32")
@@ -210,7 +246,12 @@ def is_of(*names: str, least: int = 1, precision: str = "") -> Callable[[Cell], 
 
 
 def control(
-    law: Callable[..., Figure], broken: str, compression: str, topology: str, replicas: int = 2, **how: Any
+    law: Callable[..., Figure],
+    broken: str,
+    compression: str,
+    topology: str,
+    replicas: int = 2,
+    **how: Any,
 ) -> Control:
     """A broken twin of a mean."""
     on = {"compression": compression, "topology": topology, "replicas": replicas}
@@ -226,8 +267,12 @@ LAWS = (
         lambda cell: cell.replicas > 1,
         (
             control(same_bits_everywhere, "nothing is synchronised", "fp16", "ring", mean=silent),
-            control(same_bits_everywhere, "one element is not reduced", "topk", "native", mean=own_last),
-            control(same_bits_everywhere, "one element is not reduced", "int8", "direct", mean=own_last),
+            control(
+                same_bits_everywhere, "one element is not reduced", "topk", "native", mean=own_last
+            ),
+            control(
+                same_bits_everywhere, "one element is not reduced", "int8", "direct", mean=own_last
+            ),
         ),
     ),
     Law(
@@ -243,15 +288,36 @@ LAWS = (
         "a mean of what is not finite is not finite anywhere",
         stays_not_finite,
         is_of("fp16", "bf16", "topk", "ef_sign", "int8", "powersgd"),
-        (control(stays_not_finite, "a number is put in its place", "fp16", "ring", mean=after(_masked)),),
+        (
+            control(
+                stays_not_finite,
+                "a number is put in its place",
+                "fp16",
+                "ring",
+                mean=after(_masked),
+            ),
+        ),
     ),
     Law(
         "a server gives the bits of an all-gather",
         server_is_gather,
         lambda cell: is_of(*_GATHERED, precision="fp64")(cell) and cell.topology == "native",
         (
-            control(server_is_gather, "the server does not count the votes", "sign", "native", 3, change=_no_vote),
-            control(server_is_gather, "the server halves what comes", "topk", "native", change=_own_scale),
+            control(
+                server_is_gather,
+                "the server does not count the votes",
+                "sign",
+                "native",
+                3,
+                change=_no_vote,
+            ),
+            control(
+                server_is_gather,
+                "the server halves what comes",
+                "topk",
+                "native",
+                change=_own_scale,
+            ),
         ),
         own_run=True,
     ),

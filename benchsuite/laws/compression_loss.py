@@ -1,4 +1,5 @@
-"""Laws of what compressed means lose: nothing for good where there is feedback, else as much as theory allows."""
+"""Laws of what compressed means lose: nothing for good where there is feedback, else as much as
+theory allows."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from benchsuite.laws.compression import (
     means,
     own_last,
     random_vectors,
-)  # fmt: skip
+)
 from benchsuite.laws.harness.runs import count_different, relative, with_options, worst
 from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
@@ -32,14 +33,19 @@ from benchsuite.plan.cell import Cell
 from benchsuite.topology import Topology
 from benchsuite.worker import build as trainings
 
-FLOAT64, LOSSLESS = 1e-12, 1e-10
+FLOAT64 = 1e-12
+LOSSLESS = 1e-10
 ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # relative, of one rounding
-SMALLEST = {"fp16": 2.0**-24, "bf16": 2.0**-133}  # an absolute error of numbers below the format's normal ones
+SMALLEST = {
+    "fp16": 2.0**-24,
+    "bf16": 2.0**-133,
+}  # an absolute error of numbers below the format's normal ones
 QUANTISED_HOP = 0.501  # half a step
 
 
 def of_low_rank(cell: Cell, rank: int, case: str, round_: int) -> Tensor:
-    """Tensors that are, seen as matrices, sums of two outer products, the same two on all ranks: their mean is one."""
+    """Tensors that are, seen as matrices, sums of two outer products, the same two on all ranks:
+    their mean is one."""
     flat = []
     for number, shape in enumerate(CASES[case].values()):
         rows = shape[0] if shape else 1
@@ -51,7 +57,8 @@ def of_low_rank(cell: Cell, rank: int, case: str, round_: int) -> Tensor:
 
 
 def feedback(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:
-    """All means together, and the mean of what the ranks have not sent, are the mean of all that was given."""
+    """All means together, and the mean of what the ranks have not sent, are the mean of all that
+    was given."""
     cell = cells.resolve(cell)
     ranks = means(make_ranks, cell, mean=mean)
     figures: list[tuple[float, str]] = []
@@ -76,12 +83,14 @@ def is_the_dense_mean(
 ) -> Figure:
     """Nothing is lost: every mean is that of the vectors."""
     cell = cells.resolve(cell)
-    value, where = worst([
-        (relative(result - dense, dense), f"{key}")
-        for rank in means(make_ranks, cell, given=given, mean=mean, made=made)
-        for key, result in rank.results.items()
-        for dense in [_dense(cell, given, *key)]
-    ])  # fmt: skip
+    value, where = worst(
+        [
+            (relative(result - dense, dense), f"{key}")
+            for rank in means(make_ranks, cell, given=given, mean=mean, made=made)
+            for key, result in rank.results.items()
+            for dense in [_dense(cell, given, *key)]
+        ]
+    )
     return Figure(value, bound, f"||mean - dense mean|| / ||dense mean||, {where}, {cell.label}")
 
 
@@ -104,13 +113,18 @@ def full_rank(make_ranks: MakeRanks, cell: Cell, *, rank: int = 99) -> Figure:
 
 def rank_of_the_mean(make_ranks: MakeRanks, cell: Cell, *, rank: int = 2) -> Figure:
     """PowerSGD with as many columns as the mean has rank."""
-    return is_the_dense_mean(make_ranks, cell, bound=LOSSLESS, given=of_low_rank, made=lambda: FullRank(rank=rank))
+    return is_the_dense_mean(
+        make_ranks, cell, bound=LOSSLESS, given=of_low_rank, made=lambda: FullRank(rank=rank)
+    )
 
 
 def within_roundings(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:
-    """A rounding of what each rank puts in, N - 1 of sums, one of the quotient: N + 1 of the mean of |x|."""
+    """A rounding of what each rank puts in, N - 1 of sums, one of the quotient: N + 1 of the mean
+    of |x|."""
     cell = cells.resolve(cell)
-    name, size, figures = plugins.stem(cell.compression), cell.replicas, []
+    name = plugins.stem(cell.compression)
+    size = cell.replicas
+    figures = []
     for rank in means(make_ranks, cell, mean=mean):
         for (case, round_), result in rank.results.items():
             error = (result - _dense(cell, random_vectors, case, round_)).abs()
@@ -121,42 +135,67 @@ def within_roundings(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = N
     return Figure(value, 1.0, f"largest error in units of N + 1 roundings, {where}, {cell.label}")
 
 
-def within_two_hops(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None, bits: int = 8) -> Figure:
-    """On `direct` every vector is quantised on its way to the owners, and their mean on its way back."""
+def within_two_hops(
+    make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None, bits: int = 8
+) -> Figure:
+    """On `direct` every vector is quantised on its way to the owners, and their mean on its way
+    back."""
     cell = cells.resolve(cell)
     figures = []
     for rank in means(make_ranks, cell, mean=mean):
         for (case, round_), result in rank.results.items():
             sizes = [shape.numel() for shape in CASES[case].values()]
             error = (result - _dense(cell, random_vectors, case, round_)).abs().split(sizes)
-            vectors = [random_vectors(cell, worker, case, round_).split(sizes) for worker in range(cell.replicas)]
+            vectors = [
+                random_vectors(cell, worker, case, round_).split(sizes)
+                for worker in range(cell.replicas)
+            ]
             for number, piece in enumerate(error):
-                steps = [float(each[number].max() - each[number].min()) / (2**bits - 1) for each in vectors]
-                step = max(sum(steps) / len(steps), 1e-6)  # of the mean the range is at most the mean range
-                figures.append((float(piece.max()) / step / 2, f"{case}, tensor {number}, round {round_}"))
+                steps = [
+                    float(each[number].max() - each[number].min()) / (2**bits - 1)
+                    for each in vectors
+                ]
+                step = max(
+                    sum(steps) / len(steps), 1e-6
+                )  # of the mean the range is at most the mean range
+                figures.append(
+                    (float(piece.max()) / step / 2, f"{case}, tensor {number}, round {round_}")
+                )
     value, where = worst(figures)
     # the second hop's range is that of a mean which is off by half a step at either end
-    return Figure(value, QUANTISED_HOP + 2 / (2**bits - 1), f"steps off per hop at most, {where}, {cell.label}")
+    return Figure(
+        value,
+        QUANTISED_HOP + 2 / (2**bits - 1),
+        f"steps off per hop at most, {where}, {cell.label}",
+    )
 
 
 def is_the_majority(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:
     """+1 where more workers have an element >= 0 than below, -1 where fewer, 0 where as many."""
-    cell, different, ties = cells.resolve(cell), 0, 0
+    cell = cells.resolve(cell)
+    different = 0
+    ties = 0
     for rank in means(make_ranks, cell, mean=mean):
         for (case, round_), result in rank.results.items():
             rows = [random_vectors(cell, worker, case, round_) for worker in range(cell.replicas)]
             votes = sum((row >= 0).to(torch.int64) for row in rows)
             assert isinstance(votes, Tensor)
             majority = torch.sign(2 * votes - cell.replicas)
-            different, ties = different + count_different(result, majority.to(result)), int((majority == 0).sum())
-    return Figure(different, 0, f"{different} elements are not the majority's ({ties} ties), {cell.label}")
+            different = different + count_different(result, majority.to(result))
+            ties = int((majority == 0).sum())
+    return Figure(
+        different, 0, f"{different} elements are not the majority's ({ties} ties), {cell.label}"
+    )
 
 
-def is_scaled_signs(make_ranks: MakeRanks, cell: Cell, *, made: Callable[[], Any] | None = None) -> Figure:
-    """Algorithm 1 of Karimireddy et al., in one process: e <- e + g, sent is mean|e| sign(e) per tensor, e keeps the
-    rest. The scale travels as a float32."""
+def is_scaled_signs(
+    make_ranks: MakeRanks, cell: Cell, *, made: Callable[[], Any] | None = None
+) -> Figure:
+    """Algorithm 1 of Karimireddy et al., in one process: e <- e + g, sent is mean|e| sign(e) per
+    tensor, e keeps the rest. The scale travels as a float32."""
     cell = cells.resolve(cell)
-    ranks, figures = means(make_ranks, cell, made=made), []
+    ranks = means(make_ranks, cell, made=made)
+    figures = []
     for case, shapes in CASES.items():
         sizes = [shape.numel() for shape in shapes.values()]
         left = [torch.zeros(sum(sizes), dtype=torch.float64) for _ in ranks]
@@ -169,9 +208,13 @@ def is_scaled_signs(make_ranks: MakeRanks, cell: Cell, *, made: Callable[[], Any
                 total += sent
             mean = total / len(ranks)
             results = [rank.results[case, round_] for rank in ranks]
-            figures += [(relative(result - mean, mean), f"{case}, round {round_}") for result in results]
+            figures += [
+                (relative(result - mean, mean), f"{case}, round {round_}") for result in results
+            ]
     value, where = worst(figures)
-    return Figure(value, FLOAT64, f"||mean - mean of scaled signs|| / ||mean||, {where}, {cell.label}")
+    return Figure(
+        value, FLOAT64, f"||mean - mean of scaled signs|| / ||mean||, {where}, {cell.label}"
+    )
 
 
 def _scaled_sign(tensor: Tensor) -> Tensor:
@@ -181,10 +224,12 @@ def _scaled_sign(tensor: Tensor) -> Tensor:
 
 def _dense(cell: Cell, given: Given, case: str, round_: int) -> Tensor:
     """The mean of what all ranks put in, in float64."""
-    return torch.stack([given(cell, rank, case, round_).double() for rank in range(cell.replicas)]).mean(0)
+    return torch.stack(
+        [given(cell, rank, case, round_).double() for rank in range(cell.replicas)]
+    ).mean(0)
 
 
-# -- broken twins ----------------------------------------------------------------------------------------------
+# -- broken twins ----------------------------------------------------------------------------------
 
 
 def _dropped(compression: Any, flat: Tensor, topology: Topology) -> None:
@@ -217,14 +262,18 @@ class _Smaller(ScaledSigns):
 
 
 class _SmallerScale(ScaledSign):
-    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> ScaledSigns:
+    def codec(
+        self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True
+    ) -> ScaledSigns:
         return _Smaller(pieces, dtype, feedback=feedback)
 
 
 class _OneScale(ScaledSign):
     """One scale for all tensors."""
 
-    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> ScaledSigns:
+    def codec(
+        self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True
+    ) -> ScaledSigns:
         return super().codec([sum(pieces)], dtype, feedback=feedback)
 
 
@@ -235,10 +284,18 @@ LAWS = (
         feedback,
         is_of("topk", "ef_sign", "powersgd", precision="fp64"),
         (
-            control(feedback, "what is left over is dropped", "topk", "native", mean=after(_dropped)),
-            control(feedback, "what is left over is dropped", "ef_sign", "native", mean=after(_dropped)),
-            control(feedback, "what is left over is dropped", "powersgd", "ring", mean=after(_dropped)),
-            control(feedback, "the divide by N is missing", "powersgd", "ring", mean=after(_undivided)),
+            control(
+                feedback, "what is left over is dropped", "topk", "native", mean=after(_dropped)
+            ),
+            control(
+                feedback, "what is left over is dropped", "ef_sign", "native", mean=after(_dropped)
+            ),
+            control(
+                feedback, "what is left over is dropped", "powersgd", "ring", mean=after(_dropped)
+            ),
+            control(
+                feedback, "the divide by N is missing", "powersgd", "ring", mean=after(_undivided)
+            ),
         ),
     ),
     Law(
@@ -265,7 +322,9 @@ LAWS = (
         is_of("ef_sign", precision="fp64"),
         (
             control(is_scaled_signs, "0.3 of the scale", "ef_sign", "native", made=_SmallerScale),
-            control(is_scaled_signs, "one scale for all tensors", "ef_sign", "native", made=_OneScale),
+            control(
+                is_scaled_signs, "one scale for all tensors", "ef_sign", "native", made=_OneScale
+            ),
         ),
     ),
     Law(
@@ -273,8 +332,16 @@ LAWS = (
         within_roundings,
         is_of("fp16", "bf16", precision="fp64"),
         (
-            control(within_roundings, "the divide by N is missing", "fp16", "ring", mean=after(_undivided)),
-            control(within_roundings, "one element is not reduced", "bf16", "native", mean=own_last),
+            control(
+                within_roundings,
+                "the divide by N is missing",
+                "fp16",
+                "ring",
+                mean=after(_undivided),
+            ),
+            control(
+                within_roundings, "one element is not reduced", "bf16", "native", mean=own_last
+            ),
         ),
     ),
     Law(
@@ -292,7 +359,9 @@ LAWS = (
         is_of("sign"),
         (
             control(is_the_majority, "a tie counts as +1", "sign", "native", mean=after(_ties_for)),
-            control(is_the_majority, "the sign of the mean", "sign", "native", mean=_sign_of_the_mean),
+            control(
+                is_the_majority, "the sign of the mean", "sign", "native", mean=_sign_of_the_mean
+            ),
         ),
     ),
 )

@@ -1,7 +1,9 @@
-"""Laws of costs: messages, bytes and, in virtual time on equal full-duplex ports, seconds of closed forms.
+"""Laws of costs: messages, bytes and, in virtual time on equal full-duplex ports, seconds of closed
+forms.
 
-Ports of 80 Mbit/s and 50 us: 100 ns per byte. Times are those of a mean that starts with nothing under way, and of a
-parameter server's first and later steps, with servers on hosts of their own and beside workers.
+Ports of 80 Mbit/s and 50 us: 100 ns per byte. Times are those of a mean that starts with nothing
+under way, and of a parameter server's first and later steps, with servers on hosts of their own and
+beside workers.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ from benchsuite.topology import Topology
 from benchsuite.virtual.world import simulate
 from benchsuite.worker import build as trainings
 
-MBIT, LATENCY_US = 80.0, 50.0
+MBIT = 80.0
+LATENCY_US = 50.0
 LINK = Link(LATENCY_US * 1e-6, 8 / (MBIT * 1e6))
 TWO_PERCENT = 0.02
 STEPS = 20  # after the first one
 
-# (most bytes that one rank sends / M, all bytes / M, most messages of one rank), by N; N' = 2^q <= N
+# (most bytes that one rank sends / M, all bytes / M, most messages of one rank), by N; N' = 2^q <=
+# N
 Row = tuple[float, float, int]
 
 
@@ -50,9 +54,12 @@ TABLE: Mapping[str, Callable[[int], Row]] = {
     "direct": lambda n: (2 * (n - 1) / n, 2 * (n - 1), 2 * (n - 1)),
 }
 SECONDS: Mapping[str, Callable[..., float]] = {
-    "native": costs.ring_s, "ring": costs.ring_s, "halving_doubling": costs.halving_doubling_s, "tree": costs.tree_s,
+    "native": costs.ring_s,
+    "ring": costs.ring_s,
+    "halving_doubling": costs.halving_doubling_s,
+    "tree": costs.tree_s,
     "direct": costs.direct_s,
-}  # fmt: skip
+}
 
 
 def make(cell: Cell) -> Topology:
@@ -62,7 +69,8 @@ def make(cell: Cell) -> Topology:
 
 
 def sends_the_table(make_ranks: MakeRanks, cell: Cell, *, times: int = 1, row: str = "") -> Figure:
-    """One mean's bytes of the busiest rank, of all, and messages. `times`: so many means; `row`: another topology's."""
+    """One mean's bytes of the busiest rank, of all, and messages. `times`: so many means; `row`:
+    another topology's."""
     n = cell.replicas
     numel = 4 * n * (1 << (n.bit_length() - 1))  # chunks of equal size in every topology
     traffic = make(cell).predicted_traffic(numel, 4, num_workers=n).times(times)
@@ -70,7 +78,9 @@ def sends_the_table(make_ranks: MakeRanks, cell: Cell, *, times: int = 1, row: s
     busiest, total, messages = TABLE[row or cell.topology](n)
     told = (round(busiest * 4 * numel), round(total * 4 * numel), messages)
     gap = sum(abs(a - b) for a, b in zip(found, told, strict=True))
-    return Figure(gap, 0, f"(busiest rank's bytes, all, messages) {found}, table {told}, {cell.label}")
+    return Figure(
+        gap, 0, f"(busiest rank's bytes, all, messages) {found}, table {told}, {cell.label}"
+    )
 
 
 def _most(counts: Mapping[tuple[int, int], int]) -> int:
@@ -80,11 +90,14 @@ def _most(counts: Mapping[tuple[int, int], int]) -> int:
     return max(per_rank.values(), default=0)
 
 
-def mean_takes(make_ranks: MakeRanks, cell: Cell, *, workers: int | None = None, numel: int = 26_880) -> Figure:
+def mean_takes(
+    make_ranks: MakeRanks, cell: Cell, *, workers: int | None = None, numel: int = 26_880
+) -> Figure:
     """Virtual seconds of one mean against theory. `workers`: so many in the theory.
 
-    Off powers of two a tree has idle branches: there its form is a bound from above; and the first half that a partner
-    sends may enter the port before the vector that is folded there: up to M/2 beta more than halving-doubling's form.
+    Off powers of two a tree has idle branches: there its form is a bound from above; and the first
+    half that a partner sends may enter the port before the vector that is folded there: up to M/2
+    beta more than halving-doubling's form.
     """
 
     def body(comm: Comm) -> int:
@@ -106,55 +119,102 @@ def mean_takes(make_ranks: MakeRanks, cell: Cell, *, workers: int | None = None,
 
 
 def served_steps(cell: Cell, steps: int) -> tuple[float, int, int]:
-    """Virtual seconds, busiest port's bytes and vector's bytes of steps whose gradients take no time."""
+    """Virtual seconds, busiest port's bytes and vector's bytes of steps whose gradients take no
+    time."""
     small = Cell(
-        workload="mlp", preset="smoke", topology="parameter_server", replicas=cell.replicas, servers=cell.num_servers,
-        server_placement=cell.server_placement, clock="virtual", gradients="none", batch_mode="fixed_per_worker",
-        compute_time={"kind": "fixed", "mean_s": 1e-9}, link_mbit=MBIT, link_latency_us=LATENCY_US,
-        budget=Budget(steps=steps), options={"mlp": {"num_parameters": 20_000}},
-    )  # fmt: skip
+        workload="mlp",
+        preset="smoke",
+        topology="parameter_server",
+        replicas=cell.replicas,
+        servers=cell.num_servers,
+        server_placement=cell.server_placement,
+        clock="virtual",
+        gradients="none",
+        batch_mode="fixed_per_worker",
+        compute_time={"kind": "fixed", "mean_s": 1e-9},
+        link_mbit=MBIT,
+        link_latency_us=LATENCY_US,
+        budget=Budget(steps=steps),
+        options={"mlp": {"num_parameters": 20_000}},
+    )
     with tempfile.TemporaryDirectory() as folder:
         simulated = simulate(cells.resolve(small), folder)
     result, cost, _ = sections(small, simulated.records, simulated.facts)
     return cost["virtual_s"], result["busiest_port_bytes"], 4 * result["num_parameters"]
 
 
-def served_step_takes(make_ranks: MakeRanks, cell: Cell, *, with_workers: bool | None = None) -> Figure:
-    """A synchronous step over servers, the first one and the later ones, against theory (`with_workers`: as if so)."""
+def served_step_takes(
+    make_ranks: MakeRanks, cell: Cell, *, with_workers: bool | None = None
+) -> Figure:
+    """A synchronous step over servers, the first one and the later ones, against theory
+    (`with_workers`: as if so)."""
     beside = cell.server_placement == "with_worker" if with_workers is None else with_workers
     one, _, num_bytes = served_steps(cell, 1)
     many, _, _ = served_steps(cell, 1 + STEPS)
-    n, s = cell.replicas, cell.num_servers
-    given: dict[str, Any] = {"num_workers": n, "num_bytes": num_bytes, "num_servers": s, "with_workers": beside}
-    goodbye = LINK.alpha_s if n > 1 or not beside else 0.0  # the run ends when the last one is there
-    theory = costs.parameter_server_first_s(LINK, **given) + goodbye, costs.parameter_server_s(LINK, **given)
+    n = cell.replicas
+    s = cell.num_servers
+    given: dict[str, Any] = {
+        "num_workers": n,
+        "num_bytes": num_bytes,
+        "num_servers": s,
+        "with_workers": beside,
+    }
+    goodbye = (
+        LINK.alpha_s if n > 1 or not beside else 0.0
+    )  # the run ends when the last one is there
+    theory = (
+        costs.parameter_server_first_s(LINK, **given) + goodbye,
+        costs.parameter_server_s(LINK, **given),
+    )
     found = one, (many - one) / STEPS
     gaps = [a / b - 1 if b else a for a, b in zip(found, theory, strict=True)]
     if beside and s > max(n - 2, 1):
         gaps[1] = max(gaps[1], 0.0)
-    text = f"first and later steps {found[0]:.5f} and {found[1]:.5f} s, theory {theory[0]:.5f} and {theory[1]:.5f} s"
-    return Figure(max(map(abs, gaps)), TWO_PERCENT, f"{text}, {cell.label}, {cell.server_placement}")
+    text = (
+        f"first and later steps {found[0]:.5f} and {found[1]:.5f} s, theory {theory[0]:.5f} and "
+        f"{theory[1]:.5f} s"
+    )
+    return Figure(
+        max(map(abs, gaps)), TWO_PERCENT, f"{text}, {cell.label}, {cell.server_placement}"
+    )
 
 
-def served_port_carries(make_ranks: MakeRanks, cell: Cell, *, with_workers: bool | None = None) -> Figure:
+def served_port_carries(
+    make_ranks: MakeRanks, cell: Cell, *, with_workers: bool | None = None
+) -> Figure:
     """Bytes of a step through the busiest port, each way, against theory."""
     beside = cell.server_placement == "with_worker" if with_workers is None else with_workers
     _, found, num_bytes = served_steps(cell, 1)
     theory = costs.busiest_port_bytes(
-        num_workers=cell.replicas, num_bytes=num_bytes, num_servers=cell.num_servers, with_workers=beside
+        num_workers=cell.replicas,
+        num_bytes=num_bytes,
+        num_servers=cell.num_servers,
+        with_workers=beside,
     )
     gap = abs(found / theory - 1) if theory else found
-    return Figure(gap, TWO_PERCENT, f"{found} bytes, theory {theory:.0f}, {cell.label}, {cell.server_placement}")
+    return Figure(
+        gap,
+        TWO_PERCENT,
+        f"{found} bytes, theory {theory:.0f}, {cell.label}, {cell.server_placement}",
+    )
 
 
 def _served(cell: Cell) -> bool:
-    return cell.clock == "virtual" and cell.sync == "synchronous" and cell.topology == "parameter_server"
+    return (
+        cell.clock == "virtual"
+        and cell.sync == "synchronous"
+        and cell.topology == "parameter_server"
+    )
 
 
 _RING = {"topology": "ring", "replicas": 4, "clock": "virtual"}
 _BESIDE: Mapping[str, Any] = {
-    "topology": "parameter_server", "replicas": 4, "servers": 2, "clock": "virtual", "server_placement": "with_worker",
-}  # fmt: skip
+    "topology": "parameter_server",
+    "replicas": 4,
+    "servers": 2,
+    "clock": "virtual",
+    "server_placement": "with_worker",
+}
 
 _SQUARE = {**_BESIDE, "servers": 4}
 
@@ -165,7 +225,13 @@ def _cells(asked: cases.Asked) -> list[Cell]:
     if not made or asked.clock == "wall" or not asked.includes(topology="parameter_server"):
         return made
     return made + [
-        cases.tiny(topology="parameter_server", replicas=n, servers=s, server_placement=place, clock=asked.clock)
+        cases.tiny(
+            topology="parameter_server",
+            replicas=n,
+            servers=s,
+            server_placement=place,
+            clock=asked.clock,
+        )
         for place in ("own_host", "with_worker")
         for n in asked.workers
         for s in sorted({1, 2, n})
@@ -194,12 +260,24 @@ LAWS = (
         "a step over parameter servers takes the time of its closed form",
         served_step_takes,
         _served,
-        (Control("the servers have hosts of their own", partial(served_step_takes, with_workers=False), _BESIDE),),
+        (
+            Control(
+                "the servers have hosts of their own",
+                partial(served_step_takes, with_workers=False),
+                _BESIDE,
+            ),
+        ),
     ),
     Law(
         "the busiest port of a step over parameter servers carries what theory says",
         served_port_carries,
         _served,
-        (Control("the servers have hosts of their own", partial(served_port_carries, with_workers=False), _SQUARE),),
+        (
+            Control(
+                "the servers have hosts of their own",
+                partial(served_port_carries, with_workers=False),
+                _SQUARE,
+            ),
+        ),
     ),
 )

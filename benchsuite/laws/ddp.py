@@ -1,4 +1,5 @@
-"""Laws of the library's own hooks, which stand beside our compressions and local steps. Ranks are processes."""
+"""Laws of the library's own hooks, which stand beside our compressions and local steps. Ranks are
+processes."""
 
 from __future__ import annotations
 
@@ -20,22 +21,31 @@ from benchsuite.worker.build import Training
 from benchsuite.worker.traffic_mode import Call, TrafficMode, derive, derived_run
 
 ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}
-GROWTH = 4.0  # over ten steps of plain SGD: the gradient at parameters that are a little off is a little off too
+# over ten steps of plain SGD: the gradient at parameters that are a little off is a little off too
+GROWTH = 4.0
 
 
-def calls_are_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Every step of the run is watched: the library's calls cost what the file predicts; and so do those of one cycle
-    of each kind, after the run, that stand for all in a measured run.
+def calls_are_predicted(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Every step of the run is watched: the library's calls cost what the file predicts; and so do
+    those of one cycle of each kind, after the run, that stand for all in a measured run.
 
-    Left out is what DDP broadcasts once: the order of its buckets, some 80 bytes after the first step.
+    Left out is what DDP broadcasts once: the order of its buckets, some 80 bytes after the first
+    step.
     """
     result = run(make_ranks, cell, change=both(change, _watched), after=_seen)
-    told, gap, text = predicted(result).payload_bytes, 0, ""
+    told = predicted(result).payload_bytes
+    gap = 0
+    text = ""
     for worker in result.workers:
         calls, by_cycles = worker.after
         whole = derive(calls, result.cell.num_workers).payload_bytes
         gap += abs(whole - told) + abs(by_cycles.payload_bytes - told)
-        text = f"{whole} bytes of the library's calls, {by_cycles.payload_bytes} by cycles, {told} predicted"
+        text = (
+            f"{whole} bytes of the library's calls, {by_cycles.payload_bytes} by cycles, {told} "
+            "predicted"
+        )
     return Figure(gap, 0, f"{text}, {result.cell.label}")
 
 
@@ -50,41 +60,58 @@ def _watched(training: Training) -> Training:
         calls.extend(call for call in mode.calls if call.name != "broadcast")
         return loss
 
-    strategy.step, strategy.plain_step, strategy.calls = watched, step, calls
+    strategy.step = watched
+    strategy.plain_step = step
+    strategy.calls = calls
     return training
 
 
 def _seen(training: Training) -> tuple[list[Call], Traffic]:
     strategy: Any = training.strategy
-    calls, size = list(strategy.calls), training.topology.num_workers
+    calls = list(strategy.calls)
+    size = training.topology.num_workers
     batch = training.workload.batch(0, shard=training.comm.rank, num_shards=size)
     return calls, derived_run(lambda: strategy.plain_step(batch), strategy.cycles(), size)
 
 
-def half_follows_one_process(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Gradients in half precision: the way of the parameters is that of one process up to N + 1 roundings."""
+def half_follows_one_process(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Gradients in half precision: the way of the parameters is that of one process up to N + 1
+    roundings."""
     result = run(make_ranks, cell, change=change)
     reference = one_process(result.cell)
     allowed = GROWTH * (cell.replicas + 1) * ROUNDING[plugins.stem(cell.compression)]
-    value, where = worst([
-        (relative(mine - theirs, theirs - reference[0]), f"worker {worker.rank} after step {step}")
-        for worker in result.workers
-        for step, (mine, theirs) in enumerate(zip(worker.params, reference, strict=True))
-        if step
-    ])  # fmt: skip
+    value, where = worst(
+        [
+            (
+                relative(mine - theirs, theirs - reference[0]),
+                f"worker {worker.rank} after step {step}",
+            )
+            for worker in result.workers
+            for step, (mine, theirs) in enumerate(zip(worker.params, reference, strict=True))
+            if step
+        ]
+    )
     return Figure(value, allowed, f"||difference|| / ||way||, {where}, {cell.label}")
 
 
-def powersgd_begins_later(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """The library's PowerSGD is dense for two steps, those of one process, and lossy from then on."""
+def powersgd_begins_later(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """The library's PowerSGD is dense for two steps, those of one process, and lossy from then
+    on."""
     result = run(make_ranks, cell, change=change)
     reference = one_process(result.cell)
     gaps = [
         max(relative(worker.params[step] - theirs, theirs) for worker in result.workers)
         for step, theirs in enumerate(reference)
     ]
-    dense, lossy = max(gaps[: DENSE_STEPS + 1]), gaps[DENSE_STEPS + 1]
-    text = f"off by {dense:.2g} after {DENSE_STEPS} steps, by {lossy:.2g} after the next, {cell.label}"
+    dense = max(gaps[: DENSE_STEPS + 1])
+    lossy = gaps[DENSE_STEPS + 1]
+    text = (
+        f"off by {dense:.2g} after {DENSE_STEPS} steps, by {lossy:.2g} after the next, {cell.label}"
+    )
     return Figure(dense if lossy > 1e3 * FLOAT64 else 1.0, FLOAT64, text)
 
 
@@ -109,7 +136,9 @@ def _undivided(training: Training) -> Training:
 
 
 def _by_library(cell: Cell) -> bool:
-    return bool(plugins.find("sync", cell.sync).constants.get("calls_library")) and cell.replicas > 1
+    return (
+        bool(plugins.find("sync", cell.sync).constants.get("calls_library")) and cell.replicas > 1
+    )
 
 
 def _on(compression: str = "none", **options: Any) -> dict[str, Any]:
@@ -123,8 +152,16 @@ LAWS = (
         calls_are_predicted,
         _by_library,
         (
-            Control("the hook is missing", partial(calls_are_predicted, change=without_hook), _on("fp16")),
-            Control("DistributedDataParallel is missing", partial(calls_are_predicted, change=without_wrapper), _on()),
+            Control(
+                "the hook is missing",
+                partial(calls_are_predicted, change=without_hook),
+                _on("fp16"),
+            ),
+            Control(
+                "DistributedDataParallel is missing",
+                partial(calls_are_predicted, change=without_wrapper),
+                _on(),
+            ),
         ),
         own_run=True,
     ),
@@ -133,7 +170,11 @@ LAWS = (
         half_follows_one_process,
         lambda cell: _by_library(cell) and plugins.stem(cell.compression) in ROUNDING,
         (
-            Control("the hook does not divide", partial(half_follows_one_process, change=_undivided), _on("bf16")),
+            Control(
+                "the hook does not divide",
+                partial(half_follows_one_process, change=_undivided),
+                _on("bf16"),
+            ),
             Control(
                 "DistributedDataParallel is missing",
                 partial(half_follows_one_process, change=without_wrapper),

@@ -1,7 +1,8 @@
-"""Laws of diloco's `outer_bits`: the outer gradient is off by as much as so many bits allow, and sends their bytes.
+"""Laws of diloco's `outer_bits`: the outer gradient is off by as much as so many bits allow, and
+sends their bytes.
 
-Shown on everything that carries quantised vectors. Gradients are given, the outer lr is 1 without momentum, and nothing
-is delayed: the way of the outer copy is then the mean of what was decoded.
+Shown on everything that carries quantised vectors. Gradients are given, the outer lr is 1 without
+momentum, and nothing is delayed: the way of the outer copy is then the mean of what was decoded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from benchsuite.laws.harness.runs import (
     run,
     with_options,
     worst,
-)  # fmt: skip
+)
 from benchsuite.laws.harness.variants import APART_RECIPES, VARIANTS
 from benchsuite.laws.topology import compare
 from benchsuite.plan import cell as cells
@@ -38,20 +39,29 @@ from benchsuite.topology import bounds
 from benchsuite.worker.build import Training
 
 SAME = 1e-9  # of numbers around 1: closer ones are one level
-Step = tuple[list[Tensor], Tensor]  # of a tensor's part: the replicas' outer gradients, the way of the outer copy
+Step = tuple[
+    list[Tensor], Tensor
+]  # of a tensor's part: the replicas' outer gradients, the way of the outer copy
 
 
-def within_half_a_step(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Each element of the outer step is that of the mean outer gradient, within half a step per hop.
+def within_half_a_step(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Each element of the outer step is that of the mean outer gradient, within half a step per
+    hop.
 
-    A step is range / (2^bits - 1) of the tensor, the mean of the replicas'. On `direct` the mean makes a second hop.
+    A step is range / (2^bits - 1) of the tensor, the mean of the replicas'. On `direct` the mean
+    makes a second hop.
     """
-    steps, hops = 2 ** int(option(cell, "diloco", "outer_bits")) - 1, 2 if cell.topology == "direct" else 1
+    steps = 2 ** int(option(cell, "diloco", "outer_bits")) - 1
+    hops = 2 if cell.topology == "direct" else 1
     figures = []
     for where, (vectors, way) in _outer_steps(make_ranks, cell, change):
         ranges = [float(flat.max() - flat.min()) for flat in vectors]
         step = sum(ranges) / len(ranges) / steps or 1e-6 * float(torch.stack(vectors).abs().max())
-        figures.append((float((way - torch.stack(vectors).mean(0)).abs().max()) / step / hops, where))
+        figures.append(
+            (float((way - torch.stack(vectors).mean(0)).abs().max()) / step / hops, where)
+        )
     value, where = worst(figures)
     # the second hop's range is that of a mean which is off by half a step at either end
     bound = HALF_A_STEP + (hops - 1) * 2 / steps
@@ -59,7 +69,8 @@ def within_half_a_step(make_ranks: MakeRanks, cell: Cell, *, change: Change | No
 
 
 def has_levels(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Where one replica alone moves, a tensor of its outer gradient comes back with 2^bits values at most."""
+    """Where one replica alone moves, a tensor of its outer gradient comes back with 2^bits values
+    at most."""
     figures = []
     for where, (_, way) in _outer_steps(make_ranks, cell, both(_one_alone, change)):
         distinct = 1 + int((way.sort().values.diff() > SAME).sum())
@@ -70,17 +81,21 @@ def has_levels(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = Non
 
 
 def sends_its_bits(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Bytes and messages, the library's derived, are those that the file predicts for so many bits."""
+    """Bytes and messages, the library's derived, are those that the file predicts for so many
+    bits."""
     result = run(make_ranks, cell, change=change)
     return compare(result.traffic + result.called, traffic.predicted(result), result.cell)
 
 
-def _outer_steps(make_ranks: MakeRanks, cell: Cell, change: Change | None) -> Iterator[tuple[str, Step]]:
+def _outer_steps(
+    make_ranks: MakeRanks, cell: Cell, change: Change | None
+) -> Iterator[tuple[str, Step]]:
     """Every outer step of every part of a tensor that has a range of its own."""
     cell = cells.resolve(with_options(cell, "diloco", outer_lr=1.0, outer_momentum=0.0, delay=0))
     result = run(make_ranks, cell, change=both(_with_given_gradients, change), after=_gradients)
     every, fragments = (int(option(cell, "diloco", name)) for name in ("local_steps", "fragments"))
-    first, total = result.workers[0].params, len(result.workers[0].params) - 1
+    first = result.workers[0].params
+    total = len(result.workers[0].params) - 1
     for number, (begin, end) in enumerate(bounds(first[0].numel(), fragments)):
         turn = (number + 1) * (every // fragments) % every
         due = [step for step in range(1, total + 1) if step % every == turn or step == total]
@@ -92,8 +107,11 @@ def _outer_steps(make_ranks: MakeRanks, cell: Cell, change: Change | None) -> It
 
 
 def _parts(result: Run, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Of the tensors in a fragment, cut at the borders of the servers' slices or the owners' chunks."""
-    owners = result.cell.num_servers or (result.cell.num_workers if result.cell.topology == "direct" else 1)
+    """Of the tensors in a fragment, cut at the borders of the servers' slices or the owners'
+    chunks."""
+    owners = result.cell.num_servers or (
+        result.cell.num_workers if result.cell.topology == "direct" else 1
+    )
     for low, high in bounds(end - begin, owners):
         start = begin + low
         for size in pieces_of(result.workers[0].shapes, begin + low, begin + high):
@@ -106,7 +124,9 @@ class _Given(GivenGradient):
 
     def __init__(self, part: Any, rank: int) -> None:
         super().__init__(part, self._next)
-        self._rank, self.share, self.given = rank, 1.0, list[Tensor]()
+        self._rank = rank
+        self.share = 1.0
+        self.given = list[Tensor]()
 
     def _next(self, grad: Tensor, step: int) -> None:
         grad.copy_(vector(100 * step + self._rank, grad.numel(), grad.dtype) * self.share)
@@ -137,7 +157,9 @@ def _sends(bits: int) -> Change:
     def change(training: Training) -> Training:
         strategy: Any = training.strategy
         strategy.outer_bits = bits
-        strategy.start(training.comm, training.part, training.recipe, training.topology, training.compression)
+        strategy.start(
+            training.comm, training.part, training.recipe, training.topology, training.compression
+        )
         return training
 
     return change
@@ -152,8 +174,15 @@ def _cells(asked: Asked) -> list[Cell]:
         for name in asked.members("topology"):
             for replicas in asked.workers:
                 for servers in sorted({1, replicas}) if name == "parameter_server" else (0,):
-                    fields = {"sync": "diloco", "topology": name, "replicas": replicas, "servers": servers}
-                    made.append(tiny(APART_RECIPES[2], options={"diloco": own}, clock=asked.clock, **fields))
+                    fields = {
+                        "sync": "diloco",
+                        "topology": name,
+                        "replicas": replicas,
+                        "servers": servers,
+                    }
+                    made.append(
+                        tiny(APART_RECIPES[2], options={"diloco": own}, clock=asked.clock, **fields)
+                    )
     return [cell for cell in made if not rules.validate(cell)]
 
 

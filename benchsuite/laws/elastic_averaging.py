@@ -1,6 +1,8 @@
-"""Laws of elastic averaging: an exchange moves nothing away, and draws replicas and centre together by a known factor.
+"""Laws of elastic averaging: an exchange moves nothing away, and draws replicas and centre together
+by a known factor.
 
-Synchronous over a collective, asynchronous over a parameter server: shown without gradients, from replicas that differ.
+Synchronous over a collective, asynchronous over a parameter server: shown without gradients, from
+replicas that differ.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from benchsuite.laws.harness.runs import (
     sync_of,
     with_options,
     worst,
-)  # fmt: skip
+)
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Cell
 from benchsuite.sync.elastic_averaging import Centre
@@ -39,25 +41,38 @@ CONSERVED = 1e-12
 def sum_is_conserved(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """sum x_i + c after every exchange of all, and at the end, is what it was at the start."""
     result = run(make_ranks, cell, change=both(apart_without_gradients, change), after=centre_of)
-    start = sum((worker.params[0] for worker in result.workers), torch.zeros(())) + _first_centre(result)
-    end = sum((worker.params[-1] for worker in result.workers), torch.zeros(())) + last_centre(result)
+    start = sum((worker.params[0] for worker in result.workers), torch.zeros(())) + _first_centre(
+        result
+    )
+    end = sum((worker.params[-1] for worker in result.workers), torch.zeros(())) + last_centre(
+        result
+    )
     scale = sum(float(worker.params[0].norm()) for worker in result.workers)
     value = float((end - start).norm()) / scale
-    return Figure(value, CONSERVED, f"||sum at the end - at the start|| / sum of ||x_i||, {cell.label}")
+    return Figure(
+        value, CONSERVED, f"||sum at the end - at the start|| / sum of ||x_i||, {cell.label}"
+    )
 
 
-def factor_of_an_exchange(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Synchronous form, mean of the replicas minus centre: 1 - moving_rate (N + 1) of it is left after an exchange.
+def factor_of_an_exchange(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Synchronous form, mean of the replicas minus centre: 1 - moving_rate (N + 1) of it is left
+    after an exchange.
 
     So it is stable iff moving_rate (N + 1) < 2.
     """
     cell = cells.resolve(with_options(cell, "elastic_averaging", period=1))
     result = run(make_ranks, cell, change=both(apart_without_gradients, change), after=centre_of)
-    gap = torch.stack([worker.params[0] for worker in result.workers]).mean(0) - _first_centre(result)
+    gap = torch.stack([worker.params[0] for worker in result.workers]).mean(0) - _first_centre(
+        result
+    )
     rate = float(option(cell, "elastic_averaging", "moving_rate"))
     exchanges = len(result.workers[0].params) - 1
     expected = gap * (1 - rate * (cell.num_workers + 1)) ** exchanges
-    found = torch.stack([worker.params[-1] for worker in result.workers]).mean(0) - last_centre(result)
+    found = torch.stack([worker.params[-1] for worker in result.workers]).mean(0) - last_centre(
+        result
+    )
     value = float((found - expected).norm() / gap.norm())
     left = float(found.norm() / gap.norm())
     text = f"{left:.3g} of the gap is left after {exchanges} exchanges, {cell.label}"
@@ -65,24 +80,32 @@ def factor_of_an_exchange(make_ranks: MakeRanks, cell: Cell, *, change: Change |
 
 
 def each_exchange(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Asynchronous form: a push of x moves the centre by moving_rate (x - c), and the worker by as much towards it.
+    """Asynchronous form: a push of x moves the centre by moving_rate (x - c), and the worker by as
+    much towards it.
 
     Push by push from the servers' logs: c is the version that the push met.
     """
     cell = cells.resolve(with_options(cell, "elastic_averaging", period=1))
     result = run(make_ranks, cell, change=both(apart_without_gradients, change))
-    rate, figures = float(option(cell, "elastic_averaging", "moving_rate")), []
+    rate = float(option(cell, "elastic_averaging", "moving_rate"))
+    figures = []
     for server, log, (begin, end) in zip(result.servers, result.logs, result.slices, strict=True):
         done = [0] * cell.num_workers
         for worker, version in zip(log.worker, log.version_before, strict=True):
-            own, after = (result.workers[worker].params[done[worker] + k][begin:end] for k in (0, 1))
+            own, after = (
+                result.workers[worker].params[done[worker] + k][begin:end] for k in (0, 1)
+            )
             centre, moved = server.params[version : version + 2]
             done[worker] += 1
-            gap, where = own - centre, f"server {server.rank}, version {version}"
+            gap = own - centre
+            where = f"server {server.rank}, version {version}"
             figures.append((relative(moved - centre - rate * gap, gap), f"the centre, {where}"))
             figures.append((relative(own - after - rate * gap, gap), f"worker {worker}, {where}"))
     value, where = worst(figures)
-    text = f"||way - moving_rate (x - c)|| / ||x - c||, largest of {len(figures) // 2} exchanges: {where}, {cell.label}"
+    text = (
+        f"||way - moving_rate (x - c)|| / ||x - c||, largest of {len(figures) // 2} exchanges: "
+        f"{where}, {cell.label}"
+    )
     return Figure(value, CONSERVED, text)
 
 
@@ -141,7 +164,11 @@ _SERVER: Mapping[str, Any] = {**_ON, "topology": "parameter_server", "servers": 
 
 
 def _applies(cell: Cell) -> bool:
-    return sync_of(cell) == "elastic_averaging" and cell.compression == "none" and cell.precision == "fp64"
+    return (
+        sync_of(cell) == "elastic_averaging"
+        and cell.compression == "none"
+        and cell.precision == "fp64"
+    )
 
 
 LAWS = (
@@ -156,7 +183,9 @@ LAWS = (
                 _ON,
             ),
             Control(
-                "the centre stays where it is", partial(sum_is_conserved, change=twins.with_policy(_Reckless)), _SERVER
+                "the centre stays where it is",
+                partial(sum_is_conserved, change=twins.with_policy(_Reckless)),
+                _SERVER,
             ),
         ),
     ),
@@ -167,14 +196,18 @@ LAWS = (
         (
             Control(
                 "the centre moves by the mean of the pulls",
-                partial(factor_of_an_exchange, change=twins.with_mean(lambda whole, flat: _mean_of_mean(whole, flat))),
+                partial(
+                    factor_of_an_exchange,
+                    change=twins.with_mean(lambda whole, flat: _mean_of_mean(whole, flat)),
+                ),
                 _ON,
             ),
         ),
         own_run=True,
     ),
     Law(
-        "over a server every exchange moves the centre and the worker by moving_rate of what is between them",
+        "over a server every exchange moves the centre and the worker by moving_rate of what is "
+        "between them",
         each_exchange,
         lambda cell: _applies(cell) and bool(cell.num_servers),
         (

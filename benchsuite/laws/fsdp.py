@@ -1,7 +1,9 @@
-"""Laws of shards: what the library gathers and reduces in a step, and that it computes with the newest parameters.
+"""Laws of shards: what the library gathers and reduces in a step, and that it computes with the
+newest parameters.
 
-Ranks are processes. `tiny` is a chain of units, the last of which has an empty shard; the transformer's embedding and
-head share a matrix and are the root unit; rows that do not divide make a shard that the library pads and so copies.
+Ranks are processes. `tiny` is a chain of units, the last of which has an empty shard; the
+transformer's embedding and head share a matrix and are the root unit; rows that do not divide make
+a shard that the library pads and so copies.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from benchsuite.worker.build import Training
 from benchsuite.worker.traffic_mode import TrafficMode
 from benchsuite.workload import seeded_layers, trained_parameters
 
-SHRINK = 0.5  # what parameters are multiplied by behind the library's back, as an optimiser or a snapshot would
+# what parameters are multiplied by behind the library's back, as an optimiser or a snapshot would
+SHRINK = 0.5
 Calls = Counter[tuple[str, int]]  # (name, elements of the whole vector) -> times
 
 
@@ -53,7 +56,11 @@ class Seen:
 
 def _ran(make_ranks: MakeRanks, cell: Cell, change: Change | None) -> list[Seen]:
     """What the parts found. Unchanged, the laws share a run (`runs.remembered`)."""
-    body = partial(_one_rank, cell=cell) if change is None else partial(_one_rank, cell=cell, change=change)
+    body = (
+        partial(_one_rank, cell=cell)
+        if change is None
+        else partial(_one_rank, cell=cell, change=change)
+    )
     found: list[Seen] = make_ranks(cell.world_size, body)
     return found
 
@@ -66,7 +73,8 @@ def _one_rank(comm: Comm, *, cell: Cell, change: Change | None = None) -> Seen:
 def _look(training: Training) -> Seen:
     part: Any = training.part
     batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
-    calls, gathered = [], 0
+    calls = []
+    gathered = 0
     for _ in range(2):
         with TrafficMode() as seen:
             part.gradient(batch)
@@ -80,51 +88,76 @@ def _look(training: Training) -> Seen:
         for _ in range(2):
             training.workload.evaluate(part.infer)
     gathered += _num_gathered(part)
-    return Seen(calls, len(seen.calls), gathered, dict(part.facts()), part.params.clone(), part.grad.clone(), metric)
+    return Seen(
+        calls,
+        len(seen.calls),
+        gathered,
+        dict(part.facts()),
+        part.params.clone(),
+        part.grad.clone(),
+        metric,
+    )
 
 
 def _num_gathered(part: Any) -> int:
     return sum(not isinstance(parameter, DTensor) for parameter in part.module.parameters())
 
 
-# -- laws --------------------------------------------------------------------------------------------------------------
+# -- laws ------------------------------------------------------------------------------------------
 
 
-def units_travel_as_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Each unit is one all-gather before the forward pass, one before the backward pass unless it stays gathered, and
-    one reduce-scatter; an inference before changes nothing; a rollout gathers once. Value: calls too many or few."""
+def units_travel_as_told(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Each unit is one all-gather before the forward pass, one before the backward pass unless it
+    stays gathered, and one reduce-scatter; an inference before changes nothing; a rollout gathers
+    once. Value: calls too many or few."""
     cell = cells.resolve(cell)
     seen = _ran(make_ranks, cell, change)
-    size, reshard = cell.model_parallel, option(cell, "fsdp", "reshard")
+    size = cell.model_parallel
+    reshard = option(cell, "fsdp", "reshard")
     told: Calls = Counter()
     for unit in _units(cell):
         stays = reshard == "gradient_only" or (unit.is_root and reshard == "but_root")
         told["_allgather_base", unit.numel(size)] += 1 if stays else 2
         told["_reduce_scatter_base", unit.numel(size, trained=True)] += 1
-    wrong, text = 0, ""
+    wrong = 0
+    text = ""
     for each in seen:
         wrong += abs(each.num_gathers - len(_units(cell)))
         for calls in each.calls:
             wrong += sum(abs(calls[name] - told[name]) for name in calls | told)
             names = Counter(name for name, _ in calls.elements())
-            text = f"{names['_allgather_base']} all-gathers, {names['_reduce_scatter_base']} reduce-scatters"
+            text = (
+                f"{names['_allgather_base']} all-gathers, {names['_reduce_scatter_base']} "
+                "reduce-scatters"
+            )
     return Figure(wrong, 0, f"{text}, {len(_units(cell))} units, {cases.label(cell)}")
 
 
-def shards_make_the_whole(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Shards of all parts sum to P; what the library reduces, to P and the padding that the parts say they have."""
+def shards_make_the_whole(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Shards of all parts sum to P; what the library reduces, to P and the padding that the parts
+    say they have."""
     cell = cells.resolve(cell)
     seen = _ran(make_ranks, cell, change)
     whole = sum(p.numel() for p in trained_parameters(nn.Sequential(*_meta(cell))).values())
     kept = sum(each.params.numel() for each in seen)
     padding = sum(each.facts["num_padded"] for each in seen)
     calls = seen[0].calls[0]
-    reduced = sum(numel * times for (name, numel), times in calls.items() if name == "_reduce_scatter_base")
+    reduced = sum(
+        numel * times for (name, numel), times in calls.items() if name == "_reduce_scatter_base"
+    )
     text = f"{kept} elements held of {whole}, {padding} padded, {reduced} reduced"
-    return Figure(abs(whole - kept) + abs(reduced - kept - padding), 0, f"{text}, {cases.label(cell)}")
+    return Figure(
+        abs(whole - kept) + abs(reduced - kept - padding), 0, f"{text}, {cases.label(cell)}"
+    )
 
 
-def nothing_stays_gathered(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+def nothing_stays_gathered(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
     """After a step and after an inference all parameters are shards again."""
     cell = cells.resolve(cell)
     seen = _ran(make_ranks, cell, change)
@@ -132,12 +165,17 @@ def nothing_stays_gathered(make_ranks: MakeRanks, cell: Cell, *, change: Change 
     return Figure(gathered, 0, f"{gathered} parameters were whole, {cases.label(cell)}")
 
 
-def computes_with_the_newest(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Gradient and inference are those of one process at the parameters that stand in the flat vectors."""
+def computes_with_the_newest(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Gradient and inference are those of one process at the parameters that stand in the flat
+    vectors."""
     cell = cells.resolve(cell)
     seen = _ran(make_ranks, cell, change)
     pieces, shapes = held(cell)
-    params, grad = (join([getattr(each, name) for each in seen], pieces, shapes) for name in ("params", "grad"))
+    params, grad = (
+        join([getattr(each, name) for each in seen], pieces, shapes) for name in ("params", "grad")
+    )
     gradient, metric = _one_process(cell, params)
     figures = [(relative(grad - gradient, gradient), "gradient")]
     figures += [(abs(each.metric - metric) / abs(metric), "inference") for each in seen]
@@ -151,7 +189,9 @@ def _one_process(cell: Cell, params: Tensor) -> tuple[Tensor, float]:
     trained = list(trained_parameters(model).values())
     nn.utils.vector_to_parameters(params, trained)
     batch = workload.batch(0, shard=0, num_shards=1)
-    gradient = nn.utils.parameters_to_vector(torch.autograd.grad(workload.loss(model(batch.x), batch), trained))
+    gradient = nn.utils.parameters_to_vector(
+        torch.autograd.grad(workload.loss(model(batch.x), batch), trained)
+    )
     with torch.no_grad():
         return gradient, workload.evaluate(model.eval())
 
@@ -164,7 +204,7 @@ def _units(cell: Cell) -> list[Unit]:
     return units_of(_meta(cell))
 
 
-# -- broken twins ------------------------------------------------------------------------------------------------------
+# -- broken twins ----------------------------------------------------------------------------------
 
 
 def _modules(training: Training) -> Iterator[Any]:
@@ -198,7 +238,8 @@ def _frees_root(training: Training) -> Training:
 
 
 def _infers_with_hooks(training: Training) -> Training:
-    """Inference goes the way of a forward pass, and leaves behind what a backward pass would clear."""
+    """Inference goes the way of a forward pass, and leaves behind what a backward pass would
+    clear."""
     part: Any = training.part
     part.infer = torch.no_grad()(part.module)
     return training
@@ -218,9 +259,13 @@ def _loses_padding(training: Training) -> Training:
     return training
 
 
-# -- cells -------------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
-TRANSFORMER: Fields = {"workload": "transformer", "preset": "smoke", "budget": Budget(steps=3, timeout_s=60.0)}
+TRANSFORMER: Fields = {
+    "workload": "transformer",
+    "preset": "smoke",
+    "budget": Budget(steps=3, timeout_s=60.0),
+}
 
 
 def on(**fields: Any) -> Fields:
@@ -250,30 +295,56 @@ LAWS = (
         units_travel_as_told,
         _applies,
         (
-            Control("a unit stays gathered", partial(units_travel_as_told, change=_keeps_one), on()),
-            Control("the root is freed", partial(units_travel_as_told, change=_frees_root), on(**TRANSFORMER)),
-            Control("an inference counts as a step", partial(units_travel_as_told, change=_infers_with_hooks), on()),
+            Control(
+                "a unit stays gathered", partial(units_travel_as_told, change=_keeps_one), on()
+            ),
+            Control(
+                "the root is freed",
+                partial(units_travel_as_told, change=_frees_root),
+                on(**TRANSFORMER),
+            ),
+            Control(
+                "an inference counts as a step",
+                partial(units_travel_as_told, change=_infers_with_hooks),
+                on(),
+            ),
         ),
     ),
     Law(
         "shards make the whole, with the padding",
         shards_make_the_whole,
         _applies,
-        (Control("padding is not told", partial(shards_make_the_whole, change=_loses_padding), on()),),
+        (
+            Control(
+                "padding is not told", partial(shards_make_the_whole, change=_loses_padding), on()
+            ),
+        ),
     ),
     Law(
         "nothing stays gathered after a step or an inference",
         nothing_stays_gathered,
         _applies,
-        (Control("a backward pass frees nothing", partial(nothing_stays_gathered, change=_keeps), on()),),
+        (
+            Control(
+                "a backward pass frees nothing",
+                partial(nothing_stays_gathered, change=_keeps),
+                on(),
+            ),
+        ),
     ),
     Law(
         "shards compute with the newest parameters",
         computes_with_the_newest,
         _applies,
         (
-            Control("gradients are added up", partial(computes_with_the_newest, change=_sums), on()),
-            Control("gathered once for all", partial(computes_with_the_newest, change=_keeps), on(**GRADIENT_ONLY)),
+            Control(
+                "gradients are added up", partial(computes_with_the_newest, change=_sums), on()
+            ),
+            Control(
+                "gathered once for all",
+                partial(computes_with_the_newest, change=_keeps),
+                on(**GRADIENT_ONLY),
+            ),
             Control(
                 "padded shards are not refreshed",
                 partial(computes_with_the_newest, change=_does_not_copy),

@@ -1,4 +1,5 @@
-"""Laws of gossip: mixing keeps the sum, contracts disagreement as W says, and mixes parameters, not gradients."""
+"""Laws of gossip: mixing keeps the sum, contracts disagreement as W says, and mixes parameters, not
+gradients."""
 
 from __future__ import annotations
 
@@ -37,23 +38,34 @@ STEPS_APART = 100  # of unequal quadratics: 1.1^100 = 14,000
 def sum_is_conserved(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """Mixing alone: the sum over replicas stays, compressed or not."""
     result = run(make_ranks, cell, change=both(apart_without_gradients, change))
-    start, end = (torch.stack([worker.params[k] for worker in result.workers]).sum(0) for k in (0, -1))
+    start, end = (
+        torch.stack([worker.params[k] for worker in result.workers]).sum(0) for k in (0, -1)
+    )
     scale = sum(float(worker.params[0].norm()) for worker in result.workers)
     value = float((end - start).norm()) / scale
     return Figure(value, CONSERVED, f"||change of the sum|| / sum of ||x_i||, {cell.label}")
 
 
 def contracts_by_modulus(
-    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, expected: Callable[[Cell], float] | None = None
+    make_ranks: MakeRanks,
+    cell: Cell,
+    *,
+    change: Change | None = None,
+    expected: Callable[[Cell], float] | None = None,
 ) -> Figure:
-    """Constant symmetric W, lr 0: per step disagreement shrinks by the second largest modulus of W's eigenvalues."""
+    """Constant symmetric W, lr 0: per step disagreement shrinks by the second largest modulus of
+    W's eigenvalues."""
     cell = cells.resolve(dataclasses.replace(cell, budget=Budget(steps=STEPS)))
     result = run(make_ranks, cell, change=both(_mode, change))
     before, after = (_disagreement(result, step) for step in (STEPS - 10, STEPS))
     modulus = second_modulus(cell)
     found = (after / before) ** 0.1 if before > 1e-13 else 0.0
     value = abs(found / modulus - 1) if modulus > 1e-12 else found
-    return Figure(value, CONTRACTS, f"factor {found:.6f} per step, second largest modulus {modulus:.6f}, {cell.label}")
+    return Figure(
+        value,
+        CONTRACTS,
+        f"factor {found:.6f} per step, second largest modulus {modulus:.6f}, {cell.label}",
+    )
 
 
 def second_modulus(cell: Cell) -> float:
@@ -80,7 +92,8 @@ def _disagreement(result: Run, step: int) -> float:
 
 
 def stays_together(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Each replica's loss is a parabola around a point of its own: replicas stay near the points' mean.
+    """Each replica's loss is a parabola around a point of its own: replicas stay near the points'
+    mean.
 
     Averaging neighbours' gradients instead leaves modes of W with a negative eigenvalue growing.
     """
@@ -88,7 +101,9 @@ def stays_together(make_ranks: MakeRanks, cell: Cell, *, change: Change | None =
     result = run(make_ranks, cell, change=both(_unequal, change))
     last = torch.stack([worker.params[-1] for worker in result.workers])
     farthest = float(last.norm(dim=1).max() / _point(0, last.shape[1], last.dtype).norm())
-    text = f"the farthest replica after {STEPS_APART} steps, in distances of a minimum, {cell.label}"
+    text = (
+        f"the farthest replica after {STEPS_APART} steps, in distances of a minimum, {cell.label}"
+    )
     return Figure(farthest, 1.5, text)
 
 
@@ -101,7 +116,8 @@ class _Parabola:
     """A part whose gradient is x - point."""
 
     def __init__(self, part: Any, rank: int) -> None:
-        self._part, self._point = part, _point(rank, part.params.numel(), part.params.dtype)
+        self._part = part
+        self._point = _point(rank, part.params.numel(), part.params.dtype)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)
@@ -143,18 +159,36 @@ LAWS = (
         "mixing conserves the sum over replicas",
         sum_is_conserved,
         is_gossip,
-        (Control("a replica keeps a hundredth too much", partial(sum_is_conserved, change=_leaks), _ON),),
+        (
+            Control(
+                "a replica keeps a hundredth too much",
+                partial(sum_is_conserved, change=_leaks),
+                _ON,
+            ),
+        ),
     ),
     Law(
         "disagreement contracts by the second largest modulus of W",
         contracts_by_modulus,
-        lambda cell: is_gossip(cell) and cell.topology == "ring_neighbours" and cell.compression == "none",
-        (Control("a replica keeps a hundredth too much", partial(contracts_by_modulus, change=_leaks), _ON),),
+        lambda cell: (
+            is_gossip(cell) and cell.topology == "ring_neighbours" and cell.compression == "none"
+        ),
+        (
+            Control(
+                "a replica keeps a hundredth too much",
+                partial(contracts_by_modulus, change=_leaks),
+                _ON,
+            ),
+        ),
     ),
     Law(
         "replicas with unequal data stay together",
         stays_together,
-        lambda cell: is_gossip(cell) and cell.compression == "none" and option(cell, "gossip", "consensus_rate") == 1.0,
+        lambda cell: (
+            is_gossip(cell)
+            and cell.compression == "none"
+            and option(cell, "gossip", "consensus_rate") == 1.0
+        ),
         (
             Control(
                 "neighbours' gradients are averaged, not parameters",

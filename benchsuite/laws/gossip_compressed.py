@@ -1,8 +1,10 @@
-"""Laws of compressed gossip: what moves a replica is what travelled, its neighbours' copies against its own (CHOCO).
+"""Laws of compressed gossip: what moves a replica is what travelled, its neighbours' copies against
+its own (CHOCO).
 
-Koloskova et al. 2019, arXiv 1902.00340, written down once more as a serial loop: a copy per edge, moved by Q(x - copy),
-and x_i += consensus_rate sum_j W_ij (copy of j - copy of i). Where Q loses nothing, copies are the replicas themselves:
-a second loop, without copies, mixes by (1 - consensus_rate) I + consensus_rate W.
+Koloskova et al. 2019, arXiv 1902.00340, written down once more as a serial loop: a copy per edge,
+moved by Q(x - copy), and x_i += consensus_rate sum_j W_ij (copy of j - copy of i). Where Q loses
+nothing, copies are the replicas themselves: a second loop, without copies, mixes by (1 -
+consensus_rate) I + consensus_rate W.
 """
 
 from __future__ import annotations
@@ -36,23 +38,35 @@ def follows_choco(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = 
     return _compared(make_ranks, cell, change, lambda start, shapes: Choco(cell, start, shapes))
 
 
-def lossless_is_mixing(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+def lossless_is_mixing(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
     """Top-k with k = P: every worker's parameters are those of mixing by (1 - rate) I + rate W."""
     cell = with_options(with_options(cell, "gossip", consensus_rate=RATE), "topk", rho=1.0)
     return _compared(make_ranks, cells.resolve(cell), change, lambda start, shapes: towards_mixing)
 
 
 def _compared(
-    make_ranks: MakeRanks, cell: Cell, change: Change | None, made: Callable[[Tensor, Shapes], Exchange]
+    make_ranks: MakeRanks,
+    cell: Cell,
+    change: Change | None,
+    made: Callable[[Tensor, Shapes], Exchange],
 ) -> Figure:
     result = run(make_ranks, cell, change=change)
     path = gossiping(cell, made(result.workers[0].params[0], result.workers[0].shapes))
-    value, where = worst([
-        (relative(mine - at[worker.rank], at[worker.rank]), f"worker {worker.rank} after step {step}")
-        for worker in result.workers
-        for step, (mine, at) in enumerate(zip(worker.params, path, strict=True))
-    ])  # fmt: skip
-    text = f"||difference|| / ||parameters||, largest of {len(path) - 1} steps: {where}, {cell.label}"
+    value, where = worst(
+        [
+            (
+                relative(mine - at[worker.rank], at[worker.rank]),
+                f"worker {worker.rank} after step {step}",
+            )
+            for worker in result.workers
+            for step, (mine, at) in enumerate(zip(worker.params, path, strict=True))
+        ]
+    )
+    text = (
+        f"||difference|| / ||parameters||, largest of {len(path) - 1} steps: {where}, {cell.label}"
+    )
     return Figure(value, FLOAT64, text)
 
 
@@ -68,12 +82,15 @@ class Choco:
         options = trainings.options_for(cell, "compression")
         self._compression: Compression = trainings.make("compression", cell.compression, options)
         self._compression.start(shapes, seed=cell.seed)
-        self._pieces, self._start = pieces_of(shapes), start
+        self._pieces = pieces_of(shapes)
+        self._start = start
         self._edges: dict[tuple[int, int], tuple[Tensor, Codec]] = {}
 
     def __call__(self, params: list[Tensor], weights: Tensor) -> None:
         size = len(params)
-        edges = [(j, i) for i in range(size) for j in range(size) if i != j and float(weights[i, j]) != 0]
+        edges = [
+            (j, i) for i in range(size) for j in range(size) if i != j and float(weights[i, j]) != 0
+        ]
         copies = {(source, to): self._moved(source, to, params[source]) for source, to in edges}
         for (source, to), copy in copies.items():
             params[to].add_(copy, alpha=RATE * float(weights[to, source]))
@@ -90,7 +107,7 @@ class Choco:
         return copy.add_(difference)
 
 
-# -- broken twins ----------------------------------------------------------------------------------------------
+# -- broken twins ----------------------------------------------------------------------------------
 
 
 def _at_rate(given: Callable[[float], float]) -> Change:
@@ -108,7 +125,8 @@ def _at_rate(given: Callable[[float], float]) -> Change:
 def _forgets(training: Training) -> Training:
     """Copies stay where they started."""
     strategy: Any = training.strategy
-    copies, move = strategy._copies, strategy._copies._move
+    copies = strategy._copies
+    move = strategy._copies._move
 
     def moved(edge: tuple[Tensor, Codec], wire: Tensor) -> None:
         edge[0].copy_(copies._start)
@@ -118,7 +136,12 @@ def _forgets(training: Training) -> Training:
     return training
 
 
-_ON: Mapping[str, Any] = {"sync": "gossip", "topology": "ring_neighbours", "replicas": 4, "compression": "topk"}
+_ON: Mapping[str, Any] = {
+    "sync": "gossip",
+    "topology": "ring_neighbours",
+    "replicas": 4,
+    "compression": "topk",
+}
 _INT8 = {**_ON, "compression": "int8"}
 
 LAWS = (
@@ -127,8 +150,16 @@ LAWS = (
         follows_choco,
         lambda cell: is_gossip(cell) and cell.compression != "none",
         (
-            Control("replicas never mix", partial(follows_choco, change=_at_rate(lambda rate: 0.0)), _INT8),
-            Control("the consensus rate is missing", partial(follows_choco, change=_at_rate(lambda rate: 1.0)), _INT8),
+            Control(
+                "replicas never mix",
+                partial(follows_choco, change=_at_rate(lambda rate: 0.0)),
+                _INT8,
+            ),
+            Control(
+                "the consensus rate is missing",
+                partial(follows_choco, change=_at_rate(lambda rate: 1.0)),
+                _INT8,
+            ),
             Control("copies are forgotten", partial(follows_choco, change=_forgets), _INT8),
         ),
         own_run=True,
@@ -138,9 +169,15 @@ LAWS = (
         lossless_is_mixing,
         lambda cell: is_gossip(cell) and plugins.stem(cell.compression) == "topk",
         (
-            Control("replicas never mix", partial(lossless_is_mixing, change=_at_rate(lambda rate: 0.0)), _ON),
             Control(
-                "the consensus rate is missing", partial(lossless_is_mixing, change=_at_rate(lambda rate: 1.0)), _ON
+                "replicas never mix",
+                partial(lossless_is_mixing, change=_at_rate(lambda rate: 0.0)),
+                _ON,
+            ),
+            Control(
+                "the consensus rate is missing",
+                partial(lossless_is_mixing, change=_at_rate(lambda rate: 1.0)),
+                _ON,
             ),
         ),
         own_run=True,

@@ -1,4 +1,5 @@
-"""Laws of gossip graphs: W, put together from what every rank says of itself, mixes and loses nothing."""
+"""Laws of gossip graphs: W, put together from what every rank says of itself, mixes and loses
+nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from benchsuite.worker import build as trainings
 STEPS = 20
 ROUNDING = 1e-12
 Wrap = Callable[[Graph], Any]
-Told = tuple[list[tuple[int, float]], list[int], list[tuple[int, int]]]  # neighbours, listeners, edges of a step
+Told = tuple[
+    list[tuple[int, float]], list[int], list[tuple[int, int]]
+]  # neighbours, listeners, edges of a step
 
 
 def whole(graph: Graph) -> Any:
@@ -30,16 +33,20 @@ def whole(graph: Graph) -> Any:
 
 
 def told(make_ranks: MakeRanks, cell: Cell, wrap: Wrap) -> list[list[Told]]:
-    """[rank][step]: what each rank says of itself, and what a graph that was not started says of all."""
+    """[rank][step]: what each rank says of itself, and what a graph that was not started says of
+    all."""
 
     def graph() -> Any:
-        return wrap(trainings.make("topology", cell.topology, trainings.options_for(cell, "topology")))
+        return wrap(
+            trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
+        )
 
     def body(comm: Comm) -> list[Told]:
         started = graph()
         started.start(comm)
         return [
-            (started.neighbours(step), started.listeners(step), graph().edges(step, comm.size)) for step in range(STEPS)
+            (started.neighbours(step), started.listeners(step), graph().edges(step, comm.size))
+            for step in range(STEPS)
         ]
 
     return make_ranks(cell.replicas, body)
@@ -58,28 +65,46 @@ def matrices(per_rank: list[list[Told]]) -> list[Tensor]:
 
 
 def is_doubly_stochastic(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """No weight below 0, every column of W sums to 1 (rows do so by definition), in each of 20 steps."""
+    """No weight below 0, every column of W sums to 1 (rows do so by definition), in each of 20
+    steps."""
     cell = cells.resolve(cell)
-    worst, where = 0.0, ""
+    worst = 0.0
+    where = ""
     for step, w in enumerate(matrices(told(make_ranks, cell, wrap))):
         gap = max(float((w.sum(dim=0) - 1).abs().max()), float(-w.min()))
         if gap > worst:
-            worst, where = gap, f"step {step}: columns sum to {w.sum(dim=0).tolist()}, smallest weight {float(w.min())}"
+            worst = gap
+            where = (
+                f"step {step}: columns sum to {w.sum(dim=0).tolist()}, smallest weight "
+                f"{float(w.min())}"
+            )
     return Figure(worst, ROUNDING, f"{where or 'all columns sum to 1'}, {cell.label}")
 
 
 def says_one_thing(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """Whom a rank gets from, whom it sends to and the edges of a prediction are the same, each once, in rank order."""
+    """Whom a rank gets from, whom it sends to and the edges of a prediction are the same, each
+    once, in rank order."""
     cell = cells.resolve(cell)
-    per_rank, wrong, where = told(make_ranks, cell, wrap), 0, ""
+    per_rank = told(make_ranks, cell, wrap)
+    wrong = 0
+    where = ""
     for step in range(STEPS):
-        heard = [(other, rank) for rank, steps in enumerate(per_rank) for other, _ in steps[step][0]]
+        heard = [
+            (other, rank) for rank, steps in enumerate(per_rank) for other, _ in steps[step][0]
+        ]
         spoken = [(rank, other) for rank, steps in enumerate(per_rank) for other in steps[step][1]]
         for rank, steps in enumerate(per_rank):
             neighbours, listeners, edges = steps[step]
             ranks = [other for other, _ in neighbours]
-            differ = len(set(heard) ^ set(edges)) + len(set(spoken) ^ set(edges)) + len(edges) - len(set(edges))
-            differ += (ranks != sorted(set(ranks) - {rank})) + (listeners != sorted(set(listeners) - {rank}))
+            differ = (
+                len(set(heard) ^ set(edges))
+                + len(set(spoken) ^ set(edges))
+                + len(edges)
+                - len(set(edges))
+            )
+            differ += (ranks != sorted(set(ranks) - {rank})) + (
+                listeners != sorted(set(listeners) - {rank})
+            )
             if differ and not where:
                 where = f"step {step}: {heard} are heard, {spoken} spoken to, {edges} predicted; "
             wrong += differ
@@ -87,7 +112,8 @@ def says_one_thing(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
 
 
 def mixes(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """20 steps shrink every disagreement: the second largest modulus of the eigenvalues of their product is below 1."""
+    """20 steps shrink every disagreement: the second largest modulus of the eigenvalues of their
+    product is below 1."""
     cell = cells.resolve(cell)
     product = _product(matrices(told(make_ranks, cell, wrap)))
     modulus = float(torch.linalg.eigvals(product - 1 / cell.replicas).abs().max())
@@ -95,7 +121,8 @@ def mixes(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
 
 
 def agrees_after_q(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """The exponential graph, N = 2^q: any q steps in a row average exactly, their product is 1/N everywhere."""
+    """The exponential graph, N = 2^q: any q steps in a row average exactly, their product is 1/N
+    everywhere."""
     cell = cells.resolve(cell)
     rounds = cell.replicas.bit_length() - 1
     found = matrices(told(make_ranks, cell, wrap))
@@ -103,7 +130,9 @@ def agrees_after_q(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
         float((_product(found[first : first + rounds]) - 1 / cell.replicas).abs().max())
         for first in range(STEPS - rounds)
     ]
-    return Figure(max(gaps), ROUNDING, f"farthest from 1/{cell.replicas} after {rounds} steps, {cell.label}")
+    return Figure(
+        max(gaps), ROUNDING, f"farthest from 1/{cell.replicas} after {rounds} steps, {cell.label}"
+    )
 
 
 def _product(matrices: list[Tensor]) -> Tensor:
@@ -113,14 +142,16 @@ def _product(matrices: list[Tensor]) -> Tensor:
     return product
 
 
-# -- broken graphs -----------------------------------------------------------------------------------------------
+# -- broken graphs ---------------------------------------------------------------------------------
 
 
 class _Twin:
     """A graph with one of its answers replaced: `instead(graph, rank, step)`."""
 
     def __init__(self, graph: Graph, name: str, instead: Callable[[Graph, int, int], Any]) -> None:
-        self._graph, self._name, self._instead = graph, name, instead
+        self._graph = graph
+        self._name = name
+        self._instead = instead
 
     def start(self, comm: Comm) -> None:
         self._graph.start(comm)
@@ -169,9 +200,14 @@ def _always_the_next(graph: Graph, rank: int, step: int) -> list[tuple[int, floa
 
 
 def is_graph(cell: Cell) -> bool:
-    """Whether its topology is a gossip graph of more than one worker (a matching: of an even number)."""
+    """Whether its topology is a gossip graph of more than one worker (a matching: of an even
+    number)."""
     odd = cell.topology == "random_matching" and cell.replicas % 2
-    return cell.replicas > 1 and not odd and hasattr(plugins.load("topology", cell.topology), "neighbours")
+    return (
+        cell.replicas > 1
+        and not odd
+        and hasattr(plugins.load("topology", cell.topology), "neighbours")
+    )
 
 
 _RING = {"topology": "ring_neighbours", "replicas": 4}
@@ -184,8 +220,16 @@ LAWS = (
         is_doubly_stochastic,
         is_graph,
         (
-            Control("all listen to rank 0", partial(is_doubly_stochastic, wrap=_with("neighbours", _star)), _RING),
-            Control("weights too heavy", partial(is_doubly_stochastic, wrap=_with("neighbours", _too_heavy)), _RING),
+            Control(
+                "all listen to rank 0",
+                partial(is_doubly_stochastic, wrap=_with("neighbours", _star)),
+                _RING,
+            ),
+            Control(
+                "weights too heavy",
+                partial(is_doubly_stochastic, wrap=_with("neighbours", _too_heavy)),
+                _RING,
+            ),
         ),
     ),
     Law(
@@ -198,19 +242,29 @@ LAWS = (
                 partial(says_one_thing, wrap=_with("listeners", _next_step)),
                 _EXPONENTIAL,
             ),
-            Control("listens to others", partial(says_one_thing, wrap=_with("neighbours", _star)), _RING),
+            Control(
+                "listens to others", partial(says_one_thing, wrap=_with("neighbours", _star)), _RING
+            ),
         ),
     ),
     Law(
         "mixing shrinks every disagreement",
         mixes,
         is_graph,
-        (Control("the same pairs for ever", partial(mixes, wrap=_with("neighbours", _in_halves)), _RING),),
+        (
+            Control(
+                "the same pairs for ever",
+                partial(mixes, wrap=_with("neighbours", _in_halves)),
+                _RING,
+            ),
+        ),
     ),
     Law(
         "2^q workers agree after q steps of the exponential graph",
         agrees_after_q,
-        lambda cell: is_graph(cell) and cell.topology == "exponential" and cell.replicas.bit_count() == 1,
+        lambda cell: (
+            is_graph(cell) and cell.topology == "exponential" and cell.replicas.bit_count() == 1
+        ),
         (
             Control(
                 "the distance does not double",

@@ -1,4 +1,5 @@
-"""Laws of a mean in two levels: over several hosts it is the same mean, and between them goes what theory says.
+"""Laws of a mean in two levels: over several hosts it is the same mean, and between them goes what
+theory says.
 
 The ranks are put on two hosts, in blocks and in turns; an odd number makes one host larger.
 """
@@ -16,7 +17,12 @@ from benchsuite.comm import Comm, Traffic
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases, twins
 from benchsuite.laws.harness.runs import count_different
-from benchsuite.laws.topology import counted_is_predicted, integer_mean, same_bits_everywhere, vector
+from benchsuite.laws.topology import (
+    counted_is_predicted,
+    integer_mean,
+    same_bits_everywhere,
+    vector,
+)
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Cell
 from benchsuite.topology import Topology
@@ -29,8 +35,10 @@ PARTS = ((0, NUMEL), (0, 1001), (1001, NUMEL))  # a vector whole, then as two bu
 
 
 def placements(num_ranks: int) -> list[list[int]]:
-    """Host of each rank: 3 ranks as 2 + 1 and as first and last + middle, 4 as 2 + 2 and in turns."""
-    blocks, turns = [rank * 2 // num_ranks for rank in range(num_ranks)], [rank % 2 for rank in range(num_ranks)]
+    """Host of each rank: 3 ranks as 2 + 1 and as first and last + middle, 4 as 2 + 2 and in
+    turns."""
+    blocks = [rank * 2 // num_ranks for rank in range(num_ranks)]
+    turns = [rank % 2 for rank in range(num_ranks)]
     return [blocks] if blocks == turns else [blocks, turns]
 
 
@@ -52,49 +60,61 @@ def on_hosts(
 ) -> Figure:
     """A law of a mean, on every placement: the worst of its figures."""
     figures = [
-        (hosts, law(placed(make_ranks, hosts), cells.resolve(cell), mean=mean)) for hosts in placements(cell.replicas)
+        (hosts, law(placed(make_ranks, hosts), cells.resolve(cell), mean=mean))
+        for hosts in placements(cell.replicas)
     ]
     hosts, worst = max(figures, key=lambda pair: pair[1].value)
     return Figure(worst.value, worst.bound, f"hosts {hosts}: {worst.detail}")
 
 
 def crosses_as_theory_says(make_ranks: MakeRanks, cell: Cell, *, topology: str = "") -> Figure:
-    """One mean: 2 (H-1) M between H hosts, 2 (n-1) M + (n-1)/n M in the memory of each, nothing else.
+    """One mean: 2 (H-1) M between H hosts, 2 (n-1) M + (n-1)/n M in the memory of each, nothing
+    else.
 
     `topology`: another one over the same hosts.
     """
 
     def body(comm: Comm) -> tuple[Traffic, Traffic]:
-        made: Topology = trainings.make("topology", topology, {}) if topology else trainings.make_topology(cell)
+        made: Topology = (
+            trainings.make("topology", topology, {}) if topology else trainings.make_topology(cell)
+        )
         made.start(comm)
         made.mean(torch.zeros(NUMEL))
         return comm.traffic, derived_total(getattr(comm, "calls", {}))
 
-    gap, where = 0, ""
+    gap = 0
+    where = ""
     for hosts in placements(cell.replicas):
         per_rank = placed(make_ranks, hosts)(cell.replicas, body)
         whole = sum((counted + derived for counted, derived in per_rank), Traffic())
         across = sum(count for (a, b), count in whole.payload.items() if hosts[a] != hosts[b])
-        groups, num_bytes = ranks_by_host(hosts), 4 * NUMEL
-        shared = sum(2 * (len(g) - 1) * num_bytes + (len(g) - 1) * num_bytes // len(g) for g in groups)
+        groups = ranks_by_host(hosts)
+        num_bytes = 4 * NUMEL
+        shared = sum(
+            2 * (len(g) - 1) * num_bytes + (len(g) - 1) * num_bytes // len(g) for g in groups
+        )
         told = 2 * (len(groups) - 1) * num_bytes, 0, shared
         found = across, whole.payload_bytes - across, whole.shm_bytes
         difference = sum(abs(a - b) for a, b in zip(found, told, strict=True))
         if difference > gap:
-            gap, where = (
-                difference,
-                f"hosts {hosts}: (across, on a wire inside, in memory) {found} bytes, theory {told}",
+            gap = difference
+            where = (
+                f"hosts {hosts}: (across, on a wire inside, in memory) {found} bytes, theory {told}"
             )
     return Figure(gap, 0, f"{where or 'as theory says'}, {cell.label}")
 
 
-def lives_there_or_is_copied(make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None) -> Figure:
-    """A vector (and slices of it) in the topology's own memory gets the bits that any other vector gets."""
+def lives_there_or_is_copied(
+    make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None
+) -> Figure:
+    """A vector (and slices of it) in the topology's own memory gets the bits that any other vector
+    gets."""
 
     def body(comm: Comm) -> int:
         made: Topology = trainings.make_topology(cell)
         made.start(comm)
-        own, other = made.buffer(NUMEL, torch.zeros(1)), torch.zeros(NUMEL)
+        own = made.buffer(NUMEL, torch.zeros(1))
+        other = torch.zeros(NUMEL)
         there = made if mean is None else twins.OtherMean(made, mean)
         different = 0
         for round_, (start, stop) in enumerate(PARTS):
@@ -104,7 +124,9 @@ def lives_there_or_is_copied(make_ranks: MakeRanks, cell: Cell, *, mean: twins.M
             there.mean(own[start:stop])
             made.mean(other[start:stop])
             different += count_different(own, other)
-            outside: Tensor = torch.cat([own[:start] - untouched[:start], own[stop:] - untouched[stop:]])
+            outside: Tensor = torch.cat(
+                [own[:start] - untouched[:start], own[stop:] - untouched[stop:]]
+            )
             different += int(outside.count_nonzero())
         return different
 
@@ -113,7 +135,11 @@ def lives_there_or_is_copied(make_ranks: MakeRanks, cell: Cell, *, mean: twins.M
         str(hosts): sum(placed(make_ranks, hosts)(cell.replicas, body))
         for hosts in [[0] * cell.replicas, *placements(cell.replicas)]
     }
-    return Figure(sum(wrong.values()), 0, f"elements that differ, by hosts of the ranks: {wrong}, {cell.label}")
+    return Figure(
+        sum(wrong.values()),
+        0,
+        f"elements that differ, by hosts of the ranks: {wrong}, {cell.label}",
+    )
 
 
 def _applies(cell: Cell) -> bool:
@@ -130,11 +156,24 @@ def _everywhere(name: str, law: Callable[..., Figure], mean: twins.Mean, broken:
 
 CELLS = cases.MEANS
 LAWS = (
-    _everywhere("integer vectors are averaged exactly", integer_mean, twins.sum_only, "the divide by N is missing"),
     _everywhere(
-        "a mean has the same bits on all ranks", same_bits_everywhere, twins.chunk_skipped, "one element is not reduced"
+        "integer vectors are averaged exactly",
+        integer_mean,
+        twins.sum_only,
+        "the divide by N is missing",
     ),
-    _everywhere("counted traffic of a mean is the predicted", counted_is_predicted, twins.twice, "synchronises twice"),
+    _everywhere(
+        "a mean has the same bits on all ranks",
+        same_bits_everywhere,
+        twins.chunk_skipped,
+        "one element is not reduced",
+    ),
+    _everywhere(
+        "counted traffic of a mean is the predicted",
+        counted_is_predicted,
+        twins.twice,
+        "synchronises twice",
+    ),
     Law(
         "hosts exchange 2 (H-1) M in all",
         crosses_as_theory_says,
@@ -152,7 +191,11 @@ LAWS = (
         lives_there_or_is_copied,
         _applies,
         (
-            Control("one element is not reduced", partial(lives_there_or_is_copied, mean=twins.chunk_skipped), _ON),
+            Control(
+                "one element is not reduced",
+                partial(lives_there_or_is_copied, mean=twins.chunk_skipped),
+                _ON,
+            ),
             Control("rounds once more", partial(lives_there_or_is_copied, mean=twins.detour), _ON),
         ),
     ),

@@ -1,7 +1,8 @@
-"""Laws of hogwild: under the lock no increment is lost and the run can be made again, update by update, in one process;
-without it no increment is made up, and the lost share is said.
+"""Laws of hogwild: under the lock no increment is lost and the run can be made again, update by
+update, in one process; without it no increment is made up, and the lost share is said.
 
-How many are lost without a lock is a matter of luck: it is reported, and never asserted to be more than none.
+How many are lost without a lock is a matter of luck: it is reported, and never asserted to be more
+than none.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from benchsuite.laws.harness.runs import (
     sync_of,
     with_options,
     worst,
-)  # fmt: skip
+)
 from benchsuite.laws.harness.serial import Replicas
 from benchsuite.laws.synchronous import unclipped
 from benchsuite.plan.cell import Cell
@@ -43,7 +44,8 @@ FLOAT64 = 1e-10
 
 
 def loses_nothing(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Start 0, lr 1, every gradient 1: the shared vector ends at -U exactly, U = updates of all (U < 2^24)."""
+    """Start 0, lr 1, every gradient 1: the shared vector ends at -U exactly, U = updates of all (U
+    < 2^24)."""
     lost, updates = increments_lost(make_ranks, cell, change=change)
     return Figure(abs(lost), 0, f"{lost:g} increments of {updates} lost, {cell.label}")
 
@@ -55,7 +57,9 @@ def makes_nothing_up(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
     return Figure(max(0.0, -lost), 0, text)
 
 
-def increments_lost(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> tuple[float, int]:
+def increments_lost(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> tuple[float, int]:
     """(increments of an element that were lost, mean over the elements; updates made)."""
     cell = with_options(cell, "hogwild", lr_rule="same")
     result = run(make_ranks, cell, change=both(from_zero_with_ones, change))
@@ -65,25 +69,37 @@ def increments_lost(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
 
 
 def locked_replay(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Every version of the shared vector, made again by one process in the order in which the lock was taken."""
+    """Every version of the shared vector, made again by one process in the order in which the lock
+    was taken."""
     result = run(make_ranks, cell, change=both(_watch, change), after=_turns)
-    turns = sorted((turn, rank.rank, step) for rank in result.workers for step, turn in enumerate(rank.after))
+    turns = sorted(
+        (turn, rank.rank, step) for rank in result.workers for step, turn in enumerate(rank.after)
+    )
     updates = sum(result.events["updates"])
     if len(turns) != updates:
         text = f"the lock was taken {len(turns)} times for {updates} updates, {cell.label}"
         return Figure(float("nan"), FLOAT64, text)
     versions = _versions(result, [(worker, step) for _, worker, step in turns])
-    value, where = worst([
-        (relative(result.workers[worker].params[step + 1] - theirs, theirs), f"update {turn} by worker {worker}")
-        for (turn, worker, step), theirs in zip(turns, versions, strict=True)
-    ])  # fmt: skip
-    return Figure(value, FLOAT64, f"||difference|| / ||parameters||, {where} of {updates}, {cell.label}")
+    value, where = worst(
+        [
+            (
+                relative(result.workers[worker].params[step + 1] - theirs, theirs),
+                f"update {turn} by worker {worker}",
+            )
+            for (turn, worker, step), theirs in zip(turns, versions, strict=True)
+        ]
+    )
+    return Figure(
+        value, FLOAT64, f"||difference|| / ||parameters||, {where} of {updates}, {cell.label}"
+    )
 
 
 def _versions(result: Run, order: list[tuple[int, int]]) -> list[Tensor]:
-    """The vector after each update by (worker, its how-many-eth), on what that worker read after the one before."""
+    """The vector after each update by (worker, its how-many-eth), on what that worker read after
+    the one before."""
     replicas = Replicas(result.cell)
-    whole, size = replicas.recipe, replicas.num_workers
+    whole = replicas.recipe
+    size = replicas.num_workers
     if option(result.cell, "hogwild", "lr_rule") == "equal_sample":
         replicas.recipe = dataclasses.replace(whole, lr=lambda progress: whole.lr(progress) / size)
     shared = replicas.params[0]
@@ -104,7 +120,9 @@ class _Numbered:
     """A lock that numbers its turns over all ranks."""
 
     def __init__(self, lock: AbstractContextManager[Any], comm: Comm, turns: list[int]) -> None:
-        self._lock, self._comm, self._turns = lock, comm, turns
+        self._lock = lock
+        self._comm = comm
+        self._turns = turns
 
     def __enter__(self) -> None:
         self._lock.__enter__()
@@ -179,8 +197,11 @@ def _unguarded(training: Training) -> Training:
 
 
 _ON: Mapping[str, Any] = {
-    "sync": "hogwild", "topology": "native", "replicas": 3, "options": {"hogwild": {"lock": "exclusive"}},
-}  # fmt: skip
+    "sync": "hogwild",
+    "topology": "native",
+    "replicas": 3,
+    "options": {"hogwild": {"lock": "exclusive"}},
+}
 _CLIPPED: Mapping[str, Any] = {**_ON, "options": {**_ON["options"], "tiny": {"clip_norm": 0.5}}}
 
 LAWS = (
@@ -189,7 +210,12 @@ LAWS = (
         loses_nothing,
         lambda cell: sync_of(cell) == "hogwild" and option(cell, "hogwild", "lock") == "exclusive",
         (
-            Control("the lock is not taken", partial(loses_nothing, change=_unguarded), _ON, real_ranks=True),
+            Control(
+                "the lock is not taken",
+                partial(loses_nothing, change=_unguarded),
+                _ON,
+                real_ranks=True,
+            ),
             Control("every step is made twice", partial(loses_nothing, change=_twofold), _ON),
         ),
         own_run=True,
@@ -199,9 +225,17 @@ LAWS = (
         locked_replay,
         lambda cell: sync_of(cell) == "hogwild" and option(cell, "hogwild", "lock") == "exclusive",
         (
-            Control("steps go with lr instead of lr/N", partial(locked_replay, change=_whole_rate), _ON),
-            Control("gradients are not clipped", partial(locked_replay, change=unclipped), _CLIPPED),
-            Control("gradients are one batch late", partial(locked_replay, change=twins.late_gradient), _ON),
+            Control(
+                "steps go with lr instead of lr/N", partial(locked_replay, change=_whole_rate), _ON
+            ),
+            Control(
+                "gradients are not clipped", partial(locked_replay, change=unclipped), _CLIPPED
+            ),
+            Control(
+                "gradients are one batch late",
+                partial(locked_replay, change=twins.late_gradient),
+                _ON,
+            ),
         ),
     ),
     Law(

@@ -1,7 +1,9 @@
-"""Laws of k_sync: a version is made of its first K = N - c gradients; with `wait` later ones are dropped and counted.
+"""Laws of k_sync: a version is made of its first K = N - c gradients; with `wait` later ones are
+dropped and counted.
 
-Without backup workers it is synchronous (family `synchronous`); its parameters are checked by `replay`, the identity by
-`server_log`. What each form costs in time is checked under the virtual clock (family `virtual_times`).
+Without backup workers it is synchronous (family `synchronous`); its parameters are checked by
+`replay`, the identity by `server_log`. What each form costs in time is checked under the virtual
+clock (family `virtual_times`).
 """
 
 from __future__ import annotations
@@ -21,24 +23,29 @@ from benchsuite.sync import Apply
 def versions_have_k(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written
 ) -> Figure:
-    """From the log alone: an update after every K gradients in time, and not before, until workers leave; every push
-    is in one update or dropped, never both. K different workers, unless gradients are counted (`batch`)."""
+    """From the log alone: an update after every K gradients in time, and not before, until workers
+    leave; every push is in one update or dropped, never both. K different workers, unless gradients
+    are counted (`batch`)."""
     result = run(make_ranks, cell, change=change)
     form = {name: option(result.cell, "k_sync", name) for name in ("wait", "batch")}
     k = result.cell.num_workers - int(option(result.cell, "k_sync", "backup_workers"))
     wrong = [_wrong_groups(read(log), k, **form) for log in result.logs]
-    drops = [sum(stale > 0 for stale in log.staleness) if form["wait"] else 0 for log in result.logs]
+    drops = [
+        sum(stale > 0 for stale in log.staleness) if form["wait"] else 0 for log in result.logs
+    ]
     pushes = [len(log.worker) for log in result.logs]
     versions = [log.version for log in result.logs]
     return Figure(
         sum(wrong),
         0,
-        f"{wrong} versions without K = {k}; {pushes} pushes, {drops} dropped, {versions} updates, {cell.label}",
+        f"{wrong} versions without K = {k}; {pushes} pushes, {drops} dropped, {versions} updates, "
+        f"{cell.label}",
     )
 
 
 def _wrong_groups(log: PushLog, k: int, *, wait: bool, batch: bool) -> int:
-    """Versions that are not made of K gradients (of K workers). The last N - 1 may have fewer: workers leave."""
+    """Versions that are not made of K gradients (of K workers). The last N - 1 may have fewer:
+    workers leave."""
     num_workers = len(log.last_read)
     groups: dict[int, list[int]] = {version: [] for version in range(log.version)}
     wrong = 0
@@ -78,10 +85,20 @@ LAWS = (
         lambda cell: sync_of(cell) == "k_sync",
         (
             Control(
-                "a version ends one gradient early", partial(versions_have_k, change=twins.with_policy(_Impatient)), _ON
+                "a version ends one gradient early",
+                partial(versions_have_k, change=twins.with_policy(_Impatient)),
+                _ON,
             ),
-            Control("late gradients are taken", partial(versions_have_k, change=twins.with_policy(_Hospitable)), _ON),
-            Control("staleness counted after the apply", partial(versions_have_k, read=counted_after_the_apply), _ON),
+            Control(
+                "late gradients are taken",
+                partial(versions_have_k, change=twins.with_policy(_Hospitable)),
+                _ON,
+            ),
+            Control(
+                "staleness counted after the apply",
+                partial(versions_have_k, read=counted_after_the_apply),
+                _ON,
+            ),
         ),
     ),
 )

@@ -1,6 +1,8 @@
-"""Law of memory: what a strategy keeps beside parameters, gradient and optimiser is what its file's formula says.
+"""Law of memory: what a strategy keeps beside parameters, gradient and optimiser is what its file's
+formula says.
 
-Counted are the tensors that can be reached from the strategy (on a server from its policy), each memory once.
+Counted are the tensors that can be reached from the strategy (on a server from its policy), each
+memory once.
 """
 
 from __future__ import annotations
@@ -25,18 +27,22 @@ EXACT_TO = 64  # bytes: scalars, e.g. a step counter of an outer optimiser
 
 
 def held_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Bytes on the fullest worker against `state_bytes`; on the fullest server, whose room grows as needed, at most."""
+    """Bytes on the fullest worker against `state_bytes`; on the fullest server, whose room grows as
+    needed, at most."""
     result = run(make_ranks, cell, change=both(_with_policy_kept, change), after=_held)
     strategy, setting = described(result.cell)
     shapes = result.workers[0].shapes
     told = strategy.state_bytes(shapes, setting)
     held = max(worker.after for worker in result.workers)
-    gap, text = abs(held - told), f"{held} bytes held by a worker, {told} predicted"
+    gap = abs(held - told)
+    text = f"{held} bytes held by a worker, {told} predicted"
     if plugins.find("sync", cell.sync).constants.get("state_is_a_bound"):
         gap = max(0, held - told)
     if result.servers:
-        told, held = strategy.state_bytes(shapes, setting, server=True), max(server.after for server in result.servers)
-        gap, text = gap + max(0, held - told), f"{text}; {held} by a server, at most {told} predicted"
+        told = strategy.state_bytes(shapes, setting, server=True)
+        held = max(server.after for server in result.servers)
+        gap = gap + max(0, held - told)
+        text = f"{text}; {held} by a server, at most {told} predicted"
     return Figure(gap, EXACT_TO, f"{text}, {cell.label}")
 
 
@@ -60,7 +66,8 @@ def _held(training: Training) -> int:
 
 
 def _tensors(root: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Of our own objects and the containers in them, and of an optimiser that a strategy keeps besides the recipe's."""
+    """Of our own objects and the containers in them, and of an optimiser that a strategy keeps
+    besides the recipe's."""
     if id(root) in seen or isinstance(root, Updater):
         return
     seen.add(id(root))
@@ -74,7 +81,9 @@ def _tensors(root: Any, seen: set[int]) -> Iterator[Tensor]:
     elif isinstance(root, (list, tuple, set)):
         for value in root:
             yield from _tensors(value, seen)
-    elif type(root).__module__.startswith(("benchsuite.sync", "benchsuite.laws", "benchsuite_user")):
+    elif type(root).__module__.startswith(
+        ("benchsuite.sync", "benchsuite.laws", "benchsuite_user")
+    ):
         for value in vars(root).values():
             yield from _tensors(value, seen)
 
@@ -86,7 +95,9 @@ def _hoarding(training: Training) -> Training:
 
 
 def _applies(cell: Cell) -> bool:
-    return cell.compression == "none" and not plugins.find("sync", cell.sync).constants.get("calls_library")
+    return cell.compression == "none" and not plugins.find("sync", cell.sync).constants.get(
+        "calls_library"
+    )
 
 
 CELLS = cases.ONCE
@@ -99,9 +110,13 @@ LAWS = (
             Control(
                 "one copy more is kept",
                 partial(held_is_predicted, change=_hoarding),
-                {"sync": "local_sgd", "topology": "ring", "replicas": 2, "options": {"local_sgd": {"local_steps": 5}}},
+                {
+                    "sync": "local_sgd",
+                    "topology": "ring",
+                    "replicas": 2,
+                    "options": {"local_sgd": {"local_steps": 5}},
+                },
             ),
         ),
     ),
 )
-

@@ -1,7 +1,8 @@
 """Laws of gradient accumulation: m micro-batches, one after the other, are the whole batch.
 
-The mean of equal pieces' mean gradients is the gradient of the mean loss, so training with them equals one process on
-the whole batch under every form of the synchronous strategy, in buckets and through the library too.
+The mean of equal pieces' mean gradients is the gradient of the mean loss, so training with them
+equals one process on the whole batch under every form of the synchronous strategy, in buckets and
+through the library too.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ def _cells(asked: Asked) -> Sequence[Cell]:
     if asked.clock != "wall" or not asked.is_everything:
         return []
     return [
-        tiny(RECIPES[2], replicas=workers, **{**form, "options": {**form.get("options", {}), "data": micro}})
+        tiny(
+            RECIPES[2],
+            replicas=workers,
+            **{**form, "options": {**form.get("options", {}), "data": micro}},
+        )
         for form in FORMS
         for workers in (1, 2, 3)
         for micro in ({"num_micro_batches": 2}, {"num_micro_batches": 4})
@@ -51,8 +56,11 @@ class _Summed:
     """A part that adds its micro-batches' gradients and never divides."""
 
     def __init__(self, part: Part, count: int) -> None:
-        self._part, self._count = part, count
-        self.module, self.shapes, self.params = part.module, part.shapes, part.params
+        self._part = part
+        self._count = count
+        self.module = part.module
+        self.shapes = part.shapes
+        self.params = part.params
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)

@@ -1,9 +1,10 @@
-"""Laws of momentum in asynchronous training: whose vector a gradient enters, and where an answer looks ahead.
+"""Laws of momentum in asynchronous training: whose vector a gradient enters, and where an answer
+looks ahead.
 
-From the push log alone the server's updates are computed again, line by line as in the paper (arXiv 1907.11612,
-algorithm 4), with a sum over all workers' vectors in the place of the server's running one. With one worker DANA is
-Nesterov's momentum, which torch has. Speaks about `momentum = per_worker | dana`; `shared` is the recipe's optimiser
-(`replay`).
+From the push log alone the server's updates are computed again, line by line as in the paper (arXiv
+1907.11612, algorithm 4), with a sum over all workers' vectors in the place of the server's running
+one. With one worker DANA is Nesterov's momentum, which torch has. Speaks about `momentum =
+per_worker | dana`; `shared` is the recipe's optimiser (`replay`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ NESTEROV = 1e-5  # on the parameters that workers are sent; float64 stays far be
 
 
 def replays(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Every version of the server's parameters, and every answer, computed again from the push log."""
+    """Every version of the server's parameters, and every answer, computed again from the push
+    log."""
     result = run(make_ranks, cell, change=change)
     versions, answers = _serial(result)
     figures = [
@@ -41,7 +43,11 @@ def replays(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) 
         ]
     value, where = worst(figures)
     stale = sum(result.logs[0].staleness)
-    return Figure(value, FLOAT64, f"||difference|| / ||parameters||, {where}, staleness {stale} in all, {cell.label}")
+    return Figure(
+        value,
+        FLOAT64,
+        f"||difference|| / ||parameters||, {where}, staleness {stale} in all, {cell.label}",
+    )
 
 
 def alone_is_nesterov(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -67,7 +73,8 @@ class _Model:
 
     def __init__(self, cell: Cell) -> None:
         dtype = trainings.DTYPES[cell.precision]
-        self._workload, self._num_workers = trainings.start_workload(cell), cell.num_workers
+        self._workload = trainings.start_workload(cell)
+        self._num_workers = cell.num_workers
         self._module = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]
         self.start = nn.utils.parameters_to_vector(self._parameters).detach()
@@ -84,13 +91,18 @@ class _Model:
 
 def _serial(result: Run) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Versions of the server, and what each worker holds after each of its steps."""
-    cell, log, recipe = result.cell, result.logs[0], recipe_of(result.cell)
-    model, group = _Model(cell), recipe.make_optimizer([torch.zeros(1)]).param_groups[0]
-    momentum, decay = group["momentum"], group["weight_decay"]
+    cell = result.cell
+    log = result.logs[0]
+    recipe = recipe_of(result.cell)
+    model = _Model(cell)
+    group = recipe.make_optimizer([torch.zeros(1)]).param_groups[0]
+    momentum = group["momentum"]
+    decay = group["weight_decay"]
     looks_ahead = option(cell, "asynchronous", "momentum") == "dana"
     theta = model.start.clone()
     v = [torch.zeros_like(theta) for _ in range(cell.num_workers)]
-    versions, sent = [theta.clone()], [[theta.clone()] for _ in range(cell.num_workers)]
+    versions = [theta.clone()]
+    sent = [[theta.clone()] for _ in range(cell.num_workers)]
     for row, (worker, tag) in enumerate(zip(log.worker, log.tag, strict=True)):
         gradient = model.gradient(sent[worker][-1], tag) + decay * theta
         samples = int(row * recipe.global_batch / cell.num_workers)
@@ -137,35 +149,53 @@ class _AheadAlone(_LooksBack):
 
 def _is_own(cell: Cell) -> bool:
     form = option(cell, "asynchronous", "momentum")
-    return cell.num_servers == 1 and form in ("per_worker", "dana") and recipe_of(cell).clip_norm is None
+    return (
+        cell.num_servers == 1
+        and form in ("per_worker", "dana")
+        and recipe_of(cell).clip_norm is None
+    )
 
 
 def _on(form: str, replicas: int) -> dict[str, Any]:
-    optimizer = "nesterov" if replicas == 1 else "momentum"  # of the tiny workload: without and with weight decay
+    optimizer = (
+        "nesterov" if replicas == 1 else "momentum"
+    )  # of the tiny workload: without and with weight decay
     recipe = {"optimizer": optimizer, "lr": 0.02, "schedule": False, "clip_norm": 0.0}
     options = {"asynchronous": {"momentum": form}, "tiny": recipe}
     place = {"topology": "parameter_server", "servers": 1, "replicas": replicas}
     return {"sync": "asynchronous", **place, "options": options}
 
 
-def _twin(law: Callable[..., Figure], policy: Any, broken: str, form: str, replicas: int = 3) -> Control:
+def _twin(
+    law: Callable[..., Figure], policy: Any, broken: str, form: str, replicas: int = 3
+) -> Control:
     return Control(broken, partial(law, change=twins.with_policy(policy)), _on(form, replicas))
 
 
-
 def _cells(asked: cases.Asked) -> list[Cell]:
-    """Both forms with both rules for the learning rate, by momentum; alone also without decay of rate and weights."""
+    """Both forms with both rules for the learning rate, by momentum; alone also without decay of
+    rate and weights."""
     if not asked.includes(sync="asynchronous", topology="parameter_server", compression="none"):
         return []
-    fields: dict[str, Any] = {"sync": "asynchronous", "topology": "parameter_server", "clock": asked.clock}
+    fields: dict[str, Any] = {
+        "sync": "asynchronous",
+        "topology": "parameter_server",
+        "clock": asked.clock,
+    }
     made = [
         cases.tiny(
-            ("momentum", 0.005, 0.0), replicas=n,
-            options={"asynchronous": {"momentum": form, "lr_rule": rule}}, **fields
+            ("momentum", 0.005, 0.0),
+            replicas=n,
+            options={"asynchronous": {"momentum": form, "lr_rule": rule}},
+            **fields,
         )
-        for form in ("per_worker", "dana") for rule in ("equal_sample", "same") for n in asked.workers
-    ]  # fmt: skip
-    return made + [cases.on(cases.tiny(**fields), **_on("dana", 1)) for n in asked.workers if n == 1]
+        for form in ("per_worker", "dana")
+        for rule in ("equal_sample", "same")
+        for n in asked.workers
+    ]
+    return made + [
+        cases.on(cases.tiny(**fields), **_on("dana", 1)) for n in asked.workers if n == 1
+    ]
 
 
 CELLS = cases.Cells(_cells, cases.subject_of)
@@ -178,23 +208,30 @@ LAWS = (
             _twin(replays, _OneForAll, "one vector for all workers", "per_worker"),
             _twin(replays, _LooksBack, "answers do not look ahead", "dana"),
             _twin(replays, _AheadAlone, "answers look ahead by one worker's vector", "dana"),
-            Control("gradients are one batch late", partial(replays, change=twins.late_gradient), _on("dana", 3)),
+            Control(
+                "gradients are one batch late",
+                partial(replays, change=twins.late_gradient),
+                _on("dana", 3),
+            ),
         ),
     ),
     Law(
         "alone, DANA is Nesterov's momentum",
         alone_is_nesterov,
-        lambda cell: _is_own(cell)
-        and cell.replicas == 1
-        and option(cell, "asynchronous", "momentum") == "dana"
-        and not _decays_or_anneals(cell),
+        lambda cell: (
+            _is_own(cell)
+            and cell.replicas == 1
+            and option(cell, "asynchronous", "momentum") == "dana"
+            and not _decays_or_anneals(cell)
+        ),
         (_twin(alone_is_nesterov, _LooksBack, "answers do not look ahead", "dana", 1),),
     ),
 )
 
 
 def _decays_or_anneals(cell: Cell) -> bool:
-    """Nesterov looks ahead with the next step's rate, and decays where it looks: equal only without both."""
+    """Nesterov looks ahead with the next step's rate, and decays where it looks: equal only without
+    both."""
     recipe = recipe_of(cell)
     decay = recipe.make_optimizer([torch.zeros(1)]).param_groups[0].get("weight_decay", 0.0)
     return bool(decay) or len({recipe.lr(k / 7) for k in range(8)}) > 1

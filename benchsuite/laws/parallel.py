@@ -1,7 +1,8 @@
-"""Laws of divided replicas (`pipeline`, `tensor`, `fsdp`), alone and crossed with strategies of the replica axis.
+"""Laws of divided replicas (`pipeline`, `tensor`, `fsdp`), alone and crossed with strategies of the
+replica axis.
 
-Whatever divides a replica, its parts together make the steps of one process; between replicas a strategy does to the
-parts what it does to whole vectors. Ranks are processes.
+Whatever divides a replica, its parts together make the steps of one process; between replicas a
+strategy does to the parts what it does to whole vectors. Ranks are processes.
 """
 
 from __future__ import annotations
@@ -33,32 +34,47 @@ from benchsuite.worker.build import Training
 from benchsuite.workload import Batch, Shapes, seeded_layers, trained_parameters
 
 OUTER = ("local_sgd", "diloco", "elastic_averaging")  # what else stands on the replica axis
-REAL = ("cnn", "transformer", "mlp", "rl_agent")  # as they ship, for so many steps: an agent's first two rollouts
+REAL = (
+    "cnn",
+    "transformer",
+    "mlp",
+    "rl_agent",
+)  # as they ship, for so many steps: an agent's first two rollouts
 STEPS = 20
 TIME = Budget(timeout_s=60.0)
 
 
 def equals_undivided(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Every replica's parts, put together, are after every step what one process is; under a strategy whose replicas
-    differ, what that replica is where it is not divided."""
+    """Every replica's parts, put together, are after every step what one process is; under a
+    strategy whose replicas differ, what that replica is where it is not divided."""
     result = run(make_ranks, cell, change=change)
     pieces, shapes = held(result.cell)
     expected = _undivided(make_ranks, result.cell)
     figures = []
     for replica in range(result.cell.replicas):
-        parts = [result.ranks[rank].params for rank in placement.ranks_of_replica(result.cell, replica)]
-        for step, (vectors, theirs) in enumerate(zip(zip(*parts, strict=True), expected[replica], strict=True)):
+        parts = [
+            result.ranks[rank].params for rank in placement.ranks_of_replica(result.cell, replica)
+        ]
+        for step, (vectors, theirs) in enumerate(
+            zip(zip(*parts, strict=True), expected[replica], strict=True)
+        ):
             gap = relative(join(vectors, pieces, shapes) - theirs, theirs)
             figures.append((gap, f"replica {replica} after step {step}"))
     value, where = worst(figures)
     return Figure(value, FLOAT64, f"||difference|| / ||parameters||, {where}, {result.cell.label}")
 
 
-def loss_is_of_the_replica(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Every part tells the mean loss of its whole replica; over all replicas that of one process."""
+def loss_is_of_the_replica(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Every part tells the mean loss of its whole replica; over all replicas that of one
+    process."""
     result = run(make_ranks, cell, change=change)
-    workload, expected = trainings.start_workload(result.cell), one_process(result.cell)
-    model = nn.Sequential(*seeded_layers(workload, result.cell.seed)).to(trainings.DTYPES[result.cell.precision])
+    workload = trainings.start_workload(result.cell)
+    expected = one_process(result.cell)
+    model = nn.Sequential(*seeded_layers(workload, result.cell.seed)).to(
+        trainings.DTYPES[result.cell.precision]
+    )
     trained = list(trained_parameters(model).values())
     figures = []
     for step in range(len(expected) - 1):
@@ -69,38 +85,64 @@ def loss_is_of_the_replica(make_ranks: MakeRanks, cell: Cell, *, change: Change 
         for part in range(result.cell.model_parallel):
             ranks = placement.ranks_of_part(result.cell, part)[: result.cell.replicas]
             told = sum(float(result.ranks[rank].losses[step] or 0.0) for rank in ranks) / len(ranks)
-            figures.append((abs(told - theirs) / abs(theirs), f"part {part} in step {step}: {told}, {theirs} alone"))
+            figures.append(
+                (
+                    abs(told - theirs) / abs(theirs),
+                    f"part {part} in step {step}: {told}, {theirs} alone",
+                )
+            )
     value, where = worst(figures)
     return Figure(value, FLOAT64, f"{where}, {result.cell.label}")
 
 
-def parts_make_the_model(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """What the parts own is every parameter once; a copy (tied, replicated) has its owner's bits after every step."""
+def parts_make_the_model(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """What the parts own is every parameter once; a copy (tied, replicated) has its owner's bits
+    after every step."""
     result = run(make_ranks, cell, change=change)
     pieces, shapes = held(result.cell)
     whole = sum(shape.numel() for shape in shapes.values())
-    wrong, where = 0, ""
+    wrong = 0
+    where = ""
     for replica in range(result.cell.replicas):
         ranks = placement.ranks_of_replica(result.cell, replica)
         for step in range(len(result.ranks[ranks[0]].params)):
             vectors = [result.ranks[rank].params[step] for rank in ranks]
             joined = join(vectors, pieces, shapes)
             missing = int(torch.isnan(joined).sum())
-            split = dict(zip(shapes, joined.split([shape.numel() for shape in shapes.values()]), strict=True))
+            split = dict(
+                zip(shapes, joined.split([shape.numel() for shape in shapes.values()]), strict=True)
+            )
             differing = sum(
-                int((piece.of(split[piece.name].view(shapes[piece.name])) != view.view(piece.shape)).sum())
+                int(
+                    (
+                        piece.of(split[piece.name].view(shapes[piece.name]))
+                        != view.view(piece.shape)
+                    ).sum()
+                )
                 for vector, mine in zip(vectors, pieces, strict=True)
-                for view, piece in zip(vector.split([piece.shape.numel() for piece in mine]), mine, strict=True)
+                for view, piece in zip(
+                    vector.split([piece.shape.numel() for piece in mine]), mine, strict=True
+                )
             )
             if missing + differing > wrong:
                 wrong = missing + differing
-                where = f"{missing} elements without owner, {differing} copies differ after step {step}, "
+                where = (
+                    f"{missing} elements without owner, {differing} copies differ after step "
+                    f"{step}, "
+                )
     owned = sum(piece.shape.numel() for mine in pieces for piece in mine if piece.owned)
-    return Figure(wrong + abs(owned - whole), 0, f"{where}{owned} owned of {whole}, {result.cell.label}")
+    return Figure(
+        wrong + abs(owned - whole), 0, f"{where}{owned} owned of {whole}, {result.cell.label}"
+    )
 
 
-def inside_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """What our comm counted and what the library was seen to send is, per (source, destination), what is predicted."""
+def inside_is_predicted(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """What our comm counted and what the library was seen to send is, per (source, destination),
+    what is predicted."""
     result = run(make_ranks, cell, change=change)
     strategy, setting = described(result.cell)
     told = predict.of_run(result.cell, strategy, {}, result.events, setting)
@@ -121,13 +163,15 @@ def _undivided(make_ranks: MakeRanks, cell: Cell) -> list[Sequence[Tensor]]:
     if cell.sync == "synchronous":
         reference = one_process(cell)
         return [reference] * cell.replicas
-    options = {name: given for name, given in cell.options.items() if name != plugins.stem(cell.parallel)}
+    options = {
+        name: given for name, given in cell.options.items() if name != plugins.stem(cell.parallel)
+    }
     whole = dataclasses.replace(cell, parallel="data", model_parallel=1, options=options)
     theirs: Run = run(make_ranks, whole)
     return [worker.params for worker in theirs.workers]
 
 
-# -- broken twins ------------------------------------------------------------------------------------------------------
+# -- broken twins ----------------------------------------------------------------------------------
 
 
 def half_of_a_part(training: Training) -> Training:
@@ -190,7 +234,7 @@ def one_more(training: Training) -> Training:
     return training
 
 
-# -- where they are shown ----------------------------------------------------------------------------------------------
+# -- where they are shown --------------------------------------------------------------------------
 
 
 def divided_cells(asked: cases.Asked) -> list[Cell]:
@@ -200,26 +244,51 @@ def divided_cells(asked: cases.Asked) -> list[Cell]:
     made: list[Cell] = []
     for name in asked.members("parallel"):
         if plugins.stem(name) != "data":
-            made += [cell for cell in _of(name) if asked.includes(sync=cell.sync, topology=cell.topology)]
+            made += [
+                cell for cell in _of(name) if asked.includes(sync=cell.sync, topology=cell.topology)
+            ]
     return [cell for cell in made if not rules.validate(cell)]
 
 
 def _of(name: str) -> list[Cell]:
     made = []
     for options in VARIANTS.get(name, ({},)):
-        made += [_tiny(name, RECIPES[2], size, options={name: options} if options else {}) for size in (2, 4)]
+        made += [
+            _tiny(name, RECIPES[2], size, options={name: options} if options else {})
+            for size in (2, 4)
+        ]
     made += [_tiny(name, recipe, 2) for recipe in (RECIPES[5], ("muon", 0.01, 0.0))]
     products: list[tuple[str, str, int]] = [
-        ("synchronous", "ring", 0), ("synchronous", "native", 0), ("synchronous", "parameter_server", 2),
+        ("synchronous", "ring", 0),
+        ("synchronous", "native", 0),
+        ("synchronous", "parameter_server", 2),
         *((sync, "ring", 0) for sync in OUTER),
-    ]  # fmt: skip
+    ]
     for sync, topology, servers in products:
         own = {sync: VARIANTS[sync][0]} if sync in OUTER else {}
         recipe = RECIPES[1] if sync == "synchronous" else RECIPES[2]
-        made.append(_tiny(name, recipe, 2, sync=sync, topology=topology, servers=servers, replicas=2, options=own))
-    made.append(_tiny(name, RECIPES[1], 2, topology="ring", replicas=2, rank_placement="part_major"))
+        made.append(
+            _tiny(
+                name,
+                recipe,
+                2,
+                sync=sync,
+                topology=topology,
+                servers=servers,
+                replicas=2,
+                options=own,
+            )
+        )
+    made.append(
+        _tiny(name, RECIPES[1], 2, topology="ring", replicas=2, rank_placement="part_major")
+    )
     short = dataclasses.replace(TIME, steps=STEPS)
-    real: dict[str, Any] = {"parallel": name, "model_parallel": 2, "precision": "fp64", "budget": short}
+    real: dict[str, Any] = {
+        "parallel": name,
+        "model_parallel": 2,
+        "precision": "fp64",
+        "budget": short,
+    }
     made += [cells.resolve(Cell(workload=workload, **real)) for workload in REAL]
     # a tied matrix, clipped by two servers
     served: dict[str, Any] = {"replicas": 2, "topology": "parameter_server", "servers": 2}
@@ -227,13 +296,19 @@ def _of(name: str) -> list[Cell]:
     return made
 
 
-def _tiny(name: str, recipe: Recipe, size: int, *, options: Fields | None = None, **fields: Any) -> Cell:
-    return cases.tiny(recipe, parallel=name, model_parallel=size, options=options, budget=TIME, **fields)
+def _tiny(
+    name: str, recipe: Recipe, size: int, *, options: Fields | None = None, **fields: Any
+) -> Cell:
+    return cases.tiny(
+        recipe, parallel=name, model_parallel=size, options=options, budget=TIME, **fields
+    )
 
 
 def subject(cell: Cell) -> str:
     """Parallelism, strategy, topology, workload."""
-    names = [plugins.stem(name) for name in (cell.parallel, cell.sync, cell.topology, cell.workload)]
+    names = [
+        plugins.stem(name) for name in (cell.parallel, cell.sync, cell.topology, cell.workload)
+    ]
     return " ".join(names)
 
 
@@ -247,9 +322,13 @@ def _is_divided(cell: Cell) -> bool:
 def _on(name: str, clip_norm: float = 0.0, *, replicas: int = 1) -> dict[str, Any]:
     tiny = {"optimizer": "momentum", "lr": 0.05, "clip_norm": clip_norm}
     return {
-        "parallel": name, "model_parallel": 2, "replicas": replicas, "topology": "native", "budget": TIME,
+        "parallel": name,
+        "model_parallel": 2,
+        "replicas": replicas,
+        "topology": "native",
+        "budget": TIME,
         "options": {"tiny": tiny},
-    }  # fmt: skip
+    }
 
 
 LAWS = (
@@ -258,27 +337,59 @@ LAWS = (
         equals_undivided,
         _is_divided,
         (
-            Control("a part's gradient is halved", partial(equals_undivided, change=half_of_a_part), _on("fsdp")),
-            Control("a part clips by its own norm", partial(equals_undivided, change=own_norm), _on("pipeline", 0.5)),
-            Control("replicas do not agree", partial(equals_undivided, change=alone), _on("tensor", replicas=2)),
+            Control(
+                "a part's gradient is halved",
+                partial(equals_undivided, change=half_of_a_part),
+                _on("fsdp"),
+            ),
+            Control(
+                "a part clips by its own norm",
+                partial(equals_undivided, change=own_norm),
+                _on("pipeline", 0.5),
+            ),
+            Control(
+                "replicas do not agree",
+                partial(equals_undivided, change=alone),
+                _on("tensor", replicas=2),
+            ),
         ),
     ),
     Law(
         "every part tells the loss of its replica",
         loss_is_of_the_replica,
-        lambda cell: _is_divided(cell) and cell.sync == "synchronous" and cell.workload != "rl_agent",
-        (Control("a sum over parts is not divided", partial(loss_is_of_the_replica, change=own_loss), _on("fsdp")),),
+        lambda cell: (
+            _is_divided(cell) and cell.sync == "synchronous" and cell.workload != "rl_agent"
+        ),
+        (
+            Control(
+                "a sum over parts is not divided",
+                partial(loss_is_of_the_replica, change=own_loss),
+                _on("fsdp"),
+            ),
+        ),
     ),
     Law(
         "the parts make the model, and copies are copies",
         parts_make_the_model,
         _is_divided,
-        (Control("a copy starts from other values", partial(parts_make_the_model, change=other_copy), _on("tensor")),),
+        (
+            Control(
+                "a copy starts from other values",
+                partial(parts_make_the_model, change=other_copy),
+                _on("tensor"),
+            ),
+        ),
     ),
     Law(
         "what is sent inside and between replicas is predicted",
         inside_is_predicted,
         _is_divided,
-        (Control("the parts tell each other more", partial(inside_is_predicted, change=one_more), _on("pipeline")),),
+        (
+            Control(
+                "the parts tell each other more",
+                partial(inside_is_predicted, change=one_more),
+                _on("pipeline"),
+            ),
+        ),
     ),
 )

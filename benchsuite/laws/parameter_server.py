@@ -15,25 +15,39 @@ from benchsuite.plan.cell import Cell
 ELEMENTWISE = ("none", "fp16", "bf16", "sign")  # what becomes of an element depends on it alone
 
 
-def servers_do_not_matter(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+def servers_do_not_matter(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
     """Every worker pulls, after every step, the bits that one server would have answered.
 
-    Elementwise optimisers only, and without clipping: a norm over slices is added in another order. The same for what
-    is put on the wire: k of a slice, or a scale of it, are other ones than of the whole.
+    Elementwise optimisers only, and without clipping: a norm over slices is added in another order.
+    The same for what is put on the wire: k of a slice, or a scale of it, are other ones than of the
+    whole.
     """
     one = run(make_ranks, dataclasses.replace(cell, servers=1))
     many = run(make_ranks, cell, change=change)
-    value, where = worst([
-        (count_different(mine, theirs), f"worker {a.rank} after step {step}")
-        for a, b in zip(many.workers, one.workers, strict=True)
-        for step, (mine, theirs) in enumerate(zip(a.params, b.params, strict=True))
-    ])  # fmt: skip
-    return Figure(value, 0, f"{value:.0f} elements differ from one server's, worst {where}, {cell.label}")
+    value, where = worst(
+        [
+            (count_different(mine, theirs), f"worker {a.rank} after step {step}")
+            for a, b in zip(many.workers, one.workers, strict=True)
+            for step, (mine, theirs) in enumerate(zip(a.params, b.params, strict=True))
+        ]
+    )
+    return Figure(
+        value, 0, f"{value:.0f} elements differ from one server's, worst {where}, {cell.label}"
+    )
 
 
 def _applies(cell: Cell) -> bool:
-    elementwise = recipe_of(cell).clip_norm is None and plugins.stem(cell.compression) in ELEMENTWISE
-    return cell.num_servers > 1 and sync_of(cell) == "synchronous" and is_synchronous(cell) and elementwise
+    elementwise = (
+        recipe_of(cell).clip_norm is None and plugins.stem(cell.compression) in ELEMENTWISE
+    )
+    return (
+        cell.num_servers > 1
+        and sync_of(cell) == "synchronous"
+        and is_synchronous(cell)
+        and elementwise
+    )
 
 
 _ON = {"sync": "synchronous", "topology": "parameter_server", "servers": 2, "replicas": 3}
@@ -46,12 +60,16 @@ LAWS = (
         (
             Control(
                 "the second server adds from the last rank down",
-                partial(servers_do_not_matter, change=twins.with_policy(twins.Backwards, from_server=1)),
+                partial(
+                    servers_do_not_matter, change=twins.with_policy(twins.Backwards, from_server=1)
+                ),
                 _ON,
             ),
             Control(
                 "the second server does not divide",
-                partial(servers_do_not_matter, change=twins.with_policy(twins.Undivided, from_server=1)),
+                partial(
+                    servers_do_not_matter, change=twins.with_policy(twins.Undivided, from_server=1)
+                ),
                 _ON,
             ),
         ),

@@ -1,5 +1,5 @@
-"""Laws of `Part.gradient`: announced slices are the gradient, in backward order; what the loss misses has 0; under
-bf16 it is rounded, but the float32 one."""
+"""Laws of `Part.gradient`: announced slices are the gradient, in backward order; what the loss
+misses has 0; under bf16 it is rounded, but the float32 one."""
 
 from __future__ import annotations
 
@@ -57,13 +57,17 @@ class _WithIdle:
 def _part(cell: Cell) -> tuple[Part, Batch]:
     """One rank's part with an idle layer, and a batch."""
     workload: Any = _WithIdle(trainings.start_workload(cell))
-    dtype, parallel = trainings.DTYPES[cell.precision], trainings.make_parallel(cell)
-    part: Part = parallel.build(workload, None, seed=cell.seed, dtype=dtype, device=torch.device("cpu"))
+    dtype = trainings.DTYPES[cell.precision]
+    parallel = trainings.make_parallel(cell)
+    part: Part = parallel.build(
+        workload, None, seed=cell.seed, dtype=dtype, device=torch.device("cpu")
+    )
     return part, workload.batch(1, shard=0, num_shards=1)
 
 
 def announced_is_the_gradient(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """With `ready` the vector, the loss and every slice when it is announced have the bits of the plain gradient."""
+    """With `ready` the vector, the loss and every slice when it is announced have the bits of the
+    plain gradient."""
     cell = cells.resolve(cell)
     plain_part, batch = _part(cell)
     plain_loss = plain_part.gradient(batch)
@@ -74,13 +78,20 @@ def announced_is_the_gradient(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap =
         early[start:stop] = part.grad[start:stop]
 
     loss = wrap(part).gradient(batch, ready)
-    different = count_different(part.grad, plain_part.grad) + count_different(early, plain_part.grad)
+    different = count_different(part.grad, plain_part.grad) + count_different(
+        early, plain_part.grad
+    )
     different += int(loss != plain_loss)
-    return Figure(different, 0, f"{different} of {2 * early.numel()} elements differ, loss {loss} and {plain_loss}")
+    return Figure(
+        different,
+        0,
+        f"{different} of {2 * early.numel()} elements differ, loss {loss} and {plain_loss}",
+    )
 
 
 def slices_cover_backwards(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """The slices cover the vector once, and a used parameter comes before all that stand before it in the vector."""
+    """The slices cover the vector once, and a used parameter comes before all that stand before it
+    in the vector."""
     cell = cells.resolve(cell)
     part, batch = _part(cell)
     slices: list[tuple[int, int]] = []
@@ -90,7 +101,10 @@ def slices_cover_backwards(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = wh
         times[start:stop] += 1
     not_once = int((times != 1).sum())
     first_of_layer = _layer_starts(part)
-    layers = [max(index for index, start in enumerate(first_of_layer) if start <= begin) for begin, _ in slices]
+    layers = [
+        max(index for index, start in enumerate(first_of_layer) if start <= begin)
+        for begin, _ in slices
+    ]
     forwards = sum(later > earlier for earlier, later in itertools.pairwise(layers))
     return Figure(
         not_once + forwards,
@@ -101,7 +115,9 @@ def slices_cover_backwards(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = wh
 
 def _layer_starts(part: Part) -> list[int]:
     """Where each layer of the chain begins in the flat vector."""
-    starts, at, seen = [], 0, ""
+    starts = []
+    at = 0
+    seen = ""
     for name, shape in part.shapes.items():
         layer = name.split(".")[0]
         if layer != seen:
@@ -112,7 +128,8 @@ def _layer_starts(part: Part) -> list[int]:
 
 
 def unused_is_zero(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """A parameter that the loss does not reach has gradient 0, with `ready` and without, whatever stood there."""
+    """A parameter that the loss does not reach has gradient 0, with `ready` and without, whatever
+    stood there."""
     cell = cells.resolve(cell)
     wrong = 0
     for ready in (None, lambda start, stop: None):
@@ -127,24 +144,38 @@ BF16_ROUNDING = 2.0**-8  # relative step of bfloat16's 8 bits
 
 
 def bf16_is_close(
-    make_ranks: MakeRanks, cell: Cell, *, autocast: bool = True, scale: float = 1.0, loss_scale: float = 1.0
+    make_ranks: MakeRanks,
+    cell: Cell,
+    *,
+    autocast: bool = True,
+    scale: float = 1.0,
+    loss_scale: float = 1.0,
 ) -> Figure:
-    """Under autocast loss and gradient are float32's up to roundings to bfloat16, a few per layer, and not its bits.
+    """Under autocast loss and gradient are float32's up to roundings to bfloat16, a few per layer,
+    and not its bits.
 
-    Parameters and gradient stay in float32. Where nothing differs nothing was cast: as wrong as it can be.
+    Parameters and gradient stay in float32. Where nothing differs nothing was cast: as wrong as it
+    can be.
     """
     cell = cells.resolve(dataclasses.replace(cell, precision="fp32"))
-    workload, parallel = trainings.start_workload(cell), trainings.make_parallel(cell)
+    workload = trainings.start_workload(cell)
+    parallel = trainings.make_parallel(cell)
     device = devices.current(cell)
-    build = partial(parallel.build, workload, None, seed=cell.seed, dtype=torch.float32, device=device)
+    build = partial(
+        parallel.build, workload, None, seed=cell.seed, dtype=torch.float32, device=device
+    )
     batch = workload.batch(0, shard=0, num_shards=1)
-    plain, cast = build(), build(autocast=autocast)
+    plain = build()
+    cast = build(autocast=autocast)
     losses = [part.gradient(batch) for part in (cast, plain)]
     loss, exact = (read_loss(each) for each in losses if each is not None)
     bound = BF16_ROUNDING * len(workload.layers())
     kept = cast.params.dtype == cast.grad.dtype == torch.float32
     different = count_different(cast.grad, plain.grad)
-    apart = [relative(scale * cast.grad - plain.grad, plain.grad), abs(loss_scale * loss / exact - 1)]
+    apart = [
+        relative(scale * cast.grad - plain.grad, plain.grad),
+        abs(loss_scale * loss / exact - 1),
+    ]
     value = max(apart) if different and kept and all(map(math.isfinite, apart)) else 1.0
     elements = f"{different} of {plain.grad.numel()} elements differ by {apart[0]:.3g}"
     return Figure(value, bound, f"{elements}, the loss {loss} by {apart[1]:.3g}, {cast.grad.dtype}")
@@ -154,7 +185,8 @@ class _Broken:
     """A part whose announcements pass through `how(ready)`, or whose gradient keeps old values."""
 
     def __init__(self, part: Part, how: str) -> None:
-        self._part, self._how = part, how
+        self._part = part
+        self._how = how
 
     def gradient(self, batch: Batch, ready: Any = None) -> Any:
         if self._how == "keeps":
@@ -188,8 +220,14 @@ LAWS = (
         announced_is_the_gradient,
         _data,
         (
-            Control("slices are announced too early", partial(announced_is_the_gradient, wrap=_broken("early"))),
-            Control("a slice is not announced", partial(announced_is_the_gradient, wrap=_broken("skips"))),
+            Control(
+                "slices are announced too early",
+                partial(announced_is_the_gradient, wrap=_broken("early")),
+            ),
+            Control(
+                "a slice is not announced",
+                partial(announced_is_the_gradient, wrap=_broken("skips")),
+            ),
         ),
     ),
     Law(
@@ -197,8 +235,13 @@ LAWS = (
         slices_cover_backwards,
         _data,
         (
-            Control("slices are announced forwards", partial(slices_cover_backwards, wrap=_broken("forwards"))),
-            Control("a slice is not announced", partial(slices_cover_backwards, wrap=_broken("skips"))),
+            Control(
+                "slices are announced forwards",
+                partial(slices_cover_backwards, wrap=_broken("forwards")),
+            ),
+            Control(
+                "a slice is not announced", partial(slices_cover_backwards, wrap=_broken("skips"))
+            ),
         ),
     ),
     Law(

@@ -1,7 +1,9 @@
-"""Laws of layers over stages: every schedule makes the steps of one process, waits and keeps as much as its formula
-says, sends what crosses the cuts, and holds tied weights twice and all else once. Ranks are processes.
+"""Laws of layers over stages: every schedule makes the steps of one process, waits and keeps as
+much as its formula says, sends what crosses the cuts, and holds tied weights twice and all else
+once. Ranks are processes.
 
-The bubble is counted in slots from the orders in which the parts did their passes; times are not looked at.
+The bubble is counted in slots from the orders in which the parts did their passes; times are not
+looked at.
 """
 
 from __future__ import annotations
@@ -49,36 +51,44 @@ def _look(training: Training) -> Seen:
     part: Any = training.part
     batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
     assert training.replica is not None
-    sent = model_parallel.watched(training.replica, lambda: part.gradient(batch), training.cell.backend).payload_bytes
+    sent = model_parallel.watched(
+        training.replica, lambda: part.gradient(batch), training.cell.backend
+    ).payload_bytes
     held = sum(p.numel() for p in trained_parameters(part.module).values())
     return Seen(dict(part.facts()), list(part.executed), held, sent, batch)
 
 
-# -- laws --------------------------------------------------------------------------------------------------------------
+# -- laws ------------------------------------------------------------------------------------------
 
 
 def bubble_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Slots without work, counted from what all parts did, are as many as the formula says. The run file's number, from
-    the library's plan, is the same."""
+    """Slots without work, counted from what all parts did, are as many as the formula says. The run
+    file's number, from the library's plan, is the same."""
     result = run(make_ranks, cell, change=change, after=_look)
     seen = [worker.after for worker in result.workers]
     facts = seen[0].facts
     stages = cell.model_parallel * facts["num_chunks"]
     counted = slots.counted([part.order for part in seen], num_stages=stages)
-    schedule, m = facts["schedule"], facts["num_micro_batches"]
+    schedule = facts["schedule"]
+    m = facts["num_micro_batches"]
     told = slots.predicted(
-        _option(result.cell, "schedule", schedule), stages=cell.model_parallel, num_micro_batches=m,
+        _option(result.cell, "schedule", schedule),
+        stages=cell.model_parallel,
+        num_micro_batches=m,
         num_chunks=facts["num_chunks"],
-    )  # fmt: skip
+    )
     gap = max(abs(counted - told), abs(counted - facts["bubble_counted"]))
-    return Figure(gap, EXACT, f"{counted:.4f} counted, {told:.4f} told, m = {m}, {cases.label(cell)}")
+    return Figure(
+        gap, EXACT, f"{counted:.4f} counted, {told:.4f} told, m = {m}, {cases.label(cell)}"
+    )
 
 
 def in_flight_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """Micro-batches that wait for their backward pass: m (gpipe), min(m, stages - stage) (1f1b)."""
     result = run(make_ranks, cell, change=change, after=_look)
     schedule = _option(result.cell, "schedule", "1f1b")
-    gap, text = 0, ""
+    gap = 0
+    text = ""
     for stage, worker in enumerate(result.workers):
         seen: Seen = worker.after
         m = seen.facts["num_micro_batches"]
@@ -90,7 +100,8 @@ def in_flight_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | Non
 
 
 def cuts_are_crossed(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """The library sends 2 (stages x V - 1) m activations a step, as large as those of the undivided chain."""
+    """The library sends 2 (stages x V - 1) m activations a step, as large as those of the undivided
+    chain."""
     result = run(make_ranks, cell, change=change, after=_look)
     seen = [worker.after for worker in result.workers]
     facts = seen[0].facts
@@ -99,7 +110,9 @@ def cuts_are_crossed(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
     sent = sum(part.sent for part in seen)
     wrong = abs(sent - told) + sum(part.facts["activation_bytes"] != sizes for part in seen)
     assert len(sizes) == cell.model_parallel * facts["num_chunks"] - 1
-    return Figure(wrong, 0, f"{sent} bytes sent, {told} told over {len(sizes)} cuts, {cases.label(cell)}")
+    return Figure(
+        wrong, 0, f"{sent} bytes sent, {told} told over {len(sizes)} cuts, {cases.label(cell)}"
+    )
 
 
 def _activation_bytes(cell: Cell, seen: list[Seen]) -> list[int]:
@@ -108,7 +121,8 @@ def _activation_bytes(cell: Cell, seen: list[Seen]) -> list[int]:
     layers = seeded_layers(workload, cell.seed)
     nn.Sequential(*layers).to(trainings.DTYPES[cell.precision])
     part_of = {layer: part for part, each in enumerate(seen) for layer in each.facts["layers"]}
-    x, sizes = micro_batches(seen[0].batch, seen[0].facts["num_micro_batches"])[0].x, []
+    x = micro_batches(seen[0].batch, seen[0].facts["num_micro_batches"])[0].x
+    sizes = []
     with torch.no_grad():
         for at, layer in enumerate(layers):
             x = layer(x)
@@ -117,16 +131,24 @@ def _activation_bytes(cell: Cell, seen: list[Seen]) -> list[int]:
     return sizes
 
 
-def stages_hold_the_model(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+def stages_hold_the_model(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
     """Parameters of all stages together: P, and once more what is tied across them."""
     result = run(make_ranks, cell, change=change, after=_look)
     seen = [worker.after for worker in result.workers]
     layers = seeded_layers(trainings.start_workload(result.cell), cell.seed)
     whole = sum(p.numel() for p in trained_parameters(nn.Sequential(*layers)).values())
-    here = [{id(p): p.numel() for at in part.facts["layers"] for p in layers[at].parameters()} for part in seen]
+    here = [
+        {id(p): p.numel() for at in part.facts["layers"] for p in layers[at].parameters()}
+        for part in seen
+    ]
     tied = sum(
-        size for one, other in itertools.combinations(here, 2) for key, size in one.items() if key in other
-    )  # fmt: skip
+        size
+        for one, other in itertools.combinations(here, 2)
+        for key, size in one.items()
+        if key in other
+    )
     held = sum(part.num_held for part in seen)
     layer_numbers = sorted(at for part in seen for at in part.facts["layers"])
     wrong = abs(held - whole - tied) + (layer_numbers != list(range(len(layers))))
@@ -137,7 +159,7 @@ def _option(cell: Cell, name: str, default: Any) -> Any:
     return cell.options.get("pipeline", {}).get(name, default)
 
 
-# -- broken twins ------------------------------------------------------------------------------------------------------
+# -- broken twins ----------------------------------------------------------------------------------
 
 
 def _other_schedule(training: Training) -> Training:
@@ -188,21 +210,25 @@ def _holds_more(training: Training) -> Training:
     return training
 
 
-# -- cells -------------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 TIME = Budget(timeout_s=60.0)
 SHORT = Budget(steps=10, timeout_s=60.0)
 REAL: tuple[Fields, ...] = (
-    {"workload": "cnn", "preset": "digits"}, {"workload": "transformer", "preset": "markov"},
-)  # fmt: skip
+    {"workload": "cnn", "preset": "digits"},
+    {"workload": "transformer", "preset": "markov"},
+)
 
 
 def on(stages: int = 2, *, tiny: Fields | None = None, **options: Any) -> Fields:
     """Fields of a pipeline of `tiny`."""
     given = {"pipeline": options} if options else {}
     return {
-        "parallel": "pipeline", "model_parallel": stages, "budget": TIME, "options": {**given, **(tiny or {})},
-    }  # fmt: skip
+        "parallel": "pipeline",
+        "model_parallel": stages,
+        "budget": TIME,
+        "options": {**given, **(tiny or {})},
+    }
 
 
 def _cells(asked: cases.Asked) -> list[Cell]:
@@ -214,9 +240,14 @@ def _cells(asked: cases.Asked) -> list[Cell]:
         for given in VARIANTS["pipeline"]
         for stages in (2, 4)
     ]
-    made += [cases.tiny(**on(stages, **given)) for given in VARIANTS["pipeline"] for stages in (2, 4)]
+    made += [
+        cases.tiny(**on(stages, **given)) for given in VARIANTS["pipeline"] for stages in (2, 4)
+    ]
     made += [cases.tiny(**on(schedule="gpipe", num_micro_batches=m)) for m in MICRO if m != 4]
-    made += [cases.tiny(**on(num_micro_batches=8)), cases.tiny(**on(3, schedule="interleaved", num_micro_batches=6))]
+    made += [
+        cases.tiny(**on(num_micro_batches=8)),
+        cases.tiny(**on(3, schedule="interleaved", num_micro_batches=6)),
+    ]
     return [cell for cell in made if not rules.validate(cell)]
 
 
@@ -225,8 +256,11 @@ def _applies(cell: Cell) -> bool:
 
 
 def _is_looked_at(cell: Cell) -> bool:
-    """All of `tiny`; of the others, whose cuts are unequal and whose weights are tied, the default schedule."""
-    return _applies(cell) and (plugins.stem(cell.workload) == "tiny" or _option(cell, "schedule", "1f1b") == "1f1b")
+    """All of `tiny`; of the others, whose cuts are unequal and whose weights are tied, the default
+    schedule."""
+    return _applies(cell) and (
+        plugins.stem(cell.workload) == "tiny" or _option(cell, "schedule", "1f1b") == "1f1b"
+    )
 
 
 def _is_real(cell: Cell) -> bool:
@@ -246,8 +280,14 @@ LAWS = (
         equals_undivided,
         _is_real,
         (
-            Control("micro-batches are added up", partial(equals_undivided, change=_undivided_mean), on()),
-            Control("tied gradients are not summed", partial(equals_undivided, change=_untied), TIED),
+            Control(
+                "micro-batches are added up",
+                partial(equals_undivided, change=_undivided_mean),
+                on(),
+            ),
+            Control(
+                "tied gradients are not summed", partial(equals_undivided, change=_untied), TIED
+            ),
         ),
     ),
     Law(
@@ -256,7 +296,9 @@ LAWS = (
         _is_looked_at,
         (
             Control(
-                "another schedule runs", partial(bubble_is_told, change=_other_schedule), on(schedule="zero_bubble")
+                "another schedule runs",
+                partial(bubble_is_told, change=_other_schedule),
+                on(schedule="zero_bubble"),
             ),
         ),
     ),
@@ -264,13 +306,21 @@ LAWS = (
         "micro-batches in flight are as many as told",
         in_flight_is_told,
         _has_formula,
-        (Control("another schedule runs", partial(in_flight_is_told, change=_other_schedule), on()),),
+        (
+            Control(
+                "another schedule runs", partial(in_flight_is_told, change=_other_schedule), on()
+            ),
+        ),
     ),
     Law(
         "what crosses the cuts is what the library sends",
         cuts_are_crossed,
         _is_looked_at,
-        (Control("every batch goes through twice", partial(cuts_are_crossed, change=_twice), on()),),
+        (
+            Control(
+                "every batch goes through twice", partial(cuts_are_crossed, change=_twice), on()
+            ),
+        ),
     ),
     Law(
         "stages hold the model, and tied weights twice",

@@ -1,8 +1,9 @@
-"""Laws by replay: from the push log alone, one process computes the parameters of every version again.
+"""Laws by replay: from the push log alone, one process computes the parameters of every version
+again.
 
-Each push's gradient is computed again from its batch and the version that it claims to have read; with several servers
-that is one version per slice. This is what ties the log to the run: a gradient of another version, a push applied
-twice, an answer that was lost, all end elsewhere.
+Each push's gradient is computed again from its batch and the version that it claims to have read;
+with several servers that is one version per slice. This is what ties the log to the run: a gradient
+of another version, a push applied twice, an answer that was lost, all end elsewhere.
 """
 
 from __future__ import annotations
@@ -38,13 +39,22 @@ def push_log_replay(
     """Every version of every server's slice, computed again from the push log."""
     result = run(make_ranks, cell, change=change)
     versions = Replay(result, [read(log) for log in result.logs]).versions()
-    value, where = worst([
-        (relative(mine - theirs, theirs) if mine.shape == theirs.shape else float("nan"), f"server {j}, version {v}")
-        for j, server in enumerate(result.servers)
-        for v, (mine, theirs) in enumerate(_paired(server.params, versions[j]))
-    ])  # fmt: skip
+    value, where = worst(
+        [
+            (
+                relative(mine - theirs, theirs) if mine.shape == theirs.shape else float("nan"),
+                f"server {j}, version {v}",
+            )
+            for j, server in enumerate(result.servers)
+            for v, (mine, theirs) in enumerate(_paired(server.params, versions[j]))
+        ]
+    )
     stale = sum(sum(log.staleness) for log in result.logs)
-    return Figure(value, FLOAT64, f"||difference|| / ||slice||, {where}, staleness {stale} in all, {cell.label}")
+    return Figure(
+        value,
+        FLOAT64,
+        f"||difference|| / ||slice||, {where}, staleness {stale} in all, {cell.label}",
+    )
 
 
 def _paired(mine: list[Tensor], theirs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -66,9 +76,14 @@ class Replay:
         self._model = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         start = nn.utils.parameters_to_vector(self._parameters).detach()
-        self._at_once = sync_of(cell) == "asynchronous" or option(cell, "stale_synchronous", "apply") == "per_push"
+        self._at_once = (
+            sync_of(cell) == "asynchronous"
+            or option(cell, "stale_synchronous", "apply") == "per_push"
+        )
         self._gradients: dict[int, Tensor] = {}
-        self._read: list[dict[int, int]] = [dict(zip(log.tag, log.version_read, strict=True)) for log in logs]
+        self._read: list[dict[int, int]] = [
+            dict(zip(log.tag, log.version_read, strict=True)) for log in logs
+        ]
         self._slices = result.slices
         self._servers = [
             _Server(start[begin:end].clone(), _updates(log, cell, at_once=self._at_once), self)
@@ -118,13 +133,19 @@ class Replay:
         return not self._at_once
 
     def _known(self, tag: int) -> bool:
-        """Whether every slice has reached the version that this push has read. An impossible read never is."""
+        """Whether every slice has reached the version that this push has read. An impossible read
+        never is."""
         reached = [len(server.versions) for server in self._servers]
-        return all(read.get(tag, 0) < versions for read, versions in zip(self._read, reached, strict=True))
+        return all(
+            read.get(tag, 0) < versions for read, versions in zip(self._read, reached, strict=True)
+        )
 
     def _gradient(self, tag: int) -> Tensor:
         if tag not in self._gradients:
-            read = [server.versions[versions[tag]] for server, versions in zip(self._servers, self._read, strict=True)]
+            read = [
+                server.versions[versions[tag]]
+                for server, versions in zip(self._servers, self._read, strict=True)
+            ]
             nn.utils.vector_to_parameters(torch.cat(read), self._parameters)
             index, shard = divmod(tag, self._cell.num_workers)
             batch = self._workload.batch(index, shard=shard, num_shards=self._cell.num_workers)
@@ -142,7 +163,8 @@ class _Server:
     def __init__(self, start: Tensor, updates: list[tuple[list[int], int]], replay: Replay) -> None:
         self.versions: list[Tensor] = [start.clone()]
         self.pending = updates
-        self._params, self._replay = start, replay
+        self._params = start
+        self._replay = replay
         self._optimizer = replay.optimizer(start)
 
     def step(self, gradient: Tensor, pushes_before: int) -> None:
@@ -183,13 +205,19 @@ def _clocks(log: PushLog, num_workers: int) -> list[tuple[list[int], int]]:
 
 
 def _applies(cell: Cell) -> bool:
-    single = cell.num_servers == 1 or trainings.make_recipe(cell, trainings.make_workload(cell)).clip_norm is None
+    single = (
+        cell.num_servers == 1
+        or trainings.make_recipe(cell, trainings.make_workload(cell)).clip_norm is None
+    )
     if is_asynchronous(cell):
         plain = option(cell, "asynchronous", "momentum") == "shared"  # others: family `momentum`
         return has_lock(cell) and plain and cell.compression == "none"
     if sync_of(cell) == "stale_synchronous":
-        return cell.compression == "none" and (single or option(cell, "stale_synchronous", "apply") == "per_push")
-    # a mean is clipped over all slices of one version; given-up gradients are part of the progress, not of the log
+        return cell.compression == "none" and (
+            single or option(cell, "stale_synchronous", "apply") == "per_push"
+        )
+    # a mean is clipped over all slices of one version; given-up gradients are part of the progress,
+    # not of the log
     finished = sync_of(cell) == "k_sync" and option(cell, "k_sync", "late") == "finish"
     return finished and cell.compression == "none" and single
 
@@ -203,13 +231,33 @@ LAWS = (
         push_log_replay,
         _applies,
         (
-            Control("the version read is miscounted", partial(push_log_replay, read=reads_forgotten), _ON),
-            Control("gradients are one batch late", partial(push_log_replay, change=twins.late_gradient), _ON),
-            Control("the answers are lost", partial(push_log_replay, change=twins.with_server(twins.Deaf)), _ON),
-            Control("torn answers", partial(push_log_replay, change=twins.with_policy(twins.Torn)), _ON),
-            Control("gradients are one batch late, k_sync", partial(push_log_replay, change=twins.late_gradient), _K),
             Control(
-                "a mean that is not divided", partial(push_log_replay, change=twins.with_policy(twins.Undivided)), _K
+                "the version read is miscounted",
+                partial(push_log_replay, read=reads_forgotten),
+                _ON,
+            ),
+            Control(
+                "gradients are one batch late",
+                partial(push_log_replay, change=twins.late_gradient),
+                _ON,
+            ),
+            Control(
+                "the answers are lost",
+                partial(push_log_replay, change=twins.with_server(twins.Deaf)),
+                _ON,
+            ),
+            Control(
+                "torn answers", partial(push_log_replay, change=twins.with_policy(twins.Torn)), _ON
+            ),
+            Control(
+                "gradients are one batch late, k_sync",
+                partial(push_log_replay, change=twins.late_gradient),
+                _K,
+            ),
+            Control(
+                "a mean that is not divided",
+                partial(push_log_replay, change=twins.with_policy(twins.Undivided)),
+                _K,
             ),
         ),
     ),

@@ -1,7 +1,8 @@
-"""Laws of strategies whose replicas differ between agreements: each is its own serial loop, written down once more.
+"""Laws of strategies whose replicas differ between agreements: each is its own serial loop, written
+down once more.
 
-Speaks about `local_sgd` (and `ddp` with local steps), `diloco`, `elastic_averaging` (over a collective), `gossip` and
-`delayed`, whatever travels how.
+Speaks about `local_sgd` (and `ddp` with local steps), `diloco`, `elastic_averaging` (over a
+collective), `gossip` and `delayed`, whatever travels how.
 """
 
 from __future__ import annotations
@@ -35,26 +36,38 @@ from benchsuite.update import state_vectors
 from benchsuite.worker.build import Training
 
 
-def equals_its_loop(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, loop: str = "") -> Figure:
+def equals_its_loop(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, loop: str = ""
+) -> Figure:
     """Every worker's parameters after every step are those of the serial loop of N replicas."""
     result = run(make_ranks, cell, change=change)
     path = LOOPS[loop or sync_of(cell)](result.cell)
-    value, where = worst([
-        (relative(mine - theirs, theirs), f"worker {worker.rank} after step {step}")
-        for worker in result.workers
-        for step, (mine, at) in enumerate(zip(worker.params, path, strict=True))
-        for theirs in [at[worker.rank]]
-    ])  # fmt: skip
-    text = f"||difference|| / ||parameters||, largest of {len(path) - 1} steps: {where}, {cell.label}"
+    value, where = worst(
+        [
+            (relative(mine - theirs, theirs), f"worker {worker.rank} after step {step}")
+            for worker in result.workers
+            for step, (mine, at) in enumerate(zip(worker.params, path, strict=True))
+            for theirs in [at[worker.rank]]
+        ]
+    )
+    text = (
+        f"||difference|| / ||parameters||, largest of {len(path) - 1} steps: {where}, {cell.label}"
+    )
     return Figure(value, FLOAT64, text)
 
 
 def has_loop(cell: Cell) -> bool:
     """Whether a serial loop of it is written down, and nothing is lost on the way."""
     quantised = bool(option(cell, "diloco", "outer_bits"))
-    in_turns = sync_of(cell) == "elastic_averaging" and bool(cell.num_servers)  # its order is what the times make it
+    in_turns = sync_of(cell) == "elastic_averaging" and bool(
+        cell.num_servers
+    )  # its order is what the times make it
     together = option(cell, "ddp", "local_steps") == 1
-    return sync_of(cell) in LOOPS and cell.compression == "none" and not (quantised or in_turns or together)
+    return (
+        sync_of(cell) in LOOPS
+        and cell.compression == "none"
+        and not (quantised or in_turns or together)
+    )
 
 
 def agree_together(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -69,10 +82,16 @@ def agree_together(make_ranks: MakeRanks, cell: Cell, *, change: Change | None =
     )
     alone = [step for step in range(1, steps + 1) if step not in due]
     never_apart = sum(
-        all(bool(torch.equal(worker.params[step], result.workers[0].params[step])) for worker in result.workers[1:])
+        all(
+            bool(torch.equal(worker.params[step], result.workers[0].params[step]))
+            for worker in result.workers[1:]
+        )
         for step in alone
     )
-    text = f"{spread} elements differ after {len(due)} agreements, {never_apart} of {len(alone)} other steps end alike"
+    text = (
+        f"{spread} elements differ after {len(due)} agreements, {never_apart} of {len(alone)} "
+        "other steps end alike"
+    )
     return Figure(spread + never_apart, 0, f"{text}, {cell.label}")
 
 
@@ -89,26 +108,46 @@ def meets_in_turns(cell: Cell) -> bool:
 
 
 def bytes_are_a_share(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Payload of T steps, w of them synchronous: (w/T + (T - w)/(T H)) of one that agrees in every step; `averaged`
-    counts the second term once more for each of the optimiser's vectors of P."""
+    """Payload of T steps, w of them synchronous: (w/T + (T - w)/(T H)) of one that agrees in every
+    step; `averaged` counts the second term once more for each of the optimiser's vectors of P."""
     cell = cells.resolve(cell)
-    result, recipe = run(make_ranks, cell, change=change), recipe_of(cell)
-    steps, every = recipe.budget // recipe.global_batch, int(option(cell, "local_sgd", "local_steps"))
+    result = run(make_ranks, cell, change=change)
+    recipe = recipe_of(cell)
+    steps = recipe.budget // recipe.global_batch
+    every = int(option(cell, "local_sgd", "local_steps"))
     warmup = int(option(cell, "local_sgd", "warmup_steps"))
     averaged = option(cell, "local_sgd", "momentum") == "averaged"
     vectors = 1 + (len(state_vectors(recipe, result.workers[0].shapes)) if averaged else 0)
-    always = run(make_ranks, with_options(cell, "local_sgd", warmup_steps=steps))  # every mean is of one vector
+    always = run(
+        make_ranks, with_options(cell, "local_sgd", warmup_steps=steps)
+    )  # every mean is of one vector
     whole = always.traffic.payload_bytes
-    found, due = result.traffic.payload_bytes * steps * every, whole * (warmup * every + (steps - warmup) * vectors)
-    return Figure(abs(found - due), 0, f"{found / max(whole, 1):g} = {due / max(whole, 1):g} of T x H, {cell.label}")
+    found = result.traffic.payload_bytes * steps * every
+    due = whole * (warmup * every + (steps - warmup) * vectors)
+    return Figure(
+        abs(found - due),
+        0,
+        f"{found / max(whole, 1):g} = {due / max(whole, 1):g} of T x H, {cell.label}",
+    )
 
 
 def is_local_of_one(cell: Cell) -> bool:
     """H = 1 with plain SGD or momentum that is kept: synchronous."""
-    kept = sync_of(cell) == "local_sgd" and option(cell, "local_sgd", "momentum") in ("local", "averaged")
+    kept = sync_of(cell) == "local_sgd" and option(cell, "local_sgd", "momentum") in (
+        "local",
+        "averaged",
+    )
     recipe = recipe_of(cell)
-    sgd = isinstance(recipe.make_optimizer([torch.zeros(1)]), torch.optim.SGD) and recipe.clip_norm is None
-    return kept and option(cell, "local_sgd", "local_steps") == 1 and sgd and cell.compression == "none"
+    sgd = (
+        isinstance(recipe.make_optimizer([torch.zeros(1)]), torch.optim.SGD)
+        and recipe.clip_norm is None
+    )
+    return (
+        kept
+        and option(cell, "local_sgd", "local_steps") == 1
+        and sgd
+        and cell.compression == "none"
+    )
 
 
 def diloco_without_outer(
@@ -120,20 +159,31 @@ def diloco_without_outer(
     result = run(make_ranks, plain)
     options = {name: given for name, given in cell.options.items() if name != "diloco"}
     options["local_sgd"] = {"local_steps": every, "momentum": "local"}
-    path = LOOPS["local_sgd"](cells.resolve(dataclasses.replace(result.cell, sync="local_sgd", options=options)))
-    value, where = worst([
-        (relative(mine - at[worker.rank], at[worker.rank]), f"worker {worker.rank} after step {step}")
-        for worker in result.workers
-        for step, (mine, at) in enumerate(zip(worker.params, path, strict=True))
-    ])  # fmt: skip
-    return Figure(value, FLOAT64, f"||difference|| / ||parameters|| to local_sgd, {where}, {cell.label}")
+    path = LOOPS["local_sgd"](
+        cells.resolve(dataclasses.replace(result.cell, sync="local_sgd", options=options))
+    )
+    value, where = worst(
+        [
+            (
+                relative(mine - at[worker.rank], at[worker.rank]),
+                f"worker {worker.rank} after step {step}",
+            )
+            for worker in result.workers
+            for step, (mine, at) in enumerate(zip(worker.params, path, strict=True))
+        ]
+    )
+    return Figure(
+        value, FLOAT64, f"||difference|| / ||parameters|| to local_sgd, {where}, {cell.label}"
+    )
 
 
 def gradients_instead(training: Training) -> Training:
-    """Averages neighbours' gradients where parameters are to be mixed: an earlier suite's gossip."""
+    """Averages neighbours' gradients where parameters are to be mixed: an earlier suite's
+    gossip."""
     strategy: Any = training.strategy
     part = training.part
-    mix, set_out = strategy._mix, strategy._set_out
+    mix = strategy._mix
+    set_out = strategy._set_out
 
     def mixed(under_way: Any) -> None:
         params = part.params.clone()
@@ -142,7 +192,9 @@ def gradients_instead(training: Training) -> Training:
         part.grad.copy_(part.params)
         part.params.copy_(params)
 
-    strategy._mix, strategy._set_out = mixed, list  # nothing sets out before the gradient is there
+    # nothing sets out before the gradient is there
+    strategy._mix = mixed
+    strategy._set_out = list
     return training
 
 
@@ -154,12 +206,19 @@ def without_averager(training: Training) -> Training:
 
 
 _SGD: Mapping[str, Any] = {"topology": "ring", "replicas": 3}
-_LOCAL: Mapping[str, Any] = {**_SGD, "sync": "local_sgd", "options": {"local_sgd": {"local_steps": 5}}}
+_LOCAL: Mapping[str, Any] = {
+    **_SGD,
+    "sync": "local_sgd",
+    "options": {"local_sgd": {"local_steps": 5}},
+}
 _DILOCO: Mapping[str, Any] = {**_SGD, "sync": "diloco", "options": {"diloco": {"local_steps": 5}}}
 _DDP: Mapping[str, Any] = {
-    "sync": "ddp", "topology": "native", "replicas": 2, "options": {"ddp": {"local_steps": 5}},
+    "sync": "ddp",
+    "topology": "native",
+    "replicas": 2,
+    "options": {"ddp": {"local_steps": 5}},
     "budget": Budget(timeout_s=60.0),
-}  # fmt: skip
+}
 _ONE: Mapping[str, Any] = {**_SGD, "sync": "local_sgd"}
 
 
@@ -168,7 +227,10 @@ def _with_mean(law: Any, mean: twins.Mean, broken: str, on: Mapping[str, Any]) -
 
 
 def _one(broken: str, momentum: str, optimizer: str) -> Control:
-    options = {"local_sgd": {"local_steps": 1, "momentum": momentum}, "tiny": {"optimizer": optimizer}}
+    options = {
+        "local_sgd": {"local_steps": 1, "momentum": momentum},
+        "tiny": {"optimizer": optimizer},
+    }
     return Control(broken, equals_one_process, {**_ONE, "options": options})
 
 
@@ -181,17 +243,28 @@ LAWS = (
             _with_mean(equals_its_loop, twins.silent, "replicas never meet", _LOCAL),
             _with_mean(equals_its_loop, twins.sum_only, "the divide by N is missing", _LOCAL),
             _with_mean(equals_its_loop, twins.chunk_skipped, "one element is not averaged", _LOCAL),
-            _with_mean(equals_its_loop, twins.silent, "the outer gradient is a replica's own", _DILOCO),
             _with_mean(
-                equals_its_loop, twins.sum_only, "the centre moves too far", {**_SGD, "sync": "elastic_averaging"}
+                equals_its_loop, twins.silent, "the outer gradient is a replica's own", _DILOCO
+            ),
+            _with_mean(
+                equals_its_loop,
+                twins.sum_only,
+                "the centre moves too far",
+                {**_SGD, "sync": "elastic_averaging"},
             ),
             Control(
                 "neighbours' gradients are averaged, not parameters",
                 partial(equals_its_loop, change=gradients_instead),
                 {"sync": "gossip", "topology": "ring_neighbours", "replicas": 4},
             ),
-            Control("the averager is missing", partial(equals_its_loop, change=without_averager), _DDP),
-            Control("nothing is delayed", partial(equals_its_loop, loop="delayed"), {**_SGD, "sync": "synchronous"}),
+            Control(
+                "the averager is missing", partial(equals_its_loop, change=without_averager), _DDP
+            ),
+            Control(
+                "nothing is delayed",
+                partial(equals_its_loop, loop="delayed"),
+                {**_SGD, "sync": "synchronous"},
+            ),
         ),
     ),
     Law(
@@ -201,7 +274,9 @@ LAWS = (
         (
             _with_mean(agree_together, twins.silent, "replicas never meet", _LOCAL),
             _with_mean(agree_together, twins.chunk_skipped, "one element is not averaged", _DILOCO),
-            Control("the averager is missing", partial(agree_together, change=without_averager), _DDP),
+            Control(
+                "the averager is missing", partial(agree_together, change=without_averager), _DDP
+            ),
         ),
     ),
     Law(
@@ -216,7 +291,9 @@ LAWS = (
     Law(
         "local SGD sends its share of synchronous bytes",
         bytes_are_a_share,
-        lambda cell: sync_of(cell) == "local_sgd" and is_counted(cell) and cell.compression == "none",
+        lambda cell: (
+            sync_of(cell) == "local_sgd" and is_counted(cell) and cell.compression == "none"
+        ),
         (_with_mean(bytes_are_a_share, twins.twice, "agrees twice", _LOCAL),),
     ),
     Law(
@@ -224,8 +301,12 @@ LAWS = (
         diloco_without_outer,
         lambda cell: sync_of(cell) == "diloco" and meets_in_turns(cell) and has_loop(cell),
         (
-            Control("outer momentum is kept", partial(diloco_without_outer, outer_momentum=0.9), _DILOCO),
-            Control("the outer step is shorter", partial(diloco_without_outer, outer_lr=0.7), _DILOCO),
+            Control(
+                "outer momentum is kept", partial(diloco_without_outer, outer_momentum=0.9), _DILOCO
+            ),
+            Control(
+                "the outer step is shorter", partial(diloco_without_outer, outer_lr=0.7), _DILOCO
+            ),
         ),
     ),
 )

@@ -1,8 +1,10 @@
-"""Laws of a server's book-keeping, for any policy and any timing, per server: versions, staleness, the tiling identity.
+"""Laws of a server's book-keeping, for any policy and any timing, per server: versions, staleness,
+the tiling identity.
 
-The identity tiles each worker's way through the versions 0..T: from a version read to the one just before its push is
-applied (staleness), from there to the version of the answer, and from the last answer to T. Exact, in integers. It
-checks the book-keeping; that a gradient belongs to the version it claims is checked by `replay`.
+The identity tiles each worker's way through the versions 0..T: from a version read to the one just
+before its push is applied (staleness), from there to the version of the answer, and from the last
+answer to T. Exact, in integers. It checks the book-keeping; that a gradient belongs to the version
+it claims is checked by `replay`.
 """
 
 from __future__ import annotations
@@ -29,23 +31,35 @@ def as_written(log: PushLog) -> PushLog:
     return log
 
 
-def tiling(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written) -> Figure:
-    """sum of staleness + sum (next read - just before) + sum_i (T - last read_i) = N T - sum_i first read_i.
+def tiling(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written
+) -> Figure:
+    """sum of staleness + sum (next read - just before) + sum_i (T - last read_i) = N T - sum_i
+    first read_i.
 
     A gradient that was given up adds next read - version read on the left.
     """
     result = run(make_ranks, cell, change=change)
     residuals = [tiling_residual(read(log)) for log in result.logs]
-    return Figure(max(map(abs, residuals)), 0, f"left minus right per server: {residuals}, {cell.label}")
+    return Figure(
+        max(map(abs, residuals)), 0, f"left minus right per server: {residuals}, {cell.label}"
+    )
 
 
 def tiling_residual(log: PushLog) -> int:
-    """Left minus right side. A push that was never answered ends in the last term, so it does not count."""
+    """Left minus right side. A push that was never answered ends in the last term, so it does not
+    count."""
     answered = [row for row, version in enumerate(log.version_next) if version >= 0]
     stale = sum(log.staleness[row] for row in answered)
     held = sum(log.version_next[row] - log.version_before[row] for row in answered)
     ahead = sum(log.version - last for last in log.last_read)
-    return stale + held + log.abandoned_versions + ahead - (len(log.last_read) * log.version - sum(log.first_read))
+    return (
+        stale
+        + held
+        + log.abandoned_versions
+        + ahead
+        - (len(log.last_read) * log.version - sum(log.first_read))
+    )
 
 
 def tiling_at_once(
@@ -59,20 +73,30 @@ def tiling_at_once(
         sides.append((left, log.version * (len(log.last_read) - 1)))
     worst = max(abs(left - right) for left, right in sides)
     text = ", ".join(f"{left} = {right}" for left, right in sides)
-    return Figure(worst, 0, f"sum of staleness + sum (T - last read) = T (N - 1): {text}, {cell.label}")
+    return Figure(
+        worst, 0, f"sum of staleness + sum (T - last read) = T (N - 1): {text}, {cell.label}"
+    )
 
 
-def versions_are_pushes(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Every push is one update, with or without lock: versions = pushes taken = pushes sent = batches of the budget."""
+def versions_are_pushes(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Every push is one update, with or without lock: versions = pushes taken = pushes sent =
+    batches of the budget."""
     result = run(make_ranks, cell, change=change)
     sent = sum(result.events["pushes"])
     budget = result.cell.budget.samples or 0
     batches = budget * result.cell.num_workers // cells.global_batch(result.cell)
-    numbers = [(log.version, len(log.worker), sum(log.replies), sent, batches) for log in result.logs]
+    numbers = [
+        (log.version, len(log.worker), sum(log.replies), sent, batches) for log in result.logs
+    ]
     gap = max(max(row) - min(row) for row in numbers)
     overlapped = sum(log.overlapped_replies for log in result.logs)
     return Figure(
-        gap, 0, f"versions, pushes, replies, sent, due per server: {numbers}; {overlapped} overlapped, {cell.label}"
+        gap,
+        0,
+        f"versions, pushes, replies, sent, due per server: {numbers}; {overlapped} overlapped, "
+        f"{cell.label}",
     )
 
 
@@ -90,10 +114,16 @@ def histogram_sums_to_updates(
     return Figure(gap, 0, f"entries missing or outside 0..T-1 of T = {versions}, {cell.label}")
 
 
-def batches_are_used_once(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+def batches_are_used_once(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
     """Every shard of every global batch of the budget is pushed once, whoever is fast."""
     result = run(make_ranks, cell, change=change)
-    due = range((result.cell.budget.samples or 0) * result.cell.num_workers // cells.global_batch(result.cell))
+    due = range(
+        (result.cell.budget.samples or 0)
+        * result.cell.num_workers
+        // cells.global_batch(result.cell)
+    )
     gap = 0
     for log in result.logs:
         seen = Counter(log.tag)
@@ -101,7 +131,7 @@ def batches_are_used_once(make_ranks: MakeRanks, cell: Cell, *, change: Change |
     return Figure(gap, 0, f"{gap} of {len(due)} batches missing or repeated, {cell.label}")
 
 
-# -- wrong ways to read a log ------------------------------------------------------------------------------------
+# -- wrong ways to read a log ----------------------------------------------------------------------
 
 
 def counted_after_the_apply(log: PushLog) -> PushLog:
@@ -126,11 +156,13 @@ class _Held(twins.Policy):
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         super().on_push(worker, version, flat)
-        before, self._waiting = self._waiting, worker
+        before = self._waiting
+        self._waiting = worker
         return [] if before is None else [before]
 
     def on_goodbye(self, worker: int) -> list[int]:
-        before, self._waiting = self._waiting, None
+        before = self._waiting
+        self._waiting = None
         return [] if before is None else [before]
 
 
@@ -169,7 +201,11 @@ LAWS = (
         tiling,
         has_server_log,
         (
-            Control("staleness read after the apply, answers kept", partial(tiling, read=reads_forgotten), _ON),
+            Control(
+                "staleness read after the apply, answers kept",
+                partial(tiling, read=reads_forgotten),
+                _ON,
+            ),
             Control(
                 "a backup-worker log whose reads are forgotten",
                 partial(tiling, read=reads_forgotten),
@@ -182,7 +218,11 @@ LAWS = (
         tiling_at_once,
         has_lock,
         (
-            Control("staleness counted after the apply", partial(tiling_at_once, read=counted_after_the_apply), _ON),
+            Control(
+                "staleness counted after the apply",
+                partial(tiling_at_once, read=counted_after_the_apply),
+                _ON,
+            ),
             Control("a read is forgotten", partial(tiling_at_once, read=reads_forgotten), _ON),
             Control(
                 "answers are held back",
@@ -201,7 +241,11 @@ LAWS = (
                 partial(versions_are_pushes, change=twins.with_policy(twins.Forgetful)),
                 _ON,
             ),
-            Control("two pushes are one update", partial(versions_are_pushes, change=twins.with_policy(_Batched)), _ON),
+            Control(
+                "two pushes are one update",
+                partial(versions_are_pushes, change=twins.with_policy(_Batched)),
+                _ON,
+            ),
         ),
     ),
     Law(
@@ -219,7 +263,16 @@ LAWS = (
     Law(
         "every batch of the budget is used once",
         batches_are_used_once,
-        lambda cell: sync_of(cell) in ("asynchronous", "k_sync") and option(cell, "k_sync", "late") != "cancel",
-        (Control("pushes twice", partial(batches_are_used_once, change=twins.with_server(twins.Repeating)), _ON),),
+        lambda cell: (
+            sync_of(cell) in ("asynchronous", "k_sync")
+            and option(cell, "k_sync", "late") != "cancel"
+        ),
+        (
+            Control(
+                "pushes twice",
+                partial(batches_are_used_once, change=twins.with_server(twins.Repeating)),
+                _ON,
+            ),
+        ),
     ),
 )

@@ -1,7 +1,8 @@
-"""Laws of stale synchronous training: nobody starts more than `slack` steps ahead, and what the two ends of slack are.
+"""Laws of stale synchronous training: nobody starts more than `slack` steps ahead, and what the two
+ends of slack are.
 
-Slack 0 with one step per clock is synchronous training (family `synchronous`); the push log replays (family `replay`),
-here with clipped pushes too.
+Slack 0 with one step per clock is synchronous training (family `synchronous`); the push log replays
+(family `replay`), here with clipped pushes too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from benchsuite.plan.cell import Cell
 from benchsuite.update import clip
 from benchsuite.worker.build import Training
 
-STRAGGLER_S = 0.01  # on real ranks the first worker takes so much longer; in virtual time the cell has a straggler
+# on real ranks the first worker takes so much longer; in virtual time the cell has a straggler
+STRAGGLER_S = 0.01
 CLIPS_ALL = 0.5  # below the norm of every gradient of the run
 
 
@@ -58,25 +60,34 @@ class Watched(twins.Policy):
         return self._seen(super().on_goodbye(worker))
 
     def _seen(self, answers: list[int]) -> list[int]:
-        active = [self.finished.get(worker, 0) for worker in range(self.num_workers) if worker not in self.gone]
+        active = [
+            self.finished.get(worker, 0)
+            for worker in range(self.num_workers)
+            if worker not in self.gone
+        ]
         for worker in answers:
             self.gaps.append(self.finished[worker] - min(active, default=self.finished[worker]))
         return answers
 
 
 def start_gap(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Steps that a worker is ahead of the slowest one when it may start, behind a slow worker: at most slack."""
+    """Steps that a worker is ahead of the slowest one when it may start, behind a slow worker: at
+    most slack."""
     watch = partial(_watch, slow=cell.clock == "wall" and cell.num_workers > 1)
     result = run(make_ranks, cell, change=both(change, watch), after=_gaps)
     slack = int(option(cell, "stale_synchronous", "slack"))
     largest = max(max(server.after, default=0) for server in result.servers)
-    return Figure(max(0, largest - slack), 0, f"largest start gap {largest}, slack {slack}, {cell.label}")
+    return Figure(
+        max(0, largest - slack), 0, f"largest start gap {largest}, slack {slack}, {cell.label}"
+    )
 
 
 def _watch(training: Training, *, slow: bool) -> Training:
     if training.is_server:
         workers = training.topology.num_workers
-        training.strategy = twins.OtherPolicy(training.strategy, partial(Watched, num_workers=workers))
+        training.strategy = twins.OtherPolicy(
+            training.strategy, partial(Watched, num_workers=workers)
+        )
         return training
     if slow and training.comm.rank == 0:
         return rebuilt(training, part=_Slow(training.part))
@@ -102,22 +113,31 @@ def _gaps(training: Training) -> list[int]:
 
 
 def unbounded_is_asynchronous(make_ranks: MakeRanks, cell: Cell, *, slack: int = -1) -> Figure:
-    """Without a bound, one step per push: the versions of `asynchronous` under the same times, while nobody is done.
+    """Without a bound, one step per push: the versions of `asynchronous` under the same times,
+    while nobody is done.
 
-    Gradients depend on parameters and worker only, since asynchronous workers are handed other batches.
+    Gradients depend on parameters and worker only, since asynchronous workers are handed other
+    batches.
     """
     unbounded = _with(cell, "stale_synchronous", {"slack": slack, "apply": "per_push"})
     asynchronous = _with(dataclasses.replace(cell, sync="asynchronous"), "asynchronous", {})
     runs = [run(make_ranks, each, change=_pulled) for each in (unbounded, asynchronous)]
     steps = recipe_of(cell).budget // recipe_of(cell).global_batch
-    different, compared = 0, 0
-    for mine, theirs, log, other in zip(runs[0].servers, runs[1].servers, runs[0].logs, runs[1].logs, strict=True):
+    different = 0
+    compared = 0
+    for mine, theirs, log, other in zip(
+        runs[0].servers, runs[1].servers, runs[0].logs, runs[1].logs, strict=True
+    ):
         length = _until_one_is_done(log.worker, steps)
         compared += length
-        different += sum(a != b for a, b in zip(log.worker[:length], other.worker[:length], strict=True))
+        different += sum(
+            a != b for a, b in zip(log.worker[:length], other.worker[:length], strict=True)
+        )
         pairs = zip(mine.params[: length + 1], theirs.params[: length + 1], strict=True)
         different += sum(count_different(a, b) for a, b in pairs)
-    return Figure(different, 0, f"{different} pushes or elements differ in {compared} updates, {cell.label}")
+    return Figure(
+        different, 0, f"{different} pushes or elements differ in {compared} updates, {cell.label}"
+    )
 
 
 def _until_one_is_done(workers: list[int], steps: int) -> int:
@@ -130,16 +150,23 @@ def _until_one_is_done(workers: list[int], steps: int) -> int:
 
 
 def _with(cell: Cell, member: str, values: Mapping[str, Any]) -> Cell:
-    options = {name: given for name, given in cell.options.items() if name not in ("stale_synchronous", "asynchronous")}
+    options = {
+        name: given
+        for name, given in cell.options.items()
+        if name not in ("stale_synchronous", "asynchronous")
+    }
     return dataclasses.replace(cell, options={**options, member: values})
 
 
 class _Pulled:
-    """Takes the time of the real gradient; what it hands over pulls towards a point of the worker's own."""
+    """Takes the time of the real gradient; what it hands over pulls towards a point of the worker's
+    own."""
 
     def __init__(self, part: Any, worker: int) -> None:
         self._part = part
-        self._point = torch.linspace(0.0, 1.0 + worker, part.params.numel(), dtype=part.params.dtype)
+        self._point = torch.linspace(
+            0.0, 1.0 + worker, part.params.numel(), dtype=part.params.dtype
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)
@@ -157,11 +184,16 @@ def _pulled(training: Training) -> Training:
 
 
 def constant_rate_is_synchronous(make_ranks: MakeRanks, cell: Cell) -> Figure:
-    """`equals_one_process` at a constant learning rate: within a clock, a schedule would give each push another one."""
-    return equals_one_process(make_ranks, with_options(cell, plugins.stem(cell.workload), schedule=False))
+    """`equals_one_process` at a constant learning rate: within a clock, a schedule would give each
+    push another one."""
+    return equals_one_process(
+        make_ranks, with_options(cell, plugins.stem(cell.workload), schedule=False)
+    )
 
 
-def clipped_pushes_replay(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
+def clipped_pushes_replay(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
     """`push_log_replay` where every push is clipped, whole, by its worker."""
     clipped = with_options(cell, plugins.stem(cell.workload), clip_norm=CLIPS_ALL)
     return push_log_replay(make_ranks, clipped, change=change)
@@ -174,18 +206,28 @@ def is_stale(cell: Cell) -> bool:
 
 def _is_plain_per_push(cell: Cell) -> bool:
     form = (option(cell, "stale_synchronous", "slack"), option(cell, "stale_synchronous", "apply"))
-    recipe = recipe_of(cell) if is_stale(cell) and form == (0, "per_push") and cell.compression == "none" else None
+    recipe = (
+        recipe_of(cell)
+        if is_stale(cell) and form == (0, "per_push") and cell.compression == "none"
+        else None
+    )
     if recipe is None or recipe.clip_norm is not None:
         return False
     optimizer = recipe.make_optimizer([torch.zeros(1)])
     group = optimizer.param_groups[0]
-    return isinstance(optimizer, torch.optim.SGD) and not group["momentum"] and not group["weight_decay"]
+    return (
+        isinstance(optimizer, torch.optim.SGD)
+        and not group["momentum"]
+        and not group["weight_decay"]
+    )
 
 
 def _clips_slices(training: Training) -> Training:
     """The servers clip, each the slice that it has, and no worker does."""
     if training.is_server:
-        return twins.with_policy(partial(_ClipsSlice, clip_norm=training.recipe.clip_norm))(training)
+        return twins.with_policy(partial(_ClipsSlice, clip_norm=training.recipe.clip_norm))(
+            training
+        )
     return unclipped(training)
 
 
@@ -210,9 +252,12 @@ class _OneMore(twins.Policy):
 
 
 _ON: Mapping[str, Any] = {
-    "sync": "stale_synchronous", "topology": "parameter_server", "servers": 1, "replicas": 3,
+    "sync": "stale_synchronous",
+    "topology": "parameter_server",
+    "servers": 1,
+    "replicas": 3,
     "options": {"stale_synchronous": {"slack": 1}},
-}  # fmt: skip
+}
 _IN_STEP = {"stale_synchronous": {"slack": 0, "apply": "per_push"}}
 _PER_PUSH = {**_ON, "options": {"stale_synchronous": {"slack": 1, "apply": "per_push"}}}
 
@@ -222,14 +267,25 @@ LAWS = (
         "no worker starts more than slack steps ahead",
         start_gap,
         lambda cell: is_stale(cell) and option(cell, "stale_synchronous", "slack") >= 0,
-        (Control("workers start one step early", partial(start_gap, change=twins.with_policy(_OneMore)), _ON),),
+        (
+            Control(
+                "workers start one step early",
+                partial(start_gap, change=twins.with_policy(_OneMore)),
+                _ON,
+            ),
+        ),
         own_run=True,
     ),
     Law(
         "without a bound it is asynchronous",
         unbounded_is_asynchronous,
-        lambda cell: is_stale(cell) and cell.clock == "virtual" and cell.num_servers == 1
-        and recipe_of(cell).clip_norm is None and cell.compression == "none",
+        lambda cell: (
+            is_stale(cell)
+            and cell.clock == "virtual"
+            and cell.num_servers == 1
+            and recipe_of(cell).clip_norm is None
+            and cell.compression == "none"
+        ),
         (
             Control(
                 "with a bound it is not",
@@ -241,10 +297,17 @@ LAWS = (
     Law(
         "a push is clipped by its worker",
         clipped_pushes_replay,
-        lambda cell: is_stale(cell) and option(cell, "stale_synchronous", "apply") == "per_push"
-        and cell.compression == "none",
+        lambda cell: (
+            is_stale(cell)
+            and option(cell, "stale_synchronous", "apply") == "per_push"
+            and cell.compression == "none"
+        ),
         (
-            Control("pushes are not clipped", partial(clipped_pushes_replay, change=unclipped), _PER_PUSH),
+            Control(
+                "pushes are not clipped",
+                partial(clipped_pushes_replay, change=unclipped),
+                _PER_PUSH,
+            ),
             Control(
                 "each server clips its slice",
                 partial(clipped_pushes_replay, change=_clips_slices),

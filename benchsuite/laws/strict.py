@@ -1,4 +1,5 @@
-"""Laws of strict mode: on gloo it refuses what NCCL cannot do, and nothing else: CPU tests prove GPU validity."""
+"""Laws of strict mode: on gloo it refuses what NCCL cannot do, and nothing else: CPU tests prove
+GPU validity."""
 
 from __future__ import annotations
 
@@ -18,11 +19,14 @@ from benchsuite.plan.cell import Cell
 
 
 def strict_refuses(make_ranks: MakeRanks, cell: Cell, *, strict: str = "nccl") -> Figure:
-    """What gloo takes and NCCL cannot do raises: tags, any source, two threads, a send behind an open receive."""
+    """What gloo takes and NCCL cannot do raises: tags, any source, two threads, a send behind an
+    open receive."""
 
     def body(comm: ProcessComm) -> list[str]:
-        other, taken = 1 - comm.rank, []
-        x, y = torch.ones(3), torch.zeros(3)
+        other = 1 - comm.rank
+        taken = []
+        x = torch.ones(3)
+        y = torch.zeros(3)
         attempts: dict[str, Callable[[], None]] = {
             "a tag": lambda: _pair(comm, other, x, y, tag=7),
             "any source": lambda: _pair(comm, other, x, y, source=ANY_SOURCE),
@@ -40,11 +44,14 @@ def strict_refuses(make_ranks: MakeRanks, cell: Cell, *, strict: str = "nccl") -
 
 
 def strict_takes_what_is_legal(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """Rounds of sendrecv, sends before receives, collectives, lanes and splits: legal on NCCL, accepted."""
+    """Rounds of sendrecv, sends before receives, collectives, lanes and splits: legal on NCCL,
+    accepted."""
 
     def body(comm: Any) -> int:
-        x, y = torch.full((3,), float(comm.rank)), torch.zeros(3)
-        right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+        x = torch.full((3,), float(comm.rank))
+        y = torch.zeros(3)
+        right = (comm.rank + 1) % comm.size
+        left = (comm.rank - 1) % comm.size
         comm.sendrecv(x, right, y, left)
         wrong = int(float(y[0]) != left)
         sending = comm.isend(x, right)
@@ -66,7 +73,9 @@ def strict_takes_what_is_legal(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap 
     return Figure(wrong, 0, f"{wrong} legal uses refused or wrong, {size} ranks")
 
 
-def _pair(comm: ProcessComm, other: int, x: Tensor, y: Tensor, *, tag: int = 0, source: int = 0) -> None:
+def _pair(
+    comm: ProcessComm, other: int, x: Tensor, y: Tensor, *, tag: int = 0, source: int = 0
+) -> None:
     """Rank 0 receives what rank 1 sends; a strict rank refuses before anything is posted."""
     if source == ANY_SOURCE and comm._world.strict:
         comm.irecv(y, ANY_SOURCE)
@@ -103,7 +112,14 @@ LAWS = (
         "strict mode refuses what NCCL cannot do",
         strict_refuses,
         _several,
-        (Control("strict mode is off", partial(strict_refuses, strict=""), {"replicas": 2}, real_ranks=True),),
+        (
+            Control(
+                "strict mode is off",
+                partial(strict_refuses, strict=""),
+                {"replicas": 2},
+                real_ranks=True,
+            ),
+        ),
     ),
     Law(
         "strict mode takes what NCCL can do",

@@ -28,7 +28,7 @@ from benchsuite.laws.harness.runs import (
     run,
     sync_of,
     worst,
-)  # fmt: skip
+)
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.worker.build import Training
@@ -39,7 +39,9 @@ FLOAT32 = 1e-6  # plain SGD over 10 steps; correct float32 code with AdamW drift
 
 def is_synchronous(cell: Cell) -> bool:
     """Whether every update is the mean over all workers of one version."""
-    all_of_them = option(cell, "k_sync", "backup_workers") == 0 and not option(cell, "k_sync", "batch")
+    all_of_them = option(cell, "k_sync", "backup_workers") == 0 and not option(
+        cell, "k_sync", "batch"
+    )
     slack, apply = (option(cell, "stale_synchronous", name) for name in ("slack", "apply"))
     in_step = slack == 0 and apply == "per_clock"
     every_step = sync_of(cell) != "ddp" or option(cell, "ddp", "local_steps") in (None, 1)
@@ -52,13 +54,23 @@ def is_exact(cell: Cell) -> bool:
 
 
 def steps_at_once(cell: Cell) -> bool:
-    """Whether a lone worker's step is the recipe's optimiser on its newest gradient, and that alone."""
+    """Whether a lone worker's step is the recipe's optimiser on its newest gradient, and that
+    alone."""
     plain = plugins.find("sync", cell.sync).constants.get("alone_is_plain", True)
-    return bool(plain) and cell.compression == "none" and option(cell, "local_sgd", "momentum") != "reset"
+    return (
+        bool(plain)
+        and cell.compression == "none"
+        and option(cell, "local_sgd", "momentum") != "reset"
+    )
 
 
 def equals_one_process(
-    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, clip_norm: float | None = None, strict: str = ""
+    make_ranks: MakeRanks,
+    cell: Cell,
+    *,
+    change: Change | None = None,
+    clip_norm: float | None = None,
+    strict: str = "",
 ) -> Figure:
     """Every worker's parameters after every step are those of one process on the whole batch.
 
@@ -67,17 +79,25 @@ def equals_one_process(
     clipped = None if clip_norm is None else partial(with_clip_norm, clip_norm=clip_norm)
     result = run(make_ranks, cell, change=both(clipped, change), strict=strict)
     reference = one_process(result.cell, clip_norm=clip_norm)
-    value, where = worst([
-        (relative(mine - theirs, theirs), f"worker {worker.rank} after step {step}")
-        for worker in result.workers
-        for step, (mine, theirs) in enumerate(zip(worker.params, reference, strict=True))
-    ])  # fmt: skip
+    value, where = worst(
+        [
+            (relative(mine - theirs, theirs), f"worker {worker.rank} after step {step}")
+            for worker in result.workers
+            for step, (mine, theirs) in enumerate(zip(worker.params, reference, strict=True))
+        ]
+    )
     steps = len(reference) - 1
     bound = FLOAT64 if result.cell.precision == "fp64" else FLOAT32
-    return Figure(value, bound, f"||difference|| / ||parameters||, largest of {steps} steps: {where}, {cell.label}")
+    return Figure(
+        value,
+        bound,
+        f"||difference|| / ||parameters||, largest of {steps} steps: {where}, {cell.label}",
+    )
 
 
-def replicas_agree(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, strict: str = "") -> Figure:
+def replicas_agree(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, strict: str = ""
+) -> Figure:
     """After every step all workers hold the same bits."""
     result = run(make_ranks, cell, change=change, strict=strict)
     first = result.workers[0].params
@@ -87,23 +107,36 @@ def replicas_agree(make_ranks: MakeRanks, cell: Cell, *, change: Change | None =
         for mine, theirs in zip(worker.params, first, strict=True)
     )
     elements = first[0].numel() * len(first) * (len(result.workers) - 1)
-    return Figure(different, 0, f"{different} of {elements} elements differ from worker 0's, {cell.label}")
+    return Figure(
+        different, 0, f"{different} of {elements} elements differ from worker 0's, {cell.label}"
+    )
 
 
-def alone_is_the_plain_loop(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """One worker: bit for bit the plain loop. (Clipped, torch takes a norm of norms, which rounds otherwise.)"""
+def alone_is_the_plain_loop(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """One worker: bit for bit the plain loop. (Clipped, torch takes a norm of norms, which rounds
+    otherwise.)"""
     result = run(make_ranks, cell, change=change)
     reference = one_process(result.cell)
-    different = sum(count_different(a, b) for a, b in zip(result.workers[0].params, reference, strict=True))
+    different = sum(
+        count_different(a, b) for a, b in zip(result.workers[0].params, reference, strict=True)
+    )
     elements = reference[0].numel() * len(reference)
-    return Figure(different, 0, f"{different} of {elements} elements differ from the plain loop, {cell.label}")
+    return Figure(
+        different, 0, f"{different} of {elements} elements differ from the plain loop, {cell.label}"
+    )
 
 
-def integers_are_exact(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Integer-valued float32 gradients: sum first, divide once, so all topologies give the bits of the serial sum."""
+def integers_are_exact(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Integer-valued float32 gradients: sum first, divide once, so all topologies give the bits of
+    the serial sum."""
     cell = dataclasses.replace(cell, precision="fp32")
     result = run(make_ranks, cell, change=both(with_integer_gradients, change))
-    num_workers, recipe = result.cell.num_workers, recipe_of(result.cell)
+    num_workers = result.cell.num_workers
+    recipe = recipe_of(result.cell)
     flat = result.workers[0].params[0].clone()
     optimizer = recipe.make_optimizer([flat])
     different = 0
@@ -115,7 +148,9 @@ def integers_are_exact(make_ranks: MakeRanks, cell: Cell, *, change: Change | No
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr(step * recipe.global_batch / recipe.budget)
         optimizer.step()
-        different += sum(count_different(worker.params[step + 1], flat) for worker in result.workers)
+        different += sum(
+            count_different(worker.params[step + 1], flat) for worker in result.workers
+        )
     return Figure(different, 0, f"{different} elements differ from the serial sum, {cell.label}")
 
 
@@ -149,8 +184,18 @@ def _on(change: Change, law: Any, broken: str, **on: Any) -> Control:
 
 
 _RING: Mapping[str, Any] = {"sync": "synchronous", "topology": "ring", "replicas": 3}
-_DDP: Mapping[str, Any] = {"sync": "ddp", "topology": "native", "replicas": 2, "budget": Budget(timeout_s=60.0)}
-_SERVER: Mapping[str, Any] = {"sync": "synchronous", "topology": "parameter_server", "servers": 1, "replicas": 3}
+_DDP: Mapping[str, Any] = {
+    "sync": "ddp",
+    "topology": "native",
+    "replicas": 2,
+    "budget": Budget(timeout_s=60.0),
+}
+_SERVER: Mapping[str, Any] = {
+    "sync": "synchronous",
+    "topology": "parameter_server",
+    "servers": 1,
+    "replicas": 3,
+}
 
 
 def _backup(make_ranks: MakeRanks, cell: Cell) -> Figure:
@@ -167,13 +212,48 @@ LAWS = (
         equals_one_process,
         is_exact,
         (
-            _on(twins.with_mean(twins.sum_only), equals_one_process, "the divide by N is missing", **_RING),
-            _on(twins.with_mean(twins.silent), equals_one_process, "nothing is synchronised", **_RING),
-            _on(twins.without_wrapper, equals_one_process, "DistributedDataParallel is missing", **_DDP),
-            _on(twins.with_mean(twins.chunk_skipped), equals_one_process, "one element is not reduced", **_RING),
-            _on(twins.with_policy(twins.Undivided), equals_one_process, "the server does not divide", **_SERVER),
-            _on(twins.with_policy(twins.Early), equals_one_process, "applied before all pushes are in", **_SERVER),
-            _on(twins.with_server(twins.Deaf), equals_one_process, "the answer is dropped", **_SERVER),
+            _on(
+                twins.with_mean(twins.sum_only),
+                equals_one_process,
+                "the divide by N is missing",
+                **_RING,
+            ),
+            _on(
+                twins.with_mean(twins.silent),
+                equals_one_process,
+                "nothing is synchronised",
+                **_RING,
+            ),
+            _on(
+                twins.without_wrapper,
+                equals_one_process,
+                "DistributedDataParallel is missing",
+                **_DDP,
+            ),
+            _on(
+                twins.with_mean(twins.chunk_skipped),
+                equals_one_process,
+                "one element is not reduced",
+                **_RING,
+            ),
+            _on(
+                twins.with_policy(twins.Undivided),
+                equals_one_process,
+                "the server does not divide",
+                **_SERVER,
+            ),
+            _on(
+                twins.with_policy(twins.Early),
+                equals_one_process,
+                "applied before all pushes are in",
+                **_SERVER,
+            ),
+            _on(
+                twins.with_server(twins.Deaf),
+                equals_one_process,
+                "the answer is dropped",
+                **_SERVER,
+            ),
             Control(
                 "a backup worker's gradient is dropped",
                 _backup,
@@ -192,15 +272,29 @@ LAWS = (
         lambda cell: is_synchronous(cell) and cell.replicas > 1,
         (
             _on(twins.with_mean(twins.silent), replicas_agree, "nothing is synchronised", **_RING),
-            _on(twins.without_wrapper, replicas_agree, "DistributedDataParallel is missing", **_DDP),
-            _on(twins.with_mean(twins.chunk_skipped), replicas_agree, "one element is not reduced", **_RING),
-            _on(twins.with_server(twins.Deaf, from_rank=2), replicas_agree, "one worker drops the answer", **_SERVER),
+            _on(
+                twins.without_wrapper, replicas_agree, "DistributedDataParallel is missing", **_DDP
+            ),
+            _on(
+                twins.with_mean(twins.chunk_skipped),
+                replicas_agree,
+                "one element is not reduced",
+                **_RING,
+            ),
+            _on(
+                twins.with_server(twins.Deaf, from_rank=2),
+                replicas_agree,
+                "one worker drops the answer",
+                **_SERVER,
+            ),
         ),
     ),
     Law(
         "one worker is bit for bit the plain loop",
         alone_is_the_plain_loop,
-        lambda cell: cell.replicas == 1 and recipe_of(cell).clip_norm is None and steps_at_once(cell),
+        lambda cell: (
+            cell.replicas == 1 and recipe_of(cell).clip_norm is None and steps_at_once(cell)
+        ),
         (
             Control(
                 "a mean that rounds once more",
@@ -226,9 +320,24 @@ LAWS = (
         integers_are_exact,
         lambda cell: is_exact(cell) and sync_of(cell) != "ddp",
         (
-            _on(twins.with_mean(twins.divided_first), integers_are_exact, "divides before it adds", **_RING),
-            _on(twins.with_mean(twins.chunk_skipped), integers_are_exact, "one element is not reduced", **_RING),
-            _on(twins.with_policy(twins.Undivided), integers_are_exact, "the server does not divide", **_SERVER),
+            _on(
+                twins.with_mean(twins.divided_first),
+                integers_are_exact,
+                "divides before it adds",
+                **_RING,
+            ),
+            _on(
+                twins.with_mean(twins.chunk_skipped),
+                integers_are_exact,
+                "one element is not reduced",
+                **_RING,
+            ),
+            _on(
+                twins.with_policy(twins.Undivided),
+                integers_are_exact,
+                "the server does not divide",
+                **_SERVER,
+            ),
         ),
         own_run=True,
     ),

@@ -1,8 +1,9 @@
-"""Laws of layers split by weight: what is sent in a step, slices compute the whole gradient, copies are equal.
+"""Laws of layers split by weight: what is sent in a step, slices compute the whole gradient, copies
+are equal.
 
-Ranks are processes. `tiny` gathers after every layer, `mlp` has one pair of matrices, `cnn` pairs of convolutions with
-a GroupNorm between them, the transformer two pairs per block, with and without tokens that are cut; the agent's
-networks are two side by side, or convolutions with biases.
+Ranks are processes. `tiny` gathers after every layer, `mlp` has one pair of matrices, `cnn` pairs
+of convolutions with a GroupNorm between them, the transformer two pairs per block, with and without
+tokens that are cut; the agent's networks are two side by side, or convolutions with biases.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from benchsuite.worker.build import Training
 from benchsuite.worker.traffic_mode import TrafficMode
 from benchsuite.workload import Batch, seeded_layers, trained_parameters
 
-PER_BLOCK = 4  # two pairs, an all-reduce forward and one backward each (Shoeybi et al. 2019, section 3)
+PER_BLOCK = (
+    4  # two pairs, an all-reduce forward and one backward each (Shoeybi et al. 2019, section 3)
+)
 KINDS = {"all_reduce": "allreduce", "all_gather": "allgather", "reduce_scatter": "reduce_scatter"}
 Alter = Callable[[nn.Module], None]
 
@@ -54,24 +57,30 @@ def _look(training: Training) -> Seen:
     with TrafficMode() as seen:
         part.gradient(batch)
     calls = Counter((call.name, call.numel) for call in seen.calls)
-    num_split, output = part.facts()["split_elements"], part.infer(batch.x)
+    num_split = part.facts()["split_elements"]
+    output = part.infer(batch.x)
     return Seen(batch, calls, part.params.clone(), part.grad.clone(), num_split, output)
 
 
-# -- laws --------------------------------------------------------------------------------------------------------------
+# -- laws ------------------------------------------------------------------------------------------
 
 
-def collectives_are_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """The library's calls in one gradient are those that the plan tells. Value: too many or too few."""
+def collectives_are_told(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """The library's calls in one gradient are those that the plan tells. Value: too many or too
+    few."""
     result = run(make_ranks, cell, change=change, after=_look)
     workload = trainings.start_workload(result.cell)
     layers = model_parallel.meta_layers(workload)
     batch, _ = model_parallel.example(workload, layers, 1)
     parallel: Any = trainings.make_parallel(result.cell)
     told = Counter(
-        (KINDS[kind], numel) for kind, numel in parallel.collectives(workload, layers, batch, cell.model_parallel)
+        (KINDS[kind], numel)
+        for kind, numel in parallel.collectives(workload, layers, batch, cell.model_parallel)
     )
-    wrong, text = 0, ""
+    wrong = 0
+    text = ""
     for worker in result.workers:
         seen = worker.after.calls
         wrong += sum(abs(seen[name] - told[name]) for name in seen | told)
@@ -82,18 +91,25 @@ def collectives_are_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | 
 def a_block_is_four(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """A transformer's gradient is 4 all-reduces of (B, T, d) per block, and nothing else."""
     result = run(make_ranks, cell, change=change, after=_look)
-    sizes = {name: option(result.cell, "transformer", name) for name in ("blocks", "context", "width")}
+    sizes = {
+        name: option(result.cell, "transformer", name) for name in ("blocks", "context", "width")
+    }
     activation = cells.global_batch(result.cell) * sizes["context"] * sizes["width"]
     told = Counter({("allreduce", activation): PER_BLOCK * sizes["blocks"]})
     seen = [worker.after.calls for worker in result.workers]
     wrong = sum(abs(calls[name] - told[name]) for calls in seen for name in calls | told)
-    return Figure(wrong, 0, f"{dict(seen[0])}, {sizes['blocks']} blocks of {activation} elements, {cases.label(cell)}")
+    return Figure(
+        wrong,
+        0,
+        f"{dict(seen[0])}, {sizes['blocks']} blocks of {activation} elements, {cases.label(cell)}",
+    )
 
 
 def slices_compute_the_whole(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, alter: Alter | None = None
 ) -> Figure:
-    """Gradient and inference are those of one process at the parameters that the parts hold after a run.
+    """Gradient and inference are those of one process at the parameters that the parts hold after a
+    run.
 
     `alter`: what a change does to the model is done to that of the one process too.
     """
@@ -103,7 +119,9 @@ def slices_compute_the_whole(
     named = trained_parameters(model)
     pieces, shapes = held(result.cell)
     seen = [worker.after for worker in result.workers]
-    params, grad = (join([getattr(each, name) for each in seen], pieces, shapes) for name in ("params", "grad"))
+    params, grad = (
+        join([getattr(each, name) for each in seen], pieces, shapes) for name in ("params", "grad")
+    )
     nn.utils.vector_to_parameters(params, named.values())
     if alter is not None:
         alter(model)
@@ -112,7 +130,9 @@ def slices_compute_the_whole(
     gradients = torch.autograd.grad(workload.loss(output, batch), list(named.values()))
     gradient = nn.utils.parameters_to_vector(gradients)
     figures = [(relative(grad - gradient, gradient), "gradient")]
-    figures += [(relative(each.output - output.detach(), output.detach()), "inference") for each in seen]
+    figures += [
+        (relative(each.output - output.detach(), output.detach()), "inference") for each in seen
+    ]
     value, where = worst(figures)
     return Figure(value, FLOAT64, f"||difference|| / ||{where}||, {cases.label(cell)}")
 
@@ -122,11 +142,17 @@ def copies_are_equal(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
     result = run(make_ranks, cell, change=change, after=_look)
     seen = [worker.after for worker in result.workers]
     copies = [(each.params[each.num_split :], each.grad[each.num_split :]) for each in seen]
-    wrong = sum(count_different(one, other) for part in copies for one, other in zip(part, copies[0], strict=True))
-    return Figure(wrong, 0, f"{wrong} of 2 x {copies[0][0].numel()} elements differ, {cases.label(cell)}")
+    wrong = sum(
+        count_different(one, other)
+        for part in copies
+        for one, other in zip(part, copies[0], strict=True)
+    )
+    return Figure(
+        wrong, 0, f"{wrong} of 2 x {copies[0][0].numel()} elements differ, {cases.label(cell)}"
+    )
 
 
-# -- broken twins ------------------------------------------------------------------------------------------------------
+# -- broken twins ----------------------------------------------------------------------------------
 
 
 def _split(training: Training, how: str) -> list[Any]:
@@ -164,7 +190,8 @@ def _sums_no_tokens(training: Training) -> Training:
 
 
 def _by_kind(model: nn.Module) -> None:
-    """Rows of the one matrix are read as ({q, k, v}, head, head_dim): the slices of a part are no heads."""
+    """Rows of the one matrix are read as ({q, k, v}, head, head_dim): the slices of a part are no
+    heads."""
     blocks: list[Any] = [module for module in model.modules() if hasattr(module, "qkv")]
     for block in blocks:
         block._attend = partial(_attend_by_kind, block._attend, block._head_dim)
@@ -180,7 +207,7 @@ def _reads_by_kind(training: Training) -> Training:
     return training
 
 
-# -- cells -------------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 STEPS = Budget(steps=3, timeout_s=60.0)
 CNN: Fields = {"workload": "cnn", "preset": "smoke"}
@@ -200,7 +227,11 @@ def _cells(asked: cases.Asked) -> list[Cell]:
     if not asked.is_about("tensor"):
         return []
     shapes: tuple[Fields, ...] = ({}, MLP, CNN, TRANSFORMER, CUT_TOKENS, AGENT, FRAMES)
-    made = [cases.on(cases.tiny(), **on(model_parallel=size, **shape)) for size in (2, 4) for shape in shapes]
+    made = [
+        cases.on(cases.tiny(), **on(model_parallel=size, **shape))
+        for size in (2, 4)
+        for shape in shapes
+    ]
     return [cells.resolve(cell) for cell in made]
 
 
@@ -220,9 +251,21 @@ LAWS = (
         collectives_are_told,
         _applies,
         (
-            Control("sums are left out", partial(collectives_are_told, change=_adds_nothing), on(**TRANSFORMER)),
-            Control("gradients are not summed", partial(collectives_are_told, change=_keeps_its_gradient), on(**CNN)),
-            Control("norms are not summed", partial(collectives_are_told, change=_sums_no_tokens), on(**CUT_TOKENS)),
+            Control(
+                "sums are left out",
+                partial(collectives_are_told, change=_adds_nothing),
+                on(**TRANSFORMER),
+            ),
+            Control(
+                "gradients are not summed",
+                partial(collectives_are_told, change=_keeps_its_gradient),
+                on(**CNN),
+            ),
+            Control(
+                "norms are not summed",
+                partial(collectives_are_told, change=_sums_no_tokens),
+                on(**CUT_TOKENS),
+            ),
         ),
     ),
     Law(
@@ -230,7 +273,11 @@ LAWS = (
         a_block_is_four,
         _has_whole_tokens,
         (
-            Control("sums are left out", partial(a_block_is_four, change=_adds_nothing), on(**TRANSFORMER)),
+            Control(
+                "sums are left out",
+                partial(a_block_is_four, change=_adds_nothing),
+                on(**TRANSFORMER),
+            ),
             Control("tokens are cut", a_block_is_four, on(**CUT_TOKENS)),
         ),
     ),
@@ -239,7 +286,11 @@ LAWS = (
         slices_compute_the_whole,
         _applies,
         (
-            Control("sums are left out", partial(slices_compute_the_whole, change=_adds_nothing), on(**MLP)),
+            Control(
+                "sums are left out",
+                partial(slices_compute_the_whole, change=_adds_nothing),
+                on(**MLP),
+            ),
             Control(
                 "a convolution's input has a part's gradient",
                 partial(slices_compute_the_whole, change=_keeps_its_gradient),
@@ -251,7 +302,9 @@ LAWS = (
                 on(**TRANSFORMER),
             ),
             Control(
-                "norms are not summed", partial(slices_compute_the_whole, change=_sums_no_tokens), on(**CUT_TOKENS)
+                "norms are not summed",
+                partial(slices_compute_the_whole, change=_sums_no_tokens),
+                on(**CUT_TOKENS),
             ),
         ),
     ),
@@ -260,8 +313,14 @@ LAWS = (
         copies_are_equal,
         _applies,
         (
-            Control("norms are not summed", partial(copies_are_equal, change=_sums_no_tokens), on(**CUT_TOKENS)),
-            Control("sums are left out", partial(copies_are_equal, change=_adds_nothing), on(**MLP)),
+            Control(
+                "norms are not summed",
+                partial(copies_are_equal, change=_sums_no_tokens),
+                on(**CUT_TOKENS),
+            ),
+            Control(
+                "sums are left out", partial(copies_are_equal, change=_adds_nothing), on(**MLP)
+            ),
         ),
     ),
 )

@@ -1,7 +1,8 @@
-"""Laws of collective topologies: one mean, whatever the size, and its traffic. Parameter servers have their own.
+"""Laws of collective topologies: one mean, whatever the size, and its traffic. Parameter servers
+have their own.
 
-A size smaller than the number of ranks leaves chunks empty; sizes just above a segment make chunks of unequal numbers
-of segments; each vector is reduced twice, since plans are kept.
+A size smaller than the number of ranks leaves chunks empty; sizes just above a segment make chunks
+of unequal numbers of segments; each vector is reduced twice, since plans are kept.
 """
 
 from __future__ import annotations
@@ -27,8 +28,16 @@ ROUNDS = 2
 
 
 def sizes(num_ranks: int, longest: int) -> list[int]:
-    """One element, fewer than ranks, odd, and the first chunk one segment longer than the others."""
-    return [1, max(1, num_ranks - 1), num_ranks, 1001, longest * num_ranks + 1, 3 * longest * num_ranks + 7]
+    """One element, fewer than ranks, odd, and the first chunk one segment longer than the
+    others."""
+    return [
+        1,
+        max(1, num_ranks - 1),
+        num_ranks,
+        1001,
+        longest * num_ranks + 1,
+        3 * longest * num_ranks + 7,
+    ]
 
 
 def vector(rank: int, numel: int, round_: int, *, integers: bool) -> Tensor:
@@ -42,20 +51,24 @@ def vector(rank: int, numel: int, round_: int, *, integers: bool) -> Tensor:
 def means(
     comm: Comm, *, cell: Cell, integers: bool, mean: twins.Mean | None = None
 ) -> tuple[dict[tuple[int, int], Tensor], Traffic, Traffic]:
-    """On one rank: (size, round) -> its mean; counted (and the library's derived) traffic; that predicted for all."""
+    """On one rank: (size, round) -> its mean; counted (and the library's derived) traffic; that
+    predicted for all."""
     place(comm, cell)
     topology: Topology = trainings.make_topology(cell)
     topology.start(comm)
     if mean is not None:
         topology = twins.OtherMean(topology, mean)
-    results, predicted = {}, Traffic()
+    results = {}
+    predicted = Traffic()
     for numel in sizes(comm.size, longest(cell)):
         flat = torch.empty(numel)
         for round_ in range(ROUNDS):
             flat.copy_(vector(comm.rank, numel, round_, integers=integers))
             topology.mean(flat)
             results[numel, round_] = flat.clone()
-            predicted += topology.predicted_traffic(numel, flat.element_size(), num_workers=comm.size)
+            predicted += topology.predicted_traffic(
+                numel, flat.element_size(), num_workers=comm.size
+            )
     return results, comm.traffic + derived_total(getattr(comm, "calls", {})), predicted
 
 
@@ -65,7 +78,9 @@ def longest(cell: Cell) -> int:
     return min(int(kib) * 256 if kib else 256, 4096)
 
 
-def integer_mean(make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = "") -> Figure:
+def integer_mean(
+    make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = ""
+) -> Figure:
     """Integer-valued float32 vectors: every rank ends with the bits of sum / N."""
     cell = cells.resolve(cell)
     body = partial(means, cell=cell, integers=True, mean=mean)
@@ -84,19 +99,28 @@ def same_bits_everywhere(
 ) -> Figure:
     """Any vectors: the mean has the same bits on all ranks."""
     cell = cells.resolve(cell)
-    per_rank = make_ranks(cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict)
+    per_rank = make_ranks(
+        cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
+    )
     first = per_rank[0][0]
     different = sum(
-        count_different(result, first[key]) for results, _, _ in per_rank[1:] for key, result in results.items()
+        count_different(result, first[key])
+        for results, _, _ in per_rank[1:]
+        for key, result in results.items()
     )
     return Figure(different, 0, f"{different} elements differ from rank 0's, {cell.label}")
 
 
-def ring_order(make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = "") -> Figure:
-    """The ring's result is, bit for bit, the serial sum in the ring's own order: chunk c starts at rank c."""
+def ring_order(
+    make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = ""
+) -> Figure:
+    """The ring's result is, bit for bit, the serial sum in the ring's own order: chunk c starts at
+    rank c."""
     cell = cells.resolve(cell)
     different = 0
-    for results, _, _ in make_ranks(cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict):
+    for results, _, _ in make_ranks(
+        cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
+    ):
         for (numel, round_), result in results.items():
             different += count_different(result, _serial_ring(numel, round_, cell.replicas))
     return Figure(different, 0, f"{different} elements differ from the serial replay, {cell.label}")
@@ -113,38 +137,52 @@ def _serial_ring(numel: int, round_: int, num_ranks: int) -> Tensor:
     return torch.cat(chunks)
 
 
-def in_rank_order(make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = "") -> Figure:
+def in_rank_order(
+    make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = ""
+) -> Figure:
     """The mean is, bit for bit, rank 0's vector plus rank 1's plus .., divided once."""
     cell = cells.resolve(cell)
     different = 0
-    for results, _, _ in make_ranks(cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict):
+    for results, _, _ in make_ranks(
+        cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
+    ):
         for (numel, round_), result in results.items():
             total = vector(0, numel, round_, integers=False)
             for rank in range(1, cell.replicas):
                 total += vector(rank, numel, round_, integers=False)
             different += count_different(result, total / cell.replicas)
-    return Figure(different, 0, f"{different} elements differ from the serial sum in rank order, {cell.label}")
+    return Figure(
+        different, 0, f"{different} elements differ from the serial sum in rank order, {cell.label}"
+    )
 
 
 def counted_is_predicted(
     make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = ""
 ) -> Figure:
-    """Bytes and messages of the means, per (source, destination), are those that the file predicts."""
+    """Bytes and messages of the means, per (source, destination), are those that the file
+    predicts."""
     cell = cells.resolve(cell)
-    per_rank = make_ranks(cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict)
+    per_rank = make_ranks(
+        cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
+    )
     counted = sum((traffic for _, traffic, _ in per_rank), Traffic())
     return compare(counted, per_rank[0][2], cell)
 
 
 def compare(counted: Traffic, predicted: Traffic, cell: Cell) -> Figure:
-    """Bytes and messages that differ, summed over the edges; the first edge that differs with both numbers."""
-    difference, where = 0, ""
+    """Bytes and messages that differ, summed over the edges; the first edge that differs with both
+    numbers."""
+    difference = 0
+    where = ""
     for what in ("payload", "messages", "shm"):
-        mine, theirs = getattr(counted, what), getattr(predicted, what)
+        mine = getattr(counted, what)
+        theirs = getattr(predicted, what)
         for edge in sorted(mine.keys() | theirs.keys()):
             gap = abs(mine.get(edge, 0) - theirs.get(edge, 0))
             if gap and not where:
-                where = f"; {what} {edge}: {mine.get(edge, 0)} counted, {theirs.get(edge, 0)} predicted"
+                where = (
+                    f"; {what} {edge}: {mine.get(edge, 0)} counted, {theirs.get(edge, 0)} predicted"
+                )
             difference += gap
     total = f"{counted.payload_bytes} bytes counted, {predicted.payload_bytes} predicted"
     return Figure(difference, 0, f"{total}{where}, {cell.label}")

@@ -1,4 +1,5 @@
-"""Laws of traffic: what a whole run sent is what its strategy's file predicts from shapes and recorded events."""
+"""Laws of traffic: what a whole run sent is what its strategy's file predicts from shapes and
+recorded events."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ from benchsuite.worker.build import Training
 from benchsuite.worker.traffic_mode import Call, TrafficMode, derive
 
 
-def counted_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Bytes and messages per (source, destination), over the whole run, the servers' agreement on norms included."""
+def counted_is_predicted(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """Bytes and messages per (source, destination), over the whole run, the servers' agreement on
+    norms included."""
     result = run(make_ranks, cell, change=change)
     return compare(result.traffic, predicted(result), result.cell)
 
@@ -37,63 +41,86 @@ def described(cell: Cell) -> tuple[Strategy, Setting]:
     """The strategy, not started, and what its prediction may depend on."""
     topology: Topology = trainings.make_topology(cell)
     options = {kind: trainings.options_for(cell, kind) for kind in ("compression", "sync")}
-    compression: Compression = trainings.make("compression", cell.compression, options["compression"])
+    compression: Compression = trainings.make(
+        "compression", cell.compression, options["compression"]
+    )
     strategy: Strategy = trainings.make("sync", cell.sync, options["sync"])
     return strategy, trainings.setting(cell, topology, compression, recipe_of(cell))
 
 
-def undisturbed_is_expected(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """An undisturbed run's total bytes are those announced before it ran (who is fast decides the edges)."""
+def undisturbed_is_expected(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """An undisturbed run's total bytes are those announced before it ran (who is fast decides the
+    edges)."""
     result = run(make_ranks, cell, change=change)
     strategy, setting = described(result.cell)
     recipe = recipe_of(result.cell)
-    workload, num_batches = trainings.make_workload(result.cell), recipe.budget // recipe.global_batch
+    workload = trainings.make_workload(result.cell)
+    num_batches = recipe.budget // recipe.global_batch
     events: Events = trainings.expected_events(strategy, workload, num_batches, setting)
     before = predict.of_run(result.cell, strategy, result.workers[0].shapes, events, setting)
-    counted, told = result.traffic.payload_bytes, before.payload_bytes
-    return Figure(abs(counted - told), 0, f"{counted} bytes counted, {told} expected, {result.cell.label}")
+    counted = result.traffic.payload_bytes
+    told = before.payload_bytes
+    return Figure(
+        abs(counted - told), 0, f"{counted} bytes counted, {told} expected, {result.cell.label}"
+    )
 
 
-def called_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """The same where the library's collectives carry it: their calls and sizes, over the whole run, are those told."""
+def called_is_predicted(
+    make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
+) -> Figure:
+    """The same where the library's collectives carry it: their calls and sizes, over the whole run,
+    are those told."""
     result = run(make_ranks, cell, change=change)
     return compare(result.traffic + result.called, predicted(result), result.cell)
 
 
 def library_is_seen(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """One more step under the dispatch mode: the library's all-reduces carry the whole gradient once, and nothing else.
+    """One more step under the dispatch mode: the library's all-reduces carry the whole gradient
+    once, and nothing else.
 
     Our own counters saw nothing. The value is what is missing or too much, in elements and bytes.
     """
     result = run(make_ranks, cell, change=change, after=_one_step_seen)
     strategy, setting = described(result.cell)
-    shapes, workers = result.workers[0].shapes, result.cell.num_workers
+    shapes = result.workers[0].shapes
+    workers = result.cell.num_workers
     once = {name: [1] * workers for name in result.events}
     told = strategy.predicted_traffic(shapes, once, setting)
     numel = sum(shape.numel() for shape in shapes.values())
-    value, seen = float(result.traffic.payload_bytes), 0
+    value = float(result.traffic.payload_bytes)
+    seen = 0
     for worker in result.workers:
         calls: list[Call] = worker.after
         seen = sum(call.numel for call in calls if call.name == "allreduce")
         value += abs(seen - numel) + sum(call.name != "allreduce" for call in calls)
         value += abs(derive(calls, workers).payload_bytes - told.payload_bytes)
-    return Figure(value, 0, f"{seen} elements seen in all-reduces, {numel} in the gradient, {result.cell.label}")
+    return Figure(
+        value,
+        0,
+        f"{seen} elements seen in all-reduces, {numel} in the gradient, {result.cell.label}",
+    )
 
 
 def _one_step_seen(training: Training) -> list[Call]:
     mode = TrafficMode()
     with mode:
-        training.strategy.step(training.fetch((0, training.comm.rank, training.topology.num_workers)))
+        training.strategy.step(
+            training.fetch((0, training.comm.rank, training.topology.num_workers))
+        )
     return mode.calls
 
 
 def _times_decide(cell: Cell) -> bool:
-    """How many gradients are given up, or how often a worker meets the centre when batches are handed out."""
+    """How many gradients are given up, or how often a worker meets the centre when batches are
+    handed out."""
     period = option(cell, "elastic_averaging", "period") if cell.num_servers else None
     return option(cell, "k_sync", "late") == "cancel" or (period or 1) > 1
 
 
-_MEAN_TWICE, _NO_MEAN = twins.with_mean(twins.twice), twins.with_mean(twins.silent)
+_MEAN_TWICE = twins.with_mean(twins.twice)
+_NO_MEAN = twins.with_mean(twins.silent)
 _TWICE = partial(counted_is_predicted, change=_MEAN_TWICE)
 _SERVER = {"topology": "parameter_server", "servers": 2, "replicas": 2}
 _NATIVE = {"topology": "native", "replicas": 2}
@@ -120,16 +147,25 @@ LAWS = (
     Law(
         "traffic of a run by the library's collectives is the predicted",
         called_is_predicted,
-        lambda cell: not is_counted(cell) and not plugins.find("sync", cell.sync).constants.get("calls_library"),
+        lambda cell: (
+            not is_counted(cell)
+            and not plugins.find("sync", cell.sync).constants.get("calls_library")
+        ),
         (
-            Control("synchronises twice", partial(called_is_predicted, change=_MEAN_TWICE), _NATIVE),
-            Control("nothing is synchronised", partial(called_is_predicted, change=_NO_MEAN), _NATIVE),
+            Control(
+                "synchronises twice", partial(called_is_predicted, change=_MEAN_TWICE), _NATIVE
+            ),
+            Control(
+                "nothing is synchronised", partial(called_is_predicted, change=_NO_MEAN), _NATIVE
+            ),
         ),
     ),
     Law(
         "counted traffic of a run is what was expected before it",
         undisturbed_is_expected,
-        lambda cell: is_counted(cell) and recipe_of(cell).clip_norm is None and not _times_decide(cell),
+        lambda cell: (
+            is_counted(cell) and recipe_of(cell).clip_norm is None and not _times_decide(cell)
+        ),
         (
             Control(
                 "the ring synchronises twice",

@@ -32,7 +32,9 @@ def clip_is_torchs(make_ranks: MakeRanks, cell: Cell, *, how: Clip = clip) -> Fi
         theirs = torch.cat([holder.grad for holder in holders if holder.grad is not None])
         mine = gradient.clone()
         how(mine, limit)
-        figures.append((relative(mine - theirs, theirs), f"norm {float(gradient.norm()):.3g}, limit {limit}"))
+        figures.append(
+            (relative(mine - theirs, theirs), f"norm {float(gradient.norm()):.3g}, limit {limit}")
+        )
     value, where = worst(figures)
     return Figure(value, BOUND, f"relative difference, worst at {where}")
 
@@ -85,6 +87,10 @@ LAWS = (
         "slices clip as one vector",
         slices_clip_as_one,
         _any,
-        (Control("each slice is clipped by its own norm", partial(slices_clip_as_one, how=_by_slices)),),
+        (
+            Control(
+                "each slice is clipped by its own norm", partial(slices_clip_as_one, how=_by_slices)
+            ),
+        ),
     ),
 )

@@ -1,8 +1,9 @@
-"""`benchsuite verify`: every law of `laws/` on every strategy that it speaks about, then every broken twin.
+"""`benchsuite verify`: every law of `laws/` on every strategy that it speaks about, then every
+broken twin.
 
-A line is a law and a strategy (sync, topology, compression): the worst figure over all its cells. By the wall clock
-ranks are threads of this process, or processes where a strategy calls the library by itself; else ranks of virtual
-time. Laws that look at the same run share it.
+A line is a law and a strategy (sync, topology, compression): the worst figure over all its cells.
+By the wall clock ranks are threads of this process, or processes where a strategy calls the library
+by itself; else ranks of virtual time. Laws that look at the same run share it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from benchsuite.plan.cell import Cell
 from benchsuite.virtual.gradients import Graphs
 
 KINDS = ("parallel", "sync", "topology", "compression")
-HANGS_S = 20.0  # a law that raises after so long waited for somebody: no other law waits for that strategy again
+# a law that raises after so long waited for somebody: no other law waits for that strategy again
+HANGS_S = 20.0
 BATCH = 24  # samples of a step of `laws/tiny.py`
 
 Say = Callable[[str], None]
@@ -79,7 +81,11 @@ class Line:
     def to_json(self) -> dict[str, Any]:
         told = {**self.named.to_json(), "strategy": self.strategy, "cells": self.num_cells}
         figure = self.figure or Figure(math.nan, math.nan)
-        numbers = {"value": _finite(figure.value), "bound": _finite(figure.bound), "detail": figure.detail}
+        numbers = {
+            "value": _finite(figure.value),
+            "bound": _finite(figure.bound),
+            "detail": figure.detail,
+        }
         return {**told, **numbers, "holds": self.holds, "error": self.error}
 
 
@@ -97,20 +103,28 @@ class Twins:
 
 
 def run(asked: Asked, *, say: Say = lambda _: None) -> dict[str, Any]:
-    """`{"clock", "replicas", "laws": [..], "twins": [..], "unsupported": [..], "exit_code", "seconds"}`.
+    """`{"clock", "replicas", "laws": [..], "twins": [..], "unsupported": [..], "exit_code",
+    "seconds"}`.
 
-    Exit code 0: every line holds and every broken twin is caught; else 1. `say` is told what is being run.
+    Exit code 0: every line holds and every broken twin is caught; else 1. `say` is told what is
+    being run.
     """
     for kind in KINDS:
         for name in asked.members(kind):
             plugins.find(kind, name)
     if wrong := [n for n in asked.workers if n < 1 or BATCH % n]:
         fit = ", ".join(str(n) for n in range(1, BATCH + 1) if BATCH % n == 0)
-        raise UsageError(f"--replicas {wrong[0]}: a step of the laws has {BATCH} samples; give some of {fit}")
+        raise UsageError(
+            f"--replicas {wrong[0]}: a step of the laws has {BATCH} samples; give some of {fit}"
+        )
     for path in filter(plugins.is_path, asked.sync):
         if "obeys" not in plugins.find("sync", path).constants:
-            say(f'{path}: laws of all strategies only; obeys = "synchronous" in its class would claim the laws of that')
-    begin, threads = time.monotonic(), torch.get_num_threads()
+            say(
+                f'{path}: laws of all strategies only; obeys = "synchronous" in its class would '
+                "claim the laws of that"
+            )
+    begin = time.monotonic()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with contextlib.ExitStack() as stack:
@@ -126,7 +140,9 @@ class _Ranks:
     """Whoever runs a cell of this clock."""
 
     def __init__(self, asked: Asked, stack: contextlib.ExitStack) -> None:
-        self._asked, self._clock, self._stack = asked, asked.clock, stack
+        self._asked = asked
+        self._clock = asked.clock
+        self._stack = stack
         self._graphs: dict[str, Graphs] = {}
         self._processes: MakeRanks | None = None
         self._no_processes = ""
@@ -157,7 +173,12 @@ class _Ranks:
             try:
                 cluster.start()
                 places = {cases.cells_of(family) for family in families()}
-                shown = [cell for place in places for cell in place.of(self._asked) if cases.in_processes(cell)]
+                shown = [
+                    cell
+                    for place in places
+                    for cell in place.of(self._asked)
+                    if cases.in_processes(cell)
+                ]
                 self._processes = together(process_ranks(cluster, Path(folder)), shown)
             except RuntimeError as error:
                 self._no_processes = str(error)
@@ -170,12 +191,20 @@ class _Verdict:
     """What is found, line by line."""
 
     def __init__(self, asked: Asked, ranks: _Ranks, say: Say) -> None:
-        self._asked, self._ranks, self._say = asked, ranks, say
-        self._laws = [named for named in _laws(asked) if any(map(self._can_be_shown, named.law.controls))]
+        self._asked = asked
+        self._ranks = ranks
+        self._say = say
+        self._laws = [
+            named for named in _laws(asked) if any(map(self._can_be_shown, named.law.controls))
+        ]
         self._lines: list[Line] = []
         self._twins: list[Twins] = []
         self._unsupported = [
-            {"strategy": found.subject, "reason": found.problem.reason, "remedy": found.problem.remedy}
+            {
+                "strategy": found.subject,
+                "reason": found.problem.reason,
+                "remedy": found.problem.remedy,
+            }
             for found in cases.refused(asked)
         ]
 
@@ -184,21 +213,30 @@ class _Verdict:
         subjects = _subjects(self._laws, self._asked)
         if not subjects:
             reasons = [f"{told['strategy']}: {told['reason']}" for told in self._unsupported]
-            raise UsageError("; ".join(reasons) or f"{_described(self._asked)}: no such combination is a strategy")
+            raise UsageError(
+                "; ".join(reasons)
+                or f"{_described(self._asked)}: no such combination is a strategy"
+            )
         for number, (subject, shown) in enumerate(subjects.items()):
-            self._say(f"[{number + 1}/{len(subjects)}] {subject}: {max(len(cells) for cells, _ in shown)} cells")
+            self._say(
+                f"[{number + 1}/{len(subjects)}] {subject}: "
+                f"{max(len(cells) for cells, _ in shown)} cells"
+            )
             self._ranks.forget()
             hangs = ""
             try:
                 for cells, laws in shown:
                     hangs = self._show(subject, cells, laws, hangs)
             except NoProcesses as error:
-                self._unsupported.append({"strategy": subject, "reason": str(error), "remedy": "see benchsuite doctor"})
+                self._unsupported.append(
+                    {"strategy": subject, "reason": str(error), "remedy": "see benchsuite doctor"}
+                )
 
     def _show(self, subject: str, cells: Sequence[Cell], laws: list[Named], hangs: str) -> str:
         """`hangs`: why nobody waits for this strategy again; returned too."""
         for named in laws:
-            line, begin = Line(named, subject), time.monotonic()
+            line = Line(named, subject)
+            begin = time.monotonic()
             try:
                 for law, cell in cases.cases([named.law], cells):
                     if hangs:
@@ -239,7 +277,8 @@ class _Verdict:
         twins.num += 1
 
     def _can_be_shown(self, control: Control) -> bool:
-        """Whether the ranks of this clock can show a twin: a law without one is worth nothing there."""
+        """Whether the ranks of this clock can show a twin: a law without one is worth nothing
+        there."""
         by_library = cases.in_processes(self._twin_cell(control))
         return self._asked.clock == "wall" or not (control.real_ranks or by_library)
 
@@ -261,7 +300,11 @@ class _Verdict:
 
 def _laws(asked: Asked) -> list[Named]:
     """All laws of the package, then those that a user's files bring along."""
-    found = [Named(family, law, cases.cells_of(family)) for family, laws in families().items() for law in laws]
+    found = [
+        Named(family, law, cases.cells_of(family))
+        for family, laws in families().items()
+        for law in laws
+    ]
     for kind in KINDS:
         for path in filter(plugins.is_path, getattr(asked, kind)):
             module = sys.modules[plugins.load(kind, path).__module__]
@@ -287,11 +330,17 @@ def _subjects(laws: list[Named], asked: Asked) -> dict[str, list[tuple[list[Cell
 
 def _described(asked: Asked) -> str:
     given = [f"{kind} {' '.join(getattr(asked, kind))}" for kind in KINDS if getattr(asked, kind)]
-    return ", ".join([*given, f"replicas {','.join(map(str, asked.workers))}", f"clock {asked.clock}"])
+    return ", ".join(
+        [*given, f"replicas {','.join(map(str, asked.workers))}", f"clock {asked.clock}"]
+    )
 
 
 def _badness(figure: Figure) -> tuple[bool, bool, float]:
-    return not figure.holds, math.isnan(figure.value), 0.0 if math.isnan(figure.value) else figure.value
+    return (
+        not figure.holds,
+        math.isnan(figure.value),
+        0.0 if math.isnan(figure.value) else figure.value,
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -7,15 +7,24 @@ from typing import Any
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """One line per law and strategy, then per law its twins, what is unsupported, what fails, the sum."""
-    lines = _aligned([
-        ("law", "strategy", "worst", "bound", "cells", ""),
-        *(
-            (line["law"], line["strategy"], _number(line["value"], line), f"<= {_number(line['bound'], line)}",
-             str(line["cells"]), "holds" if line["holds"] else "FAILS")
-            for line in document["laws"]
-        ),
-    ])  # fmt: skip
+    """One line per law and strategy, then per law its twins, what is unsupported, what fails, the
+    sum."""
+    lines = _aligned(
+        [
+            ("law", "strategy", "worst", "bound", "cells", ""),
+            *(
+                (
+                    line["law"],
+                    line["strategy"],
+                    _number(line["value"], line),
+                    f"<= {_number(line['bound'], line)}",
+                    str(line["cells"]),
+                    "holds" if line["holds"] else "FAILS",
+                )
+                for line in document["laws"]
+            ),
+        ]
+    )
     lines += ["", "broken twins"]
     lines += _aligned([(twins["law"], _caught(twins)) for twins in document["twins"]])
     if document["unsupported"]:
@@ -29,7 +38,10 @@ def _failures(document: Mapping[str, Any]) -> list[str]:
     lines = []
     for line in document["laws"]:
         if not line["holds"]:
-            numbers = f"{_number(line['value'], line)} is not <= {_number(line['bound'], line)}: {line['detail']}"
+            numbers = (
+                f"{_number(line['value'], line)} is not <= {_number(line['bound'], line)}: "
+                f"{line['detail']}"
+            )
             lines.append(f"FAILS: {line['law']}, {line['strategy']}: {line['error'] or numbers}")
     for twins in document["twins"]:
         lines += [f"NOT CAUGHT: {twins['law']}: {missed}" for missed in twins["missed"]]
@@ -37,10 +49,14 @@ def _failures(document: Mapping[str, Any]) -> list[str]:
 
 
 def _sum(document: Mapping[str, Any]) -> str:
-    laws, twins = document["laws"], document["twins"]
-    names, held = len({line["law"] for line in laws}), sum(line["holds"] for line in laws)
+    laws = document["laws"]
+    twins = document["twins"]
+    names = len({line["law"] for line in laws})
+    held = sum(line["holds"] for line in laws)
     caught, num = (sum(each[name] for each in twins) for name in ("caught", "twins"))
-    told = f"{names} laws: {held} of {len(laws)} lines hold; {caught} of {num} broken twins caught; "
+    told = (
+        f"{names} laws: {held} of {len(laws)} lines hold; {caught} of {num} broken twins caught; "
+    )
     told += f"{len(document['unsupported'])} unsupported; "
     replicas = ",".join(map(str, document["replicas"]))
     return f"{told}replicas {replicas}, {document['clock']} clock, {document['seconds']:.0f} s"
@@ -58,5 +74,7 @@ def _number(value: float | None, line: Mapping[str, Any]) -> str:
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     """Columns of one width each; the last may be as long as it is."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    widths = (
+        [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    )
     return ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows]

@@ -1,8 +1,10 @@
-"""Laws of time and staleness under the virtual clock, where theory has a closed form: no gradients, free links.
+"""Laws of time and staleness under the virtual clock, where theory has a closed form: no gradients,
+free links.
 
-Times of an update (Dutta et al. 2018, section 4; m = mean compute time, X_(K:n) the K-th smallest of n): synchronous
-E[X_(n:n)], K-sync E[X_(K:n)], K-batch-async K m / n for any distribution, asynchronous m / n. For exponential times
-E[X_(K:n)] = (H_n - H_(n-K)) m, and by their lack of memory K-async equals K-sync, and K-batch-sync K m / n.
+Times of an update (Dutta et al. 2018, section 4; m = mean compute time, X_(K:n) the K-th smallest
+of n): synchronous E[X_(n:n)], K-sync E[X_(K:n)], K-batch-async K m / n for any distribution,
+asynchronous m / n. For exponential times E[X_(K:n)] = (H_n - H_(n-K)) m, and by their lack of
+memory K-async equals K-sync, and K-batch-sync K m / n.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from benchsuite.results.assemble.virtual import sections
 from benchsuite.virtual.world import simulate
 
 GRADIENTS = 100_000
-ONE_PERCENT, TWO_PERCENT = 0.01, 0.02
+ONE_PERCENT = 0.01
+TWO_PERCENT = 0.02
 
 
 def harmonic(n: int) -> float:
@@ -33,9 +36,12 @@ def harmonic(n: int) -> float:
 
 
 def expected_update_s(cell: Cell) -> float | None:
-    """Mean virtual seconds between two updates of the server (or steps of all), None where no closed form is known."""
-    n, table = cell.num_workers, cell.compute_time or compute_time.DEFAULT
-    kind, mean = table["kind"], compute_time.mean_s(table, cells.global_batch(cell) / n)
+    """Mean virtual seconds between two updates of the server (or steps of all), None where no
+    closed form is known."""
+    n = cell.num_workers
+    table = cell.compute_time or compute_time.DEFAULT
+    kind = table["kind"]
+    mean = compute_time.mean_s(table, cells.global_batch(cell) / n)
     if mean is None or cell.straggler:
         return None
     if cell.sync == "asynchronous":
@@ -43,7 +49,8 @@ def expected_update_s(cell: Cell) -> float | None:
     k = n
     if cell.sync == "k_sync":
         k = n - int(option(cell, "k_sync", "backup_workers"))
-        wait, batch = option(cell, "k_sync", "wait"), option(cell, "k_sync", "batch")
+        wait = option(cell, "k_sync", "wait")
+        batch = option(cell, "k_sync", "batch")
         if not wait and batch:
             return k * mean / n
         if wait and option(cell, "k_sync", "late") != "cancel" and k < n:
@@ -63,7 +70,9 @@ def timed(cell: Cell, gradients: int = GRADIENTS) -> tuple[Mapping[str, Any], Ma
     """`result` and `cost` of the cell without gradients and links, over so many gradients."""
     share = cells.global_batch(cell) // cell.num_workers
     budget = Budget(samples=gradients * share, timeout_s=cell.budget.timeout_s)
-    bare = dataclasses.replace(cell, gradients="none", budget=budget, link_mbit=None, link_latency_us=None)
+    bare = dataclasses.replace(
+        cell, gradients="none", budget=budget, link_mbit=None, link_latency_us=None
+    )
     with tempfile.TemporaryDirectory() as folder:
         simulated = simulate(cells.resolve(bare), folder)
     result, cost, _ = sections(bare, simulated.records, simulated.facts)
@@ -78,24 +87,34 @@ def updates_take(
     bound: float = ONE_PERCENT,
     instead: Mapping[str, Any] | None = None,
 ) -> Figure:
-    """Mean time between updates against theory. `instead`: options of k_sync to be run in the place of the cell's."""
+    """Mean time between updates against theory. `instead`: options of k_sync to be run in the place
+    of the cell's."""
     cell = cells.resolve(cell)
     expected = expected_update_s(cell)
     assert expected is not None
-    result, cost = timed(cell if instead is None else with_options(cell, "k_sync", **instead), gradients)
+    result, cost = timed(
+        cell if instead is None else with_options(cell, "k_sync", **instead), gradients
+    )
     found = cost["virtual_s"] / result["updates"]
-    return Figure(abs(found / expected - 1), bound, f"{found:.5f} s per update, theory {expected:.5f} s, {cell.label}")
+    return Figure(
+        abs(found / expected - 1),
+        bound,
+        f"{found:.5f} s per update, theory {expected:.5f} s, {cell.label}",
+    )
 
 
 def staleness_is_geometric(
     make_ranks: MakeRanks, cell: Cell, *, gradients: int = GRADIENTS, workers: int | None = None
 ) -> Figure:
-    """Exponential times: staleness is geometric with p = 1/N, so its standard deviation is sqrt(N (N - 1))."""
+    """Exponential times: staleness is geometric with p = 1/N, so its standard deviation is sqrt(N
+    (N - 1))."""
     result, _ = timed(cells.resolve(cell), gradients)
     histogram = {int(value): count for value, count in result["staleness"]["histogram"].items()}
     total = sum(histogram.values())
     mean = sum(value * count for value, count in histogram.items()) / total
-    found = math.sqrt(sum((value - mean) ** 2 * count for value, count in histogram.items()) / total)
+    found = math.sqrt(
+        sum((value - mean) ** 2 * count for value, count in histogram.items()) / total
+    )
     n = workers or cell.num_workers
     expected = math.sqrt(n * (n - 1))
     text = f"standard deviation {found:.4f}, theory {expected:.4f}; mean {mean:.4f}, {cell.label}"
@@ -103,13 +122,19 @@ def staleness_is_geometric(
 
 
 def equal_workers_take_turns(make_ranks: MakeRanks, cell: Cell, *, shift: int = 0) -> Figure:
-    """Equal fixed times: after the first N updates every gradient is N - 1 versions old. `shift`: another number."""
+    """Equal fixed times: after the first N updates every gradient is N - 1 versions old. `shift`:
+    another number."""
     result, _ = timed(cells.resolve(cell), gradients=50 * cell.num_workers)
-    histogram, n = dict(result["staleness"]["histogram"]), cell.num_workers
+    histogram = dict(result["staleness"]["histogram"])
+    n = cell.num_workers
     for first in range(n):  # the first round starts from version 0
         histogram[str(first)] = histogram.get(str(first), 0) - 1
     wrong = sum(abs(count) for value, count in histogram.items() if int(value) != n - 1 + shift)
-    return Figure(wrong, 0, f"{wrong} gradients of another staleness than {n - 1 + shift}: {histogram}, {cell.label}")
+    return Figure(
+        wrong,
+        0,
+        f"{wrong} gradients of another staleness than {n - 1 + shift}: {histogram}, {cell.label}",
+    )
 
 
 def _is_virtual(cell: Cell) -> bool:
@@ -118,13 +143,21 @@ def _is_virtual(cell: Cell) -> bool:
 
 def _exponential_asynchronous(cell: Cell) -> bool:
     kind = (cell.compute_time or {}).get("kind")
-    return _is_virtual(cell) and cell.sync == "asynchronous" and kind == "exponential" and not cell.straggler
+    return (
+        _is_virtual(cell)
+        and cell.sync == "asynchronous"
+        and kind == "exponential"
+        and not cell.straggler
+    )
 
 
 _BASE: Mapping[str, Any] = {
-    "clock": "virtual", "topology": "parameter_server", "servers": 1, "replicas": 8,
+    "clock": "virtual",
+    "topology": "parameter_server",
+    "servers": 1,
+    "replicas": 8,
     "compute_time": {"kind": "exponential", "mean_s": 1.0},
-}  # fmt: skip
+}
 _ON = {**_BASE, "sync": "k_sync", "options": {"k_sync": {"backup_workers": 4, "late": "cancel"}}}
 _ASYNCHRONOUS = {**_BASE, "sync": "asynchronous"}
 _EQUAL = {**_ASYNCHRONOUS, "compute_time": {"kind": "fixed", "mean_s": 1.0}}
@@ -139,11 +172,15 @@ EXPONENTIAL: Mapping[str, Any] = {"kind": "exponential", "mean_s": 1.0}
 GAMMA: Mapping[str, Any] = {"kind": "gamma", "mean_s": 1.0, "cv": 0.1}
 PARETO: Mapping[str, Any] = {"kind": "pareto", "mean_s": 1.0, "shape": 3.0}
 FIXED: Mapping[str, Any] = {"kind": "fixed", "mean_s": 1.0}
-SHOWN: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (  # strategy, times, options of it
+SHOWN: tuple[
+    tuple[str, Mapping[str, Any], Mapping[str, Any]], ...
+] = (  # strategy, times, options of it
     ("k_sync", EXPONENTIAL, {"late": "cancel"}),  # K-sync
     ("k_sync", EXPONENTIAL, {"late": "cancel", "batch": True}),  # K-batch-sync
     ("k_sync", EXPONENTIAL, {"wait": False}),  # K-async, equal to K-sync
-    *(("k_sync", times, {"wait": False, "batch": True}) for times in (EXPONENTIAL, GAMMA, PARETO)),  # K-batch-async
+    *(
+        ("k_sync", times, {"wait": False, "batch": True}) for times in (EXPONENTIAL, GAMMA, PARETO)
+    ),  # K-batch-async
     ("synchronous", EXPONENTIAL, {}),
     ("asynchronous", EXPONENTIAL, {}),
     ("asynchronous", FIXED, {}),
@@ -154,15 +191,32 @@ def timing_cell(sync: str, times: Mapping[str, Any], *, replicas: int = 8, **opt
     """A cell without gradients; of k_sync half the workers make a version."""
     given = {sync: {"backup_workers": replicas // 2, **options}} if sync == "k_sync" else {}
     return cells.resolve(
-        Cell(workload="mlp", sync=sync, topology="parameter_server", replicas=replicas, clock="virtual",
-             compute_time=dict(times), batch_mode="fixed_per_worker", gradients="none", options=given)
-    )  # fmt: skip
+        Cell(
+            workload="mlp",
+            sync=sync,
+            topology="parameter_server",
+            replicas=replicas,
+            clock="virtual",
+            compute_time=dict(times),
+            batch_mode="fixed_per_worker",
+            gradients="none",
+            options=given,
+        )
+    )
 
 
 def _cells(asked: cases.Asked) -> list[Cell]:
     """Eight workers, whatever numbers are asked for: a closed form is one of n and K."""
-    shown = [each for each in SHOWN if asked.includes(sync=each[0], topology="parameter_server", compression="none")]
-    return [timing_cell(sync, times, **options) for sync, times, options in shown if asked.clock == "virtual"]
+    shown = [
+        each
+        for each in SHOWN
+        if asked.includes(sync=each[0], topology="parameter_server", compression="none")
+    ]
+    return [
+        timing_cell(sync, times, **options)
+        for sync, times, options in shown
+        if asked.clock == "virtual"
+    ]
 
 
 CELLS = cases.Cells(_cells, cases.subject_of)
@@ -181,15 +235,23 @@ LAWS = (
         "staleness of exponential workers is geometric",
         staleness_is_geometric,
         _exponential_asynchronous,
-        (Control("one worker more", partial(staleness_is_geometric, gradients=_FEW, workers=9), _ASYNCHRONOUS),),
+        (
+            Control(
+                "one worker more",
+                partial(staleness_is_geometric, gradients=_FEW, workers=9),
+                _ASYNCHRONOUS,
+            ),
+        ),
     ),
     Law(
         "equal workers are N - 1 versions behind",
         equal_workers_take_turns,
-        lambda cell: _is_virtual(cell)
-        and cell.sync == "asynchronous"
-        and (cell.compute_time or compute_time.DEFAULT)["kind"] == "fixed"
-        and not cell.straggler,
+        lambda cell: (
+            _is_virtual(cell)
+            and cell.sync == "asynchronous"
+            and (cell.compute_time or compute_time.DEFAULT)["kind"] == "fixed"
+            and not cell.straggler
+        ),
         (Control("N versions behind", partial(equal_workers_take_turns, shift=1), _EQUAL),),
     ),
 )

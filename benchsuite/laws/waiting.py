@@ -1,7 +1,9 @@
-"""Law of waiting under the virtual clock: the more workers may run ahead, the less they wait, down to nothing.
+"""Law of waiting under the virtual clock: the more workers may run ahead, the less they wait, down
+to nothing.
 
-Exponential compute times, no gradients, free links: with slack 0 a step takes the slowest of n, the efficiency is
-1 / H_n (Dutta et al. 2018); the same draws with more slack never take longer; without a bound nobody waits for anybody.
+Exponential compute times, no gradients, free links: with slack 0 a step takes the slowest of n, the
+efficiency is 1 / H_n (Dutta et al. 2018); the same draws with more slack never take longer; without
+a bound nobody waits for anybody.
 """
 
 from __future__ import annotations
@@ -28,14 +30,16 @@ LAST_TO = 0.05  # of 1: fast workers have used their budget before the slowest
 def efficiency_grows(
     make_ranks: MakeRanks, cell: Cell, *, slacks: Sequence[int] = SLACKS, gradients: int = GRADIENTS
 ) -> Figure:
-    """Efficiency = computing share of the workers' time inside the window, over slack 0, 1, 2 ..: never less, from
-    1 / H_n to 1. The value is the largest step back, or what the ends lack."""
+    """Efficiency = computing share of the workers' time inside the window, over slack 0, 1, 2 ..:
+    never less, from 1 / H_n to 1. The value is the largest step back, or what the ends lack."""
     cell = cells.resolve(cell)
     found = [_efficiency(cell, slack, gradients) for slack in (*slacks, UNBOUNDED)]
     back = max(before - after for before, after in itertools.pairwise(found))
     synchronous = 1 / harmonic(cell.num_workers)
     lacks = max(abs(found[0] - synchronous) - FIRST_TO, 1 - LAST_TO - found[-1], 0.0)
-    text = ", ".join(f"{slack}: {value:.3f}" for slack, value in zip((*slacks, "no bound"), found, strict=True))
+    text = ", ".join(
+        f"{slack}: {value:.3f}" for slack, value in zip((*slacks, "no bound"), found, strict=True)
+    )
     text = f"efficiency by slack {text}; 1 / H_n = {synchronous:.4f}, {cell.label}"
     return Figure(max(back, 0.0) + lacks, 0.002, text)
 
@@ -47,15 +51,25 @@ def _efficiency(cell: Cell, slack: int, gradients: int) -> float:
 
 
 _ON: Mapping[str, Any] = {
-    "workload": "mlp", "preset": "small", "sync": "stale_synchronous", "topology": "parameter_server", "servers": 1,
-    "replicas": 8, "clock": "virtual", "compute_time": {"kind": "exponential", "mean_s": 1.0},
-    "batch_mode": "fixed_per_worker", "gradients": "none", "options": {},
-}  # fmt: skip
+    "workload": "mlp",
+    "preset": "small",
+    "sync": "stale_synchronous",
+    "topology": "parameter_server",
+    "servers": 1,
+    "replicas": 8,
+    "clock": "virtual",
+    "compute_time": {"kind": "exponential", "mean_s": 1.0},
+    "batch_mode": "fixed_per_worker",
+    "gradients": "none",
+    "options": {},
+}
 
 
 def _cells(asked: cases.Asked) -> list[Cell]:
     """Eight exponential workers, whatever numbers are asked for."""
-    wanted = asked.includes(sync="stale_synchronous", topology="parameter_server", compression="none")
+    wanted = asked.includes(
+        sync="stale_synchronous", topology="parameter_server", compression="none"
+    )
     return [cells.resolve(Cell(**_ON))] if wanted and asked.clock == "virtual" else []
 
 
@@ -65,6 +79,10 @@ LAWS = (
         "the more slack, the less waiting",
         efficiency_grows,
         lambda cell: cell.sync == "stale_synchronous" and cell.gradients == "none",
-        (Control("slack shrinks", partial(efficiency_grows, slacks=SLACKS[::-1], gradients=2000), _ON),),
+        (
+            Control(
+                "slack shrinks", partial(efficiency_grows, slacks=SLACKS[::-1], gradients=2000), _ON
+            ),
+        ),
     ),
 )

@@ -1,8 +1,9 @@
-"""Laws of optimisers that look at whole tensors (Muon): every replica steps its tensors by their names.
+"""Laws of optimisers that look at whole tensors (Muon): every replica steps its tensors by their
+names.
 
-Shown wherever a replica holds whole tensors and steps them itself: on collectives and graphs, and by the library.
-Orthogonal steps are computed in bf16, the rest in float64: gradients that differ in their last bit give equal ones, but
-for one element in some 10^13.
+Shown wherever a replica holds whole tensors and steps them itself: on collectives and graphs, and
+by the library. Orthogonal steps are computed in bf16, the rest in float64: gradients that differ in
+their last bit give equal ones, but for one element in some 10^13.
 """
 
 from __future__ import annotations
@@ -34,19 +35,22 @@ TOPOLOGIES = ("native", "ring", "ring_neighbours")
 
 
 def steps_by_name(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """One process where replicas are alike, else the serial loop of N replicas, on torch's own tensors."""
+    """One process where replicas are alike, else the serial loop of N replicas, on torch's own
+    tensors."""
     check = equals_one_process if is_exact(cell) else equals_its_loop
     return check(make_ranks, cell, change=change)
 
 
 def sends_its_state(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Bytes and messages, the library's derived, are the predicted ones, those of momentum vectors included."""
+    """Bytes and messages, the library's derived, are the predicted ones, those of momentum vectors
+    included."""
     result = run(make_ranks, cell, change=change)
     return compare(result.traffic + result.called, traffic.predicted(result), result.cell)
 
 
 def _cells(asked: Asked) -> list[Cell]:
-    """One collective that is the library's, one of messages, one graph; every form of every strategy."""
+    """One collective that is the library's, one of messages, one graph; every form of every
+    strategy."""
     made: list[Cell] = []
     if not asked.includes(compression="none"):
         return made
@@ -55,8 +59,17 @@ def _cells(asked: Asked) -> list[Cell]:
             for own in (given for given in VARIANTS.get(sync, ({},)) if "outer_bits" not in given):
                 options: Fields = {sync: own} if own else {}
                 budget = Budget(timeout_s=60.0) if calls_library(sync) else Budget()
-                fields: Fields = {"sync": sync, "topology": topology, "options": options, "clock": asked.clock}
-                made += [tiny(RECIPE, replicas=n, budget=budget, **fields) for n in asked.workers if n in (2, 3)]
+                fields: Fields = {
+                    "sync": sync,
+                    "topology": topology,
+                    "options": options,
+                    "clock": asked.clock,
+                }
+                made += [
+                    tiny(RECIPE, replicas=n, budget=budget, **fields)
+                    for n in asked.workers
+                    if n in (2, 3)
+                ]
     return [cell for cell in made if not rules.validate(cell)]
 
 
@@ -72,10 +85,13 @@ def _renamed(training: Training) -> Training:
 
 
 def _flat(training: Training) -> Training:
-    """The vector is stepped as one tensor, as an elementwise optimiser would: nothing in it is a matrix."""
+    """The vector is stepped as one tensor, as an elementwise optimiser would: nothing in it is a
+    matrix."""
     make = training.recipe.make_optimizer
     recipe = dataclasses.replace(
-        training.recipe, elementwise=True, make_optimizer=lambda tensors: make(("", each) for each in tensors)
+        training.recipe,
+        elementwise=True,
+        make_optimizer=lambda tensors: make(("", each) for each in tensors),
     )
     return rebuilt(training, recipe=recipe)
 
@@ -93,7 +109,8 @@ def _on(sync: str, **own: Any) -> Mapping[str, Any]:
     return {"sync": sync, "topology": "ring", "replicas": 3, "options": options}
 
 
-_SYNCHRONOUS, _LOCAL = _on("synchronous"), _on("local_sgd", local_steps=5, momentum="averaged")
+_SYNCHRONOUS = _on("synchronous")
+_LOCAL = _on("local_sgd", local_steps=5, momentum="averaged")
 CELLS = Cells(_cells, subject_of)
 _LAWS = (
     Law(
@@ -102,12 +119,22 @@ _LAWS = (
         lambda cell: is_exact(cell) or has_loop(cell),
         (
             Control(
-                "nothing is synchronised", partial(steps_by_name, change=twins.with_mean(twins.silent)), _SYNCHRONOUS
+                "nothing is synchronised",
+                partial(steps_by_name, change=twins.with_mean(twins.silent)),
+                _SYNCHRONOUS,
             ),
-            Control("tensors are called by other names", partial(steps_by_name, change=_renamed), _SYNCHRONOUS),
-            Control("the flat vector is stepped", partial(steps_by_name, change=_flat), _SYNCHRONOUS),
             Control(
-                "only the first vector of its state is averaged", partial(steps_by_name, change=_averages_one), _LOCAL
+                "tensors are called by other names",
+                partial(steps_by_name, change=_renamed),
+                _SYNCHRONOUS,
+            ),
+            Control(
+                "the flat vector is stepped", partial(steps_by_name, change=_flat), _SYNCHRONOUS
+            ),
+            Control(
+                "only the first vector of its state is averaged",
+                partial(steps_by_name, change=_averages_one),
+                _LOCAL,
             ),
         ),
     ),
@@ -117,7 +144,9 @@ _LAWS = (
         lambda cell: not calls_library(cell.sync),
         (
             Control(
-                "only the first vector of its state is sent", partial(sends_its_state, change=_averages_one), _LOCAL
+                "only the first vector of its state is sent",
+                partial(sends_its_state, change=_averages_one),
+                _LOCAL,
             ),
         ),
     ),

@@ -1,8 +1,9 @@
 """The beat: where a rank is right now, readable by others also when the rank hangs or is dead.
 
-One 40-byte file per rank, mapped into memory: pid, step, sequence, phase, time. `enter` writes all five, so
-whoever waits for the ranks can say which one stopped where. The file is allocated before it is mapped: writing
-to a sparse mapping on a full disk is a SIGBUS. Imports the standard library only.
+One 40-byte file per rank, mapped into memory: pid, step, sequence, phase, time. `enter` writes all
+five, so whoever waits for the ranks can say which one stopped where. The file is allocated before
+it is mapped: writing to a sparse mapping on a full disk is a SIGBUS. Imports the standard library
+only.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Phase(IntEnum):
     WRITE = 9
 
 
-WAITING = frozenset({Phase.SEND, Phase.RECV, Phase.BARRIER, Phase.SERVE})  # others may be the reason to be here
+WAITING = frozenset(
+    {Phase.SEND, Phase.RECV, Phase.BARRIER, Phase.SERVE}
+)  # others may be the reason to be here
 
 
 class Pulse(NamedTuple):
@@ -58,8 +61,11 @@ class Pulse(NamedTuple):
 class Beat:
     """The writer's side, one per rank."""
 
-    def __init__(self, path: str | Path = "", *, faults: Mapping[int, Callable[[int], None]] | None = None) -> None:
-        """Maps `path`; "" = nobody reads. `faults`: phase -> what to call with the step after it was entered."""
+    def __init__(
+        self, path: str | Path = "", *, faults: Mapping[int, Callable[[int], None]] | None = None
+    ) -> None:
+        """Maps `path`; "" = nobody reads. `faults`: phase -> what to call with the step after it
+        was entered."""
         self._pid = os.getpid()
         self._seq = 0
         self._faults = faults
@@ -75,7 +81,8 @@ class Beat:
 
 
 def create(path: str | Path) -> None:
-    """Allocates an empty beat (all zero), before the rank exists. OSError, and no file, where the disk is full."""
+    """Allocates an empty beat (all zero), before the rank exists. OSError, and no file, where the
+    disk is full."""
     try:
         _map(path).close()
     except OSError:

@@ -1,8 +1,10 @@
-"""Times on a device's stream: events are recorded on the way and read once, after the window (MEASUREMENT section 2).
+"""Times on a device's stream: events are recorded on the way and read once, after the window
+(MEASUREMENT section 2).
 
-A host that hands work to a device runs ahead of it, so its clock says nothing about a step, and asking after each step
-would make the device wait. Every step ends with an event; so do the spans in it (the gradient; a wait for a
-collective on the stream). `settle` synchronises once and writes device times into the rows of the step clock.
+A host that hands work to a device runs ahead of it, so its clock says nothing about a step, and
+asking after each step would make the device wait. Every step ends with an event; so do the spans in
+it (the gradient; a wait for a collective on the stream). `settle` synchronises once and writes
+device times into the rows of the step clock.
 """
 
 from __future__ import annotations
@@ -43,14 +45,16 @@ def cuda_event() -> Event:
 
 
 class DeviceTimer:
-    """One rank's. Made before the loop, `start`ed when it begins; then `begin`, `end`, `end_step`; then `settle`."""
+    """One rank's. Made before the loop, `start`ed when it begins; then `begin`, `end`, `end_step`;
+    then `settle`."""
 
     def __init__(
         self,
         event: Callable[[], Event] = cuda_event,
         synchronise: Callable[[], None] = torch.cuda.synchronize,
     ) -> None:
-        self._event, self._synchronise = event, synchronise
+        self._event = event
+        self._synchronise = synchronise
         self.running = False
         self._steps: list[Event] = []
         self._spans: list[tuple[int, str, Event, Event]] = []  # step, what, from, to
@@ -61,7 +65,8 @@ class DeviceTimer:
         self._synchronise()
         self._steps.clear()
         self._spans.clear()
-        self._origin, self.running = self._mark(), True
+        self._origin = self._mark()
+        self.running = True
         self._origin_ns = time.perf_counter_ns()
 
     def begin(self, what: str) -> None:
@@ -84,19 +89,28 @@ class DeviceTimer:
         return time.perf_counter_ns()
 
     def settle(self) -> list[StepTimes]:
-        """Waits for the device; the times of every step. What lies after the last step's end is not in them."""
+        """Waits for the device; the times of every step. What lies after the last step's end is not
+        in them."""
         self._synchronise()
         self.running = False
         sums = [{"compute": 0.0, "blocked": 0.0} for _ in self._steps]
         for step, what, begin, end in self._spans:
             if step < len(sums):
                 sums[step][what] += begin.elapsed_time(end)
-        times, at_ms, before = [], 0.0, self._origin
+        times = []
+        at_ms = 0.0
+        before = self._origin
         for event, spans in zip(self._steps, sums, strict=True):
-            at_ms += before.elapsed_time(event)  # a float32: fine from step to step, coarse from the start
+            at_ms += before.elapsed_time(
+                event
+            )  # a float32: fine from step to step, coarse from the start
             before = event
             ends = self._origin_ns + round(at_ms * NS_PER_MS)
-            times.append(StepTimes(ends, round(spans["compute"] * NS_PER_MS), round(spans["blocked"] * NS_PER_MS)))
+            times.append(
+                StepTimes(
+                    ends, round(spans["compute"] * NS_PER_MS), round(spans["blocked"] * NS_PER_MS)
+                )
+            )
         return times
 
     def _mark(self) -> Event:

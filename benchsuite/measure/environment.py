@@ -1,6 +1,8 @@
-"""What a run ran on: machine, versions, commit, kernel and network, environment variables by allow-list. No torch.
+"""What a run ran on: machine, versions, commit, kernel and network, environment variables by
+allow-list. No torch.
 
-Written once per host as results/<machine>/env/<id>.json; runs refer to it by id. Nothing here names a host or a user.
+Written once per host as results/<machine>/env/<id>.json; runs refer to it by id. Nothing here names
+a host or a user.
 """
 
 from __future__ import annotations
@@ -23,22 +25,55 @@ from benchsuite.plan.plugins import PACKAGE
 from benchsuite.results.code_id import code_id as code_id
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "psutil", "greenlet", "gymnasium")
-# Recorded as they stand. No secrets and no names: a variable that may hold a path or an address is not here.
+# Recorded as they stand. No secrets and no names: a variable that may hold a path or an address is
+# not here.
 VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES",
-    "OMP_WAIT_POLICY", "KMP_AFFINITY", "KMP_BLOCKTIME", "GOMP_CPU_AFFINITY", "MALLOC_ARENA_MAX", "PYTHONHASHSEED",
-    "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES",
-    "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_ALGO", "NCCL_PROTO", "NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE",
-    "NCCL_IB_DISABLE", "NCCL_NVLS_ENABLE", "NCCL_BUFFSIZE", "NCCL_NTHREADS", "TORCH_NCCL_BLOCKING_WAIT",
-    "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF",
-    "NVIDIA_TF32_OVERRIDE", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "WORLD_SIZE",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "OMP_PLACES",
+    "OMP_WAIT_POLICY",
+    "KMP_AFFINITY",
+    "KMP_BLOCKTIME",
+    "GOMP_CPU_AFFINITY",
+    "MALLOC_ARENA_MAX",
+    "PYTHONHASHSEED",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "GLIBC_TUNABLES",
+    "GLOO_SOCKET_IFNAME",
+    "NCCL_SOCKET_IFNAME",
+    "NCCL_ALGO",
+    "NCCL_PROTO",
+    "NCCL_P2P_DISABLE",
+    "NCCL_SHM_DISABLE",
+    "NCCL_IB_DISABLE",
+    "NCCL_NVLS_ENABLE",
+    "NCCL_BUFFSIZE",
+    "NCCL_NTHREADS",
+    "TORCH_NCCL_BLOCKING_WAIT",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "NVIDIA_TF32_OVERRIDE",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_NTASKS",
+    "SLURM_CPUS_PER_TASK",
+    "WORLD_SIZE",
     "LOCAL_WORLD_SIZE",
-)  # fmt: skip
-_PASSING = re.compile(r"^(lo|veth|br-|docker|virbr|tap|tun|ifb|dummy|cni|flannel|cali)")  # come and go with containers
+)
+_PASSING = re.compile(
+    r"^(lo|veth|br-|docker|virbr|tap|tun|ifb|dummy|cni|flannel|cali)"
+)  # come and go with containers
 
 
 def collect() -> dict[str, Any]:
-    """The environment of this host as plain JSON, without times: the same on every call until something changes."""
+    """The environment of this host as plain JSON, without times: the same on every call until
+    something changes."""
     commit, dirty = code_version()
     return {
         "machine": machine(),
@@ -61,7 +96,8 @@ def collect() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """`amd-epyc-7b13-2c-1f3a9c`: processor or GPU, cores, a hash of the hardware; never the host's name.
+    """`amd-epyc-7b13-2c-1f3a9c`: processor or GPU, cores, a hash of the hardware; never the host's
+    name.
 
     Two machines of the same make share it; the environment of each run tells them apart.
     """
@@ -89,8 +125,14 @@ def cpu_model() -> str:
 @functools.cache
 def gpus() -> tuple[str, ...]:
     """Models of the NVIDIA devices, from the driver's own files, else from nvidia-smi."""
-    found = [_text(path) or "" for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
-    models = [model[1].strip() for text in found if (model := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE))]
+    found = [
+        _text(path) or "" for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    ]
+    models = [
+        model[1].strip()
+        for text in found
+        if (model := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE))
+    ]
     if not models and shutil.which("nvidia-smi"):
         listing = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
         models = [line.strip() for line in (listing or "").splitlines() if line.strip()]
@@ -139,7 +181,9 @@ def code_version() -> tuple[str, bool]:
     lines = (top or "").split()
     if len(lines) != 2 or Path(lines[0]).resolve() != clone:
         return f"wheel {benchsuite.__version__}", False
-    status = _output("git", "-C", str(clone), "status", "--porcelain", "--", "benchsuite", "workloads")
+    status = _output(
+        "git", "-C", str(clone), "status", "--porcelain", "--", "benchsuite", "workloads"
+    )
     return lines[1], status is None or bool(status.strip())
 
 
@@ -157,7 +201,13 @@ def _output(*command: str) -> str | None:
     variables["GIT_OPTIONAL_LOCKS"] = "0"
     try:
         done = subprocess.run(
-            command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
+            command,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

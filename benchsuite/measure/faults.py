@@ -1,7 +1,8 @@
 """Faults that a cell asks for: a rank strikes itself when its beat enters a phase at a step.
 
-`faults = [{rank = 1, phase = "send", step = 3, signal = "SIGKILL"}]`: tests (and users who doubt) see which
-ending a lost rank leads to. The step is a lower bound: a server's steps need not be the workers' steps.
+`faults = [{rank = 1, phase = "send", step = 3, signal = "SIGKILL"}]`: tests (and users who doubt)
+see which ending a lost rank leads to. The step is a lower bound: a server's steps need not be the
+workers' steps.
 """
 
 from __future__ import annotations
@@ -25,14 +26,20 @@ def check(faults: Sequence[Mapping[str, Any]], world_size: int) -> None:
     """UsageError where a fault names no rank, phase or signal of this cell."""
     for fault in faults:
         if set(fault) != {"rank", "phase", "step", "signal"}:
-            raise UsageError(f"fault {dict(fault)} needs exactly the keys rank, phase, step, signal")
+            raise UsageError(
+                f"fault {dict(fault)} needs exactly the keys rank, phase, step, signal"
+            )
         if fault["phase"] not in {phase.name.lower() for phase in Phase}:
             known = ", ".join(phase.name.lower() for phase in Phase)
             raise UsageError(f"fault phase {fault['phase']!r} is unknown; known: {known}")
         if fault["signal"] not in SIGNALS:
-            raise UsageError(f"fault signal {fault['signal']!r} is unknown; known: {', '.join(SIGNALS)}")
+            raise UsageError(
+                f"fault signal {fault['signal']!r} is unknown; known: {', '.join(SIGNALS)}"
+            )
         if not 0 <= int(fault["rank"]) < world_size:
-            raise UsageError(f"fault rank {fault['rank']} is not below the cell's {world_size} ranks")
+            raise UsageError(
+                f"fault rank {fault['rank']} is not below the cell's {world_size} ranks"
+            )
 
 
 def open_beat(path: str, *, rank: int, faults: Sequence[Mapping[str, Any]] = ()) -> Beat:
@@ -42,7 +49,9 @@ def open_beat(path: str, *, rank: int, faults: Sequence[Mapping[str, Any]] = ())
         if int(fault["rank"]) == rank:
             phase = Phase[str(fault["phase"]).upper()]
             planned.setdefault(phase, []).append((int(fault["step"]), str(fault["signal"])))
-    return Beat(path, faults={phase: _striker(strikes) for phase, strikes in planned.items()} or None)
+    return Beat(
+        path, faults={phase: _striker(strikes) for phase, strikes in planned.items()} or None
+    )
 
 
 def _striker(strikes: Sequence[tuple[int, str]]) -> Callable[[int], None]:

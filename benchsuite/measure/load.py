@@ -1,8 +1,9 @@
-"""How busy the machine was while a cell ran, and who kept it busy: `contended` and `oversubscribed`. No torch.
+"""How busy the machine was while a cell ran, and who kept it busy: `contended` and
+`oversubscribed`. No torch.
 
-Foreign CPU share = (busy time of our cores - CPU time of the run's own process tree, dead children included) divided
-by what our cores had to give. Above 5 % a run is `contended`. Interrupt time belongs to no process, and on loopback
-it is our own messages': it is left out on both sides.
+Foreign CPU share = (busy time of our cores - CPU time of the run's own process tree, dead children
+included) divided by what our cores had to give. Above 5 % a run is `contended`. Interrupt time
+belongs to no process, and on loopback it is our own messages': it is left out on both sides.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ class CpuLoad:
 class CpuMeter:
     """Starts when it is made (or by `start`); `read` gives the load since then.
 
-    `root`: the process whose tree is ours, default this one: command, cell host, fork server, ranks. Call `read`
-    while the tree still hangs together; what a parent has waited for is in its own account.
+    `root`: the process whose tree is ours, default this one: command, cell host, fork server,
+    ranks. Call `read` while the tree still hangs together; what a parent has waited for is in its
+    own account.
     """
 
     def __init__(self, root: int | None = None) -> None:
@@ -63,15 +65,20 @@ class CpuMeter:
 
     def read(self) -> CpuLoad:
         """The load since `start`; the interval goes on."""
-        seconds, cores = time.monotonic() - self._since, num_cores()
-        busy, own = busy_s(self._cpus), tree_cpu_s(self._root)
+        seconds = time.monotonic() - self._since
+        cores = num_cores()
+        busy = busy_s(self._cpus)
+        own = tree_cpu_s(self._root)
         if busy is None or own is None or self._busy is None or self._own is None:
-            return CpuLoad(seconds, cores, None, None, "this system tells no CPU times (no /proc, no psutil)")
+            return CpuLoad(
+                seconds, cores, None, None, "this system tells no CPU times (no /proc, no psutil)"
+            )
         return CpuLoad(seconds, cores, busy - self._busy, max(0.0, own - self._own))
 
 
 def oversubscribed(cell: Cell, cores: int | None = None) -> bool:
-    """(workers + servers) x threads > cores: a sleeping straggler's core counts too. Never under the virtual clock."""
+    """(workers + servers) x threads > cores: a sleeping straggler's core counts too. Never under
+    the virtual clock."""
     if cell.clock == "virtual" or cell.device != "cpu":
         return False
     one_machine = cell.cluster in ("local", "namespaces")
@@ -87,7 +94,8 @@ def affinity() -> frozenset[int]:
 
 
 def num_cores() -> int:
-    """How many cores can work for us at once: the affinity mask, or a container's smaller CPU quota."""
+    """How many cores can work for us at once: the affinity mask, or a container's smaller CPU
+    quota."""
     quota = cpu_quota()
     return len(affinity()) if quota is None else max(1, min(len(affinity()), math.floor(quota)))
 
@@ -99,7 +107,8 @@ def cpu_quota() -> float | None:
     except (OSError, ValueError):
         try:
             folder = Path("/sys/fs/cgroup/cpu")
-            quota, period = (folder / "cpu.cfs_quota_us").read_text(), (folder / "cpu.cfs_period_us").read_text()
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
         except OSError:
             return None
     try:
@@ -137,13 +146,17 @@ def tree_cpu_s(root: int) -> float | None:
         except OSError:
             continue  # it has just ended
         fields = text.rpartition(")")[2].split()  # the name before may hold spaces and brackets
-        processes[int(entry)] = int(fields[1]), sum(map(int, fields[11:15]))  # utime stime cutime cstime
+        processes[int(entry)] = (
+            int(fields[1]),
+            sum(map(int, fields[11:15])),
+        )  # utime stime cutime cstime
     if root not in processes:
         return _tree_by_psutil(root)
     children: dict[int, list[int]] = {}
     for pid, (parent, _) in processes.items():
         children.setdefault(parent, []).append(pid)
-    waiting, ticks = [root], 0
+    waiting = [root]
+    ticks = 0
     while waiting:
         pid = waiting.pop()
         ticks += processes[pid][1]
@@ -156,8 +169,12 @@ def _busy_by_psutil(wanted: set[str]) -> float | None:
         import psutil
     except ImportError:
         return None
-    times = [t for number, t in enumerate(psutil.cpu_times(percpu=True)) if f"cpu{number}" in wanted]
-    return float(sum(t.user + t.system + getattr(t, "nice", 0.0) + getattr(t, "steal", 0.0) for t in times))
+    times = [
+        t for number, t in enumerate(psutil.cpu_times(percpu=True)) if f"cpu{number}" in wanted
+    ]
+    return float(
+        sum(t.user + t.system + getattr(t, "nice", 0.0) + getattr(t, "steal", 0.0) for t in times)
+    )
 
 
 def _tree_by_psutil(root: int) -> float | None:

@@ -1,7 +1,9 @@
-"""A rank's peak memory (the highest resident set of this process, shared pages included), and its allocator. No torch.
+"""A rank's peak memory (the highest resident set of this process, shared pages included), and its
+allocator. No torch.
 
-A forked child does not inherit its parent's peak, but starts at what was resident when it was forked: a rank from a
-preloaded fork server starts at the size of torch. `reset_peak` sets the mark down to what is resident now.
+A forked child does not inherit its parent's peak, but starts at what was resident when it was
+forked: a rank from a preloaded fork server starts at the size of torch. `reset_peak` sets the mark
+down to what is resident now.
 """
 
 from __future__ import annotations
@@ -13,17 +15,25 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_USERS_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # variables that glibc reads
+# of malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_USERS_CHOICE = (
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "GLIBC_TUNABLES",
+)  # variables that glibc reads
 
 
 @dataclass
 class RankMemory:
-    """Resident sets of a rank: before there is a model, at most while it is built and trained, at most in all.
+    """Resident sets of a rank: before there is a model, at most while it is built and trained, at
+    most in all.
 
-    What training takes is the peak of building and of the loop minus the base: parameters, gradient, optimiser state,
-    activations, buffers of strategy and communication, snapshots; also code that is touched for the first time (some
-    MB). Imports and data are in the base, the evaluation after the loop is left out.
+    What training takes is the peak of building and of the loop minus the base: parameters,
+    gradient, optimiser state, activations, buffers of strategy and communication, snapshots; also
+    code that is touched for the first time (some MB). Imports and data are in the base, the
+    evaluation after the loop is left out.
     """
 
     base_rss_bytes: int | None = None
@@ -74,7 +84,8 @@ def available_bytes() -> int | None:
 
 
 def reset_peak() -> bool:
-    """Sets the peak to what is resident now; False where that is not allowed (then a peak is since the fork)."""
+    """Sets the peak to what is resident now; False where that is not allowed (then a peak is since
+    the fork)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -90,14 +101,17 @@ def give_back_freed() -> None:
 
 
 def keep_freed_memory() -> None:
-    """glibc keeps what is freed, unless the user tuned it by a variable: tensors come and go by megabytes.
+    """glibc keeps what is freed, unless the user tuned it by a variable: tensors come and go by
+    megabytes.
 
-    Giving them back to the kernel each time costs a step of ResNet-18 19,000 page faults, a sixth to a quarter of its
-    time, and a group of simulated gradients half of it.
+    Giving them back to the kernel each time costs a step of ResNet-18 19,000 page faults, a sixth
+    to a quarter of its time, and a group of simulated gradients half of it.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt") and not any(name in os.environ for name in _USERS_CHOICE):  # glibc
-        if not libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30):  # before glibc 2.35 half a heap is the most
+        if not libc.mallopt(
+            _M_MMAP_THRESHOLD, 1 << 30
+        ):  # before glibc 2.35 half a heap is the most
             libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 

@@ -1,7 +1,8 @@
 """Which part of a run is measured: the warm-up is dropped (MSER-5), the rest is one window of time.
 
-Throughput = samples / time over the window, never the mean of per-step rates (Jensen). Asynchronous workers do not
-step together: their window is fixed in time, or a stall would hide itself. Imports numpy only.
+Throughput = samples / time over the window, never the mean of per-step rates (Jensen). Asynchronous
+workers do not step together: their window is fixed in time, or a stall would hide itself. Imports
+numpy only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Window:
-    """Samples and seconds between two moments; `low` and `high` of samples/s where the run is long enough."""
+    """Samples and seconds between two moments; `low` and `high` of samples/s where the run is long
+    enough."""
 
     warmup_steps: int
     start_s: float
@@ -36,9 +38,11 @@ class Window:
 
 
 def warmup(step_s: Sequence[float] | Floats) -> int:
-    """Steps to drop: at least 5, then until MSER-5 says steady, at most 30 % (fewer than 5 where 30 % are fewer).
+    """Steps to drop: at least 5, then until MSER-5 says steady, at most 30 % (fewer than 5 where 30
+    % are fewer).
 
-    MSER-5 (White 1997): of the means of 5 consecutive steps drop the first d that minimise the rest's standard error.
+    MSER-5 (White 1997): of the means of 5 consecutive steps drop the first d that minimise the
+    rest's standard error.
     """
     steps = np.asarray(step_s, dtype=np.float64)
     most = int(len(steps) * MAX_WARMUP_SHARE)
@@ -51,25 +55,31 @@ def warmup(step_s: Sequence[float] | Floats) -> int:
 
 
 def together(start_s: Floats, end_s: Floats, samples: Floats) -> Window:
-    """Workers that step in lock-step. Arrays are (workers, steps); a step ends when its last worker ends."""
+    """Workers that step in lock-step. Arrays are (workers, steps); a step ends when its last worker
+    ends."""
     durations = (end_s - start_s).max(axis=0)
     dropped = warmup(durations)
     ends = end_s.max(axis=0)
     begin = float(ends[dropped - 1]) if dropped else float(start_s.min())
     gaps = np.diff(np.concatenate([[begin], ends[dropped:]]))
-    return _window(dropped, begin, float(ends[-1]), samples[:, dropped:].sum(axis=0), gaps, durations[dropped:])
+    return _window(
+        dropped, begin, float(ends[-1]), samples[:, dropped:].sum(axis=0), gaps, durations[dropped:]
+    )
 
 
 def apart(start_s: Sequence[Floats], end_s: Sequence[Floats], samples: Sequence[Floats]) -> Window:
     """Workers that do not wait for each other: one array per worker.
 
-    An update is 1/N of a step: the warm-up is found on N updates together, and one update per worker more is dropped.
-    The window closes when the first worker is done.
+    An update is 1/N of a step: the warm-up is found on N updates together, and one update per
+    worker more is dropped. The window closes when the first worker is done.
     """
-    ends, durations = np.concatenate(list(end_s)), np.concatenate([e - s for s, e in zip(start_s, end_s, strict=True)])
+    ends = np.concatenate(list(end_s))
+    durations = np.concatenate([e - s for s, e in zip(start_s, end_s, strict=True)])
     sizes = np.concatenate(list(samples))
     order = np.argsort(ends, kind="stable")
-    ends, durations, sizes = ends[order], durations[order], sizes[order]
+    ends = ends[order]
+    durations = durations[order]
+    sizes = sizes[order]
     count = len(end_s)
     rounds = durations[: len(durations) // count * count].reshape(-1, count).mean(axis=1)
     dropped = min((warmup(rounds) + 1) * count, len(ends) - 1)
@@ -80,15 +90,19 @@ def apart(start_s: Sequence[Floats], end_s: Sequence[Floats], samples: Sequence[
     return _window(dropped, begin, stop, sizes[inside], gaps, durations[inside])
 
 
-def _window(dropped: int, begin: float, stop: float, samples: Floats, gaps: Floats, step_s: Floats) -> Window:
-    total, seconds = int(samples.sum()), stop - begin
+def _window(
+    dropped: int, begin: float, stop: float, samples: Floats, gaps: Floats, step_s: Floats
+) -> Window:
+    total = int(samples.sum())
+    seconds = stop - begin
     rate = total / seconds if seconds > 0 and total else None
     low, high = interval(gaps, float(samples.mean())) if len(samples) else (None, None)
     return Window(dropped, begin, stop, total, rate, low, high, step_s)
 
 
 def interval(gaps: Floats, samples_per_gap: float) -> tuple[float | None, float | None]:
-    """95 % interval of samples/s by batch means; (None, None) below 10 batches of 10 autocorrelation times."""
+    """95 % interval of samples/s by batch means; (None, None) below 10 batches of 10
+    autocorrelation times."""
     length = max(1, math.ceil(10 * autocorrelation_time(gaps)))
     count = len(gaps) // length
     if count < MIN_BATCHES:
@@ -102,7 +116,8 @@ def interval(gaps: Floats, samples_per_gap: float) -> tuple[float | None, float 
 
 
 def autocorrelation_time(series: Floats) -> float:
-    """Integrated autocorrelation time 1 + 2 sum rho_k, summed until the first k > 5 tau (Sokal 1997); at least 1."""
+    """Integrated autocorrelation time 1 + 2 sum rho_k, summed until the first k > 5 tau (Sokal
+    1997); at least 1."""
     centred = series - series.mean()
     variance = float(centred @ centred)
     if len(series) < 4 or variance == 0:
@@ -116,8 +131,10 @@ def autocorrelation_time(series: Floats) -> float:
 
 
 def _t975(degrees: int) -> float:
-    """97.5 % quantile of Student's t (Cornish-Fisher expansion; error below 0.002 from 9 degrees of freedom)."""
-    z, n = 1.959963984540054, degrees
+    """97.5 % quantile of Student's t (Cornish-Fisher expansion; error below 0.002 from 9 degrees of
+    freedom)."""
+    z = 1.959963984540054
+    n = degrees
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384

@@ -1,9 +1,11 @@
-"""Bytes on the wire by the kernel's interface counters, where the run has its network to itself. No torch.
+"""Bytes on the wire by the kernel's interface counters, where the run has its network to itself. No
+torch.
 
-Transmitted bytes of `lo` in the run's private namespace (each byte once), or of a host's own veth. Read from
-/proc/thread-self/net/dev; never from /sys, which shows the namespace that mounted it. A reading is barrier, read,
-barrier, so that nothing is under way; what such a reading costs itself is measured while idle and taken off.
-Layer: a veth or `lo` with segmentation offload counts one header per super-packet.
+Transmitted bytes of `lo` in the run's private namespace (each byte once), or of a host's own veth.
+Read from /proc/thread-self/net/dev; never from /sys, which shows the namespace that mounted it. A
+reading is barrier, read, barrier, so that nothing is under way; what such a reading costs itself is
+measured while idle and taken off. Layer: a veth or `lo` with segmentation offload counts one header
+per super-packet.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ NUM_IDLE = 5  # idle readings; their median is what a reading costs
 
 @dataclass(frozen=True)
 class Counters:
-    """One reading of an interface of this thread's network namespace; `retransmits` are the namespace's."""
+    """One reading of an interface of this thread's network namespace; `retransmits` are the
+    namespace's."""
 
     tx_bytes: int
     tx_packets: int
@@ -29,7 +32,8 @@ class Counters:
 
 @dataclass(frozen=True)
 class WireBytes:
-    """Sent between two readings. `bytes` is None with the reason where others use the network too."""
+    """Sent between two readings. `bytes` is None with the reason where others use the network
+    too."""
 
     bytes: int | None = None
     packets: int | None = None
@@ -45,7 +49,8 @@ class WireBytes:
 class WireMeter:
     """`start` and `stop` around what is measured; every rank calls both, since both hold barriers.
 
-    `reads = False` on all ranks but one per network namespace: the counters are the namespace's, not the rank's.
+    `reads = False` on all ranks but one per network namespace: the counters are the namespace's,
+    not the rank's.
     """
 
     def __init__(
@@ -57,8 +62,13 @@ class WireMeter:
         reason: str = "",
         reads: bool = True,
     ) -> None:
-        self._barrier, self._interface = barrier, interface
-        self._reason = "" if private else (reason or "no private network: the counters are the whole machine's")
+        self._barrier = barrier
+        self._interface = interface
+        self._reason = (
+            ""
+            if private
+            else (reason or "no private network: the counters are the whole machine's")
+        )
         if not reads and not self._reason:
             self._reason = "counted by another rank of this host"
 
@@ -67,8 +77,12 @@ class WireMeter:
         readings = [self._read() for _ in range(NUM_IDLE + 1)]
         known = [reading for reading in readings if reading is not None]
         pairs = list(itertools.pairwise(known))
-        self._idle_bytes = round(statistics.median([b.tx_bytes - a.tx_bytes for a, b in pairs] or [0]))
-        self._idle_packets = round(statistics.median([b.tx_packets - a.tx_packets for a, b in pairs] or [0]))
+        self._idle_bytes = round(
+            statistics.median([b.tx_bytes - a.tx_bytes for a, b in pairs] or [0])
+        )
+        self._idle_packets = round(
+            statistics.median([b.tx_packets - a.tx_packets for a, b in pairs] or [0])
+        )
         self._first = readings[-1]
 
     def stop(self) -> WireBytes:
@@ -84,7 +98,8 @@ class WireMeter:
         )
 
     def _read(self) -> Counters | None:
-        """Barrier, read, barrier; every rank takes part in the barriers, also where nothing can be read."""
+        """Barrier, read, barrier; every rank takes part in the barriers, also where nothing can be
+        read."""
         self._barrier()
         counters = None
         if not self._reason:
@@ -103,7 +118,9 @@ def read_counters(interface: str = "lo") -> Counters:
         name, _, numbers = line.partition(":")
         table[name.strip()] = numbers.split()
     if interface not in table:
-        raise LookupError(f"no such interface in this namespace; there are: {', '.join(sorted(table)) or 'none'}")
+        raise LookupError(
+            f"no such interface in this namespace; there are: {', '.join(sorted(table)) or 'none'}"
+        )
     values = table[interface]  # 8 columns received, then 8 transmitted: bytes, packets ..
     return Counters(tx_bytes=int(values[8]), tx_packets=int(values[9]), retransmits=_retransmits())
 

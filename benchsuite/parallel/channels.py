@@ -1,8 +1,10 @@
-"""Styles for `parallelize_module` that the library lacks: convolutions and GroupNorm, split along their channels.
+"""Styles for `parallelize_module` that the library lacks: convolutions and GroupNorm, split along
+their channels.
 
-As with matrices: a convolution split by its output channels needs its whole input, and one split by its input channels
-adds up what the parts have. A GroupNorm between the two keeps whole groups on a part. What is sent are the library's
-own all-reduces, of DTensors at the borders; in between are plain tensors.
+As with matrices: a convolution split by its output channels needs its whole input, and one split by
+its input channels adds up what the parts have. A GroupNorm between the two keeps whole groups on a
+part. What is sent are the library's own all-reduces, of DTensors at the borders; in between are
+plain tensors.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 
 class OutputChannels(ParallelStyle):
-    """A convolution's output channels are split; the gradient of its whole input is the sum of the parts'."""
+    """A convolution's output channels are split; the gradient of its whole input is the sum of the
+    parts'."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         assert isinstance(module, nn.Conv2d)
@@ -32,7 +35,8 @@ class OutputChannels(ParallelStyle):
 
 
 class InputChannels(ParallelStyle):
-    """A convolution's input channels are split; its output is the sum of the parts', plus the bias once."""
+    """A convolution's input channels are split; its output is the sum of the parts', plus the bias
+    once."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         assert isinstance(module, nn.Conv2d)
@@ -41,7 +45,9 @@ class InputChannels(ParallelStyle):
 
         def forward(x: Tensor) -> Tensor:
             y = module._conv_forward(x, module.weight, None)
-            y = DTensor.from_local(y, device_mesh, [Partial()], run_check=False).redistribute(placements=[Replicate()])
+            y = DTensor.from_local(y, device_mesh, [Partial()], run_check=False).redistribute(
+                placements=[Replicate()]
+            )
             y = y.to_local()
             return y if module.bias is None else y + module.bias.view(-1, 1, 1)
 
@@ -63,4 +69,6 @@ class GroupedChannels(ParallelStyle):
 
 def _keep(parameter: Tensor, dim: int, mesh: DeviceMesh) -> None:
     """This part's slice in place of the whole parameter."""
-    parameter.data = torch.chunk(parameter.data, mesh.size(), dim)[mesh.get_local_rank()].contiguous()
+    parameter.data = torch.chunk(parameter.data, mesh.size(), dim)[
+        mesh.get_local_rank()
+    ].contiguous()

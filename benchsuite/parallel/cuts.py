@@ -1,8 +1,9 @@
 """Where a chain of layers is cut into stages, and what crosses the cuts.
 
-Cut points are balanced by the layers' forward FLOPs, where the workload states them, else by their parameters: an exact
-dynamic programme minimises the largest chunk (Narayanan et al. 2019, PipeDream, section 3.1, without its links). A
-parameter that layers of several parts hold (tied weights) belongs to the first of them; the others hold copies.
+Cut points are balanced by the layers' forward FLOPs, where the workload states them, else by their
+parameters: an exact dynamic programme minimises the largest chunk (Narayanan et al. 2019,
+PipeDream, section 3.1, without its links). A parameter that layers of several parts hold (tied
+weights) belongs to the first of them; the others hold copies.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from benchsuite.workload import Workload, trained_parameters
 
 @dataclass(frozen=True)
 class Cuts:
-    """Chunk k of the chain stands on part k % size: chunk 0 of every part, then chunk 1 of every part, .."""
+    """Chunk k of the chain stands on part k % size: chunk 0 of every part, then chunk 1 of every
+    part, .."""
 
     chunks: Sequence[range]  # layers of each chunk, in the order of the chain
     loads: Sequence[float]  # of each layer
@@ -54,16 +56,27 @@ class Cuts:
 
 
 def cuts(workload: Workload, layers: Sequence[nn.Module], *, size: int, num_chunks: int) -> Cuts:
-    """Of a chain over `size` parts with `num_chunks` chunks each. Layers may be on the meta device."""
+    """Of a chain over `size` parts with `num_chunks` chunks each. Layers may be on the meta
+    device."""
     formula = getattr(workload, "layer_flops", None)
-    loads = [float(flops) for flops in formula()] if formula is not None else [_parameters(layer) for layer in layers]
-    assert len(loads) == len(layers), f"layer_flops() has {len(loads)} entries, layers() {len(layers)}"
-    chunks = balanced(loads, size * num_chunks, [bool(trained_parameters(layer)) for layer in layers], size)
+    loads = (
+        [float(flops) for flops in formula()]
+        if formula is not None
+        else [_parameters(layer) for layer in layers]
+    )
+    assert len(loads) == len(layers), (
+        f"layer_flops() has {len(loads)} entries, layers() {len(layers)}"
+    )
+    chunks = balanced(
+        loads, size * num_chunks, [bool(trained_parameters(layer)) for layer in layers], size
+    )
     if chunks is None:
         trained = sum(bool(trained_parameters(layer)) for layer in layers)
         raise UsageError(
-            f"{len(layers)} layers, {trained} of them with parameters, on stages({size}) x num_chunks({num_chunks}): "
-            "each chunk needs a layer, the first one of each stage parameters: set a smaller model_parallel"
+            f"{len(layers)} layers, {trained} of them with parameters, on stages({size}) x "
+            f"num_chunks({num_chunks}): "
+            "each chunk needs a layer, the first one of each stage parameters: set a smaller "
+            "model_parallel"
         )
     return Cuts(chunks, loads, "parameters" if formula is None else "flops", size)
 
@@ -72,18 +85,29 @@ def _parameters(layer: nn.Module) -> float:
     return float(sum(p.numel() for p in trained_parameters(layer).values()))
 
 
-def balanced(loads: Sequence[float], count: int, trained: Sequence[bool], size: int) -> list[range] | None:
-    """`count` runs of layers, a trained one in each of the first `size`, whose largest load is as small as can be.
+def balanced(
+    loads: Sequence[float], count: int, trained: Sequence[bool], size: int
+) -> list[range] | None:
+    """`count` runs of layers, a trained one in each of the first `size`, whose largest load is as
+    small as can be.
 
-    Of those with the same largest load the most equal ones that a programme over prefixes finds. None: there are none.
+    Of those with the same largest load the most equal ones that a programme over prefixes finds.
+    None: there are none.
     """
-    at, before = [0.0, *accumulate(loads)], [0, *accumulate(map(int, trained))]
-    best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, ())}  # end -> largest, squares, ends
+    at = [0.0, *accumulate(loads)]
+    before = [0, *accumulate(map(int, trained))]
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {
+        0: (0.0, 0.0, ())
+    }  # end -> largest, squares, ends
     for chunk in range(count):
         reached: dict[int, tuple[float, float, tuple[int, ...]]] = {}
         for end in range(1, len(loads) + 1):
             ways = [
-                (max(largest, at[end] - at[start]), squares + (at[end] - at[start]) ** 2, (*ends, end))
+                (
+                    max(largest, at[end] - at[start]),
+                    squares + (at[end] - at[start]) ** 2,
+                    (*ends, end),
+                )
                 for start, (largest, squares, ends) in best.items()
                 if start < end and (chunk >= size or before[start] < before[end])
             ]
@@ -114,7 +138,11 @@ def pieces_of(found: Cuts, layers: Sequence[nn.Module]) -> list[list[Piece]]:
     shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
     held = holders(found, layers)
     return [
-        ordered(whole(name, shapes[name], owned=parts[0] == part) for name, parts in held.items() if part in parts)
+        ordered(
+            whole(name, shapes[name], owned=parts[0] == part)
+            for name, parts in held.items()
+            if part in parts
+        )
         for part in range(found.size)
     ]
 
@@ -125,13 +153,18 @@ def on_meta(layers: Sequence[nn.Module]) -> list[nn.Module]:
     for layer in layers:
         for tensor in (*layer.parameters(), *layer.buffers()):
             bare = tensor.detach().to("meta")
-            known[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+            known[id(tensor)] = (
+                nn.Parameter(bare, tensor.requires_grad)
+                if isinstance(tensor, nn.Parameter)
+                else bare
+            )
     return [copy.deepcopy(layer, known) for layer in layers]
 
 
 def outputs(found: Cuts, layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """What leaves each chunk, of layers on the meta device; the last one is the chain's output."""
-    x, left = x.to("meta"), []
+    x = x.to("meta")
+    left = []
     with torch.no_grad():
         for chunk in found.chunks:
             for layer in chunk:
@@ -141,9 +174,17 @@ def outputs(found: Cuts, layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]
     return left
 
 
-def crossings(found: Cuts, leaves: Sequence[Tensor], itemsize: int) -> Iterator[tuple[int, int, int]]:
-    """(from part, to part, bytes) of what leaves each chunk for one on another part. itemsize: of a parameter."""
+def crossings(
+    found: Cuts, leaves: Sequence[Tensor], itemsize: int
+) -> Iterator[tuple[int, int, int]]:
+    """(from part, to part, bytes) of what leaves each chunk for one on another part. itemsize: of a
+    parameter."""
     for chunk, left in enumerate(leaves[:-1]):
-        here, there = found.part_of(chunk), found.part_of(chunk + 1)
+        here = found.part_of(chunk)
+        there = found.part_of(chunk + 1)
         if here != there:
-            yield here, there, left.numel() * (itemsize if left.is_floating_point() else left.itemsize)
+            yield (
+                here,
+                there,
+                left.numel() * (itemsize if left.is_floating_point() else left.itemsize),
+            )

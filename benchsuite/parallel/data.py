@@ -1,10 +1,12 @@
-"""Data parallelism: one rank holds the whole model and a share of every batch (the article's section 3.1.1).
+"""Data parallelism: one rank holds the whole model and a share of every batch (the article's
+section 3.1.1).
 
-The chain of layers is used whole. Parameters and gradients are views into two flat vectors, so that a strategy
-moves one vector and an optimiser steps one tensor. Inside a replica nothing is sent.
-With micro-batches the gradient of a share is the mean of theirs, made one after the other: the memory of activations
-of one, the gradient of all. With `precision = bf16` forward and loss run under autocast (matrix products in bfloat16);
-parameters, gradient and optimiser state stay in float32.
+The chain of layers is used whole. Parameters and gradients are views into two flat vectors, so that
+a strategy moves one vector and an optimiser steps one tensor. Inside a replica nothing is sent.
+With micro-batches the gradient of a share is the mean of theirs, made one after the other: the
+memory of activations of one, the gradient of all. With `precision = bf16` forward and loss run
+under autocast (matrix products in bfloat16); parameters, gradient and optimiser state stay in
+float32.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Parallel:
     """One rank per replica."""
 
     num_micro_batches: int = 1
-    """Pieces of a rank's share of a batch: gradients are accumulated over them, activations live for one."""
+    """Pieces of a rank's share of a batch: gradients are accumulated over them, activations live
+    for one."""
 
     later = ("num_micro_batches",)
     autocast = True
@@ -55,7 +58,12 @@ class Parallel:
         autocast: bool = False,
     ) -> DataPart:
         return DataPart(
-            workload, seed=seed, dtype=dtype, device=device, autocast=autocast, num_micro_batches=self.num_micro_batches
+            workload,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            autocast=autocast,
+            num_micro_batches=self.num_micro_batches,
         )
 
 
@@ -73,7 +81,9 @@ class DataPart:
         num_micro_batches: int = 1,
     ) -> None:
         self.module: nn.Module = nn.Sequential(*seeded_layers(workload, seed)).to(dtype).to(device)
-        self._workload, self._autocast, self._num_micro = workload, autocast, num_micro_batches
+        self._workload = workload
+        self._autocast = autocast
+        self._num_micro = num_micro_batches
         self._device = device
         named = trained_parameters(self.module)
         self.shapes: Shapes = {name: p.shape for name, p in named.items()}
@@ -85,7 +95,9 @@ class DataPart:
             p.data = view
         self._bind_grad()
         self._forward: nn.Module = self.module
-        self._ends: list[tuple[int, int]] = []  # range of each tensor, once somebody wants slices as they come
+        self._ends: list[
+            tuple[int, int]
+        ] = []  # range of each tensor, once somebody wants slices as they come
         self._missing: set[int] = set()
         self._announce: Callable[[int], None]
 
@@ -99,7 +111,11 @@ class DataPart:
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Of the forward pass and the loss; a backward pass follows what they did."""
-        return torch.autocast(self.params.device.type, torch.bfloat16) if self._autocast else nullcontext()
+        return (
+            torch.autocast(self.params.device.type, torch.bfloat16)
+            if self._autocast
+            else nullcontext()
+        )
 
     def _loss(self, forward: nn.Module, batch: Batch) -> Tensor:
         if not self._autocast:
@@ -117,9 +133,13 @@ class DataPart:
         finally:
             self.module.train(training)
 
-    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+    def gradient(
+        self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
+    ) -> float | None:
         if until is not None:
-            raise ValueError("a real backward pass is not abandoned: `until` is for the virtual clock")
+            raise ValueError(
+                "a real backward pass is not abandoned: `until` is for the virtual clock"
+            )
         batch = to_device(batch, self._device)
         if self._num_micro > 1:
             return self._accumulated(micro_batches(batch, self._num_micro), ready)
@@ -134,7 +154,8 @@ class DataPart:
         return float(loss) if self._device.type == "cpu" else DeviceLoss(loss)
 
     def _accumulated(self, pieces: Sequence[Batch], ready: Ready | None) -> float:
-        """The mean over micro-batches, added up in the flat vector; only the last one announces its slices."""
+        """The mean over micro-batches, added up in the flat vector; only the last one announces its
+        slices."""
         self.grad.zero_()
         losses = []
         for number, piece in enumerate(pieces, start=1):
@@ -149,22 +170,28 @@ class DataPart:
 
     def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        if any(gradient is None for gradient in gradients):  # `materialize_grads` costs 1 % of a digits step
+        if any(
+            gradient is None for gradient in gradients
+        ):  # `materialize_grads` costs 1 % of a digits step
             gradients = self._with_zeros(gradients)
         return gradients
 
     def _with_zeros(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """A parameter that the loss does not reach has gradient 0."""
         pairs = zip(gradients, self._parameters, strict=True)
-        return tuple(torch.zeros_like(parameter) if found is None else found for found, parameter in pairs)
+        return tuple(
+            torch.zeros_like(parameter) if found is None else found for found, parameter in pairs
+        )
 
     def _backward_with_hooks(self, loss: Tensor, ready: Ready) -> None:
         """Copies each gradient into the flat vector the moment autograd has it, and says so.
 
-        Of several micro-batches it is added. A parameter that the loss does not reach has gradient 0 and is announced
-        at the end.
+        Of several micro-batches it is added. A parameter that the loss does not reach has gradient
+        0 and is announced at the end.
         """
-        if not self._ends:  # hooks cost a wrapper per tensor: registered once, by the first who asks
+        if (
+            not self._ends
+        ):  # hooks cost a wrapper per tensor: registered once, by the first who asks
             stop = 0
             for shape in self.shapes.values():
                 self._ends.append((stop, stop + shape.numel()))
@@ -177,7 +204,8 @@ class DataPart:
             if self._num_micro == 1:
                 self._grads[position].zero_()
             ready(*self._ends[position])
-        del self._announce  # autograd keeps the hooks, and so this part, for ever: `ready` leads to the rank's sockets
+        # autograd keeps the hooks, and so this part, for ever: `ready` leads to the rank's sockets
+        del self._announce
 
     def _register_hooks(self) -> None:
         def hook(position: int) -> Callable[[Tensor], None]:

@@ -1,13 +1,16 @@
-"""Sharded state: every part of a replica keeps a slice of each parameter and computes on a share of its batch.
+"""Sharded state: every part of a replica keeps a slice of each parameter and computes on a share of
+its batch.
 
-torch.distributed.fsdp.fully_shard (FSDP2; Zhao et al. 2023, PyTorch FSDP; Rajbhandari et al. 2020, ZeRO). Each layer
-with parameters is a unit; parameters that several layers use, and all else of those layers, are the root unit. A unit's
-parameters are gathered before its forward and its backward pass, its gradients reduced to their mean and scattered
-after. `gradient_only` keeps parameters gathered between the two passes (ZeRO-2). Parameters are cut along dimension 0
-as `torch.chunk` does, so the last shards may be shorter or empty: what the library sends is padded to the first's.
-With several replicas this is hybrid sharding: the same shards agree over the topology.
-Sends 3 (N-1)/N M bytes per rank and step, 4 (N-1)/N M on gloo, whose reduce-scatter costs an all-reduce; gathered once
-instead of twice, (N-1)/N M less. And the loss, a number: 2 (N-1) messages in all.
+torch.distributed.fsdp.fully_shard (FSDP2; Zhao et al. 2023, PyTorch FSDP; Rajbhandari et al. 2020,
+ZeRO). Each layer with parameters is a unit; parameters that several layers use, and all else of
+those layers, are the root unit. A unit's parameters are gathered before its forward and its
+backward pass, its gradients reduced to their mean and scattered after. `gradient_only` keeps
+parameters gathered between the two passes (ZeRO-2). Parameters are cut along dimension 0 as
+`torch.chunk` does, so the last shards may be shorter or empty: what the library sends is padded to
+the first's. With several replicas this is hybrid sharding: the same shards agree over the topology.
+Sends 3 (N-1)/N M bytes per rank and step, 4 (N-1)/N M on gloo, whose reduce-scatter costs an
+all-reduce; gathered once instead of twice, (N-1)/N M less. And the loss, a number: 2 (N-1) messages
+in all.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ class Parallel:
     """`model_parallel` ranks share parameters, gradients and optimiser state of a replica."""
 
     reshard: Literal["but_root", "full", "gradient_only"] = "but_root"
-    """When parameters are freed after the forward pass: all but the root unit's (torch's default), all, or none."""
+    """When parameters are freed after the forward pass: all but the root unit's (torch's default),
+    all, or none."""
 
     autocast = True
 
@@ -62,11 +66,17 @@ class Parallel:
         autocast: bool = False,
     ) -> FSDPPart:
         assert replica is not None
-        return FSDPPart(workload, replica, self, seed=seed, dtype=dtype, device=device, autocast=autocast)
+        return FSDPPart(
+            workload, replica, self, seed=seed, dtype=dtype, device=device, autocast=autocast
+        )
 
-    def pieces(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> list[list[Piece]]:
+    def pieces(
+        self, workload: Workload, layers: Sequence[nn.Module], size: int
+    ) -> list[list[Piece]]:
         named = trained_parameters(nn.Sequential(*layers))
-        return [[shard(name, p.shape, part, size) for name, p in named.items()] for part in range(size)]
+        return [
+            [shard(name, p.shape, part, size) for name, p in named.items()] for part in range(size)
+        ]
 
     def predicted_traffic(
         self,
@@ -84,15 +94,25 @@ class Parallel:
             gather = collective_traffic("all_gather", unit.numel(size), itemsize, size)
             traffic += gather.times(1 if self.stays_gathered(unit) else 2)
             reduced = unit.numel(size, trained=True)
-            traffic += collective_traffic("reduce_scatter", reduced, itemsize, size, backend=backend)
+            traffic += collective_traffic(
+                "reduce_scatter", reduced, itemsize, size, backend=backend
+            )
         return traffic
 
     def predicted_inference(
-        self, workload: Workload, layers: Sequence[nn.Module], x: Tensor, *, size: int, itemsize: int
+        self,
+        workload: Workload,
+        layers: Sequence[nn.Module],
+        x: Tensor,
+        *,
+        size: int,
+        itemsize: int,
     ) -> Traffic:
         """Every unit is gathered once, whatever `x` is."""
         moved = [unit.numel(size) for unit in units_of(layers)]
-        return Traffic.total(collective_traffic("all_gather", numel, itemsize, size) for numel in moved)
+        return Traffic.total(
+            collective_traffic("all_gather", numel, itemsize, size) for numel in moved
+        )
 
     def stays_gathered(self, unit: Unit) -> bool:
         """Whether its parameters are kept between forward and backward pass."""
@@ -100,7 +120,8 @@ class Parallel:
 
 
 class FSDPPart:
-    """A share of every parameter. `params` and `grad` hold this part's shards, one after the other."""
+    """A share of every parameter. `params` and `grad` hold this part's shards, one after the
+    other."""
 
     def __init__(
         self,
@@ -118,11 +139,15 @@ class FSDPPart:
         named = trained_parameters(module)
         pieces = options.pieces(workload, layers, replica.size)[replica.part]
         units = units_of(layers)  # not kept: whole parameters are gone once they are sharded
-        self._workload, self.replica, self._autocast = workload, replica, autocast
+        self._workload = workload
+        self.replica = replica
+        self._autocast = autocast
         self.num_gradients = 0
         self._hold: ExitStack | None = None  # lets go of what stays gathered
         self._is_whole = False
-        self._facts = _facts(options, units, {name: p.shape for name, p in named.items()}, pieces, replica)
+        self._facts = _facts(
+            options, units, {name: p.shape for name, p in named.items()}, pieces, replica
+        )
         self.shapes: Shapes = shapes_of(pieces)
         self.num_owned = num_owned(pieces)
         self.params = cut(named, pieces).to(device)
@@ -142,10 +167,11 @@ class FSDPPart:
 
     @torch.no_grad()
     def _join_memory(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Makes the library's shards views of the flat vector; those that it pads it keeps as copies.
+        """Makes the library's shards views of the flat vector; those that it pads it keeps as
+        copies.
 
-        They are what comes back: the copies, and where their values stand. The library looks at its shards again when
-        it first gathers, so that is done here, before anything is measured.
+        They are what comes back: the copies, and where their values stand. The library looks at its
+        shards again when it first gathers, so that is done here, before anything is measured.
         """
         own = list(views(self.params, self.shapes).values())
         for parameter, view in zip(self._parameters, own, strict=True):
@@ -155,7 +181,11 @@ class FSDPPart:
             unit.reshard()
         memory = self.params.untyped_storage().data_ptr()
         local = [_local(parameter) for parameter in self._parameters]
-        copies = [at for at, mine in enumerate(local) if mine.numel() and mine.untyped_storage().data_ptr() != memory]
+        copies = [
+            at
+            for at, mine in enumerate(local)
+            if mine.numel() and mine.untyped_storage().data_ptr() != memory
+        ]
         return [local[at] for at in copies], [own[at] for at in copies]
 
     def _refresh(self) -> None:
@@ -166,11 +196,19 @@ class FSDPPart:
                 torch._foreach_copy_(copies, values)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.params.device.type, torch.bfloat16) if self._autocast else nullcontext()
+        return (
+            torch.autocast(self.params.device.type, torch.bfloat16)
+            if self._autocast
+            else nullcontext()
+        )
 
-    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+    def gradient(
+        self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
+    ) -> float | None:
         if ready is not None or until is not None:
-            raise ValueError("fsdp reduces inside its backward pass: no slices as they come, nothing to abandon")
+            raise ValueError(
+                "fsdp reduces inside its backward pass: no slices as they come, nothing to abandon"
+            )
         self.num_gradients += 1
         batch = to_device(batch, self.replica.device)
         self._refresh()
@@ -182,8 +220,10 @@ class FSDPPart:
 
     @torch.no_grad()
     def _take_gradients(self) -> None:
-        """The library's mean gradients into the flat vector; what the loss does not reach has gradient 0."""
-        into, found = [], []
+        """The library's mean gradients into the flat vector; what the loss does not reach has
+        gradient 0."""
+        into = []
+        found = []
         for parameter, view in zip(self._parameters, self._grads, strict=True):
             if parameter.grad is None:
                 view.zero_()
@@ -204,14 +244,15 @@ class FSDPPart:
     def infer(self, x: Tensor) -> Tensor:
         """Every part computes all of `x`, one unit gathered at a time.
 
-        Past the library's own hooks: they count a forward pass as half of a step, and would gather once too often in
-        the next one.
+        Past the library's own hooks: they count a forward pass as half of a step, and would gather
+        once too often in the next one.
         """
         if not self._is_whole:
             self._refresh()
             self._gather_all()
         gathered = nullcontext if self._is_whole else _gathered
-        training, source = self.module.training, x.device
+        training = self.module.training
+        source = x.device
         x = x.to(self.replica.device)
         self.module.eval()
         try:
@@ -225,12 +266,14 @@ class FSDPPart:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Parameters do not change inside: from the first inference on they stay gathered. A rollout has hundreds."""
+        """Parameters do not change inside: from the first inference on they stay gathered. A
+        rollout has hundreds."""
         with ExitStack() as self._hold:
             try:
                 yield
             finally:
-                self._hold, self._is_whole = None, False
+                self._hold = None
+                self._is_whole = False
 
     def _gather_all(self) -> None:
         """Inside `whole`."""
@@ -266,21 +309,30 @@ def _gathered(module: object) -> Iterator[None]:
         module.reshard()
 
 
-def _sharded(module: nn.Sequential, units: Sequence[Unit], options: Parallel, replica: Replica) -> nn.Module:
+def _sharded(
+    module: nn.Sequential, units: Sequence[Unit], options: Parallel, replica: Replica
+) -> nn.Module:
     """The chain with `fully_shard` on every unit and on the whole, which holds what is left."""
     for name, parameter in module.named_parameters():
         if parameter.dim() == 0:
             raise UsageError(
-                f"parameter {name} is a number, and fsdp cuts along dimension 0: give it the shape (1,), or set "
+                f"parameter {name} is a number, and fsdp cuts along dimension 0: give it the shape "
+                "(1,), or set "
                 "parallel = data"
             )
     mesh = DeviceMesh.from_group(replica.group, replica.device.type)
     layers = list(module)
     for unit in units:
         if not unit.is_root:
-            fully_shard(layers[unit.layers[0]], mesh=mesh, reshard_after_forward=not options.stays_gathered(unit))
+            fully_shard(
+                layers[unit.layers[0]],
+                mesh=mesh,
+                reshard_after_forward=not options.stays_gathered(unit),
+            )
     root = fully_shard(module, mesh=mesh, reshard_after_forward=options.reshard == "full")
-    if hasattr(root, "set_reduce_scatter_unused_params"):  # of a newer torch: what has no gradient travels as zeros
+    if hasattr(
+        root, "set_reduce_scatter_unused_params"
+    ):  # of a newer torch: what has no gradient travels as zeros
         root.set_reduce_scatter_unused_params(True)
     return module
 
@@ -296,7 +348,11 @@ def _local(parameter: Any) -> Tensor:
 
 
 def _facts(
-    options: Parallel, units: Sequence[Unit], named: Shapes, pieces: Sequence[Piece], replica: Replica
+    options: Parallel,
+    units: Sequence[Unit],
+    named: Shapes,
+    pieces: Sequence[Piece],
+    replica: Replica,
 ) -> dict[str, Any]:
     own = sum(piece.shape.numel() for piece in pieces)
     described = [

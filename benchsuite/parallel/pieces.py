@@ -1,7 +1,8 @@
-"""Which part of a replica holds what: every part's flat vector is made of pieces of the whole model's parameters.
+"""Which part of a replica holds what: every part's flat vector is made of pieces of the whole
+model's parameters.
 
-One description for building, for servers (which own slices of parts that they do not compute), for predictions and for
-the laws, which put the pieces together again.
+One description for building, for servers (which own slices of parts that they do not compute), for
+predictions and for the laws, which put the pieces together again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Piece:
     shape: torch.Size  # of the piece
     dim: int = 0
     start: int = 0
-    owned: bool = True  # False: a copy of what another part owns (tied or replicated): it counts there
+    owned: bool = (
+        True  # False: a copy of what another part owns (tied or replicated): it counts there
+    )
 
     def of(self, whole: Tensor) -> Tensor:
         """The piece as a view of the whole parameter."""
@@ -58,9 +61,13 @@ def cut(parameters: Mapping[str, Tensor], pieces: Sequence[Piece]) -> Tensor:
 def join(vectors: Sequence[Tensor], pieces: Sequence[Sequence[Piece]], shapes: Shapes) -> Tensor:
     """The whole model's flat vector from those of all parts; an element that nobody owns is NaN."""
     like = vectors[0]
-    parameters = {name: torch.full(shape, torch.nan, dtype=like.dtype) for name, shape in shapes.items()}
+    parameters = {
+        name: torch.full(shape, torch.nan, dtype=like.dtype) for name, shape in shapes.items()
+    }
     for vector, held in zip(vectors, pieces, strict=True):
-        for view, piece in zip(vector.split([piece.shape.numel() for piece in held]), held, strict=True):
+        for view, piece in zip(
+            vector.split([piece.shape.numel() for piece in held]), held, strict=True
+        ):
             if piece.owned:
                 piece.of(parameters[piece.name]).copy_(view.view(piece.shape))
     return torch.cat([parameter.reshape(-1) for parameter in parameters.values()])

@@ -1,10 +1,11 @@
 """Pipeline parallelism: a replica's chain of layers is divided over its parts by layer.
 
-torch.distributed.pipelining runs the schedules: GPipe (Huang et al. 2019), 1F1B (Narayanan et al. 2019), interleaved
-1F1B (Narayanan et al. 2021) and zero bubble (Qi et al. 2023, its ZB-H1 over chunks). A part holds V chunks (`cuts.py`);
-a batch goes through in m micro-batches, the gradient is that of the mean over them.
-Sent per step: of each of the stages x V - 1 cuts, m activations forward and m gradients back, 2 (stages x V - 1) m a
-bytes in all; the gradient of a tied parameter both ways between its holders; the loss, 8 bytes to each other part.
+torch.distributed.pipelining runs the schedules: GPipe (Huang et al. 2019), 1F1B (Narayanan et al.
+2019), interleaved 1F1B (Narayanan et al. 2021) and zero bubble (Qi et al. 2023, its ZB-H1 over
+chunks). A part holds V chunks (`cuts.py`); a batch goes through in m micro-batches, the gradient is
+that of the mean over them. Sent per step: of each of the stages x V - 1 cuts, m activations forward
+and m gradients back, 2 (stages x V - 1) m a bytes in all; the gradient of a tied parameter both
+ways between its holders; the loss, 8 bytes to each other part.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class Parallel:
         nn.Sequential(*layers).to(dtype)
         return PipelinePart(self, workload, replica, layers, device=device, autocast=autocast)
 
-    def pieces(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> list[list[Piece]]:
+    def pieces(
+        self, workload: Workload, layers: Sequence[nn.Module], size: int
+    ) -> list[list[Piece]]:
         return cuts.pieces_of(self.cuts(workload, layers, size), layers)
 
     def cuts(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> cuts.Cuts:
@@ -89,7 +92,8 @@ class Parallel:
         clip: bool,
         backend: str = "gloo",
     ) -> Traffic:
-        found, traffic = self.cuts(workload, layers, size), Traffic()
+        found = self.cuts(workload, layers, size)
+        traffic = Traffic()
         m = self.num_micro_batches
         leaves = cuts.outputs(found, cuts.on_meta(layers), micro_batches(batch, m)[0].x)
         for here, there, num_bytes in cuts.crossings(found, leaves, itemsize):
@@ -100,13 +104,22 @@ class Parallel:
             for one, other in combinations(parts, 2):
                 for edge in ((one, other), (other, one)):
                     traffic.add(*edge, shapes[name].numel() * itemsize)
-        return Traffic.total([traffic, tell_traffic(size, size - 1), *([sum_traffic(size)] if clip else [])])
+        return Traffic.total(
+            [traffic, tell_traffic(size, size - 1), *([sum_traffic(size)] if clip else [])]
+        )
 
     def predicted_inference(
-        self, workload: Workload, layers: Sequence[nn.Module], x: Tensor, *, size: int, itemsize: int
+        self,
+        workload: Workload,
+        layers: Sequence[nn.Module],
+        x: Tensor,
+        *,
+        size: int,
+        itemsize: int,
     ) -> Traffic:
         """From stage to stage once, then the last one's output to all."""
-        found, traffic = self.cuts(workload, layers, size), Traffic()
+        found = self.cuts(workload, layers, size)
+        traffic = Traffic()
         leaves = cuts.outputs(found, cuts.on_meta(layers), x)
         for here, there, num_bytes in cuts.crossings(found, leaves, itemsize):
             traffic.add(here, there, num_bytes)
@@ -114,7 +127,8 @@ class Parallel:
 
 
 class PipelinePart:
-    """One stage of a replica. `params` and `grad`: its layers' parameters, copies of tied ones last."""
+    """One stage of a replica. `params` and `grad`: its layers' parameters, copies of tied ones
+    last."""
 
     def __init__(
         self,
@@ -126,7 +140,10 @@ class PipelinePart:
         device: torch.device,
         autocast: bool,
     ) -> None:
-        self._options, self._workload, self.replica, self.num_gradients = options, workload, replica, 0
+        self._options = options
+        self._workload = workload
+        self.replica = replica
+        self.num_gradients = 0
         self._cuts = options.cuts(workload, layers, replica.size)
         held = options.pieces(workload, layers, replica.size)[replica.part]
         named = trained_parameters(nn.Sequential(*layers))
@@ -137,10 +154,14 @@ class PipelinePart:
             piece.name: parts
             for piece in held
             if len(parts := cuts.holders(self._cuts, layers)[piece.name]) > 1
-        }  # fmt: skip
-        self._bare = cuts.on_meta(layers)  # the whole chain, for the shapes of what crosses the cuts
+        }
+        self._bare = cuts.on_meta(
+            layers
+        )  # the whole chain, for the shapes of what crosses the cuts
         self.params = pieces.cut(named, held).to(device)
-        self.module: nn.Module = nn.ModuleDict({str(at): layers[at] for at in self._cuts.layers_of(replica.part)})
+        self.module: nn.Module = nn.ModuleDict(
+            {str(at): layers[at] for at in self._cuts.layers_of(replica.part)}
+        )
         self.module.to(device)
         for p, view in zip(self._parameters, views(self.params, self.shapes).values(), strict=True):
             p.data = view
@@ -160,17 +181,23 @@ class PipelinePart:
         self._last = replica.size - 1  # the part with the loss
 
     def use_grad_buffer(self, buffer: Tensor) -> None:
-        """Lets the gradient live in memory that a topology owns. The library adds to `.grad`, which lies in it."""
+        """Lets the gradient live in memory that a topology owns. The library adds to `.grad`, which
+        lies in it."""
         self.grad = buffer
         self._grads = views(self.grad, self.shapes)
         for p, view in zip(self._parameters, self._grads.values(), strict=True):
             p.grad = view
 
-    # -- the gradient ------------------------------------------------------------------------------------------
+    # -- the gradient ------------------------------------------------------------------------------
 
-    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+    def gradient(
+        self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
+    ) -> float | None:
         if ready is not None or until is not None:
-            raise ValueError("a pipeline's gradient is whole when its last micro-batch is: no `ready`, no `until`")
+            raise ValueError(
+                "a pipeline's gradient is whole when its last micro-batch is: no `ready`, no "
+                "`until`"
+            )
         self.num_gradients += 1
         run = self._run(batch)
         self.grad.zero_()
@@ -182,11 +209,14 @@ class PipelinePart:
 
     def _run(self, batch: Batch) -> Run:
         """The library's stages and schedule for batches of this shape."""
-        x, count = batch.x, self._options.num_micro_batches
+        x = batch.x
+        count = self._options.num_micro_batches
         if not isinstance(x, Tensor) or batch.num_samples % count:
             raise UsageError(
-                f"parallel = pipeline: a batch of {batch.num_samples} samples, x is {type(x).__name__}: it needs one "
-                f"tensor whose samples divide into num_micro_batches({count}): set num_micro_batches to a divisor"
+                f"parallel = pipeline: a batch of {batch.num_samples} samples, x is "
+                f"{type(x).__name__}: it needs one "
+                f"tensor whose samples divide into num_micro_batches({count}): set "
+                "num_micro_batches to a divisor"
             )
         key = (x.shape, x.dtype)
         if key not in self._runs:
@@ -203,11 +233,16 @@ class PipelinePart:
         return self._last_run
 
     def _sum_tied(self) -> None:
-        """Each holder adds up all holders' gradients in the order of the chain: the same bits everywhere."""
-        part, comm = self.replica.part, self.replica.comm
+        """Each holder adds up all holders' gradients in the order of the chain: the same bits
+        everywhere."""
+        part = self.replica.part
+        comm = self.replica.comm
         for name, parts in self._tied.items():
             mine = self._grads[name].view(-1)
-            terms = {part: mine, **{other: torch.empty_like(mine) for other in parts if other != part}}
+            terms = {
+                part: mine,
+                **{other: torch.empty_like(mine) for other in parts if other != part},
+            }
             for one, other in combinations(parts, 2):  # one order for all: nobody waits in a circle
                 if part in (one, other):
                     peer = other if part == one else one
@@ -218,7 +253,8 @@ class PipelinePart:
                 mine.copy_(torch.stack([terms[holder] for holder in parts]).sum(0))
 
     def _expect(self) -> tuple[Handle, Tensor] | None:
-        """A receive of the loss, posted before the passes: the last part, done first, need not wait for the others."""
+        """A receive of the loss, posted before the passes: the last part, done first, need not wait
+        for the others."""
         comm = self.replica.comm
         return None if comm.rank == self._last or not comm.posts_ahead else self._receive()
 
@@ -245,14 +281,18 @@ class PipelinePart:
         """Whether every part's parameters are."""
         return self.replica.all_finite(self.params)
 
-    # -- evaluation --------------------------------------------------------------------------------------------
+    # -- evaluation --------------------------------------------------------------------------------
 
     def infer(self, x: Tensor) -> Tensor:
-        """From stage to stage outside of the schedule, through the library's group; the last one tells all."""
-        replica, found = self.replica, self._cuts
-        leaves, device = cuts.outputs(found, self._bare, x), x.device
+        """From stage to stage outside of the schedule, through the library's group; the last one
+        tells all."""
+        replica = self.replica
+        found = self._cuts
+        leaves = cuts.outputs(found, self._bare, x)
+        device = x.device
         x = x.to(replica.device)
-        training, last = self.module.training, len(leaves) - 1
+        training = self.module.training
+        last = len(leaves) - 1
         self.module.eval()
         try:
             with torch.no_grad():
@@ -265,7 +305,9 @@ class PipelinePart:
                         replica.group.send([x], found.part_of(number + 1), 0).wait()
         finally:
             self.module.train(training)
-        output = self._chunks[last].fit_to_send(x) if last in self._chunks else self._empty(leaves[last])
+        output = (
+            self._chunks[last].fit_to_send(x) if last in self._chunks else self._empty(leaves[last])
+        )
         if replica.size > 1:
             everywhere = torch.distributed.BroadcastOptions()
             everywhere.rootRank = found.part_of(last)
@@ -276,7 +318,7 @@ class PipelinePart:
         dtype = self.params.dtype if like.is_floating_point() else like.dtype
         return torch.empty(like.shape, dtype=dtype, device=self.params.device)
 
-    # -- what others ask ---------------------------------------------------------------------------------------
+    # -- what others ask ---------------------------------------------------------------------------
 
     def share(self, shard: int, num_shards: int) -> tuple[int, int]:
         """Every stage reads the replica's whole share: the first one x, the last one y."""
@@ -294,8 +336,12 @@ class PipelinePart:
         return self._last_run.executed if self._last_run is not None else ()
 
     def facts(self) -> Mapping[str, Any]:
-        options, size, part = self._options, self.replica.size, self.replica.part
-        m, chunks, schedule = options.num_micro_batches, options.chunks, options.schedule
+        options = self._options
+        size = self.replica.size
+        part = self.replica.part
+        m = options.num_micro_batches
+        chunks = options.chunks
+        schedule = options.schedule
         run = self._last_run
         return {
             "schedule": schedule,
@@ -306,7 +352,11 @@ class PipelinePart:
             "load_by": self._cuts.by,
             "balance": self._cuts.balance,
             "tied_bytes": sum(self._grads[name].nbytes for name in self._tied),
-            "bubble_predicted": slots.predicted(schedule, stages=size, num_micro_batches=m, num_chunks=chunks),
-            "in_flight_expected": slots.in_flight_expected(schedule, stages=size, part=part, num_micro_batches=m),
+            "bubble_predicted": slots.predicted(
+                schedule, stages=size, num_micro_batches=m, num_chunks=chunks
+            ),
+            "in_flight_expected": slots.in_flight_expected(
+                schedule, stages=size, part=part, num_micro_batches=m
+            ),
             **(run.facts() if run is not None else {}),
         }

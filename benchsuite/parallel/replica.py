@@ -1,4 +1,5 @@
-"""The ranks of one replica, as its parts see them: for the library a process group, for our own numbers a `Comm`."""
+"""The ranks of one replica, as its parts see them: for the library a process group, for our own
+numbers a `Comm`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Replica:
         return self.comm.size
 
     def sum(self, value: float) -> float:
-        """Sum over the parts, added in their order: the same bits on all. 2 (n-1) messages of 8 bytes."""
+        """Sum over the parts, added in their order: the same bits on all. 2 (n-1) messages of 8
+        bytes."""
         return sum_number(self.comm, range(self.size), value, device=self.device)
 
     def norm(self, owned: Tensor) -> float:
@@ -38,7 +40,8 @@ class Replica:
         return math.sqrt(self.sum(float(torch.dot(owned, owned))))
 
     def all_finite(self, params: Tensor) -> bool:
-        """Whether every part's parameters are finite. Asked on all of them, where the common loss is not."""
+        """Whether every part's parameters are finite. Asked on all of them, where the common loss
+        is not."""
         return not self.sum(0.0 if bool(torch.isfinite(params).all()) else 1.0)
 
 

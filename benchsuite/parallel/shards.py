@@ -1,4 +1,5 @@
-"""What `fsdp` gathers and reduces together (units), and which rows of a parameter each part holds (shards)."""
+"""What `fsdp` gathers and reduces together (units), and which rows of a parameter each part holds
+(shards)."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ def units_of(layers: Sequence[nn.Module]) -> list[Unit]:
     users = Counter(p for parameters in held for p in parameters)
     root = tuple(number for number, own in enumerate(held) if any(users[p] > 1 for p in own))
     shared = tuple(dict.fromkeys(p for number in root for p in held[number]))
-    alone = [Unit((number,), tuple(own), False) for number, own in enumerate(held) if own and number not in root]
+    alone = [
+        Unit((number,), tuple(own), False)
+        for number, own in enumerate(held)
+        if own and number not in root
+    ]
     return alone + ([Unit(root, shared, True)] if shared else [])
 
 
@@ -52,4 +57,3 @@ def shard(name: str, shape: torch.Size, part: int, size: int) -> Piece:
 def longest_shard(shape: torch.Size, size: int) -> int:
     """Rows of the first shard."""
     return -(-shape[0] // size)
-

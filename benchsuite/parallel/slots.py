@@ -1,8 +1,9 @@
-"""The bubble of a pipeline: by formula, and counted in slots from the order in which its parts do what they do.
+"""The bubble of a pipeline: by formula, and counted in slots from the order in which its parts do
+what they do.
 
-A slot is a forward pass of a chunk, the half of its backward pass that gives the input's gradient, or the half that
-gives the weights'; transfers take no time. Narayanan et al. 2021 (Megatron-LM), section 2.2; Qi et al. 2023 (Zero
-Bubble Pipeline Parallelism), section 2.3.
+A slot is a forward pass of a chunk, the half of its backward pass that gives the input's gradient,
+or the half that gives the weights'; transfers take no time. Narayanan et al. 2021 (Megatron-LM),
+section 2.2; Qi et al. 2023 (Zero Bubble Pipeline Parallelism), section 2.3.
 """
 
 from __future__ import annotations
@@ -12,20 +13,27 @@ from fractions import Fraction
 
 Action = tuple[str, int, int]  # what, chunk, micro-batch
 
-FORWARD, BACKWARD, INPUT, WEIGHT = "F", "B", "I", "W"  # B = I and W in one
+# B = I and W in one
+FORWARD = "F"
+BACKWARD = "B"
+INPUT = "I"
+WEIGHT = "W"
 SLOTS = {FORWARD: 1, BACKWARD: 2, INPUT: 1, WEIGHT: 1}
 
 
 def predicted(schedule: str, *, stages: int, num_micro_batches: int, num_chunks: int) -> float:
-    """Share of the time that a part waits, equal chunks. Of the zero-bubble schedule: forward, I and W equally long."""
+    """Share of the time that a part waits, equal chunks. Of the zero-bubble schedule: forward, I
+    and W equally long."""
     work = num_chunks * num_micro_batches * (3 if schedule == "zero_bubble" else 1)
     return float(Fraction(stages - 1, work + stages - 1))
 
 
 def counted(orders: Sequence[Sequence[Action]], *, num_stages: int) -> float:
-    """The same from the orders of all parts, where everything starts as soon as what it needs is there."""
+    """The same from the orders of all parts, where everything starts as soon as what it needs is
+    there."""
     done: dict[Action, int] = {}  # -> the slot in which it is over
-    at, free = [0] * len(orders), [0] * len(orders)
+    at = [0] * len(orders)
+    free = [0] * len(orders)
     while any(position < len(order) for position, order in zip(at, orders, strict=True)):
         moved = False
         for part, order in enumerate(orders):
@@ -37,7 +45,9 @@ def counted(orders: Sequence[Sequence[Action]], *, num_stages: int) -> float:
                 done[order[at[part]]] = free[part]
                 at[part], moved = at[part] + 1, True
         if not moved:
-            raise ValueError("the parts wait for each other: " + ", ".join(map(str, _heads(orders, at))))
+            raise ValueError(
+                "the parts wait for each other: " + ", ".join(map(str, _heads(orders, at)))
+            )
     busy = sum(SLOTS[action[0]] for order in orders for action in order)
     return 1 - busy / (len(orders) * max(free))
 
@@ -50,16 +60,23 @@ def _ready(action: Action, done: dict[Action, int], num_stages: int) -> int | No
     own = done.get((FORWARD, chunk, micro)) if kind != WEIGHT else done.get((INPUT, chunk, micro))
     if own is None or kind == WEIGHT or chunk == num_stages - 1:
         return own
-    behind = [done[key] for key in ((BACKWARD, chunk + 1, micro), (INPUT, chunk + 1, micro)) if key in done]
+    behind = [
+        done[key]
+        for key in ((BACKWARD, chunk + 1, micro), (INPUT, chunk + 1, micro))
+        if key in done
+    ]
     return max(own, *behind) if behind else None
 
 
 def _heads(orders: Sequence[Sequence[Action]], at: Sequence[int]) -> list[Action]:
-    return [order[position] for order, position in zip(orders, at, strict=True) if position < len(order)]
+    return [
+        order[position] for order, position in zip(orders, at, strict=True) if position < len(order)
+    ]
 
 
 def in_flight(order: Sequence[Action]) -> int:
-    """The most micro-batches of a part whose forward pass is done and whose backward pass is not."""
+    """The most micro-batches of a part whose forward pass is done and whose backward pass is
+    not."""
     most = now = 0
     for kind, _, _ in order:
         now += {FORWARD: 1, BACKWARD: -1, WEIGHT: -1}.get(kind, 0)
@@ -67,15 +84,19 @@ def in_flight(order: Sequence[Action]) -> int:
     return most
 
 
-def in_flight_expected(schedule: str, *, stages: int, part: int, num_micro_batches: int) -> int | None:
-    """m of gpipe, min(m, stages - part) of 1f1b; None: the others are not bounded by a formula here."""
+def in_flight_expected(
+    schedule: str, *, stages: int, part: int, num_micro_batches: int
+) -> int | None:
+    """m of gpipe, min(m, stages - part) of 1f1b; None: the others are not bounded by a formula
+    here."""
     if schedule == "gpipe":
         return num_micro_batches
     return min(num_micro_batches, stages - part) if schedule == "1f1b" else None
 
 
 def order_of(schedule: str, *, stages: int, part: int, num_micro_batches: int) -> list[Action]:
-    """What a part of one chunk does: all forward passes first (gpipe), or as many as keep the pipeline full (1f1b)."""
+    """What a part of one chunk does: all forward passes first (gpipe), or as many as keep the
+    pipeline full (1f1b)."""
     ahead = num_micro_batches if schedule == "gpipe" else min(num_micro_batches, stages - part)
     order: list[Action] = [(FORWARD, part, micro) for micro in range(ahead)]
     for micro in range(num_micro_batches):

@@ -1,4 +1,5 @@
-"""What a workload's `tensor_plan` makes of its chain: who holds which slice, which styles, which collectives.
+"""What a workload's `tensor_plan` makes of its chain: who holds which slice, which styles, which
+collectives.
 
 Needs no process group: servers and predictions ask too.
 """
@@ -24,7 +25,9 @@ from benchsuite.parallel.channels import GroupedChannels, InputChannels, OutputC
 from benchsuite.parallel.pieces import Piece, whole
 from benchsuite.workload import trained_parameters
 
-Collective = tuple[Literal["all_reduce", "all_gather", "reduce_scatter"], int]  # and elements of the whole vector
+Collective = tuple[
+    Literal["all_reduce", "all_gather", "reduce_scatter"], int
+]  # and elements of the whole vector
 
 TOKENS = 1  # the dimension of (B, T, d) that is cut
 SPLIT: Mapping[str, tuple[type[nn.Module], ...]] = {  # how -> modules that can be split so
@@ -37,14 +40,21 @@ SPLIT: Mapping[str, tuple[type[nn.Module], ...]] = {  # how -> modules that can 
 
 
 class Split:
-    """A chain of layers, split over `size` parts. ValueError for a plan that cannot be carried out."""
+    """A chain of layers, split over `size` parts. ValueError for a plan that cannot be carried
+    out."""
 
-    def __init__(self, chain: nn.Sequential, plan: Mapping[str, str], *, size: int, tokens: bool) -> None:
+    def __init__(
+        self, chain: nn.Sequential, plan: Mapping[str, str], *, size: int, tokens: bool
+    ) -> None:
         self.size = size
         self._chain = chain
         self._plan = dict(plan) if size > 1 else {}
-        layers = [_layer(name) for name, how in self._plan.items() if how == "tokens"] if tokens else []
-        self._token_layers = list(dict.fromkeys(layers))  # in which a part sees a slice of the tokens
+        layers = (
+            [_layer(name) for name, how in self._plan.items() if how == "tokens"] if tokens else []
+        )
+        self._token_layers = list(
+            dict.fromkeys(layers)
+        )  # in which a part sees a slice of the tokens
         found = {name: parameter.shape for name, parameter in trained_parameters(chain).items()}
         self._shapes = {name: found[name] for name in sorted(found, key=self._place)}
         self._check()
@@ -66,36 +76,55 @@ class Split:
 
         A bias behind rows is the library's: it gathers the gradient of the output.
         """
-        return _layer(name) in self._token_layers and self._plan.get(name.rpartition(".")[0], "tokens") == "tokens"
+        return (
+            _layer(name) in self._token_layers
+            and self._plan.get(name.rpartition(".")[0], "tokens") == "tokens"
+        )
 
     def _check(self) -> None:
         holders: dict[int, str] = {}
         for name, parameter in self._chain.named_parameters(remove_duplicate=False):
             first = holders.setdefault(id(parameter), name)
             if first != name and not self._dim(name) is self._dim(first) is None:
-                raise ValueError(f"tensor_plan splits {name}, which is {first} too: a tied parameter stays whole")
+                raise ValueError(
+                    f"tensor_plan splits {name}, which is {first} too: a tied parameter stays whole"
+                )
         for name, how in self._plan.items():
             module = self._chain.get_submodule(name)
             if not isinstance(module, SPLIT.get(how, ())):
-                known = {each: " or ".join(kind.__name__ for kind in kinds) for each, kinds in SPLIT.items()}
-                raise ValueError(f"tensor_plan[{name!r}] = {how!r} of a {type(module).__name__}; known: {known}")
+                known = {
+                    each: " or ".join(kind.__name__ for kind in kinds)
+                    for each, kinds in SPLIT.items()
+                }
+                raise ValueError(
+                    f"tensor_plan[{name!r}] = {how!r} of a {type(module).__name__}; known: {known}"
+                )
             if getattr(module, "groups", 1) != 1:
-                raise ValueError(f"tensor_plan[{name!r}] = {how!r}: a convolution in groups is not split")
+                raise ValueError(
+                    f"tensor_plan[{name!r}] = {how!r}: a convolution in groups is not split"
+                )
             if _layer(name) in self._token_layers and how not in ("tokens", "columns", "rows"):
-                raise ValueError(f"tensor_plan[{name!r}] = {how!r} in a layer of tokens: columns and rows only")
-            lengths = [(leaf, parameter.shape[dim]) for leaf, parameter in module.named_parameters(recurse=False)
-                       if (dim := self._dim(f"{name}.{leaf}")) is not None]  # fmt: skip
+                raise ValueError(
+                    f"tensor_plan[{name!r}] = {how!r} in a layer of tokens: columns and rows only"
+                )
+            lengths = [
+                (leaf, parameter.shape[dim])
+                for leaf, parameter in module.named_parameters(recurse=False)
+                if (dim := self._dim(f"{name}.{leaf}")) is not None
+            ]
             groups = [("num_groups", module.num_groups)] if isinstance(module, nn.GroupNorm) else []
             for what, length in [*lengths, *groups]:
                 if length % self.size:
                     raise ValueError(
-                        f"{name}.{what}: {length} is not divisible by model_parallel({self.size}): set it to a divisor"
+                        f"{name}.{what}: {length} is not divisible by model_parallel({self.size}): "
+                        "set it to a divisor"
                     )
 
-    # -- parameters ---------------------------------------------------------------------------------------------------
+    # -- parameters --------------------------------------------------------------------------------
 
     def pieces(self, part: int) -> list[Piece]:
-        """What a part holds, in the order of its vector: what it owns first. Part 0 owns what is not split."""
+        """What a part holds, in the order of its vector: what it owns first. Part 0 owns what is
+        not split."""
         found = []
         for name, shape in self._shapes.items():
             dim = self._dim(name)
@@ -103,12 +132,20 @@ class Split:
                 found.append(whole(name, shape, owned=part == 0))
             else:
                 length = shape[dim] // self.size
-                found.append(Piece(name, torch.Size([*shape[:dim], length, *shape[dim + 1 :]]), dim, part * length))
+                found.append(
+                    Piece(
+                        name,
+                        torch.Size([*shape[:dim], length, *shape[dim + 1 :]]),
+                        dim,
+                        part * length,
+                    )
+                )
         return found
 
     @property
     def num_partial(self) -> int:
-        """Elements at the end of every part's vector whose gradients are still to be summed over the parts."""
+        """Elements at the end of every part's vector whose gradients are still to be summed over
+        the parts."""
         return sum(shape.numel() for name, shape in self._shapes.items() if self._is_partial(name))
 
     @property
@@ -116,7 +153,7 @@ class Split:
         """Elements that stand on every part."""
         return sum(shape.numel() for name, shape in self._shapes.items() if self._dim(name) is None)
 
-    # -- computing ----------------------------------------------------------------------------------------------------
+    # -- computing ---------------------------------------------------------------------------------
 
     def styles(self) -> list[tuple[str, ParallelStyle]]:
         """What `parallelize_module` is told, module by module."""
@@ -125,20 +162,38 @@ class Split:
             is_conv = isinstance(self._chain.get_submodule(name), nn.Conv2d)
             layout = Shard(TOKENS) if _layer(name) in self._token_layers else Replicate()
             if how == "columns":
-                styles.append((name, OutputChannels() if is_conv else ColwiseParallel(input_layouts=layout)))
+                styles.append(
+                    (name, OutputChannels() if is_conv else ColwiseParallel(input_layouts=layout))
+                )
             elif how == "rows":
-                styles.append((name, InputChannels() if is_conv else RowwiseParallel(output_layouts=layout)))
+                styles.append(
+                    (name, InputChannels() if is_conv else RowwiseParallel(output_layouts=layout))
+                )
             elif how == "gathered":
                 styles.append((name, ColwiseParallel(output_layouts=Replicate())))
             elif how == "channels":
                 styles.append((name, GroupedChannels()))
         for first, last in self._runs():
-            styles.append((first, PrepareModuleInput(
-                input_layouts=Replicate(), desired_input_layouts=Shard(TOKENS), use_local_output=True,
-            )))  # fmt: skip
-            styles.append((last, PrepareModuleOutput(
-                output_layouts=Shard(TOKENS), desired_output_layouts=Replicate(), use_local_output=True,
-            )))  # fmt: skip
+            styles.append(
+                (
+                    first,
+                    PrepareModuleInput(
+                        input_layouts=Replicate(),
+                        desired_input_layouts=Shard(TOKENS),
+                        use_local_output=True,
+                    ),
+                )
+            )
+            styles.append(
+                (
+                    last,
+                    PrepareModuleOutput(
+                        output_layouts=Shard(TOKENS),
+                        desired_output_layouts=Replicate(),
+                        use_local_output=True,
+                    ),
+                )
+            )
         return styles
 
     def _runs(self) -> list[tuple[str, str]]:
@@ -152,8 +207,8 @@ class Split:
         return found
 
     def collectives(self, x: Tensor) -> list[Collective]:
-        """Those of one gradient, or where no gradient is asked for (`torch.no_grad`), of one inference. Their sizes are
-        what a forward pass of the whole chain shows, on any device."""
+        """Those of one gradient, or where no gradient is asked for (`torch.no_grad`), of one
+        inference. Their sizes are what a forward pass of the whole chain shows, on any device."""
         found: list[Collective] = []
         seen: list[tuple[str, Callable[..., None]]] = [
             (name, partial(_of_module, found, how, _layer(name) in self._token_layers))
@@ -171,10 +226,17 @@ class Split:
 
 
 def _of_module(
-    found: list[Collective], how: str, tokens: bool, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    found: list[Collective],
+    how: str,
+    tokens: bool,
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    output: Tensor,
 ) -> None:
-    """The collectives of one module, forward and backward: a gradient is sent where one is asked for."""
-    taken, made = inputs[0].numel(), output.numel()
+    """The collectives of one module, forward and backward: a gradient is sent where one is asked
+    for."""
+    taken = inputs[0].numel()
+    made = output.numel()
     wanted = inputs[0].requires_grad  # an image's is not
     if how in ("columns", "gathered"):
         found.extend([("all_gather", taken)] if tokens else [])

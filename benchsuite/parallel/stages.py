@@ -30,26 +30,46 @@ SCHEDULES: Mapping[str, Any] = {
     "zero_bubble": ScheduleInterleavedZeroBubble,
 }
 SINGLE = ("gpipe", "1f1b")  # take one stage, and not a list of them
-KINDS = {"FORWARD": FORWARD, "FULL_BACKWARD": BACKWARD, "BACKWARD_INPUT": INPUT, "BACKWARD_WEIGHT": WEIGHT}
+KINDS = {
+    "FORWARD": FORWARD,
+    "FULL_BACKWARD": BACKWARD,
+    "BACKWARD_INPUT": INPUT,
+    "BACKWARD_WEIGHT": WEIGHT,
+}
 # Newer versions can be told not to keep and join the outputs of the last stage.
-NO_OUTPUTS = {"return_outputs": False} if "return_outputs" in inspect.signature(ScheduleGPipe.step).parameters else {}
+NO_OUTPUTS = (
+    {"return_outputs": False}
+    if "return_outputs" in inspect.signature(ScheduleGPipe.step).parameters
+    else {}
+)
 
 
 class Chunk(nn.Module):
-    """A run of layers. What leaves it for another is contiguous, no view of what came in, and in the parameters' type:
-    the library sends it, detaches it, and has laid out memory for it."""
+    """A run of layers. What leaves it for another is contiguous, no view of what came in, and in
+    the parameters' type: the library sends it, detaches it, and has laid out memory for it."""
 
     def __init__(
-        self, layers: Sequence[nn.Module], *, dtype: torch.dtype, device: torch.device, autocast: bool, is_last: bool
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        autocast: bool,
+        is_last: bool,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.splits = False  # the backward pass runs in two halves
-        self._dtype, self._device, self._autocast, self._is_last = dtype, device, autocast, is_last
+        self._dtype = dtype
+        self._device = device
+        self._autocast = autocast
+        self._is_last = is_last
 
     def precision(self) -> AbstractContextManager[Any]:
         """Of forward and loss."""
-        return torch.autocast(self._device.type, torch.bfloat16) if self._autocast else nullcontext()
+        return (
+            torch.autocast(self._device.type, torch.bfloat16) if self._autocast else nullcontext()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         came = x
@@ -93,7 +113,8 @@ class Log:
 
 
 class Stage(PipelineStage):
-    """The library's, with each pass noted and timed. Receives are waited for before a pass, sends after it."""
+    """The library's, with each pass noted and timed. Receives are waited for before a pass, sends
+    after it."""
 
     log: Log
     chunk: Chunk
@@ -105,7 +126,11 @@ class Stage(PipelineStage):
         return output
 
     def backward_one_chunk(
-        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
+        self,
+        bwd_chunk_id: int,
+        loss: Any = None,
+        full_backward: bool = True,
+        last_backward: bool = False,
     ) -> None:
         begin = time.perf_counter_ns()
         super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
@@ -117,7 +142,8 @@ class Stage(PipelineStage):
         self.log.add(WEIGHT, self.stage_index, bwd_chunk_id, begin)
 
     def _validate_fwd_input(self, *_: Any) -> None:
-        """Older torch holds every micro-batch against the shapes told, and views of the data against their strides."""
+        """Older torch holds every micro-batch against the shapes told, and views of the data
+        against their strides."""
 
     def _validate_fwd_outputs(self, *_: Any) -> None:
         """The same of what leaves, which under autocast has another type on the last stage."""
@@ -127,29 +153,49 @@ class Run:
     """A schedule for batches of one shape."""
 
     def __init__(
-        self, name: str, stages: list[Stage], crossing: Sequence[Tensor], *, workload: Workload, num_micro_batches: int
+        self,
+        name: str,
+        stages: list[Stage],
+        crossing: Sequence[Tensor],
+        *,
+        workload: Workload,
+        num_micro_batches: int,
     ) -> None:
-        self._name, self._stages, self._crossing = name, stages, crossing
-        self._workload, self._count = workload, num_micro_batches
+        self._name = name
+        self._stages = stages
+        self._crossing = crossing
+        self._workload = workload
+        self._count = num_micro_batches
         self._micro: list[Batch] = []  # of this step, on the last stage
-        self._log, self._wall_ns, self._steps = Log(), 0, 0
+        self._log = Log()
+        self._wall_ns = 0
+        self._steps = 0
         for stage in stages:
             stage.log = self._log
-        # a mean over micro-batches is taken in the loss: the library would divide every parameter's gradient
+        # a mean over micro-batches is taken in the loss: the library would divide every parameter's
+        # gradient
         self._schedule = SCHEDULES[name](
-            stages[0] if name in SINGLE else stages, num_micro_batches, self._loss, scale_grads=False
+            stages[0] if name in SINGLE else stages,
+            num_micro_batches,
+            self._loss,
+            scale_grads=False,
         )
-        self._first, self._last = stages[0].is_first, stages[-1].is_last
+        self._first = stages[0].is_first
+        self._last = stages[-1].is_last
 
     def step(self, batch: Batch) -> list[Tensor]:
-        """All micro-batches forward and backward: gradients are added to `.grad`. Losses (of the mean) on the last
-        stage."""
+        """All micro-batches forward and backward: gradients are added to `.grad`. Losses (of the
+        mean) on the last stage."""
         losses: list[Tensor] = []
         self._log.actions = []
         device = self._stages[0].device
-        args = (to_device(Batch(batch.x, None, batch.num_samples), device).x,) if self._first else ()
+        args = (
+            (to_device(Batch(batch.x, None, batch.num_samples), device).x,) if self._first else ()
+        )
         kwargs: dict[str, Any] = {}
-        if self._last:  # the library cuts the target like x: it is given numbers, and a target may be anything
+        if (
+            self._last
+        ):  # the library cuts the target like x: it is given numbers, and a target may be anything
             y = to_device(Batch(None, batch.y, batch.num_samples), device).y
             self._micro = micro_batches(Batch(batch.x, y, batch.num_samples), self._count)
             kwargs = {"target": torch.arange(self._count), "losses": losses}
@@ -174,12 +220,18 @@ class Run:
         if self._name in SINGLE:
             parts = range(stage.group_size)
             return [
-                slots.order_of(self._name, stages=len(parts), part=part, num_micro_batches=self._count)
+                slots.order_of(
+                    self._name, stages=len(parts), part=part, num_micro_batches=self._count
+                )
                 for part in parts
             ]
         orders = self._schedule.pipeline_order
         return [
-            [(KINDS[a.computation_type.name], a.stage_index, a.microbatch_index) for a in orders[part] if a is not None]
+            [
+                (KINDS[a.computation_type.name], a.stage_index, a.microbatch_index)
+                for a in orders[part]
+                if a is not None
+            ]
             for part in range(stage.group_size)
         ]
 
@@ -189,17 +241,24 @@ class Run:
         return self._log.actions
 
     def facts(self) -> dict[str, Any]:
-        """Bytes of one micro-batch at each cut, the bubble counted and measured, micro-batches in flight.
+        """Bytes of one micro-batch at each cut, the bubble counted and measured, micro-batches in
+        flight.
 
-        Counted is the plan of all parts: of no worth where this one did its passes in another order.
+        Counted is the plan of all parts: of no worth where this one did its passes in another
+        order.
         """
-        stage, planned = self._stages[0], self.planned()
+        stage = self._stages[0]
+        planned = self.planned()
         as_planned = planned[stage.group_rank] == self.executed
-        on_cpu = torch.device(stage.device).type == "cpu"  # a device is busy after a pass has returned
+        on_cpu = (
+            torch.device(stage.device).type == "cpu"
+        )  # a device is busy after a pass has returned
         timed = self._steps > 1 and on_cpu
         return {
             "activation_bytes": [tensor.nbytes for tensor in self._crossing[1:-1]],
-            "bubble_counted": slots.counted(planned, num_stages=stage.num_stages) if as_planned else None,
+            "bubble_counted": slots.counted(planned, num_stages=stage.num_stages)
+            if as_planned
+            else None,
             "bubble_measured": 1 - self._log.busy_ns / self._wall_ns if timed else None,
             "busy_s": self._log.busy_ns / 1e9 if timed else None,
             "in_flight": slots.in_flight(self.executed),

@@ -1,14 +1,17 @@
-"""Tensor parallelism: every part holds a slice of the layers' weights (Shoeybi et al. 2019, Megatron-LM).
+"""Tensor parallelism: every part holds a slice of the layers' weights (Shoeybi et al. 2019,
+Megatron-LM).
 
-torch's `parallelize_module` with the workload's `tensor_plan`: a layer split by its outputs ("columns") is followed by
-one split by its inputs ("rows"), so that what is between them is never sent. Convolutions and their GroupNorm, for
-which the library has no style, are split in the same way along their channels. What the plan does not name stands on
-every part: it is computed everywhere alike and its gradient is equal everywhere, so that it counts on part 0 alone.
-Sends, with A the bytes of a pair's input and output, one all-reduce forward and one backward per pair: 4 (t-1)/t A per
-rank, so 8 (t-1)/t A per transformer block, whatever P is. A "gathered" layer is split alone: it gathers its outputs.
-`sequence_parallel` (Korthikanti et al. 2022): between two pairs every part holds a slice of the tokens; all-reduces
-become reduce-scatters and all-gathers, on NCCL of equal bytes (here gathers come back in the backward pass, and gloo's
-reduce-scatter costs an all-reduce). Gradients of what stands there on every part are added up by one all-reduce.
+torch's `parallelize_module` with the workload's `tensor_plan`: a layer split by its outputs
+("columns") is followed by one split by its inputs ("rows"), so that what is between them is never
+sent. Convolutions and their GroupNorm, for which the library has no style, are split in the same
+way along their channels. What the plan does not name stands on every part: it is computed
+everywhere alike and its gradient is equal everywhere, so that it counts on part 0 alone. Sends,
+with A the bytes of a pair's input and output, one all-reduce forward and one backward per pair: 4
+(t-1)/t A per rank, so 8 (t-1)/t A per transformer block, whatever P is. A "gathered" layer is split
+alone: it gathers its outputs. `sequence_parallel` (Korthikanti et al. 2022): between two pairs
+every part holds a slice of the tokens; all-reduces become reduce-scatters and all-gathers, on NCCL
+of equal bytes (here gathers come back in the backward pass, and gloo's reduce-scatter costs an
+all-reduce). Gradients of what stands there on every part are added up by one all-reduce.
 """
 
 from __future__ import annotations
@@ -49,29 +52,51 @@ class Parallel:
     """Between two pairs of split layers a part holds a slice of the tokens."""
 
     def build(
-        self, workload: Workload, replica: Replica | None, *, seed: int, dtype: torch.dtype, device: torch.device
+        self,
+        workload: Workload,
+        replica: Replica | None,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> TensorPart:
         assert replica is not None
         layers = [layer.to(dtype) for layer in seeded_layers(workload, seed)]
-        return TensorPart(workload, layers, self._split(workload, layers, replica.size), replica, device=device)
+        return TensorPart(
+            workload, layers, self._split(workload, layers, replica.size), replica, device=device
+        )
 
     def _split(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> Split:
-        return Split(nn.Sequential(*layers), workload.tensor_plan(), size=size, tokens=self.sequence_parallel)
+        return Split(
+            nn.Sequential(*layers), workload.tensor_plan(), size=size, tokens=self.sequence_parallel
+        )
 
-    def pieces(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> list[list[Piece]]:
+    def pieces(
+        self, workload: Workload, layers: Sequence[nn.Module], size: int
+    ) -> list[list[Piece]]:
         split = self._split(workload, layers, size)
         return [split.pieces(part) for part in range(size)]
 
-    def collectives(self, workload: Workload, layers: Sequence[nn.Module], batch: Batch, size: int) -> list[Collective]:
+    def collectives(
+        self, workload: Workload, layers: Sequence[nn.Module], batch: Batch, size: int
+    ) -> list[Collective]:
         """The library's in one gradient of one replica."""
         return self._split(workload, layers, size).collectives(batch.x)
 
     def predicted_inference(
-        self, workload: Workload, layers: Sequence[nn.Module], x: Tensor, *, size: int, itemsize: int
+        self,
+        workload: Workload,
+        layers: Sequence[nn.Module],
+        x: Tensor,
+        *,
+        size: int,
+        itemsize: int,
     ) -> Traffic:
         with torch.no_grad():
             found = self._split(workload, layers, size).collectives(x)
-        return Traffic.total(collective_traffic(kind, numel, itemsize, size) for kind, numel in found)
+        return Traffic.total(
+            collective_traffic(kind, numel, itemsize, size) for kind, numel in found
+        )
 
     def predicted_traffic(
         self,
@@ -102,11 +127,14 @@ class TensorPart:
         *,
         device: torch.device,
     ) -> None:
-        self.replica, self.num_gradients = replica, 0
-        self._workload, self._split = workload, split
+        self.replica = replica
+        self.num_gradients = 0
+        self._workload = workload
+        self._split = split
         chain = nn.Sequential(*layers)
         pieces = split.pieces(replica.part)
-        self.shapes, self.num_owned = shapes_of(pieces), num_owned(pieces)
+        self.shapes = shapes_of(pieces)
+        self.num_owned = num_owned(pieces)
         self.params = cut(trained_parameters(chain), pieces).to(device)
         self.grad = torch.zeros_like(self.params)
         self._grads = list(views(self.grad, self.shapes).values())
@@ -115,8 +143,12 @@ class TensorPart:
         if split.size > 1:
             mesh = DeviceMesh.from_group(replica.group, device.type)
             for name, style in split.styles():
-                parallelize_module(chain, mesh, {name: style}, src_data_rank=None)  # every part has the same whole
-        self._parameters = [self._bind(name, view) for name, view in views(self.params, self.shapes).items()]
+                parallelize_module(
+                    chain, mesh, {name: style}, src_data_rank=None
+                )  # every part has the same whole
+        self._parameters = [
+            self._bind(name, view) for name, view in views(self.params, self.shapes).items()
+        ]
 
     def _bind(self, name: str, view: Tensor) -> nn.Parameter:
         """The module computes with the flat vector's own elements."""
@@ -126,14 +158,19 @@ class TensorPart:
         if not isinstance(whole := parameter.data, DTensor):
             parameter.data = view
             return parameter
-        bound = nn.Parameter(DTensor.from_local(view, whole.device_mesh, whole.placements, run_check=False))
+        bound = nn.Parameter(
+            DTensor.from_local(view, whole.device_mesh, whole.placements, run_check=False)
+        )
         module.register_parameter(leaf, bound)
         return bound
 
-    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float:
+    def gradient(
+        self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
+    ) -> float:
         if ready is not None or until is not None:
             raise ValueError(
-                "a part's gradient is whole when it is returned and never abandoned: no `ready`, no `until`"
+                "a part's gradient is whole when it is returned and never abandoned: no `ready`, "
+                "no `until`"
             )
         self.num_gradients += 1
         batch = to_device(batch, self.replica.device)
@@ -168,7 +205,8 @@ class TensorPart:
         return shard, num_shards
 
     def facts(self) -> Mapping[str, Any]:
-        """Elements that are split over the parts, that stand on every part, and whose gradients are added up apart."""
+        """Elements that are split over the parts, that stand on every part, and whose gradients are
+        added up apart."""
         replicated = self._split.num_replicated
         return {
             "split_elements": self.params.numel() - replicated,

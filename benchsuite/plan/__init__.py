@@ -1,1 +1,2 @@
-"""The question: cells, the plans that list them, and the files of members that they name. Imports no torch."""
+"""The question: cells, the plans that list them, and the files of members that they name. Imports
+no torch."""

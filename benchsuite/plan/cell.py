@@ -1,10 +1,10 @@
 """A cell: everything that may change a number, and nothing else.
 
 A cell is one point of the cross workload x parallel x sync x topology x compression, with so many
-workers, on such a cluster. It is frozen; its id is a hash of its canonical JSON without the seed, so the
-same question asked twice has one name. Plans (TOML files that state a question and a grid) become cells
-in `benchsuite/plan/plan.py`; whether a cell means something is decided in `benchsuite/rules/__init__.py`.
-Imports no torch.
+workers, on such a cluster. It is frozen; its id is a hash of its canonical JSON without the seed,
+so the same question asked twice has one name. Plans (TOML files that state a question and a grid)
+become cells in `benchsuite/plan/plan.py`; whether a cell means something is decided in
+`benchsuite/rules/__init__.py`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ Options = Mapping[str, Mapping[str, Scalar]]
 # The axes whose members are plug-ins: cell field -> plug-in kind (they have the same name).
 AXES = ("workload", "parallel", "sync", "topology", "compression")
 
-CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "server_placement": ("own_host", "with_worker"),
-    "rank_placement": ("replica_major", "part_major"),
-    "precision": ("fp32", "fp64", "bf16"),
-    "backend": ("gloo", "nccl", "mpi"),
-    "device": ("cpu", "cuda"),
-    "clock": ("wall", "virtual"),
-    "batch_mode": ("fixed_global", "fixed_per_worker"),
-    "tuning": ("same", "per_strategy"),
-    "gradients": ("computed", "none"),
-})
-# Fields that came after the first stored runs: absent from the id where they say what was always so.
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "server_placement": ("own_host", "with_worker"),
+        "rank_placement": ("replica_major", "part_major"),
+        "precision": ("fp32", "fp64", "bf16"),
+        "backend": ("gloo", "nccl", "mpi"),
+        "device": ("cpu", "cuda"),
+        "clock": ("wall", "virtual"),
+        "batch_mode": ("fixed_global", "fixed_per_worker"),
+        "tuning": ("same", "per_strategy"),
+        "gradients": ("computed", "none"),
+    }
+)
+# Fields that came after the first stored runs: absent from the id where they say what was always
+# so.
 _LATER = ("gradients", "receive_cost", "lr_factor")
 
 
@@ -76,17 +79,24 @@ class Cell:
     hosts: int = 1
     link_mbit: float | None = None
     link_latency_us: float | None = None
-    compute_time: Mapping[str, Scalar] | None = None  # virtual clock only: {kind, mean_s, cv ..}; None = 1 s each
+    compute_time: Mapping[str, Scalar] | None = (
+        None  # virtual clock only: {kind, mean_s, cv ..}; None = 1 s each
+    )
     receive_cost: Mapping[str, Scalar] | None = None  # virtual clock only: {copy_s_per_gib, incast}
     gradients: str = "computed"  # none: virtual clock only, for staleness and waiting at any N
     straggler: Mapping[str, float] = field(default_factory=dict)  # worker -> slow-down factor
     batch_mode: str = "fixed_global"
-    tuning: str = "same"  # per_strategy: lr_factor is chosen by trials before the runs (`benchsuite/run/tune.py`)
-    lr_factor: float = 1.0  # the recipe's learning rate times this, for every strategy and workload alike
+    # per_strategy: lr_factor is chosen by trials before the runs (`benchsuite/run/tune.py`)
+    tuning: str = "same"
+    lr_factor: float = (
+        1.0  # the recipe's learning rate times this, for every strategy and workload alike
+    )
     budget: Budget = field(default_factory=Budget)
     faults: tuple[Mapping[str, Scalar], ...] = ()  # injected by tests: {rank, phase, step, signal}
     seed: int = 0
-    sources: Mapping[str, str] = field(default_factory=dict)  # axis -> sha256 of a plug-in given by path
+    sources: Mapping[str, str] = field(
+        default_factory=dict
+    )  # axis -> sha256 of a plug-in given by path
 
     @property
     def num_workers(self) -> int:
@@ -136,7 +146,9 @@ class Cell:
         if self.link_mbit is not None:
             parts.append(f"{self.link_mbit:g} Mbit/s")
         if self.straggler:
-            parts.append("straggler " + ",".join(f"{w}:{f:g}x" for w, f in sorted(self.straggler.items())))
+            parts.append(
+                "straggler " + ",".join(f"{w}:{f:g}x" for w, f in sorted(self.straggler.items()))
+            )
         if self.lr_factor != 1:
             parts.append(f"lr x{self.lr_factor:g}")
         if self.tuning == "per_strategy":
@@ -166,7 +178,8 @@ def from_json(document: Mapping[str, Any]) -> Cell:
 
 
 def identity(cell: Cell) -> dict[str, Any]:
-    """What the id is a hash of: all fields but the seed; a plug-in given by path by its name and content."""
+    """What the id is a hash of: all fields but the seed; a plug-in given by path by its name and
+    content."""
     document = cell.to_json()
     document.pop("seed")
     for axis, digest in document.pop("sources").items():
@@ -180,9 +193,11 @@ def identity(cell: Cell) -> dict[str, Any]:
 
 
 def trajectory_key(cell: Cell) -> str | None:
-    """Equal for cells of the virtual clock that only times tell apart, and whose parameters do not depend on these.
+    """Equal for cells of the virtual clock that only times tell apart, and whose parameters do not
+    depend on these.
 
-    Strategy and topology say so (`timing_free = True`); None where they do not, or where no gradient is computed.
+    Strategy and topology say so (`timing_free = True`); None where they do not, or where no
+    gradient is computed.
     """
     found = [members.find(axis, getattr(cell, axis)) for axis in ("sync", "topology")]
     if cell.clock == "wall" or cell.gradients == "none":
@@ -198,9 +213,15 @@ def untimed(cell: Cell) -> Cell:
     # who shares a host decides what is added first
     by_host = topology is not None and topology.constants.get("by_host")
     return dataclasses.replace(
-        cell, compute_time=None, receive_cost=None, straggler={}, link_mbit=None, link_latency_us=None,
-        hosts=cell.hosts if by_host else 1, server_placement="own_host",
-    )  # fmt: skip
+        cell,
+        compute_time=None,
+        receive_cost=None,
+        straggler={},
+        link_mbit=None,
+        link_latency_us=None,
+        hosts=cell.hosts if by_host else 1,
+        server_placement="own_host",
+    )
 
 
 def canonical(document: Any) -> str:
@@ -209,11 +230,13 @@ def canonical(document: Any) -> str:
 
 
 def resolve(cell: Cell) -> Cell:
-    """Fills in all that was left open: preset, options' defaults, servers, samples; hashes path plug-ins.
+    """Fills in all that was left open: preset, options' defaults, servers, samples; hashes path
+    plug-ins.
 
-    Two cells that mean the same have the same id afterwards ("an omitted default equals the written one"). A member
-    that the design knows and this version has no file for keeps its options as given; `rules.validate` says so.
-    Raises UsageError for an unknown member, preset or option (the known ones in the message, nearest first).
+    Two cells that mean the same have the same id afterwards ("an omitted default equals the written
+    one"). A member that the design knows and this version has no file for keeps its options as
+    given; `rules.validate` says so. Raises UsageError for an unknown member, preset or option (the
+    known ones in the message, nearest first).
     """
     for name, allowed in CHOICES.items():
         if getattr(cell, name) not in allowed:
@@ -221,7 +244,11 @@ def resolve(cell: Cell) -> Cell:
     found = {axis: members.find(axis, getattr(cell, axis)) for axis in AXES}
     if cell.cluster not in members.KNOWN["cluster"]:
         members.find("cluster", cell.cluster)
-    by_path = {axis: member for axis, member in found.items() if member is not None and member.given_by_path}
+    by_path = {
+        axis: member
+        for axis, member in found.items()
+        if member is not None and member.given_by_path
+    }
     preset, presets = _preset(cell, found["workload"])
     paths: dict[str, Any] = {axis: str(member.path) for axis, member in by_path.items()}
     return dataclasses.replace(
@@ -229,7 +256,10 @@ def resolve(cell: Cell) -> Cell:
         preset=preset,
         options=_options(cell, found, presets),
         servers=cell.num_servers,
-        straggler={str(int(k)): float(v) for k, v in sorted(cell.straggler.items(), key=lambda kv: int(kv[0]))},
+        straggler={
+            str(int(k)): float(v)
+            for k, v in sorted(cell.straggler.items(), key=lambda kv: int(kv[0]))
+        },
         budget=_budget(cell, found["workload"], presets),
         compute_time=_compute_time(cell),
         sources={axis: member.digest for axis, member in by_path.items()},
@@ -238,7 +268,8 @@ def resolve(cell: Cell) -> Cell:
 
 
 def _compute_time(cell: Cell) -> Mapping[str, Scalar] | None:
-    """Measured times are read into the cell; under the virtual clock what is left open is one second per gradient."""
+    """Measured times are read into the cell; under the virtual clock what is left open is one
+    second per gradient."""
     if cell.compute_time is None and cell.clock == "virtual":
         return dict(compute_time.DEFAULT)
     return compute_time.resolved(cell.compute_time)
@@ -262,15 +293,19 @@ def _preset(cell: Cell, workload: plugins.Plugin | None) -> tuple[str, Mapping[s
 def _options(
     cell: Cell, found: Mapping[str, plugins.Plugin | None], preset: Mapping[str, Any]
 ) -> dict[str, dict[str, Scalar]]:
-    """Every option of every member with its value: default, then the preset's, then what the cell says.
+    """Every option of every member with its value: default, then the preset's, then what the cell
+    says.
 
-    Options that came after the first stored runs (the class's `later`) are absent where they have their default.
+    Options that came after the first stored runs (the class's `later`) are absent where they have
+    their default.
     """
     used = {axis: plugins.stem(getattr(cell, axis)) for axis in AXES}
     stray = sorted(set(cell.options) - set(used.values()))
     if stray:
         uses = ", ".join(sorted(set(used.values())))
-        raise UsageError(f"options given for {stray[0]!r}, which this cell does not use; it uses: {uses}")
+        raise UsageError(
+            f"options given for {stray[0]!r}, which this cell does not use; it uses: {uses}"
+        )
     options: dict[str, dict[str, Scalar]] = {}
     for axis, member in found.items():
         given = dict(cell.options.get(used[axis], {}))
@@ -278,9 +313,13 @@ def _options(
             if axis == "workload":
                 given = {k: v for k, v in preset.items() if k in member.options} | given
             given = member.resolve_options(given)
-            stated = preset if axis == "workload" else {}  # a default that overrides the preset is no default
+            stated = (
+                preset if axis == "workload" else {}
+            )  # a default that overrides the preset is no default
             later = set(member.constants.get("later", ())) - set(stated)
-            given = {k: v for k, v in given.items() if k not in later or v != member.options[k].default}
+            given = {
+                k: v for k, v in given.items() if k not in later or v != member.options[k].default
+            }
         if given:
             options[used[axis]] = given
     return options
@@ -290,12 +329,16 @@ def _budget(cell: Cell, workload: plugins.Plugin | None, preset: Mapping[str, An
     """The budget in samples, where the workload has a file that can tell how many a step has."""
     budget = dataclasses.replace(cell.budget, timeout_s=float(cell.budget.timeout_s))
     if budget.samples is not None and budget.steps is not None:
-        raise UsageError(f"budget has samples = {budget.samples} and steps = {budget.steps}: give one of them")
+        raise UsageError(
+            f"budget has samples = {budget.samples} and steps = {budget.steps}: give one of them"
+        )
     if budget.samples is not None or workload is None:
         return budget
     if budget.steps is None:
         return dataclasses.replace(budget, samples=int(preset.get("budget_samples", 0)))
-    return dataclasses.replace(budget, samples=budget.steps * _global_batch(cell, workload, preset), steps=None)
+    return dataclasses.replace(
+        budget, samples=budget.steps * _global_batch(cell, workload, preset), steps=None
+    )
 
 
 def _global_batch(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any]) -> int:
@@ -306,13 +349,15 @@ def _global_batch(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any
 
 
 def global_batch(cell: Cell) -> int:
-    """Samples of one synchronous step (fixed_per_worker: replicas x the preset's); 0 = the workload has no file."""
+    """Samples of one synchronous step (fixed_per_worker: replicas x the preset's); 0 = the workload
+    has no file."""
     workload = members.find("workload", cell.workload)
     return 0 if workload is None else _global_batch(cell, workload, _preset(cell, workload)[1])
 
 
 def num_layers(cell: Cell) -> int:
-    """Layers of the workload's chain as its preset states them (0 = not stated), or an option that counts them.
+    """Layers of the workload's chain as its preset states them (0 = not stated), or an option that
+    counts them.
 
     A class says `layers_beside = {"blocks": 2}` where its chain is so many layers and two more.
     """
@@ -328,7 +373,8 @@ def num_layers(cell: Cell) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings and sequences as dict and list; a float that is a whole number as int; paths as text."""
+    """Mappings and sequences as dict and list; a float that is a whole number as int; paths as
+    text."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,9 @@
-"""How long a gradient takes under the virtual clock: kinds of distributions and their parameters. No torch, no numpy.
+"""How long a gradient takes under the virtual clock: kinds of distributions and their parameters.
+No torch, no numpy.
 
-`compute_time = { kind = "gamma", mean_s = 1.0, cv = 0.1 }`. The mean is `mean_s`, or, as measured by `benchsuite
-calibrate`, a straight line over the batch of one worker: `overhead_s + per_sample_s x samples`. `virtual/streams.py`
-draws from it.
+`compute_time = { kind = "gamma", mean_s = 1.0, cv = 0.1 }`. The mean is `mean_s`, or, as measured
+by `benchsuite calibrate`, a straight line over the batch of one worker: `overhead_s + per_sample_s
+x samples`. `virtual/streams.py` draws from it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Parameter:
 
     def holds(self, value: Any) -> bool:
         """A number in the range, its ends excluded where they are infinite or `said` says above."""
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        number = (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        )
         return number and self.low < value < self.high
 
 
@@ -41,19 +44,30 @@ LONGEST_S = 1e6  # of a mean or a measured time
 _SPREAD = Parameter(0, 100, "above 0 and below 100")
 _SHARE = Parameter(0, 1, "above 0 and below 1")
 # kind -> its own parameters. All of them have mean 1 before scaling.
-KINDS: Mapping[str, Mapping[str, Parameter]] = MappingProxyType({
-    "fixed": {},
-    "exponential": {},
-    "shifted_exponential": {"shift": _SHARE},  # this share of the mean is constant, the rest exponential
-    "gamma": {"cv": _SPREAD},
-    "log_normal": {"cv": _SPREAD},
-    "pareto": {"shape": Parameter(1, math.inf, "above 1 (or there is no mean)")},
-    # steps of a worker alternate between fast and slow spells; `enter`, `leave`: chances per step
-    "markov": {"slow_factor": Parameter(1, 1e6, "above 1 and below 1e6"), "enter": _SHARE, "leave": _SHARE},
-    "resampled": {},
-})
+KINDS: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
+    {
+        "fixed": {},
+        "exponential": {},
+        "shifted_exponential": {
+            "shift": _SHARE
+        },  # this share of the mean is constant, the rest exponential
+        "gamma": {"cv": _SPREAD},
+        "log_normal": {"cv": _SPREAD},
+        "pareto": {"shape": Parameter(1, math.inf, "above 1 (or there is no mean)")},
+        # steps of a worker alternate between fast and slow spells; `enter`, `leave`: chances per
+        # step
+        "markov": {
+            "slow_factor": Parameter(1, 1e6, "above 1 and below 1e6"),
+            "enter": _SHARE,
+            "leave": _SHARE,
+        },
+        "resampled": {},
+    }
+)
 MEANS = ("mean_s", "overhead_s", "per_sample_s")
-VALUES, PATH = "values_s", "path"  # of a resampled distribution: seconds in one line; a plan may name a file instead
+# of a resampled distribution: seconds in one line; a plan may name a file instead
+VALUES = "values_s"
+PATH = "path"
 
 
 def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -62,17 +76,32 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [("compute_time without a kind", f"set kind to one of {', '.join(KINDS)}")]
     kind = str(table["kind"])
     if kind not in KINDS:
-        return [(plugins.unknown("compute_time kind", kind, KINDS), f"set kind to one of {', '.join(KINDS)}")]
+        return [
+            (
+                plugins.unknown("compute_time kind", kind, KINDS),
+                f"set kind to one of {', '.join(KINDS)}",
+            )
+        ]
     own = KINDS[kind]
     resampled = (VALUES, PATH) if kind == "resampled" else ()
     known = ("kind", *MEANS, *own, *resampled)
     strange = [key for key in table if key not in known]
-    found = [(plugins.unknown("compute_time key", key, known, of=kind), f"leave {key} out") for key in strange]
+    found = [
+        (plugins.unknown("compute_time key", key, known, of=kind), f"leave {key} out")
+        for key in strange
+    ]
     for name, parameter in own.items():
         if name not in table:
-            found.append((f"kind = {kind} without {name}", f"give {name}, a number {parameter.said}"))
+            found.append(
+                (f"kind = {kind} without {name}", f"give {name}, a number {parameter.said}")
+            )
         elif not parameter.holds(table[name]):
-            found.append((f"{name} = {table[name]!r} of kind = {kind}", f"set {name} to a number {parameter.said}"))
+            found.append(
+                (
+                    f"{name} = {table[name]!r} of kind = {kind}",
+                    f"set {name} to a number {parameter.said}",
+                )
+            )
     found += _mean_problems(table)
     if kind == "resampled":
         found += _value_problems(table)
@@ -88,10 +117,20 @@ def _mean_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
             found.append((said, f"set e.g. {name} = 0.001"))
     line = [name for name in ("overhead_s", "per_sample_s") if name in table]
     if line and "mean_s" in table:
-        found.append((f"mean_s beside {' and '.join(line)}: two means", "give mean_s, or overhead_s and per_sample_s"))
+        found.append(
+            (
+                f"mean_s beside {' and '.join(line)}: two means",
+                "give mean_s, or overhead_s and per_sample_s",
+            )
+        )
     elif len(line) == 1:
         missing = "per_sample_s" if line[0] == "overhead_s" else "overhead_s"
-        found.append((f"{line[0]} without {missing}", "give both: mean = overhead_s + per_sample_s x samples"))
+        found.append(
+            (
+                f"{line[0]} without {missing}",
+                "give both: mean = overhead_s + per_sample_s x samples",
+            )
+        )
     return found
 
 
@@ -102,7 +141,12 @@ def _value_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     try:
         values(table) if VALUES in table else None
     except UsageError as error:
-        return [(str(error), f'give {VALUES} as seconds separated by spaces, e.g. {VALUES} = "0.011 0.012"')]
+        return [
+            (
+                str(error),
+                f'give {VALUES} as seconds separated by spaces, e.g. {VALUES} = "0.011 0.012"',
+            )
+        ]
     return []
 
 
@@ -127,7 +171,8 @@ def mean_s(table: Mapping[str, Any], samples: float) -> float | None:
 
 
 def resolved(table: Mapping[str, Any] | None, folder: Path | None = None) -> dict[str, Any] | None:
-    """The table with everything in it: the file that it names is read, so that a cell alone rebuilds its run.
+    """The table with everything in it: the file that it names is read, so that a cell alone
+    rebuilds its run.
 
     UsageError where the file cannot be used.
     """
@@ -142,7 +187,8 @@ def resolved(table: Mapping[str, Any] | None, folder: Path | None = None) -> dic
 
 
 def read(path: Path) -> list[float]:
-    """Seconds per gradient: of a run file (`raw.compute_s`, all workers), or a text file with a number per line."""
+    """Seconds per gradient: of a run file (`raw.compute_s`, all workers), or a text file with a
+    number per line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -155,7 +201,8 @@ def read(path: Path) -> list[float]:
         return values({VALUES: " ".join(map(str, found))})
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"compute_time.path {str(path)!r} holds no measured compute times ({error}): give a run file of the wall "
+            f"compute_time.path {str(path)!r} holds no measured compute times ({error}): give a "
+            "run file of the wall "
             "clock (raw.compute_s), or a text file with one number of seconds per line"
         ) from error
 

@@ -1,4 +1,5 @@
-"""The grid of a plan: its `[cells]`, `[[cells.also]]`, `[[exclude]]` and `[budget]` as resolved cells. No torch."""
+"""The grid of a plan: its `[cells]`, `[[cells.also]]`, `[[exclude]]` and `[budget]` as resolved
+cells. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from benchsuite.plan.cell import AXES, Budget, Cell
 
 
 def check_shapes(document: Mapping[str, Any]) -> None:
-    """Tables where tables belong, and lists of tables; what stands in them is checked where it is read."""
+    """Tables where tables belong, and lists of tables; what stands in them is checked where it is
+    read."""
     base = _table("cells", document.get("cells", {}), "[cells]")
     also = _tables_of("cells.also", base.get("also", []), "[[cells.also]]")
     excludes = _tables_of("exclude", document.get("exclude", []), "[[exclude]]")
@@ -28,7 +30,11 @@ def check_shapes(document: Mapping[str, Any]) -> None:
         *(("exclude", each) for each in excludes),
     ):
         _table(f"{owner}.budget", block.get("budget", {}), "budget = { samples = 640 }")
-        options = _table(f"{owner}.options", block.get("options", {}), "options = { ring = { segment_kib = 64 } }")
+        options = _table(
+            f"{owner}.options",
+            block.get("options", {}),
+            "options = { ring = { segment_kib = 64 } }",
+        )
         for member, values in options.items():
             _table(f"{owner}.options.{member}", values, f"options = {{ {member} = {{ .. }} }}")
 
@@ -46,7 +52,8 @@ def _tables_of(name: str, value: Any, example: str) -> Sequence[Mapping[str, Any
 
 
 def expand(document: Mapping[str, Any], folder: Path, used: set[str]) -> tuple[list[Cell], int]:
-    """Resolved cells of all blocks without duplicates, and how many the excludes took out; fills `used` members."""
+    """Resolved cells of all blocks without duplicates, and how many the excludes took out; fills
+    `used` members."""
     base = dict(document.get("cells", {}))
     also = base.pop("also", [])
     for block in [base, *also]:
@@ -79,7 +86,11 @@ def _cross(block: Mapping[str, Any], shared_budget: Any, folder: Path) -> Iterat
                 chosen[axis] = _beside(chosen[axis], folder)
         chosen["compute_time"] = compute_time.resolved(chosen.get("compute_time"), folder)
         plain = Cell(**chosen)
-        used = [member for member in options if member in {plugins.stem(getattr(plain, axis)) for axis in AXES}]
+        used = [
+            member
+            for member in options
+            if member in {plugins.stem(getattr(plain, axis)) for axis in AXES}
+        ]
         for settings in itertools.product(*(_tables(options[member]) for member in used)):
             given = dict(zip(used, settings, strict=True))
             for budget in budgets:
@@ -99,12 +110,16 @@ def _tables(table: Any) -> list[dict[str, Any]]:
     """`{a = [1, 2], b = 3}` as [{a: 1, b: 3}, {a: 2, b: 3}]."""
     if not isinstance(table, Mapping):
         raise UsageError(f"expected a table, got {table!r}")
-    values = [[_scalar(name, each) for each in _values(name, value)] for name, value in table.items()]
+    values = [
+        [_scalar(name, each) for each in _values(name, value)] for name, value in table.items()
+    ]
     return [dict(zip(table, point, strict=True)) for point in itertools.product(*values)]
 
 
 def _scalar(name: str, value: Any) -> Any:
-    if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+    if not isinstance(value, (bool, int, float, str)) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
         raise UsageError(f"{name} takes a finite number, a word, true or false, not {value!r}")
     return value
 
@@ -120,16 +135,25 @@ def _budgets(shared: Any, own: Any) -> list[Budget]:
 
 def _beside(reference: str, folder: Path) -> str:
     """A path plug-in relative to here, or where there is none, to the plan's folder."""
-    if plugins.is_path(reference) and not Path(reference).expanduser().is_file() and (folder / reference).is_file():
+    if (
+        plugins.is_path(reference)
+        and not Path(reference).expanduser().is_file()
+        and (folder / reference).is_file()
+    ):
         return str(folder / reference)
     return reference
 
 
 def _check_option_tables(block: Mapping[str, Any], base: Mapping[str, Any]) -> None:
-    """`[cells.options.<member>]` names a member that exists somewhere, even if no cell of this plan uses it."""
+    """`[cells.options.<member>]` names a member that exists somewhere, even if no cell of this plan
+    uses it."""
     known = {name for axis in AXES for name in (*members.KNOWN[axis], *plugins.names(axis))}
     for source in (base, block):
-        known |= {plugins.stem(str(value)) for axis in AXES for value in fields.listed(source.get(axis, []))}
+        known |= {
+            plugins.stem(str(value))
+            for axis in AXES
+            for value in fields.listed(source.get(axis, []))
+        }
     options = block.get("options", {})
     if not isinstance(options, Mapping):
         raise UsageError(f"options takes tables, not {options!r}: write [cells.options.<member>]")
@@ -140,7 +164,10 @@ def _check_option_tables(block: Mapping[str, Any], base: Mapping[str, Any]) -> N
 
 def _exclude(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, Mapping) or not entry:
-        raise UsageError(f"exclude takes tables of fields, not {entry!r}: write [[exclude]] and below it sync = ...")
+        raise UsageError(
+            f"exclude takes tables of fields, not {entry!r}: write [[exclude]] and below it sync "
+            "= ..."
+        )
     known_keys(entry, fields.FIELDS, "[[exclude]]")
     for axis in AXES:
         for value in fields.listed(entry.get(axis, [])):
@@ -158,10 +185,15 @@ def _matches(cell: Cell, entry: Mapping[str, Any]) -> bool:
                 if any(own.get(key) not in fields.listed(value) for key, value in settings.items()):
                     return False
         elif name in AXES:
-            if plugins.stem(document[name]) not in [plugins.stem(value) for value in fields.listed(wanted)]:
+            if plugins.stem(document[name]) not in [
+                plugins.stem(value) for value in fields.listed(wanted)
+            ]:
                 return False
         elif name == "budget":
-            if any(document["budget"].get(key) not in fields.listed(value) for key, value in wanted.items()):
+            if any(
+                document["budget"].get(key) not in fields.listed(value)
+                for key, value in wanted.items()
+            ):
                 return False
         elif document[name] not in [fields.check(name, value) for value in fields.listed(wanted)]:
             return False

@@ -1,4 +1,5 @@
-"""What may stand in each field of a cell, for values that a user wrote (a plan, `--set`, a flag). No torch.
+"""What may stand in each field of a cell, for values that a user wrote (a plan, `--set`, a flag).
+No torch.
 
 Every check names the value, what the field takes, and the known ones where there are any.
 """
@@ -16,13 +17,18 @@ from benchsuite.plan import plugins
 from benchsuite.plan.cell import AXES, CHOICES, Budget, Cell
 
 _TYPES = {f.name: f.type for f in dataclasses.fields(Cell)}
-TABLES = ("straggler", "compute_time", "receive_cost")  # a value is a table; several are a list of tables
+TABLES = (
+    "straggler",
+    "compute_time",
+    "receive_cost",
+)  # a value is a table; several are a list of tables
 _EXAMPLES = {
     "compute_time": 'kind = "gamma", mean_s = 1.0, cv = 0.1',
     "receive_cost": "copy_s_per_gib = 0.2, incast = 1.1",
 }
 BUDGET = tuple(f.name for f in dataclasses.fields(Budget))
-# What a user may write: everything but the seed (`seeds`) and the hashes of path plug-ins (computed).
+# What a user may write: everything but the seed (`seeds`) and the hashes of path plug-ins
+# (computed).
 FIELDS = tuple(name for name in _TYPES if name not in ("seed", "sources"))
 
 
@@ -48,18 +54,26 @@ def check(name: str, value: Any) -> Any:
             return None
         return dict(_table(name, value, _EXAMPLES[name]))
     if name == "faults":
-        return tuple(_table(name, item, 'rank = 1, phase = "compute", step = 5') for item in listed(value))
+        return tuple(
+            _table(name, item, 'rank = 1, phase = "compute", step = 5') for item in listed(value)
+        )
     return number(name, value, kind=str(_TYPES[name]))
 
 
 def checked(cell: Cell) -> Cell:
-    """A cell made in Python with every value in its field's type; UsageError where one is of another."""
+    """A cell made in Python with every value in its field's type; UsageError where one is of
+    another."""
     if not isinstance(cell, Cell):
         raise UsageError(f"a Cell is asked for, not {cell!r}")
     values = {name: getattr(cell, name) for name in FIELDS}
-    table, limits = values.pop("options"), values.pop("budget")
-    if not isinstance(table, Mapping) or not all(isinstance(each, Mapping) for each in table.values()):
-        raise UsageError(f"options takes tables, not {table!r}: write options={{'ring': {{'segment_kib': 64}}}}")
+    table = values.pop("options")
+    limits = values.pop("budget")
+    if not isinstance(table, Mapping) or not all(
+        isinstance(each, Mapping) for each in table.values()
+    ):
+        raise UsageError(
+            f"options takes tables, not {table!r}: write options={{'ring': {{'segment_kib': 64}}}}"
+        )
     if not isinstance(limits, Budget):
         raise UsageError(f"budget takes a Budget, not {limits!r}")
     for name in _EXAMPLES:
@@ -76,7 +90,9 @@ def budget(values: Mapping[str, Any]) -> Budget:
         if key not in BUDGET:
             raise UsageError(plugins.unknown("key", key, BUDGET, of="budget"))
     kinds = {f.name: str(f.type) for f in dataclasses.fields(Budget)}
-    checked: dict[str, Any] = {key: number(f"budget.{key}", value, kind=kinds[key]) for key, value in values.items()}
+    checked: dict[str, Any] = {
+        key: number(f"budget.{key}", value, kind=kinds[key]) for key, value in values.items()
+    }
     return Budget(**checked)
 
 
@@ -109,11 +125,15 @@ def read(text: str) -> Any:
 
 
 def assignment(text: str) -> tuple[Sequence[str], Any, str]:
-    """`options.asynchronous.lock=none` as (("options", "asynchronous", "lock"), value, text of the value)."""
+    """`options.asynchronous.lock=none` as (("options", "asynchronous", "lock"), value, text of the
+    value)."""
     key, equals, value = text.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):
-        raise UsageError(f"--set {text!r} is not KEY=VALUE; write e.g. replicas=4 or options.asynchronous.lock=none")
+        raise UsageError(
+            f"--set {text!r} is not KEY=VALUE; write e.g. replicas=4 or "
+            "options.asynchronous.lock=none"
+        )
     return parts, read(value.strip()), value.strip()
 
 
@@ -122,8 +142,12 @@ def _straggler(value: Any) -> dict[str, float]:
     factors: dict[str, float] = {}
     for worker, factor in table.items():
         if not str(worker).isdigit():
-            raise UsageError(f"straggler.{worker}: the key is a worker's number, e.g. straggler = {{ 0 = 4.0 }}")
-        factors[str(int(worker))] = float(number(f"straggler.{worker}", factor, kind="float") or 0.0)
+            raise UsageError(
+                f"straggler.{worker}: the key is a worker's number, e.g. straggler = {{ 0 = 4.0 }}"
+            )
+        factors[str(int(worker))] = float(
+            number(f"straggler.{worker}", factor, kind="float") or 0.0
+        )
     return factors
 
 
@@ -133,6 +157,11 @@ def _table(name: str, value: Any, example: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise UsageError(f"{name} takes a table, not {value!r}: write {name} = {{ {example} }}")
     for key, each in value.items():
-        if not isinstance(each, (bool, int, float, str)) or (isinstance(each, float) and not math.isfinite(each)):
-            raise UsageError(f"{name}.{key} takes a finite number or a word, not {each!r}: {name} = {{ {example} }}")
+        if not isinstance(each, (bool, int, float, str)) or (
+            isinstance(each, float) and not math.isfinite(each)
+        ):
+            raise UsageError(
+                f"{name}.{key} takes a finite number or a word, not {each!r}: {name} = {{ "
+                f"{example} }}"
+            )
     return value

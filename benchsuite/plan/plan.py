@@ -1,8 +1,9 @@
-"""A plan: one TOML file that states a question and a grid, made into cells (ECOSYSTEM.md section 1). No torch.
+"""A plan: one TOML file that states a question and a grid, made into cells (ECOSYSTEM.md section
+1). No torch.
 
-Lists are crossed, `[[cells.also]]` adds blocks that are not crossed with the first, `[[exclude]]` takes cells out,
-what the rules refuse is kept apart with its reasons. `load` reads a plan by path or by name, `from_flags` makes one
-of a single cell; both take `--set`, `--only` and `--seeds`.
+Lists are crossed, `[[cells.also]]` adds blocks that are not crossed with the first, `[[exclude]]`
+takes cells out, what the rules refuse is kept apart with its reasons. `load` reads a plan by path
+or by name, `from_flags` makes one of a single cell; both take `--set`, `--only` and `--seeds`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Refused:
-    """A cell that means nothing or that this version cannot run, with the reasons (at least one)."""
+    """A cell that means nothing or that this version cannot run, with the reasons (at least
+    one)."""
 
     cell: Cell
     problems: tuple[rules.Problem, ...]
@@ -51,10 +53,13 @@ class Plan:
     num_excluded: int
     figures: tuple[Mapping[str, Any], ...]
     text: str  # of the file, as it was read
-    pairs: frozenset[tuple[str, int]] | None = None  # (cell id, seed) that are meant; None = every cell, every seed
+    pairs: frozenset[tuple[str, int]] | None = (
+        None  # (cell id, seed) that are meant; None = every cell, every seed
+    )
 
     def on(self, look: Callable[[], rules.Machine]) -> Plan:
-        """The plan with what this machine cannot run among the refused. `look` is only called where it matters."""
+        """The plan with what this machine cannot run among the refused. `look` is only called where
+        it matters."""
         if not any(rules.needs_machine(cell) for cell in self.cells):
             return self
         machine = look()
@@ -65,11 +70,21 @@ class Plan:
 
     def runs(self) -> list[Cell]:
         """Every cell with every seed, all cells of a seed before the next seed."""
-        return [cell.with_seed(seed) for seed in self.seeds for cell in self.cells if self._means(cell, seed)]
+        return [
+            cell.with_seed(seed)
+            for seed in self.seeds
+            for cell in self.cells
+            if self._means(cell, seed)
+        ]
 
     def refused_runs(self) -> list[tuple[Cell, str]]:
         """The same of the refused ones, each with its reason."""
-        asked = [(each, seed) for seed in self.seeds for each in self.refused if self._means(each.cell, seed)]
+        asked = [
+            (each, seed)
+            for seed in self.seeds
+            for each in self.refused
+            if self._means(each.cell, seed)
+        ]
         return [(each.cell.with_seed(seed), each.reason) for each, seed in asked]
 
     def _means(self, cell: Cell, seed: int) -> bool:
@@ -77,9 +92,14 @@ class Plan:
 
 
 def load(
-    reference: str | Path, *, settings: Sequence[str] = (), only: str | None = None, seeds: Sequence[int] | None = None
+    reference: str | Path,
+    *,
+    settings: Sequence[str] = (),
+    only: str | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Plan:
-    """A plan by path, or by name: `quick` = reports/quick.toml here, else the one shipped. UsageError says why not."""
+    """A plan by path, or by name: `quick` = reports/quick.toml here, else the one shipped.
+    UsageError says why not."""
     path = locate(str(reference))
     try:
         text = path.read_text(encoding="utf-8")
@@ -99,7 +119,8 @@ def from_flags(
     only: str | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Plan:
-    """A plan of the cell that `--workload cnn --sync asynchronous --replicas 2` describe (`None` = not given).
+    """A plan of the cell that `--workload cnn --sync asynchronous --replicas 2` describe (`None` =
+    not given).
 
     Text is read as `--set` reads it, so that `--replicas 1,2,4` gives three cells.
     """
@@ -109,17 +130,21 @@ def from_flags(
 
 
 def cell_from_flags(flags: Mapping[str, Any], *, settings: Sequence[str] = ()) -> Cell:
-    """The one cell of the flags, resolved and legal; UsageError where it is refused or more than one."""
+    """The one cell of the flags, resolved and legal; UsageError where it is refused or more than
+    one."""
     plan = from_flags(flags, settings=settings)
     if plan.refused:
         raise UsageError(f"{plan.refused[0].cell.label}: {plan.refused[0].reason}")
     if len(plan.cells) != 1:
-        raise UsageError(f"the flags describe {len(plan.cells)} cells, and one is asked for: give one value each")
+        raise UsageError(
+            f"the flags describe {len(plan.cells)} cells, and one is asked for: give one value each"
+        )
     return plan.cells[0]
 
 
 def folders() -> list[Path]:
-    """Where plans are looked up by name, first one first: here, in the wheel, in the clone this code runs from."""
+    """Where plans are looked up by name, first one first: here, in the wheel, in the clone this
+    code runs from."""
     return [Path.cwd() / "reports", plugins.PACKAGE / "plans", plugins.PACKAGE.parent / "reports"]
 
 
@@ -137,7 +162,10 @@ def locate(reference: str) -> Path:
     if reference.endswith(".toml") or "/" in reference:
         path = Path(reference).expanduser()
         if not path.is_file():
-            raise UsageError(f"plan {reference!r}: no such file; known by name: {', '.join(available()) or 'none'}")
+            raise UsageError(
+                f"plan {reference!r}: no such file; known by name: "
+                f"{', '.join(available()) or 'none'}"
+            )
         return path
     known = available()
     if reference not in known:
@@ -204,10 +232,16 @@ def _expand(
     for setting in settings:
         keys = fields.assignment(setting)[0]
         if keys[0] == "options" and len(keys) > 1 and keys[1] not in used:
-            raise UsageError(plugins.unknown("member", keys[1], sorted(used), of="this plan's cells (--set options)"))
+            raise UsageError(
+                plugins.unknown(
+                    "member", keys[1], sorted(used), of="this plan's cells (--set options)"
+                )
+            )
     if only is not None:
         made = _selected(made, only)
-    refused = [Refused(cell, tuple(problems)) for cell in made if (problems := rules.validate(cell))]
+    refused = [
+        Refused(cell, tuple(problems)) for cell in made if (problems := rules.validate(cell))
+    ]
     illegal = {each.cell.id for each in refused}
     return Plan(
         name=name,
@@ -236,5 +270,8 @@ def checked_seeds(values: Any) -> tuple[int, ...]:
     given = list(values) if isinstance(values, range) else fields.listed(values)
     seeds = [fields.number("seeds", value, kind="int") for value in given]
     if not seeds or any(seed is None or not 0 <= seed < 2**63 for seed in seeds):
-        raise UsageError(f"seeds = {given!r}: give at least one integer from 0 to 2**63 - 1, e.g. seeds = [0, 1, 2]")
+        raise UsageError(
+            f"seeds = {given!r}: give at least one integer from 0 to 2**63 - 1, e.g. seeds = [0, "
+            "1, 2]"
+        )
     return tuple(dict.fromkeys(int(seed) for seed in seeds if seed is not None))

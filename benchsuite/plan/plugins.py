@@ -1,9 +1,11 @@
-"""Finds workloads, strategies, topologies ... by file name or path, and reads them without importing.
+"""Finds workloads, strategies, topologies ... by file name or path, and reads them without
+importing.
 
-A plug-in is ONE file that defines a class named after its folder (`Workload`, `Parallel`, `Strategy`,
-`Topology`, `Compression`, `Cluster`). The fields of that class are its options: each with a type, a literal
-default and one line of help under it. A workload's `presets` is a dict literal of the module. All of that is
-read with `ast`, so that `list`, `plan` and cell ids need no torch. `load` imports the file.
+A plug-in is ONE file that defines a class named after its folder (`Workload`, `Parallel`,
+`Strategy`, `Topology`, `Compression`, `Cluster`). The fields of that class are its options: each
+with a type, a literal default and one line of help under it. A workload's `presets` is a dict
+literal of the module. All of that is read with `ast`, so that `list`, `plan` and cell ids need no
+torch. `load` imports the file.
 """
 
 from __future__ import annotations
@@ -30,21 +32,26 @@ from benchsuite.errors import UsageError
 PACKAGE = Path(__file__).resolve().parents[1]
 
 # Inside the package where it is installed; beside it in a clone.
-WORKLOADS = next(path for path in (PACKAGE / "workloads", PACKAGE.parent / "workloads") if path.is_dir())
+WORKLOADS = next(
+    path for path in (PACKAGE / "workloads", PACKAGE.parent / "workloads") if path.is_dir()
+)
 
 # kind -> (folder, module prefix, class name)
-KINDS: Mapping[str, tuple[Path, str, str]] = MappingProxyType({
-    "workload": (WORKLOADS, "benchsuite.workloads", "Workload"),
-    "parallel": (PACKAGE / "parallel", "benchsuite.parallel", "Parallel"),
-    "sync": (PACKAGE / "sync", "benchsuite.sync", "Strategy"),
-    "topology": (PACKAGE / "topology", "benchsuite.topology", "Topology"),
-    "compression": (PACKAGE / "compression", "benchsuite.compression", "Compression"),
-    "cluster": (PACKAGE / "cluster", "benchsuite.cluster", "Cluster"),
-})
+KINDS: Mapping[str, tuple[Path, str, str]] = MappingProxyType(
+    {
+        "workload": (WORKLOADS, "benchsuite.workloads", "Workload"),
+        "parallel": (PACKAGE / "parallel", "benchsuite.parallel", "Parallel"),
+        "sync": (PACKAGE / "sync", "benchsuite.sync", "Strategy"),
+        "topology": (PACKAGE / "topology", "benchsuite.topology", "Topology"),
+        "compression": (PACKAGE / "compression", "benchsuite.compression", "Compression"),
+        "cluster": (PACKAGE / "cluster", "benchsuite.cluster", "Cluster"),
+    }
+)
 
 
 class PluginError(UsageError):
-    """An unknown member or option, or a file that is not a plug-in. The message names what is known."""
+    """An unknown member or option, or a file that is not a plug-in. The message names what is
+    known."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class Plugin:
     digest: str  # sha256 of the file's bytes
 
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Every option with its value, defaults filled in. PluginError names the fields for an unknown one."""
+        """Every option with its value, defaults filled in. PluginError names the fields for an
+        unknown one."""
         for key in given:
             if key not in self.options:
                 raise PluginError(unknown("option", key, self.options, of=self.name))
@@ -113,13 +121,16 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, reference: str) -> Plugin:
-    """A member by file name (`ring`) or by path (`/home/me/my_net.py`). PluginError where there is none."""
+    """A member by file name (`ring`) or by path (`/home/me/my_net.py`). PluginError where there is
+    none."""
     by_path = is_path(reference)
     path = _place(kind, reference, os.getcwd() if by_path else "")
     changed_ns = _changed_ns(path)
     if by_path and changed_ns is None:
         known = ", ".join(names(kind))
-        raise PluginError(f"{kind} {reference!r}: no such file; give an existing .py file or one of: {known}")
+        raise PluginError(
+            f"{kind} {reference!r}: no such file; give an existing .py file or one of: {known}"
+        )
     if changed_ns is None or (reference.startswith("_") and not by_path):
         raise PluginError(unknown(kind, reference, names(kind)))
     return _read(kind, path, changed_ns, by_path)
@@ -136,8 +147,13 @@ def _changed_ns(path: Path) -> int | None:
 
 @lru_cache(maxsize=1024)
 def _place(kind: str, reference: str, here: str) -> Path:
-    """Where a reference leads: asked a hundred thousand times, with links to be looked up. here: for paths."""
-    return (here / Path(reference).expanduser()).resolve() if here else KINDS[kind][0] / f"{reference}.py"
+    """Where a reference leads: asked a hundred thousand times, with links to be looked up. here:
+    for paths."""
+    return (
+        (here / Path(reference).expanduser()).resolve()
+        if here
+        else KINDS[kind][0] / f"{reference}.py"
+    )
 
 
 def load(kind: str, reference: str) -> type[Any]:
@@ -163,7 +179,9 @@ def _make_workloads_importable() -> None:
             _execute(name, WORKLOADS / "__init__.py")
 
 
-_importing = threading.RLock()  # thread ranks load at once; one must not see another's half-imported module
+_importing = (
+    threading.RLock()
+)  # thread ranks load at once; one must not see another's half-imported module
 
 
 def _import_path(module_name: str, path: Path) -> Any:
@@ -173,7 +191,9 @@ def _import_path(module_name: str, path: Path) -> Any:
 
 def _execute(module_name: str, path: Path) -> Any:
     folders = [str(path.parent)] if path.name == "__init__.py" else None
-    spec = importlib.util.spec_from_file_location(module_name, path, submodule_search_locations=folders)
+    spec = importlib.util.spec_from_file_location(
+        module_name, path, submodule_search_locations=folders
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up here
@@ -186,7 +206,8 @@ def _execute(module_name: str, path: Path) -> Any:
 
 
 def is_path(reference: str) -> bool:
-    """Whether a reference is a path (`my_net.py`, `../nets/mine.py`) rather than a member's name."""
+    """Whether a reference is a path (`my_net.py`, `../nets/mine.py`) rather than a member's
+    name."""
     return reference.endswith(".py") or "/" in reference
 
 
@@ -200,7 +221,8 @@ def _parse(path: Path, mtime_ns: int) -> ast.Module:
 
 
 def _defines(path: Path, class_name: str) -> bool:
-    """Whether a file defines the class at its top. Most that do not are told by their text: cheaper than parsing."""
+    """Whether a file defines the class at its top. Most that do not are told by their text: cheaper
+    than parsing."""
     if f"\nclass {class_name}" not in "\n" + path.read_text(encoding="utf-8"):
         return False
     return _class_of(_parse(path, path.stat().st_mtime_ns), class_name) is not None
@@ -220,35 +242,50 @@ def _read(kind: str, path: Path, mtime_ns: int, by_path: bool) -> Plugin:
     node = _class_of(tree, class_name)
     if node is None:
         raise PluginError(f"{path} defines no class {class_name}; a {kind} file needs one")
-    summary = (ast.get_docstring(tree) or ast.get_docstring(node) or "").strip().split("\n")[0]
+    document = ast.get_docstring(tree) or ast.get_docstring(node) or ""
+    summary = " ".join(document.strip().split("\n\n")[0].split())
     options, constants = _fields(node, path)
     presets = _presets(tree, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Plugin(
-        kind=kind, name=path.stem, path=path, summary=summary, options=options, presets=presets,
-        constants=constants, given_by_path=by_path, digest=digest,
-    )  # fmt: skip
+        kind=kind,
+        name=path.stem,
+        path=path,
+        summary=summary,
+        options=options,
+        presets=presets,
+        constants=constants,
+        given_by_path=by_path,
+        digest=digest,
+    )
 
 
 def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str, Any]]:
     options: dict[str, Option] = {}
     constants: dict[str, Any] = {}
     for position, item in enumerate(node.body):
-        if isinstance(item, ast.Assign) and len(item.targets) == 1 and isinstance(item.targets[0], ast.Name):
+        if (
+            isinstance(item, ast.Assign)
+            and len(item.targets) == 1
+            and isinstance(item.targets[0], ast.Name)
+        ):
             try:
                 constants[item.targets[0].id] = ast.literal_eval(item.value)
             except ValueError:
                 continue
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
             continue
-        name, annotation = item.target.id, ast.unparse(item.annotation)
+        name = item.target.id
+        annotation = ast.unparse(item.annotation)
         if name.startswith("_") or "ClassVar" in annotation or item.value is None:
             continue
         try:
             default = ast.literal_eval(item.value)
         except ValueError as error:
             text = ast.unparse(item.value)
-            raise PluginError(f"{path}: option {name!r} needs a literal default, not {text}") from error
+            raise PluginError(
+                f"{path}: option {name!r} needs a literal default, not {text}"
+            ) from error
         following = node.body[position + 1] if position + 1 < len(node.body) else None
         text = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
@@ -260,9 +297,15 @@ def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str
 def _presets(tree: ast.Module, path: Path) -> dict[str, dict[str, Any]]:
     for item in tree.body:
         target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
-        if isinstance(item, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name) and target.id == "presets":
+        if (
+            isinstance(item, (ast.Assign, ast.AnnAssign))
+            and isinstance(target, ast.Name)
+            and target.id == "presets"
+        ):
             try:
-                value: dict[str, dict[str, Any]] = ast.literal_eval(item.value) if item.value else {}
+                value: dict[str, dict[str, Any]] = (
+                    ast.literal_eval(item.value) if item.value else {}
+                )
             except ValueError as error:
                 raise PluginError(f"{path}: presets must be a dict literal") from error
             return value
@@ -280,13 +323,20 @@ def _checked(owner: str, option: Option, value: Any) -> Any:
     if base.startswith("Literal["):
         allowed = ast.literal_eval(base[len("Literal[") : -1] + ",")
         if value not in allowed:
-            raise PluginError(unknown(f"value of option {option.name!r}", value, [str(a) for a in allowed], of=owner))
+            raise PluginError(
+                unknown(
+                    f"value of option {option.name!r}", value, [str(a) for a in allowed], of=owner
+                )
+            )
         return value
     allowed_types = _NUMBERS.get(base)
     if allowed_types is None:
         return value
     if isinstance(value, bool) != (base == "bool") or not isinstance(value, allowed_types):
-        raise PluginError(f"option {option.name!r} of {owner} takes {base}, not {value!r} ({type(value).__name__})")
+        raise PluginError(
+            f"option {option.name!r} of {owner} takes {base}, not {value!r} "
+            f"({type(value).__name__})"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise PluginError(f"option {option.name!r} of {owner} takes a finite number, not {value!r}")
     return float(value) if base == "float" else value

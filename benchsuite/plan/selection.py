@@ -35,7 +35,8 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 
 class Selection:
-    """A parsed expression. UsageError for anything that is not one, with the fields, the nearest first."""
+    """A parsed expression. UsageError for anything that is not one, with the fields, the nearest
+    first."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -60,12 +61,19 @@ class Selection:
                 names = [inner.id for inner in ast.walk(part) if isinstance(inner, ast.Name)]
                 if not any(name in NAMES for name in names):
                     word = names[0] if names else ast.unparse(part.left)
-                    raise UsageError(f"--only {self.text!r}: " + plugins.unknown("field", word, NAMES))
-        for part in [node, *(v for p in ast.walk(node) if isinstance(p, ast.BoolOp) for v in p.values)]:
+                    raise UsageError(
+                        f"--only {self.text!r}: " + plugins.unknown("field", word, NAMES)
+                    )
+        for part in [
+            node,
+            *(v for p in ast.walk(node) if isinstance(p, ast.BoolOp) for v in p.values),
+        ]:
             while isinstance(part, ast.UnaryOp):
                 part = part.operand
             if isinstance(part, ast.Name) and part.id not in NAMES:
-                raise UsageError(f"--only {self.text!r}: " + plugins.unknown("field", part.id, NAMES))
+                raise UsageError(
+                    f"--only {self.text!r}: " + plugins.unknown("field", part.id, NAMES)
+                )
 
     def _value(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
         match node:
@@ -108,7 +116,9 @@ class Selection:
             except TypeError:
                 if left is None or right is None:  # not set, e.g. link_mbit > 100 without a link
                     return False
-                raise UsageError(f"--only {self.text!r}: {left!r} and {right!r} do not compare") from None
+                raise UsageError(
+                    f"--only {self.text!r}: {left!r} and {right!r} do not compare"
+                ) from None
             if not holds:
                 return False
             left = right

@@ -1,1 +1,2 @@
-"""Programs around the suite: what a machine can do, what the suite itself costs, calibration, checks on a GPU, asv."""
+"""Programs around the suite: what a machine can do, what the suite itself costs, calibration,
+checks on a GPU, asv."""

@@ -1,7 +1,8 @@
 """A figure of `benchsuite selfcheck` and what is said of it: pass, miss, too noisy. Pure functions.
 
-The unit is the fresh launch (or process start), and a bar is held against the median over launches. A contended machine
-gives no verdict against the suite: there only an interval that clears the bar is a pass, all else is `too noisy`.
+The unit is the fresh launch (or process start), and a bar is held against the median over launches.
+A contended machine gives no verdict against the suite: there only an interval that clears the bar
+is a pass, all else is `too noisy`.
 """
 
 from __future__ import annotations
@@ -47,13 +48,20 @@ class Figure:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, with median, interval and verdict."""
-        document: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "points"}
+        document: dict[str, Any] = {
+            name: value for name, value in vars(self).items() if name != "points"
+        }
         document |= {"points": list(self.points), "n": len(self.points)}
         document |= {"verdict": self.verdict, "contended": self.contended}
         if not self.points:
             return document | {"median": None, "low": None, "high": None, "interval": "none"}
         low, high, kind = interval(self.points)
-        return document | {"median": statistics.median(self.points), "low": low, "high": high, "interval": kind}
+        return document | {
+            "median": statistics.median(self.points),
+            "low": low,
+            "high": high,
+            "interval": kind,
+        }
 
 
 def interval(points: Sequence[float]) -> tuple[float, float, str]:
@@ -65,7 +73,8 @@ def interval(points: Sequence[float]) -> tuple[float, float, str]:
 def judge(points: Sequence[float], bar: float, *, better: str, contended: bool = False) -> Verdict:
     """What one value per launch says of a bar: `pass` or `miss` by the median on a quiet machine.
 
-    On a contended one: `pass` where the whole interval is on the right side of the bar, else `too noisy`.
+    On a contended one: `pass` where the whole interval is on the right side of the bar, else `too
+    noisy`.
     """
     if not points or any(math.isnan(point) for point in points):
         raise ValueError("a verdict needs values, none of them NaN")

@@ -1,6 +1,8 @@
-"""Micro-measurements through the cell host: fresh processes in a private network, with an entry of their own. No torch.
+"""Micro-measurements through the cell host: fresh processes in a private network, with an entry of
+their own. No torch.
 
-What the ranks are to do beyond their cell stands in `order.json` of the run directory; each leaves one record.
+What the ranks are to do beyond their cell stands in `order.json` of the run directory; each leaves
+one record.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ ORDER_FILE = "order.json"
 
 
 class Bench:
-    """A cluster whose cells may have entries of their own. `modules`: for its fork server to import besides."""
+    """A cluster whose cells may have entries of their own. `modules`: for its fork server to import
+    besides."""
 
     def __init__(self, modules: Sequence[str] = ()) -> None:
         self.cluster = Cluster(modules=[*preload.MODULES, *built_in_modules(), *modules])
@@ -40,8 +43,11 @@ class Bench:
         self.cluster.close()
         self._folder.cleanup()
 
-    def launch(self, cell: Cell, entry: str = WORKER, order: Mapping[Any, Any] | None = None) -> Launch:
-        """One fresh launch. `order`: for the ranks, as JSON. RuntimeError where it does not end well."""
+    def launch(
+        self, cell: Cell, entry: str = WORKER, order: Mapping[Any, Any] | None = None
+    ) -> Launch:
+        """One fresh launch. `order`: for the ranks, as JSON. RuntimeError where it does not end
+        well."""
         run_dir = Path(self._folder.name) / str(self._launches)
         self._launches += 1
         run_dir.mkdir(mode=0o700)

@@ -1,25 +1,30 @@
-"""The schedule of a virtual cell as Chakra execution traces, for ASTRA-sim and its packet-level back ends.
+"""The schedule of a virtual cell as Chakra execution traces, for ASTRA-sim and its packet-level
+back ends.
 
-Chakra: Sridharan et al. 2023, arXiv:2305.14516. `export` writes one file `<cell id>.<rank>.et` per rank and one JSON
-file beside them. Format: mlcommons/chakra `schema/protobuf/et_def.proto`, package ChakraProtoMsg, as at f5124d7 and
-6dc63e1 (what is used here is the same in both); each message after its length as a varint, GlobalMetadata first, then
-nodes. Attributes have the names and value types that `src/feeder/et_feeder_node.cpp` of mlcommons/chakra (02da5d0)
-reads and `astra-sim/workload/feeder_v3` of astra-sim (2aa2bbd) converts:
+Chakra: Sridharan et al. 2023, arXiv:2305.14516. `export` writes one file `<cell id>.<rank>.et` per
+rank and one JSON file beside them. Format: mlcommons/chakra `schema/protobuf/et_def.proto`, package
+ChakraProtoMsg, as at f5124d7 and 6dc63e1 (what is used here is the same in both); each message
+after its length as a varint, GlobalMetadata first, then nodes. Attributes have the names and value
+types that `src/feeder/et_feeder_node.cpp` of mlcommons/chakra (02da5d0) reads and
+`astra-sim/workload/feeder_v3` of astra-sim (2aa2bbd) converts:
 
     every node   is_cpu_op (bool, false: true is its default there), start_ns, duration_ns (uint64)
     send, recv   comm_src, comm_dst, comm_tag (int32), comm_size (int64, bytes)
-    collective   comm_type (int64, CollectiveCommType), comm_size (what a rank puts in), comm_tag, pg_name (string)
+    collective   comm_type (int64, CollectiveCommType), comm_size (what a rank puts in), comm_tag,
+      pg_name (string)
 
-The schema's times are whole microseconds: begin and end are rounded down, each, so that nothing begins before what it
-waits for ends. `start_ns` and `duration_ns` are exact; no feeder looks at them. Tags number the messages of an edge, so
-that a receive has one send whatever reads it. `pg_name` is left out for all ranks, else it is a number of
-`<cell id>.groups.json`, which is what ASTRA-sim calls its comm-group configuration. Tickets are messages of
-`TICKET_BYTES` of their own: without them a server would answer a goodbye that nobody has said.
+The schema's times are whole microseconds: begin and end are rounded down, each, so that nothing
+begins before what it waits for ends. `start_ns` and `duration_ns` are exact; no feeder looks at
+them. Tags number the messages of an edge, so that a receive has one send whatever reads it.
+`pg_name` is left out for all ranks, else it is a number of `<cell id>.groups.json`, which is what
+ASTRA-sim calls its comm-group configuration. Tickets are messages of `TICKET_BYTES` of their own:
+without them a server would answer a goodbye that nobody has said.
 
-What waits for what stands in `ctrl_deps` (program order of a rank's tasks) and again in `data_deps`: a rank's vectors
-are one state that goes from each event to the next, and the feeder of mlcommons/chakra looks at `data_deps` only. What
-needs data from elsewhere is what follows a COMM_RECV_NODE. Computing takes the times of the virtual run (ASTRA-sim:
-leave `roofline-enabled` off). A barrier is the schema's BARRIER, which ASTRA-sim does not simulate.
+What waits for what stands in `ctrl_deps` (program order of a rank's tasks) and again in
+`data_deps`: a rank's vectors are one state that goes from each event to the next, and the feeder of
+mlcommons/chakra looks at `data_deps` only. What needs data from elsewhere is what follows a
+COMM_RECV_NODE. Computing takes the times of the virtual run (ASTRA-sim: leave `roofline-enabled`
+off). A barrier is the schema's BARRIER, which ASTRA-sim does not simulate.
 """
 
 from __future__ import annotations
@@ -50,26 +55,44 @@ ALL_RANKS = "world"  # name of the comm of all ranks
 # The part of the schema that is written: message -> (field, number, type); [] = repeated.
 FIELDS: Mapping[str, Sequence[tuple[str, int, str]]] = {
     "AttributeProto": (
-        ("name", 1, "string"), ("int32_val", 7, "int32"), ("int64_val", 9, "int64"), ("uint64_val", 13, "uint64"),
-        ("bool_val", 27, "bool"), ("string_val", 29, "string"),
+        ("name", 1, "string"),
+        ("int32_val", 7, "int32"),
+        ("int64_val", 9, "int64"),
+        ("uint64_val", 13, "uint64"),
+        ("bool_val", 27, "bool"),
+        ("string_val", 29, "string"),
     ),
     "GlobalMetadata": (("version", 1, "string"), ("attr", 2, "AttributeProto[]")),
     "Node": (
-        ("id", 1, "uint64"), ("name", 2, "string"), ("type", 3, "NodeType"), ("ctrl_deps", 4, "uint64[]"),
-        ("data_deps", 5, "uint64[]"), ("start_time_micros", 6, "uint64"), ("duration_micros", 7, "uint64"),
+        ("id", 1, "uint64"),
+        ("name", 2, "string"),
+        ("type", 3, "NodeType"),
+        ("ctrl_deps", 4, "uint64[]"),
+        ("data_deps", 5, "uint64[]"),
+        ("start_time_micros", 6, "uint64"),
+        ("duration_micros", 7, "uint64"),
         ("attr", 10, "AttributeProto[]"),
     ),
-}  # fmt: skip
+}
 NODE_TYPE_NAMES = (
-    "INVALID_NODE", "METADATA_NODE", "MEM_LOAD_NODE", "MEM_STORE_NODE", "COMP_NODE", "COMM_SEND_NODE", "COMM_RECV_NODE",
+    "INVALID_NODE",
+    "METADATA_NODE",
+    "MEM_LOAD_NODE",
+    "MEM_STORE_NODE",
+    "COMP_NODE",
+    "COMM_SEND_NODE",
+    "COMM_RECV_NODE",
     "COMM_COLL_NODE",
-)  # fmt: skip
+)
 LEFT_OUT = {
     "counters": "fetch_add takes no virtual time; which batch a worker takes decides no byte",
-    "locks and shared memory": "inside one host: no message; after a wait for a lock an event begins late",
+    "locks and shared memory": "inside one host: no message; after a wait for a lock an event "
+    "begins late",
     "optimizer steps, data, evaluation": "take no virtual time",
-    "receives that no message came for": "posted ahead, and the run was over: nothing waits for them",
-    "alternatives": "what happened here: a server takes pushes in this order, a given-up gradient is as long as it was",
+    "receives that no message came for": "posted ahead, and the run was over: nothing waits for "
+    "them",
+    "alternatives": "what happened here: a server takes pushes in this order, a given-up gradient "
+    "is as long as it was",
 }
 
 
@@ -83,7 +106,8 @@ class Exported:
 
 
 def one_cell(plan: Plan) -> Cell:
-    """The one virtual cell of a plan with its seed. UsageError where it is another, none, or more than one."""
+    """The one virtual cell of a plan with its seed. UsageError where it is another, none, or more
+    than one."""
     found = [*plan.cells, *(each.cell for each in plan.refused)]
     if len(found) * len(plan.seeds) != 1:
         shown = f", the first of them {found[0].label}" if found else ""
@@ -94,7 +118,8 @@ def one_cell(plan: Plan) -> Cell:
     cell = found[0].with_seed(plan.seeds[0])
     if cell.clock != "virtual":
         raise UsageError(
-            f"{cell.label}: clock = {cell.clock}, and a schedule is what the virtual clock did: add --clock virtual"
+            f"{cell.label}: clock = {cell.clock}, and a schedule is what the virtual clock did: "
+            "add --clock virtual"
         )
     if plan.refused:
         raise UsageError(f"{cell.label}: {plan.refused[0].reason}")
@@ -102,7 +127,8 @@ def one_cell(plan: Plan) -> Cell:
 
 
 def export(cell: Cell, folder: str | Path) -> Exported:
-    """Runs a resolved cell of the virtual clock without gradients, in this process, and writes its schedule.
+    """Runs a resolved cell of the virtual clock without gradients, in this process, and writes its
+    schedule.
 
     UsageError where protobuf is missing; OSError where `folder` cannot be written.
     """
@@ -119,10 +145,14 @@ def export(cell: Cell, folder: str | Path) -> Exported:
         path.write_bytes(format_.trace(cell, schedule, rank, groups))
     if groups:
         ranks = {number: schedule.groups[name] for name, number in groups.items()}
-        (folder / f"{cell.id}.groups.json").write_text(json.dumps(ranks, indent=1) + "\n", encoding="utf-8")
+        (folder / f"{cell.id}.groups.json").write_text(
+            json.dumps(ranks, indent=1) + "\n", encoding="utf-8"
+        )
     path = folder / f"{cell.id}.json"
     about = _about(cell, schedule, simulated.records, traces, groups)
-    path.write_text(json.dumps(about, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(about, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+    )
     return Exported(traces, path, about)
 
 
@@ -134,9 +164,12 @@ class Format:
             from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
         except ImportError as error:
             raise UsageError(
-                f"export chakra: {error}; the format needs the package protobuf: pip install 'benchsuite[chakra]'"
+                f"export chakra: {error}; the format needs the package protobuf: pip install "
+                "'benchsuite[chakra]'"
             ) from error
-        file = descriptor_pb2.FileDescriptorProto(name="et_def.proto", package="ChakraProtoMsg", syntax="proto3")
+        file = descriptor_pb2.FileDescriptorProto(
+            name="et_def.proto", package="ChakraProtoMsg", syntax="proto3"
+        )
         values = file.enum_type.add(name="NodeType").value
         for number, name in enumerate(NODE_TYPE_NAMES):
             values.add(name=name, number=number)
@@ -150,7 +183,8 @@ class Format:
                 field = made.field.add(name=name, number=number, label=label)
                 kind = kind.removesuffix("[]")
                 if kind in FIELDS or kind == "NodeType":
-                    field.type, field.type_name = of.TYPE_MESSAGE, f".ChakraProtoMsg.{kind}"
+                    field.type = of.TYPE_MESSAGE
+                    field.type_name = f".ChakraProtoMsg.{kind}"
                     if kind == "NodeType":
                         field.type = of.TYPE_ENUM
                 else:
@@ -172,15 +206,23 @@ class Format:
         for name, value in (("seed", cell.seed), ("rank", rank), ("num_ranks", cell.world_size)):
             head.attr.add(name=name, int64_val=value)
         messages = [head, *(self._made(event, schedule, groups) for event in schedule.events[rank])]
-        return b"".join(_delimited(message.SerializeToString(deterministic=True)) for message in messages)
+        return b"".join(
+            _delimited(message.SerializeToString(deterministic=True)) for message in messages
+        )
 
     def _made(self, event: Event, schedule: Schedule, groups: Mapping[str, str]) -> Any:
-        begin_us, end_us = event.begin // NS_PER_US, event.end // NS_PER_US
+        begin_us = event.begin // NS_PER_US
+        end_us = event.end // NS_PER_US
         verb = {"send": "send ", "receive": "receive "}.get(event.kind, "")
         node = self._node(
-            id=event.number, name=verb + event.name, type=NODE_TYPES[event.kind], ctrl_deps=event.after,
-            data_deps=event.after, start_time_micros=begin_us, duration_micros=end_us - begin_us,
-        )  # fmt: skip
+            id=event.number,
+            name=verb + event.name,
+            type=NODE_TYPES[event.kind],
+            ctrl_deps=event.after,
+            data_deps=event.after,
+            start_time_micros=begin_us,
+            duration_micros=end_us - begin_us,
+        )
         add = node.attr.add
         add(name="is_cpu_op", bool_val=False)
         if event.kind in ("send", "receive"):
@@ -201,13 +243,18 @@ class Format:
 
 
 def _put_in(event: Event, schedule: Schedule) -> int:
-    """Bytes that one rank gives to a collective: ASTRA-sim makes the whole of an all-gather from these (Ring.cc)."""
-    return event.num_bytes // (len(schedule.groups[event.group]) if event.name == "all_gather" else 1)
+    """Bytes that one rank gives to a collective: ASTRA-sim makes the whole of an all-gather from
+    these (Ring.cc)."""
+    return event.num_bytes // (
+        len(schedule.groups[event.group]) if event.name == "all_gather" else 1
+    )
 
 
 def _delimited(message: bytes) -> bytes:
-    """After its length as a varint: seven bits per byte, the lowest first, the eighth says that more follow."""
-    length, left = bytearray(), len(message)
+    """After its length as a varint: seven bits per byte, the lowest first, the eighth says that
+    more follow."""
+    length = bytearray()
+    left = len(message)
     while left > 0x7F:
         length.append(left & 0x7F | 0x80)
         left >>= 7
@@ -221,24 +268,38 @@ def _about(
     traces: Sequence[Path],
     groups: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The JSON file. AssertionError where the trace does not hold the bytes that the run counted."""
-    messages, tickets = _edges(schedule, control=False), _edges(schedule, control=True)
+    """The JSON file. AssertionError where the trace does not hold the bytes that the run
+    counted."""
+    messages = _edges(schedule, control=False)
+    tickets = _edges(schedule, control=True)
     counted = Traffic.total(Traffic.from_json(record["traffic"]) for record in records)
-    payload = {edge: [num_bytes, counted.messages[edge]] for edge, num_bytes in counted.payload.items()}
+    payload = {
+        edge: [num_bytes, counted.messages[edge]] for edge, num_bytes in counted.payload.items()
+    }
     assert messages == payload, f"sent in the trace {messages}, counted by the run {payload}"
     calls = Counter(
         (event.name, event.num_bytes, groups.get(event.group, ""))
-        for events in schedule.events for event in events
+        for events in schedule.events
+        for event in events
         if event.kind == "collective" and event.rank == schedule.groups[event.group][0]
-    )  # fmt: skip
+    )
     return {
         "format": "Chakra execution trace: mlcommons/chakra schema/protobuf/et_def.proto",
-        "cell_id": cell.id, "label": cell.label, "seed": cell.seed, "cell": cell.to_json(),
+        "cell_id": cell.id,
+        "label": cell.label,
+        "seed": cell.seed,
+        "cell": cell.to_json(),
         "ranks": [
-            {"rank": rank, "role": records[rank]["role"], "file": path.name, "nodes": len(schedule.events[rank])}
+            {
+                "rank": rank,
+                "role": records[rank]["role"],
+                "file": path.name,
+                "nodes": len(schedule.events[rank]),
+            }
             for rank, path in enumerate(traces)
         ],
-        "times": "start_time_micros, duration_micros: us, rounded down; attributes start_ns, duration_ns: ns, exact",
+        "times": "start_time_micros, duration_micros: us, rounded down; attributes start_ns, "
+        "duration_ns: ns, exact",
         "end_ns": schedule.end,
         "messages": [[*edge, *both] for edge, both in sorted(messages.items())],
         "tickets": [[*edge, *both] for edge, both in sorted(tickets.items())],
@@ -249,9 +310,11 @@ def _about(
             "collectives": "name, bytes of the whole vector, pg_name, calls",
             "derived": "bytes and messages of the collectives by edge, as the run derives them",
         },
-        "unreceived": [[event.rank, event.peer, event.num_bytes, event.tag] for event in schedule.unreceived],
+        "unreceived": [
+            [event.rank, event.peer, event.num_bytes, event.tag] for event in schedule.unreceived
+        ],
         "left_out": LEFT_OUT,
-    }  # fmt: skip
+    }
 
 
 def _edges(schedule: Schedule, *, control: bool) -> dict[Edge, list[int]]:

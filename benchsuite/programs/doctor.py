@@ -1,4 +1,5 @@
-"""`benchsuite doctor`: what this machine can do, and what is missing for what. No torch here: a subprocess looks."""
+"""`benchsuite doctor`: what this machine can do, and what is missing for what. No torch here: a
+subprocess looks."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class Row:
 
 
 def examine() -> dict[str, Any]:
-    """`{"benchsuite", "machine", "rows": [{what, found, needed_for, remedy, ok}]}`; takes seconds (it starts torch)."""
+    """`{"benchsuite", "machine", "rows": [{what, found, needed_for, remedy, ok}]}`; takes seconds
+    (it starts torch)."""
     rows = [*_machine(), *_torch(examine_torch()), *_network(), *_tools(), *_packages()]
     return {
         "benchsuite": benchsuite.__version__,
@@ -68,7 +70,10 @@ def table(findings: Mapping[str, Any]) -> str:
     head = ("what", "found", "needed for")
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(2)]
     lines = [f"benchsuite {findings['benchsuite']} on {findings['machine']}", ""]
-    lines += [f"{what:<{widths[0]}}  {found:<{widths[1]}}  {needed}".rstrip() for what, found, needed in [head, *rows]]
+    lines += [
+        f"{what:<{widths[0]}}  {found:<{widths[1]}}  {needed}".rstrip()
+        for what, found, needed in [head, *rows]
+    ]
     missing = [row for row in findings["rows"] if not row["ok"]]
     lines += ["", "missing:" if missing else "nothing is missing"]
     lines += [f"  {row['what']}, for {row['needed_for']}: {row['remedy']}" for row in missing]
@@ -92,22 +97,36 @@ def private_network() -> str | None:
 
 
 def _machine() -> Iterator[Row]:
-    cores, quota = load.num_cores(), load.cpu_quota()
+    cores = load.num_cores()
+    quota = load.cpu_quota()
     found = f"{cores} of {os.cpu_count()}" + (f" (quota {quota:g})" if quota else "")
     yield Row(
-        "cores", found, "wall-clock figures of workers + servers <= cores",
-        "" if cores >= 2 else "one core: every run of two ranks is oversubscribed; counted figures remain valid",
-    )  # fmt: skip
+        "cores",
+        found,
+        "wall-clock figures of workers + servers <= cores",
+        ""
+        if cores >= 2
+        else "one core: every run of two ranks is oversubscribed; counted figures remain valid",
+    )
     size = environment.memory_bytes()
-    yield Row("memory", f"{size / 1024**3:.1f} GiB" if size else "unknown", "a copy of the model per rank")
+    yield Row(
+        "memory", f"{size / 1024**3:.1f} GiB" if size else "unknown", "a copy of the model per rank"
+    )
     yield Row("processor", environment.cpu_model(), "the name of the results folder")
     yield Row("threads", _thread_variables(), "1 thread per rank is set by the suite itself")
     version = ".".join(map(str, sys.version_info[:3]))
-    yield Row("python", version, "everything", "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer")
     yield Row(
-        "cpu accounting", "yes" if load.tree_cpu_s(os.getpid()) is not None else "no", "the flag `contended`",
+        "python",
+        version,
+        "everything",
+        "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer",
+    )
+    yield Row(
+        "cpu accounting",
+        "yes" if load.tree_cpu_s(os.getpid()) is not None else "no",
+        "the flag `contended`",
         "" if load.tree_cpu_s(os.getpid()) is not None else "install psutil",
-    )  # fmt: skip
+    )
     resets = memory.reset_peak()
     yield Row("peak memory", "per run" if resets else "since the fork", "peak_memory_bytes")
 
@@ -120,7 +139,12 @@ def _thread_variables() -> str:
 
 def _torch(torch: Machine) -> Iterator[Row]:
     if torch.torch is None:
-        yield Row("torch", "cannot be imported", "everything but reports", "pip install torch (CPU build is enough)")
+        yield Row(
+            "torch",
+            "cannot be imported",
+            "everything but reports",
+            "pip install torch (CPU build is enough)",
+        )
         return
     yield Row("torch", torch.torch, "everything but reports")
     gloo = "" if torch.gloo else "install torch's wheel from pytorch.org: this build has no gloo"
@@ -128,10 +152,14 @@ def _torch(torch: Machine) -> Iterator[Row]:
     devices = torch.num_cuda_devices or 0
     names = ", ".join(sorted(set(environment.gpus())))
     yield Row(
-        "GPUs", f"{devices} {names}".strip() if devices else "none", "device = cuda",
+        "GPUs",
+        f"{devices} {names}".strip() if devices else "none",
+        "device = cuda",
         "" if devices else "a machine with an NVIDIA GPU and a CUDA build of torch",
-    )  # fmt: skip
-    yield Row("nccl", _yes(torch.nccl), "backend = nccl", "" if torch.nccl else "a CUDA build of torch")
+    )
+    yield Row(
+        "nccl", _yes(torch.nccl), "backend = nccl", "" if torch.nccl else "a CUDA build of torch"
+    )
     mpi = "" if torch.mpi else "build torch from source against MPI: no wheel has it"
     yield Row("mpi", _yes(torch.mpi), "backend = mpi", mpi)
 
@@ -139,29 +167,48 @@ def _torch(torch: Machine) -> Iterator[Row]:
 def _network() -> Iterator[Row]:
     refused = private_network()
     yield Row(
-        "private network", "yes" if refused is None else "no", "wire_bytes, and ranks that nobody else can reach",
-        "" if refused is None else f"{refused}; allow user namespaces (sysctl user.max_user_namespaces) or run as root",
-    )  # fmt: skip
+        "private network",
+        "yes" if refused is None else "no",
+        "wire_bytes, and ranks that nobody else can reach",
+        ""
+        if refused is None
+        else f"{refused}; allow user namespaces (sysctl user.max_user_namespaces) or run as root",
+    )
     control = environment.congestion_control()
-    yield Row("TCP congestion control", control or "unknown", "the caption: it moves loopback by a factor of 2")
+    yield Row(
+        "TCP congestion control",
+        control or "unknown",
+        "the caption: it moves loopback by a factor of 2",
+    )
     tools = [name for name in ("ip", "tc", "nsenter") if not shutil.which(name)]
     yield Row(
-        "ip, tc, nsenter", f"without {', '.join(tools)}" if tools else "yes", "cluster = namespaces",
+        "ip, tc, nsenter",
+        f"without {', '.join(tools)}" if tools else "yes",
+        "cluster = namespaces",
         "install iproute2 and util-linux" if tools else "",
-    )  # fmt: skip
+    )
 
 
 def _tools() -> Iterator[Row]:
     needed = ("sbatch", "squeue", "scancel", "srun")
     missing = [name for name in needed if not shutil.which(name)]
     yield Row(
-        "slurm", f"without {', '.join(missing)}" if missing else "yes", "cluster = slurm",
+        "slurm",
+        f"without {', '.join(missing)}" if missing else "yes",
+        "cluster = slurm",
         "run on a slurm login node" if missing else "",
-    )  # fmt: skip
+    )
     mpirun = shutil.which("mpirun")
-    yield Row("mpirun", "yes" if mpirun else "no", "cluster = mpirun", "" if mpirun else "install Open MPI or MPICH")
+    yield Row(
+        "mpirun",
+        "yes" if mpirun else "no",
+        "cluster = mpirun",
+        "" if mpirun else "install Open MPI or MPICH",
+    )
     git = shutil.which("git")
-    yield Row("git", "yes" if git else "no", "the commit in every run", "" if git else "install git")
+    yield Row(
+        "git", "yes" if git else "no", "the commit in every run", "" if git else "install git"
+    )
 
 
 def _packages() -> Iterator[Row]:
@@ -182,10 +229,20 @@ def _yes(value: bool | None) -> str:
 
 
 def _run_python(code: str, *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-c", code]  # -P: no file of the working directory shadows a module
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        code,
+    ]  # -P: no file of the working directory shadows a module
     try:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"no answer within {timeout_s:g} s")

@@ -1,19 +1,23 @@
-"""A slow link on one machine: the loopback of a private network, with Ethernet's packets and a rate. No torch.
+"""A slow link on one machine: the loopback of a private network, with Ethernet's packets and a
+rate. No torch.
 
 Found out (kernel 6.18, iproute2 6.1), and built on here:
-- `ip link set lo mtu 1500` first, and before a connection is made: loopback's 64 KiB packets would be charged one
-  header per 64 KiB, and no network carries them. 1448 of 1514 bytes are payload then: 0.956 of the rate arrives.
-- `tc qdisc replace dev lo root tbf rate R burst B limit L` shapes what `lo` transmits, and that is both directions:
-  data one way, acknowledgements the other. So only one message may be under way at a time; both ways at once
-  would share the rate, which a full-duplex port does not.
-- tbf cuts TCP's super-packets at its burst. With 32 or 64 KiB a share of 0.938 arrives at 100 to 400 Mbit/s, from
-  128 KiB on 0.956 to 0.957 from 100 to 1600 Mbit/s: 128 KiB it is.
-- A full bucket lets one burst through at memory speed. While messages follow each other it stays empty: two
-  bursts go ahead of what is timed, and what is timed is at least two bursts long.
-- `limit` holds more than TCP keeps under way, so nothing is dropped, whatever the congestion control.
+- `ip link set lo mtu 1500` first, and before a connection is made: loopback's 64 KiB packets would
+  be charged one header per 64 KiB, and no network carries them. 1448 of 1514 bytes are payload
+  then: 0.956 of the rate arrives.
+- `tc qdisc replace dev lo root tbf rate R burst B limit L` shapes what `lo` transmits, and that is
+  both directions: data one way, acknowledgements the other. So only one message may be under way at
+  a time; both ways at once would share the rate, which a full-duplex port does not.
+- tbf cuts TCP's super-packets at its burst. With 32 or 64 KiB a share of 0.938 arrives at 100 to
+  400 Mbit/s, from 128 KiB on 0.956 to 0.957 from 100 to 1600 Mbit/s: 128 KiB it is.
+- A full bucket lets one burst through at memory speed. While messages follow each other it stays
+  empty: two bursts go ahead of what is timed, and what is timed is at least two bursts long.
+- `limit` holds more than TCP keeps under way, so nothing is dropped, whatever the congestion
+  control.
 - netem (added latency) is not in every kernel, and is not used.
-Where `tc` and `ip` may not do this (no CAP_NET_ADMIN: an ordinary user's namespace loses it when a program is
-started), the reason is reported. The machine's own loopback is never touched: without a private network it is refused.
+Where `tc` and `ip` may not do this (no CAP_NET_ADMIN: an ordinary user's namespace loses it when a
+program is started), the reason is reported. The machine's own loopback is never touched: without a
+private network it is refused.
 """
 
 from __future__ import annotations
@@ -34,16 +38,20 @@ class NotShaped(RuntimeError):
 
 
 class ShapedLoopback:
-    """A context in which `lo` has Ethernet's packets and the rate last set; afterwards it is as it was."""
+    """A context in which `lo` has Ethernet's packets and the rate last set; afterwards it is as it
+    was."""
 
     def __init__(self, *, private_network: bool, network_reason: str = "") -> None:
-        self._private, self._reason = private_network, network_reason
+        self._private = private_network
+        self._reason = network_reason
         self._mtu_before = ""
 
     def __enter__(self) -> Self:
         """NotShaped where it cannot be done; nothing is changed then."""
         if not self._private:
-            raise NotShaped(f"the machine's own loopback is not shaped: {self._reason or 'no private network'}")
+            raise NotShaped(
+                f"the machine's own loopback is not shaped: {self._reason or 'no private network'}"
+            )
         found = re.search(r"\bmtu (\d+)", _run("ip", "link", "show", "lo"))
         if found is None:
             raise NotShaped("ip link show lo tells no mtu")
@@ -58,7 +66,10 @@ class ShapedLoopback:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.set_rate(None)
         _run("ip", "link", "set", "lo", "mtu", self._mtu_before)
@@ -69,14 +80,35 @@ class ShapedLoopback:
             if "tbf" in _run("tc", "qdisc", "show", "dev", "lo"):
                 _run("tc", "qdisc", "del", "dev", "lo", "root")
             return
-        rate, burst, limit = f"{mbit:g}mbit", f"{BURST_BYTES}b", f"{LIMIT_BYTES}b"
-        _run("tc", "qdisc", "replace", "dev", "lo", "root", "tbf", "rate", rate, "burst", burst, "limit", limit)
+        rate = f"{mbit:g}mbit"
+        burst = f"{BURST_BYTES}b"
+        limit = f"{LIMIT_BYTES}b"
+        _run(
+            "tc",
+            "qdisc",
+            "replace",
+            "dev",
+            "lo",
+            "root",
+            "tbf",
+            "rate",
+            rate,
+            "burst",
+            burst,
+            "limit",
+            limit,
+        )
 
 
 def _run(*command: str) -> str:
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WAIT_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
         )
     except FileNotFoundError as error:
         raise NotShaped(f"{command[0]} is not installed (iproute2)") from error

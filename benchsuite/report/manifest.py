@@ -1,4 +1,5 @@
-"""MANIFEST.json: sha256 of every input (runs, environments, the plan), of the code that rendered, of its outputs."""
+"""MANIFEST.json: sha256 of every input (runs, environments, the plan), of the code that rendered,
+of its outputs."""
 
 from __future__ import annotations
 
@@ -19,28 +20,51 @@ _CODE = (".py", ".html", ".css", ".js")
 
 
 def write(
-    plan: Plan, selection: Selection, environments: Mapping[str, Mapping[str, Any]], out_dir: Path, *, epoch: int
+    plan: Plan,
+    selection: Selection,
+    environments: Mapping[str, Mapping[str, Any]],
+    out_dir: Path,
+    *,
+    epoch: int,
 ) -> None:
-    """Writes the manifest of what stands under `out_dir`. `epoch`: the one date that the outputs carry."""
+    """Writes the manifest of what stands under `out_dir`. `epoch`: the one date that the outputs
+    carry."""
     package = Path(__file__).resolve().parents[1]
-    sources = sorted(p for folder in _FOLDERS for p in (package / folder).rglob("*") if p.suffix in _CODE)
-    outputs = [out_dir / "index.html", *sorted(p for folder in _OUTPUTS for p in (out_dir / folder).iterdir())]
+    sources = sorted(
+        p for folder in _FOLDERS for p in (package / folder).rglob("*") if p.suffix in _CODE
+    )
+    outputs = [
+        out_dir / "index.html",
+        *sorted(p for folder in _OUTPUTS for p in (out_dir / folder).iterdir()),
+    ]
     document = {
         "plan": {"name": plan.name, "sha256": _sha256(plan.text.encode())},
-        "runs": {run.run_id: _sha256(record.dumps(run.to_json()).encode()) for run in selection.runs},
+        "runs": {
+            run.run_id: _sha256(record.dumps(run.to_json()).encode()) for run in selection.runs
+        },
         "environments": {
-            run.environment_id: _sha256(json.dumps(environments.get(run.environment_id, {}), sort_keys=True).encode())
+            run.environment_id: _sha256(
+                json.dumps(environments.get(run.environment_id, {}), sort_keys=True).encode()
+            )
             for run in selection.runs
         },
-        "code": {path.relative_to(package.parent).as_posix(): _sha256(path.read_bytes()) for path in sources},
-        "outputs": {path.relative_to(out_dir).as_posix(): _sha256(path.read_bytes()) for path in outputs},
+        "code": {
+            path.relative_to(package.parent).as_posix(): _sha256(path.read_bytes())
+            for path in sources
+        },
+        "outputs": {
+            path.relative_to(out_dir).as_posix(): _sha256(path.read_bytes()) for path in outputs
+        },
         "epoch": epoch,
     }
-    (out_dir / NAME).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (out_dir / NAME).write_text(
+        json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def clear(out_dir: Path) -> None:
-    """Removes what an earlier rendering wrote here, by its manifest, so that no old figure stays beside new ones."""
+    """Removes what an earlier rendering wrote here, by its manifest, so that no old figure stays
+    beside new ones."""
     try:
         listed = json.loads((out_dir / NAME).read_text(encoding="utf-8"))["outputs"]
     except (OSError, ValueError, KeyError):

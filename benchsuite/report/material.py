@@ -1,4 +1,5 @@
-"""What every figure, table and sentence of one page is made of: the selected runs and the tidy tables of them."""
+"""What every figure, table and sentence of one page is made of: the selected runs and the tidy
+tables of them."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Material:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """The ok runs of this world's clock: virtual seconds never share a figure with wall seconds."""
+        """The ok runs of this world's clock: virtual seconds never share a figure with wall
+        seconds."""
         return [run for run in self.selection.runs if run.cell.clock == self.clock]
 
     @cached_property
@@ -54,9 +56,12 @@ class Material:
     def frame(self) -> pd.DataFrame:
         """One row per ok run, the columns of `export csv`."""
         rows = [row(run) for run in self.runs]
-        return pd.DataFrame({
-            name: pd.Series([values[name] for values in rows], dtype=_TYPES[kind]) for name, kind in COLUMNS.items()
-        })  # fmt: skip
+        return pd.DataFrame(
+            {
+                name: pd.Series([values[name] for values in rows], dtype=_TYPES[kind])
+                for name, kind in COLUMNS.items()
+            }
+        )
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -100,7 +105,11 @@ class Material:
 
     def wanted(self, spec: FigureSpec) -> list[str]:
         """Ids of the cells a figure may draw, in the plan's order."""
-        return list(dict.fromkeys(cell.id for cell in self.cells if cell.clock == self.clock and spec.wants(cell)))
+        return list(
+            dict.fromkeys(
+                cell.id for cell in self.cells if cell.clock == self.clock and spec.wants(cell)
+            )
+        )
 
     def has_cells(self, spec: FigureSpec) -> bool:
         """Whether the plan has cells, run or not, that the figure may draw."""
@@ -113,7 +122,11 @@ class Material:
     def target(self, workload: str) -> Mapping[str, Any]:
         """The target as the newest run of that workload states it; {} without runs."""
         ids = set(self.names.loc[self.names["workload"] == workload, "cell_id"])
-        stated = [run.result["target"] for run in self.runs if run.cell_id in ids and run.result.get("target")]
+        stated = [
+            run.result["target"]
+            for run in self.runs
+            if run.cell_id in ids and run.result.get("target")
+        ]
         return stated[-1] if stated else {}
 
     @property
@@ -128,8 +141,11 @@ class Material:
 
     def provenance(self, cell_ids: Sequence[str]) -> str:
         """`n = 3 launches per cell; machine ..; commit ..`: what every caption ends with."""
-        counts = [sum(run.cell_id == cell_id for run in self.runs) for cell_id in dict.fromkeys(cell_ids)]
-        low, high = min(counts, default=0), max(counts, default=0)
+        counts = [
+            sum(run.cell_id == cell_id for run in self.runs) for cell_id in dict.fromkeys(cell_ids)
+        ]
+        low = min(counts, default=0)
+        high = max(counts, default=0)
         number = f"{low}" if low == high else f"{low} to {high}"
         preview = ", preview" if high < 5 else ""
         commit = f"commit {', '.join(self.commits)}."

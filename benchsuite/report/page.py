@@ -1,8 +1,9 @@
-"""One plan and its stored runs become `index.html` with figures/, tables/ and MANIFEST.json. Never runs a cell.
+"""One plan and its stored runs become `index.html` with figures/, tables/ and MANIFEST.json. Never
+runs a cell.
 
-The page is one file: figures are inlined SVG, styles and the few lines of script stand in it, nothing is fetched.
-Rendered twice from the same runs it is the same, byte for byte: the only date in it is that of the newest run
-(or SOURCE_DATE_EPOCH).
+The page is one file: figures are inlined SVG, styles and the few lines of script stand in it,
+nothing is fetched. Rendered twice from the same runs it is the same, byte for byte: the only date
+in it is that of the newest run (or SOURCE_DATE_EPOCH).
 """
 
 from __future__ import annotations
@@ -55,14 +56,22 @@ class Section:
 
 
 def render_stored(
-    plan: Plan, store: Store, out_dir: Path, *, code_id: Callable[[Cell], str] | None = None, machine: str | None = None
+    plan: Plan,
+    store: Store,
+    out_dir: Path,
+    *,
+    code_id: Callable[[Cell], str] | None = None,
+    machine: str | None = None,
 ) -> Path:
-    """`render` from a results folder. `code_id`: the current code of a cell; runs of other code are stale."""
+    """`render` from a results folder. `code_id`: the current code of a cell; runs of other code are
+    stale."""
     runs = store.runs(plan.cells, seeds=plan.seeds)
     used = {(run.machine, run.environment_id) for run in runs}
     environments = {identity: store.environment(where, identity) for where, identity in used}
     code_ids = {cell.id: code_id(cell) for cell in plan.cells} if code_id else None
-    return render(plan, runs, out_dir, environments=environments, code_ids=code_ids, machine=machine)
+    return render(
+        plan, runs, out_dir, environments=environments, code_ids=code_ids, machine=machine
+    )
 
 
 def render(
@@ -76,21 +85,33 @@ def render(
 ) -> Path:
     """Writes the page of `plan` under `out_dir`; returns the path of index.html.
 
-    `environments`: environment id -> stored environment. `code_ids`: cell id -> current code id (default: that of its
-    newest run). `machine`: default that of the newest run. UsageError for a figure entry that is not one.
+    `environments`: environment id -> stored environment. `code_ids`: cell id -> current code id
+    (default: that of its newest run). `machine`: default that of the newest run. UsageError for a
+    figure entry that is not one.
     """
     specs = spec.parse(plan.figures, plan.cells)
     selection = select(plan.cells, plan.seeds, runs, code_ids=code_ids, machine=machine)
     by_age = sorted(selection.runs, key=lambda run: run.started_at)
     known = environments or {}
     ids = dict.fromkeys(run.environment_id for run in by_age)
-    material = Material(plan.cells, plan.seeds, selection, [known.get(each, {}) for each in ids], refused=plan.refused)
+    material = Material(
+        plan.cells,
+        plan.seeds,
+        selection,
+        [known.get(each, {}) for each in ids],
+        refused=plan.refused,
+    )
     epoch = _epoch(by_age)
     manifest.clear(out_dir)
     for folder in ("figures", "tables"):
         (out_dir / folder).mkdir(parents=True, exist_ok=True)
     sections = _sections(specs, material, out_dir, epoch=epoch)
-    page = _html(plan, material, sections, drawn={clock for entry in specs for clock in spec.CLOCKS[entry.kind]})
+    page = _html(
+        plan,
+        material,
+        sections,
+        drawn={clock for entry in specs for clock in spec.CLOCKS[entry.kind]},
+    )
     path = out_dir / "index.html"
     path.write_text(page, encoding="utf-8")
     manifest.write(plan, selection, known, out_dir, epoch=epoch)
@@ -98,7 +119,8 @@ def render(
 
 
 def _epoch(runs: Sequence[Run]) -> int:
-    """Seconds since 1970 that files may carry: SOURCE_DATE_EPOCH, else the newest run's start, else 0."""
+    """Seconds since 1970 that files may carry: SOURCE_DATE_EPOCH, else the newest run's start, else
+    0."""
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     if given.isdecimal():
         return int(given)
@@ -106,7 +128,9 @@ def _epoch(runs: Sequence[Run]) -> int:
     return int(max(stamps).replace(tzinfo=UTC).timestamp()) if stamps else 0
 
 
-def _sections(specs: Sequence[spec.FigureSpec], material: Material, out_dir: Path, *, epoch: int) -> list[Section]:
+def _sections(
+    specs: Sequence[spec.FigureSpec], material: Material, out_dir: Path, *, epoch: int
+) -> list[Section]:
     sections = []
     number = 0
     with matplotlib.rc_context(style.theme()):  # type: ignore[arg-type]  # a Literal of all keys, which a dict[str] is not
@@ -138,9 +162,13 @@ def _placed(drawing: Drawing, out_dir: Path, *, number: int, epoch: int) -> dict
     return {
         "id": f"f{number}",
         "name": drawing.name,
-        "svg": Markup(canvas.inline(svg, f"f{number}-")),  # our own matplotlib output, text in it is escaped
+        "svg": Markup(
+            canvas.inline(svg, f"f{number}-")
+        ),  # our own matplotlib output, text in it is escaped
         "whole": _view(drawing.whole),
-        "width": round(drawing.whole[2] * WIDEST_PX / (72 * WIDE_IN)),  # a narrow drawing's letters stay as they are
+        "width": round(
+            drawing.whole[2] * WIDEST_PX / (72 * WIDE_IN)
+        ),  # a narrow drawing's letters stay as they are
         "panels": [_panel(box, drawing.labels) for box in drawing.panels],
         "alt": drawing.alt,
         "caption": f"Figure {number}. {drawing.caption}",
@@ -149,7 +177,8 @@ def _placed(drawing: Drawing, out_dir: Path, *, number: int, epoch: int) -> dict
 
 
 def _panel(box: canvas.Box, labels: canvas.Box | None) -> dict[str, Any]:
-    """One panel for a phone; the names of its rows, which the whole picture has once, are cut out beside it."""
+    """One panel for a phone; the names of its rows, which the whole picture has once, are cut out
+    beside it."""
     if labels is None:
         return {"parts": [{"view": _view(box), "share": 1}], "width": _phone_width(box)}
     parts = [{"view": _view(part), "share": part[2]} for part in (labels, box)]
@@ -161,24 +190,46 @@ def _view(box: canvas.Box) -> str:
 
 
 def _phone_width(box: canvas.Box) -> int:
-    """CSS pixels of a panel on a phone: two narrow ones side by side, else one, its text at about 10 px or more."""
+    """CSS pixels of a panel on a phone: two narrow ones side by side, else one, its text at about
+    10 px or more."""
     width = box[2]
     return round(width * (1.34 if width <= 130 else 1.95))
 
 
-def _html(plan: Plan, material: Material, sections: Sequence[Section], *, drawn: Collection[str]) -> str:
+def _html(
+    plan: Plan, material: Material, sections: Sequence[Section], *, drawn: Collection[str]
+) -> str:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     selection = material.selection
     absent = [
-        {"cell": _named(absence.cell), "seed": str(absence.seed), "status": absence.status, "reason": absence.reason}
+        {
+            "cell": _named(absence.cell),
+            "seed": str(absence.seed),
+            "status": absence.status,
+            "reason": absence.reason,
+        }
         for absence in selection.absent
     ]
     for refused in plan.refused:
-        absent.append({"cell": _named(refused.cell), "seed": "all", "status": "unsupported", "reason": refused.reason})
-    stale = [f"{run.cell.label} seed {run.cell.seed}: {run.run_id}, code {run.code_id}" for run in selection.stale]
+        absent.append(
+            {
+                "cell": _named(refused.cell),
+                "seed": "all",
+                "status": "unsupported",
+                "reason": refused.reason,
+            }
+        )
+    stale = [
+        f"{run.cell.label} seed {run.cell.seed}: {run.run_id}, code {run.code_id}"
+        for run in selection.stale
+    ]
     page: str = environment.get_template("page.html").render(
         name=plan.name,
         question=plan.question or f"Plan {plan.name}",
@@ -208,13 +259,17 @@ def _named(cell: Cell) -> str:
 
 
 def _lede(plan: Plan, material: Material) -> str:
-    names, virtual = material.names, material.in_virtual_time.names
+    names = material.names
+    virtual = material.in_virtual_time.names
     if names.empty and virtual.empty:
         return "This plan has no cell that can run."
     seeds = words.count_of(len(plan.seeds), "seed")
     said = [f"{_trained(names)}, {seeds}." if len(names) else ""]
     if len(virtual):
-        said.append(f"In virtual time (real gradients, simulated clock and network): {_trained(virtual)}, {seeds}.")
+        said.append(
+            f"In virtual time (real gradients, simulated clock and network): {_trained(virtual)}, "
+            f"{seeds}."
+        )
     return " ".join([*filter(None, said), "Same initial parameters, same data, same schedule."])
 
 
@@ -226,7 +281,10 @@ def _trained(names: pd.DataFrame) -> str:
     shown = ", ".join(counts) if len(counts) <= 6 else f"{counts[0]} to {counts[-1]}"
     budgets = sorted({budget for budget in names["budget_samples"] if budget})
     budget = f", {budgets[0]:,} samples each" if len(budgets) == 1 else ""
-    series = {base(str(one), str(tuning)) for one, tuning in zip(names["series"], names["tuning"], strict=True)}
+    series = {
+        base(str(one), str(tuning))
+        for one, tuning in zip(names["series"], names["tuning"], strict=True)
+    }
     who = (who.removesuffix("s") if counts == ["1"] else who).format(shown)
     strategies = words.count_of(len(series), "strategy").replace("strategys", "strategies")
     return f"{listed(list(dict.fromkeys(names['workload'])))} under {strategies} {who}{budget}"
@@ -238,7 +296,9 @@ def _facts(material: Material) -> list[tuple[str, str]]:
     if not runs:
         return []
     dates = sorted(run.started_at for run in runs)
-    span = dates[0][:10] if dates[0][:10] == dates[-1][:10] else f"{dates[0][:10]} to {dates[-1][:10]}"
+    span = (
+        dates[0][:10] if dates[0][:10] == dates[-1][:10] else f"{dates[0][:10]} to {dates[-1][:10]}"
+    )
     virtual = sum(run.cell.clock == "virtual" for run in runs)
     cores = sorted({str(run.cost["cores"]) for run in runs if run.cost.get("cores")})
     facts = [
@@ -249,7 +309,9 @@ def _facts(material: Material) -> list[tuple[str, str]]:
     ]
     facts.append(("commit", ", ".join(material.commits)))
     for key in ("cpu", "torch", "python"):
-        values = {str(e.get(key) or e.get("versions", {}).get(key) or "") for e in material.environments} - {""}
+        values = {
+            str(e.get(key) or e.get("versions", {}).get(key) or "") for e in material.environments
+        } - {""}
         if values:
             facts.append((key, ", ".join(sorted(values))))
     return [(key, value) for key, value in facts if value]
@@ -262,8 +324,14 @@ def _tally(plan: Plan, selection: Selection) -> str:
     asked = sum(counts.values())
     listed = ", ".join(f"{counts[word]} {word}" for word, _ in limits.STATUS_WORDS if counts[word])
     cells = words.count_of(len({cell.id for cell in plan.cells}), "cell")
-    refused = f" {words.count_of(len(plan.refused), 'further cell')} refused before running." if plan.refused else ""
-    meanings = "; ".join(f"{word}: {meaning}" for word, meaning in limits.STATUS_WORDS if counts[word])
+    refused = (
+        f" {words.count_of(len(plan.refused), 'further cell')} refused before running."
+        if plan.refused
+        else ""
+    )
+    meanings = "; ".join(
+        f"{word}: {meaning}" for word, meaning in limits.STATUS_WORDS if counts[word]
+    )
     size = f"{cells} × {words.count_of(len(plan.seeds), 'seed')} = {asked} runs asked for"
     return f"{size}: {listed or 'none'}.{refused} ({meanings}.)"
 
@@ -277,19 +345,30 @@ def _asides(material: Material, *, drawn: Collection[str]) -> list[str]:
         if run.result.get("diverged_step") is not None:
             diverged.setdefault(run.cell.label, []).append(run)
     for label, runs in diverged.items():
-        where = ", ".join(f"seed {run.cell.seed} at step {run.result['diverged_step']}" for run in runs)
+        where = ", ".join(
+            f"seed {run.cell.seed} at step {run.result['diverged_step']}" for run in runs
+        )
         said.append(f"Diverged: {label}, {where}; {'misses' if len(runs) > 1 else 'a miss'}.")
     virtual = 0 if "virtual" in drawn else len(material.in_virtual_time.runs)
     if virtual:
         said.append(
-            f"{words.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds are not wall seconds."
+            f"{words.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds "
+            "are not wall seconds."
         )
     if selection.elsewhere:
         machines = ", ".join(sorted({run.machine for run in selection.elsewhere}))
-        said.append(f"{words.count_of(len(selection.elsewhere), 'run')} of other machines ({machines}) not drawn here.")
+        said.append(
+            f"{words.count_of(len(selection.elsewhere), 'run')} of other machines ({machines}) not "
+            "drawn here."
+        )
     if selection.repeats:
-        said.append(f"{words.count_of(selection.repeats, 'run')} repeated a cell and seed; the newest ok one counts.")
-    reasons = Counter(str(run.cost["wire_reason"]) for run in material.runs if run.cost.get("wire_reason"))
+        said.append(
+            f"{words.count_of(selection.repeats, 'run')} repeated a cell and seed; the newest ok "
+            "one counts."
+        )
+    reasons = Counter(
+        str(run.cost["wire_reason"]) for run in material.runs if run.cost.get("wire_reason")
+    )
     for reason, count in sorted(reasons.items()):
         said.append(f"No wire bytes in {words.count_of(count, 'run')}: {reason}.")
     return said
@@ -297,5 +376,7 @@ def _asides(material: Material, *, drawn: Collection[str]) -> list[str]:
 
 def _footer(material: Material) -> str:
     codes = sorted({run.code_id for run in material.selection.runs})
-    where = f"Machine {material.selection.machine or 'unknown'}, commit {', '.join(material.commits)}"
+    where = (
+        f"Machine {material.selection.machine or 'unknown'}, commit {', '.join(material.commits)}"
+    )
     return f"{where}, {words.count_of(len(codes), 'code id')}."

@@ -1,1 +1,2 @@
-"""Run files: how one is written, stored, checked, assembled from its ranks and turned into a table."""
+"""Run files: how one is written, stored, checked, assembled from its ranks and turned into a
+table."""

@@ -1,9 +1,11 @@
-"""`code_id`: a hash of the code that a cell's numbers come from. Editing such a file makes its runs missing again.
+"""`code_id`: a hash of the code that a cell's numbers come from. Editing such a file makes its runs
+missing again.
 
-It covers the cell's plug-in files and what they import on their own axis (`hierarchical` may use `ring`), what every
-rank shares (`loop.py`, `training.py`, `update.py`, `workload.py`, the protocols of the four folders), and the world
-it ran in: `worker.py` and the process comm, or `virtual/` and the virtual one; of a tuned cell also how it is tuned.
-It does not cover the members that a cell does not use: editing `ring.py` leaves the runs of `native` valid.
+It covers the cell's plug-in files and what they import on their own axis (`hierarchical` may use
+`ring`), what every rank shares (`loop.py`, `training.py`, `update.py`, `workload.py`, the protocols
+of the four folders), and the world it ran in: `worker.py` and the process comm, or `virtual/` and
+the virtual one; of a tuned cell also how it is tuned. It does not cover the members that a cell
+does not use: editing `ring.py` leaves the runs of `native` valid.
 """
 
 from __future__ import annotations
@@ -18,28 +20,51 @@ from benchsuite.plan import members, plugins
 from benchsuite.plan.cell import AXES, Cell
 
 SHARED = (
-    "worker/loop.py", "worker/build.py", "worker/rollouts.py", "update.py", "workload/__init__.py", "workload/muon_optimizer.py",
+    "worker/loop.py",
+    "worker/build.py",
+    "worker/rollouts.py",
+    "update.py",
+    "workload/__init__.py",
+    "workload/muon_optimizer.py",
     "plan/target.py",
-)  # fmt: skip
+)
 WALL = (
-    "worker/main.py", "worker/rendezvous.py", "comm/process.py", "comm/groups.py", "comm/lane.py",
+    "worker/main.py",
+    "worker/rendezvous.py",
+    "comm/process.py",
+    "comm/groups.py",
+    "comm/lane.py",
     "comm/shared_memory.py",
-    "comm/staging.py", "worker/devices.py",
-)  # fmt: skip
-DIVIDED = ("worker/model_parallel.py", "plan/placement.py", "parallel/pieces.py", "parallel/replica.py")
+    "comm/staging.py",
+    "worker/devices.py",
+)
+DIVIDED = (
+    "worker/model_parallel.py",
+    "plan/placement.py",
+    "parallel/pieces.py",
+    "parallel/replica.py",
+)
 VIRTUAL = (
-    "virtual", "plan/compute_time.py",
-)  # fmt: skip
+    "virtual",
+    "plan/compute_time.py",
+)
 COMM = ("comm/__init__.py", "comm/traffic.py")
 MEASURES = (  # what stands around the loop
-    "worker/clock.py", "worker/device_figures.py", "measure/device_time.py", "worker/evaluation.py",
-    "measure/memory.py", "worker/snapshots.py", "worker/traffic_mode.py", "measure/wire.py",
-)  # fmt: skip
+    "worker/clock.py",
+    "worker/device_figures.py",
+    "measure/device_time.py",
+    "worker/evaluation.py",
+    "measure/memory.py",
+    "worker/snapshots.py",
+    "worker/traffic_mode.py",
+    "measure/wire.py",
+)
 FOLDERS = ("parallel", "sync", "topology", "compression")
 
 
 def code_id(cell: Cell) -> str:
-    """First 12 hex digits of sha256 over names and contents of the files (no machine's path is in it)."""
+    """First 12 hex digits of sha256 over names and contents of the files (no machine's path is in
+    it)."""
     digest = hashlib.sha256()
     for name, path in sorted(files(cell).items()):
         digest.update(f"{name}\0{_hash(path, path.stat().st_mtime_ns)}\0".encode())
@@ -47,7 +72,8 @@ def code_id(cell: Cell) -> str:
 
 
 def rules_id() -> str:
-    """What a refusal depends on besides the cell: the rules. A refusal of an older version does not stand for a run."""
+    """What a refusal depends on besides the cell: the rules. A refusal of an older version does not
+    stand for a run."""
     package = plugins.PACKAGE
     digest = hashlib.sha256()
     for path in sorted([*(package / "rules").glob("*.py"), package / "plan" / "members.py"]):
@@ -80,7 +106,8 @@ def files(cell: Cell) -> dict[str, Path]:
 def _siblings(axis: str, path: Path) -> Iterator[Path]:
     """Members of the same axis that a file imports, and those they import."""
     folder, prefix, _ = plugins.KINDS[axis]
-    seen, waiting = {path}, [path]
+    seen = {path}
+    waiting = [path]
     while waiting:
         current = waiting.pop()
         for name in _imports(current, current.stat().st_mtime_ns):

@@ -1,8 +1,9 @@
 """One row per run: the columns of `benchsuite export csv` and of `Store.frame()`.
 
-Columns are appended, never renamed; units stand in their names; null where a column does not apply. Times of the
-wall clock and of the virtual clock never share a column. `commit` and `dirty` come from the environment that the run
-names and are filled in by the store. Imports neither torch nor pandas.
+Columns are appended, never renamed; units stand in their names; null where a column does not apply.
+Times of the wall clock and of the virtual clock never share a column. `commit` and `dirty` come
+from the environment that the run names and are filled in by the store. Imports neither torch nor
+pandas.
 """
 
 from __future__ import annotations
@@ -33,10 +34,22 @@ COLUMNS: Mapping[str, str] = {
         ("int", "seed"),
         ("str", "status reason flags"),
         ("int", "diverged_step samples updates"),
-        ("float", "wall_s virtual_s samples_per_s samples_per_s_low samples_per_s_high step_time_s_median"),
-        ("float", "compute_s_median blocked_comm_s_median idle_share predicted_bytes_per_step payload_bytes_per_step"),
+        (
+            "float",
+            "wall_s virtual_s samples_per_s samples_per_s_low samples_per_s_high "
+            "step_time_s_median",
+        ),
+        (
+            "float",
+            "compute_s_median blocked_comm_s_median idle_share predicted_bytes_per_step "
+            "payload_bytes_per_step",
+        ),
         ("str", "payload_source"),
-        ("float", "payload_bytes_per_sample shm_bytes_per_step control_bytes_per_step wire_bytes_per_step"),
+        (
+            "float",
+            "payload_bytes_per_sample shm_bytes_per_step control_bytes_per_step "
+            "wire_bytes_per_step",
+        ),
         ("float", "messages_per_step busiest_port_bytes_per_step staleness_mean"),
         ("int", "staleness_max"),
         ("float", "lock_wait_share policy_lag_mean env_steps_per_s bubble_share"),
@@ -56,28 +69,66 @@ COLUMNS: Mapping[str, str] = {
         ("int", "peak_model_bytes peak_device_bytes"),
         ("float", "flops_per_sample flop_per_s matmul_ceiling_flop_per_s"),
         ("int", "num_parameters held_parameters inside_bytes between_bytes"),
-        ("float", "inside_bytes_per_step between_bytes_per_step bubble_slots bubble_predicted balance"),
+        (
+            "float",
+            "inside_bytes_per_step between_bytes_per_step bubble_slots bubble_predicted balance",
+        ),
     )
     for name in names.split()
 }
 
 _CELL_FIELDS = (
-    ("preset", "model_parallel", "replicas", "server_placement", "rank_placement", "threads", "precision", "backend")
-    + ("device", "clock", "cluster", "hosts", "link_mbit", "link_latency_us", "batch_mode", "tuning", "seed")
+    (
+        "preset",
+        "model_parallel",
+        "replicas",
+        "server_placement",
+        "rank_placement",
+        "threads",
+        "precision",
+        "backend",
+    )
+    + (
+        "device",
+        "clock",
+        "cluster",
+        "hosts",
+        "link_mbit",
+        "link_latency_us",
+        "batch_mode",
+        "tuning",
+        "seed",
+    )
     + ("gradients", "lr_factor")
-)  # fmt: skip
-# of `cost`, by clock: the same quantity stands in `x` under the wall clock and in `virtual_x` under the virtual one
+)
+# of `cost`, by clock: the same quantity stands in `x` under the wall clock and in `virtual_x` under
+# the virtual one
 _TIMES = ("samples_per_s", "step_time_s_median", "compute_s_median", "blocked_comm_s_median")
 _COST = (
     ("provenance", "idle_share", "lock_wait_share", "bubble_share", "peak_memory_bytes")
-    + ("peak_model_bytes", "peak_device_bytes", "flops_per_sample", "flop_per_s", "matmul_ceiling_flop_per_s")
+    + (
+        "peak_model_bytes",
+        "peak_device_bytes",
+        "flops_per_sample",
+        "flop_per_s",
+        "matmul_ceiling_flop_per_s",
+    )
     + ("cpu_s_per_sample", "mfu")
-)  # fmt: skip
-_RESULT = ("diverged_step", "samples", "updates", "payload_source", "final_loss", "final_metric", "num_parameters")
+)
+_RESULT = (
+    "diverged_step",
+    "samples",
+    "updates",
+    "payload_source",
+    "final_loss",
+    "final_metric",
+    "num_parameters",
+)
 
 
 def row(run: Run) -> Row:
-    """The run as one row with exactly the keys of `COLUMNS`; `commit` and `dirty` are None (the store knows them)."""
+    """The run as one row with exactly the keys of `COLUMNS`; `commit` and `dirty` are None (the
+    store knows them)."""
     values: Row = dict.fromkeys(COLUMNS)
     values |= {
         "run_id": run.run_id,
@@ -143,22 +194,33 @@ def _time_columns(run: Run) -> Row:
     if prefix:
         values["virtual_s"] = cost.get("virtual_s")
     else:
-        values |= {name: cost.get(name) for name in ("wall_s", "samples_per_s_low", "samples_per_s_high")}
-        values["env_steps_per_s"] = cost.get("samples_per_s") if "policy_lag" in run.result else None
+        values |= {
+            name: cost.get(name) for name in ("wall_s", "samples_per_s_low", "samples_per_s_high")
+        }
+        values["env_steps_per_s"] = (
+            cost.get("samples_per_s") if "policy_lag" in run.result else None
+        )
     return values
 
 
 def _byte_columns(run: Run) -> Row:
-    result, cost = run.result, run.cost
+    result = run.result
+    cost = run.cost
     totals = {
         "predicted_bytes": result.get("predicted_bytes"),
         "payload_bytes": result.get("payload_bytes"),
         "shm_bytes": result.get("shm_bytes"),
         "control_bytes": cost.get("control_bytes"),
         "wire_bytes": cost.get("wire_bytes"),
-        **{name: (result.get("parallel") or {}).get(name) for name in ("inside_bytes", "between_bytes")},
+        **{
+            name: (result.get("parallel") or {}).get(name)
+            for name in ("inside_bytes", "between_bytes")
+        },
     }
-    per_step = totals | {"messages": result.get("messages"), "busiest_port_bytes": result.get("busiest_port_bytes")}
+    per_step = totals | {
+        "messages": result.get("messages"),
+        "busiest_port_bytes": result.get("busiest_port_bytes"),
+    }
     steps = result.get("steps")  # updates where asynchronous
     values: Row = {f"{name}_per_step": _ratio(total, steps) for name, total in per_step.items()}
     values["payload_bytes_per_sample"] = _ratio(totals["payload_bytes"], result.get("samples"))
@@ -166,7 +228,8 @@ def _byte_columns(run: Run) -> Row:
 
 
 def _part_columns(run: Run) -> Row:
-    """Of divided replicas: the fullest part, and what a pipeline's parts say of the whole; alike for every replica."""
+    """Of divided replicas: the fullest part, and what a pipeline's parts say of the whole; alike
+    for every replica."""
     parallel = run.result.get("parallel")
     if not parallel:
         return {"held_parameters": run.result.get("num_parameters")}

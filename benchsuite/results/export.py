@@ -1,4 +1,5 @@
-"""Derived forms of stored runs, never edited: `export csv` (one row per run) and its series (one row per point).
+"""Derived forms of stored runs, never edited: `export csv` (one row per run) and its series (one
+row per point).
 
 Seconds of a series are those of the clock that its row names.
 A null is an empty field. Neither torch nor pandas is needed.
@@ -18,19 +19,45 @@ from benchsuite.results.record import Run
 from benchsuite.results.store import Store
 
 SERIES: Mapping[str, tuple[str, ...]] = {
-    "curves": ("run_id", "cell_id", "seed", "clock", "quantity", "samples", "seconds", "bytes", "value"),
+    "curves": (
+        "run_id",
+        "cell_id",
+        "seed",
+        "clock",
+        "quantity",
+        "samples",
+        "seconds",
+        "bytes",
+        "value",
+    ),
     "step_times": ("run_id", "cell_id", "seed", "clock", "worker", "step", "step_time_s"),
     "staleness": ("run_id", "cell_id", "seed", "clock", "staleness", "updates"),
     "ranks": (
-        "run_id", "cell_id", "seed", "clock", "rank", "role", "steps", "data_s", "compute_s", "blocked_s", "update_s",
-        "idle_s", "wall_s", "cpu_s", "peak_rss_bytes", "virtual_s",
-        "base_rss_bytes", "peak_model_bytes",
+        "run_id",
+        "cell_id",
+        "seed",
+        "clock",
+        "rank",
+        "role",
+        "steps",
+        "data_s",
+        "compute_s",
+        "blocked_s",
+        "update_s",
+        "idle_s",
+        "wall_s",
+        "cpu_s",
+        "peak_rss_bytes",
+        "virtual_s",
+        "base_rss_bytes",
+        "peak_model_bytes",
     ),
-}  # fmt: skip
+}
 
 
 def csv(store: Store, stream: TextIO) -> int:
-    """Writes every stored run as one row with the columns of `frame.COLUMNS`; returns the number of rows."""
+    """Writes every stored run as one row with the columns of `frame.COLUMNS`; returns the number of
+    rows."""
     writer = csv_module.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     rows = store.rows()
@@ -39,9 +66,15 @@ def csv(store: Store, stream: TextIO) -> int:
 
 
 def series(store: Store, folder: Path) -> list[Path]:
-    """Writes one csv file per entry of `SERIES`; returns their paths. UsageError where the folder cannot be written."""
+    """Writes one csv file per entry of `SERIES`; returns their paths. UsageError where the folder
+    cannot be written."""
     runs = store.runs()
-    points = {"curves": _curves, "step_times": _step_times, "staleness": _staleness, "ranks": _ranks}
+    points = {
+        "curves": _curves,
+        "step_times": _step_times,
+        "staleness": _staleness,
+        "ranks": _ranks,
+    }
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,17 +85,24 @@ def series(store: Store, folder: Path) -> list[Path]:
                 writer.writerow(columns)
                 for run in runs:
                     key = (run.run_id, run.cell_id, run.cell.seed, run.cell.clock)
-                    writer.writerows([_field(value) for value in (*key, *point)] for point in points[name](run))
+                    writer.writerows(
+                        [_field(value) for value in (*key, *point)] for point in points[name](run)
+                    )
             paths.append(path)
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror}; give another --series DIR") from error
+        raise UsageError(
+            f"{folder} cannot be written: {error.strerror}; give another --series DIR"
+        ) from error
     return paths
 
 
 def _curves(run: Run) -> Iterator[tuple[Any, ...]]:
-    """Loss against samples at every step; the metric against samples, seconds and bytes at every evaluation."""
+    """Loss against samples at every step; the metric against samples, seconds and bytes at every
+    evaluation."""
     loss = run.result.get("loss") or []
-    for samples, value in zip(run.result.get("loss_samples") or [None] * len(loss), loss, strict=False):
+    for samples, value in zip(
+        run.result.get("loss_samples") or [None] * len(loss), loss, strict=False
+    ):
         yield "loss", samples, None, None, value
     evaluations = run.result.get("evaluations") or {}
     name = (run.result.get("target") or {}).get("metric", "metric")

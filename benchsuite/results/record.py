@@ -1,9 +1,9 @@
 """The run file: one strict-JSON document that alone rebuilds a run, and the status words.
 
-Sections: `cell` (whole, resolved), `result` (deterministic where the cell is: byte-identical when repeated),
-`cost` (times, load, memory, bytes on the wire), `raw` (samples in the order measured), `environment_id`
-(the environment itself is stored once per host). `schema/run.schema.json` is the checked-in JSON Schema.
-Imports no torch.
+Sections: `cell` (whole, resolved), `result` (deterministic where the cell is: byte-identical when
+repeated), `cost` (times, load, memory, bytes on the wire), `raw` (samples in the order measured),
+`environment_id` (the environment itself is stored once per host). `schema/run.schema.json` is the
+checked-in JSON Schema. Imports no torch.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Run:
     extra: Mapping[str, Any] = field(default_factory=dict)  # unknown keys of a newer writer, kept
 
     def to_json(self) -> dict[str, Any]:
-        """The document of the run file. Raises ValueError for NaN or infinity (write null plus a reason)."""
+        """The document of the run file. Raises ValueError for NaN or infinity (write null plus a
+        reason)."""
         document = {
             "schema": SCHEMA,
             "run_id": self.run_id,
@@ -96,7 +97,8 @@ class Run:
 
     @staticmethod
     def parse(document: Mapping[str, Any]) -> Run:
-        """A run from its document. ValueError where it is not one, or of a newer schema than this code reads."""
+        """A run from its document. ValueError where it is not one, or of a newer schema than this
+        code reads."""
         schema = document.get("schema")
         if not isinstance(schema, int) or "run_id" not in document or "cell" not in document:
             raise ValueError("not a run file")

@@ -3,11 +3,12 @@
     <root>/<machine>/<cell id>/<run id>.json      one run, never overwritten
     <root>/<machine>/env/<hash>.json              environment, once per host
     <root>/<machine>/calibration/<date>-<hash>.json    what `benchsuite calibrate` found
-    <root>/gpu/gpu-check-<date>.json              what `make gpu-check` found, here and where a root lies in another
-    <root>/.frame-cache.json                      derived: one row per run file, keyed by its name, mtime and size
+    <root>/gpu/gpu-check-<date>.json              what `make gpu-check` found, here and where a root
+    lies in another <root>/.frame-cache.json                      derived: one row per run file,
+    keyed by its name, mtime and size
 
-Folders of several machines merge by copying. A truncated or foreign file is skipped with a warning that names it.
-Imports no torch; pandas only inside `frame`.
+Folders of several machines merge by copying. A truncated or foreign file is skipped with a warning
+that names it. Imports no torch; pandas only inside `frame`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,16 @@ CodeId = str | Callable[[Cell], str]
 
 DONE = (Status.OK, Status.TIMEOUT, Status.UNSUPPORTED)  # not run again; `failed` is
 CACHE = ".frame-cache.json"
-ENVIRONMENTS, CALIBRATIONS, GPU_CHECKS = "env", "calibration", "gpu"  # folders that hold no runs
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # file systems without hard links
+# folders that hold no runs
+ENVIRONMENTS = "env"
+CALIBRATIONS = "calibration"
+GPU_CHECKS = "gpu"
+_NO_LINKS = (
+    errno.EPERM,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EMLINK,
+)  # file systems without hard links
 
 
 class StoreError(RuntimeError):
@@ -62,8 +71,13 @@ class Store:
             path.unlink()
 
     def write(self, run: Run) -> Path:
-        """Writes the run once, atomically; returns its path. A taken run id is replaced by a fresh one."""
-        folder = self.root / run.machine / run.cell_id if run.cell_id else self.root / run.machine / run.cell.id
+        """Writes the run once, atomically; returns its path. A taken run id is replaced by a fresh
+        one."""
+        folder = (
+            self.root / run.machine / run.cell_id
+            if run.cell_id
+            else self.root / run.machine / run.cell.id
+        )
         while True:
             path = folder / f"{run.run_id}.json"
             if self._write_once(path, dumps(run.to_json())):
@@ -78,7 +92,8 @@ class Store:
         return name
 
     def write_calibration(self, machine: str, document: Mapping[str, Any]) -> Path:
-        """Writes what was calibrated, once; returns its path. `started_at` of the document names the file."""
+        """Writes what was calibrated, once; returns its path. `started_at` of the document names
+        the file."""
         started = "".join(letter for letter in str(document["started_at"]) if letter not in "-:")
         path = self.root / machine / CALIBRATIONS / f"{started}-{environment_id(document)[:8]}.json"
         self._write_once(path, dumps(document))
@@ -93,32 +108,52 @@ class Store:
                 return document
         return {}
 
-    def runs(self, cells: Iterable[Cell] | None = None, *, seeds: Sequence[int] | None = None) -> list[Run]:
+    def runs(
+        self, cells: Iterable[Cell] | None = None, *, seeds: Sequence[int] | None = None
+    ) -> list[Run]:
         """All runs, or those of some cells and seeds, in the order of their run ids."""
         wanted = None if cells is None else {cell.id for cell in cells}
         paths = [path for path in self._files() if wanted is None or path.parent.name in wanted]
         found = [run for path in paths for run, _ in _read(path)]
-        return sorted((run for run in found if seeds is None or run.cell.seed in seeds), key=lambda run: run.run_id)
+        return sorted(
+            (run for run in found if seeds is None or run.cell.seed in seeds),
+            key=lambda run: run.run_id,
+        )
 
-    def missing(self, cells: Iterable[Cell], seeds: Sequence[int] | None, code_id: CodeId) -> list[Cell]:
+    def missing(
+        self, cells: Iterable[Cell], seeds: Sequence[int] | None, code_id: CodeId
+    ) -> list[Cell]:
         """Cells with their seed that have no ok, timeout or unsupported run of this code.
 
-        `seeds = None`: the cells carry theirs. `code_id` may be a function of the cell (it hashes the files used).
+        `seeds = None`: the cells carry theirs. `code_id` may be a function of the cell (it hashes
+        the files used).
         """
         done = {(r["cell_id"], r["seed"], r["code_id"]) for r in self.rows() if r["status"] in DONE}
-        return [cell for cell in _with_seeds(cells, seeds) if (cell.id, cell.seed, code_of(code_id, cell)) not in done]
+        return [
+            cell
+            for cell in _with_seeds(cells, seeds)
+            if (cell.id, cell.seed, code_of(code_id, cell)) not in done
+        ]
 
-    def stale(self, cells: Iterable[Cell], seeds: Sequence[int] | None, code_id: CodeId) -> list[table.Row]:
-        """Rows of these cells and seeds that other code has written. They stay, and are never drawn with new ones."""
+    def stale(
+        self, cells: Iterable[Cell], seeds: Sequence[int] | None, code_id: CodeId
+    ) -> list[table.Row]:
+        """Rows of these cells and seeds that other code has written. They stay, and are never drawn
+        with new ones."""
         now = {(cell.id, cell.seed): code_of(code_id, cell) for cell in _with_seeds(cells, seeds)}
-        return [r for r in self.rows() if now.get((r["cell_id"], r["seed"]), r["code_id"]) != r["code_id"]]
+        return [
+            r
+            for r in self.rows()
+            if now.get((r["cell_id"], r["seed"]), r["code_id"]) != r["code_id"]
+        ]
 
     def rows(self) -> list[table.Row]:
         """One row per run with the keys of `frame.COLUMNS`, in the order of the run ids."""
         environments: dict[tuple[str, str], dict[str, Any]] = {}
         rows = []
         for entry in self._indexed().values():
-            machine, environment_id = entry["machine"], entry["environment_id"]
+            machine = entry["machine"]
+            environment_id = entry["environment_id"]
             if (machine, environment_id) not in environments:
                 environments[machine, environment_id] = self.environment(machine, environment_id)
             environment = environments[machine, environment_id]
@@ -140,7 +175,8 @@ class Store:
         return pd.DataFrame(columns)
 
     def _files(self) -> Iterator[Path]:
-        """Candidates for run files: `<machine>/<cell id>/*.json`, hidden names and folders without runs left out."""
+        """Candidates for run files: `<machine>/<cell id>/*.json`, hidden names and folders without
+        runs left out."""
         for machine in _folders(self.root):
             for cell_folder in _folders(machine):
                 if cell_folder.name not in (ENVIRONMENTS, CALIBRATIONS, GPU_CHECKS):
@@ -149,7 +185,8 @@ class Store:
                             yield path
 
     def _indexed(self) -> dict[str, dict[str, Any]]:
-        """File name -> {mtime_ns, size, machine, environment_id, values}; only new or changed files are parsed."""
+        """File name -> {mtime_ns, size, machine, environment_id, values}; only new or changed files
+        are parsed."""
         cached = self._load_cache()
         index: dict[str, dict[str, Any]] = {}
         parsed = 0
@@ -157,7 +194,11 @@ class Store:
             name = str(path.relative_to(self.root))
             status = path.stat()
             entry = cached.get(name)
-            if entry is None or entry["mtime_ns"] != status.st_mtime_ns or entry["size"] != status.st_size:
+            if (
+                entry is None
+                or entry["mtime_ns"] != status.st_mtime_ns
+                or entry["size"] != status.st_size
+            ):
                 parsed += 1
                 found = _read(path)
                 if not found:
@@ -187,13 +228,16 @@ class Store:
         with contextlib.suppress(OSError):
             temporary = self.root / f"{CACHE}.{os.getpid()}-{secrets.token_hex(4)}"
             try:
-                temporary.write_text(json.dumps({"key": _cache_key(), "files": index}), encoding="utf-8")
+                temporary.write_text(
+                    json.dumps({"key": _cache_key(), "files": index}), encoding="utf-8"
+                )
                 temporary.replace(self.root / CACHE)
             finally:
                 temporary.unlink(missing_ok=True)
 
     def _write_once(self, path: Path, text: str) -> bool:
-        """Temporary file in the same folder, fsync, hard link to the name. False where the name is taken."""
+        """Temporary file in the same folder, fsync, hard link to the name. False where the name is
+        taken."""
         temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         with self._one_clear_error():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +257,8 @@ class Store:
             yield
         except OSError as error:
             raise StoreError(
-                f"results folder {self.root} cannot be written: {os.strerror(error.errno or 0)}; nothing half-written "
+                f"results folder {self.root} cannot be written: {os.strerror(error.errno or 0)}; "
+                "nothing half-written "
                 "was left. Free space or rights there, or choose another folder with --results DIR"
             ) from error
 
@@ -239,23 +284,38 @@ def _publish(temporary: Path, path: Path) -> bool:
 
 def _folders(root: Path) -> list[Path]:
     with contextlib.suppress(OSError):
-        return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(
+            entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        )
     return []
 
 
 def _read(path: Path) -> list[tuple[Run, list[Any]]]:
-    """The run in a file with its row, as a list of one; an empty list and a warning where it is none."""
+    """The run in a file with its row, as a list of one; an empty list and a warning where it is
+    none."""
     try:
         run = Run.parse(json.loads(path.read_text(encoding="utf-8")))
         values = table.row(run)
         return [(run, [table.typed(column, values[column]) for column in table.COLUMNS])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        warnings.warn(f"{path} skipped, not a complete run file: {error}", ForeignFile, stacklevel=2)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        warnings.warn(
+            f"{path} skipped, not a complete run file: {error}", ForeignFile, stacklevel=2
+        )
         return []
 
 
 def _with_seeds(cells: Iterable[Cell], seeds: Sequence[int] | None) -> list[Cell]:
-    return list(cells) if seeds is None else [cell.with_seed(seed) for cell in cells for seed in seeds]
+    return (
+        list(cells) if seeds is None else [cell.with_seed(seed) for cell in cells for seed in seeds]
+    )
 
 
 def code_of(code_id: CodeId, cell: Cell) -> str:
@@ -269,4 +329,6 @@ def _cache_key() -> str:
     from benchsuite.results import record
 
     sources = (table.__file__, record.__file__, cell.__file__)
-    return hashlib.sha256(b"".join(Path(str(source)).read_bytes() for source in sources)).hexdigest()[:16]
+    return hashlib.sha256(
+        b"".join(Path(str(source)).read_bytes() for source in sources)
+    ).hexdigest()[:16]

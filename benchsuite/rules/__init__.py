@@ -1,10 +1,12 @@
-"""Which cells mean something: the legality table of STRATEGIES.md section 2, members that come later included.
+"""Which cells mean something: the legality table of STRATEGIES.md section 2, members that come
+later included.
 
-`validate` answers for a resolved cell and for one that is not; a refused cell is an answer (`unsupported`, with rule,
-reason and remedy), never a crash. What depends on the machine (devices, backends in the torch that is installed) is
-`machine_problems`, for which somebody has to look at the machine first (`doctor.examine_torch`).
-The rules stand in `rules_members.py` (what goes with what), `rules_agents.py`, `rules_numbers.py`,
-`rules_parallel.py`, `rules_options.py`, `rules_setting.py`.
+`validate` answers for a resolved cell and for one that is not; a refused cell is an answer
+(`unsupported`, with rule, reason and remedy), never a crash. What depends on the machine (devices,
+backends in the torch that is installed) is `machine_problems`, for which somebody has to look at
+the machine first (`doctor.examine_torch`). The rules stand in `rules_members.py` (what goes with
+what), `rules_agents.py`, `rules_numbers.py`, `rules_parallel.py`, `rules_options.py`,
+`rules_setting.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from benchsuite.rules import agents, combinations, numbers, options, parallel, s
 from benchsuite.rules.setting import Machine
 from benchsuite.rules.view import Problem, View
 
-__all__ = ["Machine", "Problem", "law_problems", "machine_problems", "needs_machine", "notices", "validate"]
+__all__ = [
+    "Machine",
+    "Problem",
+    "law_problems",
+    "machine_problems",
+    "needs_machine",
+    "notices",
+    "validate",
+]
 
 # "not built" comes last: the first reason a user reads is the one that no later version lifts.
 _PLACES = (combinations, agents, numbers, parallel, options, setting)
@@ -44,7 +54,8 @@ def notices(cell: Cell) -> list[Problem]:
         return [
             Problem(
                 "batch norm",
-                f"BatchNorm over {cell.replicas} shards is not one large batch: each normalises by its own statistics",
+                f"BatchNorm over {cell.replicas} shards is not one large batch: each normalises by "
+                "its own statistics",
                 "use GroupNorm or LayerNorm for comparisons with one process",
             )
         ]
@@ -52,7 +63,8 @@ def notices(cell: Cell) -> list[Problem]:
 
 
 def law_problems(cell: Cell) -> list[Problem]:
-    """What an equality law refuses beyond `validate`: dropout draws differ between shards, bfloat16 rounds."""
+    """What an equality law refuses beyond `validate`: dropout draws differ between shards, bfloat16
+    rounds."""
     found = validate(cell)
     if dropout := View(cell).number("workload", "dropout"):
         reason = f"dropout = {dropout:g}: shards draw other masks than one process"

@@ -1,4 +1,5 @@
-"""The rules on replicas that several ranks hold: what a pipeline's stages and schedule need, what splits by weight.
+"""The rules on replicas that several ranks hold: what a pipeline's stages and schedule need, what
+splits by weight.
 
 A rule is silent where a number is not known. No torch.
 """
@@ -15,34 +16,41 @@ def stages(view: View) -> Problems:
     """A pipeline stage holds at least one layer per chunk, and the schedule can be filled."""
     if view.name("parallel") != "pipeline":
         return
-    parts, schedule = view.cell.model_parallel, str(view.option("parallel", "schedule") or "1f1b")
+    parts = view.cell.model_parallel
+    schedule = str(view.option("parallel", "schedule") or "1f1b")
     micro, stated = (view.number("parallel", name) for name in ("num_micro_batches", "num_chunks"))
     several = view.constant("parallel", "several_chunks") or {}
-    m, chunks = int(4 if micro is None else micro), int(stated or several.get(schedule, 1))
+    m = int(4 if micro is None else micro)
+    chunks = int(stated or several.get(schedule, 1))
     if m < 1 or chunks < 1:
         yield Problem(
-            "counts", f"num_micro_batches = {m}, num_chunks = {chunks} of pipeline: at least 1 is needed",
+            "counts",
+            f"num_micro_batches = {m}, num_chunks = {chunks} of pipeline: at least 1 is needed",
             "set options.pipeline.num_micro_batches = 1 or more, num_chunks = 0 or more",
-        )  # fmt: skip
+        )
         return
     if schedule in ("gpipe", "1f1b") and chunks > 1:
         yield Problem(
-            "schedule", f"num_chunks = {chunks} with schedule = {schedule}: each stage is one run of layers",
+            "schedule",
+            f"num_chunks = {chunks} with schedule = {schedule}: each stage is one run of layers",
             "set num_chunks = 1, or schedule = interleaved or zero_bubble",
-        )  # fmt: skip
+        )
     if schedule == "1f1b" and m < parts:
         yield Problem(
-            "schedule", f"num_micro_batches({m}) < stages({parts}) with schedule = 1f1b: the pipeline is never full",
+            "schedule",
+            f"num_micro_batches({m}) < stages({parts}) with schedule = 1f1b: the pipeline is never "
+            "full",
             f"set num_micro_batches to {parts} or more, or schedule = gpipe",
-        )  # fmt: skip
+        )
     rounds = max(1, m // max(1, parts))
     if schedule in ("interleaved", "zero_bubble") and m % rounds:
         yield Problem(
             "schedule",
-            f"num_micro_batches({m}) is not divisible by rounds(max(1, {m} // stages({parts})) = {rounds}), which "
+            f"num_micro_batches({m}) is not divisible by rounds(max(1, {m} // stages({parts})) = "
+            f"{rounds}), which "
             f"schedule = {schedule} needs",
             "set num_micro_batches to a multiple of the stages",
-        )  # fmt: skip
+        )
     layers = num_layers(view.cell)
     if layers and layers < parts * chunks:
         yield Problem(
@@ -53,21 +61,26 @@ def stages(view: View) -> Problems:
     trained = view.constant("workload", "trained_layers")
     if trained and trained < parts:
         yield Problem(
-            "stages", f"layers with parameters({trained}) < stages({parts})", f"set model_parallel to at most {trained}"
+            "stages",
+            f"layers with parameters({trained}) < stages({parts})",
+            f"set model_parallel to at most {trained}",
         )
 
 
 def tensor(view: View) -> Problems:
     """What the workload splits by weight, its heads, channels or widths, divides by the parts."""
-    parts, label = view.cell.model_parallel, view.label("workload")
+    parts = view.cell.model_parallel
+    label = view.label("workload")
     if view.name("parallel") != "tensor" or parts < 2 or view.file("workload") is None:
         return
     divides = view.constant("workload", "tensor_divides")
     if not divides:
         yield Problem(
-            "tensor plan", f"parallel = tensor with workload = {label}: its class does not say what splits by weight",
+            "tensor plan",
+            f"parallel = tensor with workload = {label}: its class does not say what splits by "
+            "weight",
             "give it tensor_plan and tensor_divides, or set parallel = pipeline or fsdp",
-        )  # fmt: skip
+        )
         return
     named = list(divides)
     if view.option("parallel", "sequence_parallel"):
@@ -75,17 +88,24 @@ def tensor(view: View) -> Problems:
         named += [tokens] if tokens else []
         if not tokens:
             yield Problem(
-                "sequence parallel", f"sequence_parallel with workload = {label}: it has no sequences of tokens",
+                "sequence parallel",
+                f"sequence_parallel with workload = {label}: it has no sequences of tokens",
                 "set sequence_parallel = false",
-            )  # fmt: skip
+            )
     for what in named:
         value = view.number("workload", what) if isinstance(what, str) else what
         if value and value % parts:
-            text = f"{what}({value:g})" if isinstance(what, str) else f"the {value} that {label} splits by"
+            text = (
+                f"{what}({value:g})"
+                if isinstance(what, str)
+                else f"the {value} that {label} splits by"
+            )
             yield Problem(
-                "tensor split", f"{text} is not divisible by model_parallel({parts})",
-                "set model_parallel to a divisor" + (f", or {what} to a multiple" if isinstance(what, str) else ""),
-            )  # fmt: skip
+                "tensor split",
+                f"{text} is not divisible by model_parallel({parts})",
+                "set model_parallel to a divisor"
+                + (f", or {what} to a multiple" if isinstance(what, str) else ""),
+            )
 
 
 RULES: tuple[Callable[[View], Problems], ...] = (stages, tensor)

@@ -1,4 +1,5 @@
-"""The rules on clock, backend, device, cluster and links, and what this version has no code for. No torch."""
+"""The rules on clock, backend, device, cluster and links, and what this version has no code for. No
+torch."""
 
 from __future__ import annotations
 
@@ -34,53 +35,104 @@ def clock(view: View) -> Problems:
     cell = view.cell
     if cell.clock == "wall":
         given = {
-            "compute_time": cell.compute_time is not None, "receive_cost": cell.receive_cost is not None,
+            "compute_time": cell.compute_time is not None,
+            "receive_cost": cell.receive_cost is not None,
             "gradients = none": cell.gradients == "none",
-        }  # fmt: skip
+        }
         for what in (name for name, is_given in given.items() if is_given):
             yield Problem(
-                "wall clock", f"{what} with clock = wall: real ranks take the time they take",
+                "wall clock",
+                f"{what} with clock = wall: real ranks take the time they take",
                 f"set clock = virtual, or leave {what.partition(' ')[0]} out",
-            )  # fmt: skip
+            )
         if view.option("sync", "late") == "cancel":
             yield Problem(
-                "late", "late = cancel with clock = wall: a real backward pass is not abandoned",
+                "late",
+                "late = cancel with clock = wall: a real backward pass is not abandoned",
                 "set late = finish, or clock = virtual",
-            )  # fmt: skip
+            )
         return
     refusals = (
-        (view.name("sync") == "actor_learner", "sync = actor_learner",
-         "compute_time tells how long a gradient takes, and its actors compute none", "sync = asynchronous"),
-        (view.name("sync") == "ddp", "sync = ddp", "the library runs by the wall clock", "sync = synchronous"),
-        (view.name("parallel") in MODEL_PARALLEL, f"parallel = {view.label('parallel')}",
-         "the library runs by the wall clock", "parallel = data"),
+        (
+            view.name("sync") == "actor_learner",
+            "sync = actor_learner",
+            "compute_time tells how long a gradient takes, and its actors compute none",
+            "sync = asynchronous",
+        ),
+        (
+            view.name("sync") == "ddp",
+            "sync = ddp",
+            "the library runs by the wall clock",
+            "sync = synchronous",
+        ),
+        (
+            view.name("parallel") in MODEL_PARALLEL,
+            f"parallel = {view.label('parallel')}",
+            "the library runs by the wall clock",
+            "parallel = data",
+        ),
         (_without_lock(view), "lock = none", "torn reads need real threads", "lock = exclusive"),
-        (cell.device != "cpu", f"device = {cell.device}", "simulated workers share one process", "device = cpu"),
-        (cell.precision == "bf16", "precision = bf16", "simulated gradients are batched calls of a traced graph",
-         "precision = fp32"),
-        (_num_micro_batches(view) > 1, f"num_micro_batches = {_num_micro_batches(view):g}",
-         "a simulated gradient is computed whole, in its one compute time", "num_micro_batches = 1"),
+        (
+            cell.device != "cpu",
+            f"device = {cell.device}",
+            "simulated workers share one process",
+            "device = cpu",
+        ),
+        (
+            cell.precision == "bf16",
+            "precision = bf16",
+            "simulated gradients are batched calls of a traced graph",
+            "precision = fp32",
+        ),
+        (
+            _num_micro_batches(view) > 1,
+            f"num_micro_batches = {_num_micro_batches(view):g}",
+            "a simulated gradient is computed whole, in its one compute time",
+            "num_micro_batches = 1",
+        ),
         (cell.backend != "gloo", f"backend = {cell.backend}", "nothing is sent", "backend = gloo"),
-        (cell.threads != 1, f"threads = {cell.threads}", "a simulation runs in one thread", "threads = 1"),
-        (cell.world_size > LARGEST_VIRTUAL_WORLD, f"{cell.world_size} ranks",
-         f"up to {LARGEST_VIRTUAL_WORLD} are simulated", f"replicas + servers to at most {LARGEST_VIRTUAL_WORLD}"),
+        (
+            cell.threads != 1,
+            f"threads = {cell.threads}",
+            "a simulation runs in one thread",
+            "threads = 1",
+        ),
+        (
+            cell.world_size > LARGEST_VIRTUAL_WORLD,
+            f"{cell.world_size} ranks",
+            f"up to {LARGEST_VIRTUAL_WORLD} are simulated",
+            f"replicas + servers to at most {LARGEST_VIRTUAL_WORLD}",
+        ),
         (bool(cell.faults), "faults", "there is no process to strike", "faults = []"),
-        (cell.cluster != "local", f"cluster = {cell.cluster}", "one process simulates all hosts", "cluster = local"),
-        (view.name("topology") in ALL_TO_MANY and cell.replicas > LARGEST_VIRTUAL_RING,
-         f"topology = {view.label('topology')} with replicas = {cell.replicas}",
-         f"2 N (N-1) messages of a mean are simulated up to {LARGEST_VIRTUAL_RING}",
-         "topology = native (one priced rendezvous)"),
-    )  # fmt: skip
+        (
+            cell.cluster != "local",
+            f"cluster = {cell.cluster}",
+            "one process simulates all hosts",
+            "cluster = local",
+        ),
+        (
+            view.name("topology") in ALL_TO_MANY and cell.replicas > LARGEST_VIRTUAL_RING,
+            f"topology = {view.label('topology')} with replicas = {cell.replicas}",
+            f"2 N (N-1) messages of a mean are simulated up to {LARGEST_VIRTUAL_RING}",
+            "topology = native (one priced rendezvous)",
+        ),
+    )
     for holds, what, why, remedy in refusals:
         if holds:
-            yield Problem("virtual clock", f"{what} with clock = virtual: {why}", f"set {remedy}, or clock = wall")
+            yield Problem(
+                "virtual clock",
+                f"{what} with clock = virtual: {why}",
+                f"set {remedy}, or clock = wall",
+            )
     linked = cell.link_mbit is not None or bool(cell.link_latency_us)
     if view.name("topology") == "hierarchical" and cell.hosts == 1 and cell.replicas > 1 and linked:
         yield Problem(
-            "virtual clock", "topology = hierarchical on links with hosts = 1, which stands for one host per rank in "
+            "virtual clock",
+            "topology = hierarchical on links with hosts = 1, which stands for one host per "
+            "rank in "
             "virtual time: within one host hierarchical moves nothing over a link",
             "set hosts = 2 or more, or leave link_mbit and link_latency_us out",
-        )  # fmt: skip
+        )
     yield from _compute_time(view)
 
 
@@ -90,12 +142,17 @@ def _compute_time(view: View) -> Problems:
     known = {"copy_s_per_gib": 0.0, "incast": 1.0}
     for name, value in (view.cell.receive_cost or {}).items():
         if name not in known:
-            yield Problem("receive_cost", plugins.unknown("key", name, known, of="receive_cost"), f"leave {name} out")
+            yield Problem(
+                "receive_cost",
+                plugins.unknown("key", name, known, of="receive_cost"),
+                f"leave {name} out",
+            )
         elif isinstance(value, (bool, str)) or value < known[name]:
             yield Problem(
-                "receive_cost", f"{name} = {value!r}: a number of at least {known[name]:g} is needed",
+                "receive_cost",
+                f"{name} = {value!r}: a number of at least {known[name]:g} is needed",
                 f"set receive_cost.{name} = {known[name]:g} or more",
-            )  # fmt: skip
+            )
 
 
 def backend(view: View) -> Problems:
@@ -105,16 +162,23 @@ def backend(view: View) -> Problems:
         return
     if cell.device != "cuda":
         yield Problem(
-            "nccl", f"backend = nccl with device = {cell.device}: NCCL moves GPU memory, one device per local rank",
+            "nccl",
+            f"backend = nccl with device = {cell.device}: NCCL moves GPU memory, one device per "
+            "local rank",
             "set device = cuda, or backend = gloo",
-        )  # fmt: skip
+        )
     if view.name("sync") == "hogwild":
-        yield Problem("nccl", "backend = nccl with sync = hogwild, which works on CPU memory", "set backend = gloo")
+        yield Problem(
+            "nccl",
+            "backend = nccl with sync = hogwild, which works on CPU memory",
+            "set backend = gloo",
+        )
     elif _without_lock(view):
         yield Problem(
-            "nccl", "backend = nccl with lock = none: threads on one device's communicator can deadlock",
+            "nccl",
+            "backend = nccl with lock = none: threads on one device's communicator can deadlock",
             "set lock = exclusive, or backend = gloo",
-        )  # fmt: skip
+        )
 
 
 def device(view: View) -> Problems:
@@ -124,29 +188,37 @@ def device(view: View) -> Problems:
         return
     if view.name("topology") == "hierarchical":
         yield Problem(
-            "cuda", f"topology = hierarchical with device = {cell.device}: ranks of a host meet in the host's memory",
+            "cuda",
+            f"topology = hierarchical with device = {cell.device}: ranks of a host meet in the "
+            "host's memory",
             "set topology = native, or device = cpu",
-        )  # fmt: skip
+        )
     if view.name("parallel") == "pipeline" and cell.backend == "gloo" and cell.model_parallel > 1:
         yield Problem(
-            "cuda", f"parallel = pipeline with device = {cell.device} and backend = gloo: gloo sends the host's memory "
+            "cuda",
+            f"parallel = pipeline with device = {cell.device} and backend = gloo: gloo sends the "
+            "host's memory "
             "from point to point, and the library hands it the device's",
             "set backend = nccl (a device per local rank), or device = cpu",
-        )  # fmt: skip
+        )
     if cell.compression != "none" and view.name("sync") != "ddp":
         yield Problem(
-            "cuda", f"compression = {view.label('compression')} with device = {cell.device}: a codec works on the host",
+            "cuda",
+            f"compression = {view.label('compression')} with device = {cell.device}: a codec works "
+            "on the host",
             "set compression = none, sync = ddp (the library's own hooks), or device = cpu",
-        )  # fmt: skip
+        )
 
 
 def precision(view: View) -> Problems:
     """Autocast is asked of the part that runs forward and loss."""
     if view.cell.precision == "bf16" and not view.constant("parallel", "autocast"):
         yield Problem(
-            "precision", f"precision = bf16 with parallel = {view.label('parallel')}: it does not run under autocast",
+            "precision",
+            f"precision = bf16 with parallel = {view.label('parallel')}: it does not run under "
+            "autocast",
             "set parallel = data, or precision = fp32",
-        )  # fmt: skip
+        )
 
 
 def cluster(view: View) -> Problems:
@@ -154,15 +226,19 @@ def cluster(view: View) -> Problems:
     cell = view.cell
     if cell.hosts > 1 and cell.clock == "wall" and cell.cluster not in MULTI_HOST:
         yield Problem(
-            "hosts", f"hosts = {cell.hosts} with cluster = {cell.cluster}, which starts ranks on this machine only",
+            "hosts",
+            f"hosts = {cell.hosts} with cluster = {cell.cluster}, which starts ranks on this "
+            "machine only",
             f"set hosts = 1, or cluster to one of {', '.join(MULTI_HOST)}",
-        )  # fmt: skip
+        )
     if cell.hosts > 1 and cell.clock == "wall" and cell.server_placement == "with_worker":
         yield Problem(
-            "hosts", f"server_placement = with_worker on hosts = {cell.hosts}, where ranks are started in order: the "
+            "hosts",
+            f"server_placement = with_worker on hosts = {cell.hosts}, where ranks are started in "
+            "order: the "
             "servers, the last ones, share the last host",
             "set server_placement = own_host, or clock = virtual",
-        )  # fmt: skip
+        )
     for name in ("link_mbit", "link_latency_us"):
         value = getattr(cell, name)
         if value is None:
@@ -170,29 +246,45 @@ def cluster(view: View) -> Problems:
         least, most, unit = LINKS[name]
         if not least <= value <= most:
             yield Problem(
-                "links", f"{name} = {value:g}: a link has {least:g} to {most:g} {unit}",
+                "links",
+                f"{name} = {value:g}: a link has {least:g} to {most:g} {unit}",
                 f"set {name} in this range, or none for a free link",
-            )  # fmt: skip
+            )
         if cell.clock == "wall" and cell.cluster != "namespaces":
             yield Problem(
-                "links", f"{name} = {value:g} with cluster = {cell.cluster}: nobody shapes its links",
+                "links",
+                f"{name} = {value:g} with cluster = {cell.cluster}: nobody shapes its links",
                 f"set cluster = namespaces, clock = virtual, or leave {name} out",
-            )  # fmt: skip
+            )
 
 
 def tuning(view: View) -> Problems:
-    """Trials choose one factor per cell from what was trained, and `benchsuite run` runs them itself."""
+    """Trials choose one factor per cell from what was trained, and `benchsuite run` runs them
+    itself."""
     cell = view.cell
     if cell.tuning != "per_strategy":
         return
     refusals = (
-        (cell.lr_factor != 1, f"lr_factor = {cell.lr_factor:g}", "trials choose it, for every strategy from one grid",
-         "set lr_factor = 1, or tuning = same"),
-        (cell.gradients == "none", "gradients = none", "a trial would train nothing",
-         "set gradients = computed, or tuning = same"),
-        (cell.cluster != "local", f"cluster = {cell.cluster}", "trials are run by `benchsuite run`, on this machine",
-         "set tuning = same, and lr_factor to what a local run of the cell chose (column tuned_lr_factor)"),
-    )  # fmt: skip
+        (
+            cell.lr_factor != 1,
+            f"lr_factor = {cell.lr_factor:g}",
+            "trials choose it, for every strategy from one grid",
+            "set lr_factor = 1, or tuning = same",
+        ),
+        (
+            cell.gradients == "none",
+            "gradients = none",
+            "a trial would train nothing",
+            "set gradients = computed, or tuning = same",
+        ),
+        (
+            cell.cluster != "local",
+            f"cluster = {cell.cluster}",
+            "trials are run by `benchsuite run`, on this machine",
+            "set tuning = same, and lr_factor to what a local run of the cell chose (column "
+            "tuned_lr_factor)",
+        ),
+    )
     for holds, what, why, remedy in refusals:
         if holds:
             yield Problem("tuning", f"{what} with tuning = per_strategy: {why}", remedy)
@@ -206,7 +298,8 @@ def not_built(view: View) -> Problems:
             yield Problem(
                 "not built",
                 f"{kind} = {view.label(kind)} is known, but this version has no code for it",
-                f"set {kind} to {_built(kind)}" + (", or give your own file by path" if kind in AXES else ""),
+                f"set {kind} to {_built(kind)}"
+                + (", or give your own file by path" if kind in AXES else ""),
             )
 
 
@@ -217,32 +310,43 @@ def _built(kind: str) -> str:
 
 def machine(view: View, machine: Machine) -> Problems:
     """What a legal cell asks of the machine; silent where nobody has looked."""
-    cell, devices = view.cell, machine.num_cuda_devices
+    cell = view.cell
+    devices = machine.num_cuda_devices
     if cell.device == "cuda" and devices == 0:
         yield Problem(
-            "cuda", f"device = cuda, but torch {machine.torch} sees no CUDA device here",
+            "cuda",
+            f"device = cuda, but torch {machine.torch} sees no CUDA device here",
             "set device = cpu, or install a CUDA build of torch on a machine with a GPU",
-        )  # fmt: skip
+        )
     if cell.backend == "nccl" and machine.nccl is False:
         yield Problem("nccl", f"torch {machine.torch} is built without NCCL", "set backend = gloo")
     ranks_here = math.ceil(cell.world_size / max(cell.hosts, 1))
     if cell.backend == "nccl" and machine.nccl and devices and devices < ranks_here:
         yield Problem(
-            "nccl", f"{ranks_here} local ranks, but {devices} CUDA devices: NCCL needs a device per local rank",
+            "nccl",
+            f"{ranks_here} local ranks, but {devices} CUDA devices: NCCL needs a device per local "
+            "rank",
             f"start at most {devices} ranks on this host, or set backend = gloo",
-        )  # fmt: skip
+        )
     if cell.backend == "mpi" and machine.mpi is False:
         yield Problem(
-            "mpi", f"torch {machine.torch} is built without MPI (is_mpi_available() is False)",
+            "mpi",
+            f"torch {machine.torch} is built without MPI (is_mpi_available() is False)",
             "set backend = gloo, or build torch from source against MPI",
-        )  # fmt: skip
+        )
     if cell.backend == "gloo" and machine.gloo is False:
-        yield Problem("gloo", f"torch {machine.torch} is built without gloo", "install the torch wheel")
+        yield Problem(
+            "gloo", f"torch {machine.torch} is built without gloo", "install the torch wheel"
+        )
 
 
 def _num_micro_batches(view: View) -> float:
     """Of parallel = data; a pipeline is refused as such."""
-    return (view.number("parallel", "num_micro_batches") or 1) if view.name("parallel") == "data" else 1
+    return (
+        (view.number("parallel", "num_micro_batches") or 1)
+        if view.name("parallel") == "data"
+        else 1
+    )
 
 
 def _without_lock(view: View) -> bool:
@@ -251,4 +355,12 @@ def _without_lock(view: View) -> bool:
     return lock == "none" or (view.name("sync") == "hogwild" and lock is None)
 
 
-RULES: tuple[Callable[[View], Problems], ...] = (clock, backend, device, precision, cluster, tuning, not_built)
+RULES: tuple[Callable[[View], Problems], ...] = (
+    clock,
+    backend,
+    device,
+    precision,
+    cluster,
+    tuning,
+    not_built,
+)

@@ -27,7 +27,8 @@ Problems = Iterator[Problem]
 class View:
     """A cell as the rules see it, resolved or not: members by name, options with their defaults.
 
-    A plug-in given by path has no name here ("" is in no table): what it needs it says itself, in constants.
+    A plug-in given by path has no name here ("" is in no table): what it needs it says itself, in
+    constants.
     """
 
     def __init__(self, cell: Cell) -> None:
@@ -48,7 +49,8 @@ class View:
         return self.name(axis) in names if self.name(axis) else own
 
     def file(self, axis: str) -> plugins.Plugin | None:
-        """The member's file, None where it has none in this version. Looked for once: rules ask thirty times."""
+        """The member's file, None where it has none in this version. Looked for once: rules ask
+        thirty times."""
         if axis not in self._files:
             self._files[axis] = members.find(axis, getattr(self.cell, axis))
         return self._files[axis]
@@ -59,7 +61,8 @@ class View:
         return None if file is None else file.constants.get(name)
 
     def option(self, axis: str, name: str) -> Any:
-        """An option: as the cell says, else as the preset says, else the file's default; None = not known."""
+        """An option: as the cell says, else as the preset says, else the file's default; None = not
+        known."""
         given = self.cell.options.get(self.label(axis), {})
         if name in given:
             return given[name]

@@ -1,6 +1,8 @@
-"""The verbs in Python: `run`, `load_results`, `compare`, `collect`. Imports no torch; what is heavy is imported inside.
+"""The verbs in Python: `run`, `load_results`, `compare`, `collect`. Imports no torch; what is heavy
+is imported inside.
 
-The process that calls `run` never touches torch or the accelerator: ranks are processes of their own.
+The process that calls `run` never touches torch or the accelerator: ranks are processes of their
+own.
 """
 
 from __future__ import annotations
@@ -37,11 +39,13 @@ def run(
     seeds: Sequence[int] | None = None,
     fresh: bool = False,
 ) -> Tally:
-    """Runs what is missing of a plan (its name, path or `Plan`) or of cells; returns what became of the runs.
+    """Runs what is missing of a plan (its name, path or `Plan`) or of cells; returns what became of
+    the runs.
 
     seeds: default those of the plan, of a cell its own.
 
-    UsageError where the plan or the cell cannot be used; StoreError where `results` cannot be written.
+    UsageError where the plan or the cell cannot be used; StoreError where `results` cannot be
+    written.
     """
     from benchsuite.plan import plan as plans
 
@@ -57,30 +61,42 @@ def run(
 
 
 def load_results(path: str | Path = "results") -> pd.DataFrame:
-    """The tidy table of a results folder, one row per run (ECOSYSTEM.md section 2). UsageError where it is none."""
+    """The tidy table of a results folder, one row per run (ECOSYSTEM.md section 2). UsageError
+    where it is none."""
     return existing(path).frame()
 
 
-def run_plan(plan: Plan, store: Store, *, fresh: bool = False, progress: Progress | None = None) -> Tally:
+def run_plan(
+    plan: Plan, store: Store, *, fresh: bool = False, progress: Progress | None = None
+) -> Tally:
     """Runs the missing runs of a plan on this machine. SIGTERM ends it as Ctrl-C does."""
     from benchsuite.cluster.local import Cluster, sigterm_as_interrupt
     from benchsuite.run.runner import run_cells
 
     plan = examined(plan)
     _startable(plan)
-    main = threading.current_thread() is threading.main_thread()  # only there a signal can be handled
+    main = (
+        threading.current_thread() is threading.main_thread()
+    )  # only there a signal can be handled
     with sigterm_as_interrupt() if main else contextlib.nullcontext(), Cluster() as cluster:
         here = setting(store)
         return run_cells(
-            plan.runs(), store, setting=here, launch=launcher(cluster, here), simulate=simulator(here),
-            refused=plan.refused_runs(), fresh=fresh, progress=progress,
-        )  # fmt: skip
+            plan.runs(),
+            store,
+            setting=here,
+            launch=launcher(cluster, here),
+            simulate=simulator(here),
+            refused=plan.refused_runs(),
+            fresh=fresh,
+            progress=progress,
+        )
 
 
 def examined(plan: Plan) -> Plan:
     """The plan with what this machine lacks among the refused.
 
-    UsageError for a figure that the page cannot draw, and for tuned cells with the seed of the trials.
+    UsageError for a figure that the page cannot draw, and for tuned cells with the seed of the
+    trials.
     """
     from benchsuite.programs import doctor
     from benchsuite.report import spec
@@ -91,26 +107,38 @@ def examined(plan: Plan) -> Plan:
     return plan.on(doctor.examine_torch)
 
 
-def compare(base: str | Path, head: str | Path, *, loss_tolerance: float | None = None) -> Comparison:
-    """Deterministic quantities of two results folders. UsageError where one of them holds no run."""
+def compare(
+    base: str | Path, head: str | Path, *, loss_tolerance: float | None = None
+) -> Comparison:
+    """Deterministic quantities of two results folders. UsageError where one of them holds no
+    run."""
     from benchsuite.analysis import regression
 
-    old, new = existing(base), existing(head)
+    old = existing(base)
+    new = existing(head)
 
     def same_build(a: Run, b: Run) -> bool:
-        environments = old.environment(a.machine, a.environment_id), new.environment(b.machine, b.environment_id)
-        versions = [(environment.get("versions") or {}).get("torch") for environment in environments]
+        environments = (
+            old.environment(a.machine, a.environment_id),
+            new.environment(b.machine, b.environment_id),
+        )
+        versions = [
+            (environment.get("versions") or {}).get("torch") for environment in environments
+        ]
         return a.machine == b.machine and versions[0] == versions[1] is not None
 
     runs = [store.runs() for store in (old, new)]
     for folder, found in zip((base, head), runs, strict=True):
         if not found:
-            raise UsageError(f"{folder} holds no run: give a results folder (<machine>/<cell id>/<run id>.json)")
+            raise UsageError(
+                f"{folder} holds no run: give a results folder (<machine>/<cell id>/<run id>.json)"
+            )
     return regression.compare(*runs, same_build=same_build, loss_tolerance=loss_tolerance)
 
 
 def collect(run_dir: Path, store: Store) -> Tally:
-    """Stores the runs that a user's own torchrun left in `run_dir`; those taken before are left alone.
+    """Stores the runs that a user's own torchrun left in `run_dir`; those taken before are left
+    alone.
 
     UsageError where there are none. Machine and environment are those of the host that collects.
     """
@@ -144,7 +172,9 @@ def collect(run_dir: Path, store: Store) -> Tally:
 def existing(path: str | Path) -> Store:
     """The store in a folder that is there; UsageError where it is not."""
     if not Path(path).is_dir():
-        raise UsageError(f"{path}: no such results folder; `benchsuite run` makes one (default: results)")
+        raise UsageError(
+            f"{path}: no such results folder; `benchsuite run` makes one (default: results)"
+        )
     return Store(path)
 
 
@@ -165,7 +195,8 @@ def setting(store: Store) -> Setting:
 
 
 def launcher(cluster: Launcher, here: Setting) -> Callable[[Cell], Run]:
-    """Starts a cell's ranks, waits for them, makes a run of their files; the run directory is private and removed."""
+    """Starts a cell's ranks, waits for them, makes a run of their files; the run directory is
+    private and removed."""
     from benchsuite.measure.load import CpuMeter
     from benchsuite.results.assemble import assemble
 
@@ -189,7 +220,8 @@ def launcher(cluster: Launcher, here: Setting) -> Callable[[Cell], Run]:
 
 
 def simulator(here: Setting) -> Callable[[Sequence[Cell]], Iterator[tuple[Cell, Run]]]:
-    """Runs cells of the virtual clock, one process per core; (cell, run) as they end, the long ones begun first."""
+    """Runs cells of the virtual clock, one process per core; (cell, run) as they end, the long ones
+    begun first."""
     from benchsuite.cluster.simulators import Simulators, groups
 
     def simulate(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
@@ -200,11 +232,21 @@ def simulator(here: Setting) -> Callable[[Sequence[Cell]], Iterator[tuple[Cell, 
                     flags.add(TIMING_ONLY)
                 if sections and sections["result"]["diverged_step"] is not None:
                     flags.add(DIVERGED)
-                yield cell, Run(
-                    cell=cell, code_id=here.code_id(cell), status=outcome.status, reason=outcome.reason,
-                    culprit=outcome.culprit, flags=tuple(sorted(flags)), started_at=outcome.started_at,
-                    machine=here.machine, environment_id=here.environment_id, **sections,
-                )  # fmt: skip
+                yield (
+                    cell,
+                    Run(
+                        cell=cell,
+                        code_id=here.code_id(cell),
+                        status=outcome.status,
+                        reason=outcome.reason,
+                        culprit=outcome.culprit,
+                        flags=tuple(sorted(flags)),
+                        started_at=outcome.started_at,
+                        machine=here.machine,
+                        environment_id=here.environment_id,
+                        **sections,
+                    ),
+                )
 
     return simulate
 
@@ -219,7 +261,8 @@ def _run_dir() -> Iterator[Path]:
 
 
 def _of_cells(given: Sequence[Cell], seeds: Sequence[int] | None) -> Plan:
-    """A plan without figures: the legal ones of the cells, the refused ones with their reasons, each once.
+    """A plan without figures: the legal ones of the cells, the refused ones with their reasons,
+    each once.
 
     seeds: of every cell; None = each cell with its own.
     """
@@ -235,9 +278,13 @@ def _of_cells(given: Sequence[Cell], seeds: Sequence[int] | None) -> Plan:
         name="cells",
         path=None,
         question="",
-        seeds=checked_seeds(seeds if seeds is not None else [cell.seed for cell in resolved] or [0]),
+        seeds=checked_seeds(
+            seeds if seeds is not None else [cell.seed for cell in resolved] or [0]
+        ),
         cells=tuple(cell for cell, found in zip(once, problems, strict=True) if not found),
-        refused=tuple(Refused(cell, found) for cell, found in zip(once, problems, strict=True) if found),
+        refused=tuple(
+            Refused(cell, found) for cell, found in zip(once, problems, strict=True) if found
+        ),
         num_excluded=0,
         figures=(),
         text="",
@@ -251,5 +298,6 @@ def _startable(plan: Plan) -> None:
         if cell.cluster != "local":
             raise UsageError(
                 f"{cell.label}: cluster {cell.cluster!r} is started by your own command: "
-                "benchsuite plan PLAN --write cells.json, torchrun .. -m benchsuite.worker, benchsuite collect RUNDIR"
+                "benchsuite plan PLAN --write cells.json, torchrun .. -m benchsuite.worker, "
+                "benchsuite collect RUNDIR"
             )

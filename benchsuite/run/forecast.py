@@ -1,6 +1,8 @@
-"""What `benchsuite plan` says before anything runs: ranks, predicted bytes, estimated time, refusals.
+"""What `benchsuite plan` says before anything runs: ranks, predicted bytes, estimated time,
+refusals.
 
-The predicted bytes come from the strategy's own file and the parameters' shapes, so torch is imported for them.
+The predicted bytes come from the strategy's own file and the parameters' shapes, so torch is
+imported for them.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ CELLS_SCHEMA = 1
 
 
 def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
-    """`{"plan", "question", "seeds", "cells", "refused", "runs", "trials", "missing", "estimated_s"}`.
+    """`{"plan", "question", "seeds", "cells", "refused", "runs", "trials", "missing",
+    "estimated_s"}`.
 
-    estimated_s: of one run, from stored runs of the same cell (or with another learning rate), else None; in all: of
-    the missing runs, None where one is unknown. predicted_bytes: of one run, all ranks together. kept_bytes: by the
-    strategy on a worker and on a server, beside parameters, gradient and optimiser. runs and missing count
-    the trials of tuned cells too: `trials` of all runs; of a cell its missing ones.
+    estimated_s: of one run, from stored runs of the same cell (or with another learning rate), else
+    None; in all: of the missing runs, None where one is unknown. predicted_bytes: of one run, all
+    ranks together. kept_bytes: by the strategy on a worker and on a server, beside parameters,
+    gradient and optimiser. runs and missing count the trials of tuned cells too: `trials` of all
+    runs; of a cell its missing ones.
     """
     from benchsuite.worker.predict import kept, predicted
 
@@ -41,21 +45,23 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
     cells = []
     for cell in plan.cells:
         traffic = predicted(cell)
-        cells.append({
-            "cell_id": cell.id,
-            "label": cell.label,
-            "ranks": cell.world_size,
-            "workers": cell.num_workers,
-            "servers": cell.num_servers,
-            "samples": cell.budget.samples,
-            "missing": missing[cell.id],
-            "trials": sum(tried[trial.id] for trial in tune.trials(cell)),
-            "predicted_bytes": traffic.payload_bytes,
-            "predicted_messages": traffic.num_messages,
-            "busiest_port_bytes": traffic.busiest_port(ports(cell)),
-            "kept_bytes": kept(cell),
-            "estimated_s": known_seconds(known, timed_as(cell)),
-        })  # fmt: skip
+        cells.append(
+            {
+                "cell_id": cell.id,
+                "label": cell.label,
+                "ranks": cell.world_size,
+                "workers": cell.num_workers,
+                "servers": cell.num_servers,
+                "samples": cell.budget.samples,
+                "missing": missing[cell.id],
+                "trials": sum(tried[trial.id] for trial in tune.trials(cell)),
+                "predicted_bytes": traffic.payload_bytes,
+                "predicted_messages": traffic.num_messages,
+                "busiest_port_bytes": traffic.busiest_port(ports(cell)),
+                "kept_bytes": kept(cell),
+                "estimated_s": known_seconds(known, timed_as(cell)),
+            }
+        )
     left = [known_seconds(known, timed_as(cell)) for cell in (*untried, *missing_runs)]
     return {
         "plan": plan.name,
@@ -73,13 +79,23 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
 
 def table(document: dict[str, Any]) -> str:
     """The forecast as plain text."""
-    header = ("cell", "", "ranks", "missing", "predicted per run", "messages", "kept by a worker", "estimated per run")
+    header = (
+        "cell",
+        "",
+        "ranks",
+        "missing",
+        "predicted per run",
+        "messages",
+        "kept by a worker",
+        "estimated per run",
+    )
     rows = [
         (
             cell["cell_id"],
             cell["label"],
             f"{cell['workers']}+{cell['servers']}",
-            f"{cell['missing']}/{len(document['seeds'])}" + (f" + {cell['trials']} trials" if cell["trials"] else ""),
+            f"{cell['missing']}/{len(document['seeds'])}"
+            + (f" + {cell['trials']} trials" if cell["trials"] else ""),
             binary(cell["predicted_bytes"]),
             str(cell["predicted_messages"]),
             "" if cell["kept_bytes"]["worker"] is None else binary(cell["kept_bytes"]["worker"]),
@@ -90,11 +106,19 @@ def table(document: dict[str, Any]) -> str:
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [document["question"]] if document["question"] else []
     for row in [header, *rows]:
-        lines.append("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        lines.append(
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        )
     for refusal in document["refused"]:
         lines.append(f"refused  {refusal['cell_id']}  {refusal['label']}")
-        lines += [f"         {problem['reason']}: {problem['remedy']}" for problem in refusal["problems"]]
-    trials = f"; {document['trials']} of them trials of tuning, seed {tune.TRIAL_SEED}" if document["trials"] else ""
+        lines += [
+            f"         {problem['reason']}: {problem['remedy']}" for problem in refusal["problems"]
+        ]
+    trials = (
+        f"; {document['trials']} of them trials of tuning, seed {tune.TRIAL_SEED}"
+        if document["trials"]
+        else ""
+    )
     seeds = ", ".join(map(str, document["seeds"]))
     lines.append(
         f"{document['runs']} runs ({len(document['cells'])} cells, seeds {seeds}{trials}), "
@@ -105,22 +129,31 @@ def table(document: dict[str, Any]) -> str:
 
 
 def write_cells(plan: Plan, path: Path) -> str:
-    """Writes `{"schema": 1, "cells": [..]}`, one entry per cell and seed; returns the ranks that they need, in words.
+    """Writes `{"schema": 1, "cells": [..]}`, one entry per cell and seed; returns the ranks that
+    they need, in words.
 
     UsageError where no cell is left, one must be tuned, or the file cannot be written.
     """
-    tuned = [cell for cell in (*plan.cells, *(each.cell for each in plan.refused)) if tune.is_tuned(cell)]
+    tuned = [
+        cell for cell in (*plan.cells, *(each.cell for each in plan.refused)) if tune.is_tuned(cell)
+    ]
     if tuned:
         raise UsageError(
-            f"{plan.name}: {tuned[0].label}: tuning = per_strategy needs trials, which only `benchsuite run` makes: "
-            "write the others with --only 'tuning == same', or all with --set tuning=same, and an lr_factor that a "
+            f"{plan.name}: {tuned[0].label}: tuning = per_strategy needs trials, which only "
+            "`benchsuite run` makes: "
+            "write the others with --only 'tuning == same', or all with --set tuning=same, and an "
+            "lr_factor that a "
             "local run chose (column tuned_lr_factor)"
         )
     cells = plan.runs()
     if not cells:
         reasons = "; ".join(each.reason for each in plan.refused) or "the plan has none"
         raise UsageError(f"{plan.name}: no cell to write: {reasons}")
-    text = json.dumps({"schema": CELLS_SCHEMA, "cells": [cell.to_json() for cell in cells]}, indent=1, sort_keys=True)
+    text = json.dumps(
+        {"schema": CELLS_SCHEMA, "cells": [cell.to_json() for cell in cells]},
+        indent=1,
+        sort_keys=True,
+    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text + "\n", encoding="utf-8")

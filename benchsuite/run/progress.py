@@ -1,4 +1,5 @@
-"""Progress on stderr: one line per finished cell, and on a terminal a live line with the remaining time."""
+"""Progress on stderr: one line per finished cell, and on a terminal a live line with the remaining
+time."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Lines(Progress):
         self.live: LiveLine | None = None
 
     def start(self, *, total: int, stored: int, refused: int, trials: int = 0) -> None:
-        self.total, self.trials = total, trials
+        self.total = total
+        self.trials = trials
         first = f" (first {trials} trials of tuning)" if trials else ""
         self._line(f"{total} to run{first}, {stored} stored, {refused} refused")
         if total and self.stream.isatty():

@@ -1,9 +1,10 @@
 """The loop behind `benchsuite run`: refuse, order, launch, store; one cell after the other.
 
-A refused cell becomes one `unsupported` row with rule and remedy; a failed one is recorded and the rest runs. Cells
-are launched in blocks of one seed, in random order inside a block, so that a drift of the machine favours no
-strategy; the seed of that order and the position stand in the run file. What tuning must try comes first, as runs of
-their own (`tune.py`). The process that runs this has no torch.
+A refused cell becomes one `unsupported` row with rule and remedy; a failed one is recorded and the
+rest runs. Cells are launched in blocks of one seed, in random order inside a block, so that a drift
+of the machine favours no strategy; the seed of that order and the position stand in the run file.
+What tuning must try comes first, as runs of their own (`tune.py`). The process that runs this has
+no torch.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Tally:
         self.paths.append(path)
         self.counts[run.status] += 1
         if run.status in (Status.FAILED, Status.TIMEOUT):
-            self.failures.append(f"{run.cell.label} seed {run.cell.seed}: {run.status}: {run.reason}")
+            self.failures.append(
+                f"{run.cell.label} seed {run.cell.seed}: {run.status}: {run.reason}"
+            )
 
     @property
     def num_failed(self) -> int:
@@ -80,15 +83,17 @@ def run_cells(
 ) -> Tally:
     """Runs what is missing (all of it where `fresh`) and stores every run as soon as it ends.
 
-    cells: resolved, each with its seed. refused: cells that are not launched, each with reason and remedy in one line.
-    launch: starts the ranks of a cell, waits for them, and makes a run of what they left (`api.launcher`).
-    simulate: does so for cells of the virtual clock, several at once and in any order (`api.simulator`); it is called
-    when all others are done, so that nothing disturbs what is measured. Trials of tuned cells come before all cells.
-    Ctrl-C keeps the finished runs and returns with `interrupted`.
+    cells: resolved, each with its seed. refused: cells that are not launched, each with reason and
+    remedy in one line. launch: starts the ranks of a cell, waits for them, and makes a run of what
+    they left (`api.launcher`). simulate: does so for cells of the virtual clock, several at once
+    and in any order (`api.simulator`); it is called when all others are done, so that nothing
+    disturbs what is measured. Trials of tuned cells come before all cells. Ctrl-C keeps the
+    finished runs and returns with `interrupted`.
     """
     progress = progress or Progress()
     store.check_writable()
-    launched, recorded = list(cells), [cell for cell, _ in refused]
+    launched = list(cells)
+    recorded = [cell for cell, _ in refused]
     num_cells = len(launched) + len(recorded)
     recorded = store.missing(recorded, None, setting.rules_id)
     if not fresh:
@@ -96,9 +101,15 @@ def run_cells(
     tally = Tally(stored=num_cells - len(launched) - len(recorded))
     order_seed = secrets.randbelow(2**32)
     tuner = tune.Tuner(launched, store, setting, fresh=fresh)
-    trials, launched = interleaved(tuner.untried, order_seed), interleaved(launched, order_seed)
+    trials = interleaved(tuner.untried, order_seed)
+    launched = interleaved(launched, order_seed)
     seconds = _Estimate(store, [*trials, *launched])
-    progress.start(total=len(trials) + len(launched), stored=tally.stored, refused=len(refused), trials=len(trials))
+    progress.start(
+        total=len(trials) + len(launched),
+        stored=tally.stored,
+        refused=len(refused),
+        trials=len(trials),
+    )
     try:
         reasons = {cell.id: reason for cell, reason in refused}
         for cell in {cell.id: cell for cell, _ in refused}.values():
@@ -112,7 +123,9 @@ def run_cells(
         for position, (cell, launching) in enumerate(order):
             progress.begin(cell, position, seconds.left())
             run = launching()
-            run = dataclasses.replace(run, extra={**run.extra, "order": {"seed": order_seed, "position": position}})
+            run = dataclasses.replace(
+                run, extra={**run.extra, "order": {"seed": order_seed, "position": position}}
+            )
             tally.add(run, store.write(run))
             seconds.took(cell, time.monotonic() - started)
             progress.end(cell, run, position, seconds.left())
@@ -140,7 +153,8 @@ def _launches(
 
 
 def interleaved(cells: Sequence[Cell], order_seed: int) -> list[Cell]:
-    """Blocks of one seed, in the order the seeds appear; inside a block a random order fixed by `order_seed`."""
+    """Blocks of one seed, in the order the seeds appear; inside a block a random order fixed by
+    `order_seed`."""
     blocks: dict[int, list[Cell]] = {}
     for cell in cells:
         blocks.setdefault(cell.seed, []).append(cell)
@@ -175,7 +189,8 @@ def known_seconds(known: Mapping[str, float], ids: Iterable[str]) -> float | Non
 
 
 class _Estimate:
-    """Seconds left: stored runs of the same cell, else this command's, else the mean of this command's."""
+    """Seconds left: stored runs of the same cell, else this command's, else the mean of this
+    command's."""
 
     def __init__(self, store: Store, launched: Sequence[Cell]) -> None:
         self.known: dict[str, float] = estimated_seconds(store)

@@ -1,15 +1,18 @@
-"""Tuning: the same learning rates and the same number of trials for every strategy, kept in results/. No torch.
+"""Tuning: the same learning rates and the same number of trials for every strategy, kept in
+results/. No torch.
 
-`tuning = "per_strategy"` in a cell: before its runs it is tried with every factor of `LR_FACTORS` on the recipe's
-learning rate, each with the cell's own budget and one seed that no plan may use (`TRIAL_SEED`); then it runs with the
-factor that did best. A trial is an ordinary cell with `tuning = "same"` and `lr_factor`, stored like every run: what is
-there is not tried again. The stored run keeps the cell as it was asked for, and its `result.tuning` says what was tried
-and chosen; what is chosen stays for all seeds of the cell, until its code changes or it is run with `--fresh`.
+`tuning = "per_strategy"` in a cell: before its runs it is tried with every factor of `LR_FACTORS`
+on the recipe's learning rate, each with the cell's own budget and one seed that no plan may use
+(`TRIAL_SEED`); then it runs with the factor that did best. A trial is an ordinary cell with `tuning
+= "same"` and `lr_factor`, stored like every run: what is there is not tried again. The stored run
+keeps the cell as it was asked for, and its `result.tuning` says what was tried and chosen; what is
+chosen stays for all seeds of the cell, until its code changes or it is run with `--fresh`.
 
-Best is the trial with the fewest samples to the target; where they are equal, or all miss, the one with the better
-final metric; then the factor nearest to 1, the smaller of two. One that diverged, or did not end ok, loses.
-Samples under both clocks: the trials of a cell differ in the learning rate alone, on which neither bytes nor seconds
-per sample depend. In virtual time seconds would put them in the same order, wall seconds would add noise.
+Best is the trial with the fewest samples to the target; where they are equal, or all miss, the one
+with the better final metric; then the factor nearest to 1, the smaller of two. One that diverged,
+or did not end ok, loses. Samples under both clocks: the trials of a cell differ in the learning
+rate alone, on which neither bytes nor seconds per sample depend. In virtual time seconds would put
+them in the same order, wall seconds would add noise.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ NOT_RUN = "not run"
 
 Launch = Callable[[Cell], Run]
 Simulate = Callable[[Sequence[Cell]], Iterable[tuple[Cell, Run]]]
-# `result.tuning` of a run file: {lr_factor, criterion, trial_seed, trials: [{lr_factor, cell_id, status, reason,
-# samples_to_target, final_metric, diverged_step}]}; lr_factor = None where no trial is ok
+# `result.tuning` of a run file: {lr_factor, criterion, trial_seed, trials: [{lr_factor, cell_id,
+# status, reason, samples_to_target, final_metric, diverged_step}]}; lr_factor = None where no trial
+# is ok
 Choice = Mapping[str, Any]
 
 
@@ -52,12 +56,18 @@ def with_factor(cell: Cell, factor: float) -> Cell:
 
 def trials(cell: Cell) -> list[Cell]:
     """What is run before a tuned cell, one per factor; of any other cell none."""
-    return [with_factor(cell, factor).with_seed(TRIAL_SEED) for factor in LR_FACTORS] if is_tuned(cell) else []
+    return (
+        [with_factor(cell, factor).with_seed(TRIAL_SEED) for factor in LR_FACTORS]
+        if is_tuned(cell)
+        else []
+    )
 
 
 def trained(run: Run) -> Cell:
     """The run's cell as it was trained, with the factor that was chosen for it."""
-    return with_factor(run.cell, run.result["tuning"]["lr_factor"]) if is_tuned(run.cell) else run.cell
+    return (
+        with_factor(run.cell, run.result["tuning"]["lr_factor"]) if is_tuned(run.cell) else run.cell
+    )
 
 
 def as_long(cell: Cell) -> Cell:
@@ -66,11 +76,14 @@ def as_long(cell: Cell) -> Cell:
 
 
 def check_seeds(cells: Iterable[Cell], seeds: Collection[int]) -> None:
-    """UsageError where a plan with tuned cells has the seed of the trials: what is reported is not what chose."""
+    """UsageError where a plan with tuned cells has the seed of the trials: what is reported is not
+    what chose."""
     if TRIAL_SEED in seeds and any(is_tuned(cell) for cell in cells):
         raise UsageError(
-            f"seeds contain {TRIAL_SEED}, which trials of tuning = per_strategy are run with, and a run with the seed "
-            "that chose its learning rate would look better than it is: take another seed, or tuning = same"
+            f"seeds contain {TRIAL_SEED}, which trials of tuning = per_strategy are run with, and "
+            "a run with the seed "
+            "that chose its learning rate would look better than it is: take another seed, or "
+            "tuning = same"
         )
 
 
@@ -99,7 +112,8 @@ def _order(cell: Cell, run: Run) -> tuple[bool, float, float, float, float]:
         metric = -metric
     diverged = result.get("diverged_step") is not None
     if diverged:  # how far it came before says nothing
-        samples, metric = None, math.inf
+        samples = None
+        metric = math.inf
     factor = cell.lr_factor
     return diverged, math.inf if samples is None else samples, metric, abs(math.log(factor)), factor
 
@@ -128,7 +142,9 @@ def _known(tuned: Mapping[str, Cell], store: Store, code_id: CodeId) -> dict[str
     said = {}
     for run in store.runs(tuned.values()):
         tuning = run.result.get("tuning") or {}
-        if tuning.get("lr_factor") is not None and run.code_id == code_of(code_id, tuned[run.cell_id]):
+        if tuning.get("lr_factor") is not None and run.code_id == code_of(
+            code_id, tuned[run.cell_id]
+        ):
             said[run.cell_id] = tuning
     return said
 
@@ -136,12 +152,16 @@ def _known(tuned: Mapping[str, Cell], store: Store, code_id: CodeId) -> dict[str
 class Tuner:
     """What a command does for the tuned ones among `cells`, which are to be run.
 
-    First `untried` is run, as any cells are; then `launching` and `simulating` run the cells themselves.
+    First `untried` is run, as any cells are; then `launching` and `simulating` run the cells
+    themselves.
     """
 
-    def __init__(self, cells: Iterable[Cell], store: Store, setting: Setting, *, fresh: bool = False) -> None:
+    def __init__(
+        self, cells: Iterable[Cell], store: Store, setting: Setting, *, fresh: bool = False
+    ) -> None:
         self._cells = {cell.id: cell for cell in cells if is_tuned(cell)}
-        self._store, self._setting = store, setting
+        self._store = store
+        self._setting = setting
         self._known = {} if fresh else _known(self._cells, store, setting.code_id)
         wanted = _wanted(self._cells, self._known)
         self.untried = wanted if fresh else store.missing(wanted, None, setting.code_id)
@@ -156,7 +176,8 @@ class Tuner:
         return launch_tuned
 
     def simulating(self, simulate: Simulate) -> Simulate:
-        """`simulate` that takes tuned cells too. In virtual time what is trained the same way is simulated once."""
+        """`simulate` that takes tuned cells too. In virtual time what is trained the same way is
+        simulated once."""
 
         def simulate_tuned(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
             asked: dict[tuple[str, int], list[Cell]] = {}
@@ -178,16 +199,28 @@ class Tuner:
     def _choices(self) -> Mapping[str, Choice]:
         """Cell id -> what is chosen. First asked for when the trials are done."""
         tried = {key: trials(cell) for key, cell in self._cells.items() if key not in self._known}
-        codes = {trial.id: self._setting.code_id(trial) for each in tried.values() for trial in each}
-        runs = self._store.runs((trial for each in tried.values() for trial in each), seeds=[TRIAL_SEED])
+        codes = {
+            trial.id: self._setting.code_id(trial) for each in tried.values() for trial in each
+        }
+        runs = self._store.runs(
+            (trial for each in tried.values() for trial in each), seeds=[TRIAL_SEED]
+        )
         ours = [run for run in runs if run.code_id == codes[run.cell_id]]
         found = {run.cell_id: run for run in sorted(ours, key=self._counts)}
-        chosen = {key: choose([(trial, found.get(trial.id)) for trial in each]) for key, each in tried.items()}
+        chosen = {
+            key: choose([(trial, found.get(trial.id)) for trial in each])
+            for key, each in tried.items()
+        }
         return {**self._known, **chosen}
 
     def _counts(self, run: Run) -> tuple[bool, bool, str, str]:
         """Largest counts, where a trial has several runs: ok, of this machine, the newest."""
-        return run.status is Status.OK, run.machine == self._setting.machine, run.started_at, run.run_id
+        return (
+            run.status is Status.OK,
+            run.machine == self._setting.machine,
+            run.started_at,
+            run.run_id,
+        )
 
     def _job(self, cell: Cell) -> Cell | None:
         """What is trained where `cell` is asked for; None where no trial is ok."""
@@ -201,11 +234,16 @@ class Tuner:
             return run
         result = {**run.result, "tuning": self._choices[cell.id]}
         code_id = self._setting.code_id(cell)
-        return dataclasses.replace(run, cell=cell, cell_id="", code_id=code_id, result=result, run_id=new_run_id())
+        return dataclasses.replace(
+            run, cell=cell, cell_id="", code_id=code_id, result=result, run_id=new_run_id()
+        )
 
     def _failed(self, cell: Cell) -> Run:
         choice = self._choices[cell.id]
-        said = [f"{t['cell_id']} (lr x{t['lr_factor']:g}) {t['status']}: {t['reason']}" for t in choice["trials"]]
+        said = [
+            f"{t['cell_id']} (lr x{t['lr_factor']:g}) {t['status']}: {t['reason']}"
+            for t in choice["trials"]
+        ]
         return Run(
             cell=cell,
             code_id=self._setting.code_id(cell),

@@ -1,4 +1,5 @@
-"""When replicas agree: `Strategy`, and `ServerPolicy`, all that a parameter-server strategy supplies."""
+"""When replicas agree: `Strategy`, and `ServerPolicy`, all that a parameter-server strategy
+supplies."""
 
 from __future__ import annotations
 
@@ -29,8 +30,12 @@ class Setting:
     topology: Topology
     compression: Compression
     clip: bool
-    state_vectors: Callable[[Shapes], Sequence[int]] = lambda shapes: ()  # lengths of those that the optimiser keeps
-    agreed_batches: int = 0  # minibatches of a rollout whose advantages workers normalise together (rollouts.py)
+    state_vectors: Callable[[Shapes], Sequence[int]] = (
+        lambda shapes: ()
+    )  # lengths of those that the optimiser keeps
+    agreed_batches: int = (
+        0  # minibatches of a rollout whose advantages workers normalise together (rollouts.py)
+    )
     trajectory_bytes: int = 0  # of a trajectory that a worker hands over in the place of a gradient
 
 
@@ -49,22 +54,26 @@ class Cycle:
 class Strategy(Protocol):
     """One file in `sync/`, a dataclass whose fields are its options; state is created in `start`.
 
-    `survives = "worker"` (a class attribute, not an option) says that a worker's death does not end the run;
-    `timing_free = True`, that the parameters do not depend on who is fast (then the virtual clock trains a cell once,
-    and only times it again under other links and compute times). `snapshot_of`: whose parameters count: "replica"
-    (any, rank 0's is taken), "servers" (their slices) or "mean" (over replicas). `apart = True`: workers do not step
-    together, batches are handed out (a strategy whose servers own the parameters is so by itself). `goes_on = True`:
-    replicas differ, so one may diverge while others wait for it: it goes on to the end of the budget.
-    `alone_is_plain = False`: one worker is not the plain loop. `batches_per_trajectory` (an option): workers act, and
-    hand over trajectories that stand for so many batches. `calls_library = True`: past `Comm`; `cycles() ->
-    list[Cycle]` then tells what a run was made of (default: steps that are all alike).
+    `survives = "worker"` (a class attribute, not an option) says that a worker's death does not end
+    the run; `timing_free = True`, that the parameters do not depend on who is fast (then the
+    virtual clock trains a cell once, and only times it again under other links and compute times).
+    `snapshot_of`: whose parameters count: "replica" (any, rank 0's is taken), "servers" (their
+    slices) or "mean" (over replicas). `apart = True`: workers do not step together, batches are
+    handed out (a strategy whose servers own the parameters is so by itself). `goes_on = True`:
+    replicas differ, so one may diverge while others wait for it: it goes on to the end of the
+    budget. `alone_is_plain = False`: one worker is not the plain loop. `batches_per_trajectory` (an
+    option): workers act, and hand over trajectories that stand for so many batches. `calls_library
+    = True`: past `Comm`; `cycles() -> list[Cycle]` then tells what a run was made of (default:
+    steps that are all alike).
     """
 
     events: dict[str, int]  # this rank's counts
     snapshot_of: str
     clips_mean: bool  # whether clipping acts on the mean (synchronous forms) or on each push
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
         """Called on every rank, servers too; `topology` is started."""
 
     def next_index(self) -> Work | None:
@@ -92,8 +101,8 @@ class Strategy(Protocol):
         """Pushes that a server will see in an undisturbed run."""
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
-        """Memory formula: bytes of the vectors that the strategy keeps on a worker (or server), beyond parameters,
-        gradient, optimiser state, and what topology and compression keep."""
+        """Memory formula: bytes of the vectors that the strategy keeps on a worker (or server),
+        beyond parameters, gradient, optimiser state, and what topology and compression keep."""
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         """The counts of an undisturbed run over `num_batches` global batches, for a dry run."""
@@ -105,19 +114,25 @@ class Strategy(Protocol):
 class Apply(Protocol):
     """One optimiser step on the server's slice."""
 
-    def __call__(self, gradient: Tensor, *, num_gradients: int = 1, oldest_of: Sequence[int] = ()) -> None:
-        """`num_gradients`: how many pushes are in it. Version += 1. oldest_of: of a policy that `applies_later`, the
-        workers whose oldest push of those not yet applied is in it: its staleness ends here, not at its arrival."""
+    def __call__(
+        self, gradient: Tensor, *, num_gradients: int = 1, oldest_of: Sequence[int] = ()
+    ) -> None:
+        """`num_gradients`: how many pushes are in it. Version += 1. oldest_of: of a policy that
+        `applies_later`, the workers whose oldest push of those not yet applied is in it: its
+        staleness ends here, not at its arrival."""
 
 
 class ServerPolicy(Protocol):
-    """What a parameter server does with pushes. Called by the one loop, `topology/parameter_server.py: serve`.
+    """What a parameter server does with pushes. Called by the one loop,
+    `topology/parameter_server.py: serve`.
 
-    `several_steps = True` (a class attribute): one push may be several optimiser steps; between them nobody looks.
+    `several_steps = True` (a class attribute): one push may be several optimiser steps; between
+    them nobody looks.
     """
 
     def start(self, shard: Tensor, apply: Apply) -> None:
-        """`shard` is the server's slice; `apply(gradient)` is one optimiser step on it and version += 1."""
+        """`shard` is the server's slice; `apply(gradient)` is one optimiser step on it and version
+        += 1."""
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         """Takes a gradient computed on `version`; returns the workers to answer now."""
@@ -133,12 +148,17 @@ class ServerPolicy(Protocol):
 
 
 def hand_out(comm: Comm, num_workers: int, total: int) -> tuple[int, Work | None]:
-    """Takes the next of `total` batches (shards of global batches): its number, and the work; None = all are taken.
+    """Takes the next of `total` batches (shards of global batches): its number, and the work; None
+    = all are taken.
 
     Every sample of the budget is used once, whoever is fast.
     """
     number = comm.fetch_add("next batch", 1)
-    return number, None if number >= total else (number // num_workers, number % num_workers, num_workers)
+    return number, None if number >= total else (
+        number // num_workers,
+        number % num_workers,
+        num_workers,
+    )
 
 
 def count(events: Events, name: str, rank: int) -> int:

@@ -1,14 +1,17 @@
-"""Actors and a learner: who acts computes no gradient, who learns does not act (IMPALA, Espeholt et al. 2018).
+"""Actors and a learner: who acts computes no gradient, who learns does not act (IMPALA, Espeholt et
+al. 2018).
 
-"IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures", arXiv 1802.01561, section
-3. Workers are actors: each plays a trajectory with its own parameters, sends it to the one server, and goes on with the
-newest parameters that it has been sent. The server is the learner: it takes trajectories in the order of their arrival,
-computes gradients on each (the workload's loss corrects for the policy that acted by V-trace), steps, and answers with
-parameters and their version. `ahead` trajectories of an actor may wait in the learner's queue while it plays the next.
+"IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures", arXiv
+1802.01561, section 3. Workers are actors: each plays a trajectory with its own parameters, sends it
+to the one server, and goes on with the newest parameters that it has been sent. The server is the
+learner: it takes trajectories in the order of their arrival, computes gradients on each (the
+workload's loss corrects for the policy that acted by V-trace), steps, and answers with parameters
+and their version. `ahead` trajectories of an actor may wait in the learner's queue while it plays
+the next.
 
-Sends per trajectory its states, actions, probabilities and rewards one way, with the version that acted in front
-(8 bytes), and M bytes with the version behind them the other way.
-Keeps (ahead + 1) trajectories and answers on an actor, one of each on the learner.
+Sends per trajectory its states, actions, probabilities and rewards one way, with the version that
+acted in front (8 bytes), and M bytes with the version behind them the other way. Keeps (ahead + 1)
+trajectories and answers on an actor, one of each on the learner.
 """
 
 from __future__ import annotations
@@ -39,10 +42,12 @@ class Strategy:
     batches_per_trajectory: int = 16
     """Global batches whose samples a trajectory stands for, an actor's share of each."""
     ahead: int = 1
-    """Trajectories of an actor that may be under way while it plays another (0 = it waits for its own answer)."""
+    """Trajectories of an actor that may be under way while it plays another (0 = it waits for its
+    own answer)."""
 
     steps_per_trajectory: int = 8
-    """Steps that the learner makes on a trajectory, one after the other; V-trace corrects the later ones too."""
+    """Steps that the learner makes on a trajectory, one after the other; V-trace corrects the later
+    ones too."""
 
     survives = "worker"
     snapshot_of = "servers"
@@ -55,13 +60,23 @@ class Strategy:
         """Called on every rank before `start`: what trajectories look like."""
         self._shape = shape
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
         assert isinstance(topology, ParameterServer), "rules: actor_learner needs parameter_server"
-        self._comm, self._part, self._recipe, self._topology = comm, part, recipe, topology
+        self._comm = comm
+        self._part = part
+        self._recipe = recipe
+        self._topology = topology
         self._num_workers = topology.num_workers
-        self._num_pushes = recipe.budget // recipe.global_batch * self._num_workers // self.batches_per_trajectory
-        self._index, self._version = 0, 0
-        self._under_way: deque[tuple[Tensor, Tensor, list[Handle]]] = deque()  # trajectory, answer, what to wait for
+        self._num_pushes = (
+            recipe.budget // recipe.global_batch * self._num_workers // self.batches_per_trajectory
+        )
+        self._index = 0
+        self._version = 0
+        self._under_way: deque[tuple[Tensor, Tensor, list[Handle]]] = (
+            deque()
+        )  # trajectory, answer, what to wait for
         topology.push_bytes = HEADER_BYTES + self._shape.num_bytes
         self.events = {"pushes": 0, "replies": 0}
 
@@ -75,7 +90,8 @@ class Strategy:
         return work
 
     def _wait(self, most: int) -> None:
-        """Takes answers until at most so many are out. Each has a vector of its own: it may come during play."""
+        """Takes answers until at most so many are out. Each has a vector of its own: it may come
+        during play."""
         while len(self._under_way) > most:
             _, answer, handles = self._under_way.popleft()
             for handle in handles:
@@ -87,10 +103,14 @@ class Strategy:
     def step(self, batch: Batch) -> float:
         """Hands a trajectory over. The learner knows the loss."""
         packed = pack(self._version, batch)
-        answer = torch.empty(self._part.params.numel() + 1, dtype=self._part.params.dtype, device=packed.device)
+        answer = torch.empty(
+            self._part.params.numel() + 1, dtype=self._part.params.dtype, device=packed.device
+        )
         receiving = self._topology.expect(answer) if self._comm.posts_ahead else []
         sending = self._topology.push(packed, tag=self._index)
-        receiving = receiving or self._topology.expect(answer)  # nccl: a pair's operations run in posting order
+        receiving = receiving or self._topology.expect(
+            answer
+        )  # nccl: a pair's operations run in posting order
         self._under_way.append((packed, answer, [*sending, *receiving]))
         self.events["pushes"] += 1
         return 0.0
@@ -103,7 +123,9 @@ class Strategy:
         return self._part.params
 
     def policy(self) -> Learner:
-        learner = Learner(self._part, self._shape, self._recipe.clip_norm, steps=self.steps_per_trajectory)
+        learner = Learner(
+            self._part, self._shape, self._recipe.clip_norm, steps=self.steps_per_trajectory
+        )
         learner.reads_ahead = self.ahead
         return learner
 
@@ -112,8 +134,10 @@ class Strategy:
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         total = num_batches * setting.num_workers // self.batches_per_trajectory
-        each = [total // setting.num_workers + (worker < total % setting.num_workers) for worker in
-                range(setting.num_workers)]  # fmt: skip
+        each = [
+            total // setting.num_workers + (worker < total % setting.num_workers)
+            for worker in range(setting.num_workers)
+        ]
         return {"pushes": each, "replies": each}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
@@ -136,17 +160,26 @@ class Learner:
     several_steps = True
     reads_ahead = 0  # trajectories that an actor has sent beyond those whose answers it has read
 
-    def __init__(self, part: Part, shape: TrajectoryShape, clip_norm: float | None, *, steps: int) -> None:
-        self._part, self._shape, self._clip_norm, self._steps = part, shape, clip_norm, steps
+    def __init__(
+        self, part: Part, shape: TrajectoryShape, clip_norm: float | None, *, steps: int
+    ) -> None:
+        self._part = part
+        self._shape = shape
+        self._clip_norm = clip_norm
+        self._steps = steps
         self.losses: list[float] = []  # of each push, before its first step
 
     def start(self, shard: Tensor, apply: Apply) -> None:
-        self._shard, self._apply, self._version = shard, apply, 0
+        self._shard = shard
+        self._apply = apply
+        self._version = 0
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         acted, batch = unpack(flat, self._shape)
         if acted != version:
-            raise RuntimeError(f"a trajectory of version {acted} from worker {worker}, whose log says {version}")
+            raise RuntimeError(
+                f"a trajectory of version {acted} from worker {worker}, whose log says {version}"
+            )
         for step in range(self._steps):
             loss = self._part.gradient(batch)
             assert loss is not None
@@ -170,7 +203,11 @@ class Learner:
 
 def pack(version: int, batch: Batch) -> Tensor:
     """A trajectory as bytes: version, answers, states."""
-    pieces = [torch.tensor([float(version)], dtype=torch.float64, device=batch.x.device), batch.y, batch.x]
+    pieces = [
+        torch.tensor([float(version)], dtype=torch.float64, device=batch.x.device),
+        batch.y,
+        batch.x,
+    ]
     return torch.cat([piece.contiguous().flatten().view(torch.uint8) for piece in pieces])
 
 
@@ -178,5 +215,6 @@ def unpack(flat: Tensor, shape: TrajectoryShape) -> tuple[int, Batch]:
     """Inverse of `pack`; what comes out are views."""
     middle = HEADER_BYTES + math.prod(shape.y) * shape.y_dtype.itemsize
     version = int(flat[:HEADER_BYTES].view(torch.float64))
-    y, x = flat[HEADER_BYTES:middle].view(shape.y_dtype), flat[middle:].view(shape.x_dtype)
+    y = flat[HEADER_BYTES:middle].view(shape.y_dtype)
+    x = flat[middle:].view(shape.x_dtype)
     return version, Batch(x.view(shape.x), y.view(shape.y), shape.num_samples)

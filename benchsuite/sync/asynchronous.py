@@ -1,14 +1,17 @@
-"""Asynchronous update: a gradient is applied the moment it arrives (the article's section 3.2.2; Dean et al. 2012).
+"""Asynchronous update: a gradient is applied the moment it arrives (the article's section 3.2.2;
+Dean et al. 2012).
 
-A worker pushes its gradient, the server applies it at once (version += 1) and answers at once with the newest
-parameters, so nobody waits for the slowest; the price is staleness = version at apply - version read.
-Sends M bytes each way per push. `lock = exclusive` is the article's: ask for the lock (the ticket), update, release;
-one server thread is the lock, and the lock wait runs from the ticket's sending until its apply starts.
+A worker pushes its gradient, the server applies it at once (version += 1) and answers at once with
+the newest parameters, so nobody waits for the slowest; the price is staleness = version at apply -
+version read. Sends M bytes each way per push. `lock = exclusive` is the article's: ask for the lock
+(the ticket), update, release; one server thread is the lock, and the lock wait runs from the
+ticket's sending until its apply starts.
 
-Momentum mixes the gradients of workers that looked at different parameters. `momentum = shared`: one vector for all,
-the recipe's optimiser. `per_worker`: a vector v_i per worker, v_i = m v_i + g_i, p -= lr v_i. `dana`: the same, and a
-worker is answered with where the momentum of all will have carried the parameters, p - lr m sum v_j: DANA-Zero
-(Hakimi et al. 2019, arXiv 1907.11612, algorithm 4); with one worker it is Nesterov's momentum.
+Momentum mixes the gradients of workers that looked at different parameters. `momentum = shared`:
+one vector for all, the recipe's optimiser. `per_worker`: a vector v_i per worker, v_i = m v_i +
+g_i, p -= lr v_i. `dana`: the same, and a worker is answered with where the momentum of all will
+have carried the parameters, p - lr m sum v_j: DANA-Zero (Hakimi et al. 2019, arXiv 1907.11612,
+algorithm 4); with one worker it is Nesterov's momentum.
 """
 
 from __future__ import annotations
@@ -41,18 +44,25 @@ class Strategy:
     server_threads: int = 2
     """Threads per server when lock = none."""
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
-    """A push is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous lr."""
+    """A push is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous
+    lr."""
     momentum: Literal["shared", "per_worker", "dana"] = "shared"
-    """Whose momentum the server keeps (SGD with momentum; `shared` takes any optimiser). `dana`: answers look ahead."""
+    """Whose momentum the server keeps (SGD with momentum; `shared` takes any optimiser). `dana`:
+    answers look ahead."""
 
     survives = "worker"
     snapshot_of = "servers"
     clips_mean = False
     needs_topology = ("parameter_server",)
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
         assert isinstance(topology, ParameterServer), "rules: asynchronous needs parameter_server"
-        self._comm, self._part, self._recipe, self._topology = comm, part, recipe, topology
+        self._comm = comm
+        self._part = part
+        self._recipe = recipe
+        self._topology = topology
         self._num_workers = topology.num_workers
         self._num_pushes = recipe.budget // recipe.global_batch * self._num_workers
         self._index = 0
@@ -62,7 +72,8 @@ class Strategy:
             self._momentum_and_decay()  # now, on every rank, rather than at the first push
 
     def num_threads(self, num_workers: int) -> int:
-        """Threads of each server; whoever says goodbye for a lost worker knocks at their doors too."""
+        """Threads of each server; whoever says goodbye for a lost worker knocks at their doors
+        too."""
         return min(self.server_threads, num_workers) if self.lock == "none" else 1
 
     def make_updater(self, params: Tensor) -> Updater:
@@ -75,7 +86,8 @@ class Strategy:
         return updater
 
     def next_index(self) -> Work | None:
-        """Batches are handed out, so that every sample of the budget is used once whoever is fast."""
+        """Batches are handed out, so that every sample of the budget is used once whoever is
+        fast."""
         self._index, work = hand_out(self._comm, self._num_workers, self._num_pushes)
         return work
 
@@ -108,11 +120,18 @@ class Strategy:
         """Of the recipe's optimiser. UsageError where it is not SGD with momentum."""
         optimizer = self._recipe.make_optimizer([torch.zeros(1)])
         group = optimizer.param_groups[0]
-        if not isinstance(optimizer, torch.optim.SGD) or group["momentum"] <= 0 or group["dampening"] != 0:
+        if (
+            not isinstance(optimizer, torch.optim.SGD)
+            or group["momentum"] <= 0
+            or group["dampening"] != 0
+        ):
             raise UsageError(
-                f"momentum = {self.momentum} of asynchronous keeps a momentum vector per worker, and this recipe's "
-                f"optimiser is {type(optimizer).__name__} (momentum = {group.get('momentum')}, dampening = "
-                f"{group.get('dampening')}): set the workload's momentum above 0 (SGD), or momentum = shared"
+                f"momentum = {self.momentum} of asynchronous keeps a momentum vector per worker, "
+                "and this recipe's "
+                f"optimiser is {type(optimizer).__name__} (momentum = {group.get('momentum')}, "
+                "dampening = "
+                f"{group.get('dampening')}): set the workload's momentum above 0 (SGD), or "
+                "momentum = shared"
             )
         return float(group["momentum"]), float(group["weight_decay"])
 
@@ -126,7 +145,9 @@ class Strategy:
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if not server or self.momentum == "shared":
             return 0
-        return (setting.num_workers + 2) * largest_slice(shapes, setting)  # one per worker, their sum, the answer
+        return (setting.num_workers + 2) * largest_slice(
+            shapes, setting
+        )  # one per worker, their sum, the answer
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         workers = range(setting.num_workers)
@@ -142,7 +163,8 @@ class ApplyAtOnce:
     """Every push is one optimiser step, its worker is answered at once."""
 
     def start(self, shard: Tensor, apply: Apply) -> None:
-        self._shard, self._apply = shard, apply
+        self._shard = shard
+        self._apply = apply
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         self._apply(flat)
@@ -159,10 +181,16 @@ class ApplyAtOnce:
 
 
 class MomentumPerWorker(ApplyAtOnce):
-    """v_i = m v_i + g_i per worker; `lr` > 0 lets answers look ahead by lr m times the sum of all v_j."""
+    """v_i = m v_i + g_i per worker; `lr` > 0 lets answers look ahead by lr m times the sum of all
+    v_j."""
 
-    def __init__(self, num_workers: int, momentum: float, weight_decay: float, *, lr: Callable[[], float]) -> None:
-        self._num_workers, self._momentum, self._weight_decay, self._lr = num_workers, momentum, weight_decay, lr
+    def __init__(
+        self, num_workers: int, momentum: float, weight_decay: float, *, lr: Callable[[], float]
+    ) -> None:
+        self._num_workers = num_workers
+        self._momentum = momentum
+        self._weight_decay = weight_decay
+        self._lr = lr
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         super().start(shard, apply)
@@ -177,8 +205,12 @@ class MomentumPerWorker(ApplyAtOnce):
         if self._weight_decay:
             mine.add_(self._shard, alpha=self._weight_decay)
         self._sum.add_(mine)
-        self._apply(self._ahead.copy_(mine))  # a copy: the optimiser may keep or change what it is given
+        self._apply(
+            self._ahead.copy_(mine)
+        )  # a copy: the optimiser may keep or change what it is given
         return [worker]
 
     def answer(self, worker: int) -> Tensor:
-        return torch.add(self._shard, self._sum, alpha=-self._lr() * self._momentum, out=self._ahead)
+        return torch.add(
+            self._shard, self._sum, alpha=-self._lr() * self._momentum, out=self._ahead
+        )

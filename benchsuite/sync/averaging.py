@@ -1,6 +1,8 @@
-"""The mean of a vector over all replicas, on whatever reduces: a collective, or servers that only average.
+"""The mean of a vector over all replicas, on whatever reduces: a collective, or servers that only
+average.
 
-For strategies whose replicas step by themselves and meet now and then (`local_sgd`, `diloco`, `elastic_averaging`).
+For strategies whose replicas step by themselves and meet now and then (`local_sgd`, `diloco`,
+`elastic_averaging`).
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ class Averager:
     """Called with a vector (P,), replaces it by its mean over the workers."""
 
     def __init__(self, topology: Topology, compression: Compression) -> None:
-        self._topology, self._compression = topology, compression
+        self._topology = topology
+        self._compression = compression
         self._server = topology if isinstance(topology, ParameterServer) else None
         self._number = 0
 
     @property
     def differences_only(self) -> bool:
-        """Whether what travels is compressed: then gradients and differences may, and parameters may not."""
+        """Whether what travels is compressed: then gradients and differences may, and parameters
+        may not."""
         return is_compressed(self._compression)
 
     def __call__(self, flat: Tensor) -> None:
@@ -66,4 +70,7 @@ def averaging_server_bytes(shapes: Shapes, setting: Setting) -> int:
 
 def largest_slice(shapes: Shapes, setting: Setting) -> int:
     """Bytes of the largest slice that a server owns."""
-    return max(stop - start for start, stop in bounds(numel(shapes), setting.num_servers)) * setting.itemsize
+    return (
+        max(stop - start for start, stop in bounds(numel(shapes), setting.num_servers))
+        * setting.itemsize
+    )

@@ -1,9 +1,10 @@
 """Buckets: parts of the gradient set out while the backward pass still works on the others.
 
 Li et al. 2020 (PyTorch Distributed), section 3.2.
-The flat gradient is cut from its end, where a backward pass begins, at borders of tensors: a first bucket of at most
-1 MiB, so that something travels early, then `bucket_mib` each. A bucket sets out on the second lane when it is whole
-and all before it have set out: the same order on every rank, which a collective needs.
+The flat gradient is cut from its end, where a backward pass begins, at borders of tensors: a first
+bucket of at most 1 MiB, so that something travels early, then `bucket_mib` each. A bucket sets out
+on the second lane when it is whole and all before it have set out: the same order on every rank,
+which a collective needs.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ FIRST_BYTES = 1 * MIB
 
 
 def bucket_ranges(shapes: Shapes, itemsize: int, bucket_mib: float) -> list[tuple[int, int]]:
-    """(start, stop) of each bucket of the flat vector, in the order in which they set out. A tensor is never cut."""
-    ranges, stop = [], numel(shapes)
-    start, limit = stop, min(FIRST_BYTES, bucket_mib * MIB)
+    """(start, stop) of each bucket of the flat vector, in the order in which they set out. A tensor
+    is never cut."""
+    ranges = []
+    stop = numel(shapes)
+    start = stop
+    limit = min(FIRST_BYTES, bucket_mib * MIB)
     for shape in reversed(list(shapes.values())):
         if start < stop and (stop - start + shape.numel()) * itemsize > limit:
             ranges.append((start, stop))
-            stop, limit = start, bucket_mib * MIB
+            stop = start
+            limit = bucket_mib * MIB
         start -= shape.numel()
     return [*ranges, (start, stop)] if start < stop else ranges
 
@@ -32,7 +37,8 @@ class Buckets:
     """Of one rank. `ready` is for `Part.gradient`; `wait` ends the step."""
 
     def __init__(self, comm: Comm, part: Part, topology: Topology, bucket_mib: float) -> None:
-        self._comm, self._part = comm, part
+        self._comm = comm
+        self._part = part
         self._topology = second(topology)
         self._ranges = bucket_ranges(part.shapes, part.params.element_size(), bucket_mib)
         comm.lane(self._open).wait()

@@ -1,10 +1,12 @@
-"""torch.nn.parallel.DistributedDataParallel: what a user would pick (Li et al. 2020, PyTorch Distributed).
+"""torch.nn.parallel.DistributedDataParallel: what a user would pick (Li et al. 2020, PyTorch
+Distributed).
 
-The library reference beside `synchronous` and, with `local_steps` > 1, beside `local_sgd`: same cells, same columns.
-Buckets of gradients are all-reduced while the backward pass still runs. Compressions and local steps are the library's
-own communication hooks: `fp16`, PowerSGD, post-local SGD with its periodic averager; bf16's does not run on gloo, ours
-has three lines. The library lets PowerSGD begin with the third step, and leaves a matrix alone unless it saves half.
-Sends 2 (N-1)/N * M bytes per rank and step, half of it in half precision; derived, not counted.
+The library reference beside `synchronous` and, with `local_steps` > 1, beside `local_sgd`: same
+cells, same columns. Buckets of gradients are all-reduced while the backward pass still runs.
+Compressions and local steps are the library's own communication hooks: `fp16`, PowerSGD, post-local
+SGD with its periodic averager; bf16's does not run on gloo, ours has three lines. The library lets
+PowerSGD begin with the third step, and leaves a matrix alone unless it saves half. Sends 2 (N-1)/N
+* M bytes per rank and step, half of it in half precision; derived, not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import (
+    PostLocalSGDState,
+    post_localSGD_hook,
+)
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.nn.parallel import DistributedDataParallel
@@ -34,19 +39,22 @@ from benchsuite.topology import Topology
 from benchsuite.update import Updater
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel, views
 
-DENSE_STEPS = 2  # before PowerSGD: the least that the library takes, which rebuilds its buckets after the first
+# before PowerSGD: the least that the library takes, which rebuilds its buckets after the first
+DENSE_STEPS = 2
 LEAST_RATE = 2  # of a matrix's bytes to its factors': the library's default
 Hook = Callable[[Any, Any], torch.futures.Future[Tensor]]
 
 
 @dataclass
 class Strategy:
-    """DistributedDataParallel around the module; the optimiser on its parameters, tensor by tensor."""
+    """DistributedDataParallel around the module; the optimiser on its parameters, tensor by
+    tensor."""
 
     bucket_cap_mb: int = 25
     """DDP's own option: bytes of a bucket in units of 2**20."""
     local_steps: int = 1
-    """H, optimiser steps between two means of the parameters (1 = gradients agree in every step)."""
+    """H, optimiser steps between two means of the parameters (1 = gradients agree in every
+    step)."""
     warmup_steps: int = 0
     """Synchronous steps before the local ones."""
 
@@ -55,7 +63,9 @@ class Strategy:
     needs_topology = ("native",)
     payload_source = "derived"
     calls_library = True  # by itself, past `Comm`
-    blocked_reason = "all-reduce inside DDP's backward pass: blocked = from the last gradient to its return"
+    blocked_reason = (
+        "all-reduce inside DDP's backward pass: blocked = from the last gradient to its return"
+    )
 
     @property
     def snapshot_of(self) -> str:
@@ -67,10 +77,16 @@ class Strategy:
         """A replica that diverges alone goes on: others wait for it."""
         return self.local_steps > 1
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
-        self._comm, self._part, self._recipe = comm, part, recipe
-        self._rank, self._num_workers = comm.rank, topology.num_workers
-        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
+        self._comm = comm
+        self._part = part
+        self._recipe = recipe
+        self._rank = comm.rank
+        self._num_workers = topology.num_workers
+        self._steps = recipe.budget // recipe.global_batch
+        self._step = 0
         self.events = dict.fromkeys(self._counted, 0)
         self._state: Any = None  # of the hook
         self._averager: PeriodicModelAverager | None = None
@@ -80,12 +96,17 @@ class Strategy:
 
     def _wrapped(self, module: torch.nn.Module, compression: Compression) -> torch.nn.Module:
         wrapped = DistributedDataParallel(module, bucket_cap_mb=self.bucket_cap_mb)
-        wrapped.broadcast_buffers = False  # constants of a model (masks, angles): no other strategy sends them
+        wrapped.broadcast_buffers = (
+            False  # constants of a model (masks, angles): no other strategy sends them
+        )
         if self.local_steps > 1:
-            # the library's averager takes its first mean right after the first local step; ours after H of them
+            # the library's averager takes its first mean right after the first local step; ours
+            # after H of them
             first = self.warmup_steps + self.local_steps - 1
             self._averager = PeriodicModelAverager(self.local_steps, warmup_steps=first)
-            self._state = PostLocalSGDState(None, None, self.warmup_steps, post_local_gradient_allreduce=False)
+            self._state = PostLocalSGDState(
+                None, None, self.warmup_steps, post_local_gradient_allreduce=False
+            )
             wrapped.register_comm_hook(self._state, post_localSGD_hook)
         elif isinstance(compression, Float16):
             wrapped.register_comm_hook(None, fp16_compress_hook)
@@ -93,7 +114,10 @@ class Strategy:
             wrapped.register_comm_hook(None, bf16_hook)
         elif isinstance(compression, PowerSGD):
             self._state = PowerSGDState(
-                None, compression.rank, start_powerSGD_iter=DENSE_STEPS, min_compression_rate=LEAST_RATE
+                None,
+                compression.rank,
+                start_powerSGD_iter=DENSE_STEPS,
+                min_compression_rate=LEAST_RATE,
             )
             wrapped.register_comm_hook(self._state, powerSGD_hook)
         return wrapped
@@ -124,7 +148,9 @@ class Strategy:
         """The averager gives the parameters new memory: back to where the replica keeps them."""
         begin = self._comm.now_ns()
         averager.average_parameters(self._params)
-        self._comm.wait_ns += self._comm.now_ns() - begin  # past `Comm`, which would have counted it
+        self._comm.wait_ns += (
+            self._comm.now_ns() - begin
+        )  # past `Comm`, which would have counted it
         kept = list(views(self._part.params, self._part.shapes).values())
         if self._params[0].data_ptr() != kept[0].data_ptr():
             for parameter, view in zip(self._params, kept, strict=True):
@@ -146,7 +172,9 @@ class Strategy:
     @property
     def _counted(self) -> list[str]:
         """Names of the events."""
-        return ["synchronisations", "gradient_means"] if self.local_steps > 1 else ["synchronisations"]
+        return (
+            ["synchronisations", "gradient_means"] if self.local_steps > 1 else ["synchronisations"]
+        )
 
     def _num_gradient_means(self, steps: int) -> int:
         """Steps that are counted apart: synchronous ones before local steps."""
@@ -155,7 +183,8 @@ class Strategy:
     def cycles(self) -> list[Cycle]:
         """What this run was made of, for those who watch the library do it once more."""
         if self.local_steps > 1:
-            warmup, means = self.events["gradient_means"], self.events["synchronisations"]
+            warmup = self.events["gradient_means"]
+            means = self.events["synchronisations"]
             return [
                 Cycle(warmup, rewind=lambda: self._rewind(0)),
                 Cycle(means, self.local_steps, rewind=lambda: self._rewind(self.warmup_steps)),
@@ -181,8 +210,8 @@ class Strategy:
         return {name: [counts[name]] * setting.num_workers for name in self._counted}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
-        """The library's buckets, beside the gradients of the parameters; what is cast; errors, a copy and factors of
-        PowerSGD; the averager's vector."""
+        """The library's buckets, beside the gradients of the parameters; what is cast; errors, a
+        copy and factors of PowerSGD; the averager's vector."""
         if setting.num_workers == 1:
             return 0
         whole = numel(shapes) * setting.itemsize
@@ -196,10 +225,13 @@ class Strategy:
         ranks = range(setting.num_workers)
         means = max(count(events, "synchronisations", worker) for worker in ranks)
         dense = max(count(events, "gradient_means", worker) for worker in ranks)
-        itemsize, size = setting.itemsize, numel(shapes)
+        itemsize = setting.itemsize
+        size = numel(shapes)
         if isinstance(setting.compression, PowerSGD):
             dense = min(DENSE_STEPS, means)
-            sent = _all_reduce(setting, compressed_numel(shapes, setting.compression.rank), itemsize)
+            sent = _all_reduce(
+                setting, compressed_numel(shapes, setting.compression.rank), itemsize
+            )
             return _all_reduce(setting, size, itemsize).times(dense) + sent.times(means - dense)
         if isinstance(setting.compression, (Float16, BFloat16)):
             itemsize = HALF_BYTES
@@ -214,7 +246,8 @@ def bf16_hook(group, bucket):  # type: ignore[no-untyped-def]  # DDP looks at th
 
 
 def compressed_numel(shapes: Shapes, rank: int) -> int:
-    """Elements that the library's PowerSGD sends per step: two factors where they are less than half of the matrix."""
+    """Elements that the library's PowerSGD sends per step: two factors where they are less than
+    half of the matrix."""
     total = 0
     for shape in shapes.values():
         n, m = (shape[0], columns(shape)) if shape else (1, 1)

@@ -1,10 +1,12 @@
-"""Delayed averaging, Pipe-SGD: the mean of step k-1 travels while step k is computed (Li et al. 2018).
+"""Delayed averaging, Pipe-SGD: the mean of step k-1 travels while step k is computed (Li et al.
+2018).
 
-"Pipe-SGD: A Decentralized Pipelined SGD Framework", arXiv 1811.03619, algorithm 1 with width K = 2: g_k is computed on
-parameters that know the means up to g_(k-2); then the mean of g_(k-1) is applied. Step 0 applies nothing, the last step
-waits for its own mean as well. Every update but the first is exactly one version stale, on every replica alike.
-Sends what `synchronous` sends; the exchange is hidden behind the gradient where it is the shorter one.
-Keeps M bytes: the gradient that is under way.
+"Pipe-SGD: A Decentralized Pipelined SGD Framework", arXiv 1811.03619, algorithm 1 with width K = 2:
+g_k is computed on parameters that know the means up to g_(k-2); then the mean of g_(k-1) is
+applied. Step 0 applies nothing, the last step waits for its own mean as well. Every update but the
+first is exactly one version stale, on every replica alike. Sends what `synchronous` sends; the
+exchange is hidden behind the gradient where it is the shorter one. Keeps M bytes: the gradient that
+is under way.
 """
 
 from __future__ import annotations
@@ -33,10 +35,17 @@ class Strategy:
     snapshot_of = "replica"
     clips_mean = True
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
-        self._comm, self._part, self._recipe, self._compression = comm, part, recipe, compression
-        self._rank, self._num_workers = comm.rank, topology.num_workers
-        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
+        self._comm = comm
+        self._part = part
+        self._recipe = recipe
+        self._compression = compression
+        self._rank = comm.rank
+        self._num_workers = topology.num_workers
+        self._steps = recipe.budget // recipe.global_batch
+        self._step = 0
         self.events = {"synchronisations": 0}
         self._updater = Updater(part.params, recipe, shapes=part.shapes)
         self._travelling = torch.empty_like(part.params)
@@ -63,13 +72,17 @@ class Strategy:
         return loss
 
     def _apply_what_travels(self) -> None:
-        """The gradient of the step before, by the learning rate of the samples it was computed after."""
+        """The gradient of the step before, by the learning rate of the samples it was computed
+        after."""
         if self._under_way is None:
             return
         self._under_way.wait()
         self._under_way = None
         clip(self._travelling, self._recipe.clip_norm)
-        self._updater.step(self._travelling, samples=(self.events["synchronisations"] - 1) * self._recipe.global_batch)
+        self._updater.step(
+            self._travelling,
+            samples=(self.events["synchronisations"] - 1) * self._recipe.global_batch,
+        )
 
     def _mean(self, lane: Comm) -> None:
         """On the second lane."""

@@ -1,13 +1,16 @@
-"""DiLoCo: H inner steps on each replica, then one outer step on their common way (Douillard et al. 2023).
+"""DiLoCo: H inner steps on each replica, then one outer step on their common way (Douillard et al.
+2023).
 
-arXiv 2311.08105, algorithm 1: every replica starts from the outer copy theta, makes H steps of the recipe's optimiser,
-and d = theta - (1/N) sum theta_i is the gradient of an outer SGD with Nesterov momentum on theta; everybody loads
-theta. The inner optimiser keeps its state. Outer lr 1 and momentum 0 make it `local_sgd`.
-Streaming, overlapped, in few bits (Douillard et al. 2025, arXiv 2501.18512): the vector is cut into `fragments` that
-agree in turn, H/fragments steps apart; a fragment's mean may travel for `delay` steps while the inner steps go on (the
-replica then loads what has come, and its steps on that fragment meanwhile are lost); `outer_bits` quantises the outer
-gradient. At the end of the budget every fragment agrees once more, unless its turn was the last step.
-Sends one mean of M bytes every H steps. Keeps 2 M: outer copy and outer gradient, and M of outer momentum.
+arXiv 2311.08105, algorithm 1: every replica starts from the outer copy theta, makes H steps of the
+recipe's optimiser, and d = theta - (1/N) sum theta_i is the gradient of an outer SGD with Nesterov
+momentum on theta; everybody loads theta. The inner optimiser keeps its state. Outer lr 1 and
+momentum 0 make it `local_sgd`. Streaming, overlapped, in few bits (Douillard et al. 2025, arXiv
+2501.18512): the vector is cut into `fragments` that agree in turn, H/fragments steps apart; a
+fragment's mean may travel for `delay` steps while the inner steps go on (the replica then loads
+what has come, and its steps on that fragment meanwhile are lost); `outer_bits` quantises the outer
+gradient. At the end of the budget every fragment agrees once more, unless its turn was the last
+step. Sends one mean of M bytes every H steps. Keeps 2 M: outer copy and outer gradient, and M of
+outer momentum.
 """
 
 from __future__ import annotations
@@ -55,10 +58,17 @@ class Strategy:
     clips_mean = False
     goes_on = True
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
-        self._comm, self._part, self._recipe, self._topology = comm, part, recipe, topology
-        self._rank, self._num_workers = comm.rank, topology.num_workers
-        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
+        self._comm = comm
+        self._part = part
+        self._recipe = recipe
+        self._topology = topology
+        self._rank = comm.rank
+        self._num_workers = topology.num_workers
+        self._steps = recipe.budget // recipe.global_batch
+        self._step = 0
         self.events = {f"fragment {number}": 0 for number in range(self.fragments)}
         if isinstance(topology, ParameterServer) and self.outer_bits:
             topology.use_compression(Quantised(self.outer_bits), part.shapes, part.params.dtype)
@@ -66,12 +76,19 @@ class Strategy:
             return
         self._updater = Updater(part.params, recipe, shapes=part.shapes)
         self._fragments = [
-            _Fragment(self, part.params[start:stop], topology, self._compression(compression, part.shapes, start, stop))
+            _Fragment(
+                self,
+                part.params[start:stop],
+                topology,
+                self._compression(compression, part.shapes, start, stop),
+            )
             for start, stop in bounds(part.params.numel(), self.fragments)
         ]
         self._lane_topology: Topology | None = None
 
-    def _compression(self, given: Compression, shapes: Shapes, start: int, stop: int) -> Compression:
+    def _compression(
+        self, given: Compression, shapes: Shapes, start: int, stop: int
+    ) -> Compression:
         """Of one fragment: the cell's, or its own quantiser."""
         if not self.outer_bits:
             return given
@@ -93,7 +110,9 @@ class Strategy:
         self._step += 1
         last = self._step == self._steps
         for number, fragment in enumerate(self._fragments):
-            if fragment.started_at is not None and (last or self._step - fragment.started_at >= self.delay):
+            if fragment.started_at is not None and (
+                last or self._step - fragment.started_at >= self.delay
+            ):
                 fragment.load(self._step)
             if self._is_due(number) or (last and fragment.loaded_at != self._step):
                 fragment.begin(self._step, wait=last or not self.delay)
@@ -102,7 +121,10 @@ class Strategy:
 
     def _is_due(self, number: int) -> bool:
         """Fragment f agrees H/F steps after fragment f-1, the last one at multiples of H."""
-        return self._step % self.local_steps == (number + 1) * (self.local_steps // self.fragments) % self.local_steps
+        return (
+            self._step % self.local_steps
+            == (number + 1) * (self.local_steps // self.fragments) % self.local_steps
+        )
 
     def beside(self, compression: Compression, flat: Tensor) -> Handle:
         """The mean of a fragment while inner steps go on."""
@@ -144,7 +166,9 @@ class Strategy:
         compression = Quantised(self.outer_bits) if self.outer_bits else setting.compression
         if setting.num_servers:
             each = [count(events, "fragment 0", 0)] * setting.num_workers
-            return push_pull_traffic(shapes, setting, pushes=each, replies=each, compression=compression)
+            return push_pull_traffic(
+                shapes, setting, pushes=each, replies=each, compression=compression
+            )
         each_fragment = []
         for number, (start, stop) in enumerate(bounds(numel(shapes), self.fragments)):
             one = compression.predicted_traffic(
@@ -160,8 +184,12 @@ class Strategy:
 class _Fragment:
     """A range of the vector: its outer copy, outer optimiser, and what is under way."""
 
-    def __init__(self, strategy: Strategy, params: Tensor, topology: Topology, compression: Compression) -> None:
-        self._strategy, self._params, self._compression = strategy, params, compression
+    def __init__(
+        self, strategy: Strategy, params: Tensor, topology: Topology, compression: Compression
+    ) -> None:
+        self._strategy = strategy
+        self._params = params
+        self._compression = compression
         self.average = Averager(topology, compression)
         self.outer = params.clone()
         self._gradient = torch.empty_like(params)
@@ -169,7 +197,9 @@ class _Fragment:
         chunks = in_chunks(self.outer)
         for chunk, gradient in zip(chunks, in_chunks(self._gradient), strict=True):
             chunk.grad = gradient
-        self._optimizer = torch.optim.SGD(chunks, strategy.outer_lr, momentum, nesterov=momentum > 0)
+        self._optimizer = torch.optim.SGD(
+            chunks, strategy.outer_lr, momentum, nesterov=momentum > 0
+        )
         self._under_way: Handle | None = None
         self.started_at: int | None = None  # step; None = nothing is under way
         self.loaded_at = 0
@@ -190,9 +220,14 @@ class _Fragment:
             self._under_way.wait()
         self._optimizer.step()
         self._params.copy_(self.outer)
-        self._under_way, self.started_at, self.loaded_at = None, None, step
+        self._under_way = None
+        self.started_at = None
+        self.loaded_at = step
 
 
 def _pieces(shapes: Shapes, start: int, stop: int) -> Shapes:
     """The tensors' parts in a range."""
-    return {str(number): torch.Size([size]) for number, size in enumerate(pieces_of(shapes, start, stop))}
+    return {
+        str(number): torch.Size([size])
+        for number, size in enumerate(pieces_of(shapes, start, stop))
+    }

@@ -1,11 +1,12 @@
-"""Elastic averaging: replicas explore alone, a spring ties each of them to a centre c (Zhang et al. 2015, EASGD).
+"""Elastic averaging: replicas explore alone, a spring ties each of them to a centre c (Zhang et al.
+2015, EASGD).
 
-arXiv 1412.6651, equations 3 and 4: every `period` steps d_i = moving_rate (x_i - c); x_i -= d_i; c += sum d_i, so that
-sum x_i + c is conserved. Synchronous over a collective: every rank keeps the same c, and the mean of the d_i travels.
-Asynchronous over a parameter server, which keeps c: a worker pushes x_i, the server moves c at once and answers x_i -
-d_i. Stable iff moving_rate (N + 1) < 2 (synchronous form). What counts is the mean of the replicas.
-Sends one mean of M bytes every `period` steps, or M each way. Keeps 2 M on a worker (c and d; collective), 2 M/S on
-a server.
+arXiv 1412.6651, equations 3 and 4: every `period` steps d_i = moving_rate (x_i - c); x_i -= d_i; c
++= sum d_i, so that sum x_i + c is conserved. Synchronous over a collective: every rank keeps the
+same c, and the mean of the d_i travels. Asynchronous over a parameter server, which keeps c: a
+worker pushes x_i, the server moves c at once and answers x_i - d_i. Stable iff moving_rate (N + 1)
+< 2 (synchronous form). What counts is the mean of the replicas. Sends one mean of M bytes every
+`period` steps, or M each way. Keeps 2 M on a worker (c and d; collective), 2 M/S on a server.
 """
 
 from __future__ import annotations
@@ -41,26 +42,36 @@ class Strategy:
     clips_mean = False
     goes_on = True
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
-        self._comm, self._part, self._recipe = comm, part, recipe
-        self._topology, self._compression = topology, compression
-        self._rank, self._num_workers = comm.rank, topology.num_workers
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
+        self._comm = comm
+        self._part = part
+        self._recipe = recipe
+        self._topology = topology
+        self._compression = compression
+        self._rank = comm.rank
+        self._num_workers = topology.num_workers
         self._server = topology if isinstance(topology, ParameterServer) else None
         self.apart = self._server is not None  # batches are handed out
-        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+        self._steps = recipe.budget // recipe.global_batch
+        self._step = 0
         self._index = 0
         self.events = {"synchronisations": 0}
         if comm.rank < self._num_workers:
             self._updater = Updater(part.params, recipe, shapes=part.shapes)
         if self._server is None:
-            self.centre, self._pull = part.params.clone(), torch.empty_like(part.params)
+            self.centre = part.params.clone()
+            self._pull = torch.empty_like(part.params)
 
     def make_updater(self, params: Tensor) -> Load:
         return Load(params)
 
     def next_index(self) -> Work | None:
         if self._server is None:
-            return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+            return (
+                None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+            )
         self._index, work = hand_out(self._comm, self._num_workers, self._steps * self._num_workers)
         return work
 
@@ -122,8 +133,10 @@ class Centre:
         self._moving_rate = moving_rate
 
     def start(self, shard: Tensor, apply: Apply) -> None:
-        self._shard, self._apply = shard, apply
-        self._pull, self._answer = torch.empty_like(shard), torch.empty_like(shard)
+        self._shard = shard
+        self._apply = apply
+        self._pull = torch.empty_like(shard)
+        self._answer = torch.empty_like(shard)
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         torch.sub(flat, self._shard, out=self._pull).mul_(self._moving_rate)

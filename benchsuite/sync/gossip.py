@@ -1,12 +1,14 @@
-"""Gossip, D-PSGD: every replica mixes its PARAMETERS with those of a few neighbours, and steps (Lian et al. 2017).
+"""Gossip, D-PSGD: every replica mixes its PARAMETERS with those of a few neighbours, and steps
+(Lian et al. 2017).
 
-arXiv 1705.09056, algorithm 1: x_i <- sum_j W_ij x_j - lr g_i(x_i), W doubly stochastic, given by the topology
-(`ring_neighbours`, `exponential`, `random_matching`). Nobody ever holds the mean; what counts is the mean of the
-replicas. (Averaging neighbours' gradients instead is not this, and diverges on unequal data.)
-Over a compression differences travel (CHOCO-SGD, Koloskova et al. 2019, arXiv 1902.00340): both ends of an edge keep
-the copy that the receiver knows, Q(x - copy) is sent, and x_i += consensus_rate sum_j W_ij (copy of j - copy of i).
-Parameters set out before the gradient is computed where receives may be posted ahead: they are hidden behind it.
-Sends d M bytes per step to d neighbours. Keeps d M of arrivals and M of the mixture; compressed, also a copy per edge.
+arXiv 1705.09056, algorithm 1: x_i <- sum_j W_ij x_j - lr g_i(x_i), W doubly stochastic, given by
+the topology (`ring_neighbours`, `exponential`, `random_matching`). Nobody ever holds the mean; what
+counts is the mean of the replicas. (Averaging neighbours' gradients instead is not this, and
+diverges on unequal data.) Over a compression differences travel (CHOCO-SGD, Koloskova et al. 2019,
+arXiv 1902.00340): both ends of an edge keep the copy that the receiver knows, Q(x - copy) is sent,
+and x_i += consensus_rate sum_j W_ij (copy of j - copy of i). Parameters set out before the gradient
+is computed where receives may be posted ahead: they are hidden behind it. Sends d M bytes per step
+to d neighbours. Keeps d M of arrivals and M of the mixture; compressed, also a copy per edge.
 """
 
 from __future__ import annotations
@@ -40,11 +42,18 @@ class Strategy:
     goes_on = True
     state_is_a_bound = True  # which pairs will have met, a graph may leave to chance
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
-        self._comm, self._part, self._recipe, self._compression = comm, part, recipe, compression
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
+        self._comm = comm
+        self._part = part
+        self._recipe = recipe
+        self._compression = compression
         self._graph: Graph = topology  # type: ignore[assignment]  # rules: gossip needs a graph
-        self._rank, self._num_workers = comm.rank, comm.size
-        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+        self._rank = comm.rank
+        self._num_workers = comm.size
+        self._steps = recipe.budget // recipe.global_batch
+        self._step = 0
         self.events = {"synchronisations": 0}
         self._updater = Updater(part.params, recipe, shapes=part.shapes)
         self._mixed = torch.empty_like(part.params)
@@ -70,12 +79,15 @@ class Strategy:
         return loss
 
     def _set_out(self) -> list[Handle]:
-        """Posts the receives and sends of this step; the parameters do not change before they are waited for."""
-        neighbours, listeners = self._graph.neighbours(self._step), self._graph.listeners(self._step)
+        """Posts the receives and sends of this step; the parameters do not change before they are
+        waited for."""
+        neighbours = self._graph.neighbours(self._step)
+        listeners = self._graph.listeners(self._step)
         while len(self._arrivals) < len(neighbours):
             self._arrivals.append(torch.empty_like(self._part.params))
         waiting: list[Handle] = [
-            self._comm.irecv(arrival, rank) for arrival, (rank, _) in zip(self._arrivals, neighbours, strict=False)
+            self._comm.irecv(arrival, rank)
+            for arrival, (rank, _) in zip(self._arrivals, neighbours, strict=False)
         ]
         return waiting + [self._comm.isend(self._part.params, rank) for rank in listeners]
 
@@ -99,7 +111,9 @@ class Strategy:
         while len(self._arrivals) < len(neighbours):
             self._arrivals.append(torch.empty_like(self._part.params))
         pairs = dict(zip((rank for rank, _ in neighbours), self._arrivals, strict=False))
-        in_rounds(self._comm, dict.fromkeys(self._graph.listeners(self._step), self._part.params), pairs)
+        in_rounds(
+            self._comm, dict.fromkeys(self._graph.listeners(self._step), self._part.params), pairs
+        )
 
     def finish(self) -> None:
         """Nothing is under way after a step."""
@@ -121,7 +135,13 @@ class Strategy:
         graph: Graph = setting.topology  # type: ignore[assignment]
         steps = range(2 * setting.num_workers)
         edges = {edge for step in steps for edge in graph.edges(step, setting.num_workers)}
-        most = max((sum(edge[1] == 0 for edge in graph.edges(step, setting.num_workers)) for step in steps), default=0)
+        most = max(
+            (
+                sum(edge[1] == 0 for edge in graph.edges(step, setting.num_workers))
+                for step in steps
+            ),
+            default=0,
+        )
         copies = sum(0 in edge for edge in edges)
         vectors = 2 + copies if is_compressed(setting.compression) else 1 + most
         return vectors * numel(shapes) * setting.itemsize
@@ -140,7 +160,9 @@ class Copies:
     """What the other end of each edge knows: kept alike on both ends, moved by what was sent."""
 
     def __init__(self, strategy: Strategy, part: Part, compression: Compression) -> None:
-        self._strategy, self._part, self._compression = strategy, part, compression
+        self._strategy = strategy
+        self._part = part
+        self._compression = compression
         self._pieces = pieces_of(part.shapes)
         self._start = part.params.clone()  # equal on all ranks
         self._known_of: dict[int, tuple[Tensor, Codec]] = {}  # neighbour -> its copy here
@@ -149,8 +171,10 @@ class Copies:
 
     def exchange(self, step: int, rate: float) -> None:
         """One step of the graph."""
-        graph, params = self._strategy._graph, self._part.params
-        outgoing, incoming = {}, {}
+        graph = self._strategy._graph
+        params = self._part.params
+        outgoing = {}
+        incoming = {}
         for rank in graph.listeners(step):
             copy, codec = self._edge(self._known_to, rank)
             outgoing[rank] = codec.encode(torch.sub(params, copy, out=self._difference))
@@ -183,20 +207,24 @@ class Copies:
 
 
 def _the_weight(neighbours: list[tuple[int, float]]) -> float:
-    """What a replica gives to a listener is what it takes from a neighbour: only where all weights are one."""
+    """What a replica gives to a listener is what it takes from a neighbour: only where all weights
+    are one."""
     weights = {weight for _, weight in neighbours}
     if len(weights) > 1:
         raise UsageError(
-            f"weights {sorted(weights)} in one step of the graph: compressed gossip needs one for all neighbours; use "
+            f"weights {sorted(weights)} in one step of the graph: compressed gossip needs one for "
+            "all neighbours; use "
             " compression = none, or another graph"
         )
     return weights.pop() if weights else 0.0
 
 
 def in_rounds(comm: Comm, outgoing: dict[int, Tensor], incoming: dict[int, Tensor]) -> None:
-    """Exchanges with several ranks at once, legal on every backend: distance by distance around the circle."""
+    """Exchanges with several ranks at once, legal on every backend: distance by distance around the
+    circle."""
     for distance in range(1, comm.size):
-        to, source = (comm.rank + distance) % comm.size, (comm.rank - distance) % comm.size
+        to = (comm.rank + distance) % comm.size
+        source = (comm.rank - distance) % comm.size
         if to in outgoing and source in incoming:
             comm.sendrecv(outgoing[to], to, incoming[source], source)
         elif to in outgoing:

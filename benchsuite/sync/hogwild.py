@@ -1,10 +1,12 @@
-"""Hogwild: the parameters lie in memory that all workers share, and everybody updates them in place (Niu et al. 2011).
+"""Hogwild: the parameters lie in memory that all workers share, and everybody updates them in place
+(Niu et al. 2011).
 
-arXiv 1106.5730, algorithm 1: read the parameters, compute a gradient on one's own batch, add the step to the shared
-vector without asking anybody. `lock = none` is that: reads may be torn and updates of one element at one moment may be
-lost. `lock = exclusive` is the control: one lock around the step and the next read, and nothing is ever lost. Each
-worker keeps an optimiser of its own, and steps with lr/N on batch/N samples, as `asynchronous` does.
-Sends nothing: 0 bytes on the wire. Keeps the shared vector: M bytes, once for all workers of the host.
+arXiv 1106.5730, algorithm 1: read the parameters, compute a gradient on one's own batch, add the
+step to the shared vector without asking anybody. `lock = none` is that: reads may be torn and
+updates of one element at one moment may be lost. `lock = exclusive` is the control: one lock around
+the step and the next read, and nothing is ever lost. Each worker keeps an optimiser of its own, and
+steps with lr/N on batch/N samples, as `asynchronous` does. Sends nothing: 0 bytes on the wire.
+Keeps the shared vector: M bytes, once for all workers of the host.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Strategy:
     lock: Literal["none", "exclusive"] = "none"
     """`exclusive`: one worker at a time reads or writes."""
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
-    """A step is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous lr."""
+    """A step is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous
+    lr."""
 
     survives = "none"
     snapshot_of = "replica"
@@ -39,14 +42,20 @@ class Strategy:
     needs_topology = ("native",)
     payload_source = "counted"
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
-        self._comm, self._part, self._recipe = comm, part, recipe
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
+        self._comm = comm
+        self._part = part
+        self._recipe = recipe
         self._num_workers = comm.size
         self._num_steps = recipe.budget // recipe.global_batch * self._num_workers
         self._index = 0
         self.events = {"updates": 0}
         self._shared = comm.shared("hogwild", part.params.numel(), part.params.dtype)
-        self._guard: Any = comm.lock("hogwild") if self.lock == "exclusive" else contextlib.nullcontext()
+        self._guard: Any = (
+            comm.lock("hogwild") if self.lock == "exclusive" else contextlib.nullcontext()
+        )
         if comm.rank == 0:
             self._shared.copy_(part.params)
         comm.barrier()
@@ -66,7 +75,9 @@ class Strategy:
         assert loss is not None
         clip(part.grad, self._recipe.clip_norm)
         with self._guard:
-            self._updater.step(part.grad, samples=self._index // self._num_workers * self._recipe.global_batch)
+            self._updater.step(
+                part.grad, samples=self._index // self._num_workers * self._recipe.global_batch
+            )
             part.params.copy_(self._shared)
         self.events["updates"] += 1
         return loss

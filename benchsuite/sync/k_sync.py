@@ -1,15 +1,19 @@
-"""K-sync: the server's step is the mean of the first K of N gradients (Dutta et al. 2018; Chen et al. 2016).
+"""K-sync: the server's step is the mean of the first K of N gradients (Dutta et al. 2018; Chen et
+al. 2016).
 
-With `backup_workers = c`, K = N - c: synchronous training that does not wait for its c slowest. Four forms:
+With `backup_workers = c`, K = N - c: synchronous training that does not wait for its c slowest.
+Four forms:
 
-    wait, not batch    K-sync: the first K workers of a version; who comes later was too late (`late`)
-    wait, batch        K-batch-sync: the first K gradients; a worker that is done takes another batch meanwhile
-    not wait           K-async: K workers, each held until the step, the others go on with what they have
-    not wait, batch    K-batch-async: every K gradients are a step, nobody is held
+    wait, not batch    K-sync: the first K workers of a version; who comes later was too late
+    (`late`) wait, batch        K-batch-sync: the first K gradients; a worker that is done takes
+    another batch meanwhile not wait           K-async: K workers, each held until the step, the
+    others go on with what they have not wait, batch    K-batch-async: every K gradients are a step,
+    nobody is held
 
-`late = finish`: a gradient that comes after its version is over is dropped, and its worker answered with the newest
-parameters. `late = cancel`: when a version is over everybody is answered, and who is still computing gives up. Dropped
-and given-up gradients count as used samples. Sends M bytes per push and per answer, like a parameter server.
+`late = finish`: a gradient that comes after its version is over is dropped, and its worker answered
+with the newest parameters. `late = cancel`: when a version is over everybody is answered, and who
+is still computing gives up. Dropped and given-up gradients count as used samples. Sends M bytes per
+push and per answer, like a parameter server.
 """
 
 from __future__ import annotations
@@ -39,26 +43,36 @@ class Strategy:
     backup_workers: int = 1
     """c: a step is the mean of N - c gradients (0 = synchronous)."""
     late: Literal["finish", "cancel"] = "finish"
-    """A gradient whose version is over: `finish` computes it (it is dropped); `cancel`: virtual clock only."""
+    """A gradient whose version is over: `finish` computes it (it is dropped); `cancel`: virtual
+    clock only."""
     batch: bool = False
-    """Counts gradients instead of workers: a worker that is done goes on at once, and may be in a step twice."""
+    """Counts gradients instead of workers: a worker that is done goes on at once, and may be in a
+    step twice."""
     wait: bool = True
-    """False: no gradient is too late, stale ones enter the step that they come in time for (K-async)."""
+    """False: no gradient is too late, stale ones enter the step that they come in time for
+    (K-async)."""
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
-    """With wait = false there are N/K times as many steps: `equal_sample` takes lr K/N, `same` the synchronous lr."""
+    """With wait = false there are N/K times as many steps: `equal_sample` takes lr K/N, `same` the
+    synchronous lr."""
 
     survives = "none"
     snapshot_of = "servers"
     clips_mean = True
     needs_topology = ("parameter_server",)
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
         assert isinstance(topology, ParameterServer), "rules: k_sync needs parameter_server"
-        self._comm, self._part, self._recipe, self._topology = comm, part, recipe, topology
+        self._comm = comm
+        self._part = part
+        self._recipe = recipe
+        self._topology = topology
         self._num_workers = topology.num_workers
         if not 0 <= self.backup_workers < self._num_workers:
             raise UsageError(
-                f"backup_workers = {self.backup_workers} of {self._num_workers} workers: K = N - c must be at least 1; "
+                f"backup_workers = {self.backup_workers} of {self._num_workers} workers: K = N - c "
+                "must be at least 1; "
                 f"set backup_workers to at most {self._num_workers - 1}"
             )
         self._k = self._num_workers - self.backup_workers
@@ -68,11 +82,15 @@ class Strategy:
         self._cancels = self.late == "cancel" and self.wait
         if self._cancels and comm.rank < self._num_workers:
             self.events["abandoned"] = 0
-            self._newest = torch.empty_like(part.params)  # an answer may come while the gradient reads the parameters
+            self._newest = torch.empty_like(
+                part.params
+            )  # an answer may come while the gradient reads the parameters
             self._answer: list[Handle] = []
 
     def make_updater(self, params: Tensor) -> Updater:
-        share = self._k / self._num_workers if self.lr_rule == "equal_sample" and not self.wait else 1.0
+        share = (
+            self._k / self._num_workers if self.lr_rule == "equal_sample" and not self.wait else 1.0
+        )
         return Updater(params, self._recipe, lr_scale=share)
 
     def next_index(self) -> Work | None:
@@ -91,7 +109,8 @@ class Strategy:
         return loss
 
     def _step_unless_over(self, batch: Batch) -> float | None:
-        """The answer to this step is on its way as soon as its version is over; then the gradient is given up."""
+        """The answer to this step is on its way as soon as its version is over; then the gradient
+        is given up."""
         if not self._answer:
             self._answer = self._topology.expect(self._newest)
         loss = self._part.gradient(batch, until=self._answer[0])
@@ -129,14 +148,18 @@ class Strategy:
         return self._num_pushes
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
-        """Exact in bytes unless `late = cancel`: how many gradients are given up only the times decide."""
+        """Exact in bytes unless `late = cancel`: how many gradients are given up only the times
+        decide."""
         num_workers = setting.num_workers
         k = max(1, num_workers - self.backup_workers)
         steps = num_batches * num_workers // k
         pushes = replies = num_batches
         if self.late == "cancel" and self.wait:
-            steps = num_batches * num_workers // (k + num_workers - 1 if self.batch else num_workers)
-            pushes, replies = -(-steps * k // num_workers), num_batches
+            steps = (
+                num_batches * num_workers // (k + num_workers - 1 if self.batch else num_workers)
+            )
+            pushes = -(-steps * k // num_workers)
+            replies = num_batches
         return {
             "pushes": [pushes] * num_workers,
             "replies": [replies] * num_workers,
@@ -165,14 +188,18 @@ class FirstK:
     """Applies the mean of the first K gradients, added in rank order."""
 
     def __init__(self, form: Strategy, num_workers: int, k: int, comm: Comm) -> None:
-        self._wait, self._batch = form.wait, form.batch
+        self._wait = form.wait
+        self._batch = form.batch
         self._cancels = form.late == "cancel" and form.wait
-        self._k, self._active, self._comm = k, set(range(num_workers)), comm
+        self._k = k
+        self._active = set(range(num_workers))
+        self._comm = comm
         self._num_sent = [0] * num_workers
         self.events = {"drops": 0}
 
     def start(self, shard: Tensor, apply: Apply) -> None:
-        self._shard, self._apply = shard, apply
+        self._shard = shard
+        self._apply = apply
         self._version = 0
         self._mean = torch.empty_like(shard)
         self._slots: list[Tensor] = []  # made when first needed, K of them
@@ -198,9 +225,14 @@ class FirstK:
         return self._close()
 
     def _close(self) -> list[int]:
-        """Ends the version when K gradients are in, or all that can still come; returns whom to answer."""
+        """Ends the version when K gradients are in, or all that can still come; returns whom to
+        answer."""
         due = len(self._arrived)
-        whole = due >= self._k if self._batch and self._active else due >= min(self._k, len(self._active))
+        whole = (
+            due >= self._k
+            if self._batch and self._active
+            else due >= min(self._k, len(self._active))
+        )
         if not due or not whole:
             return []
         order = sorted(range(due), key=lambda slot: self._arrived[slot])  # by rank, then by arrival
@@ -208,7 +240,8 @@ class FirstK:
         self._mean.div_(due)
         self._apply(self._mean, num_gradients=due)
         self._version += 1
-        last, held = self._arrived[-1], sorted(self._arrived)
+        last = self._arrived[-1]
+        held = sorted(self._arrived)
         self._arrived.clear()
         if self._cancels:
             return self._answered(sorted(self._active))

@@ -1,10 +1,12 @@
-"""Local SGD, post-local form: H optimiser steps on each replica, then the mean of the parameters (Lin et al. 2020).
+"""Local SGD, post-local form: H optimiser steps on each replica, then the mean of the parameters
+(Lin et al. 2020).
 
-"Don't Use Large Mini-Batches, Use Local SGD", arXiv 1808.07217, equation 2 and section 3: p_i <- p_i - lr g_i(p_i) for
-H steps, then p = (1/N) sum p_i; the first `warmup_steps` steps are synchronous (post-local). With H = 1 and SGD it is
-`synchronous`. Sends one mean of M bytes every H steps: 1/H of synchronous. Over a compression the differences
-p_i - p (of the last agreement) travel, never parameters. A parameter server only averages.
-Keeps nothing beside parameters and optimiser; over a compression M bytes, on a server N M/S + M/S.
+"Don't Use Large Mini-Batches, Use Local SGD", arXiv 1808.07217, equation 2 and section 3: p_i <-
+p_i - lr g_i(p_i) for H steps, then p = (1/N) sum p_i; the first `warmup_steps` steps are
+synchronous (post-local). With H = 1 and SGD it is `synchronous`. Sends one mean of M bytes every H
+steps: 1/H of synchronous. Over a compression the differences p_i - p (of the last agreement)
+travel, never parameters. A parameter server only averages. Keeps nothing beside parameters and
+optimiser; over a compression M bytes, on a server N M/S + M/S.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Strategy:
     warmup_steps: int = 0
     """Synchronous steps at the beginning."""
     momentum: Literal["local", "averaged", "reset"] = "local"
-    """What an agreement does to the optimiser's vectors: nothing, their mean too, or a fresh start."""
+    """What an agreement does to the optimiser's vectors: nothing, their mean too, or a fresh
+    start."""
 
     survives = "none"
     timing_free = True
@@ -42,10 +45,16 @@ class Strategy:
     clips_mean = False
     goes_on = True
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
-        self._part, self._recipe, self._topology = part, recipe, topology
-        self._rank, self._num_workers = comm.rank, topology.num_workers
-        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
+        self._part = part
+        self._recipe = recipe
+        self._topology = topology
+        self._rank = comm.rank
+        self._num_workers = topology.num_workers
+        self._steps = recipe.budget // recipe.global_batch
+        self._step = 0
         self.events = {"synchronisations": 0, "gradient_means": 0, "state_means": 0}
         if comm.rank < self._num_workers:
             self._updater = Updater(part.params, recipe, shapes=part.shapes)

@@ -1,11 +1,13 @@
-"""Stale synchronous parallel: fast workers run ahead, but never by more than `slack` steps (Ho et al. 2013, SSP).
+"""Stale synchronous parallel: fast workers run ahead, but never by more than `slack` steps (Ho et
+al. 2013, SSP).
 
-A worker may START step t only if t - min_j(finished steps of j) <= slack; until then the server holds the answer to its
-push. `apply = per_clock`: the mean of a clock's N gradients (step t of everybody), added in rank order, divided once,
-is one optimiser step, made when the last of them is in: with slack 0 it is `synchronous`, for any optimiser.
-`apply = per_push`: every gradient at once, with lr/N, as `asynchronous` does; with slack -1 (no bound) it is that.
-A worker that has used its budget leaves the minimum. Several servers decide each for itself, by the same rule.
-Sends M bytes each way per push. A server keeps N (slack + 1) M / S of gradients at most (per_clock), nothing
+A worker may START step t only if t - min_j(finished steps of j) <= slack; until then the server
+holds the answer to its push. `apply = per_clock`: the mean of a clock's N gradients (step t of
+everybody), added in rank order, divided once, is one optimiser step, made when the last of them is
+in: with slack 0 it is `synchronous`, for any optimiser. `apply = per_push`: every gradient at once,
+with lr/N, as `asynchronous` does; with slack -1 (no bound) it is that. A worker that has used its
+budget leaves the minimum. Several servers decide each for itself, by the same rule. Sends M bytes
+each way per push. A server keeps N (slack + 1) M / S of gradients at most (per_clock), nothing
 (per_push).
 """
 
@@ -48,11 +50,19 @@ class Strategy:
         """A clock's mean is clipped by the servers, a push by its worker."""
         return self.apply == "per_clock"
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
-        assert isinstance(topology, ParameterServer), "rules: stale_synchronous needs parameter_server"
-        self._part, self._recipe, self._topology = part, recipe, topology
-        self._rank, self._num_workers = comm.rank, topology.num_workers
-        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
+        assert isinstance(topology, ParameterServer), (
+            "rules: stale_synchronous needs parameter_server"
+        )
+        self._part = part
+        self._recipe = recipe
+        self._topology = topology
+        self._rank = comm.rank
+        self._num_workers = topology.num_workers
+        self._steps = recipe.budget // recipe.global_batch
+        self._step = 0
         self.events = {"pushes": 0, "replies": 0}
 
     def make_updater(self, params: Tensor) -> Updater:
@@ -68,7 +78,9 @@ class Strategy:
         assert loss is not None
         if self.apply == "per_push":
             clip(part.grad, self._recipe.clip_norm)
-        self._topology.exchange(part.grad, part.params, tag=self._step * self._num_workers + self._rank)
+        self._topology.exchange(
+            part.grad, part.params, tag=self._step * self._num_workers + self._rank
+        )
         self._step += 1
         self.events["pushes"] += 1
         self.events["replies"] += 1
@@ -89,7 +101,11 @@ class Strategy:
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         each = [num_batches] * setting.num_workers
         updates = num_batches * (1 if self.apply == "per_clock" else setting.num_workers)
-        return {"pushes": each, "replies": each, "updates": [0] * setting.num_workers + [updates] * setting.num_servers}
+        return {
+            "pushes": each,
+            "replies": each,
+            "updates": [0] * setting.num_workers + [updates] * setting.num_servers,
+        }
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if not server or self.apply == "per_push":
@@ -105,15 +121,19 @@ class Strategy:
             pushes=[count(events, "pushes", worker) for worker in workers],
             replies=[count(events, "replies", worker) for worker in workers],
         )
-        updates = count(events, "updates", setting.num_workers) if setting.clip and self.clips_mean else 0
+        updates = (
+            count(events, "updates", setting.num_workers) if setting.clip and self.clips_mean else 0
+        )
         return traffic + clip_traffic(setting.num_workers, setting.num_servers, updates)
 
 
 class BoundedAhead:
-    """Applies clocks or pushes; answers who is at most `slack` steps ahead of the slowest, holds the others."""
+    """Applies clocks or pushes; answers who is at most `slack` steps ahead of the slowest, holds
+    the others."""
 
     def __init__(self, num_workers: int, slack: int, *, per_clock: bool) -> None:
-        self._slack, self._per_clock = slack, per_clock
+        self._slack = slack
+        self._per_clock = per_clock
         self.applies_later = per_clock
         self._finished = [0] * num_workers  # steps, of each worker
         self._active = set(range(num_workers))
@@ -121,7 +141,8 @@ class BoundedAhead:
         self.events = {"held": 0}
 
     def start(self, shard: Tensor, apply: Apply) -> None:
-        self._shard, self._apply = shard, apply
+        self._shard = shard
+        self._apply = apply
         self._clock = 0  # the next to be applied
         self._gradients: dict[int, list[Tensor | None]] = {}  # clock -> by worker
         self._free: list[Tensor] = []
@@ -165,9 +186,10 @@ class BoundedAhead:
         """Whoever may start its next step, in rank order."""
         slowest = min((self._finished[worker] for worker in self._active), default=0)
         answers = sorted(
-            worker for worker in self._held
+            worker
+            for worker in self._held
             if self._slack == UNBOUNDED or self._finished[worker] - slowest <= self._slack
-        )  # fmt: skip
+        )
         self._held.difference_update(answers)
         return answers
 

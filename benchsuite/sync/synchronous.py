@@ -1,11 +1,13 @@
-"""Synchronous update: every replica waits for the mean gradient of all (the article's section 3.2.1; Chen et al. 2016).
+"""Synchronous update: every replica waits for the mean gradient of all (the article's section
+3.2.1; Chen et al. 2016).
 
-g = (1/N) sum g_i, where g_i is the gradient of the mean loss on shard i; then one optimiser step, the same on every
-replica. Collective: each replica steps itself. Parameter server: the server steps once all N pushes of a version
-are in and answers everybody. Both equal one process on the concatenated batch.
-`bucket_mib` overlaps a collective with the backward pass: the gradient is cut into buckets that travel as they come.
-Sends per step what one mean of M bytes costs on its topology (ring 2 (N-1)/N * M per rank, server 2 N M in all).
-Keeps nothing on a worker; a server keeps a slot per worker and their mean, (N + 1) M / S.
+g = (1/N) sum g_i, where g_i is the gradient of the mean loss on shard i; then one optimiser step,
+the same on every replica. Collective: each replica steps itself. Parameter server: the server steps
+once all N pushes of a version are in and answers everybody. Both equal one process on the
+concatenated batch. `bucket_mib` overlaps a collective with the backward pass: the gradient is cut
+into buckets that travel as they come. Sends per step what one mean of M bytes costs on its topology
+(ring 2 (N-1)/N * M per rank, server 2 N M in all). Keeps nothing on a worker; a server keeps a slot
+per worker and their mean, (N + 1) M / S.
 """
 
 from __future__ import annotations
@@ -39,11 +41,18 @@ class Strategy:
     snapshot_of = "replica"
     clips_mean = True
 
-    def start(self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression) -> None:
-        self._part, self._recipe, self._topology, self._compression = part, recipe, topology, compression
-        self._rank, self._num_workers = comm.rank, topology.num_workers
+    def start(
+        self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
+    ) -> None:
+        self._part = part
+        self._recipe = recipe
+        self._topology = topology
+        self._compression = compression
+        self._rank = comm.rank
+        self._num_workers = topology.num_workers
         self._server = topology if isinstance(topology, ParameterServer) else None
-        self._steps, self._step = recipe.budget // recipe.global_batch, 0
+        self._steps = recipe.budget // recipe.global_batch
+        self._step = 0
         self.events = {"synchronisations": 0}
         self._updater = None if self._server else Updater(part.params, recipe, shapes=part.shapes)
         self._buckets = Buckets(comm, part, topology, self.bucket_mib) if self.bucket_mib else None
@@ -60,7 +69,11 @@ class Strategy:
 
     def step(self, batch: Batch) -> float:
         part = self._part
-        loss = part.gradient(batch) if self._buckets is None else self._overlapped(self._buckets, batch)
+        loss = (
+            part.gradient(batch)
+            if self._buckets is None
+            else self._overlapped(self._buckets, batch)
+        )
         assert loss is not None
         if self._server is not None:
             self._server.exchange(part.grad, part.params, tag=self._step)
@@ -79,7 +92,9 @@ class Strategy:
         try:
             return self._part.gradient(batch, buckets.ready)
         except BaseException:
-            self.events["synchronisations"] += 1  # diverged, on every rank in the same step: all buckets are out
+            self.events["synchronisations"] += (
+                1  # diverged, on every rank in the same step: all buckets are out
+            )
             raise
         finally:
             buckets.wait()
@@ -107,10 +122,16 @@ class Strategy:
         steps = [count(events, "synchronisations", worker) for worker in range(setting.num_workers)]
         if setting.num_servers:
             traffic = push_pull_traffic(shapes, setting, pushes=steps, replies=steps)
-            return traffic + clip_traffic(setting.num_workers, setting.num_servers, max(steps) if setting.clip else 0)
+            return traffic + clip_traffic(
+                setting.num_workers, setting.num_servers, max(steps) if setting.clip else 0
+            )
         if self.bucket_mib:
             step = buckets_traffic(
-                setting.topology, shapes, setting.itemsize, self.bucket_mib, num_workers=setting.num_workers
+                setting.topology,
+                shapes,
+                setting.itemsize,
+                self.bucket_mib,
+                num_workers=setting.num_workers,
             )
             return step.times(max(steps))
         one = setting.compression.predicted_traffic(
@@ -120,13 +141,15 @@ class Strategy:
 
 
 class ServerMean:
-    """Waits for all N gradients of a version, adds them in rank order, divides once, applies, answers all."""
+    """Waits for all N gradients of a version, adds them in rank order, divides once, applies,
+    answers all."""
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
 
     def start(self, shard: Tensor, apply: Apply) -> None:
-        self._shard, self._apply = shard, apply
+        self._shard = shard
+        self._apply = apply
         self._slots = [torch.empty_like(shard) for _ in range(self._num_workers)]
         self._mean = torch.empty_like(shard)
         self._arrived: set[int] = set()

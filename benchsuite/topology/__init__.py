@@ -14,13 +14,14 @@ from benchsuite.workload import Part
 
 
 class Topology(Protocol):
-    """A reducing topology. A parameter server has `exchange` and `serve` besides (topology/parameter_server.py);
-    a gossip graph is a `Graph`.
+    """A reducing topology. A parameter server has `exchange` and `serve` besides
+    (topology/parameter_server.py); a gossip graph is a `Graph`.
 
-    `payload_source`: "counted" (our own sends), or "derived" (calls of the library). A dataclass without other state
-    before `start`: `second(topology)` is a fresh one with the same options, for a lane. One that looks at hosts says
-    `by_host = True` (what is added first depends on them) and has `place(hosts)`, for predictions before `start`;
-    `owns_buffer = True`: a gradient that lives in `buffer` is reduced where it is.
+    `payload_source`: "counted" (our own sends), or "derived" (calls of the library). A dataclass
+    without other state before `start`: `second(topology)` is a fresh one with the same options, for
+    a lane. One that looks at hosts says `by_host = True` (what is added first depends on them) and
+    has `place(hosts)`, for predictions before `start`; `owns_buffer = True`: a gradient that lives
+    in `buffer` is reduced where it is.
     """
 
     num_workers: int
@@ -32,13 +33,16 @@ class Topology(Protocol):
         """Where the flat gradient should live (default: ordinary memory)."""
 
     def mean(self, flat: Tensor) -> None:
-        """Replaces `flat` by its mean over the workers, in place, the same bits on all. Sums first, divides once."""
+        """Replaces `flat` by its mean over the workers, in place, the same bits on all. Sums first,
+        divides once."""
 
     def gather(self, wire: Tensor) -> list[Tensor]:
-        """Every worker's vector of bytes (all of one size), in rank order. Only where whole vectors are spread:
-        native, direct."""
+        """Every worker's vector of bytes (all of one size), in rank order. Only where whole vectors
+        are spread: native, direct."""
 
-    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
+    def predicted_traffic(
+        self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
         """Traffic of ONE mean, by local rank."""
 
     def predicted_gather(self, num_bytes: int, *, num_workers: int) -> Traffic:
@@ -46,8 +50,8 @@ class Topology(Protocol):
 
 
 class Graph(Protocol):
-    """Who mixes with whom in a step of gossip. W is doubly stochastic: W_ij is the weight of what i gets from j, and
-    W_ii = 1 minus the others."""
+    """Who mixes with whom in a step of gossip. W is doubly stochastic: W_ij is the weight of what i
+    gets from j, and W_ii = 1 minus the others."""
 
     num_workers: int
 
@@ -55,7 +59,8 @@ class Graph(Protocol):
         """Called once on every rank."""
 
     def neighbours(self, step: int) -> list[tuple[int, float]]:
-        """(rank, weight) of those whose parameters come to this rank in this step, in rank order."""
+        """(rank, weight) of those whose parameters come to this rank in this step, in rank
+        order."""
 
     def listeners(self, step: int) -> list[int]:
         """The ranks to which this rank's parameters go in this step, in rank order."""
@@ -71,18 +76,21 @@ def second(topology: Any) -> Any:
 
 
 def lend_memory(topology: Topology, part: Part) -> None:
-    """Lets the gradient of a real replica live in the memory of a topology that has some: for who reduces gradients."""
+    """Lets the gradient of a real replica live in the memory of a topology that has some: for who
+    reduces gradients."""
     if getattr(topology, "owns_buffer", False) and hasattr(part, "use_grad_buffer"):
         part.use_grad_buffer(topology.buffer(part.grad.numel(), like=part.grad))
 
 
 def bounds(numel: int, parts: int) -> list[tuple[int, int]]:
-    """`parts` consecutive ranges that cover `numel` elements; the first `numel % parts` are one longer.
+    """`parts` consecutive ranges that cover `numel` elements; the first `numel % parts` are one
+    longer.
 
     Empty ranges are possible (numel < parts); nothing is sent for them.
     """
     quotient, remainder = divmod(numel, parts)
-    result, start = [], 0
+    result = []
+    start = 0
     for part in range(parts):
         stop = start + quotient + (1 if part < remainder else 0)
         result.append((start, stop))
@@ -96,7 +104,8 @@ def segments(start: int, stop: int, length: int) -> list[tuple[int, int]]:
 
 
 def rank_order_sum(rows: Sequence[Tensor], out: Tensor) -> None:
-    """`out` = rows[0] + rows[1] + ... in that order, so that results repeat bit for bit. `out` may be rows[0]."""
+    """`out` = rows[0] + rows[1] + ... in that order, so that results repeat bit for bit. `out` may
+    be rows[0]."""
     if out is not rows[0]:
         out.copy_(rows[0])
     for row in rows[1:]:
@@ -106,8 +115,11 @@ def rank_order_sum(rows: Sequence[Tensor], out: Tensor) -> None:
 NUMBER_BYTES = 8  # one float64
 
 
-def sum_number(comm: Comm, ranks: Sequence[int], value: float, *, device: torch.device | None = None) -> float:
-    """Sum of one float64 of each of `ranks`, on all of them, added in their order by the first: the same bits.
+def sum_number(
+    comm: Comm, ranks: Sequence[int], value: float, *, device: torch.device | None = None
+) -> float:
+    """Sum of one float64 of each of `ranks`, on all of them, added in their order by the first: the
+    same bits.
 
     2 (n-1) messages of 8 bytes.
     """
@@ -135,10 +147,13 @@ def sum_number_traffic(ranks: Sequence[int]) -> Traffic:
     return traffic
 
 
-def collective_traffic(kind: str, numel: int, itemsize: int, num_workers: int, *, backend: str = "gloo") -> Traffic:
+def collective_traffic(
+    kind: str, numel: int, itemsize: int, num_workers: int, *, backend: str = "gloo"
+) -> Traffic:
     """Of one of the library's collectives on a vector of `numel` elements in all.
 
-    kind: all_reduce, a ring; all_gather or broadcast, half of it; reduce_scatter, half too, but on gloo a whole.
+    kind: all_reduce, a ring; all_gather or broadcast, half of it; reduce_scatter, half too, but on
+    gloo a whole.
     """
     if kind == "all_reduce" or (kind == "reduce_scatter" and backend == "gloo"):
         return ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))
@@ -146,7 +161,8 @@ def collective_traffic(kind: str, numel: int, itemsize: int, num_workers: int, *
 
 
 def spread_traffic(numel: int, itemsize: int, num_workers: int) -> Traffic:
-    """A gather of so many elements in all, or their broadcast: half of a ring all-reduce, on the same edges."""
+    """A gather of so many elements in all, or their broadcast: half of a ring all-reduce, on the
+    same edges."""
     both = ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))
     return Traffic(
         {edge: num_bytes // 2 for edge, num_bytes in both.payload.items()},
@@ -167,5 +183,7 @@ def ring_traffic(numel: int, itemsize: int, num_workers: int, *, longest: int) -
             for chunk, (start, stop) in enumerate(ranges):
                 if chunk != kept % num_workers and stop > start:
                     num_messages = -(-(stop - start) // longest)
-                    traffic.add(rank, (rank + 1) % num_workers, (stop - start) * itemsize, num_messages)
+                    traffic.add(
+                        rank, (rank + 1) % num_workers, (stop - start) * itemsize, num_messages
+                    )
     return traffic

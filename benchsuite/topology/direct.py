@@ -1,8 +1,10 @@
-"""Direct all-reduce: a parameter server sharded over the workers themselves (BytePS, Jiang et al. 2020, co-located).
+"""Direct all-reduce: a parameter server sharded over the workers themselves (BytePS, Jiang et al.
+2020, co-located).
 
-The vector is cut into N chunks, worker r owns chunk r. Everybody sends each chunk straight to its owner; the owner adds
-in rank order, divides once and sends the mean straight to all. Two messages deep, however many workers.
-Sends 2 (N-1)/N * M bytes, 2 (N-1) messages. `scatter` and `gather` are its two halves, for vectors of any type.
+The vector is cut into N chunks, worker r owns chunk r. Everybody sends each chunk straight to its
+owner; the owner adds in rank order, divides once and sends the mean straight to all. Two messages
+deep, however many workers. Sends 2 (N-1)/N * M bytes, 2 (N-1) messages. `scatter` and `gather` are
+its two halves, for vectors of any type.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class Topology:
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
-        self._comm, self.num_workers, self.rank = comm, comm.size, comm.rank
+        self._comm = comm
+        self.num_workers = comm.size
+        self.rank = comm.rank
         self._scratch: dict[tuple[str, int, int, torch.dtype], Tensor] = {}
 
     def buffer(self, numel: int, like: Tensor) -> Tensor:
@@ -46,10 +50,11 @@ class Topology:
         self._exchange([mine] * self.num_workers, chunks)
 
     def scatter(self, pieces: Sequence[Tensor]) -> list[Tensor]:
-        """Piece r goes to rank r; returns what every rank sent to this one (its own piece included), in rank order.
+        """Piece r goes to rank r; returns what every rank sent to this one (its own piece
+        included), in rank order.
 
-        All pieces for one rank have the same size, those for different ranks need not. What is returned is scratch,
-        good until the next `scatter`.
+        All pieces for one rank have the same size, those for different ranks need not. What is
+        returned is scratch, good until the next `scatter`.
         """
         mine = pieces[self._comm.rank]
         rows = [self._row("scatter", rank, mine.numel(), mine) for rank in range(self.num_workers)]
@@ -58,7 +63,8 @@ class Topology:
         return rows
 
     def gather(self, wire: Tensor, sizes: Sequence[int] = ()) -> list[Tensor]:
-        """Every worker's vector, in rank order; `sizes`: their lengths, where they differ. Good until the next one."""
+        """Every worker's vector, in rank order; `sizes`: their lengths, where they differ. Good
+        until the next one."""
         lengths = sizes or [wire.numel()] * self.num_workers
         rows = [self._row("gather", rank, length, wire) for rank, length in enumerate(lengths)]
         rows[self._comm.rank] = wire
@@ -74,12 +80,16 @@ class Topology:
     def _exchange(self, outgoing: Sequence[Tensor], incoming: Sequence[Tensor]) -> None:
         """outgoing[r] to rank r, incoming[r] from rank r, nothing for an empty vector.
 
-        In round k to the k-th on the right, from the k-th on the left: no port gets two vectors at once.
+        In round k to the k-th on the right, from the k-th on the left: no port gets two vectors at
+        once.
         """
-        comm, size = self._comm, self.num_workers
+        comm = self._comm
+        size = self.num_workers
         rounds = [((comm.rank + k) % size, (comm.rank - k) % size) for k in range(1, size)]
         if comm.posts_ahead:
-            receiving = [comm.irecv(incoming[src], src) for _, src in rounds if incoming[src].numel()]
+            receiving = [
+                comm.irecv(incoming[src], src) for _, src in rounds if incoming[src].numel()
+            ]
             sending = [comm.isend(outgoing[dst], dst) for dst, _ in rounds if outgoing[dst].numel()]
             for handle in (*receiving, *sending):
                 handle.wait()
@@ -92,9 +102,11 @@ class Topology:
             elif incoming[src].numel():
                 comm.recv(incoming[src], src)
 
-    # -- costs -----------------------------------------------------------------------------------------------
+    # -- costs -------------------------------------------------------------------------------------
 
-    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
+    def predicted_traffic(
+        self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
         sizes = [(stop - start) * itemsize for start, stop in bounds(numel, num_workers)]
         return self.predicted_scatter(sizes) + self.predicted_gather(sizes, num_workers=num_workers)
 
@@ -103,7 +115,8 @@ class Topology:
         return _straight(num_bytes, to_owner=True)
 
     def predicted_gather(self, num_bytes: int | Sequence[int], *, num_workers: int) -> Traffic:
-        """Traffic of ONE gather of so many bytes from every worker, or num_bytes[r] from worker r."""
+        """Traffic of ONE gather of so many bytes from every worker, or num_bytes[r] from worker
+        r."""
         sizes = [num_bytes] * num_workers if isinstance(num_bytes, int) else num_bytes
         return _straight(sizes, to_owner=False)
 

@@ -1,8 +1,9 @@
-"""Gossip graph: one-peer exponential (Ying et al. 2021, "Exponential graph is provably efficient", section 4).
+"""Gossip graph: one-peer exponential (Ying et al. 2021, "Exponential graph is provably efficient",
+section 4).
 
-q = ceil(log2 N); in step k rank i gets from i + 2^(k mod q) with weight 1/2, and sends to i - 2^(k mod q). W is doubly
-stochastic for every N; for N = 2^q the product of q steps is 1/N everywhere: consensus after q steps.
-Sends M bytes per rank and step, 1 message.
+q = ceil(log2 N); in step k rank i gets from i + 2^(k mod q) with weight 1/2, and sends to i - 2^(k
+mod q). W is doubly stochastic for every N; for N = 2^q the product of q steps is 1/N everywhere:
+consensus after q steps. Sends M bytes per rank and step, 1 message.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Topology:
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
-        self._rank, self.num_workers = comm.rank, comm.size
+        self._rank = comm.rank
+        self.num_workers = comm.size
 
     def neighbours(self, step: int) -> list[tuple[int, float]]:
         if self.num_workers == 1:

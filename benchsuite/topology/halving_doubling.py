@@ -1,10 +1,12 @@
-"""Recursive halving and doubling: all-reduce in 2 log2 N rounds (Thakur, Rabenseifner and Gropp 2005).
+"""Recursive halving and doubling: all-reduce in 2 log2 N rounds (Thakur, Rabenseifner and Gropp
+2005).
 
-N' = 2^q <= N workers cut the vector into N' chunks. Reduce-scatter: in round k a worker gives the half that it will not
-own to the one at distance N'/2^(k+1) and adds what comes to the other half; then it owns one chunk, summed first and
-divided once. All-gather: the same rounds backwards. The other N - N' workers are folded (Rabenseifner): each sends its
-vector to a partner before, and gets the mean back after.
-Sends 2 (N'-1)/N' * M bytes, 2 log2 N' messages; a partner M bytes and 1 message more, a folded worker M bytes in 1.
+N' = 2^q <= N workers cut the vector into N' chunks. Reduce-scatter: in round k a worker gives the
+half that it will not own to the one at distance N'/2^(k+1) and adds what comes to the other half;
+then it owns one chunk, summed first and divided once. All-gather: the same rounds backwards. The
+other N - N' workers are folded (Rabenseifner): each sends its vector to a partner before, and gets
+the mean back after. Sends 2 (N'-1)/N' * M bytes, 2 log2 N' messages; a partner M bytes and 1
+message more, a folded worker M bytes in 1.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Topology:
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
-        self._comm, self.num_workers = comm, comm.size
+        self._comm = comm
+        self.num_workers = comm.size
         self._inside = power_of_two(comm.size)
         self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}
 
@@ -39,7 +42,8 @@ class Topology:
         return torch.zeros(numel, dtype=like.dtype, device=like.device)
 
     def mean(self, flat: Tensor) -> None:
-        comm, inside = self._comm, self._inside
+        comm = self._comm
+        inside = self._inside
         if self.num_workers == 1:
             return
         if comm.rank >= inside:
@@ -78,8 +82,11 @@ class Topology:
         elif incoming.numel():
             self._comm.recv(incoming, partner)
 
-    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
-        traffic, inside = Traffic(), power_of_two(num_workers)
+    def predicted_traffic(
+        self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
+        traffic = Traffic()
+        inside = power_of_two(num_workers)
         for rank in range(inside):
             for partner, *ranges in halves(rank, numel, inside):
                 for start, stop in ranges:
@@ -97,13 +104,18 @@ def power_of_two(num_workers: int) -> int:
 
 
 def halves(rank: int, numel: int, inside: int) -> list[tuple[int, Range, Range]]:
-    """(partner, range kept, range given away) of the rounds of the reduce-scatter among `inside` = 2^q ranks."""
+    """(partner, range kept, range given away) of the rounds of the reduce-scatter among `inside` =
+    2^q ranks."""
     ranges = bounds(numel, inside)
-    first, last, rounds = 0, inside, []  # chunks that are still summed here
+    # chunks that are still summed here
+    first = 0
+    last = inside
+    rounds = []
     distance = inside // 2
     while distance:
         middle = first + distance
-        low, high = (ranges[first][0], ranges[middle][0]), (ranges[middle][0], ranges[last - 1][1])
+        low = (ranges[first][0], ranges[middle][0])
+        high = (ranges[middle][0], ranges[last - 1][1])
         if rank & distance:
             rounds.append((rank ^ distance, high, low))
             first = middle

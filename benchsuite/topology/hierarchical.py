@@ -1,10 +1,12 @@
-"""Hierarchical all-reduce: shared memory inside a host, then one rank of each host across (Jia et al. 2018).
+"""Hierarchical all-reduce: shared memory inside a host, then one rank of each host across (Jia et
+al. 2018).
 
-The ranks of a host add their vectors in rank order, each a part of it (`host_memory.py`). The host's first rank reduces
-the host's sum with those of the other hosts, over a ring or by the backend's all-reduce, and all ranks of the host get
-the result: summed first and divided once, the same bits everywhere. One host sends nothing at all.
-Sends 2 (H-1) M bytes between H hosts in all, 2 (H-1)/H M per first rank. In a host of n ranks 2 (n-1) M bytes go
-through shared memory, and (n-1)/n M more where there are other hosts.
+The ranks of a host add their vectors in rank order, each a part of it (`host_memory.py`). The
+host's first rank reduces the host's sum with those of the other hosts, over a ring or by the
+backend's all-reduce, and all ranks of the host get the result: summed first and divided once, the
+same bits everywhere. One host sends nothing at all. Sends 2 (H-1) M bytes between H hosts in all, 2
+(H-1)/H M per first rank. In a host of n ranks 2 (n-1) M bytes go through shared memory, and (n-1)/n
+M more where there are other hosts.
 """
 
 from __future__ import annotations
@@ -40,17 +42,20 @@ class Topology:
         self._hosts: Sequence[int] = ()
 
     def place(self, hosts: Sequence[int]) -> None:
-        """Host number of each rank, for predictions of an instance that is not started. Else all are on one host."""
+        """Host number of each rank, for predictions of an instance that is not started. Else all
+        are on one host."""
         self._hosts = tuple(hosts)
 
     @property
     def payload_source(self) -> str:
-        """The ring's sends are counted, the backend's all-reduce is derived; one host sends nothing."""
+        """The ring's sends are counted, the backend's all-reduce is derived; one host sends
+        nothing."""
         return "derived" if self.across == "native" and len(set(self._hosts)) > 1 else "counted"
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
-        self._comm, self.num_workers = comm, comm.size
+        self._comm = comm
+        self.num_workers = comm.size
         self.place(comm.hosts)
         groups = ranks_by_host(self._hosts)
         inside = [comm.split(ranks) for ranks in groups if len(ranks) > 1]
@@ -63,7 +68,8 @@ class Topology:
                 self._between.start(firsts)
 
     def buffer(self, numel: int, like: Tensor) -> Tensor:
-        """Memory that the host shares: a vector (or a slice of it) that lives here is neither copied in nor out."""
+        """Memory that the host shares: a vector (or a slice of it) that lives here is neither
+        copied in nor out."""
         if self._memory is None:
             return torch.zeros(numel, dtype=like.dtype, device=like.device)
         return self._memory.slot(numel, like.dtype)
@@ -71,7 +77,9 @@ class Topology:
     def mean(self, flat: Tensor) -> None:
         """Where `flat` lies in `buffer`, it does so at the same place on all ranks of the host."""
         divisor = self.num_workers
-        across = partial(self._between.total, divisor=divisor) if len(set(self._hosts)) > 1 else None
+        across = (
+            partial(self._between.total, divisor=divisor) if len(set(self._hosts)) > 1 else None
+        )
         if self._memory is not None:
             self._memory.total(flat, divisor=divisor, across=across)
         elif across is not None:
@@ -80,7 +88,9 @@ class Topology:
     def _make_across(self) -> Ring | Native:
         return Ring() if self.across == "ring" else Native()
 
-    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
+    def predicted_traffic(
+        self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
         groups = ranks_by_host(self._hosts or (0,) * num_workers)
         traffic = Traffic()
         for ranks in groups if numel else []:

@@ -1,10 +1,12 @@
-"""Sums inside one host through shared memory: no vector is sent, every rank adds its part of it for all.
+"""Sums inside one host through shared memory: no vector is sent, every rank adds its part of it for
+all.
 
-A vector is cut into chunks of 1 MiB and each chunk among the ranks: rank r adds the ranks' shares of part r, in rank
-order, in pieces that stay in its cache. Where the vector lives in the segment (`slot`), all that happens is: barrier,
-add the own part and write it to every slot, barrier. Otherwise the other ranks' parts are copied in, barrier, the own
-part is added into the host's result, barrier, the other parts are copied out; from 16 MiB on chunk by chunk, so that
-while chunk k is copied in, k-1 is added and k-2 copied out.
+A vector is cut into chunks of 1 MiB and each chunk among the ranks: rank r adds the ranks' shares
+of part r, in rank order, in pieces that stay in its cache. Where the vector lives in the segment
+(`slot`), all that happens is: barrier, add the own part and write it to every slot, barrier.
+Otherwise the other ranks' parts are copied in, barrier, the own part is added into the host's
+result, barrier, the other parts are copied out; from 16 MiB on chunk by chunk, so that while chunk
+k is copied in, k-1 is added and k-2 copied out.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ CHUNK_BYTES = 2**20
 PIPELINED_BYTES = 16 * 2**20
 PAGE_BYTES = 4096  # slots begin on pages: two ranks never write one cache line
 
-Across = Callable[[Tensor], None]  # what the host's first rank does with the host's sum, before everybody gets it
+Across = Callable[
+    [Tensor], None
+]  # what the host's first rank does with the host's sum, before everybody gets it
 
 
 class _InPlace(NamedTuple):
@@ -33,25 +37,35 @@ class _InPlace(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """One chunk of a vector, its views of the shared memory made once. Ranges are those of the vector."""
+    """One chunk of a vector, its views of the shared memory made once. Ranges are those of the
+    vector."""
 
     into: list[tuple[int, int, Tensor]]  # others' parts: where this rank's share of them is put
     own: tuple[int, int]
-    shares: list[Tensor | None]  # of the own part, by rank; None: this rank's, straight from its vector
+    shares: list[
+        Tensor | None
+    ]  # of the own part, by rank; None: this rank's, straight from its vector
     total: Tensor  # the own part of the host's result
     out: list[tuple[int, int, Tensor]]  # others' parts of the result
 
 
 class HostMemory:
-    """Of the ranks of `comm`, which share a host. All of them call the same methods in the same order."""
+    """Of the ranks of `comm`, which share a host. All of them call the same methods in the same
+    order."""
 
     def __init__(self, comm: Comm) -> None:
-        self._comm, self._rank, self._size = comm, comm.rank, comm.size
+        self._comm = comm
+        self._rank = comm.rank
+        self._size = comm.size
         self._owned: list[tuple[int, Tensor]] = []  # address of this rank's slot, (ranks, numel)
-        self._stages: dict[tuple[int, torch.dtype], Tensor] = {}  # (ranks + 1, length): the last row is the result
+        self._stages: dict[
+            tuple[int, torch.dtype], Tensor
+        ] = {}  # (ranks + 1, length): the last row is the result
         self._chunks: dict[tuple[int, torch.dtype], list[_Chunk]] = {}
         self._places: dict[tuple[int, int, int], _InPlace] = {}
-        self._counts: dict[tuple[int, int], list[tuple[Edge, int]]] = {}  # (numel, itemsize) -> what a total counts
+        self._counts: dict[
+            tuple[int, int], list[tuple[Edge, int]]
+        ] = {}  # (numel, itemsize) -> what a total counts
 
     def slot(self, numel: int, dtype: torch.dtype) -> Tensor:
         """Memory for a vector of this rank that the others can read and write."""
@@ -73,7 +87,9 @@ class HostMemory:
 
     def place_of(self, flat: Tensor) -> _InPlace | None:
         """Where `flat` lies in this rank's slots; None: it lies elsewhere."""
-        address, numel, itemsize = flat.data_ptr(), flat.numel(), flat.element_size()
+        address = flat.data_ptr()
+        numel = flat.numel()
+        itemsize = flat.element_size()
         for number, (begin, slots) in enumerate(self._owned):
             start = (address - begin) // itemsize
             if 0 <= start <= slots.shape[1] - numel and slots.dtype == flat.dtype:
@@ -86,7 +102,8 @@ class HostMemory:
         return None
 
     def _in_place(self, place: _InPlace, divisor: int, across: Across | None) -> None:
-        comm, first = self._comm, place.rows[0]
+        comm = self._comm
+        first = place.rows[0]
         comm.barrier()
         for total, *others in place.own:
             for share in others:
@@ -106,7 +123,8 @@ class HostMemory:
         comm.barrier()  # nobody changes what others still copy
 
     def _staged(self, flat: Tensor, divisor: int, across: Across | None) -> None:
-        comm, stage = self._comm, self._stage(flat.numel(), flat.dtype)
+        comm = self._comm
+        stage = self._stage(flat.numel(), flat.dtype)
         key = (flat.numel(), flat.dtype)
         if key not in self._chunks:
             ranges = segments(0, flat.numel(), chunk_length(flat.element_size()))
@@ -128,7 +146,8 @@ class HostMemory:
             self._copy_out(flat, chunk)
 
     def _pipelined(self, flat: Tensor, divisor: int) -> None:
-        """Two chunks' worth of memory: what step k writes was read for the last time in step k-1."""
+        """Two chunks' worth of memory: what step k writes was read for the last time in step
+        k-1."""
         length = chunk_length(flat.element_size())
         stage = self._stage(2 * length, flat.dtype)
         key = (flat.numel(), flat.dtype)
@@ -148,17 +167,20 @@ class HostMemory:
             if step >= 2:
                 self._copy_out(flat, chunks[step - 2])
 
-    # -- one chunk -----------------------------------------------------------------------------------------------
+    # -- one chunk ---------------------------------------------------------------------------------
 
     def _chunk(self, stage: Tensor, start: int) -> _Chunk:
         """The chunk at `start` of a vector; stage: its place in the memory, (ranks + 1, length)."""
-        mine, result = stage[self._rank], stage[self._size]
+        mine = stage[self._rank]
+        result = stage[self._size]
         low, high = bounds(stage.shape[1], self._size)[self._rank]
         others = [(a, b) for a, b in ((0, low), (high, stage.shape[1])) if b > a]
         return _Chunk(
             into=[(start + a, start + b, mine[a:b]) for a, b in others],
             own=(start + low, start + high),
-            shares=[None if rank == self._rank else stage[rank, low:high] for rank in range(self._size)],
+            shares=[
+                None if rank == self._rank else stage[rank, low:high] for rank in range(self._size)
+            ],
             total=result[low:high],
             out=[(start + a, start + b, result[a:b]) for a, b in others],
         )
@@ -169,7 +191,8 @@ class HostMemory:
 
     def _add(self, flat: Tensor, chunk: _Chunk, divisor: int) -> None:
         """The own part: shares in rank order."""
-        mine, total = flat[chunk.own[0] : chunk.own[1]], chunk.total
+        mine = flat[chunk.own[0] : chunk.own[1]]
+        total = chunk.total
         first, second, *others = (mine if share is None else share for share in chunk.shares)
         torch.add(first, second, out=total)
         for share in others:
@@ -182,7 +205,7 @@ class HostMemory:
         for start, stop, result in chunk.out:
             flat[start:stop].copy_(result)
 
-    # -- book-keeping and memory ---------------------------------------------------------------------------------
+    # -- book-keeping and memory -------------------------------------------------------------------
 
     def _count(self, flat: Tensor, *, alone: bool) -> None:
         key = (flat.numel(), flat.element_size())
@@ -223,7 +246,8 @@ def own_ranges(numel: int, itemsize: int, size: int, rank: int) -> list[tuple[in
 def part_bytes(numel: int, itemsize: int, size: int) -> list[int]:
     """Bytes of each rank's part."""
     return [
-        sum(stop - start for start, stop in own_ranges(numel, itemsize, size, rank)) * itemsize for rank in range(size)
+        sum(stop - start for start, stop in own_ranges(numel, itemsize, size, rank)) * itemsize
+        for rank in range(size)
     ]
 
 
@@ -232,10 +256,12 @@ def host_traffic(
 ) -> Traffic:
     """What one total hands over inside a host of these ranks. `alone`: there is no other host.
 
-    Part i of rank j's vector is read by i, and j gets the result of it: 2 (n-1) M for n ranks. With other hosts the sum
-    is gathered at the first rank, and all get it from there: (n-1)/n M more. `of`: what only these positions do.
+    Part i of rank j's vector is read by i, and j gets the result of it: 2 (n-1) M for n ranks. With
+    other hosts the sum is gathered at the first rank, and all get it from there: (n-1)/n M more.
+    `of`: what only these positions do.
     """
-    traffic, size = Traffic(), len(ranks)
+    traffic = Traffic()
+    size = len(ranks)
     parts = part_bytes(numel, itemsize, size)
     for i in range(size) if of is None else of:
         for j in range(size if parts[i] else 0):

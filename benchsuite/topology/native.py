@@ -1,7 +1,7 @@
 """The backend's own all-reduce (gloo: a segmented ring; NCCL: its choice).
 
-Sends 2 (N-1)/N * M bytes per rank (nominal on NCCL). Library collectives are not counted but derived: calls and
-sizes seen by a dispatch mode, times the ring's factor (Patarasuk and Yuan 2009).
+Sends 2 (N-1)/N * M bytes per rank (nominal on NCCL). Library collectives are not counted but
+derived: calls and sizes seen by a dispatch mode, times the ring's factor (Patarasuk and Yuan 2009).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Topology:
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
-        self._comm, self.num_workers = comm, comm.size
+        self._comm = comm
+        self.num_workers = comm.size
 
     def buffer(self, numel: int, like: Tensor) -> Tensor:
         return torch.zeros(numel, dtype=like.dtype, device=like.device)
@@ -47,11 +48,16 @@ class Topology:
         return list(out.view(self.num_workers, -1))
 
     def predicted_gather(self, num_bytes: int, *, num_workers: int) -> Traffic:
-        """The backend's all-gather: (N-1) vectors of `num_bytes` leave each rank, as around a ring."""
+        """The backend's all-gather: (N-1) vectors of `num_bytes` leave each rank, as around a
+        ring."""
         traffic = Traffic()
         for rank in range(num_workers if num_workers > 1 and num_bytes else 0):
-            traffic.add(rank, (rank + 1) % num_workers, (num_workers - 1) * num_bytes, num_workers - 1)
+            traffic.add(
+                rank, (rank + 1) % num_workers, (num_workers - 1) * num_bytes, num_workers - 1
+            )
         return traffic
 
-    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
+    def predicted_traffic(
+        self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
         return ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))

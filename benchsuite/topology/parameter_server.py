@@ -1,10 +1,11 @@
-"""Parameter server: the centralised synchronisation of the article's section 3.3.1 (Li et al. 2014, Dean et al. 2012).
+"""Parameter server: the centralised synchronisation of the article's section 3.3.1 (Li et al. 2014,
+Dean et al. 2012).
 
-S >= 1 own ranks, the last ones; server j owns slice j of the parameters and its optimiser state. A worker pushes
-a gradient and is answered with parameters: M bytes and S messages each way per worker, N * M/S through each
-server's port. Which pushes are applied when, and who is answered when, is all that a strategy decides, by its
-`ServerPolicy`; the one server loop is here. A ticket goes ahead of each push, so that the server knows whom to
-receive from: legal on every backend.
+S >= 1 own ranks, the last ones; server j owns slice j of the parameters and its optimiser state. A
+worker pushes a gradient and is answered with parameters: M bytes and S messages each way per
+worker, N * M/S through each server's port. Which pushes are applied when, and who is answered when,
+is all that a strategy decides, by its `ServerPolicy`; the one server loop is here. A ticket goes
+ahead of each push, so that the server knows whom to receive from: legal on every backend.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class Topology:
     timing_free = True  # whether a policy is, its strategy says
     num_workers = 0
     num_servers = 1
-    push_bytes = 0  # of a push that is no slice of a vector: a strategy's own, to its one server; 0 = a slice
+    # of a push that is no slice of a vector: a strategy's own, to its one server; 0 = a slice
+    push_bytes = 0
 
     def start(self, comm: Comm, *, num_servers: int = 1) -> None:
         assert 0 < num_servers < comm.size, "rules: at least one server and one worker"
         self._comm = comm
-        self.num_servers, self.num_workers = num_servers, comm.size - num_servers
+        self.num_servers = num_servers
+        self.num_workers = comm.size - num_servers
         self.server = comm.rank - self.num_workers  # number of this server; negative on a worker
         self.use_threads(1)
         self._codecs: list[Codec] = []  # per server, where pushes are encoded
@@ -47,18 +50,23 @@ class Topology:
         self._sum_over_parts: Callable[[float], float] = float
 
     def one_of_parts(self, owned: int, total: Callable[[float], float]) -> None:
-        """On a server of divided replicas: the first `owned` elements of this slice count for norms, and `total` adds
-        up what the servers of the other parts have."""
-        self._owned, self._sum_over_parts = owned, total
+        """On a server of divided replicas: the first `owned` elements of this slice count for
+        norms, and `total` adds up what the servers of the other parts have."""
+        self._owned = owned
+        self._sum_over_parts = total
 
     def use_compression(self, compression: Compression, shapes: Shapes, dtype: torch.dtype) -> None:
-        """Pushes are encoded by the worker and decoded by the server's loop; answers travel as they are.
+        """Pushes are encoded by the worker and decoded by the server's loop; answers travel as they
+        are.
 
-        Called on every rank after `start`. Each slice is a vector of its own, with its own residual.
+        Called on every rank after `start`. Each slice is a vector of its own, with its own
+        residual.
         """
         size = numel(shapes)
         slices = [self.slice_of(server, size) for server in range(self.num_servers)]
-        self._codecs = [compression.codec(pieces_of(shapes, start, stop), dtype) for start, stop in slices]
+        self._codecs = [
+            compression.codec(pieces_of(shapes, start, stop), dtype) for start, stop in slices
+        ]
         self._compression = compression
 
     @property
@@ -67,14 +75,17 @@ class Topology:
         return self._codecs[self.server] if self._codecs else None
 
     def settle(self, mean: Tensor) -> None:
-        """What becomes of a mean of pushes before it is applied: a majority's vote is made of it."""
+        """What becomes of a mean of pushes before it is applied: a majority's vote is made of
+        it."""
         if self._compression is not None:
             self._compression.settle(mean)
 
     def use_threads(self, num_threads: int) -> None:
-        """Serves with so many threads, each with its own group: worker w belongs to thread w % num_threads.
+        """Serves with so many threads, each with its own group: worker w belongs to thread w %
+        num_threads.
 
-        Called by a strategy without lock on every rank, in its `start`. One thread uses the comm itself.
+        Called by a strategy without lock on every rank, in its `start`. One thread uses the comm
+        itself.
         """
         self.num_threads = num_threads
         self._doors: list[list[Comm | None]] = []  # [server][thread]
@@ -82,8 +93,13 @@ class Topology:
             if num_threads == 1:
                 self._doors.append([self._comm])
                 continue
-            ranks = [[w for w in range(self.num_workers) if w % num_threads == t] for t in range(num_threads)]
-            self._doors.append([self._comm.split([*workers, self.num_workers + server]) for workers in ranks])
+            ranks = [
+                [w for w in range(self.num_workers) if w % num_threads == t]
+                for t in range(num_threads)
+            ]
+            self._doors.append(
+                [self._comm.split([*workers, self.num_workers + server]) for workers in ranks]
+            )
 
     def buffer(self, numel: int, like: Tensor) -> Tensor:
         return torch.zeros(numel, dtype=like.dtype, device=like.device)
@@ -92,10 +108,11 @@ class Topology:
         """Range of the flat vector that `server` owns."""
         return bounds(numel, self.num_servers)[server]
 
-    # -- worker ----------------------------------------------------------------------------------------------
+    # -- worker ------------------------------------------------------------------------------------
 
     def exchange(self, push: Tensor, pull: Tensor, *, tag: int) -> None:
-        """Sends `push` and receives the answer into `pull` (both whole vectors; they may be different ones).
+        """Sends `push` and receives the answer into `pull` (both whole vectors; they may be
+        different ones).
 
         `tag` (>= 0) goes into the servers' push log: the number of the batch.
         """
@@ -108,14 +125,17 @@ class Topology:
             handle.wait()
 
     def push(self, flat: Tensor, *, tag: int) -> list[Handle]:
-        """Sends a whole vector, and does not wait: it may not change before the handles are done."""
+        """Sends a whole vector, and does not wait: it may not change before the handles are
+        done."""
         sending = []
         for server, (start, stop) in enumerate(bounds(flat.numel(), self.num_servers)):
             door, dst = self._door(server)
             door.ticket(dst, tag)
             if stop > start:
                 piece = flat[start:stop]
-                sending.append(door.isend(self._codecs[server].encode(piece) if self._codecs else piece, dst))
+                sending.append(
+                    door.isend(self._codecs[server].encode(piece) if self._codecs else piece, dst)
+                )
         return sending
 
     def expect(self, pull: Tensor) -> list[Handle]:
@@ -146,11 +166,13 @@ class Topology:
                 door.farewell(dst)
 
     def _door(self, server: int) -> tuple[Comm, int]:
-        door = self._doors[server][self._comm.rank % self.num_threads if self.num_threads > 1 else 0]
+        door = self._doors[server][
+            self._comm.rank % self.num_threads if self.num_threads > 1 else 0
+        ]
         assert door is not None
         return door, (self.num_workers + server if self.num_threads == 1 else door.size - 1)
 
-    # -- server ----------------------------------------------------------------------------------------------
+    # -- server ------------------------------------------------------------------------------------
 
     def serve(
         self,
@@ -166,9 +188,9 @@ class Topology:
     ) -> ServerLog:
         """The one server loop; returns when every worker has said goodbye.
 
-        `clip_norm` is given where the policy applies means: the norm is taken over all servers' slices.
-        `on_update(samples, version)` is called after each optimiser step. `survives`: a worker whose connection
-        breaks is taken as one that said goodbye.
+        `clip_norm` is given where the policy applies means: the norm is taken over all servers'
+        slices. `on_update(samples, version)` is called after each optimiser step. `survives`: a
+        worker whose connection breaks is taken as one that said goodbye.
         """
         loop = ServerLoop(
             self,
@@ -182,7 +204,9 @@ class Topology:
             survives=survives,
         )
         comms = [comm for comm in self._doors[self.server] if comm is not None and comm.size > 1]
-        threads = [threading.Thread(target=loop.guarded, args=(comm,), daemon=True) for comm in comms[1:]]
+        threads = [
+            threading.Thread(target=loop.guarded, args=(comm,), daemon=True) for comm in comms[1:]
+        ]
         for thread in threads:
             thread.start()
         loop.guarded(comms[0])
@@ -201,9 +225,11 @@ class Topology:
         servers = range(self.num_workers, self._comm.size)
         return self._sum_over_parts(sum_number(self._comm, servers, float(torch.dot(owned, owned))))
 
-    # -- costs -----------------------------------------------------------------------------------------------
+    # -- costs -------------------------------------------------------------------------------------
 
-    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 1) -> Traffic:
+    def predicted_traffic(
+        self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 1
+    ) -> Traffic:
         """One exchange of every worker: 2 N M bytes in all."""
         ones = [1] * num_workers
         size = [(stop - start) * itemsize for start, stop in bounds(numel, num_servers)]
@@ -218,20 +244,32 @@ def push_pull_traffic(
     replies: Sequence[int],
     compression: Compression | None = None,
 ) -> Traffic:
-    """Traffic of so many pushes and replies of each worker. compression: in the place of the setting's."""
+    """Traffic of so many pushes and replies of each worker. compression: in the place of the
+    setting's."""
     slices = bounds(numel(shapes), setting.num_servers)
     how = compression or setting.compression
-    encoded = [how.wire_bytes(pieces_of(shapes, start, stop), setting.itemsize) for start, stop in slices]
+    encoded = [
+        how.wire_bytes(pieces_of(shapes, start, stop), setting.itemsize) for start, stop in slices
+    ]
     return sized_traffic(
-        encoded, [(stop - start) * setting.itemsize for start, stop in slices], pushes=pushes, replies=replies
+        encoded,
+        [(stop - start) * setting.itemsize for start, stop in slices],
+        pushes=pushes,
+        replies=replies,
     )
 
 
 def sized_traffic(
-    push_bytes: Sequence[int], reply_bytes: Sequence[int], *, pushes: Sequence[int], replies: Sequence[int]
+    push_bytes: Sequence[int],
+    reply_bytes: Sequence[int],
+    *,
+    pushes: Sequence[int],
+    replies: Sequence[int],
 ) -> Traffic:
-    """Of pushes and replies of so many bytes to and from each server; an empty slice is not sent."""
-    traffic, num_workers = Traffic(), len(pushes)
+    """Of pushes and replies of so many bytes to and from each server; an empty slice is not
+    sent."""
+    traffic = Traffic()
+    num_workers = len(pushes)
     for server, (push, reply) in enumerate(zip(push_bytes, reply_bytes, strict=True)):
         for worker in range(num_workers if reply else 0):
             rank = num_workers + server

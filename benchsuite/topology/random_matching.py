@@ -1,7 +1,8 @@
-"""Gossip graph: a random perfect matching, drawn anew in every step (Boyd et al. 2006, randomised gossip; N even).
+"""Gossip graph: a random perfect matching, drawn anew in every step (Boyd et al. 2006, randomised
+gossip; N even).
 
-Both of a pair mix half and half: W_ij = W_ji = 1/2. All ranks draw the same pairs, from the option `seed` and the step.
-Sends M bytes per rank and step, 1 message.
+Both of a pair mix half and half: W_ij = W_ji = 1/2. All ranks draw the same pairs, from the option
+`seed` and the step. Sends M bytes per rank and step, 1 message.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Topology:
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
         assert comm.size % 2 == 0, "rules: random_matching needs N even"
-        self._rank, self.num_workers = comm.rank, comm.size
+        self._rank = comm.rank
+        self.num_workers = comm.size
         self._drawn: tuple[int, list[int]] = (-1, [])  # of the newest step
 
     def neighbours(self, step: int) -> list[tuple[int, float]]:

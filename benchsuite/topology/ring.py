@@ -1,9 +1,11 @@
-"""Ring all-reduce: the decentralised synchronisation of the article's section 3.3.2 (Patarasuk and Yuan 2009).
+"""Ring all-reduce: the decentralised synchronisation of the article's section 3.3.2 (Patarasuk and
+Yuan 2009).
 
-The vector is cut into N chunks. N-1 rounds of reduce-scatter: in round k rank i sends its partial sum of chunk
-i-k and adds its own part to chunk i-k-1 that comes from the left; then it owns chunk i+1, sums first and divides
-once. N-1 rounds of all-gather pass the finished chunks on. Every rank ends with the same bits.
-Sends 2 (N-1)/N * M bytes, 2 (N-1) messages (more where a chunk is cut into segments).
+The vector is cut into N chunks. N-1 rounds of reduce-scatter: in round k rank i sends its partial
+sum of chunk i-k and adds its own part to chunk i-k-1 that comes from the left; then it owns chunk
+i+1, sums first and divides once. N-1 rounds of all-gather pass the finished chunks on. Every rank
+ends with the same bits. Sends 2 (N-1)/N * M bytes, 2 (N-1) messages (more where a chunk is cut into
+segments).
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class Topology:
     """Point-to-point ring in two phases."""
 
     segment_kib: int = 2048
-    """Longest message in KiB; a chunk is cut into such segments so that adding overlaps receiving."""
+    """Longest message in KiB; a chunk is cut into such segments so that adding overlaps
+    receiving."""
 
     payload_source = "counted"
     timing_free = True
@@ -31,7 +34,8 @@ class Topology:
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
-        self._comm, self.num_workers = comm, comm.size
+        self._comm = comm
+        self.num_workers = comm.size
         self._plans: dict[tuple[int, int, torch.dtype], _Plan] = {}
 
     def buffer(self, numel: int, like: Tensor) -> Tensor:
@@ -41,7 +45,8 @@ class Topology:
         self.total(flat, divisor=self.num_workers)
 
     def total(self, flat: Tensor, *, divisor: int) -> None:
-        """Replaces `flat` by its sum over the workers, divided once, by whom a chunk is whole at first."""
+        """Replaces `flat` by its sum over the workers, divided once, by whom a chunk is whole at
+        first."""
         if self.num_workers == 1:
             if divisor > 1:
                 flat.div_(divisor)
@@ -54,21 +59,25 @@ class Topology:
         else:
             self._total_in_rounds(self._plans[key], divisor)
 
-    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
+    def predicted_traffic(
+        self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
         return ring_traffic(numel, itemsize, num_workers, longest=self._longest(itemsize))
 
     def _longest(self, itemsize: int) -> int:
         return max(1, self.segment_kib * 1024 // itemsize)
 
     def _total_ahead(self, plan: _Plan, divisor: int) -> None:
-        """Every receive of both phases is posted at once, so that a segment is taken the moment it comes.
+        """Every receive of both phases is posted at once, so that a segment is taken the moment it
+        comes.
 
-        The own chunk goes before them: it leaves while they are posted, and their notices do not hold the
-        connection up (4 MiB between 2 ranks: 3.7 -> 3.2 ms; 1 MiB 2.2 -> 0.9 ms).
-        Safe although the all-gather's receives point into the vector itself: a final chunk arrives only after
-        our partial sum of it was sent, that is, after our own part of it was read.
+        The own chunk goes before them: it leaves while they are posted, and their notices do not
+        hold the connection up (4 MiB between 2 ranks: 3.7 -> 3.2 ms; 1 MiB 2.2 -> 0.9 ms). Safe
+        although the all-gather's receives point into the vector itself: a final chunk arrives only
+        after our partial sum of it was sent, that is, after our own part of it was read.
         """
-        comm, right = self._comm, (self._comm.rank + 1) % self.num_workers
+        comm = self._comm
+        right = (self._comm.rank + 1) % self.num_workers
         left = (self._comm.rank - 1) % self.num_workers
         sending: list[Handle] = [comm.isend(piece, right) for piece in plan.own]
         arriving = [[comm.irecv(piece, left) for piece in pieces] for pieces in plan.scratch]
@@ -77,7 +86,9 @@ class Topology:
         for round_, (handles, pieces) in enumerate(zip(arriving, plan.scratch, strict=True)):
             for handle, partial, mine in zip(handles, pieces, plan.mine[round_], strict=True):
                 handle.wait()
-                if round_ == last:  # the chunk is whole: it is ours, and its send is the all-gather's first
+                if (
+                    round_ == last
+                ):  # the chunk is whole: it is ours, and its send is the all-gather's first
                     mine.add_(partial).div_(divisor)
                     sending.append(comm.isend(mine, right))
                 else:
@@ -92,7 +103,8 @@ class Topology:
 
     def _total_in_rounds(self, plan: _Plan, divisor: int) -> None:
         """The textbook's rounds, one `sendrecv` each: what NCCL can do."""
-        right, left = (self._comm.rank + 1) % self.num_workers, (self._comm.rank - 1) % self.num_workers
+        right = (self._comm.rank + 1) % self.num_workers
+        left = (self._comm.rank - 1) % self.num_workers
         last = len(plan.scratch) - 1
         outgoing = plan.own
         for round_, pieces in enumerate(plan.scratch):
@@ -107,7 +119,9 @@ class Topology:
             self._exchange(outgoing, right, pieces, left)
             outgoing = pieces
 
-    def _exchange(self, outgoing: list[Tensor], right: int, incoming: list[Tensor], left: int) -> None:
+    def _exchange(
+        self, outgoing: list[Tensor], right: int, incoming: list[Tensor], left: int
+    ) -> None:
         """Chunks of one round may differ by one element, so by one segment."""
         for position in range(max(len(outgoing), len(incoming))):
             if position >= len(outgoing):
@@ -122,7 +136,8 @@ class _Plan:
     """Views and scratch for one vector, built once."""
 
     def __init__(self, flat: Tensor, comm: Comm, longest: int) -> None:
-        size, rank = comm.size, comm.rank
+        size = comm.size
+        rank = comm.rank
         ranges = bounds(flat.numel(), size)
 
         def cut(chunk: int) -> list[Tensor]:

@@ -1,4 +1,5 @@
-"""What a parameter server notes of every push: the log that staleness, lock waits and lost updates are read from."""
+"""What a parameter server notes of every push: the log that staleness, lock waits and lost updates
+are read from."""
 
 from __future__ import annotations
 
@@ -15,8 +16,17 @@ class ServerLog:
     `abandoned`: gradients that had been given up before this push came.
     """
 
-    FIELDS = ("worker", "tag", "version_read", "version_before", "version_next", "sent_ns", "apply_ns", "done_ns",
-              "abandoned")  # fmt: skip
+    FIELDS = (
+        "worker",
+        "tag",
+        "version_read",
+        "version_before",
+        "version_next",
+        "sent_ns",
+        "apply_ns",
+        "done_ns",
+        "abandoned",
+    )
 
     def __init__(self, num_pushes: int, num_workers: int) -> None:
         self._rows = np.full((max(num_pushes, 1), len(self.FIELDS)), -1, dtype=np.int64)
@@ -31,21 +41,37 @@ class ServerLog:
         self.abandoned_versions = 0  # sum over them: version read next minus version read
         self.first_read = [0] * num_workers
         self.last_read = [0] * num_workers
-        # versions that a worker was given and has not sent a ticket for: the first is what its next ticket is about
+        # versions that a worker was given and has not sent a ticket for: the first is what its next
+        # ticket is about
         self._reads: list[deque[int]] = [deque([0]) for _ in range(num_workers)]
         self._open_row = [-1] * num_workers  # the worker's last push, unanswered
-        self._waiting: list[deque[int]] | None = None  # per worker its pushes that are applied later, oldest first
+        self._waiting: list[deque[int]] | None = (
+            None  # per worker its pushes that are applied later, oldest first
+        )
 
     def push(self, worker: int, tag: int, sent_ns: int, now_ns: int) -> int:
         """Notes an arrival, returns its row."""
         with self._lock:
-            row, self._claimed = self._claimed, self._claimed + 1
+            row = self._claimed
+            self._claimed = self._claimed + 1
             if row >= len(self._rows):
                 self._rows = np.concatenate([self._rows, np.full_like(self._rows, -1)])
         reads = self._reads[worker]
         read = reads.popleft() if reads else self.last_read[worker]
-        answered = reads[0] if reads else -1  # its version was over, and its answer sent, before it came
-        self._rows[row] = (worker, tag, read, self.version, answered, sent_ns, now_ns, -1, self.num_abandoned)
+        answered = (
+            reads[0] if reads else -1
+        )  # its version was over, and its answer sent, before it came
+        self._rows[row] = (
+            worker,
+            tag,
+            read,
+            self.version,
+            answered,
+            sent_ns,
+            now_ns,
+            -1,
+            self.num_abandoned,
+        )
         self._open_row[worker] = row if answered < 0 else -1
         if self._waiting is not None:
             self._waiting[worker].append(row)
@@ -56,7 +82,8 @@ class ServerLog:
         self._waiting = [deque() for _ in self.replies]
 
     def read_ahead(self, pushes: int) -> None:
-        """A worker sends so many pushes more than it has read answers: they too are about its first version."""
+        """A worker sends so many pushes more than it has read answers: they too are about its first
+        version."""
         for reads in self._reads:
             reads.extend([0] * pushes)
 

@@ -28,10 +28,12 @@ class Steps(Protocol):
 
 
 class _Inbox:
-    """What a server's thread receives pushes into: small ones before their tickets come (`Comm.early_bytes`)."""
+    """What a server's thread receives pushes into: small ones before their tickets come
+    (`Comm.early_bytes`)."""
 
     def __init__(self, comm: Comm, shard: Tensor, codec: Codec | None, *, push_bytes: int) -> None:
-        self._comm, self._codec = comm, codec
+        self._comm = comm
+        self._codec = codec
         self._decoded = torch.empty_like(shard)
         self._empty = not shard.numel()
         wire_bytes = push_bytes if codec is None else codec.num_bytes
@@ -49,7 +51,9 @@ class _Inbox:
     def take(self, source: int) -> None:
         """Receives the push of which a ticket came (nothing of an empty slice)."""
         if self._early:
-            if source not in self._open:  # it could not be posted: the connection was broken, and says so here
+            if (
+                source not in self._open
+            ):  # it could not be posted: the connection was broken, and says so here
                 self.expect(source)
             self._open.pop(source).wait()
         elif not self._empty:
@@ -65,7 +69,8 @@ class _Inbox:
         return self._decoded
 
     def close(self, source: int) -> None:
-        """Receives the farewell of a worker that sends no more: no receive may be left over for a later message."""
+        """Receives the farewell of a worker that sends no more: no receive may be left over for a
+        later message."""
         if source in self._open:
             self._open.pop(source).wait()
         elif self._comm.early_bytes:
@@ -73,7 +78,8 @@ class _Inbox:
 
 
 class ServerLoop:
-    """State of one `serve`. Several threads may run it at once: then nothing but the log's counter is locked."""
+    """State of one `serve`. Several threads may run it at once: then nothing but the log's counter
+    is locked."""
 
     def __init__(
         self,
@@ -88,8 +94,12 @@ class ServerLoop:
         on_update: Callable[[int, int], None] | None,
         survives: bool,
     ) -> None:
-        self._topology, self._shard, self._policy = topology, shard, policy
-        self._samples_per_push, self._clip_norm, self._on_update = samples_per_push, clip_norm, on_update
+        self._topology = topology
+        self._shard = shard
+        self._policy = policy
+        self._samples_per_push = samples_per_push
+        self._clip_norm = clip_norm
+        self._on_update = on_update
         self._survives = survives
         self._several_steps = bool(getattr(policy, "several_steps", False))
         self._updaters = threading.local()
@@ -105,7 +115,8 @@ class ServerLoop:
         policy.start(shard, self.apply)
 
     def close(self) -> None:
-        """Lets go of the policy, which holds `apply`: a cycle would keep the comm's sockets until Python finds it."""
+        """Lets go of the policy, which holds `apply`: a cycle would keep the comm's sockets until
+        Python finds it."""
         del self._policy
 
     def guarded(self, comm: Comm) -> None:
@@ -116,11 +127,16 @@ class ServerLoop:
             self.errors.append(error)
 
     def _run(self, comm: Comm) -> None:
-        policy, log = self._policy, self.log
+        policy = self._policy
+        log = self.log
         local = {world: position for position, world in enumerate(comm.world_ranks)}
-        names = [self._topology._comm.world_ranks.index(world) for world in comm.world_ranks]  # -> worker numbers
+        names = [
+            self._topology._comm.world_ranks.index(world) for world in comm.world_ranks
+        ]  # -> worker numbers
         active = {worker for worker in names if worker < self._topology.num_workers}
-        inbox = _Inbox(comm, self._shard, self._topology.codec, push_bytes=self._topology.push_bytes)
+        inbox = _Inbox(
+            comm, self._shard, self._topology.codec, push_bytes=self._topology.push_bytes
+        )
         for position, worker in enumerate(names):
             if worker in active:
                 self._reached(partial(inbox.expect, position))
@@ -150,14 +166,16 @@ class ServerLoop:
     def _answer(self, comm: Comm, worker: int, dst: int) -> None:
         log = self.log
         log.answered(worker)
-        started, applying = log.version, self._applying
+        started = log.version
+        applying = self._applying
         if self._shard.numel():
             self._reached(partial(comm.send, self._policy.answer(worker), dst))
         if applying or self._applying or log.version != started:
             log.overlapped_replies += 1
 
     def _reached(self, transfer: Callable[[], None]) -> bool:
-        """Does the transfer; False where the worker is lost and is survived: somebody will say its goodbye."""
+        """Does the transfer; False where the worker is lost and is survived: somebody will say its
+        goodbye."""
         try:
             transfer()
         except RuntimeError:
@@ -166,7 +184,9 @@ class ServerLoop:
             return False
         return True
 
-    def apply(self, gradient: Tensor, *, num_gradients: int = 1, oldest_of: Sequence[int] = ()) -> None:
+    def apply(
+        self, gradient: Tensor, *, num_gradients: int = 1, oldest_of: Sequence[int] = ()
+    ) -> None:
         """One optimiser step on the shard; `num_gradients` pushes went into it. Version += 1."""
         samples = int((self.log.num_used - num_gradients) * self._samples_per_push)
         self._topology.settle(gradient)
@@ -186,7 +206,8 @@ class ServerLoop:
             self._on_update(int(self.log.num_used * self._samples_per_push), self.log.version)
 
     def _step(self, gradient: Tensor, samples: int) -> None:
-        """Each thread has an updater of its own; parameters and, from the first step on, state are shared."""
+        """Each thread has an updater of its own; parameters and, from the first step on, state are
+        shared."""
         updater: Any = getattr(self._updaters, "mine", None)
         if updater is None:
             updater = self._updaters.mine = self._make_updater()

@@ -1,9 +1,10 @@
-"""Binomial tree: reduce to rank 0, then broadcast from it (Thakur, Rabenseifner and Gropp 2005, sections 3 and 4).
+"""Binomial tree: reduce to rank 0, then broadcast from it (Thakur, Rabenseifner and Gropp 2005,
+sections 3 and 4).
 
-In round k of the reduce every rank whose lowest set bit is bit k sends its partial sum to the rank without that bit and
-is done; rank 0 has the whole sum after ceil(log2 N) rounds and divides it once. The broadcast takes the same edges
-backwards, the longest first.
-Sends M bytes up (all but rank 0) and M down to each child: at most ceil(log2 N) messages and * M bytes, by rank 0.
+In round k of the reduce every rank whose lowest set bit is bit k sends its partial sum to the rank
+without that bit and is done; rank 0 has the whole sum after ceil(log2 N) rounds and divides it
+once. The broadcast takes the same edges backwards, the longest first. Sends M bytes up (all but
+rank 0) and M down to each child: at most ceil(log2 N) messages and * M bytes, by rank 0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Topology:
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
-        self._comm, self.num_workers = comm, comm.size
+        self._comm = comm
+        self.num_workers = comm.size
         self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def buffer(self, numel: int, like: Tensor) -> Tensor:
@@ -37,7 +39,8 @@ class Topology:
         comm = self._comm
         if self.num_workers == 1:
             return
-        below, above = children(comm.rank, self.num_workers), parent(comm.rank)
+        below = children(comm.rank, self.num_workers)
+        above = parent(comm.rank)
         if below:
             partial = self._scratch_for(flat)
             for child in below:
@@ -57,7 +60,9 @@ class Topology:
             self._scratch[key] = torch.empty_like(flat)
         return self._scratch[key]
 
-    def predicted_traffic(self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0) -> Traffic:
+    def predicted_traffic(
+        self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
+    ) -> Traffic:
         traffic = Traffic()
         for rank in range(1, num_workers if numel else 1):
             above = parent(rank)
@@ -73,8 +78,10 @@ def parent(rank: int) -> int | None:
 
 
 def children(rank: int, size: int) -> list[int]:
-    """Ranks with one bit more, below the lowest set one; the nearest, whose subtree is the smallest, first."""
-    found, bit = [], 1
+    """Ranks with one bit more, below the lowest set one; the nearest, whose subtree is the
+    smallest, first."""
+    found = []
+    bit = 1
     while bit < size and not rank & bit:
         if rank + bit < size:
             found.append(rank + bit)

@@ -1,10 +1,12 @@
 """Virtual time: a heap of wake-ups, one greenlet per rank, and nothing else that runs.
 
-Entries are ordered by (time in integer ns, rank, sequence): two things that happen at one moment happen in rank
-order, whatever order the ranks were started in, so a run repeats byte for byte. Whatever blocks gives the thread to
-the next entry; a heap that is empty while ranks still wait is a deadlock, and says who waits for what.
+Entries are ordered by (time in integer ns, rank, sequence): two things that happen at one moment
+happen in rank order, whatever order the ranks were started in, so a run repeats byte for byte.
+Whatever blocks gives the thread to the next entry; a heap that is empty while ranks still wait is a
+deadlock, and says who waits for what.
 
-The thread's grad mode, autocast and random state would leak over a switch: each task takes its own along.
+The thread's grad mode, autocast and random state would leak over a switch: each task takes its own
+along.
 """
 
 from __future__ import annotations
@@ -28,13 +30,25 @@ class Deadlock(RuntimeError):
 class Task:
     """A greenlet of one rank: its life, or one of its lanes."""
 
-    __slots__ = ("autocast", "grad_enabled", "greenlet", "name", "random_state", "rank", "turn", "waits_for")
+    __slots__ = (
+        "autocast",
+        "grad_enabled",
+        "greenlet",
+        "name",
+        "random_state",
+        "rank",
+        "turn",
+        "waits_for",
+    )
 
     def __init__(self, rank: int, name: str, body: greenlet) -> None:
-        self.rank, self.name, self.greenlet = rank, name, body
+        self.rank = rank
+        self.name = name
+        self.greenlet = body
         self.turn = 0  # a wake-up is for one pause; later ones for the same pause find another turn
         self.waits_for = "its start"
-        self.grad_enabled, self.autocast = True, False
+        self.grad_enabled = True
+        self.autocast = False
         self.random_state = _random.get_state()
 
 
@@ -52,10 +66,13 @@ class VirtualClock:
         self._to_start: greenlet | None = None
         self.failed: Task | None = None  # whose error ended the run; a deadlock is nobody's
 
-    # -- from outside ----------------------------------------------------------------------------------------
+    # -- from outside ------------------------------------------------------------------------------
 
-    def spawn(self, rank: int, body: Callable[[], None], *, name: str = "", counts: bool = True) -> Task:
-        """A task that starts now. `counts`: the run is over only when it has ended (a lane serves, and never ends)."""
+    def spawn(
+        self, rank: int, body: Callable[[], None], *, name: str = "", counts: bool = True
+    ) -> Task:
+        """A task that starts now. `counts`: the run is over only when it has ended (a lane serves,
+        and never ends)."""
 
         def life() -> None:
             self._resume(task)
@@ -69,9 +86,11 @@ class VirtualClock:
         return task
 
     def run(self) -> None:
-        """Until every task has ended. The first error of a task is raised with its rank; the others are ended."""
+        """Until every task has ended. The first error of a task is raised with its rank; the others
+        are ended."""
         collecting = gc.isenabled()
-        gc.disable()  # nothing here forms cycles, and a full collection costs as much as a thousand messages
+        # nothing here forms cycles, and a full collection costs as much as a thousand messages
+        gc.disable()
         outside = Task(NETWORK, "outside", getcurrent())
         self._save(outside)
         self._hub = outside.greenlet
@@ -79,7 +98,9 @@ class VirtualClock:
             task.greenlet.parent = self._hub
         try:
             while self._unfinished:
-                chosen, self._to_start = self._to_start, None  # (a greenlet that has not begun counts as false)
+                # (a greenlet that has not begun counts as false)
+                chosen = self._to_start
+                self._to_start = None
                 (self._next() if chosen is None else chosen).switch()
         except BaseException as error:
             self.failed = self._current
@@ -92,7 +113,7 @@ class VirtualClock:
             if collecting:
                 gc.enable()
 
-    # -- from inside a task ----------------------------------------------------------------------------------
+    # -- from inside a task ------------------------------------------------------------------------
 
     @property
     def task(self) -> Task:
@@ -110,14 +131,16 @@ class VirtualClock:
         if following is not task.greenlet:
             if following:
                 following.switch()
-            else:  # not begun yet: it would count our frames as its own, and a thousand of them are too many
+            else:
+                # not begun yet: it would count our frames as its own, and a thousand are too many
                 assert self._hub is not None
                 self._to_start = following
                 self._hub.switch()
         self._resume(task)
 
     def wake(self, task: Task, at: int) -> None:
-        """Wakes a task's present pause (the running task's: its next one) at a time that is not over."""
+        """Wakes a task's present pause (the running task's: its next one) at a time that is not
+        over."""
         self._push(at, task.rank, task, task.turn)
 
     def wait_until(self, at: int, waits_for: str = "the time") -> None:
@@ -130,7 +153,7 @@ class VirtualClock:
         """`function(argument)` at that time, before any rank; it may not pause."""
         self._push(at, NETWORK, function, argument)
 
-    # -- inside ------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _push(self, at: int, rank: int, what: Any, argument: Any) -> None:
         self._sequence += 1
@@ -150,13 +173,22 @@ class VirtualClock:
                 self._current = what
                 return what.greenlet
         self._current = None
-        waiting = [f"{task.name} for {task.waits_for}" for task in self._tasks if not task.greenlet.dead]
-        shown = "; ".join(waiting[:8]) + (f"; and {len(waiting) - 8} more" if len(waiting) > 8 else "")
-        raise Deadlock(f"nothing is under way at {self.now / 1e9:.9g} virtual seconds, and these wait: {shown}")
+        waiting = [
+            f"{task.name} for {task.waits_for}" for task in self._tasks if not task.greenlet.dead
+        ]
+        shown = "; ".join(waiting[:8]) + (
+            f"; and {len(waiting) - 8} more" if len(waiting) > 8 else ""
+        )
+        raise Deadlock(
+            f"nothing is under way at {self.now / 1e9:.9g} virtual seconds, and these wait: {shown}"
+        )
 
     def _save(self, task: Task) -> None:
         if torch.is_inference_mode_enabled():
-            raise RuntimeError("a rank of the virtual clock may not wait inside torch.inference_mode(): use no_grad()")
+            raise RuntimeError(
+                "a rank of the virtual clock may not wait inside torch.inference_mode(): use "
+                "no_grad()"
+            )
         task.grad_enabled = torch.is_grad_enabled()
         task.autocast = torch.is_autocast_enabled("cpu")
         task.random_state = _random.get_state()

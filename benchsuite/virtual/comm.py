@@ -1,9 +1,11 @@
-"""`VirtualComm`: the `Comm` protocol in simulated time. The same strategies as under the wall clock, in one thread.
+"""`VirtualComm`: the `Comm` protocol in simulated time. The same strategies as under the wall
+clock, in one thread.
 
-Vectors are really exchanged, time passes by `virtual/network.py`. A send leaves the caller when its last byte has left
-the port; what the receiver has not asked for by then is copied, nothing else is. Library collectives are one
-rendezvous: added in rank order, priced like their textbook algorithm, noted as `calls` (their payload is derived).
-Counters, locks and shared memory take no time; a ticket takes the latency.
+Vectors are really exchanged, time passes by `virtual/network.py`. A send leaves the caller when its
+last byte has left the port; what the receiver has not asked for by then is copied, nothing else is.
+Library collectives are one rendezvous: added in rank order, priced like their textbook algorithm,
+noted as `calls` (their payload is derived). Counters, locks and shared memory take no time; a
+ticket takes the latency.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from benchsuite.virtual.comm_world import VirtualWorld
 
 
 class VirtualComm:
-    """See `Comm`. `calls`: collectives of the library, of all ranks that were given the same mapping."""
+    """See `Comm`. `calls`: collectives of the library, of all ranks that were given the same
+    mapping."""
 
     def __init__(
         self,
@@ -38,7 +41,8 @@ class VirtualComm:
         traffic: Traffic | None = None,
         calls: Calls | None = None,
     ) -> None:
-        self.rank, self.size = rank, size
+        self.rank = rank
+        self.size = size
         self.world_ranks: Sequence[int] = tuple(world_ranks) or tuple(range(size))
         self.hosts: Sequence[int] = tuple(hosts) or (0,) * size
         self.traffic = traffic if traffic is not None else Traffic()
@@ -47,10 +51,15 @@ class VirtualComm:
         self.ticket_wait_ns = 0  # a server's time without work
         self.posts_ahead = world.posts_ahead
         self.early_bytes = 0  # a receive costs the same whenever it is posted
-        self._world, self._clock, self._network, self._name = world, world.clock, world.network, name
+        self._world = world
+        self._clock = world.clock
+        self._network = world.network
+        self._name = name
         self._schedule = world.schedule
         self._mine = self.world_ranks[rank]
-        self._sending: dict[int, Channel] = {}  # made when first used: a star of 1024 ranks needs few of its pairs
+        self._sending: dict[
+            int, Channel
+        ] = {}  # made when first used: a star of 1024 ranks needs few of its pairs
         self._receiving: dict[int, Channel] = {}
         self._tickets = world.tickets(name, rank)
         self._num_collectives = 0
@@ -58,7 +67,7 @@ class VirtualComm:
         self._num_made = 0  # shared vectors and locks
         self._lane: Lane | None = None
 
-    # -- point to point ---------------------------------------------------------------------------------------
+    # -- point to point ----------------------------------------------------------------------------
 
     def send(self, x: Tensor, dst: int) -> None:
         self.isend(x, dst).wait()
@@ -67,7 +76,8 @@ class VirtualComm:
         self.irecv(x, src).wait()
 
     def sendrecv(self, x: Tensor, dst: int, y: Tensor, src: int) -> None:
-        receiving, sending = self.irecv(y, src), self.isend(x, dst)
+        receiving = self.irecv(y, src)
+        sending = self.isend(x, dst)
         receiving.wait()
         sending.wait()
 
@@ -93,7 +103,7 @@ class VirtualComm:
         channel.ask(receive)
         return receive
 
-    # -- collectives of the library (derived, not counted) ----------------------------------------------------
+    # -- collectives of the library (derived, not counted) -----------------------------------------
 
     def all_reduce(self, x: Tensor) -> None:
         def finish(entries: Sequence[Tensor]) -> None:
@@ -111,7 +121,9 @@ class VirtualComm:
             for target, _ in entries:
                 target.copy_(whole)
 
-        self._collective("allgather", "all_gather", (out, x), out.numel(), out.element_size(), finish)
+        self._collective(
+            "allgather", "all_gather", (out, x), out.numel(), out.element_size(), finish
+        )
 
     def reduce_scatter(self, out: Tensor, x: Tensor) -> None:
         def finish(entries: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -121,7 +133,9 @@ class VirtualComm:
             for (target, _), piece in zip(entries, total.view(len(entries), -1), strict=True):
                 target.copy_(piece)
 
-        self._collective("reduce_scatter", "reduce_scatter", (out, x), x.numel(), x.element_size(), finish)
+        self._collective(
+            "reduce_scatter", "reduce_scatter", (out, x), x.numel(), x.element_size(), finish
+        )
 
     def broadcast(self, x: Tensor, root: int) -> None:
         def finish(entries: Sequence[Tensor]) -> None:
@@ -135,10 +149,18 @@ class VirtualComm:
         self._collective("", "barrier", None, 0, 1, lambda entries: None)
 
     def _collective(
-        self, call: str, kind: str, entry: Any, numel: int, itemsize: int, finish: Callable[[Sequence[Any]], None]
+        self,
+        call: str,
+        kind: str,
+        entry: Any,
+        numel: int,
+        itemsize: int,
+        finish: Callable[[Sequence[Any]], None],
     ) -> None:
-        """Meets the other ranks of this comm; `call`: the c10d name under which its bytes are derived."""
-        number, self._num_collectives = self._num_collectives, self._num_collectives + 1
+        """Meets the other ranks of this comm; `call`: the c10d name under which its bytes are
+        derived."""
+        number = self._num_collectives
+        self._num_collectives = self._num_collectives + 1
         meeting: Meeting = self._world.meeting(self._name, number, self.size)
         if meeting.join(self.rank, (kind, numel, itemsize), entry, self._clock.task):
             finish(meeting.entries)
@@ -158,7 +180,7 @@ class VirtualComm:
                 kind, numel * itemsize, begin, group=self._name, ranks=self.world_ranks, tag=number
             )
 
-    # -- lanes and groups -------------------------------------------------------------------------------------
+    # -- lanes and groups --------------------------------------------------------------------------
 
     def lane(self, fn: Callable[..., Any], *args: Any) -> Any:
         if self._lane is None:
@@ -182,7 +204,7 @@ class VirtualComm:
             calls=self.calls,
         )
 
-    # -- clock, counters, tickets -----------------------------------------------------------------------------
+    # -- clock, counters, tickets ------------------------------------------------------------------
 
     def now_ns(self) -> int:
         return self._clock.now
@@ -195,7 +217,8 @@ class VirtualComm:
         self.traffic.add_control(self._mine, TICKET_BYTES)
         now = self._clock.now
         other = self.world_ranks[dst]
-        at, sent = now + self._network.latency_between(self._mine, other), None
+        at = now + self._network.latency_between(self._mine, other)
+        sent = None
         if self._schedule is not None:
             sent = self._schedule.sent("ticket", other, TICKET_BYTES, end=now, control=True)
         self._world.tickets(self._name, dst).put(Ticket(at, self.rank, tag, now, sent), self._clock)
@@ -211,7 +234,7 @@ class VirtualComm:
     def farewell(self, dst: int) -> None:
         raise AssertionError("early_bytes = 0: no receive is open at a goodbye")
 
-    # -- one host only ----------------------------------------------------------------------------------------
+    # -- one host only -----------------------------------------------------------------------------
 
     def shared(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
         self._one_host(f"shared({name!r})")
@@ -229,7 +252,8 @@ class VirtualComm:
     def _one_host(self, what: str) -> None:
         if len(set(self.hosts)) > 1:
             raise UsageError(
-                f"{what}: shared memory joins ranks of one host, these are on {len(set(self.hosts))}: split by host"
+                f"{what}: shared memory joins ranks of one host, these are on "
+                f"{len(set(self.hosts))}: split by host"
             )
 
 

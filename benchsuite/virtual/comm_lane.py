@@ -48,7 +48,8 @@ class Lane:
     """A second task of a rank that runs what it is handed, in order, beside the first."""
 
     def __init__(self, comm: VirtualComm, make_comm: Callable[[], VirtualComm]) -> None:
-        self._comm, self._make_comm = comm, make_comm
+        self._comm = comm
+        self._make_comm = make_comm
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...], LaneHandle]] = deque()
         self._idle = False
         rank = comm._mine
@@ -96,7 +97,8 @@ class Lock:
     """A context manager on a lock of the world."""
 
     def __init__(self, state: LockState, comm: VirtualComm) -> None:
-        self._state, self._comm = state, comm
+        self._state = state
+        self._comm = comm
 
     def __enter__(self) -> Lock:
         clock = self._comm._clock

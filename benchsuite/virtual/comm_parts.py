@@ -1,4 +1,5 @@
-"""What is under way between `VirtualComm`s: messages and those who wait for them, meetings of a collective, tickets."""
+"""What is under way between `VirtualComm`s: messages and those who wait for them, meetings of a
+collective, tickets."""
 
 from __future__ import annotations
 
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
 
 
 class Message:
-    """A vector under way. `x` is the sender's own memory until the receiver has it, or the sender goes on."""
+    """A vector under way. `x` is the sender's own memory until the receiver has it, or the sender
+    goes on."""
 
     __slots__ = ("_clock", "at", "receive", "sent", "x")
 
     def __init__(self, clock: VirtualClock, x: Tensor) -> None:
-        self._clock, self.x = clock, x
+        self._clock = clock
+        self.x = x
         self.at: int | None = None  # when its last byte is there, once known
         self.receive: Receive | None = None
         self.sent: Event | None = None  # where a schedule is recorded
@@ -62,10 +65,13 @@ class Send:
     __slots__ = ("_comm", "_message", "_released")
 
     def __init__(self, comm: VirtualComm, message: Message, released: int) -> None:
-        self._comm, self._message, self._released = comm, message, released
+        self._comm = comm
+        self._message = message
+        self._released = released
 
     def wait(self) -> None:
-        comm, message = self._comm, self._message
+        comm = self._comm
+        message = self._message
         clock = comm._clock
         begin = clock.now
         if self._released > begin:
@@ -78,12 +84,15 @@ class Send:
 
 
 class Receive:
-    """Done at the arrival, never before; the vector may be written earlier, as by a network card."""
+    """Done at the arrival, never before; the vector may be written earlier, as by a network
+    card."""
 
     __slots__ = ("_comm", "_src", "_task", "at", "sent", "x")
 
     def __init__(self, comm: VirtualComm, x: Tensor, src: int) -> None:
-        self._comm, self.x, self._src = comm, x, src
+        self._comm = comm
+        self.x = x
+        self._src = src
         self.at: int | None = None
         self.sent: Event | None = None  # of its message
         self._task: Task | None = None
@@ -92,11 +101,13 @@ class Receive:
         """The message that this receive takes."""
         if message.x.numel() != self.x.numel():
             raise RuntimeError(
-                f"a message of {message.x.numel()} elements from rank {self._src} for a receive of {self.x.numel()} "
+                f"a message of {message.x.numel()} elements from rank {self._src} for a receive of "
+                f"{self.x.numel()} "
                 f"on rank {self._comm.rank}: lengths must be equal"
             )
         self.x.copy_(message.x)
-        message.receive, self.sent = self, message.sent
+        message.receive = self
+        self.sent = message.sent
         if message.at is not None:
             self.expect(message.at)
 
@@ -111,7 +122,8 @@ class Receive:
         return self.at is not None and self.at <= self._comm._clock.now
 
     def wake_at_arrival(self, task: Task) -> None:
-        """Wakes the task's next pause when the message is there (it may be woken by others before)."""
+        """Wakes the task's next pause when the message is there (it may be woken by others
+        before)."""
         self._task = task
         if self.at is not None:
             self._comm._clock.wake(task, self.at)
@@ -135,7 +147,9 @@ class Receive:
         busy = comm._world.receive_ns_per_byte
         if busy:
             here = clock.now
-            clock.wait_until(here + round(self.x.numel() * self.x.element_size() * busy), "its own copying")
+            clock.wait_until(
+                here + round(self.x.numel() * self.x.element_size() * busy), "its own copying"
+            )
             if comm._schedule is not None:
                 comm._schedule.computed("copy", here)
         comm.wait_ns += clock.now - begin
@@ -154,7 +168,8 @@ class Meeting:
         """Enters; True for the last one. RuntimeError where the ranks call different things."""
         if self._tasks and what != self._what:
             raise RuntimeError(
-                f"rank {rank} calls {what[0]} of {what[1]} elements while others call {self._what[0]} of "
+                f"rank {rank} calls {what[0]} of {what[1]} elements while others call "
+                f"{self._what[0]} of "
                 f"{self._what[1]}: every rank must enter the same collective"
             )
         self._what = what

@@ -19,8 +19,9 @@ Script = Callable[[str, int], int]  # (counter, world rank) -> what fetch_add an
 class VirtualWorld:
     """What all comms of a run share.
 
-    receive_ns_per_byte: a receiver's own time for copying and adding what has arrived. script: answers of counters,
-    where a recorded run is replayed. schedule: what the run does is recorded there.
+    receive_ns_per_byte: a receiver's own time for copying and adding what has arrived. script:
+    answers of counters, where a recorded run is replayed. schedule: what the run does is recorded
+    there.
     """
 
     def __init__(
@@ -33,8 +34,11 @@ class VirtualWorld:
         script: Script | None = None,
         schedule: Schedule | None = None,
     ) -> None:
-        self.clock, self.network, self.schedule = clock, network, schedule
-        self.receive_ns_per_byte, self.posts_ahead = receive_ns_per_byte, posts_ahead
+        self.clock = clock
+        self.network = network
+        self.schedule = schedule
+        self.receive_ns_per_byte = receive_ns_per_byte
+        self.posts_ahead = posts_ahead
         self._script = script
         self._channels: dict[tuple[str, int, int], Channel] = {}
         self._meetings: dict[tuple[str, int], Meeting] = {}

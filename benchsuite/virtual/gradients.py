@@ -1,9 +1,11 @@
-"""Gradients of many workers at once: `vmap(grad)` of the workload's loss, traced once per group size and replayed.
+"""Gradients of many workers at once: `vmap(grad)` of the workload's loss, traced once per group
+size and replayed.
 
-Exact: a worker's row depends on its own parameters and its own batch only. Groups are padded to the next of `SIZES`, at
-most `MOST_ROWS` per call (1024 rows in one call took twice the memory of 64). Workers that hold the same parameters (a
-synchronous step) share them in one big batch. What cannot be batched (a loss that looks at values, a module with
-running statistics or dropout) is computed one by one; `reason` says why.
+Exact: a worker's row depends on its own parameters and its own batch only. Groups are padded to the
+next of `SIZES`, at most `MOST_ROWS` per call (1024 rows in one call took twice the memory of 64).
+Workers that hold the same parameters (a synchronous step) share them in one big batch. What cannot
+be batched (a loss that looks at values, a module with running statistics or dropout) is computed
+one by one; `reason` says why.
 """
 
 from __future__ import annotations
@@ -28,8 +30,13 @@ SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MOST_ROWS = SIZES[-1]
 MOST_BYTES = 256 * 2**20  # of gradients, parameters and their parts in one call
 COPIES = 4  # of a row: parameters, gradient, and both in pieces
-CHEAPER_ALONE = 0.5  # a call from a graph costs more Python than one from the module's own C++ backward pass
-CLOSE = {torch.float32: 1e-3, torch.float64: 1e-9}  # batched against one by one, relative to the norm
+CHEAPER_ALONE = (
+    0.5  # a call from a graph costs more Python than one from the module's own C++ backward pass
+)
+CLOSE = {
+    torch.float32: 1e-3,
+    torch.float64: 1e-9,
+}  # batched against one by one, relative to the norm
 
 Graphs = dict[tuple[Any, ...], Graph]  # of one workload, by the shapes of a group
 
@@ -37,14 +44,16 @@ Graphs = dict[tuple[Any, ...], Graph]  # of one workload, by the shapes of a gro
 def loss_key(cell: Cell) -> str:
     """Equal for cells whose workload is the same function of parameters and batch."""
     workload = cells.identity(cell)["workload"]
-    return cells.canonical([workload, cell.options.get(plugins.stem(cell.workload)), cell.precision])
+    return cells.canonical(
+        [workload, cell.options.get(plugins.stem(cell.workload)), cell.precision]
+    )
 
 
 class Gradients:
     """Computes groups of gradients of one workload. `template`: a replica that is used one by one.
 
-    seed: of the cell. traced: graphs of the same workload under other seeds, to be used and added to. Each is held
-    against the module before this object uses it for the first time.
+    seed: of the cell. traced: graphs of the same workload under other seeds, to be used and added
+    to. Each is held against the module before this object uses it for the first time.
     """
 
     def __init__(
@@ -56,7 +65,8 @@ class Gradients:
         traced: Graphs | None = None,
         batching: bool = True,
     ) -> None:
-        self._workload, self._template = workload, template
+        self._workload = workload
+        self._template = template
         self._traced = traced if traced is not None else {}
         self._checked: Graphs = {}
         self._alone: dict[tuple[Any, ...], float] = {}  # shapes of a batch -> its break-even
@@ -66,8 +76,11 @@ class Gradients:
         self.states = ModuleStates(template.module, seed)
         self._looked = False
 
-    def compute(self, params: Tensor, rows: Sequence[int], batches: Sequence[Batch], grads: Tensor) -> list[float]:
-        """Fills grads[rows] with the gradients of these batches at params[rows]; returns the losses.
+    def compute(
+        self, params: Tensor, rows: Sequence[int], batches: Sequence[Batch], grads: Tensor
+    ) -> list[float]:
+        """Fills grads[rows] with the gradients of these batches at params[rows]; returns the
+        losses.
 
         params, grads: (ranks, P).
         """
@@ -79,20 +92,29 @@ class Gradients:
             losses += self._group(params, rows[begin:end], batches[begin:end], grads)
         return losses
 
-    def _group(self, params: Tensor, rows: Sequence[int], batches: Sequence[Batch], grads: Tensor) -> list[float]:
+    def _group(
+        self, params: Tensor, rows: Sequence[int], batches: Sequence[Batch], grads: Tensor
+    ) -> list[float]:
         if len(rows) > 1 and not self.reason and _alike(batches):
-            x, y = torch.stack([batch.x for batch in batches]), torch.stack([batch.y for batch in batches])
+            x = torch.stack([batch.x for batch in batches])
+            y = torch.stack([batch.y for batch in batches])
             losses = self._batched(params, rows, x, y, batches[0].num_samples, grads)
             if losses is not None:
                 return losses
-        return [self._one_of(row, params, batch, grads) for row, batch in zip(rows, batches, strict=True)]
+        return [
+            self._one_of(row, params, batch, grads)
+            for row, batch in zip(rows, batches, strict=True)
+        ]
 
     def _look_for_states(self, params: Tensor, batch: Batch) -> None:
         """Once: whether ranks must keep buffers and random numbers apart."""
         self._looked = True
         self.states.look(lambda: self._one(params, batch, torch.empty_like(params)))
         if self.states.changing:
-            self.reason = self.reason or "its module draws random numbers or keeps running values, every rank its own"
+            self.reason = (
+                self.reason
+                or "its module draws random numbers or keeps running values, every rank its own"
+            )
 
     def _one_of(self, rank: int, params: Tensor, batch: Batch, grads: Tensor) -> float:
         with self.states.of(rank):
@@ -107,10 +129,16 @@ class Gradients:
         grad.copy_(template.grad)
         return loss
 
-    # -- batched -----------------------------------------------------------------------------------------------
+    # -- batched -----------------------------------------------------------------------------------
 
     def _batched(
-        self, params: Tensor, rows: Sequence[int], x: Tensor, y: Tensor, num_samples: int, grads: Tensor
+        self,
+        params: Tensor,
+        rows: Sequence[int],
+        x: Tensor,
+        y: Tensor,
+        num_samples: int,
+        grads: Tensor,
     ) -> list[float] | None:
         """Fills these rows and returns their losses; None where one by one is right, or cheaper."""
         if len(rows) <= self._break_even(x, y, num_samples) or self.reason:
@@ -118,10 +146,13 @@ class Gradients:
         size = next(size for size in SIZES if size >= len(rows))
         if size > len(rows):  # the first row once more, to the same place
             pad = torch.zeros(size - len(rows), dtype=torch.long)
-            x, y = torch.cat([x, x[pad]]), torch.cat([y, y[pad]])
+            x = torch.cat([x, x[pad]])
+            y = torch.cat([y, y[pad]])
         index = torch.tensor([*rows, *[rows[0]] * (size - len(rows))])  # (size,)
         first = params[rows[0]]
-        shared = all(torch.equal(params[row], first) for row in reversed(rows))  # a row that differs ends it at once
+        shared = all(
+            torch.equal(params[row], first) for row in reversed(rows)
+        )  # a row that differs ends it at once
         held = first if shared else params.index_select(0, index)
         graph = self._graph(held, x, y, num_samples)
         if graph is None:
@@ -133,20 +164,29 @@ class Gradients:
     def _break_even(self, x: Tensor, y: Tensor, num_samples: int) -> float:
         """Gradients that are as cheap one by one as together.
 
-        By numbers of calls, not by a clock, so that a run has the same bits everywhere. The digits CNN's batched
-        gradient has 4.6 times the calls of its own: pairs go alone.
+        By numbers of calls, not by a clock, so that a run has the same bits everywhere. The digits
+        CNN's batched gradient has 4.6 times the calls of its own: pairs go alone.
         """
         key = (x.shape[1:], x.dtype, y.shape[1:], y.dtype, num_samples)
         if key not in self._alone:
             twice = torch.zeros(2, dtype=torch.long)
-            graph = self._graph(self._template.params.expand(2, -1).clone(), x[twice], y[twice], num_samples)
+            graph = self._graph(
+                self._template.params.expand(2, -1).clone(), x[twice], y[twice], num_samples
+            )
             with CountCalls() as alone:
-                self._one(self._template.params.clone(), Batch(x[0], y[0], num_samples), self._template.grad)
-            self._alone[key] = CHEAPER_ALONE * graph.num_calls / alone.count if graph is not None else math.inf
+                self._one(
+                    self._template.params.clone(),
+                    Batch(x[0], y[0], num_samples),
+                    self._template.grad,
+                )
+            self._alone[key] = (
+                CHEAPER_ALONE * graph.num_calls / alone.count if graph is not None else math.inf
+            )
         return self._alone[key]
 
     def _graph(self, given: Tensor, x: Tensor, y: Tensor, num_samples: int) -> Graph | None:
-        """The graph for these shapes, held against the module before its first use; None where there is none."""
+        """The graph for these shapes, held against the module before its first use; None where
+        there is none."""
         key = (len(x), given.dim(), x.shape[1:], x.dtype, y.shape[1:], y.dtype, num_samples)
         if key not in self._checked:
             if key not in self._traced and not self._trace(key, given, x, y, num_samples):
@@ -156,38 +196,57 @@ class Gradients:
             self._checked[key] = self._traced[key]
         return self._checked[key]
 
-    def _trace(self, key: tuple[Any, ...], given: Tensor, x: Tensor, y: Tensor, num_samples: int) -> bool:
-        """Makes a graph that can be replayed; False where the workload does what cannot be batched."""
+    def _trace(
+        self, key: tuple[Any, ...], given: Tensor, x: Tensor, y: Tensor, num_samples: int
+    ) -> bool:
+        """Makes a graph that can be replayed; False where the workload does what cannot be
+        batched."""
         try:
             self._traced[key] = trace(self._loss_of(num_samples), given, x, y)
         except Exception as error:  # noqa: BLE001  whatever a workload does that vmap cannot: then one by one
             lines = str(error).strip().splitlines()
-            self.reason = f"its loss cannot be batched: {type(error).__name__}: {lines[0] if lines else ''}"
+            self.reason = (
+                f"its loss cannot be batched: {type(error).__name__}: {lines[0] if lines else ''}"
+            )
             return False
         return True
 
     def _agrees(self, graph: Graph, given: Tensor, x: Tensor, y: Tensor, num_samples: int) -> bool:
         """Whether the last row of a group is what the module itself computes."""
-        own, last = torch.empty_like(self._template.params), len(x) - 1
+        own = torch.empty_like(self._template.params)
+        last = len(x) - 1
         gradients = own.new_zeros(len(x), own.numel())
         with torch.no_grad():
             losses = graph.run(given, x, y, gradients, torch.arange(len(x)))
-        loss = self._one(given if given.dim() == 1 else given[last], Batch(x[last], y[last], num_samples), own)
+        loss = self._one(
+            given if given.dim() == 1 else given[last], Batch(x[last], y[last], num_samples), own
+        )
         close = CLOSE[own.dtype]
-        gap, norm = float(torch.linalg.vector_norm(gradients[last] - own)), float(torch.linalg.vector_norm(own))
+        gap = float(torch.linalg.vector_norm(gradients[last] - own))
+        norm = float(torch.linalg.vector_norm(own))
         if gap > close * (1 + norm) or abs(float(losses[last]) - loss) > close * (1 + abs(loss)):
-            self.reason = "batched, its gradients are others than one by one: its loss depends on more than its batch"
+            self.reason = (
+                "batched, its gradients are others than one by one: its loss depends on "
+                "more than its batch"
+            )
             return False
         return True
 
     def _loss_of(self, num_samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        module, workload = self._template.module, self._workload
-        names, shapes = list(self._template.shapes), list(self._template.shapes.values())
+        module = self._template.module
+        workload = self._workload
+        names = list(self._template.shapes)
+        shapes = list(self._template.shapes.values())
         lengths = [shape.numel() for shape in shapes]
 
         def loss(flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            pieces = flat.split(lengths)  # not slices: each slice's backward would fill a whole vector
-            named = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
+            pieces = flat.split(
+                lengths
+            )  # not slices: each slice's backward would fill a whole vector
+            named = {
+                name: piece.view(shape)
+                for name, piece, shape in zip(names, pieces, shapes, strict=True)
+            }
             return workload.loss(functional_call(module, named, (x,)), Batch(x, y, num_samples))
 
         return loss

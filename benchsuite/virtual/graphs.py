@@ -1,9 +1,11 @@
-"""Gradients of a group as one traced graph, made cheap to replay: small groups spend more time on calls than on sums.
+"""Gradients of a group as one traced graph, made cheap to replay: small groups spend more time on
+calls than on sums.
 
-`trace`: `vmap(grad)` of a loss, recorded operator by operator (make_fx). `lean`: what is computed twice is computed
-once, views of views become one view, views that change nothing are left out, gradients of weights are multiplied the
-right way round, and operators are called as tensor methods, whose binding costs a third of an `OpOverload`'s. Which
-sums are formed stays (`gradients.py` holds every graph against the module).
+`trace`: `vmap(grad)` of a loss, recorded operator by operator (make_fx). `lean`: what is computed
+twice is computed once, views of views become one view, views that change nothing are left out,
+gradients of weights are multiplied the right way round, and operators are called as tensor methods,
+whose binding costs a third of an `OpOverload`'s. Which sums are formed stays (`gradients.py` holds
+every graph against the module).
 """
 
 from __future__ import annotations
@@ -24,16 +26,42 @@ _ops: Any = torch.ops.aten
 _VIEWS = (_ops.view.default, _ops._unsafe_view.default)
 _NO_OPS = (_ops.detach.default, _ops.alias.default)
 # Tensor methods that take an operator's arguments as they are.
-METHODS = frozenset({
-    "add", "addmm", "baddbmm", "bmm", "clamp_min", "clone", "div", "expand", "mm", "mul", "ne", "neg", "permute", "pow",
-    "reciprocal_", "relu", "split_with_sizes", "squeeze", "sub", "sum", "t", "tanh", "transpose", "unsqueeze",
-    "unsqueeze_", "view",
-})  # fmt: skip
+METHODS = frozenset(
+    {
+        "add",
+        "addmm",
+        "baddbmm",
+        "bmm",
+        "clamp_min",
+        "clone",
+        "div",
+        "expand",
+        "mm",
+        "mul",
+        "ne",
+        "neg",
+        "permute",
+        "pow",
+        "reciprocal_",
+        "relu",
+        "split_with_sizes",
+        "squeeze",
+        "sub",
+        "sum",
+        "t",
+        "tanh",
+        "transpose",
+        "unsqueeze",
+        "unsqueeze_",
+        "view",
+    }
+)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """run: parameters (k, P), or (P,) where all rows share them, x, y (k, ..), grads (N, P), rows (k,) -> losses (k,).
+    """run: parameters (k, P), or (P,) where all rows share them, x, y (k, ..), grads (N, P), rows
+    (k,) -> losses (k,).
 
     The gradients of the group go into these rows of `grads`.
     """
@@ -43,7 +71,8 @@ class Graph:
 
 
 def trace(loss: Loss, given: Tensor, x: Tensor, y: Tensor) -> Graph:
-    """The graph of the gradients of `loss` for groups of this size. Raises what vmap raises where it cannot."""
+    """The graph of the gradients of `loss` for groups of this size. Raises what vmap raises where
+    it cannot."""
     batched = vmap(grad_and_value(loss), in_dims=(None if given.dim() == 1 else 0, 0, 0))
     made = lean(make_fx(lambda p, x, y: batched(p, x, y))(given, x, y))
     num_calls = sum(node.op.startswith("call") for node in made.graph.nodes)
@@ -82,14 +111,17 @@ def lean(traced: fx.GraphModule) -> fx.GraphModule:
             name = node.target._schema.name.partition("::")[2]
             name = "view" if name == "_unsafe_view" else name
             if name in METHODS and node.args and isinstance(node.args[0], fx.Node):
-                node.op, node.target = "call_method", name
+                node.op = "call_method"
+                node.target = name
     return fx.GraphModule(traced, graph)
 
 
 def _into_rows(made: fx.GraphModule) -> fx.GraphModule:
-    """The graph with two more arguments, `grads` and `rows`: each piece of a gradient is copied as soon as it is there.
+    """The graph with two more arguments, `grads` and `rows`: each piece of a gradient is copied as
+    soon as it is there.
 
-    One vector put together at the end would be read and written twice from memory that no cache holds any more.
+    One vector put together at the end would be read and written twice from memory that no cache
+    holds any more.
     """
     graph = made.graph
     (end,) = (node for node in graph.nodes if node.op == "output")
@@ -106,7 +138,8 @@ def _into_rows(made: fx.GraphModule) -> fx.GraphModule:
         graph.erase_node(gradients)
     begin = 0
     for piece in pieces:
-        made_by, width = piece, _shape(piece)[1]
+        made_by = piece
+        width = _shape(piece)[1]
         while made_by.target in ("view", *_VIEWS):
             made_by = made_by.args[0]
         with graph.inserting_after(made_by):
@@ -126,12 +159,15 @@ def _is_mutable(node: fx.Node) -> bool:
 
 
 def _out_of_place(node: fx.Node) -> None:
-    """Of an operator that changes a fresh result which nobody else reads, the form that leaves it alone."""
+    """Of an operator that changes a fresh result which nobody else reads, the form that leaves it
+    alone."""
     source: Any = node.args[0] if node.args else None
     if not _is_mutable(node) or not isinstance(source, fx.Node) or set(source.users) != {node}:
         return
     made = source.target
-    fresh = isinstance(made, torch._ops.OpOverload) and all(r.alias_info is None for r in made._schema.returns)
+    fresh = isinstance(made, torch._ops.OpOverload) and all(
+        r.alias_info is None for r in made._schema.returns
+    )
     operator: Any = node.target
     name = operator._schema.name.partition("::")[2]
     if fresh and name.endswith("_") and hasattr(_ops, name[:-1]):
@@ -142,7 +178,9 @@ def _compute_once(graph: fx.Graph) -> None:
     """Equal operators on equal arguments become one; none of the graph's may work in place."""
     known: dict[tuple[Any, str, str], fx.Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(
+            node.target, "tags", ()
+        ):
             continue
         first = known.setdefault((node.target, str(node.args), str(node.kwargs)), node)
         if first is not node:
@@ -151,13 +189,20 @@ def _compute_once(graph: fx.Graph) -> None:
 
 
 def _multiply_transposed(graph: fx.Graph, node: fx.Node) -> None:
-    """(A B)^T as B^T A^T, row after row in memory: copying it transposed took a fifth of the digits CNN's gradient."""
+    """(A B)^T as B^T A^T, row after row in memory: copying it transposed took a fifth of the digits
+    CNN's gradient."""
     product: Any = node.args[0]
     dims: Any = node.args[1:3]
-    if product.target is not _ops.bmm.default or set(product.users) != {node} or {dim % 3 for dim in dims} != {1, 2}:
+    if (
+        product.target is not _ops.bmm.default
+        or set(product.users) != {node}
+        or {dim % 3 for dim in dims} != {1, 2}
+    ):
         return
     with graph.inserting_before(node):
-        left, right = (graph.call_function(_ops.transpose.int, (each, 1, 2)) for each in reversed(product.args))
+        left, right = (
+            graph.call_function(_ops.transpose.int, (each, 1, 2)) for each in reversed(product.args)
+        )
         swapped = graph.call_function(_ops.bmm.default, (left, right))
     node.replace_all_uses_with(swapped)
 

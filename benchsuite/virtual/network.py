@@ -1,9 +1,10 @@
 """The simulated network: every host has one full-duplex port with a rate, every message a latency.
 
-A message of M bytes leaves its sender's port first in, first out, is under way for the latency, and enters the
-receiver's port first in, first out: alpha + M beta where nobody is in the way, and N M beta on the port of a server
-that N workers push to. Bytes pass through both ports at once (cut-through), so an idle path costs M beta once. A
-library's collective is one rendezvous, priced like its textbook algorithm on equal ports (STRATEGIES section 3).
+A message of M bytes leaves its sender's port first in, first out, is under way for the latency, and
+enters the receiver's port first in, first out: alpha + M beta where nobody is in the way, and N M
+beta on the port of a server that N workers push to. Bytes pass through both ports at once
+(cut-through), so an idle path costs M beta once. A library's collective is one rendezvous, priced
+like its textbook algorithm on equal ports (STRATEGIES section 3).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Arriving(Protocol):
 class Network:
     """Ports between ranks. Times are integer ns; without a rate messages take the latency only.
 
-    hosts: host number of each rank; ranks of one host exchange in no time. incast: how much longer a message takes to
-    enter a port that others are queueing for.
+    hosts: host number of each rank; ranks of one host exchange in no time. incast: how much longer
+    a message takes to enter a port that others are queueing for.
     """
 
     def __init__(
@@ -41,18 +42,23 @@ class Network:
         latency_us: float | None = None,
         incast: float = 1.0,
     ) -> None:
-        self._clock, self._hosts, self._incast = clock, tuple(hosts), incast
+        self._clock = clock
+        self._hosts = tuple(hosts)
+        self._incast = incast
         self.ns_per_byte = 0.0 if link_mbit is None else 8000.0 / link_mbit
         self.latency = 0 if latency_us is None else round(latency_us * NS_PER_US)
         ports = max(hosts, default=0) + 1
-        self._out_free, self._in_free = [0] * ports, [0] * ports
+        self._out_free = [0] * ports
+        self._in_free = [0] * ports
         self._queued: list[list[tuple[int, int, int, Arriving]]] = [[] for _ in range(ports)]
         self._sequence = 0
 
     def post(self, message: Arriving, source: int, destination: int, num_bytes: int) -> int:
-        """Sends; returns when the last byte has left the sender, and tells the message when it is there."""
+        """Sends; returns when the last byte has left the sender, and tells the message when it is
+        there."""
         now = self._clock.now
-        out, into = self._hosts[source], self._hosts[destination]
+        out = self._hosts[source]
+        into = self._hosts[destination]
         if out == into:
             message.arrives(now)
             return now
@@ -71,8 +77,10 @@ class Network:
         return begin + duration
 
     def _admit(self, port: int) -> None:
-        """Takes in whatever reaches the port within a latency from now: nothing sent later can be there before."""
-        queued, horizon = self._queued[port], self._clock.now + self.latency
+        """Takes in whatever reaches the port within a latency from now: nothing sent later can be
+        there before."""
+        queued = self._queued[port]
+        horizon = self._clock.now + self.latency
         free = self._in_free[port]
         while queued and queued[0][0] <= horizon:
             at, _, duration, message = heappop(queued)
@@ -87,7 +95,8 @@ class Network:
         return 0 if self._hosts[source] == self._hosts[destination] else self.latency
 
     def collective(self, kind: str, ranks: Sequence[int], num_bytes: int) -> int:
-        """Takes all ports of `ranks` as soon as all are free; returns when a collective of `num_bytes` ends.
+        """Takes all ports of `ranks` as soon as all are free; returns when a collective of
+        `num_bytes` ends.
 
         A barrier needs no port and nothing inside of one host does.
         """
@@ -95,7 +104,9 @@ class Network:
         price = self.price(kind, len(ranks), num_bytes, single_host=len(hosts) == 1)
         if not num_bytes or len(hosts) == 1:
             return self._clock.now + price
-        end = price + max(self._clock.now, *(max(self._out_free[host], self._in_free[host]) for host in hosts))
+        end = price + max(
+            self._clock.now, *(max(self._out_free[host], self._in_free[host]) for host in hosts)
+        )
         for host in hosts:
             self._out_free[host] = self._in_free[host] = end
         return end
@@ -104,7 +115,8 @@ class Network:
         """ns of one collective on equal ports; gloo's reduce-scatter costs an all-reduce."""
         if size == 1 or single_host:
             return 0
-        moved, rounds = num_bytes * self.ns_per_byte, ceil(log2(size))
+        moved = num_bytes * self.ns_per_byte
+        rounds = ceil(log2(size))
         share = (size - 1) * (self.latency + moved / size)  # one pass of a ring
         prices = {
             "all_reduce": 2 * share,

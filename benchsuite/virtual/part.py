@@ -1,8 +1,10 @@
-"""Replicas of the virtual world: one module for all, a row of parameters and a row of gradients per rank.
+"""Replicas of the virtual world: one module for all, a row of parameters and a row of gradients per
+rank.
 
-A worker that asks for a gradient sleeps for its compute time. The gradient itself is computed when the first sleeper
-wakes up, for all that have asked until then: their parameters and batches are fixed already, so nothing changes but the
-number of calls. A gradient that is given up before (`until`) is never computed.
+A worker that asks for a gradient sleeps for its compute time. The gradient itself is computed when
+the first sleeper wakes up, for all that have asked until then: their parameters and batches are
+fixed already, so nothing changes but the number of calls. A gradient that is given up before
+(`until`) is never computed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from benchsuite.virtual.schedule import Schedule
 from benchsuite.worker.clock import check_finite
 from benchsuite.workload import Batch, Ready
 
-FORWARD_SHARE = 3  # a third of a gradient's time is its forward pass, the rest goes backward over the parameters
+# a third of a gradient's time is its forward pass, the rest goes backward over the parameters
+FORWARD_SHARE = 3
 
 
 class Times(Protocol):
@@ -49,15 +52,18 @@ class Request:
     __slots__ = ("batch", "loss", "row")
 
     def __init__(self, row: int, batch: Batch) -> None:
-        self.row, self.batch = row, batch
+        self.row = row
+        self.batch = batch
         self.loss: float | None = None
 
 
 class Pool:
-    """Parameters and gradients of all ranks, (ranks, P) each; computes what has been asked for when it is needed."""
+    """Parameters and gradients of all ranks, (ranks, P) each; computes what has been asked for when
+    it is needed."""
 
     def __init__(self, template: DataPart, gradients: Gradients, *, num_ranks: int) -> None:
-        self.template, self._gradients = template, gradients
+        self.template = template
+        self._gradients = gradients
         self.params = template.params.expand(num_ranks, -1).clone()
         self.grads = torch.zeros_like(self.params)
         self._asked: dict[int, Request] = {}  # in the order of asking
@@ -89,7 +95,8 @@ class Pool:
     def _compute_all(self) -> None:
         requests = list(self._asked.values())
         self._asked.clear()
-        rows, batches = [request.row for request in requests], [request.batch for request in requests]
+        rows = [request.row for request in requests]
+        batches = [request.batch for request in requests]
         losses = self._gradients.compute(self.params, rows, batches, self.grads)
         for request, loss in zip(requests, losses, strict=True):
             request.loss = loss
@@ -121,13 +128,24 @@ class VirtualPart:
     """A `Part` in virtual time, timed like `measure.clock.TimedPart`."""
 
     def __init__(
-        self, pool: Source, clock: VirtualClock, times: Times, *, rank: int, schedule: Schedule | None = None
+        self,
+        pool: Source,
+        clock: VirtualClock,
+        times: Times,
+        *,
+        rank: int,
+        schedule: Schedule | None = None,
     ) -> None:
-        self._pool, self._clock, self._times, self._rank, self._schedule = pool, clock, times, rank, schedule
+        self._pool = pool
+        self._clock = clock
+        self._times = times
+        self._rank = rank
+        self._schedule = schedule
         row = rank % len(pool.params)
         self.module: nn.Module = pool.template.module
         self.shapes = pool.template.shapes
-        self.params, self.grad = pool.params[row], pool.grads[row]
+        self.params = pool.params[row]
+        self.grad = pool.grads[row]
         self._step = 0
         self.goes_on = False  # after a divergence: others wait for this rank
         self.compute_ns = 0
@@ -163,7 +181,8 @@ class VirtualPart:
 
     def _finished(self, end: int, until: Awaited) -> bool:
         """Sleeps until the gradient is done (True) or, before that, the handle is (False)."""
-        clock, task = self._clock, self._clock.task
+        clock = self._clock
+        task = self._clock.task
         while clock.now < end:
             if until.ready():
                 until.forget()
@@ -175,7 +194,8 @@ class VirtualPart:
         return True
 
     def _announce(self, begin: int, end: int, request: Request, ready: Ready) -> int:
-        """Slices in backward order, each when its share of the backward pass is over: shares as numbers of elements.
+        """Slices in backward order, each when its share of the backward pass is over: shares as
+        numbers of elements.
 
         Returns when the last one was handed on: a schedule knows the gradient until then.
         """
@@ -185,12 +205,15 @@ class VirtualPart:
         stop = total
         for shape in reversed(list(self.shapes.values())):
             start = stop - shape.numel()
-            self._clock.wait_until(begin + forward + (end - begin - forward) * (total - start) // total, "its gradient")
+            self._clock.wait_until(
+                begin + forward + (end - begin - forward) * (total - start) // total, "its gradient"
+            )
             self._pool.loss(request)
             if self._schedule is not None:
                 self._schedule.computed("part of a gradient", mark)
             ready(start, stop)
-            mark, stop = self._clock.now, start
+            mark = self._clock.now
+            stop = start
         return mark
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:

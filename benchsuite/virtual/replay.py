@@ -1,8 +1,10 @@
-"""The bridge between the worlds: a real asynchronous run, told by its push log, happens again in virtual time.
+"""The bridge between the worlds: a real asynchronous run, told by its push log, happens again in
+virtual time.
 
-The log says who pushed which batch in which order. In virtual time each gradient is made to end in its turn, and the
-counter hands out the batches that it had handed out: then every worker reads the version that it had read, and the
-parameters are the same up to the rounding of gradients that are computed together.
+The log says who pushed which batch in which order. In virtual time each gradient is made to end in
+its turn, and the counter hands out the batches that it had handed out: then every worker reads the
+version that it had read, and the parameters are the same up to the rounding of gradients that are
+computed together.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ from benchsuite.results.record import Run, Status, finite
 from benchsuite.run.tune import trained
 from benchsuite.virtual.world import Simulated, simulate
 
-TOLERANCE = {"fp64": 1e-10, "fp32": 1e-3, "bf16": 1e-2}  # relative; gradients computed together round in another order
+TOLERANCE = {
+    "fp64": 1e-10,
+    "fp32": 1e-3,
+    "bf16": 1e-2,
+}  # relative; gradients computed together round in another order
 
 
 class PushOrder:
@@ -53,24 +59,42 @@ class PushOrder:
 
 
 def in_virtual_time(cell: Cell) -> Cell:
-    """The cell of a real run under the virtual clock. UsageError where its log does not tell it whole."""
+    """The cell of a real run under the virtual clock. UsageError where its log does not tell it
+    whole."""
     reasons = (
         (cell.clock != "wall", f"clock = {cell.clock}", "a run of the wall clock"),
-        (cell.sync != "asynchronous", f"sync = {cell.sync}", "sync = asynchronous: others answer by a policy's rule"),
-        (cell.options.get("asynchronous", {}).get("lock") == "none", "lock = none", "lock = exclusive: torn reads"),
-        (cell.num_servers != 1, f"servers = {cell.num_servers}", "servers = 1: each server has an order of its own"),
+        (
+            cell.sync != "asynchronous",
+            f"sync = {cell.sync}",
+            "sync = asynchronous: others answer by a policy's rule",
+        ),
+        (
+            cell.options.get("asynchronous", {}).get("lock") == "none",
+            "lock = none",
+            "lock = exclusive: torn reads",
+        ),
+        (
+            cell.num_servers != 1,
+            f"servers = {cell.num_servers}",
+            "servers = 1: each server has an order of its own",
+        ),
     )
     for holds, what, needed in reasons:
         if holds:
-            raise UsageError(f"{cell.label}: {what}, and a replay needs {needed}; give the file of such a run")
+            raise UsageError(
+                f"{cell.label}: {what}, and a replay needs {needed}; give the file of such a run"
+            )
     return dataclasses.replace(cell, clock="virtual", straggler={})
 
 
 def replay(run: Run, run_dir: str | Path = "unused") -> Simulated:
     """A stored asynchronous run, again. UsageError where it cannot be replayed."""
     if run.status is not Status.OK:
-        raise UsageError(f"run {run.run_id} ended as {run.status}: only a run that is ok can be replayed")
-    cell, log = in_virtual_time(trained(run)), run.raw.get("push_log")
+        raise UsageError(
+            f"run {run.run_id} ended as {run.status}: only a run that is ok can be replayed"
+        )
+    cell = in_virtual_time(trained(run))
+    log = run.raw.get("push_log")
     if not log:
         raise UsageError(f"run {run.run_id} has no push log (raw.push_log): it cannot be replayed")
     order = PushOrder(log["worker"], log["tag"])
@@ -78,23 +102,29 @@ def replay(run: Run, run_dir: str | Path = "unused") -> Simulated:
 
 
 def gaps(run: Run, result: Mapping[str, Any]) -> dict[str, float]:
-    """Largest differences between a run and its replay: `loss` and `metric`, relative; `staleness`, in updates."""
+    """Largest differences between a run and its replay: `loss` and `metric`, relative; `staleness`,
+    in updates."""
     found = {}
     for name, mine, theirs in (
         ("loss", run.result["loss"], result["loss"]),
         ("metric", run.result["evaluations"]["metric"], result["evaluations"]["metric"]),
     ):
         if len(mine) != len(theirs):
-            raise UsageError(f"{len(mine)} values of {name} in the run, {len(theirs)} in its replay")
+            raise UsageError(
+                f"{len(mine)} values of {name} in the run, {len(theirs)} in its replay"
+            )
         found[name] = max((_gap(a, b) for a, b in zip(mine, theirs, strict=True)), default=0.0)
     histograms = [side["staleness"]["histogram"] for side in (run.result, result)]
     values = histograms[0].keys() | histograms[1].keys()
-    found["staleness"] = float(sum(abs(histograms[0].get(v, 0) - histograms[1].get(v, 0)) for v in values))
+    found["staleness"] = float(
+        sum(abs(histograms[0].get(v, 0) - histograms[1].get(v, 0)) for v in values)
+    )
     return found
 
 
 def _gap(a: float | None, b: float | None) -> float:
-    """Relative to the run's; a value that only one of them has (None: not finite) is infinitely far."""
+    """Relative to the run's; a value that only one of them has (None: not finite) is infinitely
+    far."""
     if a is None or b is None:
         return 0.0 if a is b else math.inf
     return abs(a - b) / max(abs(a), 1e-30) if a != b else 0.0
@@ -106,32 +136,45 @@ def load(path: str | Path) -> Run:
         return Run.parse(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         said = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{path}: {said}; give a run file, <results>/<machine>/<cell id>/<run id>.json") from error
+        raise UsageError(
+            f"{path}: {said}; give a run file, <results>/<machine>/<cell id>/<run id>.json"
+        ) from error
 
 
 def compared(run: Run) -> dict[str, Any]:
     """A run beside its replay, by what a run file holds (not the parameters).
 
-    `pushes`; `gaps` as `gaps` gives them, None = finite in one of them only; `tolerance`, relative; `same`.
+    `pushes`; `gaps` as `gaps` gives them, None = finite in one of them only; `tolerance`, relative;
+    `same`.
     """
     again = replay(run)
     result, _, _ = sections(in_virtual_time(trained(run)), again.records, again.facts)
-    found, tolerance = gaps(run, result), TOLERANCE[run.cell.precision]
+    found = gaps(run, result)
+    tolerance = TOLERANCE[run.cell.precision]
     same = found["staleness"] == 0 and max(found["loss"], found["metric"]) <= tolerance
     return {
-        "run_id": run.run_id, "cell": run.cell.label, "pushes": len(run.raw["push_log"]["worker"]),
-        "gaps": {name: finite(gap) for name, gap in found.items()}, "tolerance": tolerance, "same": same,
-    }  # fmt: skip
+        "run_id": run.run_id,
+        "cell": run.cell.label,
+        "pushes": len(run.raw["push_log"]["worker"]),
+        "gaps": {name: finite(gap) for name, gap in found.items()},
+        "tolerance": tolerance,
+        "same": same,
+    }
 
 
 def table(document: Mapping[str, Any]) -> str:
     """What `compared` found, for a terminal."""
     found = document["gaps"]
     lines = [
-        f"{document['run_id']}: {document['pushes']} pushes of {document['cell']}, again in virtual time",
+        f"{document['run_id']}: {document['pushes']} pushes of {document['cell']}, again in "
+        "virtual time",
         f"  staleness  {found['staleness']:.0f} updates differ (0 allowed)",
     ]
     for name in ("loss", "metric"):
-        gap = "finite in one of them only" if found[name] is None else f"{found[name]:.2g} apart at most"
+        gap = (
+            "finite in one of them only"
+            if found[name] is None
+            else f"{found[name]:.2g} apart at most"
+        )
         lines.append(f"  {name:<9}  {gap} (relative; {document['tolerance']:g} allowed)")
     return "\n".join([*lines, "  the same run" if document["same"] else "  another run"])

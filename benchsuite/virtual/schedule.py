@@ -1,11 +1,14 @@
-"""A schedule: what a virtual run did. Who computed when, which message left and came, and what waited for what.
+"""A schedule: what a virtual run did. Who computed when, which message left and came, and what
+waited for what.
 
-`world.simulate(.., record=True)` records it by hooks in `comm/virtual.py`, `comm/virtual_parts.py` and `part.py`; a run
-that is not recorded has none of this. `chakra.py` writes it for other simulators.
+`world.simulate(.., record=True)` records it by hooks in `comm/virtual.py`, `comm/virtual_parts.py`
+and `part.py`; a run that is not recorded has none of this. `chakra.py` writes it for other
+simulators.
 
-Events of a rank stand in the order in which its tasks went on, so an event waits for earlier numbers only. A task (the
-rank's life, or a lane) knows which events had to be over for it to be where it is: all it waited for, less what those
-waited for themselves. The next event waits for just these; hence it begins when the last of them ends.
+Events of a rank stand in the order in which its tasks went on, so an event waits for earlier
+numbers only. A task (the rank's life, or a lane) knows which events had to be over for it to be
+where it is: all it waited for, less what those waited for themselves. The next event waits for just
+these; hence it begins when the last of them ends.
 """
 
 from __future__ import annotations
@@ -22,16 +25,20 @@ if TYPE_CHECKING:
     from benchsuite.plan.cell import Cell
     from benchsuite.virtual.world import Simulated
 
-COMPUTE, SEND, RECEIVE, COLLECTIVE = "compute", "send", "receive", "collective"
+COMPUTE = "compute"
+SEND = "send"
+RECEIVE = "receive"
+COLLECTIVE = "collective"
 
 
 @dataclass(slots=True, eq=False)
 class Event:
     """One event of one rank; begin, end: virtual ns.
 
-    compute: from asking to done, or to giving up. send: from posting until the last byte has left the port. receive:
-    from when the rank waits for it until it is there (no time, where it had come before). collective: from entering to
-    leaving. A ticket is a send and a receive that are `control`: it takes the latency, and no port.
+    compute: from asking to done, or to giving up. send: from posting until the last byte has left
+    the port. receive: from when the rank waits for it until it is there (no time, where it had come
+    before). collective: from entering to leaving. A ticket is a send and a receive that are
+    `control`: it takes the latency, and no port.
     """
 
     rank: int
@@ -43,14 +50,17 @@ class Event:
     after: tuple[int, ...]  # numbers of the rank's events that had to be over
     peer: int = -1  # the other rank (world ranks)
     num_bytes: int = 0  # of a collective: of the whole vector
-    tag: int = -1  # number of the message from this source to this destination; of the collective in its group
+    tag: int = (
+        -1
+    )  # number of the message from this source to this destination; of the collective in its group
     control: bool = False
     group: str = ""  # name of the comm of a collective
     taken: bool = False  # a send's message has been received
 
 
 class Schedule:
-    """Events by rank. `groups`: world ranks of each comm that called a collective, by the comm's name."""
+    """Events by rank. `groups`: world ranks of each comm that called a collective, by the comm's
+    name."""
 
     def __init__(self, clock: VirtualClock, num_ranks: int) -> None:
         self.events: list[list[Event]] = [[] for _ in range(num_ranks)]
@@ -67,21 +77,31 @@ class Schedule:
     @property
     def unreceived(self) -> list[Event]:
         """Messages and tickets that nobody took."""
-        return [event for rank in self.events for event in rank if event.kind == SEND and not event.taken]
+        return [
+            event
+            for rank in self.events
+            for event in rank
+            if event.kind == SEND and not event.taken
+        ]
 
-    # -- told by the hooks, each for the task that runs --------------------------------------------------------
+    # -- told by the hooks, each for the task that runs --------------------------------------------
 
     def computed(self, name: str, begin: int) -> None:
         """It has computed since `begin`."""
         self._passed(COMPUTE, name, begin)
 
-    def sent(self, name: str, destination: int, num_bytes: int, *, end: int, control: bool = False) -> Event:
+    def sent(
+        self, name: str, destination: int, num_bytes: int, *, end: int, control: bool = False
+    ) -> Event:
         """It sends, and goes on; `waited` where it waits for that."""
         source = self._clock.task.rank
         tag = self._num_sent.get((source, destination), 0)
         self._num_sent[source, destination] = tag + 1
         event = self._add(SEND, name, self._clock.now, end)
-        event.peer, event.num_bytes, event.tag, event.control = destination, num_bytes, tag, control
+        event.peer = destination
+        event.num_bytes = num_bytes
+        event.tag = tag
+        event.control = control
         return event
 
     def waited(self, sent: Event | None) -> None:
@@ -96,17 +116,25 @@ class Schedule:
             return
         sent.taken = True
         event = self._passed(RECEIVE, sent.name, begin)
-        event.peer, event.num_bytes, event.tag, event.control = sent.rank, sent.num_bytes, sent.tag, sent.control
+        event.peer = sent.rank
+        event.num_bytes = sent.num_bytes
+        event.tag = sent.tag
+        event.control = sent.control
 
-    def collective(self, kind: str, num_bytes: int, begin: int, *, group: str, ranks: Sequence[int], tag: int) -> None:
+    def collective(
+        self, kind: str, num_bytes: int, begin: int, *, group: str, ranks: Sequence[int], tag: int
+    ) -> None:
         """It has been in a collective of a comm since `begin`; alone it was in none."""
         if len(ranks) > 1:
             event = self._passed(COLLECTIVE, kind, begin)
-            event.num_bytes, event.group, event.tag = num_bytes, group, tag
+            event.num_bytes = num_bytes
+            event.group = group
+            event.tag = tag
             self.groups.setdefault(group, tuple(ranks))
 
     def point(self) -> tuple[int, ...]:
-        """Where it is: what had to be over for that. A lane call is forked there, and ends at such a point."""
+        """Where it is: what had to be over for that. A lane call is forked there, and ends at such
+        a point."""
         return self._points.get(self._clock.task, ())
 
     def join(self, point: tuple[int, ...]) -> None:
@@ -119,7 +147,7 @@ class Schedule:
                 here = (*(each for each in here if each not in events[number].after), number)
         self._points[task] = here
 
-    # -- inside ------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _add(self, kind: str, name: str, begin: int, end: int) -> Event:
         task = self._clock.task
@@ -136,7 +164,8 @@ class Schedule:
 
 
 def record(cell: Cell) -> tuple[Schedule, Simulated]:
-    """Runs a resolved cell of the virtual clock without gradients, in this process; what it did, and its records.
+    """Runs a resolved cell of the virtual clock without gradients, in this process; what it did,
+    and its records.
 
     UsageError as of `simulate`.
     """

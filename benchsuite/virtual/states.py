@@ -1,7 +1,7 @@
 """What a module carries from one gradient to the next besides parameters, kept apart for each rank.
 
-Buffers (running statistics, counters) and torch's random state (dropout). Ranks of one process share the module: a
-rank's set is put in when it is its turn, as if it were in a process of its own.
+Buffers (running statistics, counters) and torch's random state (dropout). Ranks of one process
+share the module: a rank's set is put in when it is its turn, as if it were in a process of its own.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ _random = torch.default_generator
 
 
 class ModuleStates:
-    """One set per rank, made when first needed: the buffers as built, the random state of a fresh rank.
+    """One set per rank, made when first needed: the buffers as built, the random state of a fresh
+    rank.
 
     `changing`: whether gradients change them at all; only then they are put in and taken out.
     """
 
     def __init__(self, module: nn.Module, seed: int) -> None:
-        self._buffers, self._seed = list(module.buffers()), seed
+        self._buffers = list(module.buffers())
+        self._seed = seed
         self._start = [buffer.clone() for buffer in self._buffers]
         self._kept: dict[int, tuple[list[Tensor], Tensor]] = {}
         self.changing = False
@@ -33,7 +35,9 @@ class ModuleStates:
         """Computes one gradient to see whether it changes anything; puts everything back."""
         outside = _random.get_state()
         gradient()
-        moved = any(not _equal(now, then) for now, then in zip(self._buffers, self._start, strict=True))
+        moved = any(
+            not _equal(now, then) for now, then in zip(self._buffers, self._start, strict=True)
+        )
         self.changing = moved or not torch.equal(_random.get_state(), outside)
         self._put(self._start, outside)
 
@@ -63,4 +67,6 @@ class ModuleStates:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b)
+    return (
+        torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b)
+    )

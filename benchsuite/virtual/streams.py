@@ -1,7 +1,8 @@
-"""How long each gradient of each worker takes: counter-based random streams, so that strategies meet the same draws.
+"""How long each gradient of each worker takes: counter-based random streams, so that strategies
+meet the same draws.
 
-The k-th gradient of worker w under seed s takes the same time in every cell: a draw is a function of (seed, worker,
-purpose, step) alone. Philox blocks of 256 steps are drawn at once and kept.
+The k-th gradient of worker w under seed s takes the same time in every cell: a draw is a function
+of (seed, worker, purpose, step) alone. Philox blocks of 256 steps are drawn at once and kept.
 """
 
 from __future__ import annotations
@@ -16,32 +17,47 @@ from benchsuite.plan import compute_time
 
 BLOCK = 256
 LONGEST_NS = 2**60  # 36 years
-COMPUTE, SPELL = 1, 2  # purposes
+# purposes
+COMPUTE = 1
+SPELL = 2
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def generator(seed: int, worker: int, purpose: int, block: int) -> np.random.Generator:
-    """The stream of one block of steps: Philox4x64-10 (Salmon et al. 2011) with these four as key and counter."""
+    """The stream of one block of steps: Philox4x64-10 (Salmon et al. 2011) with these four as key
+    and counter."""
     key = np.array([seed, purpose], dtype=np.uint64)
     counter = np.array([0, 0, worker, block], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 class ComputeTimes:
-    """ns of a worker's step. `samples`: batch of one worker; `factors`: worker -> how much slower it is."""
+    """ns of a worker's step. `samples`: batch of one worker; `factors`: worker -> how much slower
+    it is."""
 
     def __init__(
-        self, table: Mapping[str, Any], *, seed: int, samples: float, factors: Mapping[int, float] | None = None
+        self,
+        table: Mapping[str, Any],
+        *,
+        seed: int,
+        samples: float,
+        factors: Mapping[int, float] | None = None,
     ) -> None:
-        self._kind, self._table = str(table["kind"]), table
-        self._seed, self._factors = seed, factors or {}
+        self._kind = str(table["kind"])
+        self._table = table
+        self._seed = seed
+        self._factors = factors or {}
         self._draw: Callable[[np.random.Generator], Floats] = getattr(self, f"_{self._kind}")
         mean = compute_time.mean_s(table, samples)
-        self._measured = np.array(compute_time.values(table)) if self._kind == "resampled" else np.ones(1)
+        self._measured = (
+            np.array(compute_time.values(table)) if self._kind == "resampled" else np.ones(1)
+        )
         self._scale = 1e9 if mean is None else 1e9 * mean / float(self._measured.mean())
         self._blocks: dict[int, tuple[int, list[int]]] = {}  # worker -> (number, its times)
-        self._slow: dict[int, bool] = {}  # worker -> whether its last block ended in a slow spell (markov)
+        self._slow: dict[
+            int, bool
+        ] = {}  # worker -> whether its last block ended in a slow spell (markov)
 
     def ns(self, worker: int, step: int) -> int:
         """Time of the worker's step-th gradient. Steps of a worker are asked for in order."""
@@ -57,11 +73,13 @@ class ComputeTimes:
         else:
             drawn = self._draw(generator(self._seed, worker, COMPUTE, number))
         scaled = drawn * self._scale * self._factors.get(worker, 1.0)
-        within = np.clip(scaled, 1, LONGEST_NS)  # before it is an integer: a heavy tail may leave 64 bits
+        within = np.clip(
+            scaled, 1, LONGEST_NS
+        )  # before it is an integer: a heavy tail may leave 64 bits
         times: list[int] = np.rint(within).astype(np.int64).tolist()
         return times
 
-    # -- distributions with mean 1 ---------------------------------------------------------------------------
+    # -- distributions with mean 1 -----------------------------------------------------------------
 
     def _fixed(self, stream: np.random.Generator) -> Floats:
         return np.ones(BLOCK)
@@ -93,9 +111,12 @@ class ComputeTimes:
         raise AssertionError("a spell goes on from block to block: `_markov_block`")
 
     def _markov_block(self, worker: int, number: int) -> Floats:
-        """Fast and slow spells; in the long run a share enter / (enter + leave) of the steps is slow."""
-        enter, leave = float(self._table["enter"]), float(self._table["leave"])
-        share, factor = enter / (enter + leave), float(self._table["slow_factor"])
+        """Fast and slow spells; in the long run a share enter / (enter + leave) of the steps is
+        slow."""
+        enter = float(self._table["enter"])
+        leave = float(self._table["leave"])
+        share = enter / (enter + leave)
+        factor = float(self._table["slow_factor"])
         fast = 1 / (1 - share + share * factor)
         uniform = generator(self._seed, worker, SPELL, number).random(BLOCK + 1)
         slow = bool(uniform[BLOCK] < share) if number == 0 else self._slow[worker]

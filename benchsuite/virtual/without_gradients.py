@@ -1,4 +1,5 @@
-"""What stands in the place of data, gradients and updates where no gradient is computed: times only, or timed again."""
+"""What stands in the place of data, gradients and updates where no gradient is computed: times
+only, or timed again."""
 
 from __future__ import annotations
 
@@ -14,14 +15,17 @@ from benchsuite.workload import Batch, Infer, Workload
 
 
 class Losses:
-    """In the place of a `Pool` where no gradient is computed: all ranks share one vector, and losses are given.
+    """In the place of a `Pool` where no gradient is computed: all ranks share one vector, and
+    losses are given.
 
     losses: worker -> its losses step by step, of a run with the same trajectory; none = 0.
     """
 
     def __init__(self, template: DataPart, losses: Sequence[Sequence[float]] = ()) -> None:
-        self.template, self._losses = template, losses
-        self.params, self.grads = template.params.view(1, -1), torch.zeros_like(template.params).view(1, -1)
+        self.template = template
+        self._losses = losses
+        self.params = template.params.view(1, -1)
+        self.grads = torch.zeros_like(template.params).view(1, -1)
         self._taken: dict[int, int] = {}
         self.num_gradients = self.num_groups = self.num_abandoned = 0
 
@@ -48,10 +52,12 @@ class Losses:
 
 
 class WithoutData:
-    """A workload whose batches hold nothing: where no gradient is computed nobody looks into them."""
+    """A workload whose batches hold nothing: where no gradient is computed nobody looks into
+    them."""
 
     def __init__(self, workload: Workload, global_batch: int) -> None:
-        self._workload, self._global_batch = workload, global_batch
+        self._workload = workload
+        self._global_batch = global_batch
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._workload, name)
@@ -72,7 +78,8 @@ class NoRollout:
     """Minibatches that hold nothing; their sums travel all the same."""
 
     def __init__(self, count: int, num_samples: int) -> None:
-        self._count, self._num_samples = count, num_samples
+        self._count = count
+        self._num_samples = num_samples
 
     def statistics(self) -> Tensor:
         """Zeros."""
@@ -83,8 +90,11 @@ class NoRollout:
         return Batch(None, None, self._num_samples)
 
 
-def idle(make: Callable[[Iterable[Tensor]], torch.optim.Optimizer]) -> Callable[[Any], torch.optim.Optimizer]:
-    """The same optimiser, which steps nothing: where no gradient is computed there is nothing to step."""
+def idle(
+    make: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
+) -> Callable[[Any], torch.optim.Optimizer]:
+    """The same optimiser, which steps nothing: where no gradient is computed there is nothing to
+    step."""
 
     def made(params: Any) -> torch.optim.Optimizer:
         optimizer = make(params)

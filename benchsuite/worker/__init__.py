@@ -1,1 +1,2 @@
-"""The life of one rank, worker or server: its pieces put together from a cell, its loop, clock and record."""
+"""The life of one rank, worker or server: its pieces put together from a cell, its loop, clock and
+record."""

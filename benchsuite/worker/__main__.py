@@ -1,4 +1,5 @@
-"""`python -m benchsuite.worker` is what a user's own torchrun starts: a supervisor that forks one process per cell.
+"""`python -m benchsuite.worker` is what a user's own torchrun starts: a supervisor that forks one
+process per cell.
 
 The supervisor must not import torch.
 """

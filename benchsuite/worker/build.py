@@ -31,9 +31,18 @@ from benchsuite.topology.server_log import ServerLog
 from benchsuite.update import state_vectors
 from benchsuite.worker import devices, rollouts
 from benchsuite.worker.rollouts import Batches
-from benchsuite.workload import Batch, Part, Recipe, Shapes, Workload, global_random_state, micro_batches
+from benchsuite.workload import (
+    Batch,
+    Part,
+    Recipe,
+    Shapes,
+    Workload,
+    global_random_state,
+    micro_batches,
+)
 
-# Of parameters, gradients, optimiser state, and so of what travels; bf16: forward and loss under autocast.
+# Of parameters, gradients, optimiser state, and so of what travels; bf16: forward and loss under
+# autocast.
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
 
@@ -50,7 +59,9 @@ class Training:
     compression: Compression
     strategy: Strategy
     batches: Batches
-    replica: PartOfReplica | None = None  # this rank's part of a divided replica; `comm` joins it with its likes
+    replica: PartOfReplica | None = (
+        None  # this rank's part of a divided replica; `comm` joins it with its likes
+    )
     acted_on: Tensor | None = None  # what the policy of a divided replica saw last
     num_inferences: int = 0  # of the policy of a divided replica, those that sent something
     _num_acts: int = 0
@@ -86,11 +97,14 @@ class Training:
         if not self.batches.collects:
             return self.batches.fetch((index, mine, of), self.part.infer)
         # parts act in lock-step: they play the same rollout, then each takes its share
-        whole, before = getattr(self.replica, "whole", None), self._num_acts
+        whole = getattr(self.replica, "whole", None)
+        before = self._num_acts
         with (whole or nullcontext)():
             batch = self.batches.fetch(work, self._act)
         acted = self._num_acts - before
-        self.num_inferences += min(acted, 1) if whole else acted  # a whole policy sends nothing when it acts again
+        self.num_inferences += (
+            min(acted, 1) if whole else acted
+        )  # a whole policy sends nothing when it acts again
         return micro_batches(batch, of // num_shards)[mine - shard * (of // num_shards)]
 
     def _act(self, x: Tensor) -> Tensor:
@@ -101,7 +115,9 @@ class Training:
 
     def serve(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
         """The life of a server rank, until every worker has said goodbye."""
-        log: ServerLog = self.serve_alone(on_update) if self.served is None else self.served.serve(on_update)
+        log: ServerLog = (
+            self.serve_alone(on_update) if self.served is None else self.served.serve(on_update)
+        )
         return log
 
     def serve_alone(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
@@ -147,7 +163,8 @@ def make_parallel(cell: Cell) -> Any:
 
 
 def is_divided(cell: Cell) -> bool:
-    """Whether a replica is held by several ranks (`divided.py`), or by one in the form of such a parallelism."""
+    """Whether a replica is held by several ranks (`divided.py`), or by one in the form of such a
+    parallelism."""
     return hasattr(plugins.load("parallel", cell.parallel), "pieces")
 
 
@@ -163,8 +180,8 @@ def start_workload(cell: Cell) -> Workload:
 
 
 def make_topology(cell: Cell, part: int = 0) -> Any:
-    """The cell's topology (or graph), not started; one that looks at hosts is told where the ranks are that it joins:
-    those that hold this part of a replica."""
+    """The cell's topology (or graph), not started; one that looks at hosts is told where the ranks
+    are that it joins: those that hold this part of a replica."""
     topology = make("topology", cell.topology, options_for(cell, "topology"))
     if hasattr(topology, "place"):
         hosts = placement.hosts(cell)
@@ -183,9 +200,11 @@ def make_workload(cell: Cell) -> Workload:
 
 
 def make_recipe(cell: Cell, workload: Workload) -> Recipe:
-    """The workload's recipe with the cell's batch and budget, its learning rate times the cell's `lr_factor`."""
+    """The workload's recipe with the cell's batch and budget, its learning rate times the cell's
+    `lr_factor`."""
     assert cell.budget.samples is not None, "resolve the cell first"
-    recipe, factor = workload.recipe(), cell.lr_factor
+    recipe = workload.recipe()
+    factor = cell.lr_factor
     return dataclasses.replace(
         recipe,
         lr=recipe.lr if factor == 1 else lambda progress: factor * recipe.lr(progress),
@@ -222,7 +241,9 @@ def _of_rollouts(cell: Cell) -> dict[str, int]:
     length = getattr(strategy, "batches_per_trajectory", 0)
     if not length:
         return {"agreed_batches": workload.per_rollout if rollouts.agrees(strategy) else 0}
-    shape = workload.trajectory_shape(length, num_shards=cell.replicas, dtype=DTYPES[cell.precision])
+    shape = workload.trajectory_shape(
+        length, num_shards=cell.replicas, dtype=DTYPES[cell.precision]
+    )
     return {"trajectory_bytes": shape.num_bytes}
 
 
@@ -232,18 +253,27 @@ def make_strategy(cell: Cell, workload: Any) -> Strategy:
     length = getattr(strategy, "batches_per_trajectory", 0)
     if length:
         strategy.expect(
-            workload.trajectory_shape(length, num_shards=cell.replicas, dtype=DTYPES[cell.precision])
+            workload.trajectory_shape(
+                length, num_shards=cell.replicas, dtype=DTYPES[cell.precision]
+            )
         )
     made: Strategy = strategy
     return made
 
 
-def predicted_traffic(strategy: Strategy, shapes: Shapes, events: Events, described: Setting) -> Traffic:
-    """What the ranks of the replica axis send in a whole run: by the strategy, and about their rollouts."""
-    return strategy.predicted_traffic(shapes, events, described) + rollouts.predicted_traffic(events, described)
+def predicted_traffic(
+    strategy: Strategy, shapes: Shapes, events: Events, described: Setting
+) -> Traffic:
+    """What the ranks of the replica axis send in a whole run: by the strategy, and about their
+    rollouts."""
+    return strategy.predicted_traffic(shapes, events, described) + rollouts.predicted_traffic(
+        events, described
+    )
 
 
-def expected_events(strategy: Strategy, workload: Workload, num_batches: int, described: Setting) -> Events:
+def expected_events(
+    strategy: Strategy, workload: Workload, num_batches: int, described: Setting
+) -> Events:
     """Of an undisturbed run over so many global batches."""
     expected = strategy.expected_events(num_batches, described)
     return {**rollouts.expected_events(workload, num_batches, described), **expected}
@@ -257,13 +287,16 @@ def build(
     given: tuple[Workload, Recipe, Part] | None = None,
     before_model: Callable[[], None] = lambda: None,
 ) -> Training:
-    """Builds and starts everything on this rank. `wrap(part, worker)` may stand between strategy and part;
-    `before_model()` is called once the workload has its data.
+    """Builds and starts everything on this rank. `wrap(part, worker)` may stand between strategy
+    and part; `before_model()` is called once the workload has its data.
 
-    The full model is built on the CPU from the one seed, so that every rank starts equal. given: a started workload, a
-    recipe and a part that are there already (ranks of one process share the first two).
+    The full model is built on the CPU from the one seed, so that every rank starts equal. given: a
+    started workload, a recipe and a part that are there already (ranks of one process share the
+    first two).
     """
-    assert cell.tuning == "same", "a tuned cell runs with the factor that its trials chose: tune.with_factor"
+    assert cell.tuning == "same", (
+        "a tuned cell runs with the factor that its trials chose: tune.with_factor"
+    )
     if is_divided(cell):
         from benchsuite.worker import model_parallel  # which builds on this module
 
@@ -286,11 +319,13 @@ def assemble(
     wrap: Callable[[Part, int], Part] | None = None,
     number: int = 0,
 ) -> Training:
-    """Topology, compression and strategy of the replica axis around a part, started. comm: of this axis. number: of the
-    part, where replicas are divided."""
+    """Topology, compression and strategy of the replica axis around a part, started. comm: of this
+    axis. number: of the part, where replicas are divided."""
     topology = make_topology(cell, number)
     topology.start(comm, num_servers=cell.num_servers)
-    compression: Compression = make("compression", cell.compression, options_for(cell, "compression"))
+    compression: Compression = make(
+        "compression", cell.compression, options_for(cell, "compression")
+    )
     compression.start(part.shapes, seed=cell.seed)
     if cell.compression != "none" and isinstance(topology, ParameterServer):
         topology.use_compression(compression, part.shapes, part.params.dtype)
@@ -300,11 +335,19 @@ def assemble(
     if getattr(strategy, "goes_on", False):
         part.goes_on = True  # type: ignore[attr-defined]  # read by parts that stop a diverged rank
     strategy.start(comm, part, recipe, topology, compression)
-    batches = Batches(workload, comm, num_workers=topology.num_workers, strategy=strategy, device=part.params.device)
+    batches = Batches(
+        workload,
+        comm,
+        num_workers=topology.num_workers,
+        strategy=strategy,
+        device=part.params.device,
+    )
     return Training(cell, comm, workload, recipe, part, topology, compression, strategy, batches)
 
 
-def build_part(cell: Cell, *, before_model: Callable[[], None] = lambda: None) -> tuple[Workload, Part]:
+def build_part(
+    cell: Cell, *, before_model: Callable[[], None] = lambda: None
+) -> tuple[Workload, Part]:
     """A started workload and this rank's part of its model."""
     workload = start_workload(cell)
     before_model()
@@ -328,7 +371,8 @@ def place(workload: Workload, device: torch.device) -> None:
 
 
 def seed_rank(seed: int, rank: int) -> None:
-    """Gives this rank torch's random numbers of its own (dropout), the same in every run of the cell.
+    """Gives this rank torch's random numbers of its own (dropout), the same in every run of the
+    cell.
 
     A word of 32 bits: torch's CPU generator keeps no more of a seed.
     """

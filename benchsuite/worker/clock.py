@@ -1,7 +1,9 @@
-"""Where a rank's time goes: step by step, in preallocated arrays, nothing else inside the timed region.
+"""Where a rank's time goes: step by step, in preallocated arrays, nothing else inside the timed
+region.
 
-`TimedPart` stands between strategy and part: it times the gradient, notices a loss that is not finite, and makes a
-straggler slow. `StepClock` keeps one row per step. Times are `perf_counter_ns`: on one host one clock for all ranks.
+`TimedPart` stands between strategy and part: it times the gradient, notices a loss that is not
+finite, and makes a straggler slow. `StepClock` keeps one row per step. Times are `perf_counter_ns`:
+on one host one clock for all ranks.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from benchsuite.workload import Batch, DeviceLoss, Part, Ready, read_loss
 
 
 class Diverged(Exception):
-    """The parameters are not finite: raised before anything is sent, at the same step on every replica that agrees."""
+    """The parameters are not finite: raised before anything is sent, at the same step on every
+    replica that agrees."""
 
 
 def check_finite(loss: float, params: Tensor) -> None:
@@ -36,16 +39,26 @@ CHECK_EVERY = 32  # gradients of a device between two looks at the loss, which w
 class TimedPart:
     """A `Part` whose gradients are timed. `slow_down` > 1 makes a straggler of it.
 
-    `timer`: of a device, whose times are known after the run: `compute_ns` stays 0 until then, and a loss that is not
-    finite is noticed at most 32 gradients later.
+    `timer`: of a device, whose times are known after the run: `compute_ns` stays 0 until then, and
+    a loss that is not finite is noticed at most 32 gradients later.
     """
 
     def __init__(
-        self, part: Part, *, slow_down: float = 1.0, busy: bool = True, timer: DeviceTimer | None = None
+        self,
+        part: Part,
+        *,
+        slow_down: float = 1.0,
+        busy: bool = True,
+        timer: DeviceTimer | None = None,
     ) -> None:
-        self._timer, self._num_gradients = timer, 0
-        self._part, self._slow_down, self._busy = part, slow_down, busy
-        self.module, self.shapes, self.params = part.module, part.shapes, part.params
+        self._timer = timer
+        self._num_gradients = 0
+        self._part = part
+        self._slow_down = slow_down
+        self._busy = busy
+        self.module = part.module
+        self.shapes = part.shapes
+        self.params = part.params
         self.goes_on = False  # after a divergence: others wait for this rank
         self.compute_ns = 0
         self.backward_wait_ns = 0  # inside a library's backward pass, after the last gradient
@@ -66,7 +79,9 @@ class TimedPart:
     def infer(self, x: Tensor) -> Tensor:
         return self._part.infer(x)
 
-    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+    def gradient(
+        self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
+    ) -> float | None:
         if self._timer is not None:
             return self._on_device(self._timer, lambda: self._part.gradient(batch, ready, until))
         start = time.perf_counter_ns()
@@ -112,7 +127,8 @@ class TimedPart:
         return loss
 
     def _end(self, start: int, end: int, loss: float | None, *, waited: int = 0) -> None:
-        """Between start and end all but `waited` was computation; a straggler takes that much longer."""
+        """Between start and end all but `waited` was computation; a straggler takes that much
+        longer."""
         if loss is not None and not self.goes_on:
             self._check_finite(loss)
         computed = end - start - waited
@@ -122,7 +138,9 @@ class TimedPart:
         self.compute_ns += computed
 
     def _check_finite(self, loss: float) -> None:
-        finite: Callable[[], bool] | None = getattr(self, "finite", None)  # of a divided replica: asked on all parts
+        finite: Callable[[], bool] | None = getattr(
+            self, "finite", None
+        )  # of a divided replica: asked on all parts
         if finite is None:
             check_finite(loss, self.params)
         elif not math.isfinite(loss) and not finite():
@@ -149,7 +167,8 @@ class StepClock:
         self.num_steps = 0
 
     def add(self, row: tuple[int, int, int, int, int, int, int], loss: float | None) -> None:
-        """Appends one step; grows only where a strategy makes more steps than planned. No loss: a gradient given up."""
+        """Appends one step; grows only where a strategy makes more steps than planned. No loss: a
+        gradient given up."""
         position = self.num_steps
         if position == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
@@ -166,8 +185,8 @@ class StepClock:
     def settle(self, times: Sequence[StepTimes]) -> None:
         """Reads what was left on a device: losses, and the times of every step.
 
-        A step begins when the one before ends. Data was fetched while the device worked: what of it can have made the
-        device wait is at most what is left of the step.
+        A step begins when the one before ends. Data was fetched while the device worked: what of it
+        can have made the device wait is at most what is left of the step.
         """
         if self._unread:
             values = torch.stack([loss.tensor.double() for _, loss in self._unread]).tolist()
@@ -193,8 +212,14 @@ class StepClock:
     def to_json(self) -> dict[str, Any]:
         """Columns of plain numbers; a loss that is not finite is null."""
         columns: dict[str, Any] = {
-            name: self._rows[: self.num_steps, position].tolist() for position, name in enumerate(self.FIELDS)
+            name: self._rows[: self.num_steps, position].tolist()
+            for position, name in enumerate(self.FIELDS)
         }
-        columns["loss"] = [value if math.isfinite(value) else None for value in self._loss[: self.num_steps].tolist()]
-        columns["abandoned"] = self._abandoned  # steps whose gradient was given up: no loss, and no divergence
+        columns["loss"] = [
+            value if math.isfinite(value) else None
+            for value in self._loss[: self.num_steps].tolist()
+        ]
+        columns["abandoned"] = (
+            self._abandoned
+        )  # steps whose gradient was given up: no loss, and no divergence
         return columns

@@ -1,8 +1,10 @@
-"""What a device was used for: peak memory, arithmetic per sample, and the ceiling that the arithmetic is held against.
+"""What a device was used for: peak memory, arithmetic per sample, and the ceiling that the
+arithmetic is held against.
 
-The ceiling is measured in the same run, after the loop: the rate of one large matrix product in the cell's precision,
-by events. Training takes three times the forward pass's operations (one forward, two backward), which is the field's
-convention: what is computed twice to save memory does not count, nor what is not a product.
+The ceiling is measured in the same run, after the loop: the rate of one large matrix product in the
+cell's precision, by events. Training takes three times the forward pass's operations (one forward,
+two backward), which is the field's convention: what is computed twice to save memory does not
+count, nor what is not a product.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def peaks() -> dict[str, Any]:
 
 
 def arithmetic(cell: Cell, workload: Workload, *, measures: bool) -> dict[str, Any]:
-    """Operations of training on one sample (None: the workload states none); the ceiling, on the rank that measures."""
+    """Operations of training on one sample (None: the workload states none); the ceiling, on the
+    rank that measures."""
     return {
         "flops_per_sample": training_flops(workload),
         "matmul_ceiling_flop_per_s": matmul_ceiling(cell.precision) if measures else None,
@@ -44,7 +47,8 @@ def arithmetic(cell: Cell, workload: Workload, *, measures: bool) -> dict[str, A
 
 
 def training_flops(workload: Workload) -> int | None:
-    """Three times the forward operations of all layers for one sample, by the workload's own `layer_flops`."""
+    """Three times the forward operations of all layers for one sample, by the workload's own
+    `layer_flops`."""
     formula = getattr(workload, "layer_flops", None)
     return None if formula is None else TRAINING * sum(formula())
 
@@ -57,8 +61,10 @@ def matmul_ceiling(
     event: Callable[[], Event] = cuda_event,
     synchronise: Callable[[], None] = torch.cuda.synchronize,
 ) -> float:
-    """Operations per second of C = A B, square: the median of `REPEATS` products after as many that warm up."""
-    n, dtype = size or SIZE[precision], PRODUCTS[precision]
+    """Operations per second of C = A B, square: the median of `REPEATS` products after as many that
+    warm up."""
+    n = size or SIZE[precision]
+    dtype = PRODUCTS[precision]
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     for _ in range(REPEATS):

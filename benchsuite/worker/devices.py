@@ -1,8 +1,9 @@
-"""The device of a rank: chosen once at its start, with the settings that figures on a device depend on.
+"""The device of a rank: chosen once at its start, with the settings that figures on a device depend
+on.
 
-`cpu`, or the CUDA device number local rank modulo devices: with the `nccl` backend a device per local rank, with `gloo`
-ranks may share one. On CUDA float32 means float32 (no TF32), cuDNN picks its fastest kernels, nothing is compiled, and
-results need not repeat bit for bit.
+`cpu`, or the CUDA device number local rank modulo devices: with the `nccl` backend a device per
+local rank, with `gloo` ranks may share one. On CUDA float32 means float32 (no TF32), cuDNN picks
+its fastest kernels, nothing is compiled, and results need not repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ def choose(cell: Cell, local_rank: int) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if count == 0:
-        raise RuntimeError(f"device = cuda, but torch {torch.__version__} sees no CUDA device in this rank")
+        raise RuntimeError(
+            f"device = cuda, but torch {torch.__version__} sees no CUDA device in this rank"
+        )
     device = torch.device("cuda", number(local_rank, count))
     torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("highest")
@@ -34,4 +37,8 @@ def number(local_rank: int, count: int) -> int:
 
 def current(cell: Cell) -> torch.device:
     """The rank's device, once it was chosen."""
-    return torch.device("cpu") if cell.device == "cpu" else torch.device("cuda", torch.cuda.current_device())
+    return (
+        torch.device("cpu")
+        if cell.device == "cpu"
+        else torch.device("cuda", torch.cuda.current_device())
+    )

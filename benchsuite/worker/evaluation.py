@@ -1,4 +1,5 @@
-"""The curve of a run: its snapshots, evaluated after the loop and off the clock, on the rank that owns them."""
+"""The curve of a run: its snapshots, evaluated after the loop and off the clock, on the rank that
+owns them."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from benchsuite.worker.snapshots import Snapshots
 
 
 def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
-    """Metric of every snapshot; None on the ranks that own none. Several servers' slices are joined on the first, the
-    replicas' mean is made on rank 0.
+    """Metric of every snapshot; None on the ranks that own none. Several servers' slices are joined
+    on the first, the replicas' mean is made on rank 0.
 
     `checksum` is the sha256 of the last snapshot's bytes.
     """
@@ -53,7 +54,8 @@ def checksum(vector: Tensor) -> str:
 
 
 def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
-    """On rank 0: at each of its snapshots the mean over replicas, added in rank order (traffic outside the run).
+    """On rank 0: at each of its snapshots the mean over replicas, added in rank order (traffic
+    outside the run).
 
     Of a replica that goes at its own pace the newest snapshot that is not newer counts.
     """
@@ -81,9 +83,11 @@ def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
 
 def _gather_slices(training: Training, snapshots: Snapshots) -> list[Tensor]:
     """Slices of equal position, joined on the first server (traffic outside the run)."""
-    topology, comm = training.topology, training.comm
+    topology = training.topology
+    comm = training.comm
     assert isinstance(topology, ParameterServer)
-    first, params = topology.num_workers, training.part.params
+    first = topology.num_workers
+    params = training.part.params
     mine = [snapshots[position] for position in range(len(snapshots))]
     count = torch.tensor([len(mine)])
     if comm.rank != first:

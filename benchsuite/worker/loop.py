@@ -1,7 +1,8 @@
-"""The loop of one rank by its world's clock: steps 3 to 6 of the article on a worker, the server's loop on a server.
+"""The loop of one rank by its world's clock: steps 3 to 6 of the article on a worker, the server's
+loop on a server.
 
-The same code in both worlds: under the wall clock `worker.py` calls it in a process per rank, under the virtual one
-`virtual/world.py` in a greenlet per rank. Time is what `comm.now_ns` says.
+The same code in both worlds: under the wall clock `worker.py` calls it in a process per rank, under
+the virtual one `virtual/world.py` in a greenlet per rank. Time is what `comm.now_ns` says.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class MeasuredComm(Comm, Protocol):
 
 
 class Loop:
-    """One rank's loop. `step` is where it is. `enter(phase, step)` is told on the way (the beat)."""
+    """One rank's loop. `step` is where it is. `enter(phase, step)` is told on the way (the
+    beat)."""
 
     def __init__(
         self,
@@ -43,12 +45,19 @@ class Loop:
         enter: Callable[[Phase, int], None],
         timer: DeviceTimer | None = None,
     ) -> None:
-        self.training, self.part, self.comm, self.enter, self.timer = training, part, comm, enter, timer
+        self.training = training
+        self.part = part
+        self.comm = comm
+        self.enter = enter
+        self.timer = timer
         self.step = 0
 
     def run(self, measured: Measured, *, owner: bool) -> None:
-        """Until the budget is used. `owner`: this rank's parameters are what snapshots are taken of."""
-        self.comm.wait_ns = self.comm.ticket_wait_ns = self.part.compute_ns = self.part.backward_wait_ns = 0
+        """Until the budget is used. `owner`: this rank's parameters are what snapshots are taken
+        of."""
+        self.comm.wait_ns = self.comm.ticket_wait_ns = self.part.compute_ns = (
+            self.part.backward_wait_ns
+        ) = 0
         if self.timer is not None:
             self.timer.start()
         measured.start_ns = self.comm.now_ns()
@@ -56,25 +65,36 @@ class Loop:
             self._serve(measured, owner=owner)
         else:
             self._work(measured, owner=owner)
-        times = self.timer.settle() if self.timer is not None else []  # the device has done what it was given
+        times = (
+            self.timer.settle() if self.timer is not None else []
+        )  # the device has done what it was given
         measured.end_ns = self.comm.now_ns()
         self.part.compute_ns += sum(step.compute_ns for step in times)
         self.comm.wait_ns += sum(step.blocked_ns for step in times)
         measured.clock.settle(times)
-        measured.compute_ns, measured.ticket_wait_ns = self.part.compute_ns, self.comm.ticket_wait_ns
+        measured.compute_ns = self.part.compute_ns
+        measured.ticket_wait_ns = self.comm.ticket_wait_ns
         measured.blocked_ns = self.comm.wait_ns + self.part.backward_wait_ns
         measured.events = self.training.events(measured.server)
 
     def _work(self, measured: Measured, *, owner: bool) -> None:
         """A worker's loop: data, gradient, agreement, update."""
-        training, part, comm = self.training, self.part, self.comm
+        training = self.training
+        part = self.part
+        comm = self.comm
         strategy = training.strategy
-        clock, snapshots, global_batch = measured.clock, measured.snapshots, training.recipe.global_batch
-        enter, now = self.enter, comm.now_ns
+        clock = measured.clock
+        snapshots = measured.snapshots
+        global_batch = training.recipe.global_batch
+        enter = self.enter
+        now = comm.now_ns
         apart = bool(getattr(strategy, "apart", False))  # batches are handed out
         if owner:
             snapshots.offer(strategy.snapshot(), samples=0, version=0, time_ns=now())
-        begin, compute, blocked = now(), 0, 0  # marks: here the step before ended
+        # marks: here the step before ended
+        begin = now()
+        compute = 0
+        blocked = 0
         while (work := strategy.next_index()) is not None:
             index, shard, num_shards = work
             enter(Phase.DATA, self.step)
@@ -90,21 +110,36 @@ class Loop:
             self.step += 1
             number = index * num_shards + shard
             if owner:
-                samples = (number + 1) * global_batch // num_shards if apart else self.step * global_batch
-                snapshots.offer(strategy.snapshot(), samples=samples, version=self.step, time_ns=now())
+                samples = (
+                    (number + 1) * global_batch // num_shards if apart else self.step * global_batch
+                )
+                snapshots.offer(
+                    strategy.snapshot(), samples=samples, version=self.step, time_ns=now()
+                )
             if self.timer is not None:
                 self.timer.end_step()
-            end, computed, waited = now(), part.compute_ns, comm.wait_ns + part.backward_wait_ns
-            clock.add((begin, end, data, computed - compute, waited - blocked, number, batch.num_samples), loss)
-            begin, compute, blocked = end, computed, waited
+            end = now()
+            computed = part.compute_ns
+            waited = comm.wait_ns + part.backward_wait_ns
+            clock.add(
+                (begin, end, data, computed - compute, waited - blocked, number, batch.num_samples),
+                loss,
+            )
+            begin = end
+            compute = computed
+            blocked = waited
         strategy.finish()
         if owner:
             samples = training.recipe.budget if apart else self.step * global_batch
-            snapshots.offer(strategy.snapshot(), samples=samples, version=self.step, time_ns=now(), last=True)
+            snapshots.offer(
+                strategy.snapshot(), samples=samples, version=self.step, time_ns=now(), last=True
+            )
 
     def _serve(self, measured: Measured, *, owner: bool) -> None:
         """A server's loop is the topology's; this takes snapshots of its slice."""
-        training, snapshots, now = self.training, measured.snapshots, self.comm.now_ns
+        training = self.training
+        snapshots = measured.snapshots
+        now = self.comm.now_ns
         shard = training.shard()
         one_at_a_time = threading.Lock()  # a server without lock has several threads
 

@@ -7,8 +7,8 @@
     5 update       one optimiser step
     6 repeat 3-5   until the budget is used; then drain, evaluate the snapshots, write
 
-`run_rank(job)` is called in a fresh process by `cluster/`. `python -m benchsuite.worker` is what a user's own
-torchrun starts: a supervisor that forks one such process per cell.
+`run_rank(job)` is called in a fresh process by `cluster/`. `python -m benchsuite.worker` is what a
+user's own torchrun starts: a supervisor that forks one such process per cell.
 """
 
 from __future__ import annotations
@@ -49,10 +49,13 @@ class Rank:
     """State of one rank; `run` reads as its life."""
 
     def __init__(self, job: RankJob) -> None:
-        self.job, self.cell = job, cells.from_json(job.cell)
+        self.job = job
+        self.cell = cells.from_json(job.cell)
         self.beat: Beat = faults.open_beat(job.beat_path, rank=job.rank, faults=self.cell.faults)
         self.loop: Loop | None = None
-        self.slow_down = self.cell.straggler.get(str(job.rank), 1.0) if job.rank < self.cell.num_workers else 1.0
+        self.slow_down = (
+            self.cell.straggler.get(str(job.rank), 1.0) if job.rank < self.cell.num_workers else 1.0
+        )
         self.lost = 0  # ranks that died while the strategy went on
         self.busy = not load.oversubscribed(self.cell)
         self.memory = memory.RankMemory()
@@ -62,7 +65,8 @@ class Rank:
         memory.reset_peak()
         torch.set_num_threads(self.cell.threads)
         torch.use_deterministic_algorithms(self.cell.device == "cpu")
-        # That mode also fills fresh memory with NaN, a debugging aid: 1 % of a step of the digits CNN.
+        # That mode also fills fresh memory with NaN, a debugging aid: 1 % of a step of the digits
+        # CNN.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
         marks = {"entered": time.perf_counter_ns()}
         self.beat.enter(Phase.START, 0)
@@ -84,7 +88,9 @@ class Rank:
         self.beat.enter(Phase.EVALUATE, self.loop.step)
         marks["left_loop"] = time.perf_counter_ns()
         if measured.device is not None:  # the others are quiet now
-            measured.device |= device_figures.arithmetic(self.cell, training.workload, measures=self.job.rank == 0)
+            measured.device |= device_figures.arithmetic(
+                self.cell, training.workload, measures=self.job.rank == 0
+            )
         evaluations = evaluate(training, measured.snapshots)
         marks["evaluated"] = time.perf_counter_ns()
         self.beat.enter(Phase.WRITE, self.loop.step)
@@ -95,7 +101,7 @@ class Rank:
         write_rank_file(self.job.run_dir, self.job.rank, json.dumps(record, allow_nan=False))
         self._leave(training)
 
-    # -- the loop --------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------
 
     def _train(self, training: Training) -> Measured:
         """Steps 3 to 6, timed: a worker's loop or a server's."""
@@ -114,7 +120,9 @@ class Rank:
         every = training.workload.target.evaluate_every if owner else 0
         settled_ns = self.timer.now_ns if self.timer is not None else None
         snapshots = Snapshots(every, self.job.run_dir, str(self.job.rank), settled_ns=settled_ns)
-        return Measured(StepClock(recipe.budget // recipe.global_batch + 1), snapshots, memory=self.memory)
+        return Measured(
+            StepClock(recipe.budget // recipe.global_batch + 1), snapshots, memory=self.memory
+        )
 
     def _meter(self) -> WireMeter:
         return WireMeter(
@@ -126,9 +134,11 @@ class Rank:
         )
 
     def _all_ended(self, training: Training) -> int:
-        """Waits until every rank has ended its loop or is known to be lost; returns how many are lost.
+        """Waits until every rank has ended its loop or is known to be lost; returns how many are
+        lost.
 
-        Only for strategies that survive a worker: a barrier with a dead rank would not return. Counts in the store.
+        Only for strategies that survive a worker: a barrier with a dead rank would not return.
+        Counts in the store.
         """
         if not _survives(training):
             return 0
@@ -140,12 +150,16 @@ class Rank:
             time.sleep(0.002)
 
     def _leave(self, training: Training) -> None:
-        """Nobody takes the store away while a peer still needs it; a worker may still be lost here."""
+        """Nobody takes the store away while a peer still needs it; a worker may still be lost
+        here."""
         if not _survives(training):
             self.comm.barrier()
             return
         self.store.add("left", 1)
-        while self.comm.rank == 0 and int(self.store.add("left", 0)) + int(self.store.add("lost", 0)) < self.comm.size:
+        while (
+            self.comm.rank == 0
+            and int(self.store.add("left", 0)) + int(self.store.add("lost", 0)) < self.comm.size
+        ):
             time.sleep(0.002)
 
     def _stop(self, measured: Measured, meter: WireMeter, training: Training) -> None:
@@ -154,57 +168,79 @@ class Rank:
         measured.memory.end_loop()
         if self.timer is not None:
             measured.device = device_figures.peaks()
-        measured.traffic, measured.calls = copy.deepcopy(self.comm.traffic), dict(self.comm.calls)
-        self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))  # before anybody can miss it
+        measured.traffic = copy.deepcopy(self.comm.traffic)
+        measured.calls = dict(self.comm.calls)
+        self.store.set(
+            f"events/{self.comm.rank}", json.dumps(measured.events)
+        )  # before anybody can miss it
         begin = time.perf_counter_ns()
         self.lost = self._all_ended(training)
         if self.lost:
-            measured.wire = WireBytes(reason=f"{self.lost} of {self.comm.size} ranks were lost: no common reading")
+            measured.wire = WireBytes(
+                reason=f"{self.lost} of {self.comm.size} ranks were lost: no common reading"
+            )
             return
         measured.wire = meter.stop()
         measured.barrier_ns = time.perf_counter_ns() - begin
         if getattr(training.strategy, "calls_library", False) and training.topology.num_workers > 1:
             measured.derived = self._derive(training, measured)
         if training.replica is not None:
-            measured.part_facts = dict(training.replica.facts())  # before it is asked for one more gradient
+            measured.part_facts = dict(
+                training.replica.facts()
+            )  # before it is asked for one more gradient
             measured.derived_inside = self._derive_inside(training, measured)
 
     def _derive(self, training: Training, measured: Measured) -> Traffic | None:
-        """Of the whole run, from more steps, untimed, that are watched. Not after a divergence: the ranks may stand
-        apart."""
+        """Of the whole run, from more steps, untimed, that are watched. Not after a divergence: the
+        ranks may stand apart."""
         losses = measured.clock.to_json()["loss"]
         if not losses or None in losses:
             return None
-        flat, num_workers = training.part.params.clone(), training.topology.num_workers
+        flat = training.part.params.clone()
+        num_workers = training.topology.num_workers
         batch = training.fetch((0, self.comm.rank, num_workers))
-        cycles = training.strategy.cycles() if hasattr(training.strategy, "cycles") else [Cycle(len(losses))]
+        cycles = (
+            training.strategy.cycles()
+            if hasattr(training.strategy, "cycles")
+            else [Cycle(len(losses))]
+        )
         traffic = derived_run(lambda: training.strategy.step(batch), cycles, num_workers)
         training.part.params.copy_(flat)
         return traffic
 
     def _derive_inside(self, training: Training, measured: Measured) -> Traffic | None:
-        """What the library sent between the parts of a replica in the whole run, from one more gradient."""
+        """What the library sent between the parts of a replica in the whole run, from one more
+        gradient."""
         losses = measured.clock.to_json()["loss"]
         if training.is_server or not losses or None in losses:
             return None
         return model_parallel.derive_inside(training, measured.events)
 
-    # -- after the loop ---------------------------------------------------------------------------------------
+    # -- after the loop ----------------------------------------------------------------------------
 
     def _predicted(self, training: Training) -> dict[str, Any] | None:
-        """On rank 0: what the strategy's own file says this run must have sent, from shapes and recorded events."""
+        """On rank 0: what the strategy's own file says this run must have sent, from shapes and
+        recorded events."""
         if self.comm.rank != 0 or self.lost:
             return None
         events = trainings.gather_events(
             [json.loads(self.store.get(f"events/{rank}")) for rank in range(self.comm.size)]
         )
-        strategy, shapes, described = training.strategy, training.part.shapes, training.setting
-        return predict.of_run(self.cell, strategy, shapes, events, described, workload=training.workload).to_json()
+        strategy = training.strategy
+        shapes = training.part.shapes
+        described = training.setting
+        return predict.of_run(
+            self.cell, strategy, shapes, events, described, workload=training.workload
+        ).to_json()
 
     def _straggler(self) -> dict[str, Any] | None:
-        return {"factor": self.slow_down, "how": "busy" if self.busy else "sleep"} if self.slow_down > 1 else None
+        return (
+            {"factor": self.slow_down, "how": "busy" if self.busy else "sleep"}
+            if self.slow_down > 1
+            else None
+        )
 
-    # -- small things ----------------------------------------------------------------------------------------
+    # -- small things ------------------------------------------------------------------------------
 
     def _timed(self, part: Part, rank: int) -> TimedPart:
         self.part = TimedPart(part, slow_down=self.slow_down, busy=self.busy, timer=self.timer)
@@ -214,7 +250,8 @@ class Rank:
         self.beat.enter(_PHASES[phase], self.loop.step if self.loop is not None else 0)
 
     def _check_equal_start(self, training: Training) -> None:
-        """All ranks must start from the same bits: a same-seed start that differs is a broken workload."""
+        """All ranks must start from the same bits: a same-seed start that differs is a broken
+        workload."""
         store = self.store
         store.set(f"start/{self.comm.rank}", json.dumps(model_parallel.digests(training)))
         if self.comm.rank == 0:
@@ -224,7 +261,8 @@ class Rank:
                     holder, expected = first.setdefault(part, (rank, digest))
                     if digest != expected:
                         raise RuntimeError(
-                            f"rank {rank} starts from other parameters than rank {holder} with the same seed "
+                            f"rank {rank} starts from other parameters than rank {holder} with the "
+                            "same seed "
                             f"{self.cell.seed}: layers() must depend on torch's random state only"
                         )
 
@@ -235,9 +273,13 @@ def run_rank(job: RankJob) -> None:
 
 
 def goodbye(job: RankJob) -> None:
-    """Says goodbye to every server in the place of a dead worker (strategies with `survives = "worker"`)."""
-    cell, store = cells.from_json(job.cell), open_client(job)
-    comm = ProcessComm(World(store, lambda: store), rank=job.rank, size=cell.world_size, group=NO_GROUP)
+    """Says goodbye to every server in the place of a dead worker (strategies with `survives =
+    "worker"`)."""
+    cell = cells.from_json(job.cell)
+    store = open_client(job)
+    comm = ProcessComm(
+        World(store, lambda: store), rank=job.rank, size=cell.world_size, group=NO_GROUP
+    )
     topology = trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
     topology.start(comm, num_servers=cell.num_servers)
     strategy = trainings.make("sync", cell.sync, trainings.options_for(cell, "sync"))

@@ -1,8 +1,10 @@
-"""Replicas that several ranks hold together (`pipeline`, `tensor`, `fsdp`): who talks to whom, what is sent inside.
+"""Replicas that several ranks hold together (`pipeline`, `tensor`, `fsdp`): who talks to whom, what
+is sent inside.
 
-Every part of a replica agrees with the same part of the other replicas, over a comm of their own: a strategy of the
-replica axis sees one part's vector, and does not know of the others. A server owns slice j of every part's vector and
-serves each part in a thread of its own, with its own comm; of a mean gradient that is clipped they add up the norm.
+Every part of a replica agrees with the same part of the other replicas, over a comm of their own: a
+strategy of the replica axis sees one part's vector, and does not know of the others. A server owns
+slice j of every part's vector and serves each part in a thread of its own, with its own comm; of a
+mean gradient that is clipped they add up the norm.
 """
 
 from __future__ import annotations
@@ -32,24 +34,47 @@ from benchsuite.worker import devices, rollouts
 from benchsuite.worker.build import Training
 from benchsuite.worker.evaluation import checksum
 from benchsuite.worker.traffic_mode import TrafficMode, derive
-from benchsuite.workload import Batch, Part, Recipe, Shapes, Workload, mapped, seeded_layers, trained_parameters
+from benchsuite.workload import (
+    Batch,
+    Part,
+    Recipe,
+    Shapes,
+    Workload,
+    mapped,
+    seeded_layers,
+    trained_parameters,
+)
 
 Update = Callable[[int, int], None]
 Wrap = Callable[[Part, int], Part]
 
 
-def build(cell: Cell, world: Comm, *, wrap: Wrap | None, before_model: Callable[[], None]) -> Training:
-    """Builds and starts everything on this rank. Every rank of the run calls it: groups are made together."""
-    outer = [world.split(placement.ranks_of_part(cell, part)) for part in range(cell.model_parallel)]
+def build(
+    cell: Cell, world: Comm, *, wrap: Wrap | None, before_model: Callable[[], None]
+) -> Training:
+    """Builds and starts everything on this rank. Every rank of the run calls it: groups are made
+    together."""
+    outer = [
+        world.split(placement.ranks_of_part(cell, part)) for part in range(cell.model_parallel)
+    ]
     inner = [placement.ranks_of_replica(cell, replica) for replica in range(cell.replicas)]
-    comms, groups = [world.split(ranks) for ranks in inner], [library_group(ranks) for ranks in inner]
+    comms = [world.split(ranks) for ranks in inner]
+    groups = [library_group(ranks) for ranks in inner]
     workload = trainings.start_workload(cell)
     recipe = trainings.make_recipe(cell, workload)
     before_model()
     if world.rank >= cell.num_workers:
-        return _server(cell, world, workload, recipe, comms=[comm for comm in outer if comm is not None], wrap=wrap)
+        return _server(
+            cell,
+            world,
+            workload,
+            recipe,
+            comms=[comm for comm in outer if comm is not None],
+            wrap=wrap,
+        )
     replica, number = placement.replica_and_part(cell, world.rank)
-    comm, mine = comms[replica], outer[number]
+    comm = comms[replica]
+    mine = outer[number]
     assert comm is not None and mine is not None
     joined = Replica(comm, groups[replica], devices.current(cell))
     part: PartOfReplica = trainings.make_part(cell, workload, joined)
@@ -58,14 +83,16 @@ def build(cell: Cell, world: Comm, *, wrap: Wrap | None, before_model: Callable[
     return training
 
 
-# -- servers -----------------------------------------------------------------------------------------------------------
+# -- servers ---------------------------------------------------------------------------------------
 
 
 class HeldPart:
     """A part's vector on a server: nothing is computed with it."""
 
     def __init__(self, pieces: Sequence[Piece], params: Tensor) -> None:
-        self.module, self.shapes, self.params = nn.Module(), shapes_of(pieces), params
+        self.module = nn.Module()
+        self.shapes = shapes_of(pieces)
+        self.params = params
         self.grad = torch.empty(0, dtype=params.dtype)
         self.num_owned = num_owned(pieces)
 
@@ -94,7 +121,13 @@ class PartSum:
 
 
 def _server(
-    cell: Cell, world: Comm, workload: Workload, recipe: Recipe, *, comms: Sequence[Comm], wrap: Wrap | None
+    cell: Cell,
+    world: Comm,
+    workload: Workload,
+    recipe: Recipe,
+    *,
+    comms: Sequence[Comm],
+    wrap: Wrap | None,
 ) -> Training:
     """The trainings of all parts; that of part 0, whose part is wrapped, knows the others."""
     dtype = trainings.DTYPES[cell.precision]
@@ -107,7 +140,9 @@ def _server(
         comm.traffic = Traffic()  # threads do not count into one
         part: Any = HeldPart(held, cut(parameters, held))
         wrapped = wrap if number == 0 else None
-        training = trainings.assemble(cell, comm, workload, recipe, part, wrap=wrapped, number=number)
+        training = trainings.assemble(
+            cell, comm, workload, recipe, part, wrap=wrapped, number=number
+        )
         topology = training.topology
         assert isinstance(topology, ParameterServer)
         start, stop = topology.slice_of(topology.server, part.params.numel())
@@ -128,26 +163,34 @@ class Served:
     world: Comm
 
     def serve(self, on_update: Update | None) -> ServerLog:
-        """One thread per part, until every worker has said goodbye. The log is that of part 0, like all the others."""
+        """One thread per part, until every worker has said goodbye. The log is that of part 0, like
+        all the others."""
         logs: list[ServerLog | None] = [None] * len(self.trainings)
         errors: list[BaseException] = []
 
         def serve_part(number: int) -> None:
             try:
                 torch.set_num_threads(self.trainings[number].cell.threads)  # a thread's own setting
-                logs[number] = self.trainings[number].serve_alone(on_update if number == 0 else None)
+                logs[number] = self.trainings[number].serve_alone(
+                    on_update if number == 0 else None
+                )
             except BaseException as error:  # noqa: BLE001  the thread's outermost frame
                 errors.append(error)
                 self.total.abort()
 
-        threads = [threading.Thread(target=serve_part, args=(at,), daemon=True) for at in range(1, len(logs))]
+        threads = [
+            threading.Thread(target=serve_part, args=(at,), daemon=True)
+            for at in range(1, len(logs))
+        ]
         for thread in threads:
             thread.start()
         serve_part(0)
         for thread in threads:
             thread.join()
         if errors:
-            broken = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
+            broken = [
+                error for error in errors if not isinstance(error, threading.BrokenBarrierError)
+            ]
             raise (broken or errors)[0]
         for training in self.trainings:
             self.world.traffic.include(training.comm.traffic)
@@ -155,27 +198,41 @@ class Served:
         return logs[0]
 
 
-# -- traffic -----------------------------------------------------------------------------------------------------------
+# -- traffic ---------------------------------------------------------------------------------------
 
 
-def predicted(cell: Cell, workload: Workload, strategy: Strategy, events: Events, setting: Setting) -> Traffic:
-    """Of a whole run, by world rank: each part's agreement between replicas, and what every replica sends inside."""
+def predicted(
+    cell: Cell, workload: Workload, strategy: Strategy, events: Events, setting: Setting
+) -> Traffic:
+    """Of a whole run, by world rank: each part's agreement between replicas, and what every replica
+    sends inside."""
     parallel = trainings.make_parallel(cell)
-    layers, itemsize = meta_layers(workload), setting.itemsize
+    layers = meta_layers(workload)
+    itemsize = setting.itemsize
     batch, acted_on = example(workload, layers, cell.replicas)
     total = Traffic()
     for part, held in enumerate(parallel.pieces(workload, layers, cell.model_parallel)):
         ranks = placement.ranks_of_part(cell, part)
-        mine = {name: [counts[rank] if rank < len(counts) else 0 for rank in ranks] for name, counts in events.items()}
+        mine = {
+            name: [counts[rank] if rank < len(counts) else 0 for rank in ranks]
+            for name, counts in events.items()
+        }
         here = dataclasses.replace(setting, topology=trainings.make_topology(cell, part))
         total += trainings.predicted_traffic(strategy, shapes_of(held), mine, here).moved(ranks)
     one = parallel.predicted_traffic(
-        workload, layers, batch, size=cell.model_parallel, itemsize=itemsize,
-        clip=setting.clip and clips_inside(strategy, setting), backend=cell.backend,
-    )  # fmt: skip
+        workload,
+        layers,
+        batch,
+        size=cell.model_parallel,
+        itemsize=itemsize,
+        clip=setting.clip and clips_inside(strategy, setting),
+        backend=cell.backend,
+    )
     acting = Traffic()
     if acted_on is not None:
-        acting = parallel.predicted_inference(workload, layers, acted_on, size=cell.model_parallel, itemsize=itemsize)
+        acting = parallel.predicted_inference(
+            workload, layers, acted_on, size=cell.model_parallel, itemsize=itemsize
+        )
     for replica in range(cell.replicas):
         ranks = placement.ranks_of_replica(cell, replica)
         times = [count(events, name, ranks[0]) for name in ("gradients", "inferences")]
@@ -185,26 +242,35 @@ def predicted(cell: Cell, workload: Workload, strategy: Strategy, events: Events
 
 def part_shapes(cell: Cell, workload: Workload) -> list[Shapes]:
     """What each part of a replica holds."""
-    pieces = trainings.make_parallel(cell).pieces(workload, meta_layers(workload), cell.model_parallel)
+    pieces = trainings.make_parallel(cell).pieces(
+        workload, meta_layers(workload), cell.model_parallel
+    )
     return [shapes_of(held) for held in pieces]
 
 
 def clips_inside(strategy: Strategy, setting: Setting) -> bool:
-    """Whether workers clip, and so ask their replica for its norm: a server of means does it itself."""
+    """Whether workers clip, and so ask their replica for its norm: a server of means does it
+    itself."""
     return not (setting.num_servers and strategy.clips_mean)
 
 
 def expected_events(cell: Cell, workload: Workload, events: Events, num_batches: int) -> Events:
-    """Events of an undisturbed run, by rank on the replica axis -> by world rank. A policy acts in every step of a
-    rollout and at its end (one that is made whole for a rollout sends once); that an episode runs out of time, when it
-    acts once more, is not foreseen."""
+    """Events of an undisturbed run, by rank on the replica axis -> by world rank. A policy acts in
+    every step of a rollout and at its end (one that is made whole for a rollout sends once); that
+    an episode runs out of time, when it acts once more, is not foreseen."""
     ranks = [placement.replica_and_part(cell, rank)[0] for rank in range(cell.num_workers)]
     servers = range(cell.replicas, cell.replicas + cell.num_servers)
     at = [*ranks, *servers]
-    spread = {name: [counts[i] if i < len(counts) else 0 for i in at] for name, counts in events.items()}
+    spread = {
+        name: [counts[i] if i < len(counts) else 0 for i in at] for name, counts in events.items()
+    }
     steps = getattr(workload, "rollout_steps", 0)
     times = 1 if getattr(trainings.make_parallel(cell), "acts_whole", False) else steps + 1
-    inferences = {"inferences": [times * played for played in spread["rollouts"][: cell.num_workers]]} if steps else {}
+    inferences = (
+        {"inferences": [times * played for played in spread["rollouts"][: cell.num_workers]]}
+        if steps
+        else {}
+    )
     return {**spread, "gradients": [num_batches] * cell.num_workers, **inferences}
 
 
@@ -214,8 +280,11 @@ def meta_layers(workload: Workload) -> list[nn.Module]:
         return workload.layers()
 
 
-def example(workload: Workload, layers: Sequence[nn.Module], replicas: int) -> tuple[Batch, Tensor | None]:
-    """A replica's share of a batch, and what its policy sees at once (None where nobody acts), on the meta device."""
+def example(
+    workload: Workload, layers: Sequence[nn.Module], replicas: int
+) -> tuple[Batch, Tensor | None]:
+    """A replica's share of a batch, and what its policy sees at once (None where nobody acts), on
+    the meta device."""
     seen: list[Tensor] = []
     collect = getattr(workload, "collect", None)
     if collect is None:
@@ -233,21 +302,26 @@ def example(workload: Workload, layers: Sequence[nn.Module], replicas: int) -> t
 
 
 def digests(training: Training) -> dict[int, str]:
-    """sha256 of the parameters that this rank holds, by part: those of a worker are one part's, a server's all."""
+    """sha256 of the parameters that this rank holds, by part: those of a worker are one part's, a
+    server's all."""
     if training.served is not None:
         held = [(part, each.part) for part, each in enumerate(training.served.trainings)]
     else:
-        held = [(training.replica.replica.part if training.replica is not None else 0, training.part)]
+        held = [
+            (training.replica.replica.part if training.replica is not None else 0, training.part)
+        ]
     return {number: checksum(part.params) for number, part in held}
 
 
 def derive_inside(training: Training, events: Mapping[str, int]) -> Traffic:
-    """What the library sent in a run with these events of this rank, by world rank: from one more gradient and, where a
-    policy acted, one more inference, watched here. Called on all parts of all replicas; the gradient is lost.
+    """What the library sent in a run with these events of this rank, by world rank: from one more
+    gradient and, where a policy acted, one more inference, watched here. Called on all parts of all
+    replicas; the gradient is lost.
 
     The library's collectives are noted by part 0, messages from point to point by their sender.
     """
-    part, acted_on = training.replica, training.acted_on
+    part = training.replica
+    acted_on = training.acted_on
     assert part is not None
     batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
     backend = training.cell.backend
@@ -258,10 +332,13 @@ def derive_inside(training: Training, events: Mapping[str, int]) -> Traffic:
 
 
 def watched(part: PartOfReplica, call: Callable[[], object], backend: str) -> Traffic:
-    """What the library sends in a call, from this rank. What goes through our comm is seen too, and counted there."""
+    """What the library sends in a call, from this rank. What goes through our comm is seen too, and
+    counted there."""
     comm = part.replica.comm
     before = comm.traffic + Traffic()
     with TrafficMode() as seen:
         call()
-    seen_bytes = derive(seen.calls, comm.size, rank=comm.rank, backend=backend).moved(comm.world_ranks)
+    seen_bytes = derive(seen.calls, comm.size, rank=comm.rank, backend=backend).moved(
+        comm.world_ranks
+    )
     return seen_bytes.minus(comm.traffic.minus(before))

@@ -1,4 +1,5 @@
-"""Bytes that a run will send and keep, before it runs: from the strategy's own file, shapes and expected events."""
+"""Bytes that a run will send and keep, before it runs: from the strategy's own file, shapes and
+expected events."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from benchsuite.workload import Shapes, Workload, trained_parameters
 
 
 def predicted(cell: Cell) -> Traffic:
-    """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta device)."""
+    """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta
+    device)."""
     workload, strategy, shapes, described, num_batches = _described(cell)
     events = build.expected_events(strategy, workload, num_batches, described)
     if build.is_divided(cell):
@@ -31,37 +33,49 @@ def of_run(
     *,
     workload: Workload | None = None,
 ) -> Traffic:
-    """Traffic of a whole run, from its recorded events: the one place where everything that a run sends is told.
+    """Traffic of a whole run, from its recorded events: the one place where everything that a run
+    sends is told.
 
-    workload: started; where there is none yet, and the cell's replicas are divided, it is started here.
+    workload: started; where there is none yet, and the cell's replicas are divided, it is started
+    here.
     """
     if build.is_divided(cell):
-        return model_parallel.predicted(cell, workload or build.start_workload(cell), strategy, events, described)
+        return model_parallel.predicted(
+            cell, workload or build.start_workload(cell), strategy, events, described
+        )
     return build.predicted_traffic(strategy, shapes, events, described)
 
 
 def kept(cell: Cell) -> dict[str, int | None]:
-    """Bytes that the strategy keeps on a worker and on the fullest server, by its memory formula (`state_bytes`).
+    """Bytes that the strategy keeps on a worker and on the fullest server, by its memory formula
+    (`state_bytes`).
 
-    Of a divided replica on the fullest part; a server keeps something for every part. None: there is no server, or a
-    user's file states no formula.
+    Of a divided replica on the fullest part; a server keeps something for every part. None: there
+    is no server, or a user's file states no formula.
     """
     workload, strategy, shapes, described, _ = _described(cell)
     formula = getattr(strategy, "state_bytes", None)
     if formula is None:
         return {"worker": None, "server": None}
     parts = model_parallel.part_shapes(cell, workload) if build.is_divided(cell) else [shapes]
-    server = sum(formula(part, described, server=True) for part in parts) if described.num_servers else None
+    server = (
+        sum(formula(part, described, server=True) for part in parts)
+        if described.num_servers
+        else None
+    )
     return {"worker": max(formula(part, described) for part in parts), "server": server}
 
 
 def _described(cell: Cell) -> tuple[Workload, Strategy, Shapes, Setting, int]:
-    """The workload, the strategy, not started, and what its formulas take; global batches of the budget."""
+    """The workload, the strategy, not started, and what its formulas take; global batches of the
+    budget."""
     workload = build.start_workload(cell)
     layers = model_parallel.meta_layers(workload)
     shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
     topology: Topology = build.make_topology(cell)
-    compression: Compression = build.make("compression", cell.compression, build.options_for(cell, "compression"))
+    compression: Compression = build.make(
+        "compression", cell.compression, build.options_for(cell, "compression")
+    )
     compression.start(shapes, seed=cell.seed)
     strategy: Strategy = build.make("sync", cell.sync, build.options_for(cell, "sync"))
     recipe = build.make_recipe(cell, workload)

@@ -19,7 +19,8 @@ PROCESS_GROUP_GRACE_S = 5.0  # one judge: the launcher's deadline comes first
 def connect(
     job: RankJob, cell: Cell, store: Any, on_phase: Any, device: torch.device | None = None
 ) -> ProcessComm:
-    """Joins the run's process group. torch's default group is made too: DDP and the other libraries use it.
+    """Joins the run's process group. torch's default group is made too: DDP and the other libraries
+    use it.
 
     device: the rank's own; nccl moves its memory, gloo the host's.
     """
@@ -42,12 +43,18 @@ def connect(
         staged=device is not None and device.type == "cuda",
     )
     return ProcessComm(
-        world, rank=job.rank, size=job.world_size, group=dist.group.WORLD, hosts=job.hosts, on_phase=on_phase
+        world,
+        rank=job.rank,
+        size=job.world_size,
+        group=dist.group.WORLD,
+        hosts=job.hosts,
+        on_phase=on_phase,
     )
 
 
 def open_store(job: RankJob) -> Any:
-    """This rank's client of the store; rank 0 hosts it on the socket it was handed, unless somebody else does."""
+    """This rank's client of the store; rank 0 hosts it on the socket it was handed, unless somebody
+    else does."""
     if job.store_is_hosted or job.rank != 0:
         return open_client(job)
     hosted = dist.TCPStore(
@@ -64,5 +71,7 @@ def open_store(job: RankJob) -> Any:
 def open_client(job: RankJob) -> Any:
     """Another client of the run's store."""
     timeout = timedelta(seconds=job.timeout_s + PROCESS_GROUP_GRACE_S)
-    client = dist.TCPStore(job.store_host, job.store_port, is_master=False, wait_for_workers=False, timeout=timeout)
+    client = dist.TCPStore(
+        job.store_host, job.store_port, is_master=False, wait_for_workers=False, timeout=timeout
+    )
     return dist.PrefixStore(f"cell/{job.store_prefix}", client)

@@ -1,12 +1,14 @@
 """Where a worker's batches come from: the data, or acting (reinforcement learning).
 
-A plain workload is asked for the batch that the strategy names. One that collects acts with the worker's own, current
-parameters in the worker's own environments: where its minibatches are used up it plays the next rollout. Where batches
-are handed out to whoever is free, being handed one only says that there is one more.
+A plain workload is asked for the batch that the strategy names. One that collects acts with the
+worker's own, current parameters in the worker's own environments: where its minibatches are used up
+it plays the next rollout. Where batches are handed out to whoever is free, being handed one only
+says that there is one more.
 
-Advantages are normalised over the global minibatch where replicas hold the same parameters at every step: then N
-workers make the update of one. The sums of all minibatches are known right after a rollout, so one exchange per rollout
-does: everybody sends 3 float64 per minibatch to everybody, N (N-1) messages. Otherwise each worker normalises its own.
+Advantages are normalised over the global minibatch where replicas hold the same parameters at every
+step: then N workers make the update of one. The sums of all minibatches are known right after a
+rollout, so one exchange per rollout does: everybody sends 3 float64 per minibatch to everybody, N
+(N-1) messages. Otherwise each worker normalises its own.
 """
 
 from __future__ import annotations
@@ -26,16 +28,24 @@ STATISTICS_BYTES = 3 * 8  # of a minibatch: sum, sum of squares, number
 
 
 class Batches:
-    """One worker's. Made on every rank (a group is). strategy: None = one process, without strategy.
+    """One worker's. Made on every rank (a group is). strategy: None = one process, without
+    strategy.
 
     device: on which the backend sends.
     """
 
     def __init__(
-        self, workload: Any, comm: Comm | None = None, *, num_workers: int = 1, strategy: Any = None,
+        self,
+        workload: Any,
+        comm: Comm | None = None,
+        *,
+        num_workers: int = 1,
+        strategy: Any = None,
         device: torch.device | None = None,
-    ) -> None:  # fmt: skip
-        self._workload, self._strategy, self._device = workload, strategy, device
+    ) -> None:
+        self._workload = workload
+        self._strategy = strategy
+        self._device = device
         self.collects = getattr(workload, "collect", None) is not None
         self._apart = strategy is not None and is_apart(strategy)
         self._rank = 0 if comm is None else comm.rank
@@ -47,7 +57,8 @@ class Batches:
                 self._direct.start(workers)
         self._environments: Any = None
         self._taken = 0
-        self._number, self._statistics = -1, torch.empty(0)
+        self._number = -1
+        self._statistics = torch.empty(0)
         self._rollout: Rollout | None = None
         self.events = {"rollouts": 0} if self.collects else {}
 
@@ -56,7 +67,11 @@ class Batches:
         """Steps that share a rollout; 0 where nobody acts."""
         if not self.collects:
             return 0
-        return 1 if hasattr(self._strategy, "batches_per_trajectory") else int(self._workload.per_rollout)
+        return (
+            1
+            if hasattr(self._strategy, "batches_per_trajectory")
+            else int(self._workload.per_rollout)
+        )
 
     @property
     def per_push(self) -> int:
@@ -70,7 +85,8 @@ class Batches:
             batch: Batch = self._workload.batch(index, shard=shard, num_shards=num_shards)
             return batch
         if self._apart:
-            index, shard = self._taken, self._rank
+            index = self._taken
+            shard = self._rank
         self._taken += 1
         if self._environments is None:
             self._environments = self._workload.environments(shard=shard, num_shards=num_shards)
@@ -88,7 +104,8 @@ class Batches:
     def _collect(self, act: Infer, number: int) -> Rollout:
         """The next rollout, and what its minibatches are normalised by."""
         rollout: Rollout = self._workload.collect(act, self._environments, number)
-        self._number, self._statistics = number, rollout.statistics()
+        self._number = number
+        self._statistics = rollout.statistics()
         self.events["rollouts"] += 1
         if self._direct is not None:
             self._statistics = self._sum_over_workers(self._direct, self._statistics)
@@ -109,7 +126,11 @@ def is_apart(strategy: Any) -> bool:
 
 def agrees(strategy: Any) -> bool:
     """Whether replicas hold the same parameters at every step."""
-    return strategy.snapshot_of == "replica" and not getattr(strategy, "goes_on", False) and not is_apart(strategy)
+    return (
+        strategy.snapshot_of == "replica"
+        and not getattr(strategy, "goes_on", False)
+        and not is_apart(strategy)
+    )
 
 
 def example(workload: Any, act: Infer, *, num_shards: int) -> Batch:
@@ -119,7 +140,9 @@ def example(workload: Any, act: Infer, *, num_shards: int) -> Batch:
 
 def predicted_traffic(events: Events, setting: Setting) -> Traffic:
     """What workers tell each other of their advantages, from the recorded number of rollouts."""
-    one = Direct().predicted_gather(setting.agreed_batches * STATISTICS_BYTES, num_workers=setting.num_workers)
+    one = Direct().predicted_gather(
+        setting.agreed_batches * STATISTICS_BYTES, num_workers=setting.num_workers
+    )
     return one.times(count(events, "rollouts", 0))
 
 

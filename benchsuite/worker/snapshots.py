@@ -1,4 +1,5 @@
-"""Timed snapshots: copies of the parameters that count, evaluated after the run, so that evaluation never disturbs.
+"""Timed snapshots: copies of the parameters that count, evaluated after the run, so that evaluation
+never disturbs.
 
 The copy is inside the clock. Over 64 MiB in all they are spilled to the run directory.
 """
@@ -16,20 +17,31 @@ SPILL_ABOVE_BYTES = 64 * 2**20
 
 
 class Snapshots:
-    """One rank's copies, taken when the samples consumed pass a multiple of `every` (0 = only the last)."""
+    """One rank's copies, taken when the samples consumed pass a multiple of `every` (0 = only the
+    last)."""
 
     def __init__(
-        self, every: int, run_dir: str | Path, name: str, *, settled_ns: Callable[[], int] | None = None
+        self,
+        every: int,
+        run_dir: str | Path,
+        name: str,
+        *,
+        settled_ns: Callable[[], int] | None = None,
     ) -> None:
-        self._every, self._next, self._settled_ns = every, 0, settled_ns
-        self._folder, self._name = Path(run_dir), name
+        self._every = every
+        self._next = 0
+        self._settled_ns = settled_ns
+        self._folder = Path(run_dir)
+        self._name = name
         self._kept: list[Tensor | Path] = []
         self._bytes = 0
         self.samples: list[int] = []
         self.time_ns: list[int] = []
         self.version: list[int] = []
 
-    def offer(self, flat: Tensor, *, samples: int, version: int, time_ns: int, last: bool = False) -> None:
+    def offer(
+        self, flat: Tensor, *, samples: int, version: int, time_ns: int, last: bool = False
+    ) -> None:
         """Takes a copy where one is due; `last` takes it in any case, once per number of samples.
 
         time_ns: now, by the clock of the run; of a device, when it has come here (`settled_ns`).
@@ -59,4 +71,8 @@ class Snapshots:
 
     def __getitem__(self, position: int) -> Tensor:
         kept = self._kept[position]
-        return kept.cpu() if isinstance(kept, Tensor) else torch.from_numpy(np.load(kept, allow_pickle=False))
+        return (
+            kept.cpu()
+            if isinstance(kept, Tensor)
+            else torch.from_numpy(np.load(kept, allow_pickle=False))
+        )

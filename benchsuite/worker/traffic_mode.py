@@ -1,10 +1,11 @@
-"""Traffic of library collectives: from the calls that went through `Comm`, or as a dispatch mode sees them.
+"""Traffic of library collectives: from the calls that went through `Comm`, or as a dispatch mode
+sees them.
 
-Our own strategies call the library through `Comm`, which notes every call of the whole run. `ddp` calls it by itself:
-a dispatch mode sees every c10d operation with its tensors, but slows every operator, so it sees untimed steps after the
-run, one of each kind, and the result is multiplied. Seen are calls and sizes; the bytes follow from the algorithm's
-factor (ring all-reduce 2 (N-1) M in all), so such rows are `derived` and held against the wire, never against the
-prediction.
+Our own strategies call the library through `Comm`, which notes every call of the whole run. `ddp`
+calls it by itself: a dispatch mode sees every c10d operation with its tensors, but slows every
+operator, so it sees untimed steps after the run, one of each kind, and the result is multiplied.
+Seen are calls and sizes; the bytes follow from the algorithm's factor (ring all-reduce 2 (N-1) M in
+all), so such rows are `derived` and held against the wire, never against the prediction.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from benchsuite.topology import collective_traffic
 
 @dataclass(frozen=True)
 class Call:
-    """One call: its name in the c10d namespace, elements and bytes per element of its largest tensor, that of a gather
-    or a scatter the whole vector's. peer: whom a `send` goes to, in ranks of its group."""
+    """One call: its name in the c10d namespace, elements and bytes per element of its largest
+    tensor, that of a gather or a scatter the whole vector's. peer: whom a `send` goes to, in ranks
+    of its group."""
 
     name: str
     numel: int
@@ -47,7 +49,8 @@ KINDS = {
     "broadcast": "broadcast",
 }
 
-# Functional collectives (DTensor's) -> what c10d calls the same; those of a part are given with the size of the group.
+# Functional collectives (DTensor's) -> what c10d calls the same; those of a part are given with the
+# size of the group.
 FUNCTIONAL = {
     "all_reduce": "allreduce",
     "all_gather_into_tensor": "allgather",
@@ -57,16 +60,19 @@ FUNCTIONAL = {
 
 
 class TrafficMode(TorchDispatchMode):
-    """`with TrafficMode() as seen: step()`; then `seen.calls`. DDP's bucket all-reduces are seen too.
+    """`with TrafficMode() as seen: step()`; then `seen.calls`. DDP's bucket all-reduces are seen
+    too.
 
-    A mode belongs to its thread; what a communication hook starts when something has arrived, it starts on a thread of
-    the backend's, by `torch.distributed.all_reduce`: that function is watched there.
+    A mode belongs to its thread; what a communication hook starts when something has arrived, it
+    starts on a thread of the backend's, by `torch.distributed.all_reduce`: that function is watched
+    there.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch
         self.calls: list[Call] = []
-        self._thread, self._all_reduce = threading.get_ident(), dist.all_reduce
+        self._thread = threading.get_ident()
+        self._all_reduce = dist.all_reduce
 
     def __enter__(self) -> TrafficMode:
         if dist.is_initialized():  # there is a default group: this process is one rank
@@ -93,9 +99,16 @@ class TrafficMode(TorchDispatchMode):
             if largest is not None:
                 peer = args[2] if name == "send" else -1
                 self.calls.append(Call(name, largest.numel(), largest.element_size(), peer))
-        elif func.namespace == "_c10d_functional" and name not in ("wait_tensor", "_wrap_tensor_autograd"):
-            whole = args[1] if name.startswith("all_gather") else 1  # given is a shard, and the size of the group
-            self.calls.append(Call(FUNCTIONAL.get(name, name), args[0].numel() * whole, args[0].element_size()))
+        elif func.namespace == "_c10d_functional" and name not in (
+            "wait_tensor",
+            "_wrap_tensor_autograd",
+        ):
+            whole = (
+                args[1] if name.startswith("all_gather") else 1
+            )  # given is a shard, and the size of the group
+            self.calls.append(
+                Call(FUNCTIONAL.get(name, name), args[0].numel() * whole, args[0].element_size())
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -121,10 +134,12 @@ def derived_total(calls: Calls) -> Traffic:
 
 
 def derive(calls: list[Call], num_ranks: int, *, rank: int = 0, backend: str = "gloo") -> Traffic:
-    """Traffic of one step from the calls that a rank was seen to make: its own sends and, on rank 0, the collectives of
-    all. An all-reduce is a ring, and on gloo a reduce-scatter costs as much as one (else half of it).
+    """Traffic of one step from the calls that a rank was seen to make: its own sends and, on rank
+    0, the collectives of all. An all-reduce is a ring, and on gloo a reduce-scatter costs as much
+    as one (else half of it).
 
-    `numel` of a gather or scatter is that of the whole vector. ValueError for a call whose cost is not known.
+    `numel` of a gather or scatter is that of the whole vector. ValueError for a call whose cost is
+    not known.
     """
     traffic = Traffic()
     for call in calls:
@@ -134,7 +149,11 @@ def derive(calls: list[Call], num_ranks: int, *, rank: int = 0, backend: str = "
         if rank:
             continue
         if call.name in KINDS:
-            traffic += collective_traffic(KINDS[call.name], call.numel, call.itemsize, num_ranks, backend=backend)
+            traffic += collective_traffic(
+                KINDS[call.name], call.numel, call.itemsize, num_ranks, backend=backend
+            )
         elif call.name not in ("barrier", "monitored_barrier"):
-            raise ValueError(f"c10d::{call.name}: its cost on the wire is not known; add it to derive()")
+            raise ValueError(
+                f"c10d::{call.name}: its cost on the wire is not known; add it to derive()"
+            )
     return traffic

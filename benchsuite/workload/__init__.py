@@ -1,7 +1,7 @@
 """What is trained (`Workload`) and what a rank holds of it (`Part`).
 
-A workload knows nothing of ranks: it is a model as a chain of layers, data that any worker can be handed,
-a loss, an evaluation, a target. `parallel/` makes a `Part` of it on each rank.
+A workload knows nothing of ranks: it is a model as a chain of layers, data that any worker can be
+handed, a loss, an evaluation, a target. `parallel/` makes a `Part` of it on each rank.
 """
 
 from __future__ import annotations
@@ -41,17 +41,24 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
     if count == 1:
         return [batch]
     if batch.num_samples % count:
-        raise ValueError(f"{batch.num_samples} samples cannot be cut into {count} equal micro-batches")
+        raise ValueError(
+            f"{batch.num_samples} samples cannot be cut into {count} equal micro-batches"
+        )
     size = batch.num_samples // count
-    return [Batch(_piece(batch.x, at, count), _piece(batch.y, at, count), size) for at in range(count)]
+    return [
+        Batch(_piece(batch.x, at, count), _piece(batch.y, at, count), size) for at in range(count)
+    ]
 
 
 def _piece(value: Any, at: int, count: int) -> Any:
-    return mapped(value, lambda whole: whole[at * (len(whole) // count) : (at + 1) * (len(whole) // count)])
+    return mapped(
+        value, lambda whole: whole[at * (len(whole) // count) : (at + 1) * (len(whole) // count)]
+    )
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch's x or y with every tensor in it changed: a tensor, or tuples, lists and mappings of tensors."""
+    """A batch's x or y with every tensor in it changed: a tensor, or tuples, lists and mappings of
+    tensors."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (tuple, list)):
@@ -63,7 +70,8 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device; what is there already stays. From the host it goes by pinned memory, without waiting."""
+    """The batch on the device; what is there already stays. From the host it goes by pinned memory,
+    without waiting."""
     if device.type == "cpu":
         return batch
 
@@ -98,15 +106,18 @@ def read_loss(loss: float) -> float:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How it is trained. The learning rate is a function of progress = samples consumed / budget, so it is the
-    same schedule for every strategy."""
+    """How it is trained. The learning rate is a function of progress = samples consumed / budget,
+    so it is the same schedule for every strategy."""
 
-    make_optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer]  # of tensors; else of (name, tensor) pairs
+    make_optimizer: Callable[
+        [Iterable[Any]], torch.optim.Optimizer
+    ]  # of tensors; else of (name, tensor) pairs
     lr: Callable[[float], float]
     global_batch: int
     budget: int  # samples
     clip_norm: float | None = None
-    elementwise: bool = True  # the optimiser treats every element alike: it may work on a flat vector or a slice of it
+    # the optimiser treats every element alike: it may work on a flat vector or a slice of it
+    elementwise: bool = True
 
     def optimizer_of(self, named: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         """The optimiser of whole tensors."""
@@ -114,10 +125,12 @@ class Recipe:
 
 
 class Workload(Protocol):
-    """One file in `workloads/`, a dataclass whose fields are its options; `presets` stands in the module.
+    """One file in `workloads/`, a dataclass whose fields are its options; `presets` stands in the
+    module.
 
-    `layer_flops() -> list[int]`, where there is one: forward operations of each layer for one sample. `place(device)`,
-    where there is one, moves data that is kept in memory to a device, so that no step waits for it.
+    `layer_flops() -> list[int]`, where there is one: forward operations of each layer for one
+    sample. `place(device)`, where there is one, moves data that is kept in memory to a device, so
+    that no step waits for it.
     """
 
     target: Target
@@ -126,16 +139,19 @@ class Workload(Protocol):
         """Loads data and fixes every random stream. Called once before anything else."""
 
     def layers(self) -> list[nn.Module]:
-        """The model as a chain, built on the CPU. The suite seeds torch before it calls (`seeded_layers`)."""
+        """The model as a chain, built on the CPU. The suite seeds torch before it calls
+        (`seeded_layers`)."""
 
     def tensor_plan(self) -> Mapping[str, str]:
-        """Module of the chain (`nn.Sequential(*layers)`'s name) -> how it splits by weight ({} = it does not).
+        """Module of the chain (`nn.Sequential(*layers)`'s name) -> how it splits by weight ({} = it
+        does not).
 
-        "columns": by its outputs, a matrix or a convolution; "rows": by its inputs, behind columns; "gathered": by its
-        outputs, which are put together at once; "channels": a GroupNorm between columns and rows; "tokens": a norm of
-        tokens, of which it sees a slice under `sequence_parallel`.
-        The class says what the parts must divide, numbers or names of options: `tensor_divides = ("width",)`; and which
-        option counts tokens, dimension 1 of an activation: `tensor_tokens`.
+        "columns": by its outputs, a matrix or a convolution; "rows": by its inputs, behind columns;
+        "gathered": by its outputs, which are put together at once; "channels": a GroupNorm between
+        columns and rows; "tokens": a norm of tokens, of which it sees a slice under
+        `sequence_parallel`. The class says what the parts must divide, numbers or names of options:
+        `tensor_divides = ("width",)`; and which option counts tokens, dimension 1 of an activation:
+        `tensor_tokens`.
         """
 
     def recipe(self) -> Recipe:
@@ -178,20 +194,25 @@ class Rollout(Protocol):
 
 
 class RolloutWorkload(Workload, Protocol):
-    """A workload whose batches come from acting (reinforcement learning). It says `collects = True`."""
+    """A workload whose batches come from acting (reinforcement learning). It says `collects =
+    True`."""
 
     per_rollout: int  # minibatches, one step of a strategy each
 
     def environments(self, *, shard: int, num_shards: int) -> Any:
-        """A worker's own environments, at their first starts; whoever owns them keeps them from rollout to rollout."""
+        """A worker's own environments, at their first starts; whoever owns them keeps them from
+        rollout to rollout."""
 
     def collect(self, act: Infer, environments: Any, number: int) -> Rollout:
         """Rollout `number` of these environments by the policy `act`."""
 
     def trajectory(self, act: Infer, environments: Any, number: int, batches: int) -> Batch:
-        """As many environment steps as so many minibatches stand for, in order, with what an off-policy loss needs."""
+        """As many environment steps as so many minibatches stand for, in order, with what an
+        off-policy loss needs."""
 
-    def trajectory_shape(self, batches: int, *, num_shards: int, dtype: torch.dtype) -> TrajectoryShape:
+    def trajectory_shape(
+        self, batches: int, *, num_shards: int, dtype: torch.dtype
+    ) -> TrajectoryShape:
         """Of such a trajectory."""
 
 
@@ -206,32 +227,40 @@ class Part(Protocol):
     def infer(self, x: Tensor) -> Tensor:
         """Forward without gradient; the result stands on every rank of the replica."""
 
-    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+    def gradient(
+        self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
+    ) -> float | None:
         """Fills `grad` with the gradient of the mean loss, never steps; returns the loss.
 
         `ready(start, stop)` is called for slices of `grad` in backward order as they become final.
-        `until`: when it completes first the gradient is abandoned and None returned (virtual clock only).
+        `until`: when it completes first the gradient is abandoned and None returned (virtual clock
+        only).
         """
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
         """Puts a library's wrapper around the module that `backward` calls (ddp only)."""
 
     def backward(self, batch: Batch) -> float:
-        """`loss.backward()` through the wrapped module, gradients left in the parameters' own `.grad` (ddp only)."""
+        """`loss.backward()` through the wrapped module, gradients left in the parameters' own
+        `.grad` (ddp only)."""
 
 
-global_random_state = threading.RLock()  # torch's: thread ranks take turns where a workload may draw from it
+global_random_state = (
+    threading.RLock()
+)  # torch's: thread ranks take turns where a workload may draw from it
 
 
 def seeded_layers(workload: Workload, seed: int) -> list[nn.Module]:
-    """`workload.layers()` under the seed, built on the CPU: other devices' generators are left alone."""
+    """`workload.layers()` under the seed, built on the CPU: other devices' generators are left
+    alone."""
     with global_random_state, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return workload.layers()
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """What the flat vector holds, in its order: frozen parameters are left out, shared ones stand once."""
+    """What the flat vector holds, in its order: frozen parameters are left out, shared ones stand
+    once."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -243,4 +272,6 @@ def numel(shapes: Shapes) -> int:
 def views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     """Named views into a flat vector."""
     pieces = flat.split([shape.numel() for shape in shapes.values()])
-    return {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
+    return {
+        name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+    }

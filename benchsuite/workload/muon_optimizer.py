@@ -1,9 +1,11 @@
-"""Muon for hidden matrices beside AdamW for everything else, as one optimiser (Jordan et al. 2024; Liu et al. 2025).
+"""Muon for hidden matrices beside AdamW for everything else, as one optimiser (Jordan et al. 2024;
+Liu et al. 2025).
 
-"Muon is Scalable for LLM Training", arXiv 2502.16982: the momentum of a matrix is made orthogonal by five Newton-Schulz
-steps (in bf16) and scaled by 0.2 sqrt(max(rows, columns)), which is the size of an AdamW step (section 2.2): one
-learning rate and one weight decay serve both. Embeddings, heads, norms and biases take AdamW's step.
-It looks at whole matrices, by name: `Recipe.elementwise = False`.
+"Muon is Scalable for LLM Training", arXiv 2502.16982: the momentum of a matrix is made orthogonal
+by five Newton-Schulz steps (in bf16) and scaled by 0.2 sqrt(max(rows, columns)), which is the size
+of an AdamW step (section 2.2): one learning rate and one weight decay serve both. Embeddings,
+heads, norms and biases take AdamW's step. It looks at whole matrices, by name: `Recipe.elementwise
+= False`.
 """
 
 from __future__ import annotations
@@ -18,12 +20,20 @@ from benchsuite.errors import UsageError
 
 
 def muon(
-    named: Iterable[tuple[str, Tensor]], is_hidden: Callable[[str], bool], *, lr: float, weight_decay: float,
+    named: Iterable[tuple[str, Tensor]],
+    is_hidden: Callable[[str], bool],
+    *,
+    lr: float,
+    weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.95),
-) -> torch.optim.Optimizer:  # fmt: skip
-    """Muon on the matrices among the tensors that `is_hidden`, AdamW on the others. UsageError before torch 2.9."""
+) -> torch.optim.Optimizer:
+    """Muon on the matrices among the tensors that `is_hidden`, AdamW on the others. UsageError
+    before torch 2.9."""
     if not hasattr(torch.optim, "Muon"):
-        raise UsageError(f"optimizer = muon needs torch >= 2.9, this is {torch.__version__}: set optimizer = adamw")
+        raise UsageError(
+            f"optimizer = muon needs torch >= 2.9, this is {torch.__version__}: set optimizer = "
+            "adamw"
+        )
     tensors = list(named)
     matrices = [tensor for name, tensor in tensors if tensor.dim() == 2 and is_hidden(name)]
     others = [tensor for name, tensor in tensors if tensor.dim() != 2 or not is_hidden(name)]

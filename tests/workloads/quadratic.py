@@ -1,4 +1,5 @@
-"""f(x) = |x|^2 / 2 in 8 dimensions: plain gradient descent, whose stability under delay has a closed form."""
+"""f(x) = |x|^2 / 2 in 8 dimensions: plain gradient descent, whose stability under delay has a
+closed form."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Workload:
     target = Target("loss", easy=1e-3, target=1e-6, hard=1e-9, direction="min", evaluate_every=400)
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
-        self._dtype, self._calls = dtype, 0
+        self._dtype = dtype
+        self._calls = 0
 
     def layers(self) -> list[nn.Module]:
         return [Point(), *([nn.Dropout(0.5)] if self.look_at == "dropout" else [])]
@@ -48,9 +50,11 @@ class Workload:
 
     def recipe(self) -> Recipe:
         return Recipe(
-            make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0), lr=lambda progress: self.lr,
-            global_batch=self.global_batch, budget=4000,
-        )  # fmt: skip
+            make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
+            lr=lambda progress: self.lr,
+            global_batch=self.global_batch,
+            budget=4000,
+        )
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
         x = torch.full((1,), float(index), dtype=self._dtype)

@@ -1,4 +1,5 @@
-"""A chain whose module carries something from gradient to gradient: running statistics, a counter, random masks."""
+"""A chain whose module carries something from gradient to gradient: running statistics, a counter,
+random masks."""
 
 from __future__ import annotations
 
@@ -47,9 +48,12 @@ class Workload:
         constant = nn.Identity()
         constant.register_buffer("scale", torch.ones(3))
         middle = {
-            "batch_norm": nn.BatchNorm1d(8), "counter": Counter(), "dropout": nn.Dropout(0.5),
-            "nothing": nn.Identity(), "constant": constant,
-        }[self.keeps]  # fmt: skip
+            "batch_norm": nn.BatchNorm1d(8),
+            "counter": Counter(),
+            "dropout": nn.Dropout(0.5),
+            "nothing": nn.Identity(),
+            "constant": constant,
+        }[self.keeps]
         return [nn.Linear(4, 8), middle, nn.Tanh(), nn.Linear(8, 1)]
 
     def tensor_plan(self) -> Mapping[str, str]:
@@ -57,9 +61,11 @@ class Workload:
 
     def recipe(self) -> Recipe:
         return Recipe(
-            make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0), lr=lambda progress: 0.05,
-            global_batch=self.global_batch, budget=160,
-        )  # fmt: skip
+            make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
+            lr=lambda progress: 0.05,
+            global_batch=self.global_batch,
+            budget=160,
+        )
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
         share = self.global_batch // num_shards

@@ -1,1 +1,2 @@
-"""What the laws stand on: cells to show them on, ranks to run them with, broken twins and serial references."""
+"""What the laws stand on: cells to show them on, ranks to run them with, broken twins and serial
+references."""

@@ -1,6 +1,8 @@
-"""The cells that laws are shown on: everything legal that stands in sync/, topology/ and compression/, on `tiny.py`.
+"""The cells that laws are shown on: everything legal that stands in sync/, topology/ and
+compression/, on `tiny.py`.
 
-A new file in one of the folders is in the grid without an edit here; what is legal, the rules decide.
+A new file in one of the folders is in the grid without an edit here; what is legal, the rules
+decide.
 """
 
 from __future__ import annotations
@@ -30,11 +32,18 @@ from benchsuite.rules import Problem
 
 TINY = str(Path(__file__).with_name("tiny.py"))
 WORKERS = (1, 2, 3, 4)
-# A combination that one of these rules refuses is no strategy; any other reason depends on clock or numbers.
+# A combination that one of these rules refuses is no strategy; any other reason depends on clock or
+# numbers.
 NO_STRATEGY = (
-    "parallel x sync", "sync x topology", "compression", "compression x topology", "compression x sync",
-    "compression x parallel", "outer bits", "actor_learner",
-)  # fmt: skip
+    "parallel x sync",
+    "sync x topology",
+    "compression",
+    "compression x topology",
+    "compression x sync",
+    "compression x parallel",
+    "outer bits",
+    "actor_learner",
+)
 
 
 def tiny(recipe: Recipe = RECIPES[0], *, options: Fields | None = None, **fields: Any) -> Cell:
@@ -42,12 +51,15 @@ def tiny(recipe: Recipe = RECIPES[0], *, options: Fields | None = None, **fields
     optimizer, lr, clip_norm = recipe
     workload: Fields = {"optimizer": optimizer, "lr": lr, "clip_norm": clip_norm}
     fields = {"precision": "fp64", **fields}
-    return cells.resolve(Cell(workload=TINY, options={"tiny": workload, **(options or {})}, **fields))
+    return cells.resolve(
+        Cell(workload=TINY, options={"tiny": workload, **(options or {})}, **fields)
+    )
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be shown: members by name or path (() = all in the folder), numbers of workers, the clock."""
+    """What is to be shown: members by name or path (() = all in the folder), numbers of workers,
+    the clock."""
 
     sync: tuple[str, ...] = ()
     topology: tuple[str, ...] = ()
@@ -68,8 +80,10 @@ class Asked:
 
     def is_about(self, parallel: str) -> bool:
         """Whether all laws of this division of a replica are asked for."""
-        return self.clock == "wall" and not (self.sync or self.topology or self.compression) and self.includes(
-            parallel=parallel
+        return (
+            self.clock == "wall"
+            and not (self.sync or self.topology or self.compression)
+            and self.includes(parallel=parallel)
         )
 
     def includes(self, **members: str) -> bool:
@@ -98,11 +112,13 @@ class Refused:
 
 
 def shapes(asked: Asked = Asked(), *, by_library: bool = False) -> Iterator[Fields]:
-    """Legal cells as fields: every sync x topology x N x S; further options and compressions on fewer of them.
+    """Legal cells as fields: every sync x topology x N x S; further options and compressions on
+    fewer of them.
 
-    `synchronous` is shown on every topology with everything. Of the others, options beyond the first ones and
-    compressions are shown on one collective, on servers and on every graph, with one S for each N.
-    by_library: the strategies that call the library past `Comm` instead of all others; their ranks are processes.
+    `synchronous` is shown on every topology with everything. Of the others, options beyond the
+    first ones and compressions are shown on one collective, on servers and on every graph, with one
+    S for each N. by_library: the strategies that call the library past `Comm` instead of all
+    others; their ranks are processes.
     """
     shown: set[str] = set()
     for sized in _candidates(asked) if asked.undivided else ():
@@ -120,7 +136,9 @@ def refused(asked: Asked) -> Iterator[Refused]:
     for sized in _candidates(asked) if asked.undivided else ():
         found = [rules.validate(tiny(**shape)) for shape in sized]
         if all(found) and not any(problem.rule in NO_STRATEGY for problem in found[0]):
-            yield Refused(subject_of(tiny(**sized[0]), told=sized[0]["options"]), min(found, key=len)[0])
+            yield Refused(
+                subject_of(tiny(**sized[0]), told=sized[0]["options"]), min(found, key=len)[0]
+            )
 
 
 def _candidates(asked: Asked) -> Iterator[list[Fields]]:
@@ -133,7 +151,12 @@ def _candidates(asked: Asked) -> Iterator[list[Fields]]:
         for sync in asked.members("sync"):
             for topology in topologies:
                 for options in _variants(sync, compression):
-                    fields = {"sync": sync, "topology": topology, "options": options, "clock": asked.clock}
+                    fields = {
+                        "sync": sync,
+                        "topology": topology,
+                        "options": options,
+                        "clock": asked.clock,
+                    }
                     fields |= {"compression": compression} if compression != "none" else {}
                     if sized := [{**fields, **size} for size in _sizes(fields, workers)]:
                         yield sized
@@ -144,7 +167,10 @@ def _variants(sync: str, compression: str) -> list[Fields]:
     own = [{sync: given} if given else {} for given in VARIANTS.get(sync, ({},))]
     if compression == "none":
         return own
-    return [{**own[0], **({compression: given} if given else {})} for given in VARIANTS.get(compression, ({},))]
+    return [
+        {**own[0], **({compression: given} if given else {})}
+        for given in VARIANTS.get(compression, ({},))
+    ]
 
 
 def _is_further(shape: Fields) -> bool:
@@ -158,7 +184,9 @@ def _shown_once(shape: Fields) -> str:
     topology = plugins.load("topology", shape["topology"])
     if not _is_further(shape) or shape["sync"] == "synchronous" or hasattr(topology, "neighbours"):
         return ""
-    return cells.canonical([shape["sync"], shape.get("compression"), shape["options"], hasattr(topology, "serve")])
+    return cells.canonical(
+        [shape["sync"], shape.get("compression"), shape["options"], hasattr(topology, "serve")]
+    )
 
 
 def _thinned(shapes: list[Fields]) -> list[Fields]:
@@ -173,7 +201,9 @@ def _sizes(fields: Fields, workers: Sequence[int]) -> Iterator[Fields]:
             continue  # one worker, one thread: that is the lock
         counts = [0]
         if fields["topology"] == "parameter_server":
-            counts = sorted({1, replicas - 1} - {0}) if _is_further(fields) else sorted({1, 2, replicas})
+            counts = (
+                sorted({1, replicas - 1} - {0}) if _is_further(fields) else sorted({1, 2, replicas})
+            )
         yield from ({"replicas": replicas, "servers": servers} for servers in counts)
 
 
@@ -205,25 +235,42 @@ def means(asked: Asked) -> list[Cell]:
         made += [tiny(topology=name, replicas=n, clock=asked.clock) for n in asked.workers]
         if "segment_kib" in plugins.find("topology", name).options:
             cut = {plugins.stem(name): {"segment_kib": 1}}
-            made += [tiny(topology=name, replicas=n, clock=asked.clock, options=cut) for n in asked.workers if n > 1]
+            made += [
+                tiny(topology=name, replicas=n, clock=asked.clock, options=cut)
+                for n in asked.workers
+                if n > 1
+            ]
     return made
 
 
 def subject_of(cell: Cell, *, told: Fields | None = None) -> str:
     """Strategy, topology, compression; `told`: options to be named too."""
-    names = [plugins.stem(name) for name in (cell.sync, cell.topology, cell.compression) if name != "none"]
-    return " ".join([*names, *(f"{key}={value}" for given in (told or {}).values() for key, value in given.items())])
+    names = [
+        plugins.stem(name)
+        for name in (cell.sync, cell.topology, cell.compression)
+        if name != "none"
+    ]
+    return " ".join(
+        [
+            *names,
+            *(f"{key}={value}" for given in (told or {}).values() for key, value in given.items()),
+        ]
+    )
 
 
 TRAINING = Cells(training, subject_of)
 ONCE = Cells(once, subject_of)
 MEANS = Cells(means, lambda cell: f"a mean over {plugins.stem(cell.topology)}")
 RANKS = Cells(
-    lambda asked: [tiny(replicas=n, clock=asked.clock) for n in asked.workers if n > 1 and asked.is_everything],
+    lambda asked: [
+        tiny(replicas=n, clock=asked.clock) for n in asked.workers if n > 1 and asked.is_everything
+    ],
     lambda cell: "ranks",
 )
 ONE_REPLICA = Cells(
-    lambda asked: [tiny(clock=asked.clock, precision=name) for name in ("fp64", "fp32") if asked.is_everything],
+    lambda asked: [
+        tiny(clock=asked.clock, precision=name) for name in ("fp64", "fp32") if asked.is_everything
+    ],
     lambda cell: "a replica",
 )
 
@@ -240,12 +287,14 @@ def calls_library(sync: str) -> bool:
 
 
 def in_processes(cell: Cell) -> bool:
-    """Whether its ranks are processes: with a library that uses torch's default group, which thread ranks lack."""
+    """Whether its ranks are processes: with a library that uses torch's default group, which thread
+    ranks lack."""
     return calls_library(cell.sync) or cell.parallel != "data"
 
 
 def recipes(shape: Fields) -> tuple[Recipe, ...]:
-    """What a shape is trained with: all optimisers where three workers work over `native` or up to two servers.
+    """What a shape is trained with: all optimisers where three workers work over `native` or up to
+    two servers.
 
     A strategy given by path: all optimisers everywhere.
     """
@@ -270,16 +319,31 @@ def recipes(shape: Fields) -> tuple[Recipe, ...]:
 def label(cell: Cell) -> str:
     """What tells the cells of the grid apart."""
     told: Fields = dict(cell.options.get("tiny", {}))
-    options = [f"{key}={value}" for name in _members(cell) for key, value in _variant(cell, name).items()]
-    parts = [plugins.stem(cell.sync), cell.topology, *([cell.compression] if cell.compression != "none" else [])]
+    options = [
+        f"{key}={value}" for name in _members(cell) for key, value in _variant(cell, name).items()
+    ]
+    parts = [
+        plugins.stem(cell.sync),
+        cell.topology,
+        *([cell.compression] if cell.compression != "none" else []),
+    ]
     if cell.parallel != "data":
-        parts.insert(0, f"{plugins.stem(cell.workload)} {plugins.stem(cell.parallel)}({cell.model_parallel})")
-    parts += [f"N={cell.replicas}", f"S={cell.num_servers}", told.get("optimizer", ""), cell.precision]
+        parts.insert(
+            0, f"{plugins.stem(cell.workload)} {plugins.stem(cell.parallel)}({cell.model_parallel})"
+        )
+    parts += [
+        f"N={cell.replicas}",
+        f"S={cell.num_servers}",
+        told.get("optimizer", ""),
+        cell.precision,
+    ]
     return " ".join([*filter(None, parts), *(["clip"] if told.get("clip_norm") else []), *options])
 
 
 def _members(cell: Cell) -> list[str]:
-    return [plugins.stem(name) for name in (cell.parallel, cell.sync, cell.topology, cell.compression)]
+    return [
+        plugins.stem(name) for name in (cell.parallel, cell.sync, cell.topology, cell.compression)
+    ]
 
 
 def _variant(cell: Cell, name: str) -> Fields:
@@ -291,7 +355,8 @@ def _variant(cell: Cell, name: str) -> Fields:
 def cases(
     laws: Iterable[Law], grid: Sequence[Cell], *, only: Callable[[Law], bool] = lambda law: True
 ) -> Iterator[tuple[Law, Cell]]:
-    """Each law on the cells that it speaks about; one that shares no run with others, on one recipe of each shape."""
+    """Each law on the cells that it speaks about; one that shares no run with others, on one recipe
+    of each shape."""
     for law in laws:
         seen: set[str] = set()
         for cell in grid:
@@ -304,8 +369,11 @@ def cases(
 
 
 def on(cell: Cell, **fields: Any) -> Cell:
-    """The cell with other fields; options are added to its own, those of members that it has no more are dropped."""
+    """The cell with other fields; options are added to its own, those of members that it has no
+    more are dropped."""
     options = {**cell.options, **fields.pop("options", {})}
     changed = dataclasses.replace(cell, **fields)
     used = {plugins.stem(getattr(changed, axis)) for axis in cells.AXES}
-    return dataclasses.replace(changed, options={name: given for name, given in options.items() if name in used})
+    return dataclasses.replace(
+        changed, options={name: given for name, given in options.items() if name in used}
+    )

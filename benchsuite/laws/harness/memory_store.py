@@ -1,8 +1,8 @@
 """A torch.distributed store inside one process, for thread ranks.
 
-Why not torch's own: TCPStore formats every connection's address with a reverse look-up of ::ffff:127.0.0.1, which
-costs 5 s where the resolver is slow (processes run in a private network namespace, where it fails at once);
-HashStore wakes one waiter only, so that tickets get lost.
+Why not torch's own: TCPStore formats every connection's address with a reverse look-up of
+::ffff:127.0.0.1, which costs 5 s where the resolver is slow (processes run in a private network
+namespace, where it fails at once); HashStore wakes one waiter only, so that tickets get lost.
 """
 
 from __future__ import annotations
@@ -26,18 +26,25 @@ class _Shared:
 class MemoryStore(dist.Store):
     """set, get, add, wait and queues over a dictionary. `prefixed` gives a view of a part of it."""
 
-    def __init__(self, *, timeout_s: float, prefix: str = "", shared: _Shared | None = None) -> None:
+    def __init__(
+        self, *, timeout_s: float, prefix: str = "", shared: _Shared | None = None
+    ) -> None:
         super().__init__()
-        self._timeout_s, self._prefix = timeout_s, prefix
+        self._timeout_s = timeout_s
+        self._prefix = prefix
         self._shared = shared if shared is not None else _Shared()
 
     def prefixed(self, prefix: str) -> MemoryStore:
         """The same store under `prefix/`."""
-        return MemoryStore(timeout_s=self._timeout_s, prefix=f"{self._prefix}{prefix}/", shared=self._shared)
+        return MemoryStore(
+            timeout_s=self._timeout_s, prefix=f"{self._prefix}{prefix}/", shared=self._shared
+        )
 
     def set(self, key: str, value: str | bytes) -> None:
         with self._shared.changed:
-            self._shared.values[self._prefix + key] = value.encode() if isinstance(value, str) else bytes(value)
+            self._shared.values[self._prefix + key] = (
+                value.encode() if isinstance(value, str) else bytes(value)
+            )
             self._shared.changed.notify_all()
 
     def get(self, key: str) -> bytes:
@@ -76,6 +83,8 @@ class MemoryStore(dist.Store):
     def queue_pop(self, key: str, block: bool = True) -> bytes:
         queue = self._shared.queues.setdefault(self._prefix + key, deque())
         with self._shared.changed:
-            if not self._shared.changed.wait_for(lambda: bool(queue), self._timeout_s if block else 0):
+            if not self._shared.changed.wait_for(
+                lambda: bool(queue), self._timeout_s if block else 0
+            ):
                 raise dist.DistStoreError(f"no ticket in {key} within {self._timeout_s} s")
             return queue.popleft()

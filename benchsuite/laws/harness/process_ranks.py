@@ -1,4 +1,5 @@
-"""Ranks for laws that are real processes: a cell host's ranks are handed a body and write back what it returned.
+"""Ranks for laws that are real processes: a cell host's ranks are handed a body and write back what
+it returned.
 
 For strategies that call the library by itself: it has one default group per process.
 """
@@ -55,8 +56,9 @@ def process_ranks(cluster: Cluster, folder: Path) -> MakeRanks:
 
 
 def together(make_ranks: MakeRanks, shown: Sequence[Cell]) -> MakeRanks:
-    """The same ranks, started once for all of these cells that have one world size: their unchanged runs follow one
-    another, each on a group of its own. A run that fails is told to who asks for it."""
+    """The same ranks, started once for all of these cells that have one world size: their unchanged
+    runs follow one another, each on a group of its own. A run that fails is told to who asks for
+    it."""
     found: dict[str, list[Any]] = {}
     by_size: dict[int, dict[str, Cell]] = {}
     for cell in shown:
@@ -66,14 +68,23 @@ def together(make_ranks: MakeRanks, shown: Sequence[Cell]) -> MakeRanks:
         arguments = getattr(body, "keywords", {})
         key = _key(arguments["cell"])
         unchanged = all(arguments.get(name) is None for name in ("change", "after"))
-        if strict or not unchanged or getattr(body, "func", None) is not one_rank or key not in by_size.get(size, {}):
+        if (
+            strict
+            or not unchanged
+            or getattr(body, "func", None) is not one_rank
+            or key not in by_size.get(size, {})
+        ):
             return make_ranks(size, body, strict=strict)
         if key not in found:
             all_of_size = tuple(by_size[size].values())
-            budget = dataclasses.replace(all_of_size[0].budget, timeout_s=sum(c.budget.timeout_s for c in all_of_size))
+            budget = dataclasses.replace(
+                all_of_size[0].budget, timeout_s=sum(c.budget.timeout_s for c in all_of_size)
+            )
             host = dataclasses.replace(all_of_size[0], budget=budget)
             ranks = make_ranks(size, partial(one_after_another, cell=host, shown=all_of_size))
-            found.update((name, [rank[at] for rank in ranks]) for at, name in enumerate(by_size[size]))
+            found.update(
+                (name, [rank[at] for rank in ranks]) for at, name in enumerate(by_size[size])
+            )
         failed = [result for result in found[key] if isinstance(result, str)]
         if failed:
             raise RuntimeError(failed[0])
@@ -86,13 +97,17 @@ def _key(cell: Cell) -> str:
     return cells.canonical(cell.to_json())
 
 
-def one_after_another(comm: ProcessComm, *, cell: Cell, shown: Sequence[Cell]) -> list[RankRun | str]:
-    """What a rank does for `together`: the runs, or why there is none. cell: for which the ranks were started."""
+def one_after_another(
+    comm: ProcessComm, *, cell: Cell, shown: Sequence[Cell]
+) -> list[RankRun | str]:
+    """What a rank does for `together`: the runs, or why there is none. cell: for which the ranks
+    were started."""
     results: list[RankRun | str] = []
     for each in shown:
         own = comm.split(range(comm.size))
         assert own is not None
-        own.traffic, own.calls = Traffic(), {}
+        own.traffic = Traffic()
+        own.calls = {}
         try:
             results.append(one_rank(own, cell=each, change=None, after=None))
         except Exception as error:  # noqa: BLE001  told to who asks for this run; the others go on

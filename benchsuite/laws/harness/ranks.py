@@ -1,4 +1,5 @@
-"""Ranks for laws: threads of this process, each with its own gloo group, model and store view. Never timed."""
+"""Ranks for laws: threads of this process, each with its own gloo group, model and store view.
+Never timed."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def thread_ranks(
     hosts: Sequence[int] = (),
     timeout_s: float = 30.0,
 ) -> list[T]:
-    """Runs `body(comm)` on `size` thread ranks, returns what each returned; the first error is raised.
+    """Runs `body(comm)` on `size` thread ranks, returns what each returned; the first error is
+    raised.
 
     Each thread makes its own `Traffic`; groups meet in a store in memory.
     """
@@ -40,10 +42,16 @@ def thread_ranks(
     ended = threading.Barrier(size)  # who sends nothing would hang up on those that still connect
 
     def run(rank: int) -> None:
-        comm = None  # each drops its own here: a socket that closes waits for its watcher's next turn, up to 10 ms
+        # each drops its own here: a socket that closes waits for its watcher's next turn, up to 10
+        # ms
+        comm = None
         try:
-            torch.set_num_threads(1)  # per thread: a pool of its own for each rank would spin on the others' cores
-            world = World(store, lambda: store, timeout_s=timeout_s, strict=strict, transport=_transport())
+            torch.set_num_threads(
+                1
+            )  # per thread: a pool of its own for each rank would spin on the others' cores
+            world = World(
+                store, lambda: store, timeout_s=timeout_s, strict=strict, transport=_transport()
+            )
             comm = ProcessComm(world, rank=rank, size=size, hosts=hosts)
             with contextlib.closing(comm):
                 results[rank] = body(comm)
@@ -52,7 +60,10 @@ def thread_ranks(
         with contextlib.suppress(threading.BrokenBarrierError):
             ended.wait(timeout_s + 10)
 
-    threads = [threading.Thread(target=run, args=(rank,), name=f"rank{rank}", daemon=True) for rank in range(size)]
+    threads = [
+        threading.Thread(target=run, args=(rank,), name=f"rank{rank}", daemon=True)
+        for rank in range(size)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -69,12 +80,14 @@ def thread_ranks(
 
 @functools.cache
 def _transport() -> Any:
-    """One for all: making and ending one takes 10 ms of waiting, and laws make thousands of groups."""
+    """One for all: making and ending one takes 10 ms of waiting, and laws make thousands of
+    groups."""
     return dist.ProcessGroupGloo.create_device(interface="lo")
 
 
 def _release_sockets() -> None:
-    """A group in a reference cycle keeps its sockets until Python looks for cycles: too late where many ranks ran."""
+    """A group in a reference cycle keeps its sockets until Python looks for cycles: too late where
+    many ranks ran."""
     with contextlib.suppress(OSError):
         if len(os.listdir("/proc/self/fd")) > MANY_FILES:
             gc.collect()

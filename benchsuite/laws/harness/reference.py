@@ -1,4 +1,5 @@
-"""The plain loop on one process that strategies are held against: torch alone, nothing of the suite's strategies.
+"""The plain loop on one process that strategies are held against: torch alone, nothing of the
+suite's strategies.
 
 torch's own modules, optimiser and clipping on the model's own tensors, one whole batch per step.
 """
@@ -15,14 +16,17 @@ from benchsuite.workload import seeded_layers, trained_parameters
 
 
 def one_process(cell: Cell, *, clip_norm: float | None = None) -> list[Tensor]:
-    """Flat parameters (P,) at the start and after every step of the budget. `clip_norm` in place of the recipe's."""
+    """Flat parameters (P,) at the start and after every step of the budget. `clip_norm` in place of
+    the recipe's."""
     dtype = trainings.DTYPES[cell.precision]
     workload = trainings.start_workload(cell)
     recipe = trainings.make_recipe(cell, workload)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).to(dtype)
     named = trained_parameters(model)
-    params, optimizer = list(named.values()), recipe.optimizer_of(named)
-    batches, act = Batches(workload), torch.no_grad()(model.forward)
+    params = list(named.values())
+    optimizer = recipe.optimizer_of(named)
+    batches = Batches(workload)
+    act = torch.no_grad()(model.forward)
     flat = [nn.utils.parameters_to_vector(params).detach().clone()]
     for step in range(recipe.budget // recipe.global_batch):
         for group in optimizer.param_groups:

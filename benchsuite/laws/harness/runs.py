@@ -1,7 +1,8 @@
-"""A cell, run on ranks for the laws: parameters after every step, losses, traffic, events, the servers' push logs.
+"""A cell, run on ranks for the laws: parameters after every step, losses, traffic, events, the
+servers' push logs.
 
-What is run can be changed on each rank by a `Change` (another recipe, given gradients, a broken twin). Everything that
-is handed over is plain data, so that ranks may be threads or processes.
+What is run can be changed on each rank by a `Change` (another recipe, given gradients, a broken
+twin). Everything that is handed over is plain data, so that ranks may be threads or processes.
 """
 
 from __future__ import annotations
@@ -41,19 +42,26 @@ class PushLog:
     worker: list[int]
     tag: list[int]  # number of the batch
     version_read: list[int]
-    version_before: list[int]  # just before its apply, or at its arrival where it was not applied at once
+    version_before: list[
+        int
+    ]  # just before its apply, or at its arrival where it was not applied at once
     version_next: list[int]  # of the answer to it; -1 = not answered
     version: int  # updates in all
     replies: list[int]
     first_read: list[int]
     last_read: list[int]
     overlapped_replies: int
-    abandoned_versions: int = 0  # sum over gradients that were given up: version read next minus version read
+    abandoned_versions: int = (
+        0  # sum over gradients that were given up: version read next minus version read
+    )
     num_abandoned: int = 0
 
     @property
     def staleness(self) -> list[int]:
-        return [before - read for before, read in zip(self.version_before, self.version_read, strict=True)]
+        return [
+            before - read
+            for before, read in zip(self.version_before, self.version_read, strict=True)
+        ]
 
 
 def push_log(log: ServerLog) -> PushLog:
@@ -77,7 +85,8 @@ def push_log(log: ServerLog) -> PushLog:
 
 @dataclass(frozen=True)
 class RankRun:
-    """What one rank left behind. `params`: at the start and after every step (a server: its slice, per version)."""
+    """What one rank left behind. `params`: at the start and after every step (a server: its slice,
+    per version)."""
 
     rank: int
     params: list[Tensor]
@@ -88,7 +97,9 @@ class RankRun:
     events: dict[str, int]
     shapes: Shapes
     log: PushLog | None
-    inside: Traffic = field(default_factory=Traffic)  # that the library sent from part to part of a replica, derived
+    inside: Traffic = field(
+        default_factory=Traffic
+    )  # that the library sent from part to part of a replica, derived
     after: Any = None
 
 
@@ -144,23 +155,34 @@ def run(
     after: Callable[[Training], Any] | None = None,
     strict: str = "",
 ) -> Run:
-    """Runs the cell to its budget. `change` is made on each rank before its first step, `after` called at its end."""
+    """Runs the cell to its budget. `change` is made on each rank before its first step, `after`
+    called at its end."""
     cell = cells.resolve(cell)
     return Run(
-        cell, make_ranks(cell.world_size, partial(one_rank, cell=cell, change=change, after=after), strict=strict)
+        cell,
+        make_ranks(
+            cell.world_size, partial(one_rank, cell=cell, change=change, after=after), strict=strict
+        ),
     )
 
 
 def remembered(make_ranks: MakeRanks) -> MakeRanks:
-    """The same ranks; a cell that they ran unchanged is not run again: several laws look at one run.
+    """The same ranks; a cell that they ran unchanged is not run again: several laws look at one
+    run.
 
-    Unchanged: the body is a partial with a `cell`, perhaps a function of a module `after` it, and None for the rest.
+    Unchanged: the body is a partial with a `cell`, perhaps a function of a module `after` it, and
+    None for the rest.
     """
     runs: dict[str, Any] = {}
 
     def call(size: int, body: Callable[[ProcessComm], Any], *, strict: str = "") -> list[Any]:
-        given = {name: value for name, value in getattr(body, "keywords", {}).items() if value is not None}
-        cell, after = given.pop("cell", None), given.pop("after", None)
+        given = {
+            name: value
+            for name, value in getattr(body, "keywords", {}).items()
+            if value is not None
+        }
+        cell = given.pop("cell", None)
+        after = given.pop("after", None)
         looked = f"{after.__module__}.{after.__qualname__}" if inspect.isfunction(after) else ""
         if cell is None or given or "<" in looked or (after is not None and not looked):
             return make_ranks(size, body, strict=strict)
@@ -179,7 +201,9 @@ def place(comm: Comm, cell: Cell) -> None:
         comm.hosts = placement.hosts(cell)
 
 
-def one_rank(comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[Training], Any] | None) -> RankRun:
+def one_rank(
+    comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[Training], Any] | None
+) -> RankRun:
     """The life of one rank, without measuring."""
     place(comm, cell)
     training = trainings.build(cell, comm)
@@ -227,14 +251,17 @@ def _copy(vector: Tensor) -> Tensor:
     return vector.detach().to("cpu", copy=True)
 
 
-# -- changes ---------------------------------------------------------------------------------------------------
+# -- changes ---------------------------------------------------------------------------------------
 
 
 def rebuilt(training: Training, **pieces: Any) -> Training:
-    """The same rank with other pieces (started, where they need it) and, unless given, a fresh strategy on them."""
+    """The same rank with other pieces (started, where they need it) and, unless given, a fresh
+    strategy on them."""
     strategy = trainings.make_strategy(training.cell, training.workload)
     changed = dataclasses.replace(training, **{"strategy": strategy, **pieces})
-    changed.strategy.start(changed.comm, changed.part, changed.recipe, changed.topology, changed.compression)
+    changed.strategy.start(
+        changed.comm, changed.part, changed.recipe, changed.topology, changed.compression
+    )
     return changed
 
 
@@ -253,15 +280,23 @@ class GivenGradient:
     """A part whose gradient is given instead of computed: `fill(grad, step)`."""
 
     def __init__(self, part: Part, fill: Callable[[Tensor, int], None]) -> None:
-        self._part, self._fill, self._step = part, fill, 0
-        self.module, self.shapes, self.params = part.module, part.shapes, part.params
-        self.infer, self.wrap, self.backward = part.infer, part.wrap, part.backward
+        self._part = part
+        self._fill = fill
+        self._step = 0
+        self.module = part.module
+        self.shapes = part.shapes
+        self.params = part.params
+        self.infer = part.infer
+        self.wrap = part.wrap
+        self.backward = part.backward
 
     @property
     def grad(self) -> Tensor:
         return self._part.grad
 
-    def gradient(self, batch: Batch, ready: Ready | None = None, until: Handle | None = None) -> float | None:
+    def gradient(
+        self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
+    ) -> float | None:
         self._fill(self.grad, self._step)
         self._step += 1
         if ready is not None:
@@ -272,21 +307,26 @@ class GivenGradient:
 def plain_sgd(recipe: Recipe, lr: float = 1.0) -> Recipe:
     """Every update is -lr times the gradient: no momentum, no schedule, no clipping."""
     return dataclasses.replace(
-        recipe, make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0), lr=lambda progress: lr, clip_norm=None
+        recipe,
+        make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
+        lr=lambda progress: lr,
+        clip_norm=None,
     )
 
 
 def from_zero_with_ones(training: Training) -> Training:
     """Start 0, every gradient 1: after U updates with lr 1 every parameter is -U."""
     training.part.params.zero_()
-    return rebuilt(training, part=GivenGradient(training.part, _one), recipe=plain_sgd(training.recipe))
+    return rebuilt(
+        training, part=GivenGradient(training.part, _one), recipe=plain_sgd(training.recipe)
+    )
 
 
 def _one(grad: Tensor, step: int) -> None:
     grad.fill_(1.0)
 
 
-# -- cells -----------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 
 def with_options(cell: Cell, member: str, **values: Scalar) -> Cell:
@@ -297,7 +337,8 @@ def with_options(cell: Cell, member: str, **values: Scalar) -> Cell:
 
 
 def sync_of(cell: Cell) -> str:
-    """Whose laws the cell's strategy obeys: its name; of a user's file what its class says, `obeys = "synchronous"`."""
+    """Whose laws the cell's strategy obeys: its name; of a user's file what its class says, `obeys
+    = "synchronous"`."""
     if not plugins.is_path(cell.sync):
         return cell.sync
     return str(plugins.find("sync", cell.sync).constants.get("obeys", ""))
@@ -333,4 +374,8 @@ def relative(difference: Tensor, reference: Tensor) -> float:
 
 def worst(figures: Sequence[tuple[float, str]]) -> tuple[float, str]:
     """The largest value with where it was found; a NaN is larger than all."""
-    return max(figures, key=lambda pair: (pair[0] != pair[0], pair[0]), default=(float("nan"), "nothing was compared"))
+    return max(
+        figures,
+        key=lambda pair: (pair[0] != pair[0], pair[0]),
+        default=(float("nan"), "nothing was compared"),
+    )

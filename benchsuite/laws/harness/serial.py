@@ -1,7 +1,9 @@
-"""Strategies whose replicas differ, written down once more as plain serial loops: what they are held against.
+"""Strategies whose replicas differ, written down once more as plain serial loops: what they are
+held against.
 
-All replicas in one process, one after the other, on torch's own modules and optimisers: N flat vectors, N optimisers,
-and the papers' equations between them. No comm, no topology, nothing of `sync/`.
+All replicas in one process, one after the other, on torch's own modules and optimisers: N flat
+vectors, N optimisers, and the papers' equations between them. No comm, no topology, nothing of
+`sync/`.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ class Replicas:
 
     def fresh_optimizers(self) -> None:
         """Forgets all momentum."""
-        self.stepped = [{"": flat} if self.recipe.elementwise else views(flat, self.shapes) for flat in self.params]
+        self.stepped = [
+            {"": flat} if self.recipe.elementwise else views(flat, self.shapes)
+            for flat in self.params
+        ]
         self.optimizers = [self.recipe.optimizer_of(named) for named in self.stepped]
 
     def gradient(self, worker: int, step: int, at: Tensor | None = None) -> Tensor:
@@ -93,7 +98,9 @@ def local_sgd(cell: Cell) -> Path:
     Of `ddp` with the library's hook too, which leaves momentum to the replicas.
     """
     replicas = Replicas(cell)
-    steps, warmup, form = (option(cell, sync_of(cell), name) for name in ("local_steps", "warmup_steps", "momentum"))
+    steps, warmup, form = (
+        option(cell, sync_of(cell), name) for name in ("local_steps", "warmup_steps", "momentum")
+    )
     path = [replicas.record()]
     for step in range(replicas.num_steps):
         if step < warmup:
@@ -126,16 +133,19 @@ def _average_states(replicas: Replicas) -> None:
 
 
 def diloco(cell: Cell) -> Path:
-    """Douillard et al. 2023 and 2025: outer Nesterov SGD on the common way, fragment by fragment, late by `delay`."""
+    """Douillard et al. 2023 and 2025: outer Nesterov SGD on the common way, fragment by fragment,
+    late by `delay`."""
     names = ("local_steps", "outer_lr", "outer_momentum", "fragments", "delay")
     every, lr, momentum, fragments, delay = (option(cell, "diloco", name) for name in names)
     replicas = Replicas(cell)
-    outer, velocity = replicas.params[0].clone(), torch.zeros_like(replicas.params[0])
+    outer = replicas.params[0].clone()
+    velocity = torch.zeros_like(replicas.params[0])
     base, extra = divmod(outer.numel(), fragments)
     sizes = [base + (number < extra) for number in range(fragments)]
     starts = [sum(sizes[:number]) for number in range(fragments)]
     under_way: dict[int, tuple[int, Tensor]] = {}
-    path, total = [replicas.record()], replicas.num_steps
+    path = [replicas.record()]
+    total = replicas.num_steps
 
     def load(number: int) -> None:
         piece = slice(starts[number], starts[number] + sizes[number])
@@ -148,7 +158,8 @@ def diloco(cell: Cell) -> Path:
     for step in range(1, total + 1):
         replicas.step_alone(step - 1)
         for number in range(fragments):
-            piece, loaded = slice(starts[number], starts[number] + sizes[number]), False
+            piece = slice(starts[number], starts[number] + sizes[number])
+            loaded = False
             if number in under_way and (step == total or step - under_way[number][0] >= delay):
                 load(number)
                 loaded = True
@@ -162,10 +173,13 @@ def diloco(cell: Cell) -> Path:
 
 
 def elastic_averaging(cell: Cell) -> Path:
-    """Zhang et al. 2015, synchronous form: x_i -= d_i, c += sum d_i, d_i = moving_rate (x_i - c)."""
+    """Zhang et al. 2015, synchronous form: x_i -= d_i, c += sum d_i, d_i = moving_rate (x_i -
+    c)."""
     replicas = Replicas(cell)
-    period, rate = option(cell, "elastic_averaging", "period"), option(cell, "elastic_averaging", "moving_rate")
-    centre, path = replicas.params[0].clone(), [replicas.record()]
+    period = option(cell, "elastic_averaging", "period")
+    rate = option(cell, "elastic_averaging", "moving_rate")
+    centre = replicas.params[0].clone()
+    path = [replicas.record()]
     for step in range(replicas.num_steps):
         replicas.step_alone(step)
         if (step + 1) % period == 0:
@@ -194,7 +208,9 @@ def gossiping(cell: Cell, exchange: Exchange) -> Path:
     graphs = [seated(cell, worker) for worker in range(replicas.num_workers)]
     path = [replicas.record()]
     for step in range(replicas.num_steps):
-        gradients = [replicas.clip(replicas.gradient(worker, step)) for worker in range(replicas.num_workers)]
+        gradients = [
+            replicas.clip(replicas.gradient(worker, step)) for worker in range(replicas.num_workers)
+        ]
         exchange(replicas.params, mixing(graphs, step))
         for worker, gradient in enumerate(gradients):
             replicas.update(worker, gradient, step)
@@ -212,7 +228,9 @@ class Seat:
 
 def seated(cell: Cell, rank: int) -> Graph:
     """The cell's graph as this rank sees it."""
-    graph: Graph = trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
+    graph: Graph = trainings.make(
+        "topology", cell.topology, trainings.options_for(cell, "topology")
+    )
     graph.start(Seat(rank, cell.num_workers))  # type: ignore[arg-type]
     return graph
 
@@ -228,12 +246,15 @@ def mixing(graphs: Sequence[Graph], step: int) -> Tensor:
 
 
 def delayed(cell: Cell) -> Path:
-    """Li et al. 2018: after step k the mean gradient of step k-1 is applied; the last step waits for its own too."""
+    """Li et al. 2018: after step k the mean gradient of step k-1 is applied; the last step waits
+    for its own too."""
     replicas = Replicas(cell)
     path = [replicas.record()]
     before: Tensor | None = None
     for step in range(replicas.num_steps):
-        newest = torch.stack([replicas.gradient(worker, step) for worker in range(replicas.num_workers)]).mean(0)
+        newest = torch.stack(
+            [replicas.gradient(worker, step) for worker in range(replicas.num_workers)]
+        ).mean(0)
         due = [] if before is None else [(before, step - 1)]
         if step == replicas.num_steps - 1:
             due.append((newest, step))
@@ -247,6 +268,10 @@ def delayed(cell: Cell) -> Path:
 
 
 LOOPS = {
-    "local_sgd": local_sgd, "diloco": diloco, "elastic_averaging": elastic_averaging, "gossip": gossip,
-    "delayed": delayed, "ddp": local_sgd,
-}  # fmt: skip
+    "local_sgd": local_sgd,
+    "diloco": diloco,
+    "elastic_averaging": elastic_averaging,
+    "gossip": gossip,
+    "delayed": delayed,
+    "ddp": local_sgd,
+}

@@ -1,6 +1,8 @@
-"""A small MLP chain for laws: 9 layers with parameters, widths divisible by 4, an odd number of parameters.
+"""A small MLP chain for laws: 9 layers with parameters, widths divisible by 4, an odd number of
+parameters.
 
-Global batch 24 divides by 1, 2, 3, 4, 6, 8, 12. Regression on fixed random data, so that shards differ.
+Global batch 24 divides by 1, 2, 3, 4, 6, 8, 12. Regression on fixed random data, so that shards
+differ.
 """
 
 from __future__ import annotations
@@ -51,10 +53,13 @@ class Workload:
     """Global batch whose targets are NaN (-1 = none)."""
 
     tensor_divides = ("width",)
-    target = Target(metric="loss", easy=2.0, target=1.0, hard=0.5, direction="min", evaluate_every=48)
+    target = Target(
+        metric="loss", easy=2.0, target=1.0, hard=0.5, direction="min", evaluate_every=48
+    )
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
-        self._seed, self._dtype = seed, dtype
+        self._seed = seed
+        self._dtype = dtype
         generator = torch.Generator().manual_seed(seed + 1)
         self._x = torch.randn(960, self.width, generator=generator, dtype=torch.float64).to(dtype)
         noise = torch.randn(960, 1, generator=generator, dtype=torch.float64)
@@ -69,23 +74,33 @@ class Workload:
     def recipe(self) -> Recipe:
         made = {
             "sgd": lambda params: torch.optim.SGD(params, lr=1.0),
-            "momentum": lambda params: torch.optim.SGD(params, lr=1.0, momentum=0.9, weight_decay=1e-3),
+            "momentum": lambda params: torch.optim.SGD(
+                params, lr=1.0, momentum=0.9, weight_decay=1e-3
+            ),
             "nesterov": lambda params: torch.optim.SGD(params, lr=1.0, momentum=0.9, nesterov=True),
             "adam": lambda params: torch.optim.Adam(params, lr=1.0),
             "adamw": lambda params: torch.optim.AdamW(params, lr=1.0, weight_decay=0.1),
-            "muon": lambda named: muon(named, lambda name: "linear" in name, lr=1.0, weight_decay=0.1),
+            "muon": lambda named: muon(
+                named, lambda name: "linear" in name, lr=1.0, weight_decay=0.1
+            ),
         }[self.optimizer]
         lr = lambda progress: self.lr * (1 - 0.9 * progress) if self.schedule else self.lr  # noqa: E731
         return Recipe(
-            make_optimizer=made, lr=lr, global_batch=self.global_batch, budget=presets["default"]["budget_samples"],
-            clip_norm=self.clip_norm or None, elementwise=self.optimizer != "muon",
-        )  # fmt: skip
+            make_optimizer=made,
+            lr=lr,
+            global_batch=self.global_batch,
+            budget=presets["default"]["budget_samples"],
+            clip_norm=self.clip_norm or None,
+            elementwise=self.optimizer != "muon",
+        )
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
         share = self.global_batch // num_shards
         first = (index * self.global_batch) % 960 + shard * share
         y = self._y[first : first + share]
-        return Batch(self._x[first : first + share], y * float("nan") if index == self.nan_at else y, share)
+        return Batch(
+            self._x[first : first + share], y * float("nan") if index == self.nan_at else y, share
+        )
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return nn.functional.mse_loss(output, batch.y)

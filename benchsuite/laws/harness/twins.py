@@ -1,7 +1,8 @@
 """Broken twins for negative controls: one defect each, as wrappers around what works.
 
-The defects are those that this field's codes have had: no divide, a synchronisation without effect, an answer whose
-result is dropped, an addition in another order, a server that does not wait for all.
+The defects are those that this field's codes have had: no divide, a synchronisation without effect,
+an answer whose result is dropped, an addition in another order, a server that does not wait for
+all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class OtherMean:
     """A topology whose mean is another function of the whole one."""
 
     def __init__(self, whole: Topology, mean: Mean) -> None:
-        self._whole, self._mean = whole, mean
+        self._whole = whole
+        self._mean = mean
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)
@@ -123,7 +125,8 @@ class OtherPolicy:
     """A strategy whose servers follow another policy, made from the whole one."""
 
     def __init__(self, whole: Any, policy: Callable[[Any], Any]) -> None:
-        self._whole, self._policy = whole, policy
+        self._whole = whole
+        self._policy = policy
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)
@@ -134,14 +137,17 @@ class OtherPolicy:
 
 
 class Policy:
-    """Does as the whole policy does; twins change one thing. Never starts an update with `num_gradients` missing."""
+    """Does as the whole policy does; twins change one thing. Never starts an update with
+    `num_gradients` missing."""
 
     def __init__(self, whole: Any) -> None:
         self._whole = whole
         self.applies_later = getattr(whole, "applies_later", False)
 
     def start(self, shard: Tensor, apply: Apply) -> None:
-        self._shard, self._apply, self._calls = shard, apply, 0
+        self._shard = shard
+        self._apply = apply
+        self._calls = 0
         self._whole.start(shard, self.apply)
 
     def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
@@ -198,7 +204,9 @@ class Early(Policy):
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         super().start(shard, apply)
-        self._sum, self._arrived, self._workers = torch.zeros_like(shard), 0, self._whole._num_workers
+        self._sum = torch.zeros_like(shard)
+        self._arrived = 0
+        self._workers = self._whole._num_workers
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         self._arrived += 1
@@ -228,7 +236,10 @@ def with_policy(policy: Callable[[Any], Any], *, from_server: int = 0) -> Change
     """The servers from number `from_server` on follow this policy."""
 
     def change(training: Training) -> Training:
-        if not training.is_server or training.comm.rank - training.topology.num_workers < from_server:
+        if (
+            not training.is_server
+            or training.comm.rank - training.topology.num_workers < from_server
+        ):
             return training
         training.strategy = OtherPolicy(training.strategy, policy)
         return training
@@ -240,7 +251,8 @@ class ClipsEach:
     """A part that clips every replica's gradient instead of the mean."""
 
     def __init__(self, part: Any, clip_norm: float | None) -> None:
-        self._part, self._clip_norm = part, clip_norm
+        self._part = part
+        self._clip_norm = clip_norm
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)

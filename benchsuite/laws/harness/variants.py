@@ -1,4 +1,5 @@
-"""What the grid of laws varies besides members and numbers: recipes of the workload, options of single members."""
+"""What the grid of laws varies besides members and numbers: recipes of the workload, options of
+single members."""
 
 from __future__ import annotations
 
@@ -7,19 +8,28 @@ from typing import Any
 Recipe = tuple[str, float, float]  # optimizer, lr, clip norm
 Fields = dict[str, Any]  # of a cell
 
-# Where pushes are stale or replicas differ, rates are smaller: a run that diverges would amplify roundings (each of 12
-# replicas steps on 2 samples). 0.5 clips every step of this workload.
+# Where pushes are stale or replicas differ, rates are smaller: a run that diverges would amplify
+# roundings (each of 12 replicas steps on 2 samples). 0.5 clips every step of this workload.
 RECIPES: tuple[Recipe, ...] = (
-    ("sgd", 0.05, 0.0), ("sgd", 0.05, 0.5), ("momentum", 0.05, 0.0), ("nesterov", 0.05, 0.5), ("adam", 0.01, 0.0),
+    ("sgd", 0.05, 0.0),
+    ("sgd", 0.05, 0.5),
+    ("momentum", 0.05, 0.0),
+    ("nesterov", 0.05, 0.5),
+    ("adam", 0.01, 0.0),
     ("adamw", 0.01, 0.5),
-)  # fmt: skip
+)
 APART_RECIPES: tuple[Recipe, ...] = (
-    ("sgd", 0.02, 0.0), ("sgd", 0.02, 0.5), ("momentum", 0.005, 0.0), ("nesterov", 0.005, 0.5), ("adam", 0.01, 0.0),
+    ("sgd", 0.02, 0.0),
+    ("sgd", 0.02, 0.5),
+    ("momentum", 0.005, 0.0),
+    ("nesterov", 0.005, 0.5),
+    ("adam", 0.01, 0.0),
     ("adamw", 0.01, 0.5),
-)  # fmt: skip
+)
 STALE_RECIPES = (*APART_RECIPES[:3], APART_RECIPES[4])
 
-# Options worth a cell of their own; the budget is 10 steps. A compression is shown with a strategy's first ones.
+# Options worth a cell of their own; the budget is 10 steps. A compression is shown with a
+# strategy's first ones.
 VARIANTS: dict[str, tuple[Fields, ...]] = {
     "synchronous": ({}, {"bucket_mib": 0.001}),  # five buckets
     "asynchronous": ({"lock": "exclusive"}, {"lock": "none"}),
@@ -28,10 +38,17 @@ VARIANTS: dict[str, tuple[Fields, ...]] = {
         {"backup_workers": 1, "wait": False, "batch": False},
         {"backup_workers": 1, "wait": False, "batch": True},
         {"backup_workers": 1, "batch": True},
-        *({"backup_workers": count, "late": "cancel", "batch": batch} for count in (0, 1) for batch in (False, True)),
+        *(
+            {"backup_workers": count, "late": "cancel", "batch": batch}
+            for count in (0, 1)
+            for batch in (False, True)
+        ),
     ),
     "stale_synchronous": (
-        {"slack": 0}, {"slack": 1}, {"slack": 3}, *({"slack": slack, "apply": "per_push"} for slack in (0, -1)),
+        {"slack": 0},
+        {"slack": 1},
+        {"slack": 3},
+        *({"slack": slack, "apply": "per_push"} for slack in (0, -1)),
     ),
     "local_sgd": (
         {"local_steps": 2},
@@ -50,7 +67,10 @@ VARIANTS: dict[str, tuple[Fields, ...]] = {
     "ddp": ({}, {"local_steps": 5}, {"local_steps": 2, "warmup_steps": 4}),
     "powersgd": ({"rank": 1},),  # of 8 x 8 matrices: the library's would leave them alone at rank 2
     "pipeline": (
-        {}, {"schedule": "gpipe"}, {"schedule": "interleaved"}, {"schedule": "zero_bubble"},
+        {},
+        {"schedule": "gpipe"},
+        {"schedule": "interleaved"},
+        {"schedule": "zero_bubble"},
         {"schedule": "zero_bubble", "num_chunks": 2},
     ),
     "fsdp": ({}, {"reshard": "full"}, {"reshard": "gradient_only"}),

@@ -1,7 +1,8 @@
-"""Ranks for laws in virtual time: greenlets of this thread on a simulated network, with replicas of `virtual/part.py`.
+"""Ranks for laws in virtual time: greenlets of this thread on a simulated network, with replicas of
+`virtual/part.py`.
 
-A body that runs a cell (`runs.one_rank`) gets replicas whose gradients are computed together and take random times,
-so that asynchronous workers part; any other body runs as it is.
+A body that runs a cell (`runs.one_rank`) gets replicas whose gradients are computed together and
+take random times, so that asynchronous workers part; any other body runs as it is.
 """
 
 from __future__ import annotations
@@ -45,16 +46,19 @@ def virtual_ranks(
 ) -> list[T]:
     """Runs `body(comm)` on `size` ranks, returns what each returned; the first error is raised.
 
-    strict = "nccl": receives are not posted ahead. Every rank is a host of its own on the network; `hosts` is what the
-    comm says. start_order: the ranks in the order in which they are started. graphs: gradients that were traced before.
-    order: brings the pushes of a recorded run about, in the place of `compute_time`.
+    strict = "nccl": receives are not posted ahead. Every rank is a host of its own on the network;
+    `hosts` is what the comm says. start_order: the ranks in the order in which they are started.
+    graphs: gradients that were traced before. order: brings the pushes of a recorded run about, in
+    the place of `compute_time`.
     """
     clock = VirtualClock()
     network = Network(clock, range(size), link_mbit=link_mbit, latency_us=latency_us)
     script = None if order is None else order.counter
     world = VirtualWorld(clock, network, posts_ahead=strict != "nccl", script=script)
     times = order or compute_time
-    body = _with_virtual_parts(body, clock, times, graphs if graphs is not None else {}, batching=batching)
+    body = _with_virtual_parts(
+        body, clock, times, graphs if graphs is not None else {}, batching=batching
+    )
     results: list[Any] = [None] * size
 
     def life(rank: int) -> None:
@@ -92,9 +96,15 @@ def _with_virtual_parts(
             workload, template = trainings.build_part(cell)
             assert isinstance(template, DataPart)
             traced = graphs.setdefault(loss_key(cell), {})
-            gradients = Gradients(workload, template, seed=cell.seed, traced=traced, batching=batching)
+            gradients = Gradients(
+                workload, template, seed=cell.seed, traced=traced, batching=batching
+            )
             pools.append(Pool(template, gradients, num_ranks=cell.world_size))
-        return runs.rebuilt(training, part=VirtualPart(pools[0], clock, times, rank=training.comm.rank))
+        return runs.rebuilt(
+            training, part=VirtualPart(pools[0], clock, times, rank=training.comm.rank)
+        )
 
-    made: Callable[[Any], T] = functools.partial(body, change=runs.both(change, body.keywords["change"]))
+    made: Callable[[Any], T] = functools.partial(
+        body, change=runs.both(change, body.keywords["change"])
+    )
     return made

@@ -1,4 +1,5 @@
-"""asv is a front end here: the harness measures, these classes hand its figures over (docs: asv.conf.json).
+"""asv is a front end here: the harness measures, these classes hand its figures over (docs:
+asv.conf.json).
 
     asv machine --yes
     asv run -E existing --set-commit-hash $(git rev-parse HEAD) --record-samples

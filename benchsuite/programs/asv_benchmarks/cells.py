@@ -1,4 +1,5 @@
-"""Three small cells, each launched a few times by the harness; every `track_*` reads from that one set of runs."""
+"""Three small cells, each launched a few times by the harness; every `track_*` reads from that one
+set of runs."""
 
 from __future__ import annotations
 
@@ -28,20 +29,27 @@ class Cells:
     timeout = 300
 
     def setup_cache(self) -> Figures:
-        """Runs the cells once; asv keeps what is returned (a pickle of plain floats) and hands it to every method.
+        """Runs the cells once; asv keeps what is returned (a pickle of plain floats) and hands it
+        to every method.
 
-        The ranks' output goes to files: no child of ours holds asv's pipes, and all of them have ended on return.
+        The ranks' output goes to files: no child of ours holds asv's pipes, and all of them have
+        ended on return.
         """
         import benchsuite
 
         figures: Figures = {}
         with tempfile.TemporaryDirectory(prefix="benchsuite-asv-") as folder:
-            cells = [benchsuite.Cell(workload="cnn", preset="smoke", replicas=2, **fields) for fields in CELLS.values()]
+            cells = [
+                benchsuite.Cell(workload="cnn", preset="smoke", replicas=2, **fields)
+                for fields in CELLS.values()
+            ]
             benchsuite.run(cells, results=folder, seeds=SEEDS)
             table = benchsuite.load_results(folder)
         for name, fields in CELLS.items():
             mine = table[
-                (table.sync == fields["sync"]) & (table.topology == fields["topology"]) & (table.status == "ok")
+                (table.sync == fields["sync"])
+                & (table.topology == fields["topology"])
+                & (table.status == "ok")
             ]
             per_sample = 1.0 / mine.samples_per_s
             figures[name] = {
@@ -53,9 +61,12 @@ class Cells:
         return figures
 
     def setup(self, figures: Figures, cell: str) -> None:
-        """n/a, not a failure, where the machine cannot run the cell: asv skips what raises NotImplementedError here."""
+        """n/a, not a failure, where the machine cannot run the cell: asv skips what raises
+        NotImplementedError here."""
         if not figures[cell]["payload_bytes"]:
-            raise NotImplementedError(f"{cell} has no ok run on this machine; see benchsuite doctor")
+            raise NotImplementedError(
+                f"{cell} has no ok run on this machine; see benchsuite doctor"
+            )
 
     def track_step_time(self, figures: Figures, cell: str) -> Track:
         return samples(figures[cell]["step_time_s"])
@@ -79,7 +90,8 @@ class Cells:
 
 
 def samples(values: list[float]) -> Track:
-    """What asv makes an interval of: one value per fresh launch (undocumented; tests/test_asv.py guards it)."""
+    """What asv makes an interval of: one value per fresh launch (undocumented; tests/test_asv.py
+    guards it)."""
     if not values:
         return math.nan
     return {"samples": values, "number": 1} if len(values) > 1 else statistics.median(values)

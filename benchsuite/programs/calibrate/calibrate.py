@@ -1,8 +1,10 @@
-"""`benchsuite calibrate`: what messages, additions and gradients take on this machine, and what follows from it.
+"""`benchsuite calibrate`: what messages, additions and gradients take on this machine, and what
+follows from it.
 
-Measures through the cell host (fresh processes, one value per launch), fits the alpha-beta model, and holds it
-against what it has not seen: left-out message sizes, left-out rates of shaped links, and the step time of real
-cells, predicted under the virtual clock. Nothing here gates a change. No torch in this process.
+Measures through the cell host (fresh processes, one value per launch), fits the alpha-beta model,
+and holds it against what it has not seen: left-out message sizes, left-out rates of shaped links,
+and the step time of real cells, predicted under the virtual clock. Nothing here gates a change. No
+torch in this process.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def run(
     results: str | Path = "results",
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """Measures, fits, predicts, stores; returns the stored document with its `path`. Under two minutes on two cores.
+    """Measures, fits, predicts, stores; returns the stored document with its `path`. Under two
+    minutes on two cores.
 
     UsageError for a workload that is not there, StoreError where `results` cannot be written.
     """
@@ -52,19 +55,25 @@ def run(
     if effort.launches < 1:
         raise UsageError(f"--launches {effort.launches}: at least 1 is needed")
     cell = resolve(Cell(workload=workload, preset=preset, budget=Budget(steps=effort.steps)))
-    store, started_at = Store(results), now_iso()
-    here, meter = api.setting(store), CpuMeter()
+    store = Store(results)
+    started_at = now_iso()
+    here = api.setting(store)
+    meter = CpuMeter()
     pairs: list[Pair] = []
     with Bench(RANKS) as bench:
         launch = api.launcher(bench.cluster, here)
 
         def beside(launches: Launches) -> None:
             if not pairs:
-                pairs.extend(cells.pairs(workload, preset, launches.affordable(effort.steps, effort.seconds)))
+                pairs.extend(
+                    cells.pairs(workload, preset, launches.affordable(effort.steps, effort.seconds))
+                )
             cells.measure(pairs, launch)
 
         launches = take(bench, cell, effort, say=say, beside=beside)
-        load = meter.read()  # while the host is there: what its ranks used would be nobody's afterwards
+        load = (
+            meter.read()
+        )  # while the host is there: what its ranks used would be nobody's afterwards
     models = cells.models_of(launches)
     say("virtual twins")
     cells.predict(pairs, launches, models, api.simulator(here))
@@ -86,7 +95,11 @@ def run(
         "contended": load.contended,
         "vector_bytes": launches.vector_bytes,
         "quantities": [figure.to_json() for figure in _quantities(launches, models)],
-        "fits": {"one_way": _fit(models.one_way), "both_ways": _fit(models.both_ways), "compute": _compute(launches)},
+        "fits": {
+            "one_way": _fit(models.one_way),
+            "both_ways": _fit(models.both_ways),
+            "compute": _compute(launches),
+        },
         "shaped": _shaped(launches, models.one_way),
         "predictions": [pair.to_json() for pair in pairs],
         "modelled": list(_modelled(models)),
@@ -95,48 +108,87 @@ def run(
     return document | {"path": str(store.write_calibration(here.machine, document))}
 
 
-# -- measured ------------------------------------------------------------------------------------------------------
+# -- measured --------------------------------------------------------------------------------------
 
 
 def _quantities(launches: Launches, models: Models) -> Iterator[Figure]:
     """One value per launch."""
 
     def figure(
-        kind: str, quantity: str, unit: str, points: Sequence[float], *, better: str = "lower", note: str = ""
+        kind: str,
+        quantity: str,
+        unit: str,
+        points: Sequence[float],
+        *,
+        better: str = "lower",
+        note: str = "",
     ) -> Figure:
         foreign = launches.foreign_share(kind)
-        return Figure(item=kind, quantity=quantity, unit=unit, points=points, foreign=foreign, better=better, note=note)  # type: ignore[arg-type]  # one of the two words
+        return Figure(
+            item=kind,
+            quantity=quantity,
+            unit=unit,
+            points=points,
+            foreign=foreign,
+            better=better,
+            note=note,
+        )  # type: ignore[arg-type]  # one of the two words
 
     sizes = list(launches.records["messages"][0][0]["one_way"])
     for name, said in (("one_way", "one message"), ("both_ways", "a message each way at once")):
         times = launches.medians("messages", name, sizes[0])
-        yield figure("messages", f"{said}, {_bytes(sizes[0])}", "us", [1e6 * value for value in times])
+        yield figure(
+            "messages", f"{said}, {_bytes(sizes[0])}", "us", [1e6 * value for value in times]
+        )
         for size in (size for size in sizes if int(size) in (MIB, int(sizes[-1]))):
-            rates = [8 * int(size) / value / 1e9 for value in launches.medians("messages", name, size)]
+            rates = [
+                8 * int(size) / value / 1e9 for value in launches.medians("messages", name, size)
+            ]
             yield figure("messages", f"{said}, {_bytes(size)}", "Gbit/s", rates, better="higher")
     for name, said in (
-        ("ticket", "a ticket, until the server has it"), ("ticket_call", "a ticket, for its sender"),
+        ("ticket", "a ticket, until the server has it"),
+        ("ticket_call", "a ticket, for its sender"),
         ("counter", "a counter's answer"),
-    ):  # fmt: skip
-        yield figure("messages", said, "us", [1e6 * value for value in launches.medians("messages", name)])
+    ):
+        yield figure(
+            "messages", said, "us", [1e6 * value for value in launches.medians("messages", name)]
+        )
     note = OVERSUBSCRIBED if num_cores() < RANKS_OF["incast"] else ""
-    yield figure("incast", "incast, 3 ranks: a second message takes", "x", cells.incast(launches), note=note)
+    yield figure(
+        "incast", "incast, 3 ranks: a second message takes", "x", cells.incast(launches), note=note
+    )
     for size in launches.records["additions"][0][0]["add"]:
         rates = [int(size) / value / 1e9 for value in launches.medians("additions", "add", size)]
         yield figure("additions", f"in-place add, {_bytes(size)}", "GB/s", rates, better="higher")
     for batch in launches.batches:
         times = launches.medians("gradients", "gradient", str(batch))
-        yield figure("gradients", f"gradient of {batch} samples", "ms", [1e3 * value for value in times])
+        yield figure(
+            "gradients", f"gradient of {batch} samples", "ms", [1e3 * value for value in times]
+        )
     if launches.two_ranks:
         times = launches.medians("steps", "both_gradient")
         said = f"gradient of {launches.batches[0] // 2} samples, both ranks at once"
         yield figure("steps", said, "ms", [1e3 * value for value in times])
         times = cells.second_message(launches)
-        yield figure("steps", "two ranks, one more exchange in a step", "ms", [1e3 * value for value in times])
-    kinds = {"alone": "one rank", "exchanging": "two ranks, one exchange", "answered": "one rank, one answer"}
+        yield figure(
+            "steps",
+            "two ranks, one more exchange in a step",
+            "ms",
+            [1e3 * value for value in times],
+        )
+    kinds = {
+        "alone": "one rank",
+        "exchanging": "two ranks, one exchange",
+        "answered": "one rank, one answer",
+    }
     for name, points in cells.rests(launches, models).items():
         said = f"rest of a step, {kinds[name]}"
-        yield figure("gradients" if name == "alone" else "steps", said, "ms", [1e3 * value for value in points])
+        yield figure(
+            "gradients" if name == "alone" else "steps",
+            said,
+            "ms",
+            [1e3 * value for value in points],
+        )
 
 
 def _bytes(size: str | int) -> str:
@@ -147,7 +199,7 @@ def _bytes(size: str | int) -> str:
     return f"{value:,} bytes"
 
 
-# -- fits ----------------------------------------------------------------------------------------------------------
+# -- fits ------------------------------------------------------------------------------------------
 
 
 def _fit(model: MessageModel) -> dict[str, Any]:
@@ -163,13 +215,18 @@ def _fit(model: MessageModel) -> dict[str, Any]:
 
 
 def _compute(launches: Launches) -> dict[str, Any]:
-    """overhead_s + per_sample_s x samples of one gradient, for batches that were not measured; its left-out errors."""
-    times = {batch: launches.medians("gradients", "gradient", str(batch)) for batch in launches.batches}
+    """overhead_s + per_sample_s x samples of one gradient, for batches that were not measured; its
+    left-out errors."""
+    times = {
+        batch: launches.medians("gradients", "gradient", str(batch)) for batch in launches.batches
+    }
     points = [(float(batch), value) for batch, column in times.items() for value in column]
     found: dict[str, Any] = {"n": len(points), "overhead_s": None, "per_sample_s": None}
     found |= {"left_out_batch_errors": {}, "worst_batch_error": None}
     if len(times) < 2:
-        return found | {"reason": f"{len(times)} batch size divides the global batch: a line needs two"}
+        return found | {
+            "reason": f"{len(times)} batch size divides the global batch: a line needs two"
+        }
     straight = fits.line(points)
     found |= {"overhead_s": straight.alpha_s, "per_sample_s": straight.beta_s_per_byte}
     if len(times) > 2:
@@ -185,12 +242,20 @@ def _compute(launches: Launches) -> dict[str, Any]:
 
 
 def _shaped(launches: Launches, model: MessageModel) -> dict[str, Any]:
-    """What arrived of each rate. Provenance `emulated`: real processes, a shaped link, no other latency."""
+    """What arrived of each rate. Provenance `emulated`: real processes, a shaped link, no other
+    latency."""
     rows = []
     for mbit, points in launches.shaped_points().items():
         size = max(size for size, _ in points)
         delivered = [8 * size / seconds / 1e6 for at, seconds in points if at == size]
-        rows.append({"mbit": mbit, "bytes": size, "delivered_mbit": delivered, "left_out": model.rate_errors.get(mbit)})
+        rows.append(
+            {
+                "mbit": mbit,
+                "bytes": size,
+                "delivered_mbit": delivered,
+                "left_out": model.rate_errors.get(mbit),
+            }
+        )
     errors = model.rate_errors.values()
     return {
         "provenance": "emulated",
@@ -210,6 +275,13 @@ def _modelled(models: Models) -> Iterator[dict[str, Any]]:
                 operation = OPERATIONS[name]
                 model = models.both_ways if operation.both_ways else models.one_way
                 for num_workers in MODELLED_WORKERS:
-                    found = model.extrapolate(operation, num_workers=num_workers, num_bytes=num_bytes, mbit=mbit)
-                    row = {"operation": name, "num_workers": num_workers, "num_bytes": num_bytes, "link_mbit": mbit}
+                    found = model.extrapolate(
+                        operation, num_workers=num_workers, num_bytes=num_bytes, mbit=mbit
+                    )
+                    row = {
+                        "operation": name,
+                        "num_workers": num_workers,
+                        "num_bytes": num_bytes,
+                        "link_mbit": mbit,
+                    }
                     yield row | found.to_json()

@@ -1,12 +1,15 @@
-"""Cells whose step time is predicted under the virtual clock, from what was measured, and measured as well.
+"""Cells whose step time is predicted under the virtual clock, from what was measured, and measured
+as well.
 
-The virtual world knows gradients, messages and what a receiver copies. All else that a step takes is measured as its
-rest, and added to its gradients: the batch and the optimiser's step (a server's too: with one worker nobody else waits
-for it), a worker's counter and ticket, and what a step of two ranks takes beyond its gradient and its messages. That
-last one is large where two ranks, with two threads each, share two cores: after computing, gloo's thread waits for a
-core, for up to a tick of the scheduler, whatever the message's size. It is common to the workers of a step, so it is
-added as a median and not drawn for each. Each further message that a rank's own thread starts in such a step waits
-too, though less: a ring's messages have that latency, the library's rounds inside one all-reduce have not.
+The virtual world knows gradients, messages and what a receiver copies. All else that a step takes
+is measured as its rest, and added to its gradients: the batch and the optimiser's step (a server's
+too: with one worker nobody else waits for it), a worker's counter and ticket, and what a step of
+two ranks takes beyond its gradient and its messages. That last one is large where two ranks, with
+two threads each, share two cores: after computing, gloo's thread waits for a core, for up to a tick
+of the scheduler, whatever the message's size. It is common to the workers of a step, so it is added
+as a median and not drawn for each. Each further message that a rank's own thread starts in such a
+step waits too, though less: a ring's messages have that latency, the library's rounds inside one
+all-reduce have not.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from benchsuite.programs.calibrate.launches import NS, TIMEOUT_S, Launches
 from benchsuite.results.record import OVERSUBSCRIBED, Run, Status
 
 GIB = 2**30
-LEAST_MBIT, MOST_MBIT = 1e-3, 1e7
+LEAST_MBIT = 1e-3
+MOST_MBIT = 1e7
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Models:
 
 @dataclass
 class Pair:
-    """A cell and its virtual twin; `runs` of the wall clock, one per launch, and the one of the virtual clock."""
+    """A cell and its virtual twin; `runs` of the wall clock, one per launch, and the one of the
+    virtual clock."""
 
     cell: Cell
     twin: Cell | None = None
@@ -61,7 +66,8 @@ class Pair:
 
     @property
     def difference(self) -> float | None:
-        """Predicted / median measured - 1; None where ranks share cores or one of them is missing."""
+        """Predicted / median measured - 1; None where ranks share cores or one of them is
+        missing."""
         flags = {flag for run in self.runs for flag in run.flags}
         if self.predicted_s is None or not self.measured_s or OVERSUBSCRIBED in flags:
             return None
@@ -75,7 +81,9 @@ class Pair:
             "virtual_cell": self.twin.to_json() if self.twin else None,
             "reason": self.reason or None,
             "measured_step_s": self.measured_s,
-            "measured_provenance": next((run.cost.get("provenance") for run in self.runs if run.cost), None),
+            "measured_provenance": next(
+                (run.cost.get("provenance") for run in self.runs if run.cost), None
+            ),
             "measured_flags": sorted({flag for run in self.runs for flag in run.flags}),
             "measured_failures": [run.reason for run in self.runs if run.status is not Status.OK],
             "predicted_virtual_step_s": self.predicted_s,
@@ -88,8 +96,10 @@ class Pair:
 def pairs(workload: str, preset: str, steps: int) -> list[Pair]:
     """One worker; two over a ring, and over gloo's own all-reduce; one with a parameter server."""
     base: dict[str, Any] = {
-        "workload": workload, "preset": preset, "budget": Budget(steps=steps, timeout_s=TIMEOUT_S),
-    }  # fmt: skip
+        "workload": workload,
+        "preset": preset,
+        "budget": Budget(steps=steps, timeout_s=TIMEOUT_S),
+    }
     found = []
     kinds: Sequence[dict[str, Any]] = (
         {"replicas": 1, "topology": "native"},
@@ -99,7 +109,9 @@ def pairs(workload: str, preset: str, steps: int) -> list[Pair]:
     )
     for fields in kinds:
         cell = resolve(Cell(**base, **fields))
-        found.append(Pair(cell, reason="; ".join(problem.reason for problem in rules.validate(cell))))
+        found.append(
+            Pair(cell, reason="; ".join(problem.reason for problem in rules.validate(cell)))
+        )
     return found
 
 
@@ -111,9 +123,11 @@ def measure(pairs: Iterable[Pair], launch: Callable[[Cell], Run]) -> None:
 
 
 def predict(
-    pairs: Sequence[Pair], launches: Launches, models: Models,
+    pairs: Sequence[Pair],
+    launches: Launches,
+    models: Models,
     simulate: Callable[[Sequence[Cell]], Iterator[tuple[Cell, Run]]],
-) -> None:  # fmt: skip
+) -> None:
     """Makes the virtual twins and runs them. `simulate`: (cell, run) as they end."""
     for pair in pairs:
         if not pair.reason:
@@ -125,15 +139,19 @@ def predict(
 
 
 def twin(cell: Cell, launches: Launches, models: Models) -> Cell:
-    """The same cell under the virtual clock, with what was measured for its gradients, links and receivers."""
+    """The same cell under the virtual clock, with what was measured for its gradients, links and
+    receivers."""
     size = launches.vector_bytes
-    link, added = models.one_way.fit.link(size), 0.0
+    link = models.one_way.fit.link(size)
+    added = 0.0
     if cell.topology == "parameter_server":  # it steps where others add, and the times contain that
         times = _answered(launches, models)
     elif cell.replicas == 1:
         times = _alone(launches)
     elif cell.topology == "ring":
-        link, added = busy_link(launches, models), 0.5  # every second receive of a ring is added
+        # every second receive of a ring is added
+        link = busy_link(launches, models)
+        added = 0.5
         times = _exchanging(launches, link)
     else:
         link = models.both_ways.fit.link(size / 2)
@@ -145,21 +163,29 @@ def twin(cell: Cell, launches: Launches, models: Models) -> Cell:
             compute_time=_resampled(times),
             link_mbit=min(max(link.mbit, LEAST_MBIT), MOST_MBIT),
             link_latency_us=link.alpha_s * 1e6,
-            receive_cost={"copy_s_per_gib": added * models.copy_s_per_gib, "incast": max(1.0, models.incast)},
+            receive_cost={
+                "copy_s_per_gib": added * models.copy_s_per_gib,
+                "incast": max(1.0, models.incast),
+            },
         )
     )
 
 
-# -- seconds of a gradient and of all that a step takes besides ----------------------------------------------------
+# -- seconds of a gradient and of all that a step takes besides ------------------------------------
 
 
 def rests(launches: Launches, models: Models) -> Mapping[str, list[float]]:
-    """What a step takes beyond gradient and messages, in seconds, per launch: of one rank, and of two in two ways."""
+    """What a step takes beyond gradient and messages, in seconds, per launch: of one rank, and of
+    two in two ways."""
     whole = str(launches.batches[0])
-    found = {"alone": _differences(launches, "gradients", ("step", whole), ("gradient", whole), 0.0)}
+    found = {
+        "alone": _differences(launches, "gradients", ("step", whole), ("gradient", whole), 0.0)
+    }
     if launches.two_ranks:
         message = models.both_ways.fit.predict(launches.vector_bytes / 2)
-        found["exchanging"] = _differences(launches, "steps", ("both_step",), ("both_gradient",), message)
+        found["exchanging"] = _differences(
+            launches, "steps", ("both_step",), ("both_gradient",), message
+        )
     message = 2 * models.one_way.fit.predict(launches.vector_bytes)
     found["answered"] = _differences(launches, "steps", ("one_step",), ("one_gradient",), message)
     return found
@@ -168,25 +194,31 @@ def rests(launches: Launches, models: Models) -> Mapping[str, list[float]]:
 def _differences(
     launches: Launches, kind: str, whole: Sequence[str], part: Sequence[str], known_s: float
 ) -> list[float]:
-    """Median of all less median of the gradient less messages alone: the medians of a step's parts do not add up."""
+    """Median of all less median of the gradient less messages alone: the medians of a step's parts
+    do not add up."""
     pairs = zip(launches.medians(kind, *whole), launches.medians(kind, *part), strict=True)
     return [max(0.0, all_s - gradient_s - known_s) for all_s, gradient_s in pairs]
 
 
 def _alone(launches: Launches) -> list[float]:
     whole = str(launches.batches[0])
-    rest = statistics.median(_differences(launches, "gradients", ("step", whole), ("gradient", whole), 0.0))
+    rest = statistics.median(
+        _differences(launches, "gradients", ("step", whole), ("gradient", whole), 0.0)
+    )
     return [value + rest for value in gradients_s(launches, "gradients", "gradient", whole)]
 
 
 def second_message(launches: Launches) -> list[float]:
     """Per launch: seconds by which one more message each way makes a step of two ranks longer."""
-    pairs = zip(launches.medians("steps", "twice_step"), launches.medians("steps", "both_step"), strict=True)
+    pairs = zip(
+        launches.medians("steps", "twice_step"), launches.medians("steps", "both_step"), strict=True
+    )
     return [twice - once for twice, once in pairs]
 
 
 def busy_link(launches: Launches, models: Models) -> Link:
-    """What a message each way is like where the ranks have just computed: never better than alone."""
+    """What a message each way is like where the ranks have just computed: never better than
+    alone."""
     size = launches.vector_bytes / 2
     alone = models.both_ways.fit.link(size)
     waited = statistics.median(second_message(launches)) - alone.seconds(size)
@@ -196,16 +228,20 @@ def busy_link(launches: Launches, models: Models) -> Link:
 def _exchanging(launches: Launches, link: Link) -> list[float]:
     """The rest is what one message of such a link does not explain."""
     message = link.seconds(launches.vector_bytes / 2)
-    rest = statistics.median(_differences(launches, "steps", ("both_step",), ("both_gradient",), message))
+    rest = statistics.median(
+        _differences(launches, "steps", ("both_step",), ("both_gradient",), message)
+    )
     return [value + rest for value in gradients_s(launches, "steps", "both_gradient")]
 
 
 def _answered(launches: Launches, models: Models) -> list[float]:
     rest = statistics.median(rests(launches, models)["answered"])
     counter, call, ticket = (
-        statistics.median(launches.medians("messages", name)) for name in ("counter", "ticket_call", "ticket")
+        statistics.median(launches.medians("messages", name))
+        for name in ("counter", "ticket_call", "ticket")
     )
-    # the push is received when its ticket is there, and in virtual time that takes a message's latency only
+    # the push is received when its ticket is there, and in virtual time that takes a message's
+    # latency only
     late = max(0.0, ticket - models.one_way.fit.predict(launches.vector_bytes))
     rest += counter + call + late
     return [value + rest for value in gradients_s(launches, "steps", "one_gradient")]
@@ -228,7 +264,7 @@ def _resampled(seconds: Sequence[float]) -> dict[str, Any]:
     return {"kind": "resampled", compute_time.VALUES: " ".join(f"{value:.9f}" for value in thin)}
 
 
-# -- models of messages and receivers --------------------------------------------------------------------------------
+# -- models of messages and receivers --------------------------------------------------------------
 
 
 def models_of(launches: Launches) -> Models:
@@ -245,7 +281,8 @@ def models_of(launches: Launches) -> Models:
 
 
 def incast(launches: Launches) -> list[float]:
-    """Per launch, of the largest size: two messages at once over one after the other is (1 + incast) / 2."""
+    """Per launch, of the largest size: two messages at once over one after the other is (1 +
+    incast) / 2."""
     size = list(launches.records["incast"][0][0]["at_once"])[-1]
     at_once, in_turn = (launches.medians("incast", name, size) for name in ("at_once", "in_turn"))
     return [2 * a / b - 1 for a, b in zip(at_once, in_turn, strict=True)]

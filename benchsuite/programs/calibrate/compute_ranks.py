@@ -1,7 +1,8 @@
-"""What the ranks of `benchsuite calibrate` do to gradients: `additions` (1 rank), `gradients` (1), `steps` (2).
+"""What the ranks of `benchsuite calibrate` do to gradients: `additions` (1 rank), `gradients` (1),
+`steps` (2).
 
-Steps are those of the cell's workload without strategy and harness: batch, gradient, messages, update. Each entry does
-what `order.json` says and leaves lists of ns as its record.
+Steps are those of the cell's workload without strategy and harness: batch, gradient, messages,
+update. Each entry does what `order.json` says and leaves lists of ns as its record.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rollouts import Batches
 from benchsuite.workload import Part, Recipe, Workload
 
-BLOCKS = 4  # batch sizes and kinds of steps take turns, so that a slow spell of the machine meets all of them
+# batch sizes and kinds of steps take turns, so that a slow spell of the machine meets all of them
+BLOCKS = 4
 
 
 def additions(job: RankJob) -> None:
-    """ns of `x.add_(y)`, what a receiver does with what has come. Order: {"sizes": {bytes: repetitions}}."""
+    """ns of `x.add_(y)`, what a receiver does with what has come. Order: {"sizes": {bytes:
+    repetitions}}."""
     _quiet_torch()
     record: Times = {"add": {}}
     for size, repetitions in read_order(job.run_dir)["sizes"].items():
-        x, y = torch.zeros(int(size) // 4), torch.ones(int(size) // 4)
+        x = torch.zeros(int(size) // 4)
+        y = torch.ones(int(size) // 4)
         times = record["add"][size] = []
         for repetition in range(WARMUP + repetitions):
             begin = perf_counter_ns()
@@ -51,11 +55,16 @@ class _Step:
         self._recipe: Recipe = trainings.make_recipe(cell, self._workload)
         self._updater = Updater(self._part.params, self._recipe, shapes=self._part.shapes)
         self._number = 0
-        self._batches: dict[tuple[int, int], Batches] = {}  # an agent of each share has environments of its own
+        self._batches: dict[
+            tuple[int, int], Batches
+        ] = {}  # an agent of each share has environments of its own
         self.vector_bytes = self._part.grad.numel() * self._part.grad.element_size()
 
-    def run(self, batch: int, *, shard: int = 0, between: Callable[[], None] = lambda: None) -> tuple[int, int]:
-        """(ns of the gradient, ns of all) of one step on so many samples; between: gradient and update."""
+    def run(
+        self, batch: int, *, shard: int = 0, between: Callable[[], None] = lambda: None
+    ) -> tuple[int, int]:
+        """(ns of the gradient, ns of all) of one step on so many samples; between: gradient and
+        update."""
         num_shards = self._recipe.global_batch // batch
         begin = perf_counter_ns()
         batches = self._batches.setdefault((shard, num_shards), Batches(self._workload))
@@ -70,14 +79,20 @@ class _Step:
 
 
 def gradients(job: RankJob) -> None:
-    """`gradient` and `step` (batch, gradient, update) by batch size, and `vector_bytes` of a gradient.
+    """`gradient` and `step` (batch, gradient, update) by batch size, and `vector_bytes` of a
+    gradient.
 
     Order: {"batches": {samples: repetitions}, "seconds": about how long a batch size may take}.
     """
     _quiet_torch()
-    step, order = _Step(job), read_order(job.run_dir)
-    batches, seconds = order["batches"], order["seconds"]
-    record: Times = {"gradient": {batch: [] for batch in batches}, "step": {batch: [] for batch in batches}}
+    step = _Step(job)
+    order = read_order(job.run_dir)
+    batches = order["batches"]
+    seconds = order["seconds"]
+    record: Times = {
+        "gradient": {batch: [] for batch in batches},
+        "step": {batch: [] for batch in batches},
+    }
     record["vector_bytes"] = step.vector_bytes
     for _ in range(BLOCKS):
         for batch, repetitions in batches.items():
@@ -93,18 +108,23 @@ def gradients(job: RankJob) -> None:
 
 
 def steps(job: RankJob) -> None:
-    """Steps with messages between gradient and update, in the ways in which ranks share a machine's cores.
+    """Steps with messages between gradient and update, in the ways in which ranks share a machine's
+    cores.
 
-    `both`: two ranks compute, then send and receive `both_bytes` at once; `twice`: and do so once more. `one`: rank 0
-    computes, rank 1 waits and answers a message of `one_bytes` with another. Order: {"rounds": n, "both_batch":
-    samples, "both_bytes": n, "one_batch": samples, "one_bytes": n}; without `both_batch` the first two are left out.
-    A rank has two threads, its own and gloo's; after computing, the latter waits for a core. Messages that are timed
-    alone know nothing of that.
+    `both`: two ranks compute, then send and receive `both_bytes` at once; `twice`: and do so once
+    more. `one`: rank 0 computes, rank 1 waits and answers a message of `one_bytes` with another.
+    Order: {"rounds": n, "both_batch": samples, "both_bytes": n, "one_batch": samples, "one_bytes":
+    n}; without `both_batch` the first two are left out. A rank has two threads, its own and gloo's;
+    after computing, the latter waits for a core. Messages that are timed alone know nothing of
+    that.
     """
-    comm, order = connected(job), read_order(job.run_dir)
+    comm = connected(job)
+    order = read_order(job.run_dir)
     _quiet_torch()
     step = _Step(job)
-    record: Times = {f"{name}_{part}": [] for name in ("both", "twice", "one") for part in ("gradient", "step")}
+    record: Times = {
+        f"{name}_{part}": [] for name in ("both", "twice", "one") for part in ("gradient", "step")
+    }
     count = -(-order["rounds"] // BLOCKS)
     for _ in range(BLOCKS):
         if order["both_batch"]:
@@ -114,13 +134,19 @@ def steps(job: RankJob) -> None:
     leave(job, comm, record)
 
 
-def _exchanging(comm: ProcessComm, step: _Step, record: Times, name: str, order: Times, count: int) -> None:
-    other, numel, times = 1 - comm.rank, order["both_bytes"] // 4, 2 if name == "twice" else 1
-    mine, theirs = torch.ones(numel), torch.zeros(numel)
+def _exchanging(
+    comm: ProcessComm, step: _Step, record: Times, name: str, order: Times, count: int
+) -> None:
+    other = 1 - comm.rank
+    numel = order["both_bytes"] // 4
+    times = 2 if name == "twice" else 1
+    mine = torch.ones(numel)
+    theirs = torch.zeros(numel)
 
     def exchange() -> None:
         for _ in range(times):
-            receiving, sending = comm.irecv(theirs, other), comm.isend(mine, other)
+            receiving = comm.irecv(theirs, other)
+            sending = comm.isend(mine, other)
             receiving.wait()
             sending.wait()
 
@@ -134,7 +160,8 @@ def _exchanging(comm: ProcessComm, step: _Step, record: Times, name: str, order:
 
 def _answered(comm: ProcessComm, step: _Step, record: Times, order: Times, count: int) -> None:
     numel = order["one_bytes"] // 4
-    mine, theirs = torch.ones(numel), torch.zeros(numel)
+    mine = torch.ones(numel)
+    theirs = torch.zeros(numel)
 
     def ask() -> None:
         receiving = comm.irecv(theirs, 1)

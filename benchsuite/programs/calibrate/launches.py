@@ -1,6 +1,8 @@
-"""The launches of `benchsuite calibrate`: what is measured how often, and the records put in order. No torch here.
+"""The launches of `benchsuite calibrate`: what is measured how often, and the records put in order.
+No torch here.
 
-Every launch is fresh, and each round of launches takes every kind once, so that a slow spell of the machine meets all.
+Every launch is fresh, and each round of launches takes every kind once, so that a slow spell of the
+machine meets all.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.programs.bench import Bench
 
-MESSAGES, COMPUTE = "benchsuite.programs.calibrate.ranks", "benchsuite.programs.calibrate.compute_ranks"
+MESSAGES = "benchsuite.programs.calibrate.ranks"
+COMPUTE = "benchsuite.programs.calibrate.compute_ranks"
 RANKS = (MESSAGES, COMPUTE)  # for the fork server to import
-KIB, MIB = 2**10, 2**20
+KIB = 2**10
+MIB = 2**20
 NS = 1e-9
 SHARES = (1, 2, 4, 8)  # a gradient is timed on this part of the global batch
 TIMEOUT_S = 120.0
@@ -35,7 +39,8 @@ def _sizes() -> dict[int, int]:
 
 
 def _rates() -> dict[int, dict[int, int]]:
-    """Mbit/s -> bytes -> repetitions. At least two bursts each; the slow ones are long enough as they are."""
+    """Mbit/s -> bytes -> repetitions. At least two bursts each; the slow ones are long enough as
+    they are."""
     sizes = {256 * KIB: 3, MIB: 3}
     return {100: {256 * KIB: 2, MIB: 2}, 200: sizes, 400: sizes, 800: sizes, 1600: sizes}
 
@@ -48,17 +53,22 @@ class Effort:
     sizes: Mapping[int, int] = field(default_factory=_sizes)
     controls: int = 200
     incast_sizes: Mapping[int, int] = field(default_factory=lambda: {MIB: 10, 8 * MIB: 5})
-    add_sizes: Mapping[int, int] = field(default_factory=lambda: {MIB: 50, 16 * MIB: 10})  # and the cell's own vector
+    add_sizes: Mapping[int, int] = field(
+        default_factory=lambda: {MIB: 50, 16 * MIB: 10}
+    )  # and the cell's own vector
     gradients: int = 60  # per batch size and launch
     rounds: int = 120  # steps of two ranks with an exchange, and of one with an answer
     rates: Mapping[int, Mapping[int, int]] = field(default_factory=_rates)  # {} = no link is shaped
     steps: int = 120  # of the cells that are predicted and measured
-    seconds: float = 3.0  # a large model makes fewer gradients, rounds and steps: about so long for each
+    seconds: float = (
+        3.0  # a large model makes fewer gradients, rounds and steps: about so long for each
+    )
 
 
 @dataclass
 class Launches:
-    """All records: kind -> launch -> rank's record; the share of the cores that others used, by kind and launch."""
+    """All records: kind -> launch -> rank's record; the share of the cores that others used, by
+    kind and launch."""
 
     batches: Sequence[int] = ()  # samples of one gradient, the global batch first
     records: dict[str, list[Sequence[Record]]] = field(default_factory=dict)
@@ -71,17 +81,23 @@ class Launches:
 
     def foreign_share(self, kind: str) -> float | None:
         """The worst launch's."""
-        return max((share for share in self.foreign.get(kind, []) if share is not None), default=None)
+        return max(
+            (share for share in self.foreign.get(kind, []) if share is not None), default=None
+        )
 
     def medians(self, kind: str, *path: str) -> list[float]:
-        """Per launch: the median in seconds of the slowest rank's times, or of those of the one rank that has them."""
+        """Per launch: the median in seconds of the slowest rank's times, or of those of the one
+        rank that has them."""
         return [float(np.median(slowest(ranks, *path))) * NS for ranks in self.records[kind]]
 
     def points(self, kind: str, name: str) -> list[Points]:
         """Per launch: (bytes, median seconds) by size."""
         sizes = list(self.records[kind][0][0][name])
         columns = {float(size): self.medians(kind, name, size) for size in sizes}
-        return [[(size, column[launch]) for size, column in columns.items()] for launch in range(self.num_launches)]
+        return [
+            [(size, column[launch]) for size, column in columns.items()]
+            for launch in range(self.num_launches)
+        ]
 
     def affordable(self, most: int, seconds: float) -> int:
         """How many steps of a whole batch take about so long; at least 20."""
@@ -103,16 +119,21 @@ class Launches:
         """Why no link was shaped; None = links were."""
         if "shaped" not in self.records:
             return "not asked for"
-        return next((ranks[0]["reason"] for ranks in self.records["shaped"] if ranks[0]["reason"]), None)
+        return next(
+            (ranks[0]["reason"] for ranks in self.records["shaped"] if ranks[0]["reason"]), None
+        )
 
     def shaped_points(self) -> dict[float, Points]:
-        """Rate in Mbit/s -> (bytes, median seconds) of all launches; {} where no link was shaped."""
+        """Rate in Mbit/s -> (bytes, median seconds) of all launches; {} where no link was
+        shaped."""
         if self.shaped_reason is not None:
             return {}
         rates = self.records["shaped"][0][0]["one_way"]
         return {
             float(rate): [
-                (float(size), median) for size in sizes for median in self.medians("shaped", "one_way", rate, size)
+                (float(size), median)
+                for size in sizes
+                for median in self.medians("shaped", "one_way", rate, size)
             ]
             for rate, sizes in rates.items()
         }
@@ -123,7 +144,8 @@ class Launches:
 
 
 def slowest(ranks: Sequence[Record], *path: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Times at this path of the records, element by element the largest over the ranks that have any."""
+    """Times at this path of the records, element by element the largest over the ranks that have
+    any."""
     rows = []
     for rank in ranks:
         found: Any = rank
@@ -135,7 +157,12 @@ def slowest(ranks: Sequence[Record], *path: str) -> np.ndarray[Any, np.dtype[np.
 
 
 def take(
-    bench: Bench, cell: Cell, effort: Effort, *, say: Callable[[str], None], beside: Callable[[Launches], None]
+    bench: Bench,
+    cell: Cell,
+    effort: Effort,
+    *,
+    say: Callable[[str], None],
+    beside: Callable[[Launches], None],
 ) -> Launches:
     """All rounds. `beside(found so far)`: what else belongs to a round, before its slow link.
 
@@ -151,9 +178,15 @@ def take(
         size = found.vector_bytes
         own = {size // 2: 200, size: 200}
         _launch(bench, found, "additions", seeded, {"sizes": {**own, **effort.add_sizes}})
-        _launch(bench, found, "messages", seeded, {"sizes": effort.sizes, "controls": effort.controls})
+        _launch(
+            bench, found, "messages", seeded, {"sizes": effort.sizes, "controls": effort.controls}
+        )
         half = whole // 2 if whole % 2 == 0 else 0
-        order = {"rounds": found.affordable(effort.rounds, effort.seconds), "both_batch": half, "both_bytes": size // 2}
+        order = {
+            "rounds": found.affordable(effort.rounds, effort.seconds),
+            "both_batch": half,
+            "both_bytes": size // 2,
+        }
         _launch(bench, found, "steps", seeded, {**order, "one_batch": whole, "one_bytes": size})
         _launch(bench, found, "incast", seeded, {"sizes": effort.incast_sizes})
         beside(found)

@@ -1,7 +1,8 @@
-"""What the ranks of `benchsuite calibrate` do to messages: `messages` (2 ranks), `incast` (3), `shaped` (2).
+"""What the ranks of `benchsuite calibrate` do to messages: `messages` (2 ranks), `incast` (3),
+`shaped` (2).
 
-Each entry is called with a job, connects as a worker does, does what `order.json` says and leaves lists of ns as its
-record. What they do to gradients: `calibrate_compute_ranks.py`.
+Each entry is called with a job, connects as a worker does, does what `order.json` says and leaves
+lists of ns as its record. What they do to gradients: `calibrate_compute_ranks.py`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ Times = dict[str, Any]
 
 
 def messages(job: RankJob) -> None:
-    """`one_way` (half a round trip, one message under way), `both_ways` (each sends and receives at once); controls.
+    """`one_way` (half a round trip, one message under way), `both_ways` (each sends and receives at
+    once); controls.
 
-    Order: {"sizes": {bytes: repetitions}, "controls": n}. Receives are posted ahead, as our topologies do.
+    Order: {"sizes": {bytes: repetitions}, "controls": n}. Receives are posted ahead, as our
+    topologies do.
     """
-    comm, order = connected(job), read_order(job.run_dir)
+    comm = connected(job)
+    order = read_order(job.run_dir)
     record: Times = {"one_way": {}, "both_ways": {}}
     for size, repetitions in order["sizes"].items():
         record["one_way"][size] = _one_way(comm, int(size), repetitions)
@@ -42,7 +46,8 @@ def messages(job: RankJob) -> None:
 
 def _one_way(comm: ProcessComm, size: int, repetitions: int, warmup: int = WARMUP) -> list[int]:
     """On rank 0: half of each round trip. Rank 1 answers."""
-    mine, theirs = torch.ones(size // 4), torch.zeros(size // 4)
+    mine = torch.ones(size // 4)
+    theirs = torch.zeros(size // 4)
     times = []
     receiving = comm.irecv(theirs, 1 - comm.rank)
     for repetition in range(warmup + repetitions):
@@ -60,11 +65,14 @@ def _one_way(comm: ProcessComm, size: int, repetitions: int, warmup: int = WARMU
 
 
 def _both_ways(comm: ProcessComm, size: int, repetitions: int) -> list[int]:
-    mine, theirs, other = torch.ones(size // 4), torch.zeros(size // 4), 1 - comm.rank
+    mine = torch.ones(size // 4)
+    theirs = torch.zeros(size // 4)
+    other = 1 - comm.rank
     times = []
     for repetition in range(WARMUP + repetitions):
         begin = perf_counter_ns()
-        receiving, sending = comm.irecv(theirs, other), comm.isend(mine, other)
+        receiving = comm.irecv(theirs, other)
+        sending = comm.isend(mine, other)
         receiving.wait()
         sending.wait()
         if repetition >= WARMUP:
@@ -73,8 +81,11 @@ def _both_ways(comm: ProcessComm, size: int, repetitions: int) -> list[int]:
 
 
 def _controls(comm: ProcessComm, repetitions: int) -> Times:
-    """Rank 0: `ticket_call` (what sending a ticket costs), `counter` (fetch_add). Rank 1: `ticket`, until it came."""
-    calls, arrivals, counters = [], [], []
+    """Rank 0: `ticket_call` (what sending a ticket costs), `counter` (fetch_add). Rank 1: `ticket`,
+    until it came."""
+    calls = []
+    arrivals = []
+    counters = []
     for repetition in range(WARMUP + repetitions):
         if comm.rank == 0:
             begin = perf_counter_ns()
@@ -89,15 +100,21 @@ def _controls(comm: ProcessComm, repetitions: int) -> Times:
             _, _, sent_ns = comm.next_ticket()
             arrivals.append(perf_counter_ns() - sent_ns)  # one host, one clock
             comm.ticket(0, repetition)
-    return {"ticket_call": calls[WARMUP:], "ticket": arrivals[WARMUP:], "counter": counters[WARMUP:]}
+    return {
+        "ticket_call": calls[WARMUP:],
+        "ticket": arrivals[WARMUP:],
+        "counter": counters[WARMUP:],
+    }
 
 
 def incast(job: RankJob) -> None:
-    """On rank 0: `at_once`, two messages that ranks 1 and 2 send together; `in_turn`, one after the other.
+    """On rank 0: `at_once`, two messages that ranks 1 and 2 send together; `in_turn`, one after the
+    other.
 
     Order: {"sizes": {bytes: repetitions}}. Each begins with a word of 4 bytes from the receiver.
     """
-    comm, order = connected(job), read_order(job.run_dir)
+    comm = connected(job)
+    order = read_order(job.run_dir)
     record: Times = {"at_once": {}, "in_turn": {}}
     for size, repetitions in order["sizes"].items():
         numel = int(size) // 4
@@ -156,7 +173,8 @@ def shaped(job: RankJob) -> None:
             comm.barrier()
             _one_way(comm, 2 * BURST_BYTES, 1, warmup=0)  # empties the bucket
             record["one_way"][rate] = {
-                size: _one_way(comm, int(size), repetitions, warmup=1) for size, repetitions in sizes.items()
+                size: _one_way(comm, int(size), repetitions, warmup=1)
+                for size, repetitions in sizes.items()
             }
         comm.barrier()
         if isinstance(link, ShapedLoopback):
@@ -176,7 +194,9 @@ def _slow_link(job: RankJob, stack: contextlib.ExitStack) -> ShapedLoopback | st
 def connected(job: RankJob, store: Any = None) -> ProcessComm:
     """As a worker connects, with one thread."""
     torch.set_num_threads(1)
-    return connect(job, cells.from_json(job.cell), open_store(job) if store is None else store, None)
+    return connect(
+        job, cells.from_json(job.cell), open_store(job) if store is None else store, None
+    )
 
 
 def leave(job: RankJob, comm: ProcessComm, record: Times) -> None:

@@ -1,4 +1,5 @@
-"""What `benchsuite calibrate` prints, in 100 columns: measured, fitted, predicted beside measured, modelled."""
+"""What `benchsuite calibrate` prints, in 100 columns: measured, fitted, predicted beside measured,
+modelled."""
 
 from __future__ import annotations
 
@@ -16,38 +17,67 @@ Document = Mapping[str, Any]
 
 def table(document: Document) -> str:
     """All sections with their headings."""
-    sections = (_measured(document), _fitted(document), _predicted(document), _modelled(document), _caption(document))
+    sections = (
+        _measured(document),
+        _fitted(document),
+        _predicted(document),
+        _modelled(document),
+        _caption(document),
+    )
     return "\n\n".join("\n".join(section) for section in sections)
 
 
-# -- sections ------------------------------------------------------------------------------------------------------
+# -- sections --------------------------------------------------------------------------------------
 
 
 def _measured(document: Document) -> Iterator[str]:
-    yield f"measured, one value per fresh launch: {document['workload']} {document['preset']}".rstrip()
+    yield (
+        f"measured, one value per fresh launch: {document['workload']} {document['preset']}"
+    ).rstrip()
     rows = [("", "median", "low .. high", "n", "")]
     for figure in document["quantities"]:
         spread = f"{_number(figure['low'])} .. {_number(figure['high'])}" if figure["n"] > 1 else ""
-        marks = ("*" if figure["contended"] else "") + (f" {figure['note']}" if figure["note"] else "")
+        marks = ("*" if figure["contended"] else "") + (
+            f" {figure['note']}" if figure["note"] else ""
+        )
         rows.append(
-            (figure["quantity"], f"{_number(figure['median'])} {figure['unit']}", spread, str(figure["n"]), marks)
+            (
+                figure["quantity"],
+                f"{_number(figure['median'])} {figure['unit']}",
+                spread,
+                str(figure["n"]),
+                marks,
+            )
         )
     mark = "*" if (document["shaped"]["foreign_cpu_share"] or 0) > CONTENDED_ABOVE else ""
     for rate in document["shaped"]["rates"]:
-        low, high = min(rate["delivered_mbit"]), max(rate["delivered_mbit"])
+        low = min(rate["delivered_mbit"])
+        high = max(rate["delivered_mbit"])
         middle = f"{_number(statistics.median(rate['delivered_mbit']))} Mbit/s"
         said = f"payload of a {rate['mbit']:g} Mbit/s link (emulated)"
-        rows.append((said, middle, f"{_number(low)} .. {_number(high)}", str(len(rate["delivered_mbit"])), mark))
+        rows.append(
+            (
+                said,
+                middle,
+                f"{_number(low)} .. {_number(high)}",
+                str(len(rate["delivered_mbit"])),
+                mark,
+            )
+        )
     yield from _aligned(rows, right=(1, 2, 3))
     if document["shaped"]["reason"]:
         yield f"  no link was shaped: {document['shaped']['reason']}"
 
 
 def _fitted(document: Document) -> Iterator[str]:
-    yield "fitted: alpha + beta x bytes; error on left-out sizes (worst, median), rates and batches (worst)"
+    yield (
+        "fitted: alpha + beta x bytes; error on left-out sizes (worst, median), rates and "
+        "batches (worst)"
+    )
     rows = []
     for name, said in (("one_way", "one message"), ("both_ways", "a message each way")):
-        fitted, begin = document["fits"][name], document["fits"][name]["low_bytes"]
+        fitted = document["fits"][name]
+        begin = document["fits"][name]["low_bytes"]
         worst = f"{_percent(fitted['worst_size_error'])} at {_bytes(fitted['worst_left_out_size'])}"
         worst += f", {_percent(fitted['median_size_error'])}"
         for number, segment in enumerate(fitted["segments"]):
@@ -56,13 +86,29 @@ def _fitted(document: Document) -> Iterator[str]:
             rate = f"{8e-9 / beta:.1f} Gbit/s" if beta else "-"
             sizes = f"{_bytes(begin)} to {_bytes(end)}"
             rows.append(
-                (said, sizes, f"{1e6 * segment['alpha_s']:.1f} us", rate, f"error {worst}" if not number else "")
+                (
+                    said,
+                    sizes,
+                    f"{1e6 * segment['alpha_s']:.1f} us",
+                    rate,
+                    f"error {worst}" if not number else "",
+                )
             )
-            begin, said = end, ""
-    shaped, compute = document["shaped"], document["fits"]["compute"]
+            begin = end
+            said = ""
+    shaped = document["shaped"]
+    compute = document["fits"]["compute"]
     if shaped["rates"]:
         share = f"{shaped['payload_share']:.3f} of the rate"
-        rows.append(("a shaped link's payload", "", "", share, f"error {_percent(shaped['worst_rate_error'])}"))
+        rows.append(
+            (
+                "a shaped link's payload",
+                "",
+                "",
+                share,
+                f"error {_percent(shaped['worst_rate_error'])}",
+            )
+        )
     if compute["per_sample_s"] is not None:
         each = f"{1e6 * compute['per_sample_s']:.1f} us a sample"
         error = f"error {_percent(compute['worst_batch_error'])}"
@@ -74,24 +120,37 @@ def _predicted(document: Document) -> Iterator[str]:
     yield "median step time: predicted under the virtual clock, beside the measured one"
     rows = [("", "virtual", "wall", "low .. high", "n", "difference")]
     for pair in document["predictions"]:
-        measured, predicted = pair["measured_step_s"], pair["predicted_virtual_step_s"]
+        measured = pair["measured_step_s"]
+        predicted = pair["predicted_virtual_step_s"]
         low_high = f"{_ms(min(measured))} .. {_ms(max(measured))}" if len(measured) > 1 else ""
         wall = f"{_ms(statistics.median(measured))} ms" if measured else "-"
         virtual = "-" if predicted is None else f"{_ms(predicted)} ms"
         difference = "-" if pair["difference"] is None else f"{100 * pair['difference']:+.0f} %"
         flags = ", ".join(pair["measured_flags"])
-        failed = next(iter([pair["reason"], pair["predicted_failure"], *pair["measured_failures"]]), None)
+        failed = next(
+            iter([pair["reason"], pair["predicted_failure"], *pair["measured_failures"]]), None
+        )
         said = " ".join(word for word in (difference, flags, failed) if word)
-        rows.append((pair["label"].partition(" ")[2], virtual, wall, low_high, str(len(measured)), said))
+        rows.append(
+            (pair["label"].partition(" ")[2], virtual, wall, low_high, str(len(measured)), said)
+        )
     yield from _aligned(rows, right=(1, 2, 3, 4))
 
 
 def _modelled(document: Document) -> Iterator[str]:
     if all(row["error"] is None for row in document["modelled"]):
-        yield "modelled: nothing, since no two rates were tried: the error of a time at another rate is not known"
+        yield (
+            "modelled: nothing, since no two rates were tried: the error of a time at another "
+            "rate is not known"
+        )
         return
-    yield "modelled: one mean on equal full-duplex ports, value [interval]; worst error on left-out sizes/rates"
-    workers = [n for n in SHOWN_WORKERS if any(row["num_workers"] == n for row in document["modelled"])]
+    yield (
+        "modelled: one mean on equal full-duplex ports, value [interval]; worst error on "
+        "left-out sizes/rates"
+    )
+    workers = [
+        n for n in SHOWN_WORKERS if any(row["num_workers"] == n for row in document["modelled"])
+    ]
     blocks: dict[tuple[float, float], dict[str, dict[int, Document]]] = {}
     for row in document["modelled"]:
         block = blocks.setdefault((row["link_mbit"], row["num_bytes"]), {})
@@ -101,7 +160,11 @@ def _modelled(document: Document) -> Iterator[str]:
         size = f"{num_bytes / 1e6:g} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:g} kB"
         rows.append((f"{size}, {mbit / 1000:g} Gbit/s", *(f"N = {n}" for n in workers), "left out"))
         rows += [
-            (f" {name}", *(_extrapolated(row[n]) for n in workers), _worst([row[n] for n in workers]))
+            (
+                f" {name}",
+                *(_extrapolated(row[n]) for n in workers),
+                _worst([row[n] for n in workers]),
+            )
             for name, row in operations.items()
         ]
     yield from _aligned(rows, right=())
@@ -109,7 +172,10 @@ def _modelled(document: Document) -> Iterator[str]:
 
 def _worst(row: Sequence[Document]) -> str:
     """The largest errors of a row, of sizes and of rates."""
-    errors = [[cell[name] for cell in row if cell[name] is not None] for name in ("size_error", "rate_error")]
+    errors = [
+        [cell[name] for cell in row if cell[name] is not None]
+        for name in ("size_error", "rate_error")
+    ]
     sizes, rates = (f"{100 * max(each):.0f}" if each else "?" for each in errors)
     return f"{sizes}/{rates} %"
 
@@ -128,18 +194,32 @@ def _extrapolated(row: Document) -> str:
 def _caption(document: Document) -> Iterator[str]:
     share = document["foreign_cpu_share"]
     load = "an unknown share" if share is None else f"{100 * share:.0f} %"
-    yield "low .. high: range over launches (5 or more: 95 % interval). Loopback rates are no network's."
-    yield f"Others used {load} of the {document['cores']} cores; * = over {100 * CONTENDED_ABOVE:.0f} % in a launch."
-    yield "Step times: a rest of the step that the virtual clock does not know is added to its gradients."
-    yield "Modelled: alpha is this machine's own, a network adds its latency; how times grow with N is theory."
+    yield (
+        "low .. high: range over launches (5 or more: 95 % interval). Loopback rates are no "
+        "network's."
+    )
+    yield (
+        f"Others used {load} of the {document['cores']} cores; * = over "
+        f"{100 * CONTENDED_ABOVE:.0f} % in a launch."
+    )
+    yield (
+        "Step times: a rest of the step that the virtual clock does not know is added to its "
+        "gradients."
+    )
+    yield (
+        "Modelled: alpha is this machine's own, a network adds its latency; how times grow with "
+        "N is theory."
+    )
     yield document["path"]
 
 
-# -- text ----------------------------------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
 
 
 def _aligned(rows: Sequence[Row], *, right: Sequence[int]) -> Iterator[str]:
-    widths = [max((len(row[at]) for row in rows), default=0) for at in range(len(rows[0]) if rows else 0)]
+    widths = [
+        max((len(row[at]) for row in rows), default=0) for at in range(len(rows[0]) if rows else 0)
+    ]
     for row in rows:
         cells = [
             cell.rjust(width) if at in right else cell.ljust(width)
@@ -151,7 +231,9 @@ def _aligned(rows: Sequence[Row], *, right: Sequence[int]) -> Iterator[str]:
 def _number(value: float) -> str:
     if value == 0 or abs(value) >= 100:
         return f"{value:.0f}"
-    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+    return (
+        f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+    )
 
 
 def _short(value: float) -> str:

@@ -1,11 +1,13 @@
-"""`make gpu-check`: what a machine with one CUDA device does, measured in minutes; installs nothing.
+"""`make gpu-check`: what a machine with one CUDA device does, measured in minutes; installs
+nothing.
 
-Runs under whatever Python and torch (>= 2.8) are there, from the repository's root, with the standard library, torch
-and numpy. Four parts: the gpu presets as ordinary cells (tokens, images and frames per second, peak memory, share of a
-measured matrix product), ranks that share the device through gloo, ResNet-50 beside a hand-written loop in alternation,
-and laws on the device. One JSON file comes out, with machine, torch and commit; the exit code is 0 where every check
-passed, 1 where one did not, 2 where there is no device. `--cpu-dry-run` goes the same way on the CPU with tiny presets:
-its figures mean nothing, and bounds on speed are not checked.
+Runs under whatever Python and torch (>= 2.8) are there, from the repository's root, with the
+standard library, torch and numpy. Four parts: the gpu presets as ordinary cells (tokens, images and
+frames per second, peak memory, share of a measured matrix product), ranks that share the device
+through gloo, ResNet-50 beside a hand-written loop in alternation, and laws on the device. One JSON
+file comes out, with machine, torch and commit; the exit code is 0 where every check passed, 1 where
+one did not, 2 where there is no device. `--cpu-dry-run` goes the same way on the CPU with tiny
+presets: its figures mean nothing, and bounds on speed are not checked.
 """
 
 from __future__ import annotations
@@ -39,24 +41,48 @@ from benchsuite.results.store import GPU_CHECKS, Store
 from benchsuite.run import api
 from benchsuite.worker import devices
 
-OK, FAILED, NO_DEVICE = 0, 1, 2
-LEAST_MFU, LEAST_RATIO = 0.40, 0.98  # gpt2-small in bf16; ResNet-50 beside a hand-written loop
+OK = 0
+FAILED = 1
+NO_DEVICE = 2
+# gpt2-small in bf16; ResNet-50 beside a hand-written loop
+LEAST_MFU = 0.40
+LEAST_RATIO = 0.98
 UNITS = {"transformer": "tokens/s", "cnn": "images/s", "rl_agent": "frames/s"}
 DEADLINE_S = 240.0
 # workload, preset, precision; on the CPU what stands behind them
-ALONE = (("transformer", "gpu", "bf16"), ("transformer", "gpu_medium", "bf16"), ("cnn", "gpu", "bf16"),
-         ("rl_agent", "comm", "fp32"))  # fmt: skip
+ALONE = (
+    ("transformer", "gpu", "bf16"),
+    ("transformer", "gpu_medium", "bf16"),
+    ("cnn", "gpu", "bf16"),
+    ("rl_agent", "comm", "fp32"),
+)
 KEPT = (
-    "samples_per_s", "samples_per_s_low", "samples_per_s_high", "env_steps_per_s", "step_time_s_median", "warmup_steps",
-    "mfu", "flop_per_s", "flops_per_sample", "matmul_ceiling_flop_per_s", "peak_device_bytes", "device_name",
-    "peak_device_reserved_bytes", "peak_memory_bytes", "peak_model_bytes",
-)  # fmt: skip
+    "samples_per_s",
+    "samples_per_s_low",
+    "samples_per_s_high",
+    "env_steps_per_s",
+    "step_time_s_median",
+    "warmup_steps",
+    "mfu",
+    "flop_per_s",
+    "flops_per_sample",
+    "matmul_ceiling_flop_per_s",
+    "peak_device_bytes",
+    "device_name",
+    "peak_device_reserved_bytes",
+    "peak_memory_bytes",
+    "peak_model_bytes",
+)
 SHARED = ("native", "ring", "parameter_server")  # two ranks on one device
 LAWS: tuple[dict[str, Any], ...] = (
-    *({"topology": topology, "replicas": n} for topology in (*SHARED, "direct", "tree") for n in (1, 2)),
+    *(
+        {"topology": topology, "replicas": n}
+        for topology in (*SHARED, "direct", "tree")
+        for n in (1, 2)
+    ),
     {"replicas": 2, "topology": "ring", "options": {"synchronous": {"bucket_mib": 0.001}}},
     *({"replicas": n, "options": {"data": {"num_micro_batches": 4}}} for n in (1, 2)),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -85,12 +111,21 @@ class Found:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchsuite.gpu_check", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default=f"results/{GPU_CHECKS}", metavar="DIR", help="where the JSON file goes")
-    parser.add_argument("--cpu-dry-run", action="store_true", help="the same way on the CPU, with tiny presets")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchsuite.gpu_check", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--out", default=f"results/{GPU_CHECKS}", metavar="DIR", help="where the JSON file goes"
+    )
+    parser.add_argument(
+        "--cpu-dry-run", action="store_true", help="the same way on the CPU, with tiny presets"
+    )
     args = parser.parse_args(arguments)
     if not args.cpu_dry_run and not torch.cuda.is_available():
-        print(f"no GPU check: torch {torch.__version__} sees no CUDA device here (--cpu-dry-run goes without)")
+        print(
+            f"no GPU check: torch {torch.__version__} sees no CUDA device here (--cpu-dry-run goes "
+            "without)"
+        )
         return NO_DEVICE
     torch.set_num_threads(1)
     device = "cpu" if args.cpu_dry_run else "cuda"
@@ -129,18 +164,24 @@ def write(folder: Path, found: Found, *, started_at: str, device: str, passed: b
         **asdict(found),
     }
     path = folder / f"gpu-check-{started_at.replace(':', '').replace('-', '')}.json"
-    path.write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+    )
     return path
 
 
-# -- cells -----------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 
 def presets(found: Found, device: str) -> None:
     """The gpu presets, each alone on the device."""
     wanted = []
     for workload, preset, precision in ALONE:
-        known = plugins.find("workload", workload).presets if members.is_built("workload", workload) else {}
+        known = (
+            plugins.find("workload", workload).presets
+            if members.is_built("workload", workload)
+            else {}
+        )
         if preset not in known:
             found.absent.append(f"{workload}/{preset}")
             continue
@@ -148,7 +189,11 @@ def presets(found: Found, device: str) -> None:
         wanted.append(
             Cell(
                 workload=workload,
-                preset="smoke" if small and workload != "cnn" else "comm" if small else preset,  # digits need sklearn
+                preset="smoke"
+                if small and workload != "cnn"
+                else "comm"
+                if small
+                else preset,  # digits need sklearn
                 precision=precision,
                 device=device,
                 budget=Budget(steps=8 if small else None, timeout_s=DEADLINE_S),
@@ -160,20 +205,33 @@ def presets(found: Found, device: str) -> None:
         found.check(run.cell.label, run.status == Status.OK, run.reason or shown(row))
         if (run.cell.workload, run.cell.preset) == ("transformer", "gpu"):
             share = row["mfu"] or 0.0
-            found.check("gpt2-small, share of the ceiling", share >= LEAST_MFU, f"{share:.3f}, at least {LEAST_MFU}")
+            found.check(
+                "gpt2-small, share of the ceiling",
+                share >= LEAST_MFU,
+                f"{share:.3f}, at least {LEAST_MFU}",
+            )
 
 
 def shared(found: Found, device: str) -> None:
-    """Two ranks on one device, through gloo, over several topologies; every byte is as predicted."""
+    """Two ranks on one device, through gloo, over several topologies; every byte is as
+    predicted."""
     cells_ = [
-        Cell(workload="transformer", preset="smoke", topology=topology, replicas=2, device=device,
-             budget=Budget(steps=8, timeout_s=DEADLINE_S))
+        Cell(
+            workload="transformer",
+            preset="smoke",
+            topology=topology,
+            replicas=2,
+            device=device,
+            budget=Budget(steps=8, timeout_s=DEADLINE_S),
+        )
         for topology in SHARED
-    ]  # fmt: skip
+    ]
     for run in launched(cells_):
         row = summary(run)
         found.runs.append(row)
-        same = run.status == Status.OK and run.result["predicted_bytes"] == run.result["payload_bytes"]
+        same = (
+            run.status == Status.OK and run.result["predicted_bytes"] == run.result["payload_bytes"]
+        )
         found.check(f"{run.cell.label}, one device", same, run.reason or shown(row))
 
 
@@ -188,54 +246,86 @@ def launched(wanted: Sequence[Cell]) -> Iterator[Run]:
 
 def summary(run: Run) -> dict[str, Any]:
     """What the file keeps of a run."""
-    rate, unit = run.cost.get("env_steps_per_s") or run.cost.get("samples_per_s"), UNITS.get(run.cell.workload, "")
+    rate = run.cost.get("env_steps_per_s") or run.cost.get("samples_per_s")
+    unit = UNITS.get(run.cell.workload, "")
     if unit == "tokens/s" and rate:
         rate *= run.cell.options["transformer"]["context"]
     return {
-        "cell": run.cell.to_json(), "label": run.cell.label, "status": str(run.status), "reason": run.reason,
-        "rate": rate, "unit": unit, "final_loss": run.result.get("final_loss"), "step_s": run.raw.get("step_s"),
+        "cell": run.cell.to_json(),
+        "label": run.cell.label,
+        "status": str(run.status),
+        "reason": run.reason,
+        "rate": rate,
+        "unit": unit,
+        "final_loss": run.result.get("final_loss"),
+        "step_s": run.raw.get("step_s"),
         **{name: run.cost.get(name) for name in KEPT},
-        **{name: run.result.get(name) for name in ("predicted_bytes", "payload_bytes", "num_parameters", "samples")},
-    }  # fmt: skip
+        **{
+            name: run.result.get(name)
+            for name in ("predicted_bytes", "payload_bytes", "num_parameters", "samples")
+        },
+    }
 
 
 def shown(row: dict[str, Any]) -> str:
     """One line of a run."""
     parts = [f"{row['rate']:,.0f} {row['unit']}" if row["rate"] else "no rate"]
     if row["mfu"]:
-        parts.append(f"{100 * row['mfu']:.1f} % of {row['matmul_ceiling_flop_per_s'] / 1e12:.0f} TFLOP/s")
+        parts.append(
+            f"{100 * row['mfu']:.1f} % of {row['matmul_ceiling_flop_per_s'] / 1e12:.0f} TFLOP/s"
+        )
     if row["peak_device_bytes"]:
         parts.append(f"{row['peak_device_bytes'] / 2**30:.2f} GiB on the device")
     return ", ".join(parts)
 
 
-# -- beside a hand-written loop, and laws ----------------------------------------------------------------------------
+# -- beside a hand-written loop, and laws ----------------------------------------------------------
 
 
 def hand_written(found: Found, device: str) -> None:
-    """ResNet-50 on synthetic images: the suite's loop and one that a user would write, in turn, in this process."""
+    """ResNet-50 on synthetic images: the suite's loop and one that a user would write, in turn, in
+    this process."""
     small = device == "cpu"
     known = plugins.find("workload", "cnn").presets
     if not small and "gpu" not in known:
         found.absent.append("cnn/gpu beside a hand-written loop")
         return
-    cell = Cell(workload="cnn", preset="comm" if small else "gpu", precision="bf16", device=device,
-                budget=Budget(steps=4 if small else 30))  # fmt: skip
-    rates: Rates = compared(cells.resolve(cell), rounds=2 if small else 7, warm_up=1 if small else 8)
+    cell = Cell(
+        workload="cnn",
+        preset="comm" if small else "gpu",
+        precision="bf16",
+        device=device,
+        budget=Budget(steps=4 if small else 30),
+    )
+    rates: Rates = compared(
+        cells.resolve(cell), rounds=2 if small else 7, warm_up=1 if small else 8
+    )
     found.rates = rounded(rates)
-    detail = f"{rates.ratio:.4f} of {rates.median('hand'):,.1f} images/s, {len(rates.ours)} rounds in turn"
+    detail = (
+        f"{rates.ratio:.4f} of {rates.median('hand'):,.1f} images/s, {len(rates.ours)} rounds "
+        "in turn"
+    )
     enough = small or rates.ratio >= LEAST_RATIO
     bound = "no bound on the CPU" if small else f"at least {LEAST_RATIO}"
     found.check(f"cnn/{cell.preset} beside a hand-written loop", enough, f"{detail}, {bound}")
 
 
 def laws(found: Found, device: str) -> None:
-    """Training on the device equals one process on the CPU, in float64; a bf16 gradient is rounded, and is close."""
+    """Training on the device equals one process on the CPU, in float64; a bf16 gradient is rounded,
+    and is close."""
     for fields in LAWS:
         cell = tiny(device=device, **fields)
         pieces = f", {accumulated(cell)} micro-batches" if accumulated(cell) > 1 else ""
-        asked(found, f"{cell.label}{pieces} equals one process", partial(equals_one_process, thread_ranks, cell))
-    asked(found, "a bf16 gradient is the fp32 one, rounded", partial(bf16_is_close, thread_ranks, tiny(device=device)))
+        asked(
+            found,
+            f"{cell.label}{pieces} equals one process",
+            partial(equals_one_process, thread_ranks, cell),
+        )
+    asked(
+        found,
+        "a bf16 gradient is the fp32 one, rounded",
+        partial(bf16_is_close, thread_ranks, tiny(device=device)),
+    )
 
 
 def asked(found: Found, name: str, law: Callable[[], Figure]) -> None:

@@ -1,8 +1,9 @@
-"""The suite's loop and a hand-written one on the same model and data, in turn: what the suite costs on a device.
+"""The suite's loop and a hand-written one on the same model and data, in turn: what the suite costs
+on a device.
 
-Both sides are timed alike: an event at the end of every step, read when a round is over, the first steps dropped. The
-hand-written loop is what one writes without the suite: autocast, `zero_grad`, `backward`, the recipe's optimiser on the
-model's own parameters, and no look at the loss.
+Both sides are timed alike: an event at the end of every step, read when a round is over, the first
+steps dropped. The hand-written loop is what one writes without the suite: autocast, `zero_grad`,
+`backward`, the recipe's optimiser on the model's own parameters, and no look at the loss.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Rates:
     @property
     def ratio(self) -> float:
         """Ours over the hand-written loop's: the median of the rounds' own ratios."""
-        return statistics.median(ours / hand for ours, hand in zip(self.ours, self.hand, strict=True))
+        return statistics.median(
+            ours / hand for ours, hand in zip(self.ours, self.hand, strict=True)
+        )
 
 
 def rounded(rates: Rates) -> dict[str, Any]:
@@ -56,7 +59,8 @@ def rounded(rates: Rates) -> dict[str, Any]:
 
 
 def compared(cell: Cell, *, rounds: int, warm_up: int) -> Rates:
-    """`rounds` rounds of the cell's budget on each side, who begins alternates; the first round of all is not kept."""
+    """`rounds` rounds of the cell's budget on each side, who begins alternates; the first round of
+    all is not kept."""
     rates = Rates()
     for number in range(rounds + 1):
         order = ("ours", "hand") if number % 2 else ("hand", "ours")
@@ -82,8 +86,12 @@ def _ours(cell: Cell, warm_up: int) -> float:
         training = trainings.build(cell, comm, wrap=timed)
         recipe = training.recipe
         with tempfile.TemporaryDirectory() as folder:
-            measured = Measured(StepClock(recipe.budget // recipe.global_batch), Snapshots(0, folder, "0"))
-            Loop(training, made[0], comm, lambda phase, step: None, timer).run(measured, owner=False)
+            measured = Measured(
+                StepClock(recipe.budget // recipe.global_batch), Snapshots(0, folder, "0")
+            )
+            Loop(training, made[0], comm, lambda phase, step: None, timer).run(
+                measured, owner=False
+            )
         columns = measured.clock.to_json()
         assert None not in columns["loss"], "the run diverged"
         return _rate(columns["end_ns"], recipe.global_batch, warm_up)
@@ -128,7 +136,9 @@ def _hand(cell: Cell, warm_up: int) -> float:
 
 
 def _timer(cell: Cell) -> DeviceTimer:
-    return DeviceTimer(cuda_event) if cell.device == "cuda" else DeviceTimer(HostEvent, lambda: None)
+    return (
+        DeviceTimer(cuda_event) if cell.device == "cuda" else DeviceTimer(HostEvent, lambda: None)
+    )
 
 
 def _rate(ends_ns: list[int], batch: int, warm_up: int) -> float:

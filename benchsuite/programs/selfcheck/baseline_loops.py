@@ -1,9 +1,11 @@
-"""What one would write without the suite: two training scripts, the baselines of `benchsuite selfcheck`.
+"""What one would write without the suite: two training scripts, the baselines of `benchsuite
+selfcheck`.
 
-`flat_loop`: one flat gradient, the backend's all-reduce (what `synchronous` over `native` does). `ddp_loop`:
-DistributedDataParallel as its documentation shows it (what `ddp` does). Model, data and recipe are the workload's; the
-loops themselves use torch only: no beat, no clock rows but one time stamp per step, no counting, no snapshots.
-A rank's record is `{"steps": {"start_ns", "end_ns", "loss"}, "cpu_s"}`: what `selfcheck` reads of a real one.
+`flat_loop`: one flat gradient, the backend's all-reduce (what `synchronous` over `native` does).
+`ddp_loop`: DistributedDataParallel as its documentation shows it (what `ddp` does). Model, data and
+recipe are the workload's; the loops themselves use torch only: no beat, no clock rows but one time
+stamp per step, no counting, no snapshots. A rank's record is `{"steps": {"start_ns", "end_ns",
+"loss"}, "cpu_s"}`: what `selfcheck` reads of a real one.
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ from benchsuite.workload import Recipe, Workload, seeded_layers
 
 
 def flat_loop(job: RankJob) -> None:
-    """Parameters and gradient are one vector each; the gradient is summed over the ranks and divided."""
+    """Parameters and gradient are one vector each; the gradient is summed over the ranks and
+    divided."""
     workload, recipe, steps = begin(job)
-    rank, size, batch_size, budget = job.rank, job.world_size, recipe.global_batch, recipe.budget
+    rank = job.rank
+    size = job.world_size
+    batch_size = recipe.global_batch
+    budget = recipe.budget
     model = nn.Sequential(*seeded_layers(workload, job.cell["seed"]))
     parameters = list(model.parameters())
     sizes = [p.numel() for p in parameters]
@@ -36,7 +42,8 @@ def flat_loop(job: RankJob) -> None:
     pieces = [piece.view_as(p) for p, piece in zip(parameters, grad.split(sizes), strict=True)]
     optimizer = recipe.make_optimizer([flat])
     flat.grad = grad
-    stamps, losses = [0] * (steps + 1), [0.0] * steps
+    stamps = [0] * (steps + 1)
+    losses = [0.0] * steps
 
     dist.barrier()
     cpu_s = -time.process_time()
@@ -58,10 +65,16 @@ def flat_loop(job: RankJob) -> None:
 def ddp_loop(job: RankJob) -> None:
     """zero_grad, forward, backward, step."""
     workload, recipe, steps = begin(job)
-    rank, size, batch_size, budget = job.rank, job.world_size, recipe.global_batch, recipe.budget
-    model = nn.parallel.DistributedDataParallel(nn.Sequential(*seeded_layers(workload, job.cell["seed"])))
+    rank = job.rank
+    size = job.world_size
+    batch_size = recipe.global_batch
+    budget = recipe.budget
+    model = nn.parallel.DistributedDataParallel(
+        nn.Sequential(*seeded_layers(workload, job.cell["seed"]))
+    )
     optimizer = recipe.make_optimizer(model.parameters())
-    stamps, losses = [0] * (steps + 1), [0.0] * steps
+    stamps = [0] * (steps + 1)
+    losses = [0.0] * steps
 
     dist.barrier()
     cpu_s = -time.process_time()
@@ -90,7 +103,9 @@ def begin(job: RankJob) -> tuple[Workload, Recipe, int]:
         timeout=timeout,
         master_listen_fd=job.store_listen_fd if job.rank == 0 else None,
     )
-    dist.init_process_group("gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=timeout)
+    dist.init_process_group(
+        "gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
+    )
     cell = cells.from_json(job.cell)
     workload = build.start_workload(cell)
     recipe = build.make_recipe(cell, workload)

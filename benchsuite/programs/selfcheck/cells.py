@@ -1,6 +1,8 @@
-"""The checks of `benchsuite selfcheck` that start ranks: launching, the harness, the ring, the server loop.
+"""The checks of `benchsuite selfcheck` that start ranks: launching, the harness, the ring, the
+server loop.
 
-All cells run in one fork server, every launch is fresh, and whatever is compared takes turns. No torch here.
+All cells run in one fork server, every launch is fresh, and whatever is compared takes turns. No
+torch here.
 """
 
 from __future__ import annotations
@@ -37,42 +39,69 @@ class Effort:
     """How much is run; smaller in tests."""
 
     launches: int = 5
-    pairs: int = 3  # of short launches per launch, where step times are compared: what is compared stands close in time
+    # of short launches per launch, where step times are compared: what is compared stands close in
+    # time
+    pairs: int = 3
     steps: int = 80  # of each of them
     warmup: int = 10  # of them not looked at
     idle_steps: int = 2000  # of the cell that does nothing but be measured
-    ring_repetitions: Mapping[int, int] = field(default_factory=lambda: {4 * MIB: 100, 16 * MIB: 30, 64 * MIB: 8})
-    server_updates: Mapping[int, int] = field(default_factory=lambda: {40_000: 2000, 13_000_000: 60})
+    ring_repetitions: Mapping[int, int] = field(
+        default_factory=lambda: {4 * MIB: 100, 16 * MIB: 30, 64 * MIB: 8}
+    )
+    server_updates: Mapping[int, int] = field(
+        default_factory=lambda: {40_000: 2000, 13_000_000: 60}
+    )
 
 
-# -- starting and ending a cell ------------------------------------------------------------------------------------
+# -- starting and ending a cell --------------------------------------------------------------------
 
 
 def launching(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Two ranks that do nothing, and two that train for five steps, after the first cell of each kind."""
-    cell = resolve(Cell(workload="cnn", preset="smoke", topology="ring", replicas=2, budget=Budget(steps=5)))
+    """Two ranks that do nothing, and two that train for five steps, after the first cell of each
+    kind."""
+    cell = resolve(
+        Cell(workload="cnn", preset="smoke", topology="ring", replicas=2, budget=Budget(steps=5))
+    )
     bench.launch(cell, f"{RANKS}:empty")
     bench.launch(cell)
     meter = CpuMeter()
-    empty, real = [], []
+    empty = []
+    real = []
     for _ in range(effort.launches):
         empty.append(bench.launch(cell, f"{RANKS}:empty"))
         real.append(bench.launch(cell))
     foreign = meter.read().foreign_share
-    yield Figure(item="launch", quantity="first start: host, fork server, imports", unit="s", points=[bench.start_s])
     yield Figure(
-        item="launch", quantity="a later cell, 2 workers, doing nothing", unit="s", bar=LAUNCH_BAR_S, foreign=foreign,
+        item="launch",
+        quantity="first start: host, fork server, imports",
+        unit="s",
+        points=[bench.start_s],
+    )
+    yield Figure(
+        item="launch",
+        quantity="a later cell, 2 workers, doing nothing",
+        unit="s",
+        bar=LAUNCH_BAR_S,
+        foreign=foreign,
         points=[(launch.end_ns - launch.begin_ns) / 1e9 for launch in empty],
-    )  # fmt: skip
+    )
     yield Figure(
-        item="launch", quantity="a later cell, 2 workers, CNN, less its loop", unit="s", bar=LAUNCH_BAR_S,
-        foreign=foreign, points=[sum(phases(launch).values()) for launch in real], note=_phases_text(real),
-    )  # fmt: skip
+        item="launch",
+        quantity="a later cell, 2 workers, CNN, less its loop",
+        unit="s",
+        bar=LAUNCH_BAR_S,
+        foreign=foreign,
+        points=[sum(phases(launch).values()) for launch in real],
+        note=_phases_text(real),
+    )
 
 
 def phases(launch: Launch) -> dict[str, float]:
-    """Where a cell's time goes outside its loop, in seconds; a phase ends when its last rank ends it."""
-    marks = [dict(rank["marks_ns"], start=rank["start_ns"], end=rank["end_ns"]) for rank in launch.ranks]
+    """Where a cell's time goes outside its loop, in seconds; a phase ends when its last rank ends
+    it."""
+    marks = [
+        dict(rank["marks_ns"], start=rank["start_ns"], end=rank["end_ns"]) for rank in launch.ranks
+    ]
     last = {name: max(rank[name] for rank in marks) for name in marks[0]}
     edges = {
         "process": (launch.begin_ns, last["entered"]),
@@ -92,43 +121,74 @@ def _phases_text(launches: Sequence[Launch]) -> str:
     return "ms: " + ", ".join(f"{name} {value:.0f}" for name, value in medians.items())
 
 
-# -- the harness ---------------------------------------------------------------------------------------------------
+# -- the harness -----------------------------------------------------------------------------------
 
 
 def harness(bench: Bench, effort: Effort) -> Iterator[Figure]:
     """The worker against hand-written loops of the same work; first its own book-keeping alone."""
     yield from bookkeeping(bench, effort)
     for sync, script, replicas in (
-        ("synchronous", "flat_loop", 1), ("synchronous", "flat_loop", 2), ("ddp", "ddp_loop", 2),
-    ):  # fmt: skip
+        ("synchronous", "flat_loop", 1),
+        ("synchronous", "flat_loop", 2),
+        ("ddp", "ddp_loop", 2),
+    ):
         cell = resolve(
-            Cell(workload="cnn", preset="digits", sync=sync, replicas=replicas, budget=Budget(steps=effort.steps))
+            Cell(
+                workload="cnn",
+                preset="digits",
+                sync=sync,
+                replicas=replicas,
+                budget=Budget(steps=effort.steps),
+            )
         )
         yield from against_script(bench, cell, script, effort, name=f"{script}, N={replicas}")
 
 
 def bookkeeping(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """The worker's loop around a strategy that does nothing, less the batch: beats, clock, rows, snapshots offered."""
+    """The worker's loop around a strategy that does nothing, less the batch: beats, clock, rows,
+    snapshots offered."""
     idle = resolve(
-        Cell(workload="cnn", preset="digits", sync=str(IDLE), options={"cnn": {"evaluate_every": NEVER}},
-             budget=Budget(steps=effort.idle_steps))
-    )  # fmt: skip
+        Cell(
+            workload="cnn",
+            preset="digits",
+            sync=str(IDLE),
+            options={"cnn": {"evaluate_every": NEVER}},
+            budget=Budget(steps=effort.idle_steps),
+        )
+    )
     points = []
     for _ in range(effort.launches):
         steps = bench.launch(idle).ranks[0]["steps"]
-        start, end, data = (np.array(steps[name], dtype=float) for name in ("start_ns", "end_ns", "data_ns"))
+        start, end, data = (
+            np.array(steps[name], dtype=float) for name in ("start_ns", "end_ns", "data_ns")
+        )
         points.append(float(np.median(end - start - data)) / 1e3)
-    yield Figure(item="harness", quantity="book-keeping of a step that does nothing", unit="us", points=points)
+    yield Figure(
+        item="harness",
+        quantity="book-keeping of a step that does nothing",
+        unit="us",
+        points=points,
+    )
 
 
 def against_script(
-    bench: Bench, cell: Cell, script: str, effort: Effort, *, name: str, item: str = "harness", bar: float = HARNESS_BAR
+    bench: Bench,
+    cell: Cell,
+    script: str,
+    effort: Effort,
+    *,
+    name: str,
+    item: str = "harness",
+    bar: float = HARNESS_BAR,
 ) -> Iterator[Figure]:
     """Pairs of fresh launches, ours and the script's, in the order ABBA from a random begin.
 
     script: a function of `baseline_loops`, or an entry of its own.
     """
-    sides: dict[str, list[float]] = {WORKER: [], script if ":" in script else f"{BASELINES}:{script}": []}
+    sides: dict[str, list[float]] = {
+        WORKER: [],
+        script if ":" in script else f"{BASELINES}:{script}": [],
+    }
     cpu: dict[str, list[float]] = {entry: [] for entry in sides}
     order = list(sides)
     random.shuffle(order)
@@ -142,71 +202,122 @@ def against_script(
             losses.append(launch.ranks[0]["steps"]["loss"][-1])
         order.reverse()
         if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[1]):
-            raise RuntimeError(f"{script} and the worker did not do the same work: last losses {losses}")
+            raise RuntimeError(
+                f"{script} and the worker did not do the same work: last losses {losses}"
+            )
     foreign = meter.read().foreign_share
     (ours, theirs), (our_cpu, their_cpu) = sides.values(), cpu.values()
     yield Figure(
-        item=item, quantity=f"{name}: its step time / ours", unit="", bar=bar, better="higher",
-        points=_ratios(theirs, ours), foreign=foreign,
-        note=f"median step {statistics.median(theirs):.0f} us, ours {statistics.median(ours):.0f} us",
-    )  # fmt: skip
+        item=item,
+        quantity=f"{name}: its step time / ours",
+        unit="",
+        bar=bar,
+        better="higher",
+        points=_ratios(theirs, ours),
+        foreign=foreign,
+        note=f"median step {statistics.median(theirs):.0f} us, ours "
+        f"{statistics.median(ours):.0f} us",
+    )
     yield Figure(
-        item=item, quantity=f"{name}: its CPU time / ours, whole loop", unit="", better="higher", foreign=foreign,
+        item=item,
+        quantity=f"{name}: its CPU time / ours, whole loop",
+        unit="",
+        better="higher",
+        foreign=foreign,
         points=_ratios(their_cpu, our_cpu),
-    )  # fmt: skip
+    )
     yield Figure(
-        item=item, quantity=f"{name}: added per step", unit="us", foreign=foreign,
+        item=item,
+        quantity=f"{name}: added per step",
+        unit="us",
+        foreign=foreign,
         points=[a - b for a, b in zip(ours, theirs, strict=True)],
-    )  # fmt: skip
+    )
 
 
 def step_us(ranks: Sequence[Mapping[str, Any]], warmup: int) -> float:
     """Median step time of a launch in us; a step's time is the maximum over its ranks."""
-    start, end = (np.array([rank["steps"][name] for rank in ranks], dtype=float) for name in ("start_ns", "end_ns"))
+    start, end = (
+        np.array([rank["steps"][name] for rank in ranks], dtype=float)
+        for name in ("start_ns", "end_ns")
+    )
     return float(np.median((end - start).max(axis=0)[warmup:])) / 1e3
 
 
-# -- ring and server loop ------------------------------------------------------------------------------------------
+# -- ring and server loop --------------------------------------------------------------------------
 
 
 def ring(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Both give the mean; gloo's bare sum, which the article's step has to divide, stands beside."""
+    """Both give the mean; gloo's bare sum, which the article's step has to divide, stands
+    beside."""
     cell = resolve(Cell(workload="cnn", preset="smoke", topology="ring", replicas=2))
-    foreign, launches = _launches(bench, cell, f"{RANKS}:ring", effort.launches, effort.ring_repetitions)
+    foreign, launches = _launches(
+        bench, cell, f"{RANKS}:ring", effort.launches, effort.ring_repetitions
+    )
     for size in effort.ring_repetitions:
-        time_of = {name: _medians(launches, f"{name} {size}") for name in ("ring", "native", "all_reduce")}
+        time_of = {
+            name: _medians(launches, f"{name} {size}") for name in ("ring", "native", "all_reduce")
+        }
         where = f"2 ranks, {size / MIB:g} MiB"
-        for name, said in (("all_reduce", "gloo's all_reduce (a sum)"), ("native", "gloo's all_reduce, divided")):
+        for name, said in (
+            ("all_reduce", "gloo's all_reduce (a sum)"),
+            ("native", "gloo's all_reduce, divided"),
+        ):
             yield Figure(
-                item="ring", quantity=f"{where}: {said} / ring's mean", unit="", better="higher", foreign=foreign,
+                item="ring",
+                quantity=f"{where}: {said} / ring's mean",
+                unit="",
+                better="higher",
+                foreign=foreign,
                 bar=RING_BARS.get(size // MIB) if name == "all_reduce" else None,
                 points=_ratios(time_of[name], time_of["ring"]),
                 note=f"ring {statistics.median(time_of['ring']) / 1e6:.2f} ms",
-            )  # fmt: skip
+            )
 
 
 def server(bench: Bench, effort: Effort) -> Iterator[Figure]:
     """Updates per second of the one server loop, against a loop that needs no tickets."""
     cell = resolve(
-        Cell(workload="cnn", preset="smoke", sync="asynchronous", topology="parameter_server", replicas=1, servers=1)
+        Cell(
+            workload="cnn",
+            preset="smoke",
+            sync="asynchronous",
+            topology="parameter_server",
+            replicas=1,
+            servers=1,
+        )
     )
-    foreign, launches = _launches(bench, cell, f"{RANKS}:server", effort.launches, effort.server_updates)
+    foreign, launches = _launches(
+        bench, cell, f"{RANKS}:server", effort.launches, effort.server_updates
+    )
     for size in effort.server_updates:
-        tickets, ordered = (_medians(launches, f"{name} {size}") for name in ("tickets", "known order"))
+        tickets, ordered = (
+            _medians(launches, f"{name} {size}") for name in ("tickets", "known order")
+        )
         yield Figure(
-            item="server", quantity=f"1 worker, {size:,} bytes: updates per second", unit="/s", better="higher",
-            foreign=foreign, points=[1e9 / ns for ns in tickets],
-        )  # fmt: skip
+            item="server",
+            quantity=f"1 worker, {size:,} bytes: updates per second",
+            unit="/s",
+            better="higher",
+            foreign=foreign,
+            points=[1e9 / ns for ns in tickets],
+        )
         yield Figure(
-            item="server", quantity=f"1 worker, {size:,} bytes: tickets / known order", unit="", better="higher",
-            foreign=foreign, bar=SERVER_BARS.get(size), points=_ratios(ordered, tickets),
-        )  # fmt: skip
+            item="server",
+            quantity=f"1 worker, {size:,} bytes: tickets / known order",
+            unit="",
+            better="higher",
+            foreign=foreign,
+            bar=SERVER_BARS.get(size),
+            points=_ratios(ordered, tickets),
+        )
 
 
 def _launches(
     bench: Bench, cell: Cell, entry: str, count: int, sizes: Mapping[int, int]
 ) -> tuple[float | None, list[Launch]]:
-    """(share of the cores that others used meanwhile, launches); their seeds differ, and with them the order inside."""
+    """(share of the cores that others used meanwhile, launches); their seeds differ, and with them
+    the order inside."""
     meter = CpuMeter()
     launches = [bench.launch(cell.with_seed(seed), entry, sizes) for seed in range(count)]
     return meter.read().foreign_share, launches
@@ -214,7 +325,10 @@ def _launches(
 
 def _medians(launches: Sequence[Launch], name: str) -> list[float]:
     """Per launch the median over repetitions of the slowest rank's time."""
-    return [float(np.median(np.array([rank[name] for rank in launch.ranks]).max(axis=0))) for launch in launches]
+    return [
+        float(np.median(np.array([rank[name] for rank in launch.ranks]).max(axis=0)))
+        for launch in launches
+    ]
 
 
 def _ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
@@ -222,5 +336,8 @@ def _ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[fl
 
 
 CHECKS: Mapping[str, Callable[[Bench, Effort], Iterator[Figure]]] = {
-    "launch": launching, "harness": harness, "ring": ring, "server": server,
-}  # fmt: skip
+    "launch": launching,
+    "harness": harness,
+    "ring": ring,
+    "server": server,
+}

@@ -1,7 +1,9 @@
-"""What ranks of `benchsuite selfcheck --only compression` do: every compression's own work on a gradient, its transfer.
+"""What ranks of `benchsuite selfcheck --only compression` do: every compression's own work on a
+gradient, its transfer.
 
-`codecs`: `mean` of two workers on a topology that moves nothing: what is left is encoding and decoding; leaves
-`{name: {"encode": [ns, ..], "decode": [ns, ..], "wire_bytes", "dense_bytes", "nominal_ratio"}}`.
+`codecs`: `mean` of two workers on a topology that moves nothing: what is left is encoding and
+decoding; leaves `{name: {"encode": [ns, ..], "decode": [ns, ..], "wire_bytes", "dense_bytes",
+"nominal_ratio"}}`.
 """
 
 from __future__ import annotations
@@ -32,8 +34,14 @@ WORKERS = 2
 ITEMSIZE = 4
 # compression -> the topology whose bytes it is given, of those that it may go over
 OVER: dict[str, Any] = {
-    "fp16": Ring, "bf16": Ring, "powersgd": Ring, "topk": Native, "sign": Native, "ef_sign": Native, "int8": Direct,
-}  # fmt: skip
+    "fp16": Ring,
+    "bf16": Ring,
+    "powersgd": Ring,
+    "topk": Native,
+    "sign": Native,
+    "ef_sign": Native,
+    "int8": Direct,
+}
 
 
 def codecs(job: RankJob) -> None:
@@ -41,9 +49,12 @@ def codecs(job: RankJob) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # as a worker does
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
-    shapes, repetitions = _shapes(job), int(read_order(job.run_dir)["repetitions"])
-    order, generator = random.Random(job.cell["seed"]), torch.Generator().manual_seed(int(job.cell["seed"]))
-    gradient, flat = torch.randn(numel(shapes), generator=generator), torch.empty(numel(shapes))
+    shapes = _shapes(job)
+    repetitions = int(read_order(job.run_dir)["repetitions"])
+    order = random.Random(job.cell["seed"])
+    generator = torch.Generator().manual_seed(int(job.cell["seed"]))
+    gradient = torch.randn(numel(shapes), generator=generator)
+    flat = torch.empty(numel(shapes))
     made: dict[str, Compression] = {name: trainings.make("compression", name, {}) for name in OVER}
     record = {name: _described(name, compression, shapes) for name, compression in made.items()}
     names = sorted(made)
@@ -62,9 +73,13 @@ def wires(job: RankJob) -> None:
     torch.set_num_threads(1)
     comm = connect(job, cells.from_json(job.cell), open_store(job), None)
     order = read_order(job.run_dir)
-    peer, names = 1 - comm.rank, sorted(order["sizes"])
+    peer = 1 - comm.rank
+    names = sorted(order["sizes"])
     sizes = {name: int(size) for name, size in order["sizes"].items()}
-    vectors = {name: [torch.zeros(size, dtype=torch.uint8) for _ in range(2)] for name, size in sizes.items()}
+    vectors = {
+        name: [torch.zeros(size, dtype=torch.uint8) for _ in range(2)]
+        for name, size in sizes.items()
+    }
     record: dict[str, list[int]] = {name: [] for name in names}
     for repetition in range(WARMUP + int(order["repetitions"])):
         for name in names[repetition % len(names) :] + names[: repetition % len(names)]:
@@ -93,9 +108,12 @@ def _described(name: str, compression: Compression, shapes: Shapes) -> dict[str,
     wire = compression.predicted_traffic(shapes, ITEMSIZE, OVER[name](), num_workers=WORKERS)
     dense = ring_traffic(size, ITEMSIZE, WORKERS, longest=size)
     return {
-        "encode": [], "decode": [], "nominal_ratio": compression.nominal_ratio,
-        "wire_bytes": wire.payload_bytes / WORKERS, "dense_bytes": dense.payload_bytes / WORKERS,
-    }  # fmt: skip
+        "encode": [],
+        "decode": [],
+        "nominal_ratio": compression.nominal_ratio,
+        "wire_bytes": wire.payload_bytes / WORKERS,
+        "dense_bytes": dense.payload_bytes / WORKERS,
+    }
 
 
 def _timed(compression: Compression, flat: Tensor) -> tuple[int, int]:
@@ -110,7 +128,8 @@ def _timed(compression: Compression, flat: Tensor) -> tuple[int, int]:
 class Nowhere:
     """Rank 0 of two, whose peer sent the same. What it does itself is not counted."""
 
-    num_workers, rank = WORKERS, 0
+    num_workers = WORKERS
+    rank = 0
 
     def __init__(self) -> None:
         self.left_ns = self.back_ns = self.before_ns = 0

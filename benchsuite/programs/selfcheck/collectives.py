@@ -1,4 +1,5 @@
-"""The checks of `benchsuite selfcheck` on collectives: shared memory, buckets, where a server's time goes.
+"""The checks of `benchsuite selfcheck` on collectives: shared memory, buckets, where a server's
+time goes.
 
 All launches are fresh, and whatever is compared takes turns. No torch here.
 """
@@ -24,12 +25,16 @@ RANKS = "benchsuite.programs.selfcheck.ranks"
 MIB = 2**20
 HIERARCHICAL_BAR = 2.0
 GOALS = {"copied": 3.0, "in place": 5.0}
-OVERLAP_BAR, OVERLAP_SHARED_BAR = 1.10, 0.85
+OVERLAP_BAR = 1.10
+OVERLAP_SHARED_BAR = 0.85
 SHAPED = "benchsuite.programs.selfcheck.shaped"
-SHAPED_MBIT = 6000  # both directions share the loopback: about 3 Gbit/s each way, sending takes as long as computing
+# both directions share the loopback: about 3 Gbit/s each way, sending takes as long as computing
+SHAPED_MBIT = 6000
 SHAPED_BUCKETS: Mapping[float, float | None] = {25.0: None, 10.0: 1.15}  # MiB -> bar
 SERVER_SHARE_BAR = 0.95
-SIDES: Mapping[str, tuple[str, str, float, float | None]] = {  # name -> sync, topology, bucket_mib, bar
+SIDES: Mapping[
+    str, tuple[str, str, float, float | None]
+] = {  # name -> sync, topology, bucket_mib, bar
     "DDP": ("ddp", "native", 0.0, None),
     "buckets, native": ("synchronous", "native", 25.0, OVERLAP_BAR),
     "buckets, ring": ("synchronous", "ring", 25.0, OVERLAP_BAR),
@@ -54,71 +59,114 @@ class CollectiveEffort:
 def hierarchical(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
     """Shared memory against gloo's all_reduce (a bare sum), by 2 and 4 ranks on this host."""
     for ranks in (2, 4):
-        cell = resolve(Cell(workload="cnn", preset="smoke", topology="hierarchical", replicas=ranks))
+        cell = resolve(
+            Cell(workload="cnn", preset="smoke", topology="hierarchical", replicas=ranks)
+        )
         meter = CpuMeter()
         runs = [
-            bench.launch(cell.with_seed(seed), f"{RANKS}:hierarchical", effort.repetitions) for seed in range(launches)
+            bench.launch(cell.with_seed(seed), f"{RANKS}:hierarchical", effort.repetitions)
+            for seed in range(launches)
         ]
         foreign = meter.read().foreign_share
         for size in effort.repetitions:
-            times = {name: medians(runs, f"{name} {size}") for name in ("all_reduce", "copied", "in place")}
+            times = {
+                name: medians(runs, f"{name} {size}")
+                for name in ("all_reduce", "copied", "in place")
+            }
             for name, goal in GOALS.items():
                 points = ratios(times["all_reduce"], times[name])
-                ours, theirs = (statistics.median(times[side]) / 1e6 for side in (name, "all_reduce"))
+                ours, theirs = (
+                    statistics.median(times[side]) / 1e6 for side in (name, "all_reduce")
+                )
                 yield Figure(
-                    item="hierarchical", unit="", better="higher", bar=HIERARCHICAL_BAR, points=points, foreign=foreign,
-                    quantity=f"{ranks} ranks, {size / MIB:g} MiB: gloo's all_reduce / hierarchical's mean, {name}",
-                    note=f"{ours:.2f} ms, gloo {theirs:.2f} ms; best {max(points):.2f}, goal {goal:g}",
-                )  # fmt: skip
+                    item="hierarchical",
+                    unit="",
+                    better="higher",
+                    bar=HIERARCHICAL_BAR,
+                    points=points,
+                    foreign=foreign,
+                    quantity=f"{ranks} ranks, {size / MIB:g} MiB: gloo's all_reduce / "
+                    f"hierarchical's mean, {name}",
+                    note=f"{ours:.2f} ms, gloo {theirs:.2f} ms; best {max(points):.2f}, goal "
+                    f"{goal:g}",
+                )
 
 
 def overlap(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
     """A step of ResNet-18 shapes, 4 images per rank, 2 ranks, against DistributedDataParallel's."""
     cells = {name: _step_cell(*side[:3], effort=effort) for name, side in SIDES.items()}
     meter = CpuMeter()
-    found = _in_turns(cells, launches, lambda cell: _step_ms(bench.launch(cell).ranks, effort.warmup))
+    found = _in_turns(
+        cells, launches, lambda cell: _step_ms(bench.launch(cell).ranks, effort.warmup)
+    )
     foreign = meter.read().foreign_share
     for name, (_, _, _, bar) in SIDES.items():
         if name == "DDP":
             continue
         points = ratios(found[name], found["DDP"])
         yield Figure(
-            item="overlap", quantity=f"ResNet-18 shapes, 2 ranks: step of {name} / DDP's", unit="", bar=bar,
-            points=points, foreign=foreign,
-            note=f"{statistics.median(found[name]):.1f} ms, DDP {statistics.median(found['DDP']):.1f} ms; "
+            item="overlap",
+            quantity=f"ResNet-18 shapes, 2 ranks: step of {name} / DDP's",
+            unit="",
+            bar=bar,
+            points=points,
+            foreign=foreign,
+            note=f"{statistics.median(found[name]):.1f} ms, DDP "
+            f"{statistics.median(found['DDP']):.1f} ms; "
             f"best {min(points):.2f}",
-        )  # fmt: skip
+        )
     yield from _hidden(bench, launches, effort)
 
 
 def _hidden(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
-    """What buckets hide where sending is waiting and not work: one vector against buckets on a shaped link.
+    """What buckets hide where sending is waiting and not work: one vector against buckets on a
+    shaped link.
 
-    DDP's 25 MiB are most of the 42.6 MiB: the first bucket leaves late. Buckets of 10 MiB show what can be hidden.
+    DDP's 25 MiB are most of the 42.6 MiB: the first bucket leaves late. Buckets of 10 MiB show what
+    can be hidden.
     """
     figures = {
         mib: Figure(
-            item="overlap", unit="", better="higher", bar=bar,
-            quantity=f"the same, ring on a link of {SHAPED_MBIT} Mbit/s: step of one vector / of {mib:g} MiB buckets",
+            item="overlap",
+            unit="",
+            better="higher",
+            bar=bar,
+            quantity=f"the same, ring on a link of {SHAPED_MBIT} Mbit/s: step of one vector / of "
+            f"{mib:g} MiB buckets",
         )
         for mib, bar in SHAPED_BUCKETS.items()
-    }  # fmt: skip
+    }
     alone = resolve(Cell(workload="cnn", preset="smoke"))
     if why := bench.launch(alone, f"{SHAPED}:probe").ranks[0]["reason"]:
-        yield from (dataclasses.replace(figure, note=f"no link is shaped here: {why}") for figure in figures.values())
+        yield from (
+            dataclasses.replace(figure, note=f"no link is shaped here: {why}")
+            for figure in figures.values()
+        )
         return
-    sides = {mib: _step_cell("synchronous", "ring", mib, effort=effort) for mib in (0.0, *SHAPED_BUCKETS)}
-    shaped, meter = {"entry": WORKER, "mbit": SHAPED_MBIT}, CpuMeter()
+    sides = {
+        mib: _step_cell("synchronous", "ring", mib, effort=effort) for mib in (0.0, *SHAPED_BUCKETS)
+    }
+    shaped = {"entry": WORKER, "mbit": SHAPED_MBIT}
+    meter = CpuMeter()
     found = _in_turns(
-        sides, launches, lambda cell: _step_ms(bench.launch(cell, f"{SHAPED}:around", shaped).ranks, effort.warmup)
+        sides,
+        launches,
+        lambda cell: _step_ms(bench.launch(cell, f"{SHAPED}:around", shaped).ranks, effort.warmup),
     )
-    foreign, plain = meter.read().foreign_share, found[0.0]
+    foreign = meter.read().foreign_share
+    plain = found[0.0]
     for mib, figure in figures.items():
-        note = f"{statistics.median(plain):.0f} ms, in buckets {statistics.median(found[mib]):.0f} ms"
-        yield dataclasses.replace(figure, points=ratios(plain, found[mib]), foreign=foreign, note=note)
+        note = (
+            f"{statistics.median(plain):.0f} ms, in buckets {statistics.median(found[mib]):.0f} ms"
+        )
+        yield dataclasses.replace(
+            figure, points=ratios(plain, found[mib]), foreign=foreign, note=note
+        )
 
 
-def _in_turns(sides: Mapping[Side, Cell], launches: int, measure: Callable[[Cell], float]) -> dict[Side, list[float]]:
+def _in_turns(
+    sides: Mapping[Side, Cell], launches: int, measure: Callable[[Cell], float]
+) -> dict[Side, list[float]]:
     """So many values of each side; another one goes first in every round."""
     found: dict[Side, list[float]] = {side: [] for side in sides}
     order = list(sides)
@@ -130,46 +178,77 @@ def _in_turns(sides: Mapping[Side, Cell], launches: int, measure: Callable[[Cell
 
 
 def _step_cell(sync: str, topology: str, bucket_mib: float, *, effort: CollectiveEffort) -> Cell:
-    options: dict[str, Any] = {"synchronous": {"bucket_mib": bucket_mib}} if sync == "synchronous" else {}
+    options: dict[str, Any] = (
+        {"synchronous": {"bucket_mib": bucket_mib}} if sync == "synchronous" else {}
+    )
     return resolve(
         Cell(
-            workload="cnn", preset=effort.preset, sync=sync, topology=topology, replicas=2, options=options,
+            workload="cnn",
+            preset=effort.preset,
+            sync=sync,
+            topology=topology,
+            replicas=2,
+            options=options,
             budget=Budget(steps=effort.steps),
         )
-    )  # fmt: skip
+    )
 
 
 def _step_ms(ranks: Sequence[Mapping[str, Any]], warmup: int) -> float:
     """Median step time of a launch; a step's time is the maximum over its ranks."""
-    start, end = (np.array([rank["steps"][name] for rank in ranks], dtype=float) for name in ("start_ns", "end_ns"))
+    start, end = (
+        np.array([rank["steps"][name] for rank in ranks], dtype=float)
+        for name in ("start_ns", "end_ns")
+    )
     return float(np.median((end - start).max(axis=0)[warmup:])) / 1e6
 
 
 def server_profile(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
-    """Where a busy server's time goes at 13 MB: receiving, applying, sending; the rest is our loop."""
+    """Where a busy server's time goes at 13 MB: receiving, applying, sending; the rest is our
+    loop."""
     cell = resolve(
-        Cell(workload="cnn", preset="smoke", sync="asynchronous", topology="parameter_server", replicas=2, servers=1)
+        Cell(
+            workload="cnn",
+            preset="smoke",
+            sync="asynchronous",
+            topology="parameter_server",
+            replicas=2,
+            servers=1,
+        )
     )
     meter = CpuMeter()
-    runs = [bench.launch(cell, f"{RANKS}:server_profile", {13_000_000: effort.updates}) for _ in range(launches)]
+    runs = [
+        bench.launch(cell, f"{RANKS}:server_profile", {13_000_000: effort.updates})
+        for _ in range(launches)
+    ]
     foreign = meter.read().foreign_share
     profiles = [run.ranks[-1] for run in runs]
     parts = ("receive", "apply", "send", "ticket")
     shares = {part: [profile[part] / profile["total"] for profile in profiles] for part in parts}
     yield Figure(
-        item="profile", quantity="2 workers, 13 MB: receive + apply + send of the server's busy time", unit="",
-        better="higher", bar=SERVER_SHARE_BAR, foreign=foreign,
+        item="profile",
+        quantity="2 workers, 13 MB: receive + apply + send of the server's busy time",
+        unit="",
+        better="higher",
+        bar=SERVER_SHARE_BAR,
+        foreign=foreign,
         points=[
-            (profile["receive"] + profile["apply"] + profile["send"]) / (profile["total"] - profile["ticket"])
+            (profile["receive"] + profile["apply"] + profile["send"])
+            / (profile["total"] - profile["ticket"])
             for profile in profiles
         ],
-        note=", ".join(f"{part} {100 * statistics.median(values):.0f} %" for part, values in shares.items()),
-    )  # fmt: skip
+        note=", ".join(
+            f"{part} {100 * statistics.median(values):.0f} %" for part, values in shares.items()
+        ),
+    )
 
 
 def medians(launches: Sequence[Launch], name: str) -> list[float]:
     """Per launch the median over repetitions of the slowest rank's time."""
-    return [float(np.median(np.array([rank[name] for rank in launch.ranks]).max(axis=0))) for launch in launches]
+    return [
+        float(np.median(np.array([rank[name] for rank in launch.ranks]).max(axis=0)))
+        for launch in launches
+    ]
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
@@ -178,5 +257,7 @@ def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[flo
 
 
 CHECKS: Mapping[str, Callable[[Bench, int, CollectiveEffort], Iterator[Figure]]] = {
-    "hierarchical": hierarchical, "overlap": overlap, "profile": server_profile,
-}  # fmt: skip
+    "hierarchical": hierarchical,
+    "overlap": overlap,
+    "profile": server_profile,
+}

@@ -1,8 +1,10 @@
-"""The check of `benchsuite selfcheck` on compressions: work, bytes, and the link on which they are worth it. No torch.
+"""The check of `benchsuite selfcheck` on compressions: work, bytes, and the link on which they are
+worth it. No torch.
 
-Two workers, each of which sends M bytes per mean by a dense ring. A compression sends C bytes and works c seconds
-besides (encode, decode, add): on a link of r bit/s it is faster where c + 8 C / r < 8 M / r, so below the break-even
-rate 8 (M - C) / c. Sent while others wait: nothing is hidden behind a backward pass.
+Two workers, each of which sends M bytes per mean by a dense ring. A compression sends C bytes and
+works c seconds besides (encode, decode, add): on a link of r bit/s it is faster where c + 8 C / r <
+8 M / r, so below the break-even rate 8 (M - C) / c. Sent while others wait: nothing is hidden
+behind a backward pass.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ WIRES = "benchsuite.programs.selfcheck.codecs:wires"
 REPETITIONS: Mapping[str, int] = {"digits": 200, "comm": 6}  # of a preset of `cnn`, within a launch
 
 
-def compression(bench: Bench, launches: int, repetitions: Mapping[str, int] = REPETITIONS) -> Iterator[Figure]:
-    """Encode, wire, decode and break-even rate of every compression, on gradients of 101 kB and 44.7 MB."""
+def compression(
+    bench: Bench, launches: int, repetitions: Mapping[str, int] = REPETITIONS
+) -> Iterator[Figure]:
+    """Encode, wire, decode and break-even rate of every compression, on gradients of 101 kB and
+    44.7 MB."""
     for preset, times in repetitions.items():
         cell = resolve(Cell(workload="cnn", preset=preset))
         meter = CpuMeter()
         records = [
-            bench.launch(cell.with_seed(seed), ENTRY, {"repetitions": times}).ranks[0] for seed in range(launches)
+            bench.launch(cell.with_seed(seed), ENTRY, {"repetitions": times}).ranks[0]
+            for seed in range(launches)
         ]
         sizes = {name: record["wire_bytes"] for name, record in records[0].items()}
         sizes["none"] = next(iter(records[0].values()))["dense_bytes"]
@@ -41,21 +47,37 @@ def compression(bench: Bench, launches: int, repetitions: Mapping[str, int] = RE
             yield _wire(name, sizes, [[rank[name] for rank in ranks] for ranks in moved], foreign)
 
 
-def _figures(name: str, records: list[Mapping[str, Any]], foreign: float | None) -> Iterator[Figure]:
+def _figures(
+    name: str, records: list[Mapping[str, Any]], foreign: float | None
+) -> Iterator[Figure]:
     """One value per launch: the median over its repetitions."""
-    dense, wire = records[0]["dense_bytes"], records[0]["wire_bytes"]
+    dense = records[0]["dense_bytes"]
+    wire = records[0]["wire_bytes"]
     where = f"{name}, {dense / 1e6:.3g} MB"
-    work = {side: [statistics.median(record[side]) / 1e6 for record in records] for side in ("encode", "decode")}
+    work = {
+        side: [statistics.median(record[side]) / 1e6 for record in records]
+        for side in ("encode", "decode")
+    }
     for side, points in work.items():
         yield Figure(
-            item="compression", quantity=f"{where}: {side} (2 workers)", unit="ms", points=points, foreign=foreign
+            item="compression",
+            quantity=f"{where}: {side} (2 workers)",
+            unit="ms",
+            points=points,
+            foreign=foreign,
         )
     yield Figure(
-        item="compression", quantity=f"{where}: faster than a dense ring below", unit="Mbit/s", better="higher",
-        points=[break_even_mbit(dense, wire, sum(both)) for both in zip(*work.values(), strict=True)], foreign=foreign,
+        item="compression",
+        quantity=f"{where}: faster than a dense ring below",
+        unit="Mbit/s",
+        better="higher",
+        points=[
+            break_even_mbit(dense, wire, sum(both)) for both in zip(*work.values(), strict=True)
+        ],
+        foreign=foreign,
         note=f"{wire:,.0f} of {dense:,.0f} bytes per worker: {100 * wire / dense:.3g} %, nominally "
         f"{100 * records[0]['nominal_ratio']:.3g} %",
-    )  # fmt: skip
+    )
 
 
 def _wire(
@@ -64,9 +86,13 @@ def _wire(
     """Per launch the median over its repetitions of the slower rank's time."""
     points = [statistics.median(map(max, zip(*ranks, strict=True))) / 1e6 for ranks in launches]
     return Figure(
-        item="compression", quantity=f"{name}, {sizes['none'] / 1e6:.3g} MB: wire (loopback, both ways at once)",
-        unit="ms", points=points, foreign=foreign, note=f"{sizes[name]:,.0f} bytes each way",
-    )  # fmt: skip
+        item="compression",
+        quantity=f"{name}, {sizes['none'] / 1e6:.3g} MB: wire (loopback, both ways at once)",
+        unit="ms",
+        points=points,
+        foreign=foreign,
+        note=f"{sizes[name]:,.0f} bytes each way",
+    )
 
 
 def break_even_mbit(dense_bytes: float, wire_bytes: float, work_ms: float) -> float:

@@ -1,4 +1,5 @@
-"""A strategy that does nothing, given by path to `selfcheck`: what is left of a step is the harness itself."""
+"""A strategy that does nothing, given by path to `selfcheck`: what is left of a step is the harness
+itself."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ class Strategy:
     clips_mean = True
 
     def start(self, comm: Any, part: Any, recipe: Any, topology: Any, compression: Any) -> None:
-        self._part, self._step, self._steps = part, 0, recipe.budget // recipe.global_batch
+        self._part = part
+        self._step = 0
+        self._steps = recipe.budget // recipe.global_batch
         self.events: dict[str, int] = {}
 
     def next_index(self) -> tuple[int, int, int] | None:
@@ -36,5 +39,7 @@ class Strategy:
         params: Tensor = self._part.params
         return params
 
-    def predicted_traffic(self, shapes: Any, events: Mapping[str, Sequence[int]], setting: Any) -> Traffic:
+    def predicted_traffic(
+        self, shapes: Any, events: Mapping[str, Sequence[int]], setting: Any
+    ) -> Traffic:
         return Traffic()

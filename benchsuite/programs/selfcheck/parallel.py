@@ -1,4 +1,5 @@
-"""The check of `benchsuite selfcheck` on divided replicas: each parallelism against a script that uses the same class.
+"""The check of `benchsuite selfcheck` on divided replicas: each parallelism against a script that
+uses the same class.
 
 Two ranks on the presets that load links, in fresh launches that take turns. No torch here.
 """
@@ -17,7 +18,8 @@ from benchsuite.programs.selfcheck.cells import Effort, against_script
 SCRIPTS = "benchsuite.programs.selfcheck.parallel_loops"
 MODULES = (SCRIPTS,)  # for the fork server to import
 BAR = 0.95
-SIZE, PRESET = 2, "comm"
+SIZE = 2
+PRESET = "comm"
 
 # Parallelism, its script, workloads, its options.
 COMPARED: tuple[tuple[str, str, tuple[str, ...], Mapping[str, Any]], ...] = (
@@ -25,22 +27,35 @@ COMPARED: tuple[tuple[str, str, tuple[str, ...], Mapping[str, Any]], ...] = (
     ("tensor", "tensor_loop", ("transformer",), {}),
     ("pipeline", "pipeline_loop", ("transformer", "cnn"), {}),
 )
-STEPS, WARMUP = 8, 2  # of tenths of a second and more each
+# of tenths of a second and more each
+STEPS = 8
+WARMUP = 2
 
 
 def parallel(bench: Bench, effort: Effort) -> Iterator[Figure]:
     """Step times of the cell and of the script, interleaved."""
-    effort = replace(effort, pairs=1, steps=min(effort.steps, STEPS), warmup=min(effort.warmup, WARMUP))
+    effort = replace(
+        effort, pairs=1, steps=min(effort.steps, STEPS), warmup=min(effort.warmup, WARMUP)
+    )
     for name, script, workloads, options in COMPARED:
         for workload in workloads:
             cell = Cell(
-                workload=workload, preset=PRESET, parallel=name, model_parallel=SIZE,
-                options={name: dict(options)} if options else {}, budget=Budget(steps=effort.steps),
-            )  # fmt: skip
+                workload=workload,
+                preset=PRESET,
+                parallel=name,
+                model_parallel=SIZE,
+                options={name: dict(options)} if options else {},
+                budget=Budget(steps=effort.steps),
+            )
             yield from against_script(
-                bench, resolve(cell), f"{SCRIPTS}:{script}", effort, name=f"{workload}, {script}", item="parallel",
+                bench,
+                resolve(cell),
+                f"{SCRIPTS}:{script}",
+                effort,
+                name=f"{workload}, {script}",
+                item="parallel",
                 bar=BAR,
-            )  # fmt: skip
+            )
 
 
 CHECKS: Mapping[str, Callable[[Bench, Effort], Iterator[Figure]]] = {"parallel": parallel}

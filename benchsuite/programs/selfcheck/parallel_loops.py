@@ -1,8 +1,10 @@
-"""What one would write without the suite to divide a replica: training scripts that use the library's own class.
+"""What one would write without the suite to divide a replica: training scripts that use the
+library's own class.
 
-`fsdp_loop`: `fully_shard` as its documentation shows it, on every layer with parameters and on the whole.
-`tensor_loop`: `parallelize_module` on the matrices of a transformer's blocks. `pipeline_loop`: two `PipelineStage`s and
-`Schedule1F1B`. The baselines of `benchsuite selfcheck --only parallel`; the records are those of `baseline_loops.py`.
+`fsdp_loop`: `fully_shard` as its documentation shows it, on every layer with parameters and on the
+whole. `tensor_loop`: `parallelize_module` on the matrices of a transformer's blocks.
+`pipeline_loop`: two `PipelineStage`s and `Schedule1F1B`. The baselines of `benchsuite selfcheck
+--only parallel`; the records are those of `baseline_loops.py`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,13 @@ from benchsuite.workload import Batch, seeded_layers
 
 
 def fsdp_loop(job: RankJob) -> None:
-    """zero_grad, forward, backward, clip, step: on DTensors. Layers that share a parameter are left to the whole."""
+    """zero_grad, forward, backward, clip, step: on DTensors. Layers that share a parameter are left
+    to the whole."""
     workload, recipe, steps = begin(job)
-    rank, size, batch_size, budget = job.rank, job.world_size, recipe.global_batch, recipe.budget
+    rank = job.rank
+    size = job.world_size
+    batch_size = recipe.global_batch
+    budget = recipe.budget
     model = nn.Sequential(*seeded_layers(workload, job.cell["seed"]))
     users = Counter(parameter for layer in model for parameter in layer.parameters())
     for layer in model:
@@ -36,7 +42,8 @@ def fsdp_loop(job: RankJob) -> None:
     fully_shard(model)
     parameters = list(model.parameters())
     optimizer = recipe.make_optimizer(parameters)
-    stamps, losses = [0] * (steps + 1), [0.0] * steps
+    stamps = [0] * (steps + 1)
+    losses = [0.0] * steps
 
     dist.barrier()
     cpu_s = -time.process_time()
@@ -54,26 +61,42 @@ def fsdp_loop(job: RankJob) -> None:
         stamps[step + 1] = time.perf_counter_ns()
     cpu_s += time.process_time()
     common = torch.tensor(losses)
-    dist.all_reduce(common)  # of all shares, as the suite's: what is compared must have done the same work
+    dist.all_reduce(
+        common
+    )  # of all shares, as the suite's: what is compared must have done the same work
     end(job, stamps, (common / size).tolist(), cpu_s)
 
 
 def tensor_loop(job: RankJob) -> None:
-    """zero_grad, forward, backward, clip, step: of a transformer. The norm of plain and of split parameters together.
+    """zero_grad, forward, backward, clip, step: of a transformer. The norm of plain and of split
+    parameters together.
 
-    A group of parameters each: torch's loops over many tensors refuse lists that mix DTensors with plain ones.
+    A group of parameters each: torch's loops over many tensors refuse lists that mix DTensors with
+    plain ones.
     """
     workload, recipe, steps = begin(job)
-    batch_size, budget = recipe.global_batch, recipe.budget
+    batch_size = recipe.global_batch
+    budget = recipe.budget
     model = nn.Sequential(*seeded_layers(workload, job.cell["seed"]))
     mesh = init_device_mesh("cpu", (job.world_size,))
     for block in list(model)[1:-1]:
-        parallelize_module(block, mesh, {
-            "qkv": ColwiseParallel(), "out": RowwiseParallel(), "up": ColwiseParallel(), "down": RowwiseParallel(),
-        })  # fmt: skip
-    groups = [[p for p in model.parameters() if isinstance(p, DTensor) is split] for split in (True, False)]
+        parallelize_module(
+            block,
+            mesh,
+            {
+                "qkv": ColwiseParallel(),
+                "out": RowwiseParallel(),
+                "up": ColwiseParallel(),
+                "down": RowwiseParallel(),
+            },
+        )
+    groups = [
+        [p for p in model.parameters() if isinstance(p, DTensor) is split]
+        for split in (True, False)
+    ]
     optimizer = recipe.make_optimizer([{"params": group} for group in groups])
-    stamps, losses = [0] * (steps + 1), [0.0] * steps
+    stamps = [0] * (steps + 1)
+    losses = [0.0] * steps
 
     dist.barrier()
     cpu_s = -time.process_time()
@@ -99,9 +122,13 @@ def tensor_loop(job: RankJob) -> None:
 
 
 def pipeline_loop(job: RankJob) -> None:
-    """zero_grad, a step of the schedule, what is tied, clip, step. The chain is cut at half of its operations."""
+    """zero_grad, a step of the schedule, what is tied, clip, step. The chain is cut at half of its
+    operations."""
     workload, recipe, steps = begin(job)
-    rank, size, batch_size, budget = job.rank, job.world_size, recipe.global_batch, recipe.budget
+    rank = job.rank
+    size = job.world_size
+    batch_size = recipe.global_batch
+    budget = recipe.budget
     micro_batches = int(job.cell["options"]["pipeline"]["num_micro_batches"])
     chain = seeded_layers(workload, job.cell["seed"])
     cost = torch.tensor(workload.layer_flops()).cumsum(0)  # type: ignore[attr-defined]  # a baseline's workloads have it
@@ -111,7 +138,9 @@ def pipeline_loop(job: RankJob) -> None:
     tied = [
         p
         for p in parameters
-        if any(p is q for layer in (chain[:cut] if rank else chain[cut:]) for q in layer.parameters())
+        if any(
+            p is q for layer in (chain[:cut] if rank else chain[cut:]) for q in layer.parameters()
+        )
     ]
     stage = PipelineStage(model, rank, size, torch.device("cpu"))
 
@@ -120,7 +149,8 @@ def pipeline_loop(job: RankJob) -> None:
 
     schedule = Schedule1F1B(stage, micro_batches, loss_of)
     optimizer = recipe.make_optimizer(parameters)
-    stamps, losses = [0] * (steps + 1), [0.0] * steps
+    stamps = [0] * (steps + 1)
+    losses = [0.0] * steps
 
     dist.barrier()
     cpu_s = -time.process_time()
@@ -138,7 +168,9 @@ def pipeline_loop(job: RankJob) -> None:
             dist.all_reduce(parameter.grad)
         if recipe.clip_norm is not None:
             counted = [p for p in parameters if rank == 0 or all(p is not q for q in tied)]
-            square = nn.utils.get_total_norm([p.grad for p in counted if p.grad is not None]).square()
+            square = nn.utils.get_total_norm(
+                [p.grad for p in counted if p.grad is not None]
+            ).square()
             dist.all_reduce(square)
             nn.utils.clip_grads_with_norm_(parameters, recipe.clip_norm, square.sqrt())
         optimizer.param_groups[0]["lr"] = recipe.lr(step * batch_size / budget)
@@ -147,5 +179,7 @@ def pipeline_loop(job: RankJob) -> None:
         stamps[step + 1] = time.perf_counter_ns()
     cpu_s += time.process_time()
     common = torch.tensor(losses)
-    dist.broadcast(common, size - 1)  # of the last stage: what is compared must have done the same work
+    dist.broadcast(
+        common, size - 1
+    )  # of the last stage: what is compared must have done the same work
     end(job, stamps, common.tolist(), cpu_s)

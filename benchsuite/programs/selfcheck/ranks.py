@@ -1,6 +1,8 @@
-"""What the ranks of `benchsuite selfcheck` do where no training is asked for: nothing, all-reduce, server loops.
+"""What the ranks of `benchsuite selfcheck` do where no training is asked for: nothing, all-reduce,
+server loops.
 
-Each entry is called with a job, connects as a worker does, and leaves `{name: [ns, ..]}` as its record.
+Each entry is called with a job, connects as a worker does, and leaves `{name: [ns, ..]}` as its
+record.
 """
 
 from __future__ import annotations
@@ -34,18 +36,22 @@ def empty(job: RankJob) -> None:
 
 
 def ring(job: RankJob) -> None:
-    """`all_reduce` (gloo's own, a sum), `native` (the same, divided: the mean), `ring` (the mean), in random order."""
+    """`all_reduce` (gloo's own, a sum), `native` (the same, divided: the mean), `ring` (the mean),
+    in random order."""
     comm = _connected(job)
     order = random.Random(job.cell["seed"])  # the same on every rank
     record: dict[str, list[int]] = {}
-    native, ours = Native(), Ring()
+    native = Native()
+    ours = Ring()
     native.start(comm)
     ours.start(comm)
     for size, repetitions in _sizes(job).items():
         x = torch.ones(size // 4)
         variants: dict[str, Callable[[Tensor], None]] = {
-            "all_reduce": comm.all_reduce, "native": native.mean, "ring": ours.mean,
-        }  # fmt: skip
+            "all_reduce": comm.all_reduce,
+            "native": native.mean,
+            "ring": ours.mean,
+        }
         names = sorted(variants)
         for repetition in range(WARMUP + repetitions):
             order.shuffle(names)
@@ -66,7 +72,8 @@ def _timed(comm: ProcessComm, operation: Callable[[Tensor], None], x: Tensor) ->
 
 
 def hierarchical(job: RankJob) -> None:
-    """`all_reduce` (gloo's, a sum) and the mean through shared memory: `copied` in and out, or `in place`."""
+    """`all_reduce` (gloo's, a sum) and the mean through shared memory: `copied` in and out, or `in
+    place`."""
     comm = _connected(job)
     order = random.Random(job.cell["seed"])  # the same on every rank
     record: dict[str, list[int]] = {}
@@ -76,8 +83,10 @@ def hierarchical(job: RankJob) -> None:
         outside = torch.ones(size // 4)
         inside = ours.buffer(size // 4, like=outside)
         variants: dict[str, tuple[Callable[[Tensor], None], Tensor]] = {
-            "all_reduce": (comm.all_reduce, outside), "copied": (ours.mean, outside), "in place": (ours.mean, inside),
-        }  # fmt: skip
+            "all_reduce": (comm.all_reduce, outside),
+            "copied": (ours.mean, outside),
+            "in place": (ours.mean, inside),
+        }
         names = sorted(variants)
         for repetition in range(WARMUP + repetitions):
             order.shuffle(names)
@@ -92,12 +101,14 @@ def hierarchical(job: RankJob) -> None:
 
 
 def server_profile(job: RankJob) -> None:
-    """On the server: ns of its loop in all, and in tickets, receiving, applying (`add_`), sending."""
+    """On the server: ns of its loop in all, and in tickets, receiving, applying (`add_`),
+    sending."""
     comm = _connected(job)
     ((size, updates),) = _sizes(job).items()
     topology = ParameterServer()
     topology.start(comm, num_servers=1)
-    mine, answer = torch.ones(size // 4), torch.zeros(size // 4)
+    mine = torch.ones(size // 4)
+    answer = torch.zeros(size // 4)
     profile: dict[str, int] = {}
     if topology.server < 0:
         comm.barrier()
@@ -110,7 +121,9 @@ def server_profile(job: RankJob) -> None:
         policy = _TimedPolicy()
         comm.barrier()
         begin = time.perf_counter_ns()
-        topology.serve(mine, _no_updater, policy, samples_per_push=1, num_pushes=updates * topology.num_workers)
+        topology.serve(
+            mine, _no_updater, policy, samples_per_push=1, num_pushes=updates * topology.num_workers
+        )
         total = time.perf_counter_ns() - begin
         profile = {**watched.spent, "apply": policy.spent, "total": total}
     write_rank_file(job.run_dir, job.rank, json.dumps(profile))
@@ -144,7 +157,8 @@ class _Watched:
 
 
 def server(job: RankJob) -> None:
-    """ns per update of the suite's loop (`tickets`) and of one that knows the order of its pushes (`known order`).
+    """ns per update of the suite's loop (`tickets`) and of one that knows the order of its pushes
+    (`known order`).
 
     Rank 0 is the worker, rank 1 the server; each update is a push, `add_`, and an answer.
     """
@@ -153,7 +167,8 @@ def server(job: RankJob) -> None:
     for size, updates in _sizes(job).items():
         topology = ParameterServer()
         topology.start(comm, num_servers=1)
-        mine, answer = torch.ones(size // 4), torch.zeros(size // 4)
+        mine = torch.ones(size // 4)
+        answer = torch.zeros(size // 4)
         count = -(-updates // BLOCKS)
         for block in range(2 * (BLOCKS + 1)):
             name = ("tickets", "known order")[block % 2]
@@ -162,12 +177,16 @@ def server(job: RankJob) -> None:
             begin = time.perf_counter_ns()
             loop(comm, topology, mine, answer, count)
             if block >= 2:  # the first of each warms up
-                record.setdefault(f"{name} {size}", []).append((time.perf_counter_ns() - begin) // count)
+                record.setdefault(f"{name} {size}", []).append(
+                    (time.perf_counter_ns() - begin) // count
+                )
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
     comm.barrier()
 
 
-def _by_ticket(comm: ProcessComm, topology: ParameterServer, mine: Tensor, answer: Tensor, count: int) -> None:
+def _by_ticket(
+    comm: ProcessComm, topology: ParameterServer, mine: Tensor, answer: Tensor, count: int
+) -> None:
     if comm.rank == 0:
         for update in range(count):
             topology.exchange(mine, answer, tag=update)
@@ -176,7 +195,9 @@ def _by_ticket(comm: ProcessComm, topology: ParameterServer, mine: Tensor, answe
         topology.serve(mine, _no_updater, AddAndAnswer(), samples_per_push=1, num_pushes=count)
 
 
-def _in_order(comm: ProcessComm, topology: ParameterServer, mine: Tensor, answer: Tensor, count: int) -> None:
+def _in_order(
+    comm: ProcessComm, topology: ParameterServer, mine: Tensor, answer: Tensor, count: int
+) -> None:
     for _ in range(count):
         if comm.rank == 0:
             receiving = comm.irecv(answer, 1)

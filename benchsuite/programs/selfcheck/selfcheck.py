@@ -1,7 +1,9 @@
-"""`benchsuite selfcheck`: what the suite itself costs on this machine, held against what its design asks for.
+"""`benchsuite selfcheck`: what the suite itself costs on this machine, held against what its design
+asks for.
 
-One value per fresh launch or process, medians with intervals, whatever is compared takes turns. Nothing here gates a
-change: a busy machine is no defect, and says `too noisy`. No torch in this process.
+One value per fresh launch or process, medians with intervals, whatever is compared takes turns.
+Nothing here gates a change: a busy machine is no defect, and says `too noisy`. No torch in this
+process.
 """
 
 from __future__ import annotations
@@ -37,11 +39,16 @@ Say = Callable[[str], None]
 
 
 def run(
-    only: str | None = None, launches: int = 5, *, results: str | Path = "results", say: Say = lambda _: None
+    only: str | None = None,
+    launches: int = 5,
+    *,
+    results: str | Path = "results",
+    say: Say = lambda _: None,
 ) -> dict[str, Any]:
     """`{"figures": [..], "exit_code"}`; all items take about twenty minutes on two cores.
 
-    only: one of ITEMS. launches: fresh launches per quantity, at least 2. say: is told what is being measured.
+    only: one of ITEMS. launches: fresh launches per quantity, at least 2. say: is told what is
+    being measured.
     """
     if only is not None and only not in ITEMS:
         raise UsageError(plugins.unknown("item", only, ITEMS, of="selfcheck"))
@@ -55,7 +62,9 @@ def run(
     }
 
 
-def _figures(items: Sequence[str], effort: Effort, results: str | Path, say: Say) -> Iterator[Figure]:
+def _figures(
+    items: Sequence[str], effort: Effort, results: str | Path, say: Say
+) -> Iterator[Figure]:
     if "commands" in items:
         say("commands")
         yield from files.commands(3 * effort.launches)
@@ -69,7 +78,9 @@ def _figures(items: Sequence[str], effort: Effort, results: str | Path, say: Say
                     yield from compression.CHECKS[item](bench, effort.launches)
                 else:
                     collectives = selfcheck_collectives.CollectiveEffort()
-                    yield from selfcheck_collectives.CHECKS[item](bench, effort.launches, collectives)
+                    yield from selfcheck_collectives.CHECKS[item](
+                        bench, effort.launches, collectives
+                    )
     if "virtual" in items:
         say("virtual")
         yield from virtual.virtual(effort.launches)
@@ -98,7 +109,8 @@ def table(document: Mapping[str, Any]) -> str:
 
 
 def _row(figure: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
-    unit, bar = figure["unit"], figure["bar"]
+    unit = figure["unit"]
+    bar = figure["bar"]
     sign = "<=" if figure["better"] == "lower" else ">="
     limit = "" if bar is None else f"{sign} {_number(bar)} {unit}".rstrip()
     if figure["median"] is None:
@@ -120,5 +132,6 @@ def _caption(document: Mapping[str, Any]) -> str:
     load = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "an unknown share"
     return (
         "low .. high: 95 % interval over fresh launches (n < 5: range). "
-        f"Other programs used {load} of the cores; * = more than {100 * CONTENDED_ABOVE:.0f} % during that item."
+        f"Other programs used {load} of the cores; * = more than {100 * CONTENDED_ABOVE:.0f} % "
+        "during that item."
     )

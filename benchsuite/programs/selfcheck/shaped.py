@@ -1,7 +1,8 @@
-"""Another entry's rank on a slow link: the loopback is shaped before anybody connects, and set free afterwards.
+"""Another entry's rank on a slow link: the loopback is shaped before anybody connects, and set free
+afterwards.
 
-Two busy cores cannot show overlap: on loopback sending is work for the same cores. On a shaped link it is waiting, and
-a core that waits can compute.
+Two busy cores cannot show overlap: on loopback sending is work for the same cores. On a shaped link
+it is waiting, and a core that waits can compute.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ WAIT_S = 20.0
 
 
 def around(job: RankJob) -> None:
-    """Runs the order's `entry` at its `mbit`; rank 0 shapes the link for all. RuntimeError where it does not."""
+    """Runs the order's `entry` at its `mbit`; rank 0 shapes the link for all. RuntimeError where it
+    does not."""
     order = read_order(job.run_dir)
     module, _, name = str(order["entry"]).partition(":")
     entry = getattr(importlib.import_module(module), name)

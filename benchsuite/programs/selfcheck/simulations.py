@@ -1,4 +1,5 @@
-"""What `benchsuite selfcheck --only virtual` measures, a fresh process per launch: NAME REPETITIONS in, JSON out.
+"""What `benchsuite selfcheck --only virtual` measures, a fresh process per launch: NAME REPETITIONS
+in, JSON out.
 
 Rates are per CPU second of the simulation, graphs traced before; batched and one by one take turns.
 """
@@ -24,9 +25,16 @@ from benchsuite.topology.ring import Topology
 from benchsuite.virtual.world import Kept, simulate
 
 WORKERS = 64
-SPREADS: dict[str, dict[str, Any]] = {"exponential": {"kind": "exponential"}, "gamma": {"kind": "gamma", "cv": 0.1}}
+SPREADS: dict[str, dict[str, Any]] = {
+    "exponential": {"kind": "exponential"},
+    "gamma": {"kind": "gamma", "cv": 0.1},
+}
 RING_PARAMETERS = 100_000
-STEPS = {"mlp": 120, "cnn": 100, "cnn_4": 40}  # of every worker; checks of agreement between groups are a small part
+STEPS = {
+    "mlp": 120,
+    "cnn": 100,
+    "cnn_4": 40,
+}  # of every worker; checks of agreement between groups are a small part
 BIG_WORLD = 1024  # workers whose memory is measured
 NEVER = 10**9  # samples between evaluations
 
@@ -47,9 +55,13 @@ def cnn_4(repetitions: int) -> dict[str, float]:
 
 
 def ring(repetitions: int) -> dict[str, float]:
-    """An all-reduce of 64 workers, message by message: milliseconds of real time, on free links and slow ones."""
+    """An all-reduce of 64 workers, message by message: milliseconds of real time, on free links and
+    slow ones."""
     found = {}
-    links: dict[str, dict[str, Any]] = {"free": {}, "1 Gbit/s": {"link_mbit": 1000.0, "latency_us": 50.0}}
+    links: dict[str, dict[str, Any]] = {
+        "free": {},
+        "1 Gbit/s": {"link_mbit": 1000.0, "latency_us": 50.0},
+    }
     for name, link in links.items():
         stamps: list[float] = []
 
@@ -79,8 +91,21 @@ def memory(repetitions: int) -> dict[str, float]:
 
 def _cell(workload: str, options: dict[str, Any], **fields: Any) -> Cell:
     chosen = {workload: {"evaluate_every": NEVER, **options}}
-    fields = {"replicas": WORKERS, "compute_time": SPREADS["exponential"], "options": chosen, **fields}
-    return resolve(Cell(workload=workload, clock="virtual", sync="asynchronous", topology="parameter_server", **fields))
+    fields = {
+        "replicas": WORKERS,
+        "compute_time": SPREADS["exponential"],
+        "options": chosen,
+        **fields,
+    }
+    return resolve(
+        Cell(
+            workload=workload,
+            clock="virtual",
+            sync="asynchronous",
+            topology="parameter_server",
+            **fields,
+        )
+    )
 
 
 def _rates(cell: Cell, steps: int, repetitions: int) -> dict[str, float]:
@@ -88,7 +113,9 @@ def _rates(cell: Cell, steps: int, repetitions: int) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     kept = Kept()
     for times in SPREADS.values():
-        _simulate(dataclasses.replace(cell, compute_time=times), steps, kept)  # traces the sizes of groups that occur
+        _simulate(
+            dataclasses.replace(cell, compute_time=times), steps, kept
+        )  # traces the sizes of groups that occur
     for _ in range(repetitions):
         for name, times in SPREADS.items():
             spread = dataclasses.replace(cell, compute_time=times)
@@ -103,13 +130,19 @@ def _simulate(cell: Cell, steps: int, kept: Kept, *, batching: bool = True) -> d
         sized = resolve(dataclasses.replace(cell, budget=Budget(steps=steps)))
         facts = simulate(sized, folder, kept=kept, batching=batching).facts
     if batching and facts["one_by_one"]:
-        raise RuntimeError(f"gradients of {cell.label} are not computed together: {facts['one_by_one']}")
+        raise RuntimeError(
+            f"gradients of {cell.label} are not computed together: {facts['one_by_one']}"
+        )
     return dict(facts)
 
 
 CHECKS: dict[str, Callable[[int], dict[str, float]]] = {
-    "mlp": mlp, "cnn": cnn, "cnn_4": cnn_4, "ring": ring, "memory": memory,
-}  # fmt: skip
+    "mlp": mlp,
+    "cnn": cnn,
+    "cnn_4": cnn_4,
+    "ring": ring,
+    "memory": memory,
+}
 
 
 if __name__ == "__main__":

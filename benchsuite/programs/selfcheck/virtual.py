@@ -1,4 +1,5 @@
-"""The check of `benchsuite selfcheck` that simulates: gradients per CPU second, messages, memory. No torch here.
+"""The check of `benchsuite selfcheck` that simulates: gradients per CPU second, messages, memory.
+No torch here.
 
 Every launch is a fresh process of `selfcheck_simulations`.
 """
@@ -32,14 +33,22 @@ def virtual(launches: int, repetitions: int = 3) -> Iterator[Figure]:
     points, foreign = _launch("ring", launches, 3 * repetitions)
     for link in points[0]:
         yield Figure(
-            item="virtual", quantity=f"ring all-reduce, 64 workers, 100k parameters, links {link}", unit="ms",
-            bar=RING_BAR_MS, points=[point[link] for point in points], foreign=foreign,
-        )  # fmt: skip
+            item="virtual",
+            quantity=f"ring all-reduce, 64 workers, 100k parameters, links {link}",
+            unit="ms",
+            bar=RING_BAR_MS,
+            points=[point[link] for point in points],
+            foreign=foreign,
+        )
     points, foreign = _launch("memory", launches, 1)
     yield Figure(
-        item="virtual", quantity="peak memory, 1,024 workers, 49,665 parameters", unit="GiB", bar=MEMORY_BAR_GIB,
-        points=[point["exponential"] for point in points], foreign=foreign,
-    )  # fmt: skip
+        item="virtual",
+        quantity="peak memory, 1,024 workers, 49,665 parameters",
+        unit="GiB",
+        bar=MEMORY_BAR_GIB,
+        points=[point["exponential"] for point in points],
+        foreign=foreign,
+    )
 
 
 def _mlp(launches: int, repetitions: int) -> Iterator[Figure]:
@@ -47,10 +56,15 @@ def _mlp(launches: int, repetitions: int) -> Iterator[Figure]:
     for spread, bar in MLP_BARS.items():
         alone = sorted(point[f"{spread} alone"] for point in points)
         yield Figure(
-            item="virtual", quantity=f"mlp, 64 workers, {spread} times", unit="gradients per CPU s", bar=bar,
-            better="higher", points=[point[spread] for point in points], foreign=foreign,
+            item="virtual",
+            quantity=f"mlp, 64 workers, {spread} times",
+            unit="gradients per CPU s",
+            bar=bar,
+            better="higher",
+            points=[point[spread] for point in points],
+            foreign=foreign,
             note=f"one by one {alone[0]:,.0f} to {alone[-1]:,.0f}",
-        )  # fmt: skip
+        )
 
 
 def _cnn(name: str, samples: int, launches: int, repetitions: int) -> Iterator[Figure]:
@@ -59,20 +73,30 @@ def _cnn(name: str, samples: int, launches: int, repetitions: int) -> Iterator[F
         rates = sorted(point[spread] for point in points)
         per_push = "1 sample" if samples == 1 else f"{samples} samples"
         yield Figure(
-            item="virtual", quantity=f"cnn, 64 workers, {per_push} per push, {spread} times", unit="x one by one",
-            bar=bar, better="higher", points=[point[spread] / point[f"{spread} alone"] for point in points],
-            foreign=foreign, note=f"{rates[0]:,.0f} to {rates[-1]:,.0f} gradients per CPU s",
-        )  # fmt: skip
+            item="virtual",
+            quantity=f"cnn, 64 workers, {per_push} per push, {spread} times",
+            unit="x one by one",
+            bar=bar,
+            better="higher",
+            points=[point[spread] / point[f"{spread} alone"] for point in points],
+            foreign=foreign,
+            note=f"{rates[0]:,.0f} to {rates[-1]:,.0f} gradients per CPU s",
+        )
 
 
-def _launch(name: str, launches: int, repetitions: int) -> tuple[list[dict[str, float]], float | None]:
-    """(what each fresh process found, share of the cores that others used). UsageError where one fails."""
+def _launch(
+    name: str, launches: int, repetitions: int
+) -> tuple[list[dict[str, float]], float | None]:
+    """(what each fresh process found, share of the cores that others used). UsageError where one
+    fails."""
     environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", MODULE, name, str(repetitions)]
     meter = CpuMeter()
     points = []
     for _ in range(launches):
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
         if ended.returncode != 0:
             said = ended.stderr.strip().splitlines() or ["nothing was said"]
             raise UsageError(f"selfcheck virtual: {name} ended with {ended.returncode}: {said[-1]}")

@@ -1,7 +1,9 @@
-"""Figures on a grid given in inches, saved as PDF, SVG and PNG that do not change when nothing has changed.
+"""Figures on a grid given in inches, saved as PDF, SVG and PNG that do not change when nothing has
+changed.
 
-Every figure has a legend strip on top, for papers. The page leaves that strip out (its legend is HTML) and can cut the
-picture into its panels, so that on a phone they stand below each other at a readable size.
+Every figure has a legend strip on top, for papers. The page leaves that strip out (its legend is
+HTML) and can cut the picture into its panels, so that on a phone they stand below each other at a
+readable size.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ POINTS_PER_INCH = 72
 PNG_DPI = 200
 LEGEND_ROW_IN = 0.17
 Entry = Look | tuple[str, str]  # how a line looks, or (colour, label) of an area
-Box = tuple[float, float, float, float]  # x, y, width, height in points, y downwards: an SVG viewBox
+Box = tuple[
+    float, float, float, float
+]  # x, y, width, height in points, y downwards: an SVG viewBox
 
 
 @dataclass
@@ -39,7 +43,9 @@ class Drawing:
     whole: Box  # without the legend strip
     panels: list[Box] = field(default_factory=list)
     alt: str = ""
-    labels: Box | None = None  # names of rows, which stand left of every panel where the picture is cut
+    labels: Box | None = (
+        None  # names of rows, which stand left of every panel where the picture is cut
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Margins:
-    """Inches around each single axes (labels live there). `between`: below all rows but the last."""
+    """Inches around each single axes (labels live there). `between`: below all rows but the
+    last."""
 
     left: float = 0.56
     right: float = 0.1
@@ -74,10 +81,11 @@ def grid(
     margins: Margins | None = None,
     labels: float = 0.0,
 ) -> Grid:
-    """A figure `width` inches wide with axes of the given heights (inches) in `columns` equal columns.
+    """A figure `width` inches wide with axes of the given heights (inches) in `columns` equal
+    columns.
 
-    `legend`: what `Drawing.legend` will hold; the strip on top is made high enough for it. `labels`: inches on the left
-    for what belongs to all columns.
+    `legend`: what `Drawing.legend` will hold; the strip on top is made high enough for it.
+    `labels`: inches on the left for what belongs to all columns.
     """
     m = margins or Margins()
     strip = LEGEND_ROW_IN * _legend_rows(legend, width)[0] + 0.06
@@ -86,10 +94,12 @@ def grid(
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     cell_width = (width - labels) / columns
-    axes, cells = [], []
+    axes = []
+    cells = []
     top = strip
     for row, under in zip(rows, below, strict=True):
-        line, boxes = [], []
+        line = []
+        boxes = []
         for column in range(columns):
             left = labels + column * cell_width + m.left
             bottom = height - (top + m.top + row)
@@ -99,7 +109,9 @@ def grid(
         axes.append(line)
         cells.append(boxes)
         top += m.top + row + under
-    column_boxes = [_box(labels + c * cell_width, strip, cell_width, height - strip) for c in range(columns)]
+    column_boxes = [
+        _box(labels + c * cell_width, strip, cell_width, height - strip) for c in range(columns)
+    ]
     beside = _box(0, strip, labels, height - strip) if labels else None
     return Grid(figure, axes, _box(0, strip, width, height - strip), column_boxes, cells, beside)
 
@@ -127,21 +139,36 @@ def add_legend(drawing: Drawing) -> None:
     handles = []
     for entry in drawing.legend:
         if isinstance(entry, Look):
-            look = {"color": entry.color, "marker": entry.marker, "linestyle": entry.line, "label": entry.label}
+            look = {
+                "color": entry.color,
+                "marker": entry.marker,
+                "linestyle": entry.line,
+                "label": entry.label,
+            }
             handles.append(Line2D([], [], **look))
         else:
             color, label = entry
-            handles.append(Line2D([], [], color=color, marker="s", linestyle="none", markersize=5, label=label))
+            handles.append(
+                Line2D([], [], color=color, marker="s", linestyle="none", markersize=5, label=label)
+            )
     if handles:
         drawing.figure.legend(
-            handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1.0), frameon=False,
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(0.0, 1.0),
+            frameon=False,
             ncols=_legend_rows(drawing.legend, float(drawing.figure.get_figwidth()))[1],
-            borderaxespad=0.2, handlelength=2.2, columnspacing=1.2, handletextpad=0.5, labelcolor=INK,
-        )  # fmt: skip
+            borderaxespad=0.2,
+            handlelength=2.2,
+            columnspacing=1.2,
+            handletextpad=0.5,
+            labelcolor=INK,
+        )
 
 
 def save(drawing: Drawing, folder: Path, *, epoch: int) -> str:
-    """Writes name.pdf, .svg and .png under `folder`; returns the SVG text. `epoch`: seconds stamped into the PDF."""
+    """Writes name.pdf, .svg and .png under `folder`; returns the SVG text. `epoch`: seconds stamped
+    into the PDF."""
     add_legend(drawing)
     figure = drawing.figure
     when = datetime.fromtimestamp(epoch, UTC)
@@ -151,17 +178,25 @@ def save(drawing: Drawing, folder: Path, *, epoch: int) -> str:
     svg = buffer.getvalue().decode()
     (folder / f"{drawing.name}.svg").write_text(svg, encoding="utf-8")
     figure.savefig(folder / f"{drawing.name}.pdf", format="pdf", metadata=stamp)
-    figure.savefig(folder / f"{drawing.name}.png", format="png", dpi=PNG_DPI, metadata={"Software": "benchsuite"})
+    figure.savefig(
+        folder / f"{drawing.name}.png",
+        format="png",
+        dpi=PNG_DPI,
+        metadata={"Software": "benchsuite"},
+    )
     return svg
 
 
 def inline(svg: str, prefix: str) -> str:
-    """The inner part of an SVG file for an HTML page: no prologue, no metadata, every id made unique by `prefix`."""
+    """The inner part of an SVG file for an HTML page: no prologue, no metadata, every id made
+    unique by `prefix`."""
     body = svg[svg.index("<svg") :]
     body = body[body.index(">") + 1 : body.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     referred = set(re.findall(r"(?:xlink:href=\"#|url\(#)([^\")]+)", body))
-    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in referred else "", body)
+    body = re.sub(
+        r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in referred else "", body
+    )
     body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{prefix}\1"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", body)
     return re.sub(r"<!--.*?-->\n?", "", body, flags=re.DOTALL).strip()

@@ -1,4 +1,5 @@
-"""From a figure entry and the material to drawings: the dispatch, and the kinds that draw points and lines."""
+"""From a figure entry and the material to drawings: the dispatch, and the kinds that draw points
+and lines."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ X_LABELS = {
 }
 _BANDS = {
     "samples": "band: range over the runs",
-    "seconds": "band: range over the runs, evaluation by evaluation (x: their median). Hollow marks: oversubscribed or "
+    "seconds": "band: range over the runs, evaluation by evaluation (x: their median). Hollow "
+    "marks: oversubscribed or "
     "contended, no claim about time",
     "bytes": "band: range over the runs, evaluation by evaluation (x: their median)",
 }
@@ -36,7 +38,8 @@ MAX_COLUMNS = 4
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """The drawings of one entry, possibly none (no run to draw); run inside `rc_context(style.theme())`."""
+    """The drawings of one entry, possibly none (no run to draw); run inside
+    `rc_context(style.theme())`."""
     makers: Mapping[str, Callable[[FigureSpec, Material], list[Drawing]]] = {
         "metric_against": metric_against,
         "throughput": throughput,
@@ -55,7 +58,8 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
 
 
 def metric_against(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Loss and metric against samples, seconds, bytes: one figure per x and workload, one column per worker count."""
+    """Loss and metric against samples, seconds, bytes: one figure per x and workload, one column
+    per worker count."""
     drawings = []
     names = material.of(material.names, spec)
     names = names[names["cell_id"].isin(set(material.curves["cell_id"]))]
@@ -64,17 +68,29 @@ def metric_against(spec: FigureSpec, material: Material) -> list[Drawing]:
         for x in spec.values["x"]:
             suffix = f"_{workload.replace('/', '_')}" if len(workloads) > 1 else ""
             name = f"{spec.name}_{x}{suffix}"
-            drawings.append(_curves(name, names[names["workload"] == workload], material, x=x, ys=spec.values["y"]))
+            drawings.append(
+                _curves(
+                    name, names[names["workload"] == workload], material, x=x, ys=spec.values["y"]
+                )
+            )
     return drawings
 
 
-def _curves(name: str, names: pd.DataFrame, material: Material, *, x: str, ys: Sequence[str]) -> Drawing:
+def _curves(
+    name: str, names: pd.DataFrame, material: Material, *, x: str, ys: Sequence[str]
+) -> Drawing:
     workload = str(names["workload"].iloc[0])
     target = material.target(workload)
     counts = sorted(set(names["replicas"]))
     shown = counts[:MAX_COLUMNS] if len(counts) <= MAX_COLUMNS else _spread(counts)
     legend = [material.looks[series] for series in dict.fromkeys(names["series"])]
-    layout = grid([1.25] * len(ys), len(shown), width=WIDE_IN, legend=legend, margins=Margins(top=0.2, between=0.22))
+    layout = grid(
+        [1.25] * len(ys),
+        len(shown),
+        width=WIDE_IN,
+        legend=legend,
+        margins=Margins(top=0.2, between=0.22),
+    )
     for column, count in enumerate(shown):
         group = names[names["replicas"] == count]
         silent = []
@@ -87,21 +103,47 @@ def _curves(name: str, names: pd.DataFrame, material: Material, *, x: str, ys: S
         if silent:
             ax = layout.axes[0][column]
             text = "no bytes:\n" + "\n".join(silent)
-            ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", color=SOFT, fontsize=6.5)
+            ax.text(
+                0.98,
+                0.98,
+                text,
+                transform=ax.transAxes,
+                ha="right",
+                va="top",
+                color=SOFT,
+                fontsize=6.5,
+            )
     _share_limits(layout.axes)
-    ids = [cell_id for cell_id, count in zip(names["cell_id"], names["replicas"], strict=True) if count in shown]
+    ids = [
+        cell_id
+        for cell_id, count in zip(names["cell_id"], names["replicas"], strict=True)
+        if count in shown
+    ]
     caption = _curve_caption(x, ys, target)
     return Drawing(
-        name, layout.figure, f"{caption} {material.provenance(ids)}", ids, legend, layout.whole, layout.columns,
+        name,
+        layout.figure,
+        f"{caption} {material.provenance(ids)}",
+        ids,
+        legend,
+        layout.whole,
+        layout.columns,
         alt=f"{' and '.join(ys)} of {workload} against {x}, one panel per number of workers",
-    )  # fmt: skip
+    )
 
 
 def _curve_caption(x: str, ys: Sequence[str], target: Mapping[str, object]) -> str:
-    shown = {"loss": "training loss (mean since the evaluation before)", "metric": str(target.get("metric", "metric"))}
+    shown = {
+        "loss": "training loss (mean since the evaluation before)",
+        "metric": str(target.get("metric", "metric")),
+    }
     what = " and ".join(shown[y] for y in ys)
     by_error = _is_accuracy(target) and "metric" in ys
-    logarithmic = " Accuracy is spaced by its error: equal steps halve what is still wrong." if by_error else ""
+    logarithmic = (
+        " Accuracy is spaced by its error: equal steps halve what is still wrong."
+        if by_error
+        else ""
+    )
     return f"{what[0].upper()}{what[1:]} against {x}; line: median, {_BANDS[x]}.{logarithmic}"
 
 
@@ -109,7 +151,11 @@ def _lines(ax: Axes, group: pd.DataFrame, material: Material, *, x: str, y: str)
     """Draws one line per cell; returns the short names of series that never moved along x."""
     silent = []
     flags = material.scaling
-    hollow = set(flags.loc[flags["oversubscribed"] | flags["contended"], "cell_id"]) if x == "seconds" else set()
+    hollow = (
+        set(flags.loc[flags["oversubscribed"] | flags["contended"], "cell_id"])
+        if x == "seconds"
+        else set()
+    )
     for position, cell in enumerate(group.itertuples()):
         look = material.looks[str(cell.series)]
         line = band(material.curves[material.curves["cell_id"] == cell.cell_id], x=x, y=y)
@@ -118,19 +164,31 @@ def _lines(ax: Axes, group: pd.DataFrame, material: Material, *, x: str, y: str)
         if float(line["x"].iloc[-1]) == 0:
             silent.append(labels.short(str(cell.series)))
             continue
-        ax.fill_between(line["x"], line["low"], line["high"], color=look.color, alpha=0.13, linewidth=0)
+        ax.fill_between(
+            line["x"], line["low"], line["high"], color=look.color, alpha=0.13, linewidth=0
+        )
         every = max(1, len(line) // 7)
         ax.plot(
-            line["x"], line["center"], color=look.color, marker=look.marker, linestyle=look.line, markersize=3.2,
-            markevery=(position * every // 5 + 1, every), zorder=2 + position * 0.1,
+            line["x"],
+            line["center"],
+            color=look.color,
+            marker=look.marker,
+            linestyle=look.line,
+            markersize=3.2,
+            markevery=(position * every // 5 + 1, every),
+            zorder=2 + position * 0.1,
             **_marker(look, hollow=cell.cell_id in hollow),
-        )  # fmt: skip
+        )
     return silent
 
 
 def _marker(look: Look, *, hollow: bool) -> dict[str, Any]:
-    """Hollow where a flag forbids a claim; the id lets a reader of the SVG (and a test) tell them apart."""
-    return {"markerfacecolor": "white" if hollow else look.color, "gid": "hollow" if hollow else "filled"}
+    """Hollow where a flag forbids a claim; the id lets a reader of the SVG (and a test) tell them
+    apart."""
+    return {
+        "markerfacecolor": "white" if hollow else look.color,
+        "gid": "hollow" if hollow else "filled",
+    }
 
 
 def _is_accuracy(target: Mapping[str, object]) -> bool:
@@ -165,14 +223,23 @@ def _style_y(ax: Axes, y: str, target: Mapping[str, object], *, first: bool) -> 
     if isinstance(bound, (int, float)):
         ax.axhline(bound, color=SOFT, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1.5)
         ax.annotate(
-            "target", (0, bound), xycoords=("axes fraction", "data"), ha="left", va="bottom", color=SOFT,
-            fontsize=6.5, xytext=(3, 1), textcoords="offset points",
-        )  # fmt: skip
+            "target",
+            (0, bound),
+            xycoords=("axes fraction", "data"),
+            ha="left",
+            va="bottom",
+            color=SOFT,
+            fontsize=6.5,
+            xytext=(3, 1),
+            textcoords="offset points",
+        )
 
 
 def _style_x(ax: Axes, x: str, *, last: bool) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.tick(value, "B" if x == "bytes" else "")))
+    ax.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: labels.tick(value, "B" if x == "bytes" else ""))
+    )
     ax.set_xlim(left=0)
     if last:
         ax.set_xlabel(X_LABELS[x].split(" (")[0])
@@ -193,7 +260,8 @@ def _spread(counts: Sequence[int]) -> list[int]:
 
 
 def throughput(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Samples per second and CPU time per sample against workers; a flagged point is hollow and joined to nothing.
+    """Samples per second and CPU time per sample against workers; a flagged point is hollow and
+    joined to nothing.
 
     Of one number of workers: a row per strategy.
     """
@@ -213,7 +281,14 @@ def throughput(spec: FigureSpec, material: Material) -> list[Drawing]:
         for position, name in enumerate(series):
             shift = 0.5 * ((position + 0.5) / len(series) - 0.5)
             points = table[table["series"] == name].sort_values("replicas")
-            _points(ax, points, column, scale, material.looks[name], {n: counts.index(n) + shift for n in counts})
+            _points(
+                ax,
+                points,
+                column,
+                scale,
+                material.looks[name],
+                {n: counts.index(n) + shift for n in counts},
+            )
         ax.set_title(text, loc="left")
         ax.set_xticks(range(len(counts)), [str(count) for count in counts])
         ax.set_xlim(-0.5, len(counts) - 0.5)
@@ -224,24 +299,41 @@ def throughput(spec: FigureSpec, material: Material) -> list[Drawing]:
         ax.grid(axis="y")
     flagged = int((table["oversubscribed"] | table["contended"]).sum())
     hollow = (
-        f" Hollow ({flagged} of {len(table)} points): oversubscribed or contended, so no line joins them and no "
+        f" Hollow ({flagged} of {len(table)} points): oversubscribed or contended, so no line "
+        "joins them and no "
         f"efficiency "
-        "is claimed." if flagged else ""
-    )  # fmt: skip
+        "is claimed."
+        if flagged
+        else ""
+    )
     caption = (
-        "Left: total samples over total wall time after warm-up. Right: CPU time of all ranks, servers included, per "
+        "Left: total samples over total wall time after warm-up. Right: CPU time of all ranks, "
+        "servers included, per "
         f"sample. Small dots: the runs; large mark: median; bar: range or interval.{hollow} "
         f"{material.provenance(list(table['cell_id']))}"
     )
-    return [Drawing(
-        spec.name, layout.figure, caption, list(table["cell_id"]), legend, layout.whole, layout.columns,
-        alt="throughput and CPU time per sample against the number of workers",
-    )]  # fmt: skip
+    return [
+        Drawing(
+            spec.name,
+            layout.figure,
+            caption,
+            list(table["cell_id"]),
+            legend,
+            layout.whole,
+            layout.columns,
+            alt="throughput and CPU time per sample against the number of workers",
+        )
+    ]
 
 
 def _points(
-    ax: Axes, points: pd.DataFrame, column: str, scale: float, look: Look, place: Mapping[int, float]
-) -> None:  # fmt: skip
+    ax: Axes,
+    points: pd.DataFrame,
+    column: str,
+    scale: float,
+    look: Look,
+    place: Mapping[int, float],
+) -> None:
     for stretch in runs_of_line(points):
         xs = [place[int(n)] for n in stretch["replicas"]]
         ys = [summary.center * scale for summary in stretch[column]]
@@ -252,10 +344,25 @@ def _points(
             continue
         x = place[int(point["replicas"])]
         hollow = point["oversubscribed"] or point["contended"]
-        ax.vlines(x, summary.low * scale, summary.high * scale, color=look.color, linewidth=1.0, zorder=2)
+        ax.vlines(
+            x, summary.low * scale, summary.high * scale, color=look.color, linewidth=1.0, zorder=2
+        )
         if summary.n < 10:
-            ax.plot([x] * summary.n, [p * scale for p in summary.points], ".", color=look.color, markersize=2, zorder=2)
+            ax.plot(
+                [x] * summary.n,
+                [p * scale for p in summary.points],
+                ".",
+                color=look.color,
+                markersize=2,
+                zorder=2,
+            )
         ax.plot(
-            [x], [summary.center * scale], marker=look.marker, linestyle="none", color=look.color, markersize=4.6,
-            zorder=3, **_marker(look, hollow=bool(hollow)),
-        )  # fmt: skip
+            [x],
+            [summary.center * scale],
+            marker=look.marker,
+            linestyle="none",
+            color=look.color,
+            markersize=4.6,
+            zorder=3,
+            **_marker(look, hollow=bool(hollow)),
+        )

@@ -1,4 +1,5 @@
-"""Legends of the page, as HTML: the marks, lines and areas that a figure's saved files show in a strip on top."""
+"""Legends of the page, as HTML: the marks, lines and areas that a figure's saved files show in a
+strip on top."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _SHAPES = {
     ">": '<path d="M19 6 12 2 12 10Z"/>',
     "P": '<path d="M13.6 2h2.8v2.6h2.6v2.8h-2.6v2.6h-2.8v-2.6h-2.6v-2.8h2.6z"/>',
     "X": '<path d="M11 4 13 2 15 4 17 2 19 4 17 6 19 8 17 10 15 8 13 10 11 8 13 6Z"/>',
-    "*": '<path d="M15 1.4 16.2 4.7 19.8 4.8 17 7 18 10.4 15 8.4 12 10.4 13 7 10.2 4.8 13.8 4.7Z"/>',
+    "*": '<path d="M15 1.4 16.2 4.7 19.8 4.8 17 7 18 10.4 15 8.4 12 10.4 13 7 10.2 4.8 13.8 '
+    '4.7Z"/>',
 }
 
 
@@ -27,7 +29,10 @@ def entry(of: Entry) -> dict[str, Any]:
     """What the template needs of one entry: label and swatch."""
     if not isinstance(of, Look):
         color, label = of
-        return {"label": label, "swatch": _swatch(f'<rect width="12" height="12" fill="{color}"/>', width=12)}
+        return {
+            "label": label,
+            "swatch": _swatch(f'<rect width="12" height="12" fill="{color}"/>', width=12),
+        }
     dash = f' stroke-dasharray="{" ".join(f"{d * 1.5:g}" for d in of.dash)}"' if of.dash else ""
     line = f'<path d="M0 6H30" stroke="{of.color}" stroke-width="1.8"{dash}/>' if of.joined else ""
     shape = _SHAPES.get(of.marker, _SHAPES["o"])
@@ -36,4 +41,6 @@ def entry(of: Entry) -> dict[str, Any]:
 
 
 def _swatch(body: str, *, width: int = 30) -> Markup:
-    return Markup(f'<svg width="{width}" height="12" viewBox="0 0 {width} 12" aria-hidden="true">{body}</svg>')
+    return Markup(
+        f'<svg width="{width}" height="12" viewBox="0 0 {width} 12" aria-hidden="true">{body}</svg>'
+    )

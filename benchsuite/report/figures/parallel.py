@@ -1,7 +1,8 @@
-"""The kind `parallel_costs`: memory per rank against bytes per step, one panel per workload and number of ranks.
+"""The kind `parallel_costs`: memory per rank against bytes per step, one panel per workload and
+number of ranks.
 
-Numbered and named is the front: forms that nothing beats on both. A form that sends more stands on it only if it keeps
-clearly less: ranges apart, and by more than code may take.
+Numbered and named is the front: forms that nothing beats on both. A form that sends more stands on
+it only if it keeps clearly less: ranges apart, and by more than code may take.
 """
 
 from __future__ import annotations
@@ -34,17 +35,29 @@ def costs(spec: FigureSpec, material: Material) -> list[Drawing]:
     drawn = table[[_has_place(row) for row in table.to_dict("records")]] if len(table) else table
     if drawn.empty:
         return []
-    workloads, ranks = list(dict.fromkeys(drawn["workload"])), sorted(set(drawn["ranks"]))
+    workloads = list(dict.fromkeys(drawn["workload"]))
+    ranks = sorted(set(drawn["ranks"]))
     looks = forms(drawn["kind"])
-    parts = {(str(w), int(str(r))): part for (w, r), part in drawn.groupby(["workload", "ranks"], sort=False)}
+    parts = {
+        (str(w), int(str(r))): part
+        for (w, r), part in drawn.groupby(["workload", "ranks"], sort=False)
+    }
     fronts = {key: front(part) for key, part in parts.items()}
     longest = max(map(len, fronts.values()))
     below = 0.5 + LINE_IN * longest
     margins = Margins(left=0.6, right=0.14, top=0.26, bottom=below, between=below)
-    layout = grid([1.55] * len(workloads), len(ranks), width=WIDE_IN, legend=list(looks.values()), margins=margins)
+    layout = grid(
+        [1.55] * len(workloads),
+        len(ranks),
+        width=WIDE_IN,
+        legend=list(looks.values()),
+        margins=margins,
+    )
     boxes = []
     for line, cells, workload in zip(layout.axes, layout.cells, workloads, strict=True):
-        shown = [(ax, box, (workload, count)) for ax, box, count in zip(line, cells, ranks, strict=True)]
+        shown = [
+            (ax, box, (workload, count)) for ax, box, count in zip(line, cells, ranks, strict=True)
+        ]
         for ax, box, key in shown:
             if key not in parts:
                 ax.set_visible(False)
@@ -60,17 +73,26 @@ def costs(spec: FigureSpec, material: Material) -> list[Drawing]:
                 _front(ax, parts[key], fronts[key])
     ids = [str(cell_id) for cell_id in table["cell_id"]]
     caption = f"{_meaning(drawn)} {_missing(table, drawn)}{material.provenance(ids)}"
-    return [Drawing(
-        spec.name, layout.figure, caption, ids, list(looks.values()), layout.whole, boxes,
-        alt="memory of the fullest rank against bytes per step of every form of parallelism",
-    )]  # fmt: skip
+    return [
+        Drawing(
+            spec.name,
+            layout.figure,
+            caption,
+            ids,
+            list(looks.values()),
+            layout.whole,
+            boxes,
+            alt="memory of the fullest rank against bytes per step of every form of parallelism",
+        )
+    ]
 
 
 def front(part: pd.DataFrame) -> list[list[str]]:
-    """Groups of cell ids that cannot be told apart, fewest bytes first: who keeps clearly less than all that send less.
+    """Groups of cell ids that cannot be told apart, fewest bytes first: who keeps clearly less than
+    all that send less.
 
-    Of those that send equally much, the one that keeps least and what is not apart from it. Only forms that agree in
-    every step.
+    Of those that send equally much, the one that keeps least and what is not apart from it. Only
+    forms that agree in every step.
     """
     rows = part[part["every_step"]]
     found: list[list[str]] = []
@@ -87,20 +109,30 @@ def front(part: pd.DataFrame) -> list[list[str]]:
 
 def _has_place(row: Mapping[Any, Any]) -> bool:
     """Both are known, and a logarithmic axis has the bytes."""
-    return bool(row["ranks"] > 1 and row["peak_model_bytes"].n and row["payload_bytes_per_step"].center > 0)
+    return bool(
+        row["ranks"] > 1 and row["peak_model_bytes"].n and row["payload_bytes_per_step"].center > 0
+    )
 
 
 def _panel(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
     ax.set_xscale("log")
     for row in part.to_dict("records"):
         memory: Summary = row["peak_model_bytes"]
-        x, look = row["payload_bytes_per_step"].center, looks[row["kind"]]
+        x = row["payload_bytes_per_step"].center
+        look = looks[row["kind"]]
         ax.vlines(x, memory.low / MIB, memory.high / MIB, color=look.color, linewidth=0.8, zorder=2)
         size = 6.5 if look.marker == "*" else 4.6
         ax.plot(
-            [x], [memory.center / MIB], look.marker, color=look.color, markersize=size, markeredgecolor="white",
-            markeredgewidth=0.5, gid=row["kind"], zorder=3,
-        )  # fmt: skip
+            [x],
+            [memory.center / MIB],
+            look.marker,
+            color=look.color,
+            markersize=size,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            gid=row["kind"],
+            zorder=3,
+        )
     ax.set_xlabel("bytes per step, all ranks")
     ax.set_ylabel("MiB, fullest rank")
     ax.grid()
@@ -123,11 +155,25 @@ def _share(axes: Sequence[Axes], alone: pd.DataFrame) -> None:
         ax.yaxis.set_major_locator(MaxNLocator(5))
         if single:
             height = single.center / MIB
-            ax.axhline(height, color=SOFT, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1.5, gid="one rank")
+            ax.axhline(
+                height,
+                color=SOFT,
+                linewidth=0.8,
+                linestyle=(0, (1, 1.5)),
+                zorder=1.5,
+                gid="one rank",
+            )
             ax.annotate(
-                "one rank alone", (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                xytext=(-2, 1), textcoords="offset points", color=SOFT, fontsize=6.5,
-            )  # fmt: skip
+                "one rank alone",
+                (1, height),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                xytext=(-2, 1),
+                textcoords="offset points",
+                color=SOFT,
+                fontsize=6.5,
+            )
 
 
 def _front(ax: Axes, part: pd.DataFrame, groups: Sequence[Sequence[str]]) -> None:
@@ -138,30 +184,53 @@ def _front(ax: Axes, part: pd.DataFrame, groups: Sequence[Sequence[str]]) -> Non
         row = rows[group[0]]
         spot = row["payload_bytes_per_step"].center, row["peak_model_bytes"].center / MIB
         x, y = (float(value) * 72 / ax.figure.dpi for value in ax.transData.transform(spot))
-        dx, dy = -5.5, -5.5
+        dx = -5.5
+        dy = -5.5
         while any(math.hypot(x + dx - a, y + dy - b) < NEAR_PT for a, b in taken):
             dx -= 5.0
         taken.append((x + dx, y + dy))
         ax.annotate(
-            str(position + 1), spot, xytext=(dx, dy), textcoords="offset points", ha="center", va="center", color=INK,
-            fontsize=7, fontweight="bold", gid="number",
-        )  # fmt: skip
+            str(position + 1),
+            spot,
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            color=INK,
+            fontsize=7,
+            fontweight="bold",
+            gid="number",
+        )
         others = len(group) - 1
         alike = f" (and {labels.count_of(others, 'other')} alike)" if others else ""
         ax.annotate(
-            f"{position + 1}:  {row['label']}{alike}", (0, 0), xycoords="axes fraction",
-            xytext=(-30, -34 - position * LINE_IN * 72), textcoords="offset points", va="top", color=INK, fontsize=6.8,
+            f"{position + 1}:  {row['label']}{alike}",
+            (0, 0),
+            xycoords="axes fraction",
+            xytext=(-30, -34 - position * LINE_IN * 72),
+            textcoords="offset points",
+            va="top",
+            color=INK,
+            fontsize=6.8,
             annotation_clip=False,
-        )  # fmt: skip
+        )
 
 
 def _meaning(drawn: pd.DataFrame) -> str:
-    seldom = " What agrees less often trains another way and is not on it." if SELDOM in set(drawn["kind"]) else ""
+    seldom = (
+        " What agrees less often trains another way and is not on it."
+        if SELDOM in set(drawn["kind"])
+        else ""
+    )
     return (
-        "Memory: highest resident set of building and training minus what was resident before, the fullest rank of "
-        f"each run; mark and bar: {labels.spreads(drawn['peak_model_bytes'])}. Several marks of one kind: its "
-        "schedules, micro-batches or topologies. Numbered: the front; what sends more than another is on it only if it "
-        f"keeps clearly less, ranges apart by more than {CODE_BYTES // MIB} MiB, which code alone may take.{seldom}"
+        "Memory: highest resident set of building and training minus what was resident before, the "
+        "fullest rank of "
+        f"each run; mark and bar: {labels.spreads(drawn['peak_model_bytes'])}. Several marks of "
+        "one kind: its "
+        "schedules, micro-batches or topologies. Numbered: the front; what sends more than another "
+        "is on it only if it "
+        f"keeps clearly less, ranges apart by more than {CODE_BYTES // MIB} MiB, which code alone "
+        f"may take.{seldom}"
     )
 
 
@@ -170,5 +239,8 @@ def _missing(table: pd.DataFrame, drawn: pd.DataFrame) -> str:
     left = table[(table["ranks"] > 1) & ~table["cell_id"].isin(set(drawn["cell_id"]))]
     if left.empty:
         return ""
-    names = [f"{row['workload']} {row['label']} on {row['ranks']} ranks" for row in left.to_dict("records")]
+    names = [
+        f"{row['workload']} {row['label']} on {row['ranks']} ranks"
+        for row in left.to_dict("records")
+    ]
     return f"Not on the picture, without an ok run or its bytes: {', '.join(names)}. "

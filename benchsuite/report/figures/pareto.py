@@ -1,7 +1,9 @@
-"""The kind `virtual_pareto`: counted bytes to target against virtual seconds to target, one panel per slowed worker.
+"""The kind `virtual_pareto`: counted bytes to target against virtual seconds to target, one panel
+per slowed worker.
 
-Drawn and named is the front: whom nobody beats on both by their centres. All others are pale. Who missed the target is
-listed in words and has no place among numbers; so is who sends nothing, since its workers share the memory of one host.
+Drawn and named is the front: whom nobody beats on both by their centres. All others are pale. Who
+missed the target is listed in words and has no place among numbers; so is who sends nothing, since
+its workers share the memory of one host.
 """
 
 from __future__ import annotations
@@ -43,19 +45,32 @@ def pareto(spec: FigureSpec, material: Material) -> list[Drawing]:
         margins = Margins(left=0.66, right=0.12, top=0.24, bottom=0.48 + LINE_IN * longest)
         drawn = table[_has_place(table)]
         looks = families(_family(strategy) for strategy in drawn["strategy"])
-        layout = grid([1.9], len(parts), width=WIDE_IN, legend=list(looks.values()), margins=margins)
+        layout = grid(
+            [1.9], len(parts), width=WIDE_IN, legend=list(looks.values()), margins=margins
+        )
         for ax, (slowed, part), chosen in zip(layout.axes[0], parts, fronts, strict=True):
             _panel(ax, part, chosen, [name(one) for one in _series(part, chosen)], looks)
             ax.set_title(labels.slowed(slowed), loc="left", fontweight="bold")
         _share(layout.axes[0])
         for ax, (_, part), chosen in zip(layout.axes[0], parts, fronts, strict=True):
             _numbers(ax, part, chosen)
-        caption = f"{_meaning(drawn)} {missed(parts, material)}{_silent(parts, material)}{setting(table, material)}"
-        drawings.append(Drawing(
-            f"{spec.name}{suffix}", layout.figure, caption, list(table["cell_id"]), list(looks.values()), layout.whole,
-            layout.columns,
-            alt="bytes to target against virtual seconds to target, the strategies that no other beats named",
-        ))  # fmt: skip
+        caption = (
+            f"{_meaning(drawn)} "
+            f"{missed(parts, material)}{_silent(parts, material)}{setting(table, material)}"
+        )
+        drawings.append(
+            Drawing(
+                f"{spec.name}{suffix}",
+                layout.figure,
+                caption,
+                list(table["cell_id"]),
+                list(looks.values()),
+                layout.whole,
+                layout.columns,
+                alt="bytes to target against virtual seconds to target, the strategies that no "
+                "other beats named",
+            )
+        )
     return drawings
 
 
@@ -72,7 +87,8 @@ def _family(strategy: object) -> str:
 
 
 def unbeaten(part: pd.DataFrame) -> list[str]:
-    """Cell ids of the front of one world and straggler, fastest first; whoever sends nothing is not on it."""
+    """Cell ids of the front of one world and straggler, fastest first; whoever sends nothing is not
+    on it."""
     points = centers(part, "seconds", "bytes")
     return front({cell_id: point for cell_id, point in points.items() if point[1] > 0})
 
@@ -87,15 +103,18 @@ def _silent(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> st
                 time = f"{labels.slowed(slowed)} {labels.quantity(row['seconds'])}"
                 said.setdefault(name(str(row["series"])), []).append(time)
     return "".join(
-        f"Nor is {who}: it sends nothing, its workers share one host's memory (virtual seconds: {'; '.join(times)}). "
+        f"Nor is {who}: it sends nothing, its workers share one host's memory (virtual seconds: "
+        f"{'; '.join(times)}). "
         for who, times in said.items()
     )
 
 
 def _meaning(drawn: pd.DataFrame) -> str:
     return (
-        "Payload of all ranks against virtual seconds, both until an evaluation first met the target. Numbered: the "
-        "front, whom no other strategy beats on both; above and right of the line is what it beats (pale). Mark and "
+        "Payload of all ranks against virtual seconds, both until an evaluation first met the "
+        "target. Numbered: the "
+        "front, whom no other strategy beats on both; above and right of the line is what it beats "
+        "(pale). Mark and "
         f"bars: {labels.spreads(drawn['seconds'])}."
     )
 
@@ -106,12 +125,17 @@ def missed(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> str
     said = []
     for slowed, part in parts:
         late = [
-            f"{name(str(row['series']))} {labels.quantity(row['seconds'])}" for row in part.to_dict("records")
+            f"{name(str(row['series']))} {labels.quantity(row['seconds'])}"
+            for row in part.to_dict("records")
             if math.isinf(row["seconds"].center)
-        ]  # fmt: skip
+        ]
         if late:
             said.append(f"{labels.slowed(slowed)}: {', '.join(late)}")
-    return f"Not on the picture, since their median run did not arrive: {'; '.join(said)}. " if said else ""
+    return (
+        f"Not on the picture, since their median run did not arrive: {'; '.join(said)}. "
+        if said
+        else ""
+    )
 
 
 def _series(part: pd.DataFrame, cell_ids: Sequence[str]) -> list[str]:
@@ -120,16 +144,26 @@ def _series(part: pd.DataFrame, cell_ids: Sequence[str]) -> list[str]:
 
 
 def _panel(
-    ax: Axes, part: pd.DataFrame, on_front: Sequence[str], called: Sequence[str], looks: Mapping[str, Look]
-) -> None:  # fmt: skip
+    ax: Axes,
+    part: pd.DataFrame,
+    on_front: Sequence[str],
+    called: Sequence[str],
+    looks: Mapping[str, Look],
+) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
     rows = {str(row["cell_id"]): row for row in part.to_dict("records")}
     for cell_id, row in rows.items():
-        x, y = row["seconds"].center, row["bytes"].center
+        x = row["seconds"].center
+        y = row["bytes"].center
         if cell_id not in on_front and math.isfinite(x) and y > 0:
             look = looks[_family(row["strategy"])]
-            pale: dict[str, Any] = {"color": look.color, "alpha": PALE, "markersize": 3.6, "markeredgewidth": 0}
+            pale: dict[str, Any] = {
+                "color": look.color,
+                "alpha": PALE,
+                "markersize": 3.6,
+                "markeredgewidth": 0,
+            }
             ax.plot([x], [y], look.marker, gid="beaten", zorder=2, **pale)
     chosen = [rows[cell_id] for cell_id in on_front]
     _stairs(ax, [(row["seconds"].center, row["bytes"].center) for row in chosen])
@@ -141,34 +175,66 @@ def _panel(
     ax.set_axisbelow(True)
     for position, label in enumerate(called):
         ax.annotate(
-            f"{position + 1}  {label}", (0, 0), xycoords="axes fraction", xytext=(-30, -34 - position * LINE_IN * 72),
-            textcoords="offset points", va="top", color=INK, fontsize=6.8, annotation_clip=False,
-        )  # fmt: skip
+            f"{position + 1}  {label}",
+            (0, 0),
+            xycoords="axes fraction",
+            xytext=(-30, -34 - position * LINE_IN * 72),
+            textcoords="offset points",
+            va="top",
+            color=INK,
+            fontsize=6.8,
+            annotation_clip=False,
+        )
 
 
 def _stairs(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
     """The edge of what the front beats: right of a point and above it."""
     if points:
         xs, ys = zip(*points, strict=True)
-        ax.step(xs, ys, where="post", color=SOFT, linewidth=0.9, linestyle=(0, (3, 1.5)), zorder=2.2, gid="front line")
+        ax.step(
+            xs,
+            ys,
+            where="post",
+            color=SOFT,
+            linewidth=0.9,
+            linestyle=(0, (3, 1.5)),
+            zorder=2.2,
+            gid="front line",
+        )
 
 
 def _ranges(ax: Axes, row: Mapping[Any, Any], look: Look) -> None:
     seconds: Summary = row["seconds"]
     amount: Summary = row["bytes"]
-    x, y = seconds.center, amount.center
+    x = seconds.center
+    y = amount.center
     line: dict[str, Any] = {"color": look.color, "linewidth": 0.8, "zorder": 2.6}
     if math.isfinite(seconds.high):
         ax.hlines(y, seconds.low, seconds.high, **line)
         ax.vlines(x, amount.low, amount.high, **line)
-    ax.plot([x], [y], look.marker, color=look.color, markersize=4.8, markeredgecolor=INK, gid="front", zorder=3)
+    ax.plot(
+        [x],
+        [y],
+        look.marker,
+        color=look.color,
+        markersize=4.8,
+        markeredgecolor=INK,
+        gid="front",
+        zorder=3,
+    )
 
 
 def _share(axes: Sequence[Axes]) -> None:
     """Equal limits in all panels: a straggler moves points to the right, and that is to be seen."""
     for axis in (0, 1):
-        ends = [end for ax in axes for end in (ax.dataLim.intervalx, ax.dataLim.intervaly)[axis] if math.isfinite(end)]
-        low, high = min(ends), max(ends)
+        ends = [
+            end
+            for ax in axes
+            for end in (ax.dataLim.intervalx, ax.dataLim.intervaly)[axis]
+            if math.isfinite(end)
+        ]
+        low = min(ends)
+        high = max(ends)
         room = max((high / low) ** 0.07, 1.12)
         steps = (1.0, 3.0) if high > 8 * low else (1.0, 2.0, 5.0)
         for ax in axes:
@@ -177,25 +243,40 @@ def _share(axes: Sequence[Axes]) -> None:
             scale.set_major_locator(LogLocator(base=10, subs=steps))
             scale.set_minor_locator(NullLocator())
             unit = ("", "B")[axis]
-            scale.set_major_formatter(FuncFormatter(lambda value, _, unit=unit: labels.tick(value, unit)))
+            scale.set_major_formatter(
+                FuncFormatter(lambda value, _, unit=unit: labels.tick(value, unit))
+            )
 
 
 def _numbers(ax: Axes, part: pd.DataFrame, on_front: Sequence[str]) -> None:
-    """1, 2, .. below and left of the front's points, where no other point can be; near ones moved apart."""
+    """1, 2, .. below and left of the front's points, where no other point can be; near ones moved
+    apart."""
     spots = centers(part, "seconds", "bytes")
     taken: list[tuple[float, float]] = []
     for position, cell_id in enumerate(on_front):
-        x, y = (float(value) * 72 / ax.figure.dpi for value in ax.transData.transform(spots[cell_id]))
-        dx, dy = -5.0, -5.0
+        x, y = (
+            float(value) * 72 / ax.figure.dpi for value in ax.transData.transform(spots[cell_id])
+        )
+        dx = -5.0
+        dy = -5.0
         while any(math.hypot(x + dx - a, y + dy - b) < NEAR_PT for a, b in taken):
-            dx, dy = dx - 3.0, dy - 3.0
+            dx = dx - 3.0
+            dy = dy - 3.0
         taken.append((x + dx, y + dy))
         far = dx < -8
         ax.annotate(
-            str(position + 1), spots[cell_id], xytext=(dx, dy), textcoords="offset points", ha="center", va="center",
-            color=INK, fontsize=7, fontweight="bold", gid="number",
+            str(position + 1),
+            spots[cell_id],
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            color=INK,
+            fontsize=7,
+            fontweight="bold",
+            gid="number",
             arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.5} if far else None,
-        )  # fmt: skip
+        )
 
 
 def front_names(part: pd.DataFrame, material: Material) -> str:

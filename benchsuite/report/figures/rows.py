@@ -1,7 +1,8 @@
-"""One row per strategy, one column per quantity, one mark per level inside a row: the picture for many strategies.
+"""One row per strategy, one column per quantity, one mark per level inside a row: the picture for
+many strategies.
 
-A mark is a median and its line a range or an interval. What was never reached stands open at the right edge with
-`k of n`; a line that is dashed up to there says that some runs did not arrive.
+A mark is a median and its line a range or an interval. What was never reached stands open at the
+right edge with `k of n`; a line that is dashed up to there says that some runs did not arrive.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from benchsuite.report.figures.canvas import Grid, Margins, grid
 from benchsuite.report.figures.style import GRID, INK, SOFT, WIDE_IN, Look
 from benchsuite.report.words import labels as words
 
-ROW_IN, LEVEL_IN = 0.11, 0.05  # height of a row, and what each level adds
+# height of a row, and what each level adds
+ROW_IN = 0.11
+LEVEL_IN = 0.05
 LEFT_IN = 0.08
 TEXT_IN = 0.36  # room for texts at the end of rows
-EDGE_IN, AT_IN = 0.5, 0.11  # width of the strip for misses, and where in it their marks stand
-CHARACTER_IN, SMALL = 0.052, 6.3
+# width of the strip for misses, and where in it their marks stand
+EDGE_IN = 0.5
+AT_IN = 0.11
+CHARACTER_IN = 0.052
+SMALL = 6.3
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Mark:
 
 @dataclass(frozen=True)
 class Column:
-    """A quantity: its marks by (row, level), texts that stand at the end of rows, lines between levels."""
+    """A quantity: its marks by (row, level), texts that stand at the end of rows, lines between
+    levels."""
 
     title: str
     axis: str
@@ -57,7 +64,13 @@ class Column:
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
-def draw(rows: Sequence[Row], levels: Mapping[str, Look], columns: Sequence[Column], *, shared: bool = False) -> Grid:
+def draw(
+    rows: Sequence[Row],
+    levels: Mapping[str, Look],
+    columns: Sequence[Column],
+    *,
+    shared: bool = False,
+) -> Grid:
     """`levels`: key -> how it is drawn, in the order in which they stand below each other in a row.
 
     shared: all columns are of one quantity and have one scale.
@@ -67,11 +80,15 @@ def draw(rows: Sequence[Row], levels: Mapping[str, Look], columns: Sequence[Colu
     misses = any(mark.summary.misses for column in columns for mark in column.marks.values())
     texts = any(column.texts for column in columns)
     margins = Margins(
-        left=LEFT_IN, right=0.06 + (EDGE_IN if misses else 0.0) + (TEXT_IN if texts else 0.0),
-        top=0.5 if len(rows) > 12 else 0.36, bottom=0.42,
-    )  # fmt: skip
+        left=LEFT_IN,
+        right=0.06 + (EDGE_IN if misses else 0.0) + (TEXT_IN if texts else 0.0),
+        top=0.5 if len(rows) > 12 else 0.36,
+        bottom=0.42,
+    )
     legend = legend_of(levels)
-    layout = grid([height], len(columns), width=WIDE_IN, legend=legend, margins=margins, labels=labels)
+    layout = grid(
+        [height], len(columns), width=WIDE_IN, legend=legend, margins=margins, labels=labels
+    )
     inches = (WIDE_IN - labels) / len(columns) - margins.left - margins.right
     for place, (ax, column) in enumerate(zip(layout.axes[0], columns, strict=True)):
         _frame(ax, rows, column, first=place == 0)
@@ -82,9 +99,14 @@ def draw(rows: Sequence[Row], levels: Mapping[str, Look], columns: Sequence[Colu
             _row(ax, at, row, levels, column, inches=inches)
             if row.key in column.texts:
                 ax.text(
-                    1 + (0.06 + (EDGE_IN if misses else 0.0)) / inches, at, column.texts[row.key], va="center",
-                    transform=ax.get_yaxis_transform(), color=INK, fontsize=SMALL,
-                )  # fmt: skip
+                    1 + (0.06 + (EDGE_IN if misses else 0.0)) / inches,
+                    at,
+                    column.texts[row.key],
+                    va="center",
+                    transform=ax.get_yaxis_transform(),
+                    color=INK,
+                    fontsize=SMALL,
+                )
     return layout
 
 
@@ -92,7 +114,9 @@ def _frame(ax: Axes, rows: Sequence[Row], column: Column, *, first: bool) -> Non
     ax.set_title(column.title, loc="left", fontweight="bold")
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks(range(len(rows)), [row.label if first else "" for row in rows])
-    ax.tick_params(axis="y", length=0, pad=72 * LEFT_IN + 2)  # names end where a panel is cut for a phone
+    ax.tick_params(
+        axis="y", length=0, pad=72 * LEFT_IN + 2
+    )  # names end where a panel is cut for a phone
     ax.spines["left"].set_visible(False)
     for at in range(1, len(rows)):
         if rows[at].group != rows[at - 1].group:
@@ -111,13 +135,16 @@ def legend_of(levels: Mapping[str, Look]) -> list[Look]:
 
 
 def _scale(ax: Axes, columns: Sequence[Column]) -> None:
-    """Limits around all finite values, and few ticks: panels are narrow. A unit and its prefix stand at the axis."""
+    """Limits around all finite values, and few ticks: panels are narrow. A unit and its prefix
+    stand at the axis."""
     column = columns[0]
     ends = [
-        end for each in columns for mark in each.marks.values()
+        end
+        for each in columns
+        for mark in each.marks.values()
         for end in (mark.summary.low, mark.summary.center, mark.summary.high)
         if math.isfinite(end) and (end > 0 or not column.log)
-    ]  # fmt: skip
+    ]
     low, high = (min(ends), max(ends)) if ends else (1.0, 1.0)
     if column.log:
         room = max((high / low) ** 0.06, 1.06)
@@ -136,31 +163,56 @@ def _scale(ax: Axes, columns: Sequence[Column]) -> None:
         ax.xaxis.set_major_locator(NullLocator())
     factor, prefix = words.prefix(high) if column.unit else (1.0, "")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.tick(value / factor)))
-    ax.set_xlabel(f"{prefix}{column.unit}{', ' if column.unit and column.axis else ''}{column.axis}")
+    ax.set_xlabel(
+        f"{prefix}{column.unit}{', ' if column.unit and column.axis else ''}{column.axis}"
+    )
 
 
 def _edge(ax: Axes, inches: float) -> None:
     """The strip for what was never reached."""
     width = (EDGE_IN - 0.04) / inches
-    patch = Rectangle((1 + 0.02 / inches, 0), width, 1, transform=ax.transAxes, color=SOFT, alpha=0.09, linewidth=0)
+    patch = Rectangle(
+        (1 + 0.02 / inches, 0),
+        width,
+        1,
+        transform=ax.transAxes,
+        color=SOFT,
+        alpha=0.09,
+        linewidth=0,
+    )
     patch.set_clip_on(False)
     ax.add_patch(patch)
     ax.text(
-        1 + (EDGE_IN / 2) / inches, 0.0, "> budget", transform=ax.transAxes, ha="center", va="top", color=SOFT,
+        1 + (EDGE_IN / 2) / inches,
+        0.0,
+        "> budget",
+        transform=ax.transAxes,
+        ha="center",
+        va="top",
+        color=SOFT,
         fontsize=SMALL,
-    )  # fmt: skip
+    )
 
 
-def _row(ax: Axes, at: int, row: Row, levels: Mapping[str, Look], column: Column, *, inches: float) -> None:
+def _row(
+    ax: Axes, at: int, row: Row, levels: Mapping[str, Look], column: Column, *, inches: float
+) -> None:
     step = LEVEL_IN / (ROW_IN + LEVEL_IN * len(levels)) * 1.35
-    places = {level: at + step * (position - (len(levels) - 1) / 2) for position, level in enumerate(levels)}
-    drawn = {level: column.marks[row.key, level] for level in levels if (row.key, level) in column.marks}
+    places = {
+        level: at + step * (position - (len(levels) - 1) / 2)
+        for position, level in enumerate(levels)
+    }
+    drawn = {
+        level: column.marks[row.key, level] for level in levels if (row.key, level) in column.marks
+    }
     if column.joined:
         _join(ax, [(mark.summary.center, places[level]) for level, mark in drawn.items()])
     for level, mark in drawn.items():
         if mark.summary.n:
             _mark(ax, places[level], mark, levels[level], inches=inches)
-    _count_misses(ax, at, places, {level: mark.summary for level, mark in drawn.items()}, inches=inches)
+    _count_misses(
+        ax, at, places, {level: mark.summary for level, mark in drawn.items()}, inches=inches
+    )
 
 
 def _join(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
@@ -171,28 +223,68 @@ def _join(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
 
 def _mark(ax: Axes, y: float, mark: Mark, look: Look, *, inches: float) -> None:
     summary = mark.summary
-    plain: dict[str, Any] = {"marker": look.marker, "linestyle": "none", "color": look.color, "markersize": 3.6}
+    plain: dict[str, Any] = {
+        "marker": look.marker,
+        "linestyle": "none",
+        "color": look.color,
+        "markersize": 3.6,
+    }
     edge = ax.get_xlim()[1]
     if summary.misses:
         ax.plot(
-            [1 + AT_IN / inches], [y], transform=ax.get_yaxis_transform(), clip_on=False, markerfacecolor="white",
-            gid="missed", zorder=3, **plain,
-        )  # fmt: skip
+            [1 + AT_IN / inches],
+            [y],
+            transform=ax.get_yaxis_transform(),
+            clip_on=False,
+            markerfacecolor="white",
+            gid="missed",
+            zorder=3,
+            **plain,
+        )
         if math.isfinite(summary.low):
-            ax.hlines(y, summary.low, edge, color=look.color, linewidth=0.9, linestyle=(0, (2, 1.2)), zorder=2)
+            ax.hlines(
+                y,
+                summary.low,
+                edge,
+                color=look.color,
+                linewidth=0.9,
+                linestyle=(0, (2, 1.2)),
+                zorder=2,
+            )
     elif summary.high > summary.low:
         ax.hlines(y, summary.low, summary.high, color=look.color, linewidth=0.9, zorder=2)
     if not math.isfinite(summary.center):
         return
     if summary.center <= 0 and column_is_log(ax):
-        ax.plot([0], [y], transform=ax.get_yaxis_transform(), clip_on=False, gid="zero", zorder=3, **plain)
+        ax.plot(
+            [0],
+            [y],
+            transform=ax.get_yaxis_transform(),
+            clip_on=False,
+            gid="zero",
+            zorder=3,
+            **plain,
+        )
         ax.annotate(
-            "0", (0, y), xycoords=ax.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points", va="center",
-            color=look.color, fontsize=5.2,
-        )  # fmt: skip
+            "0",
+            (0, y),
+            xycoords=ax.get_yaxis_transform(),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=look.color,
+            fontsize=5.2,
+        )
         return
     face = "white" if mark.hollow else look.color
-    ax.plot([summary.center], [y], markerfacecolor=face, gid="hollow" if mark.hollow else "filled", zorder=3, **plain)
+    ax.plot(
+        [summary.center],
+        [y],
+        markerfacecolor=face,
+        gid="hollow" if mark.hollow else "filled",
+        zorder=3,
+        **plain,
+    )
 
 
 def column_is_log(ax: Axes) -> bool:

@@ -1,4 +1,5 @@
-"""One look per strategy, the same in every figure, and the theme: paper size, colour-blind palette, embedded fonts."""
+"""One look per strategy, the same in every figure, and the theme: paper size, colour-blind palette,
+embedded fonts."""
 
 from __future__ import annotations
 
@@ -15,9 +16,16 @@ from benchsuite.report.words import labels as words
 PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
 SOLID: tuple[float, ...] = ()
-DASHES: tuple[tuple[float, ...], ...] = (SOLID, (4, 1.6), (1.4, 1.2), (6, 1.4, 1.4, 1.4), (2.6, 1.4))
+DASHES: tuple[tuple[float, ...], ...] = (
+    SOLID,
+    (4, 1.6),
+    (1.4, 1.2),
+    (6, 1.4, 1.4, 1.4),
+    (2.6, 1.4),
+)
 
-# Strategies of every quick page: (palette index, marker index, dash index). The others take free ones, in order.
+# Strategies of every quick page: (palette index, marker index, dash index). The others take free
+# ones, in order.
 _FIXED = {
     "synchronous/parameter_server": (2, 1, 1),
     "synchronous/ring": (0, 0, 0),
@@ -25,20 +33,33 @@ _FIXED = {
     "asynchronous/parameter_server": (3, 3, 0),
     "ddp/native": (7, 4, 2),
 }
-# Colours of syncs, for figures that tell only these apart, and of their series where _FIXED has none.
+# Colours of syncs, for figures that tell only these apart, and of their series where _FIXED has
+# none.
 _FAMILIES = {
-    "synchronous": PALETTE[0], "asynchronous": PALETTE[3], "k_sync": PALETTE[1], "stale_synchronous": PALETTE[4],
-    "local_sgd": PALETTE[5], "ddp": PALETTE[7], "diloco": "#882255", "gossip": "#332288", "delayed": "#7d7d1f",
-    "elastic_averaging": "#56220f", "hogwild": "#22272e",
+    "synchronous": PALETTE[0],
+    "asynchronous": PALETTE[3],
+    "k_sync": PALETTE[1],
+    "stale_synchronous": PALETTE[4],
+    "local_sgd": PALETTE[5],
+    "ddp": PALETTE[7],
+    "diloco": "#882255",
+    "gossip": "#332288",
+    "delayed": "#7d7d1f",
+    "elastic_averaging": "#56220f",
+    "hogwild": "#22272e",
     "synchronous compressed": PALETTE[9],
-}  # fmt: skip
+}
 # Forms of parallelism: colour and mark of one replica, and the mark of several.
 _FORMS = {
-    "data": (PALETTE[0], "o", "o"), "pipeline": (PALETTE[2], "s", "P"), "tensor": (PALETTE[3], "D", "X"),
-    "fsdp": (PALETTE[1], "^", "v"), "agreeing less often": (PALETTE[4], "*", "*"),
-}  # fmt: skip
+    "data": (PALETTE[0], "o", "o"),
+    "pipeline": (PALETTE[2], "s", "P"),
+    "tensor": (PALETTE[3], "D", "X"),
+    "fsdp": (PALETTE[1], "^", "v"),
+    "agreeing less often": (PALETTE[4], "*", "*"),
+}
 _FREE = tuple(PALETTE[index] for index in (1, 4, 5, 8, 6))
-# Parts of a rank's time: colour and label. Apart from the strategies' colours; ordered from work to waiting.
+# Parts of a rank's time: colour and label. Apart from the strategies' colours; ordered from work to
+# waiting.
 PARTS = {
     "compute": ("#35506b", "forward + backward"),
     "data": ("#8fa6bd", "data"),
@@ -46,9 +67,12 @@ PARTS = {
     "blocked": ("#e9b44c", "blocked in communication"),
     "idle": ("#efece6", "idle"),
 }
-INK, SOFT, GRID = "#22272e", "#6b7280", "#e6e8eb"
+INK = "#22272e"
+SOFT = "#6b7280"
+GRID = "#e6e8eb"
 
-WIDE_IN, NARROW_IN = 7.0, 3.33
+WIDE_IN = 7.0
+NARROW_IN = 3.33
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,8 @@ class Look:
 
 
 def looks(series: Iterable[str]) -> dict[str, Look]:
-    """Series name -> look. Known strategies keep theirs, known syncs their colour; new ones get free colours in order.
+    """Series name -> look. Known strategies keep theirs, known syncs their colour; new ones get
+    free colours in order.
 
     A tuned series looks like the one that it was tuned from, with other dashes.
     """
@@ -78,7 +103,8 @@ def looks(series: Iterable[str]) -> dict[str, Look]:
     free = itertools.cycle(_FREE)
     used: Counter[str] = Counter()
     for name in sorted(set(series)):
-        plain, sync = name.removesuffix(" tuned"), name.partition("/")[0]
+        plain = name.removesuffix(" tuned")
+        sync = name.partition("/")[0]
         if plain in _FIXED:
             color, marker, dash = _FIXED[plain]
             given[name] = (PALETTE[color], marker, dash)
@@ -95,27 +121,38 @@ def looks(series: Iterable[str]) -> dict[str, Look]:
             color_of, marker, dash = given[name]
             given[name] = (color_of, marker, dash + 1)
     return {
-        name: Look(color, MARKERS[marker % len(MARKERS)], DASHES[dash % len(DASHES)], words.label(name))
+        name: Look(
+            color, MARKERS[marker % len(MARKERS)], DASHES[dash % len(DASHES)], words.label(name)
+        )
         for name, (color, marker, dash) in given.items()
     }
 
 
 def families(syncs: Iterable[str]) -> dict[str, Look]:
-    """Sync, or `sync compressed` -> how its points look, the same in every plan; unknown ones get free colours."""
+    """Sync, or `sync compressed` -> how its points look, the same in every plan; unknown ones get
+    free colours."""
     known = list(_FAMILIES)
     free = itertools.cycle(_FREE)
     found = {}
     for sync in dict.fromkeys(syncs):
         place = known.index(sync) if sync in known else len(known)
         color = _FAMILIES[sync] if sync in known else next(free)
-        found[sync] = Look(color, MARKERS[place % len(MARKERS)], SOLID, words.label(sync), joined=False)
+        found[sync] = Look(
+            color, MARKERS[place % len(MARKERS)], SOLID, words.label(sync), joined=False
+        )
     return found
 
 
 def forms(kinds: Iterable[str]) -> dict[str, Look]:
-    """`pipeline`, `2 × pipeline` -> how its points look: one colour, another mark; unknown ones get free colours."""
+    """`pipeline`, `2 × pipeline` -> how its points look: one colour, another mark; unknown ones get
+    free colours."""
     wanted = set(kinds)
-    free = dict(zip(sorted({kind.rpartition("× ")[2] for kind in wanted} - set(_FORMS)), itertools.cycle(_FREE)))
+    free = dict(
+        zip(
+            sorted({kind.rpartition("× ")[2] for kind in wanted} - set(_FORMS)),
+            itertools.cycle(_FREE),
+        )
+    )
     found = {}
     for form in (*_FORMS, *free):
         color, one, several = _FORMS.get(form) or (free[form], "<", ">")
@@ -125,13 +162,17 @@ def forms(kinds: Iterable[str]) -> dict[str, Look]:
 
 
 def levels(labels: Sequence[str]) -> list[Look]:
-    """Looks of what is ordered (1, 2, 4 times slower), from light to dark; no strategy has these colours."""
+    """Looks of what is ordered (1, 2, 4 times slower), from light to dark; no strategy has these
+    colours."""
     colors = sns.color_palette("flare", max(len(labels), 2)).as_hex()
-    return [Look(colors[i], MARKERS[i % len(MARKERS)], SOLID, label) for i, label in enumerate(labels)]
+    return [
+        Look(colors[i], MARKERS[i % len(MARKERS)], SOLID, label) for i, label in enumerate(labels)
+    ]
 
 
 def theme() -> dict[str, Any]:
-    """Settings for `matplotlib.rc_context`: 7 to 8 pt, fonts embedded as TrueType, ids that do not change."""
+    """Settings for `matplotlib.rc_context`: 7 to 8 pt, fonts embedded as TrueType, ids that do not
+    change."""
     return {
         **sns.axes_style("ticks"),
         **sns.plotting_context("paper"),

@@ -1,7 +1,8 @@
-"""The kind `parallel_table`: forms of parallelism at equal ranks: what a rank keeps, what is sent, bubble and speed.
+"""The kind `parallel_table`: forms of parallelism at equal ranks: what a rank keeps, what is sent,
+bubble and speed.
 
-One row per cell of the plan, also of those without a run and of those that a rule refuses. Bold is the best among the
-forms that do what one process would do, and what cannot be told from it.
+One row per cell of the plan, also of those without a run and of those that a rule refuses. Bold is
+the best among the forms that do what one process would do, and what cannot be told from it.
 """
 
 from __future__ import annotations
@@ -26,35 +27,81 @@ MIB = 2**20
 ALONE = "one rank"
 SELDOM = "agreeing less often"
 COLUMNS = (
-    Column("held_parameters", "parameters per rank", "elements of the fullest rank's vector, its share of the model"),
-    Column("peak_model_bytes", "MiB per rank", "highest resident set of building and training minus what was resident "
-           "before, the fullest rank", 1 / MIB, "min"),
-    Column("payload_bytes_per_step", "bytes per step", "payload of all ranks", better="min", si=True),
+    Column(
+        "held_parameters",
+        "parameters per rank",
+        "elements of the fullest rank's vector, its share of the model",
+    ),
+    Column(
+        "peak_model_bytes",
+        "MiB per rank",
+        "highest resident set of building and training minus what was resident "
+        "before, the fullest rank",
+        1 / MIB,
+        "min",
+    ),
+    Column(
+        "payload_bytes_per_step", "bytes per step", "payload of all ranks", better="min", si=True
+    ),
     Column("inside_bytes_per_step", "inside", "of these from part to part of a replica", si=True),
-    Column("between_bytes_per_step", "between", "of these from replica to replica, servers included", si=True),
+    Column(
+        "between_bytes_per_step",
+        "between",
+        "of these from replica to replica, servers included",
+        si=True,
+    ),
     Column("messages_per_step", "messages per step", "of all ranks"),
-    Column("bubble_predicted", "bubble predicted, %", "share of the slots in which a stage idles, by formula", 1e2),
-    Column("bubble_slots", "bubble counted, %", "the same, counted in the order of passes that ran", 1e2),
+    Column(
+        "bubble_predicted",
+        "bubble predicted, %",
+        "share of the slots in which a stage idles, by formula",
+        1e2,
+    ),
+    Column(
+        "bubble_slots",
+        "bubble counted, %",
+        "the same, counted in the order of passes that ran",
+        1e2,
+    ),
     Column("balance", "balance", "work of all stages over stages x the largest one"),
-    Column("samples_per_s", "samples/s", "samples over wall time after the warm-up; none where ranks share cores",
-           better="max", wall=True),
-    Column("cpu_s_per_sample", "CPU ms per sample", "CPU time of all ranks, servers included, over samples", 1e3,
-           "min"),
-)  # fmt: skip
-_PIPELINE = ("schedule", "num_micro_batches", "num_chunks")  # options that the name of a pipeline has
+    Column(
+        "samples_per_s",
+        "samples/s",
+        "samples over wall time after the warm-up; none where ranks share cores",
+        better="max",
+        wall=True,
+    ),
+    Column(
+        "cpu_s_per_sample",
+        "CPU ms per sample",
+        "CPU time of all ranks, servers included, over samples",
+        1e3,
+        "min",
+    ),
+)
+_PIPELINE = (
+    "schedule",
+    "num_micro_batches",
+    "num_chunks",
+)  # options that the name of a pipeline has
 
 
 def compared(material: Material) -> pd.DataFrame:
-    """`analysis.parallel` with the cells' labels and kinds; at least one row of a divided replica, else empty."""
+    """`analysis.parallel` with the cells' labels and kinds; at least one row of a divided replica,
+    else empty."""
     cells = [cell for cell in material.cells if cell.clock == "wall"]
     if not any(map(is_divided, cells)):
         return pd.DataFrame(columns=[*GROUP, *QUANTITIES])
     table = parallel(material.frame, material.names, cells)
     by_id = {cell.id: cell for cell in cells}
-    table["label"] = [label(by_id[i], v) for i, v in zip(table["cell_id"], table["variant"], strict=True)]
+    table["label"] = [
+        label(by_id[i], v) for i, v in zip(table["cell_id"], table["variant"], strict=True)
+    ]
     table["kind"] = [kind(by_id[cell_id]) for cell_id in table["cell_id"]]
     cores = {int(run.cost["cores"]) for run in material.runs if run.cost.get("cores")}
-    table["cores"] = cores.pop() if len(cores) == 1 else 0  # of the machine; 0: they differ, or nobody said
+    table["cores"] = (
+        cores.pop() if len(cores) == 1 else 0
+    )  # of the machine; 0: they differ, or nobody said
     return table
 
 
@@ -76,7 +123,9 @@ def label(cell: Cell, variant: str = "") -> str:
         said = f"{cell.replicas} × {said}"
     sync = plugins.stem(cell.sync)
     parts = [said, *([] if sync == "synchronous" else [labels.label(sync)])]
-    parts += [labels.short(plugins.stem(cell.topology))] if cell.replicas > 1 and sync != "ddp" else []
+    parts += (
+        [labels.short(plugins.stem(cell.topology))] if cell.replicas > 1 and sync != "ddp" else []
+    )
     parts += [] if cell.compression == "none" else [labels.short(plugins.stem(cell.compression))]
     return " ".join([", ".join(parts), *rest])
 
@@ -93,26 +142,40 @@ def build(spec: FigureSpec, material: Material) -> Table:
     """The table of a `kind = "parallel_table"` entry."""
     everything = compared(material)
     table = material.of(everything, spec) if len(everything) else everything
-    refused = [each for each in material.refused if spec.wants(each.cell) and each.cell.clock == "wall"]
+    refused = [
+        each for each in material.refused if spec.wants(each.cell) and each.cell.clock == "wall"
+    ]
     rows: list[tuple[tuple[str, int], int, list[Value]]] = []
     bold = {column.key: best(table, column) for column in COLUMNS}
     order = {workload: place for place, workload in enumerate(dict.fromkeys(table["workload"]))}
     for place, row in enumerate(table.to_dict("records")):
         values = [_value(column, row, bold[column.key]) for column in COLUMNS]
         values.append(Value(_notes(row, material)))
-        rows.append(((row["workload"], row["ranks"]), place, [Value(row["label"]), *_place(row), *values]))
+        rows.append(
+            ((row["workload"], row["ranks"]), place, [Value(row["label"]), *_place(row), *values])
+        )
     for each in refused:
         name = _workload(each.cell)
         order.setdefault(name, len(order))
         row = {"workload": name, "ranks": each.cell.num_workers, "n": 0}
         empty = [Value(labels.EMPTY, sort=math.inf)] * len(COLUMNS)
         note = Value(f"unsupported: {each.problems[0].rule}")
-        rows.append(((name, row["ranks"]), len(table), [Value(label(each.cell)), *_place(row), *empty, note]))
+        rows.append(
+            (
+                (name, row["ranks"]),
+                len(table),
+                [Value(label(each.cell)), *_place(row), *empty, note],
+            )
+        )
     rows.sort(key=lambda entry: (order[entry[0][0]], entry[0][1], entry[1]))
     groups = [group for group, _, _ in rows]
     breaks = [place > 0 and groups[place] != groups[place - 1] for place in range(len(groups))]
-    headings = [("parallelism", "form, options, sync and topology between replicas"), ("workload", "what is trained"),
-                ("ranks", "ranks that compute gradients: replicas x parts"), ("n", "fresh launches")]  # fmt: skip
+    headings = [
+        ("parallelism", "form, options, sync and topology between replicas"),
+        ("workload", "what is trained"),
+        ("ranks", "ranks that compute gradients: replicas x parts"),
+        ("n", "fresh launches"),
+    ]
     headings += [(column.heading, column.meaning) for column in COLUMNS]
     headings.append(("notes", "flags, servers, and what is missing"))
     printed = [values for _, _, values in rows]
@@ -127,29 +190,39 @@ def build(spec: FigureSpec, material: Material) -> Table:
 
 
 def best(table: pd.DataFrame, column: Column) -> set[str]:
-    """Cell ids that are printed bold in a column: the best of every group and what cannot be told from it."""
+    """Cell ids that are printed bold in a column: the best of every group and what cannot be told
+    from it."""
     chosen: set[str] = set()
     if not column.better or table.empty:
         return chosen
     for _, group in table.groupby(list(GROUP), sort=False):
         members = {
-            row["cell_id"]: row[column.key] for row in group.to_dict("records") if row[column.key].n
-            and row["every_step"] and not (column.wall and (row["oversubscribed"] or row["contended"]))
-        }  # fmt: skip
+            row["cell_id"]: row[column.key]
+            for row in group.to_dict("records")
+            if row[column.key].n
+            and row["every_step"]
+            and not (column.wall and (row["oversubscribed"] or row["contended"]))
+        }
         ties = tied(members, column.key, least=column.better == "min")
         chosen |= set(ties) if len(ties) < len(members) else set()
     return chosen
 
 
 def tied(members: Mapping[str, Summary], quantity: str, *, least: bool = True) -> list[str]:
-    """The best one first, then what cannot be told from it: ranges that touch, or memory that may be code."""
-    ordered = sorted(members, key=lambda each: members[each].center if least else -members[each].center)
+    """The best one first, then what cannot be told from it: ranges that touch, or memory that may
+    be code."""
+    ordered = sorted(
+        members, key=lambda each: members[each].center if least else -members[each].center
+    )
     margin = CODE_BYTES if quantity == "peak_model_bytes" else 0.0
-    return [each for each in ordered if not apart(members[ordered[0]], members[each], margin=margin)]
+    return [
+        each for each in ordered if not apart(members[ordered[0]], members[each], margin=margin)
+    ]
 
 
 def mib(summary: Summary) -> tuple[str, str]:
-    """Centre and range in whole MiB: finer differences are not the form's. No range where both ends are the same."""
+    """Centre and range in whole MiB: finer differences are not the form's. No range where both ends
+    are the same."""
     width = 10.0 if summary.center >= 10 * MIB else 1.0
     center, low, high = (
         labels.number(value / MIB, width=max(width, (summary.high - summary.low) / MIB))
@@ -169,7 +242,9 @@ def _value(column: Column, row: Mapping[Any, Any], bold: set[str]) -> Value:
     if summary.n == 0:
         return Value(labels.EMPTY, sort=math.inf)
     if column.wall and row["oversubscribed"]:
-        return Value(labels.EMPTY, f"({row['world_size']} ranks, {row['cores'] or 'fewer'} cores)", math.inf)
+        return Value(
+            labels.EMPTY, f"({row['world_size']} ranks, {row['cores'] or 'fewer'} cores)", math.inf
+        )
     if column.key == "held_parameters":
         share = summary.center / row["num_parameters"].center
         part = f"({100 * share:.0f} %)" if share < 0.995 else ""
@@ -191,29 +266,48 @@ def _notes(row: Mapping[Any, Any], material: Material) -> str:
     notes += [f"and {labels.count_of(servers, 'server')}"] if servers else []
     if row["num_contended"]:
         notes.append(f"contended ({row['num_contended']} of {row['n']})")
-    notes += sorted({str(run.result["payload_reason"]) for run in runs if run.result.get("payload_reason")})
+    notes += sorted(
+        {str(run.result["payload_reason"]) for run in runs if run.result.get("payload_reason")}
+    )
     diverged = sum(run.result.get("diverged_step") is not None for run in runs)
     notes += [f"diverged ({diverged} of {row['n']})"] if diverged else []
-    absent = Counter(each.status for each in material.selection.absent if each.cell.id == row["cell_id"])
+    absent = Counter(
+        each.status for each in material.selection.absent if each.cell.id == row["cell_id"]
+    )
     notes += [f"{count} {status}" for status, count in sorted(absent.items())]
     return ", ".join(notes)
 
 
 def _broken(material: Material) -> set[str]:
-    return set(material.traffic.loc[material.traffic["law"] == "broken", "cell_id"]) if material.runs else set()
+    return (
+        set(material.traffic.loc[material.traffic["law"] == "broken", "cell_id"])
+        if material.runs
+        else set()
+    )
 
 
 def _workload(cell: Cell) -> str:
-    return f"{plugins.stem(cell.workload)}/{cell.preset}" if cell.preset else plugins.stem(cell.workload)
+    return (
+        f"{plugins.stem(cell.workload)}/{cell.preset}"
+        if cell.preset
+        else plugins.stem(cell.workload)
+    )
 
 
-def _caption(table: pd.DataFrame, same: Sequence[str], material: Material, ids: Sequence[str]) -> str:
-    shown = [row[column.key] for row in table.to_dict("records") for column in COLUMNS] or [summarize([])]
+def _caption(
+    table: pd.DataFrame, same: Sequence[str], material: Material, ids: Sequence[str]
+) -> str:
+    shown = [row[column.key] for row in table.to_dict("records") for column in COLUMNS] or [
+        summarize([])
+    ]
     what = f" {same[0]}." if same else ""
     return (
-        f"{labels.spreads(shown).capitalize()}.{what} Memory and parameters: the fullest rank. MiB are 1,048,576 bytes; "
-        f"differences below {CODE_BYTES // MIB} MiB may be code that one library class touches and another does not. "
-        "Bold: best among forms on as many ranks that do what one process would do, and what cannot be told from it; a "
+        f"{labels.spreads(shown).capitalize()}.{what} Memory and parameters: the fullest rank. MiB "
+        "are 1,048,576 bytes; "
+        f"differences below {CODE_BYTES // MIB} MiB may be code that one library class touches and "
+        "another does not. "
+        "Bold: best among forms on as many ranks that do what one process would do, and what "
+        "cannot be told from it; a "
         f"server is one rank more. {material.provenance(ids)}"
     )
 
@@ -222,7 +316,18 @@ def _numbers(table: pd.DataFrame) -> pd.DataFrame:
     """The same as plain numbers for csv."""
     rows = []
     for record in table.to_dict("records"):
-        keys = ("cell_id", "workload", "ranks", "label", "form", "replicas", "parts", "servers", "n", "oversubscribed")
+        keys = (
+            "cell_id",
+            "workload",
+            "ranks",
+            "label",
+            "form",
+            "replicas",
+            "parts",
+            "servers",
+            "n",
+            "oversubscribed",
+        )
         row: dict[str, Any] = {key: record[key] for key in keys}
         for quantity in QUANTITIES:
             summary: Summary = record[quantity]

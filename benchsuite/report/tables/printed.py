@@ -11,7 +11,9 @@ from benchsuite.report.tables.tables import Table
 
 def save(table: Table, folder: Path) -> None:
     """Writes name.tex (booktabs), .csv (numbers) and .md (as printed) under `folder`."""
-    (folder / f"{table.name}.csv").write_text(table.numbers.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+    (folder / f"{table.name}.csv").write_text(
+        table.numbers.to_csv(index=False, lineterminator="\n"), encoding="utf-8"
+    )
     (folder / f"{table.name}.md").write_text(markdown(table), encoding="utf-8")
     (folder / f"{table.name}.tex").write_text(latex(table), encoding="utf-8")
 
@@ -29,9 +31,13 @@ def markdown(table: Table) -> str:
 def latex(table: Table) -> str:
     """booktabs by `Styler.to_latex(hrules=True)`; needs only the booktabs package."""
     frame = pd.DataFrame([[value.plain for value in row] for row in table.rows])
-    bold = pd.DataFrame([["font-weight: bold" if value.bold else "" for value in row] for row in table.rows])
+    bold = pd.DataFrame(
+        [["font-weight: bold" if value.bold else "" for value in row] for row in table.rows]
+    )
     styler = frame.style.format(escape="latex").apply(lambda _: bold, axis=None).hide(axis="index")
-    styler = styler.relabel_index([_escaped(heading) for heading, _ in table.headings], axis="columns")
+    styler = styler.relabel_index(
+        [_escaped(heading) for heading, _ in table.headings], axis="columns"
+    )
     text: str = styler.to_latex(
         hrules=True,
         convert_css=True,

@@ -1,8 +1,9 @@
-"""Many seeds of one cell: which share of them arrives, with the bound that so many seeds allow, and when they do.
+"""Many seeds of one cell: which share of them arrives, with the bound that so many seeds allow, and
+when they do.
 
-A share of k of n is printed with its lower 95 % bound (Clopper and Pearson, one-sided). Of the samples to the target
-there are the median with its interval, the middle half of the seeds and their range; a seed that missed counts as
-infinite in all of them.
+A share of k of n is printed with its lower 95 % bound (Clopper and Pearson, one-sided). Of the
+samples to the target there are the median with its interval, the middle half of the seeds and their
+range; a seed that missed counts as infinite in all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def build(spec: FigureSpec, material: Material) -> Table:
     names = material.of(material.names, spec).sort_values(["replicas", "order"], kind="stable")
     several = names["series"].nunique() > 1
     workers = names["replicas"].nunique() > 1
-    rows, numbers = [], []
+    rows = []
+    numbers = []
     for name in names.to_dict("records"):
         runs = [run for run in material.runs if run.cell_id == name["cell_id"]]
         row = [Value(str(name["workload"]))]
@@ -41,7 +43,10 @@ def build(spec: FigureSpec, material: Material) -> Table:
     headings += [("strategy", "sync, topology")] if several else []
     headings += [("workers", "ranks that compute gradients")] if workers else []
     headings.append(("n", "seeds, each a fresh launch"))
-    headings += [(f"reached {level}", "seeds that met it, and the lower 95 % bound of their share") for level in LEVELS]
+    headings += [
+        (f"reached {level}", "seeds that met it, and the lower 95 % bound of their share")
+        for level in LEVELS
+    ]
     headings += [
         ("samples to target", "median over the seeds, and its interval"),
         ("middle half", "samples to target of the quarter and of the three quarters of the seeds"),
@@ -50,12 +55,19 @@ def build(spec: FigureSpec, material: Material) -> Table:
     ]
     ids = [str(cell_id) for cell_id in names["cell_id"]]
     return Table(
-        spec.name, _caption(material, names, ids), headings, rows, [False] * len(rows), pd.DataFrame(numbers), ids
+        spec.name,
+        _caption(material, names, ids),
+        headings,
+        rows,
+        [False] * len(rows),
+        pd.DataFrame(numbers),
+        ids,
     )
 
 
 def answer(material: Material) -> list[Sentence]:
-    """A sentence per workload where the plan is of single processes: there is nothing else to compare."""
+    """A sentence per workload where the plan is of single processes: there is nothing else to
+    compare."""
     said: list[Sentence] = []
     if (material.names["replicas"] > 1).any():
         return said
@@ -64,14 +76,19 @@ def answer(material: Material) -> list[Sentence]:
         if not runs or not runs[0].result.get("target"):
             continue
         at = _arrivals(runs, "target")
-        k, n = sum(map(math.isfinite, at)), len(at)
+        k = sum(map(math.isfinite, at))
+        n = len(at)
         low, high = quartiles(at)
-        said.append(Sentence(
-            f"{name['workload']}: {k} of {n} seeds",
-            f"reached {goal(runs[0].result['target'])} ({_percent(k / n)}; at least {_percent(lower_share(k, n))} at "
-            f"95 % confidence), after {labels.number(median(at))} samples in the median, {_between(low, high, ' to ')} "
-            f"in the middle half of them, {_between(min(at), max(at), ' to ')} in all.",
-        ))  # fmt: skip
+        said.append(
+            Sentence(
+                f"{name['workload']}: {k} of {n} seeds",
+                f"reached {goal(runs[0].result['target'])} ({_percent(k / n)}; at least "
+                f"{_percent(lower_share(k, n))} at "
+                f"95 % confidence), after {labels.number(median(at))} samples in the median, "
+                f"{_between(low, high, ' to ')} "
+                f"in the middle half of them, {_between(min(at), max(at), ' to ')} in all.",
+            )
+        )
     return said
 
 
@@ -86,12 +103,17 @@ def _values(runs: Sequence[Run]) -> list[Value]:
         return [Value(labels.EMPTY, sort=math.inf)] * (len(LEVELS) + 4)
     values = []
     for level in LEVELS:
-        k, n = sum(map(math.isfinite, _arrivals(runs, level))), len(runs)
+        k = sum(map(math.isfinite, _arrivals(runs, level)))
+        n = len(runs)
         values.append(Value(f"{k} of {n}", f"≥ {_percent(lower_share(k, n))}", sort=k / n))
     at = _arrivals(runs, "target")
     center, spread = labels.parts(summarize(at))
     low, high = quartiles(at)
-    finals = [float(run.result["final_metric"]) for run in runs if run.result.get("final_metric") is not None]
+    finals = [
+        float(run.result["final_metric"])
+        for run in runs
+        if run.result.get("final_metric") is not None
+    ]
     final, final_spread = labels.parts(summarize(finals))
     return [
         *values,
@@ -104,16 +126,22 @@ def _values(runs: Sequence[Run]) -> list[Value]:
 
 def _numbers(name: Mapping[Hashable, Any], runs: Sequence[Run]) -> dict[str, Any]:
     """The same as plain numbers for csv."""
-    row = {key: name[key] for key in ("cell_id", "workload", "series", "replicas")} | {"n": len(runs)}
+    row = {key: name[key] for key in ("cell_id", "workload", "series", "replicas")} | {
+        "n": len(runs)
+    }
     for level in LEVELS:
         at = _arrivals(runs, level)
         k = sum(map(math.isfinite, at))
         low, high = quartiles(at)
         row |= {
-            f"reached_{level}": k, f"share_{level}_low": lower_share(k, len(at)) if at else math.nan,
-            f"samples_to_{level}_median": median(at), f"samples_to_{level}_q1": low, f"samples_to_{level}_q3": high,
-            f"samples_to_{level}_min": min(at, default=math.nan), f"samples_to_{level}_max": max(at, default=math.nan),
-        }  # fmt: skip
+            f"reached_{level}": k,
+            f"share_{level}_low": lower_share(k, len(at)) if at else math.nan,
+            f"samples_to_{level}_median": median(at),
+            f"samples_to_{level}_q1": low,
+            f"samples_to_{level}_q3": high,
+            f"samples_to_{level}_min": min(at, default=math.nan),
+            f"samples_to_{level}_max": max(at, default=math.nan),
+        }
     return row
 
 
@@ -136,8 +164,12 @@ def _caption(material: Material, names: pd.DataFrame, ids: list[str]) -> str:
             twice = ", twice in a row" if target.get("criterion") == "twice" else ""
             relation = "≥" if target["direction"] == "max" else "≤"
             every = f"looked at every {target['evaluate_every']:,} samples"
-            stated.append(f"{workload}: {target['metric']} {relation} {levels}{unit}{twice}, {every}")
+            stated.append(
+                f"{workload}: {target['metric']} {relation} {levels}{unit}{twice}, {every}"
+            )
     return (
-        f"{'; '.join(stated)}. A seed that did not arrive is infinite, and stays in median, middle half "
-        f"and range. Shares: lower 95 % bounds, one-sided (Clopper and Pearson). {material.provenance(ids)}"
+        f"{'; '.join(stated)}. A seed that did not arrive is infinite, and stays in median, middle "
+        "half "
+        "and range. Shares: lower 95 % bounds, one-sided (Clopper and Pearson). "
+        f"{material.provenance(ids)}"
     )

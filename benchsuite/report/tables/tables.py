@@ -1,7 +1,8 @@
-"""The table with n and ranges: one row per cell of the plan, also for cells without a run. As files: `printed`.
+"""The table with n and ranges: one row per cell of the plan, also for cells without a run. As
+files: `printed`.
 
-Best values, and those whose interval touches the best one's, are bold within one number of workers; a flagged row takes
-no part where the wall clock decides.
+Best values, and those whose interval touches the best one's, are bold within one number of workers;
+a flagged row takes no part where the wall clock decides.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Value:
 
 @dataclass(frozen=True)
 class Table:
-    """A printed table: headings with their meanings, rows of values, and the numbers behind them."""
+    """A printed table: headings with their meanings, rows of values, and the numbers behind
+    them."""
 
     name: str
     caption: str
@@ -67,42 +69,111 @@ class Table:
 COLUMNS: Mapping[str, Column] = {
     column.key: column
     for column in (
-        Column("samples_per_s", "samples/s", "total samples over total wall time after warm-up, summed over workers",
-               better="max", wall=True),
-        Column("cpu_ms_per_sample", "CPU ms per sample", "CPU time of all ranks, servers included, over samples",
-               1e3, "min"),
+        Column(
+            "samples_per_s",
+            "samples/s",
+            "total samples over total wall time after warm-up, summed over workers",
+            better="max",
+            wall=True,
+        ),
+        Column(
+            "cpu_ms_per_sample",
+            "CPU ms per sample",
+            "CPU time of all ranks, servers included, over samples",
+            1e3,
+            "min",
+        ),
         Column("final_metric", "final metric", "the workload's metric at the last evaluation"),
-        Column("samples_to_target", "samples to target", "samples used when an evaluation first met the target",
-               better="min"),
-        Column("seconds_to_target", "seconds to target", "wall seconds since the start of the loop until then, warm-up "
-               "included, evaluation excluded", better="min", wall=True),
-        Column("bytes_to_target", "bytes to target", "payload of all ranks until then", better="min", si=True),
-        Column("bytes_per_sample", "bytes per sample", "payload of all ranks over samples", better="min", si=True),
-        Column("bytes_per_step", "bytes per step", "payload of all ranks over steps; over updates where "
-                                                   "asynchronous", si=True),
-        Column("wire_ratio", "wire ratio", "bytes the kernel counted on the interface over payload + control bytes"),
-        Column("payload_minus_predicted", "payload − predicted",
-               "bytes counted over the whole run minus those predicted: 0, or a law is broken; empty where derived"),
-        Column("staleness", "staleness", "mean over updates: version at the update minus version of the gradient"),
-        Column("policy_lag", "policy lag", "mean over updates: version at the update minus version of the policy that "
-               "acted"),
-        Column("virtual_samples_per_s", "samples per virtual s",
-               "samples over virtual seconds after the warm-up, summed over workers", better="max"),
-        Column("waiting", "waiting, %", "share of the workers' virtual time in which they compute nothing", 1e2, "min"),
-        Column("virtual_seconds_to_target", "virtual s to target",
-               "virtual seconds until an evaluation first met the target, warm-up included", better="min"),
+        Column(
+            "samples_to_target",
+            "samples to target",
+            "samples used when an evaluation first met the target",
+            better="min",
+        ),
+        Column(
+            "seconds_to_target",
+            "seconds to target",
+            "wall seconds since the start of the loop until then, warm-up "
+            "included, evaluation excluded",
+            better="min",
+            wall=True,
+        ),
+        Column(
+            "bytes_to_target",
+            "bytes to target",
+            "payload of all ranks until then",
+            better="min",
+            si=True,
+        ),
+        Column(
+            "bytes_per_sample",
+            "bytes per sample",
+            "payload of all ranks over samples",
+            better="min",
+            si=True,
+        ),
+        Column(
+            "bytes_per_step",
+            "bytes per step",
+            "payload of all ranks over steps; over updates where asynchronous",
+            si=True,
+        ),
+        Column(
+            "wire_ratio",
+            "wire ratio",
+            "bytes the kernel counted on the interface over payload + control bytes",
+        ),
+        Column(
+            "payload_minus_predicted",
+            "payload − predicted",
+            "bytes counted over the whole run minus those predicted: 0, or a law is broken; empty "
+            "where derived",
+        ),
+        Column(
+            "staleness",
+            "staleness",
+            "mean over updates: version at the update minus version of the gradient",
+        ),
+        Column(
+            "policy_lag",
+            "policy lag",
+            "mean over updates: version at the update minus version of the policy that acted",
+        ),
+        Column(
+            "virtual_samples_per_s",
+            "samples per virtual s",
+            "samples over virtual seconds after the warm-up, summed over workers",
+            better="max",
+        ),
+        Column(
+            "waiting",
+            "waiting, %",
+            "share of the workers' virtual time in which they compute nothing",
+            1e2,
+            "min",
+        ),
+        Column(
+            "virtual_seconds_to_target",
+            "virtual s to target",
+            "virtual seconds until an evaluation first met the target, warm-up included",
+            better="min",
+        ),
     )
-}  # fmt: skip
+}
 # of virtual rows: column of the names -> heading, meaning
 WORLDS = {
-    "straggler": ("straggler", "who is slowed, how many times"), "spread": ("compute times", "how long gradients take"),
+    "straggler": ("straggler", "who is slowed, how many times"),
+    "spread": ("compute times", "how long gradients take"),
     "link": ("link", "rate and latency"),
-}  # fmt: skip
+}
 _SOURCES = {
-    "cpu_ms_per_sample": "cpu_s_per_sample", "seconds_to_target": "time_to_target_s", "staleness": "staleness_mean",
+    "cpu_ms_per_sample": "cpu_s_per_sample",
+    "seconds_to_target": "time_to_target_s",
+    "staleness": "staleness_mean",
     "policy_lag": "policy_lag_mean",
-    "bytes_per_sample": "payload_bytes_per_sample", "bytes_per_step": "payload_bytes_per_step",
-}  # fmt: skip
+    "bytes_per_sample": "payload_bytes_per_sample",
+    "bytes_per_step": "payload_bytes_per_step",
+}
 _NONE = summarize([])
 
 
@@ -111,7 +182,11 @@ def build(spec: FigureSpec, material: Material) -> Table:
     virtual = spec.kind == "virtual_table"
     facts = _virtual_facts(material) if virtual else _facts(material)
     material = material.in_virtual_time if virtual else material
-    order = ["spread", "link", "replicas", "straggler", "order"] if virtual else ["replicas", "straggler", "order"]
+    order = (
+        ["spread", "link", "replicas", "straggler", "order"]
+        if virtual
+        else ["replicas", "straggler", "order"]
+    )
     names = material.of(material.names, spec).sort_values(order, kind="stable")
     columns = [COLUMNS[key] for key in spec.values["columns"] if key in COLUMNS]
     with_notes = "notes" in spec.values["columns"]
@@ -122,9 +197,10 @@ def build(spec: FigureSpec, material: Material) -> Table:
     ]
     worlds = [key for key in WORLDS if virtual and names[key].nunique() > 1]
     same = [
-        f"{WORLDS[key][0]}: {names[key].iloc[0]}" for key in WORLDS
+        f"{WORLDS[key][0]}: {names[key].iloc[0]}"
+        for key in WORLDS
         if virtual and names[key].nunique() == 1 and names[key].iloc[0]
-    ]  # fmt: skip
+    ]
     sizes = names["replicas"].nunique() != 1
     if not sizes:
         same.append(labels.workers(int(names["replicas"].iloc[0])))
@@ -134,14 +210,24 @@ def build(spec: FigureSpec, material: Material) -> Table:
     breaks = [index > 0 and groups[index] != groups[index - 1] for index in range(len(groups))]
     for name, fact in records:
         row = [Value(name["workload"])] if several else []
-        slowed = f" ({name['straggler']} slower)" if name["straggler"] and "straggler" not in worlds else ""
-        label = labels.label(name["series"]) + slowed + (f" ({name['by_size']})" if name["by_size"] else "")
+        slowed = (
+            f" ({name['straggler']} slower)"
+            if name["straggler"] and "straggler" not in worlds
+            else ""
+        )
+        label = (
+            labels.label(name["series"])
+            + slowed
+            + (f" ({name['by_size']})" if name["by_size"] else "")
+        )
         row += [Value(label), *(Value(name[key] or labels.EMPTY) for key in worlds)]
         row += [Value(str(name["replicas"]), sort=float(name["replicas"]))] if sizes else []
         row.append(_count(name["cell_id"], material))
         for column in columns:
             summary = fact.get(column.key, _NONE)
-            row.append(_value(column, summary, fact.get("n", 0), bold=name["cell_id"] in bold[column.key]))
+            row.append(
+                _value(column, summary, fact.get("n", 0), bold=name["cell_id"] in bold[column.key])
+            )
         if with_notes:
             row.append(Value(_notes(name["cell_id"], fact, material)))
         rows.append(row)
@@ -149,14 +235,26 @@ def build(spec: FigureSpec, material: Material) -> Table:
     headings += [("strategy", "sync, topology"), *(WORLDS[key] for key in worlds)]
     headings += [("workers", "ranks that compute gradients")] if sizes else []
     headings.append(("n", "seeds" if virtual else "fresh launches"))
-    metrics = {str(material.target(workload).get("metric", "final metric")) for workload in names["workload"]}
+    metrics = {
+        str(material.target(workload).get("metric", "final metric"))
+        for workload in names["workload"]
+    }
     final = metrics.pop() if len(metrics) == 1 else "final metric"
-    headings += [(final if column.key == "final_metric" else column.heading, column.meaning) for column in columns]
+    headings += [
+        (final if column.key == "final_metric" else column.heading, column.meaning)
+        for column in columns
+    ]
     headings += [("notes", "flags, and what is missing")] if with_notes else []
     ids = list(names["cell_id"])
     shown = [fact[column.key] for _, fact in records for column in columns if column.key in fact]
     return Table(
-        spec.name, _caption(material, ids, same, shown), headings, rows, breaks, _numbers(records, columns), ids
+        spec.name,
+        _caption(material, ids, same, shown),
+        headings,
+        rows,
+        breaks,
+        _numbers(records, columns),
+        ids,
     )
 
 
@@ -168,19 +266,30 @@ def _possible(fact: dict[str, Any], target: Mapping[str, Any]) -> dict[str, Any]
     return fact | {"final_metric": dataclasses.replace(metric, high=100.0)}
 
 
-def _caption(material: Material, ids: list[str], same: Sequence[str], shown: Iterable[Summary]) -> str:
+def _caption(
+    material: Material, ids: list[str], same: Sequence[str], shown: Iterable[Summary]
+) -> str:
     """same: what is equal in all rows. shown: what is printed."""
-    targets = {workload: material.target(workload) for workload in dict.fromkeys(material.names["workload"])}
+    targets = {
+        workload: material.target(workload)
+        for workload in dict.fromkeys(material.names["workload"])
+    }
     stated = "; ".join(
-        f"target of {workload}: {t['metric']} {'≥' if t['direction'] == 'max' else '≤'} {t['target']:g}"
-        + (f" {t['unit']}" if t.get("unit") else "") + f", looked at every {t['evaluate_every']:,} samples"
-        for workload, t in targets.items() if t
-    )  # fmt: skip
+        f"target of {workload}: {t['metric']} {'≥' if t['direction'] == 'max' else '≤'} "
+        f"{t['target']:g}"
+        + (f" {t['unit']}" if t.get("unit") else "")
+        + f", looked at every {t['evaluate_every']:,} samples"
+        for workload, t in targets.items()
+        if t
+    )
     facts = " ".join(f"{each[:1].upper()}{each[1:]}." for each in (*same, stated))
     return (
-        f"{labels.spreads(shown).capitalize()}. {facts} A miss is infinite and stays in the median: "
-        "> budget (k of n) means that k of n runs did not arrive. Bold: best for that number of workers, and what its "
-        f"range touches; oversubscribed or contended rows take no part where the wall clock decides. "
+        f"{labels.spreads(shown).capitalize()}. {facts} A miss is infinite and stays in the "
+        "median: "
+        "> budget (k of n) means that k of n runs did not arrive. Bold: best for that number of "
+        "workers, and what its "
+        "range touches; oversubscribed or contended rows take no part where the wall clock "
+        "decides. "
         f"{material.provenance(ids)}"
     )
 
@@ -193,8 +302,14 @@ def _facts(material: Material) -> dict[str, dict[str, Any]]:
         fresh = other.set_index("cell_id")
         table = table.join(fresh[[column for column in fresh if column not in table]])
     return {
-        str(cell_id): {key: row[_SOURCES.get(key, key)] for key in COLUMNS if _SOURCES.get(key, key) in table}
-        | {"oversubscribed": row["oversubscribed"], "num_contended": row["num_contended"], "n": row["n"]}
+        str(cell_id): {
+            key: row[_SOURCES.get(key, key)] for key in COLUMNS if _SOURCES.get(key, key) in table
+        }
+        | {
+            "oversubscribed": row["oversubscribed"],
+            "num_contended": row["num_contended"],
+            "n": row["n"],
+        }
         | {"law": row["law"]}
         for cell_id, row in table.iterrows()
     }
@@ -203,7 +318,9 @@ def _facts(material: Material) -> dict[str, dict[str, Any]]:
 def _virtual_facts(material: Material) -> dict[str, dict[str, Any]]:
     """The same for the virtual clock, whose runs are never crowded."""
     table = material.virtual.set_index("cell_id")
-    table = table.join(material.in_virtual_time.traffic.set_index("cell_id")[["payload_minus_predicted", "law"]])
+    table = table.join(
+        material.in_virtual_time.traffic.set_index("cell_id")[["payload_minus_predicted", "law"]]
+    )
     return {
         str(cell_id): {key: row[key] for key in COLUMNS if key in table}
         | {"oversubscribed": False, "num_contended": 0, "n": row["n"], "law": row["law"]}
@@ -220,7 +337,9 @@ def _value(column: Column, summary: Summary, n: int, *, bold: bool) -> Value:
     """One field; a value that fewer than the row's n runs have says how many."""
     if summary.n == 0:
         return Value(labels.EMPTY, sort=math.inf)
-    factor, prefix = labels.prefix(summary.center) if column.si and math.isfinite(summary.center) else (1.0, "")
+    factor, prefix = (
+        labels.prefix(summary.center) if column.si and math.isfinite(summary.center) else (1.0, "")
+    )
     text, spread = labels.parts(summary, scale=column.scale / factor)
     if column.si and math.isfinite(summary.center):
         text = f"{text} {prefix}B"
@@ -244,7 +363,9 @@ def _best(column: Column, records: list[tuple[Any, dict[str, Any]]]) -> set[str]
     chosen: set[str] = set()
     for members in groups.values():
         pick: Callable[..., Any] = max if column.better == "max" else min
-        best: Summary = pick((summary for _, summary in members), key=lambda summary: summary.center)
+        best: Summary = pick(
+            (summary for _, summary in members), key=lambda summary: summary.center
+        )
         if best.center == 0:
             continue  # one worker without a server sends nothing: no merit
         ties = {cell_id for cell_id, s in members if s.low <= best.high and s.high >= best.low}
@@ -260,23 +381,34 @@ def _count(cell_id: str, material: Material) -> Value:
 
 def _notes(cell_id: str, fact: Mapping[str, Any], material: Material) -> str:
     notes = ["PAYLOAD DIFFERS FROM PREDICTION"] if fact.get("law") == "broken" else []
-    notes += [f"{cell.hosts} hosts" for cell in material.cells if cell.id == cell_id and cell.hosts > 1]
+    notes += [
+        f"{cell.hosts} hosts" for cell in material.cells if cell.id == cell_id and cell.hosts > 1
+    ]
     if fact.get("oversubscribed"):
         notes.append("oversubscribed")
     if fact.get("num_contended"):
         notes.append(f"contended ({fact['num_contended']} of {fact['n']})")
-    diverged = sum(run.cell_id == cell_id and run.result.get("diverged_step") is not None for run in material.runs)
+    diverged = sum(
+        run.cell_id == cell_id and run.result.get("diverged_step") is not None
+        for run in material.runs
+    )
     if diverged:
         notes.append(f"diverged ({diverged} of {fact['n']})")
     notes += _tuned(cell_id, material)
-    absent = Counter(absence.status for absence in material.selection.absent if absence.cell.id == cell_id)
+    absent = Counter(
+        absence.status for absence in material.selection.absent if absence.cell.id == cell_id
+    )
     notes += [f"{count} {status}" for status, count in sorted(absent.items())]
     return ", ".join(notes)
 
 
 def _tuned(cell_id: str, material: Material) -> list[str]:
     """`lr x0.5`, and whether a factor beyond those that were tried might have been better still."""
-    chosen = [run.result["tuning"] for run in material.runs if run.cell_id == cell_id and run.result.get("tuning")]
+    chosen = [
+        run.result["tuning"]
+        for run in material.runs
+        if run.cell_id == cell_id and run.result.get("tuning")
+    ]
     said = []
     for tuning in chosen:
         tried = [trial["lr_factor"] for trial in tuning["trials"]]
@@ -293,7 +425,10 @@ def _numbers(records: list[tuple[Any, dict[str, Any]]], columns: list[Column]) -
         row: dict[str, Any] = {str(key): name[key] for key in keys} | {"n": fact.get("n", 0)}
         for column in columns:
             summary: Summary = fact.get(column.key, _NONE)
-            row |= {f"{column.key}_{end}": getattr(summary, end) * column.scale for end in ("center", "low", "high")}
+            row |= {
+                f"{column.key}_{end}": getattr(summary, end) * column.scale
+                for end in ("center", "low", "high")
+            }
             row |= {f"{column.key}_spread": summary.kind, f"{column.key}_misses": summary.misses}
         rows.append(row)
     return pd.DataFrame(rows)

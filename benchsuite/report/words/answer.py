@@ -1,7 +1,7 @@
 """The short answer on top of the page: sentences made from the data, each with its n and its range.
 
-A sentence compares two strategies only where their ranges do not touch, and wall-clock values only where no point is
-oversubscribed or contended. Where the data say nothing, there is no sentence.
+A sentence compares two strategies only where their ranges do not touch, and wall-clock values only
+where no point is oversubscribed or contended. Where the data say nothing, there is no sentence.
 """
 
 from __future__ import annotations
@@ -37,14 +37,26 @@ from benchsuite.report.words.sentences import (
 
 
 def answer(material: Material) -> list[Sentence]:
-    """What the runs say, in the order a reader asks; empty without runs. A law that is broken comes before all."""
+    """What the runs say, in the order a reader asks; empty without runs. A law that is broken comes
+    before all."""
     makers: list[Callable[[Material], list[Sentence]]] = [
-        seeds.answer, _speed, _arrival, _same_training, _bytes, _cpu, _straggler,
-    ]  # fmt: skip
+        seeds.answer,
+        _speed,
+        _arrival,
+        _same_training,
+        _bytes,
+        _cpu,
+        _straggler,
+    ]
     if parallel_answer.applies(material):
         makers = [parallel_answer.answer]
     measured = [sentence for make in makers for sentence in make(material)] if material.runs else []
-    return [*_broken(material), *straggler_answer.answer(material), *measured, *virtual_answer.answer(material)]
+    return [
+        *_broken(material),
+        *straggler_answer.answer(material),
+        *measured,
+        *virtual_answer.answer(material),
+    ]
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
@@ -60,7 +72,9 @@ def _broken(material: Material) -> list[Sentence]:
         said += [labels[cell_id] for cell_id in table.loc[table["law"] == "broken", "cell_id"]]
     if not said:
         return []
-    return [Sentence("BROKEN LAW", f"Counted payload DIFFERS from its prediction: {'; '.join(said)}.")]
+    return [
+        Sentence("BROKEN LAW", f"Counted payload DIFFERS from its prediction: {'; '.join(said)}.")
+    ]
 
 
 def _speed(material: Material) -> list[Sentence]:
@@ -68,27 +82,40 @@ def _speed(material: Material) -> list[Sentence]:
     table = _plain(material.scaling)
     if table["series"].nunique() < 2 and (table["replicas"] == 1).all():
         return []  # one process each: nothing is compared
-    clean = table[~(table["oversubscribed"] | table["contended"]) & (table["samples_per_s"].map(lambda s: s.n) > 0)]
+    clean = table[
+        ~(table["oversubscribed"] | table["contended"])
+        & (table["samples_per_s"].map(lambda s: s.n) > 0)
+    ]
     rows = largest(clean)
     if rows.empty:
         return [
             Sentence(
                 "Throughput",
-                "No two strategies had a core for every rank to themselves: wall-clock times rank nothing.",
+                "No two strategies had a core for every rank to themselves: wall-clock times rank "
+                "nothing.",
             )
         ]
     ends = Ends("samples_per_s", "max", "fastest", "slowest", " samples/s")
     count = int(rows["replicas"].iloc[0])
     crowded = table.loc[table["oversubscribed"] & (table["replicas"] > count), "replicas"]
-    limit = f" With {words.workers(int(crowded.min()))} the cores are shared and rank nothing." if len(crowded) else ""
-    text = f"With {words.workers(count)} and a core for every rank: {versus(rows, ends, names(material))}"
+    limit = (
+        f" With {words.workers(int(crowded.min()))} the cores are shared and rank nothing."
+        if len(crowded)
+        else ""
+    )
+    text = (
+        f"With {words.workers(count)} and a core for every rank: "
+        f"{versus(rows, ends, names(material))}"
+    )
     efficiency = _efficiency(rows, names(material))
     return [Sentence("Throughput", f"{text} ({number_of_launches(rows)}).{efficiency}{limit}")]
 
 
 def _efficiency(rows: pd.DataFrame, name: Callable[[str], str]) -> str:
     """Throughput over N times that of 1 worker; only rows without a flag carry one."""
-    known = [(name(str(s)), e) for s, e in zip(rows["series"], rows["efficiency"], strict=True) if e.n]
+    known = [
+        (name(str(s)), e) for s, e in zip(rows["series"], rows["efficiency"], strict=True) if e.n
+    ]
     if not known or int(rows["replicas"].iloc[0]) < 2:
         return ""
     said = ", ".join(f"{who} {words.quantity(efficiency)}" for who, efficiency in known)
@@ -108,15 +135,23 @@ def _arrival(material: Material) -> list[Sentence]:
     ends = Ends("samples_to_target", "min", "needed least", "needed most", " samples")
     said = []
     if len(arrived) > 1:
-        said.append(f"With {words.workers(int(rows['replicas'].iloc[0]))}, to {aim}: {versus(arrived, ends, name)}")
+        said.append(
+            f"With {words.workers(int(rows['replicas'].iloc[0]))}, to {aim}: "
+            f"{versus(arrived, ends, name)}"
+        )
     elif len(arrived) == 1:
         only = arrived.iloc[0]
         said.append(
-            f"Only {name(only['series'])} reached {aim}, after {words.quantity(only['samples_to_target'])} samples"
+            f"Only {name(only['series'])} reached {aim}, after "
+            f"{words.quantity(only['samples_to_target'])} samples"
         )
-    late = [(name(row["series"]), row["samples_to_target"]) for row in rows[missed].to_dict("records")]
+    late = [
+        (name(row["series"]), row["samples_to_target"]) for row in rows[missed].to_dict("records")
+    ]
     if len(late) > MANY:
-        said.append(f"missed {aim} in half of their runs or more: {listed([who for who, _ in late])}")
+        said.append(
+            f"missed {aim} in half of their runs or more: {listed([who for who, _ in late])}"
+        )
     else:
         said += [f"{who} missed {aim}: {words.quantity(summary)}" for who, summary in late]
     return [Sentence("Convergence", f"{'; '.join(said)} ({number_of_launches(rows)}).")]
@@ -135,7 +170,12 @@ def _same_training(material: Material) -> list[Sentence]:
             said.append(f"{alike} with {words.workers(int(str(count)))}")
     if not said:
         return []
-    return [Sentence("Same training", f"Losses of the synchronous topologies, seed by seed: {'; '.join(said)}.")]
+    return [
+        Sentence(
+            "Same training",
+            f"Losses of the synchronous topologies, seed by seed: {'; '.join(said)}.",
+        )
+    ]
 
 
 def _bytes(material: Material) -> list[Sentence]:
@@ -146,8 +186,14 @@ def _bytes(material: Material) -> list[Sentence]:
         return []
     name = names(material)
     amount = rows["payload_bytes_per_sample"].map(lambda s: s.center)
-    least, most = (listed([name(s) for s in rows.loc[amount == end, "series"]]) for end in (amount.min(), amount.max()))
-    text = f"With {words.workers(int(rows['replicas'].iloc[0]))}, per sample: {words.si(amount.min())} ({least})"
+    least, most = (
+        listed([name(s) for s in rows.loc[amount == end, "series"]])
+        for end in (amount.min(), amount.max())
+    )
+    text = (
+        f"With {words.workers(int(rows['replicas'].iloc[0]))}, per sample: "
+        f"{words.si(amount.min())} ({least})"
+    )
     if amount.max() > amount.min():
         text += f", up to {words.si(amount.max())} ({most})"
     counted = material.traffic[material.traffic["law"] != ""]
@@ -157,9 +203,17 @@ def _bytes(material: Material) -> list[Sentence]:
         if broken
         else "payload equals its prediction exactly"
     )
-    runs = f"in {words.count_of(int(counted['num_counted'].sum()), 'counted run')} {law}" if len(counted) else ""
+    runs = (
+        f"in {words.count_of(int(counted['num_counted'].sum()), 'counted run')} {law}"
+        if len(counted)
+        else ""
+    )
     ratios = [value for summary in table["wire_ratio"] for value in summary.points]
-    wire = f"on the wire, headers included, {min(ratios):.2f} to {max(ratios):.2f} times the payload" if ratios else ""
+    wire = (
+        f"on the wire, headers included, {min(ratios):.2f} to {max(ratios):.2f} times the payload"
+        if ratios
+        else ""
+    )
     return [Sentence("Bytes", "; ".join(part for part in (text, runs, wire) if part) + ".")]
 
 
@@ -170,37 +224,50 @@ def _cpu(material: Material) -> list[Sentence]:
     if rows.empty:
         return []
     ends = Ends("cpu_s_per_sample", "min", "cheapest", "dearest", " ms", 1e3)
-    text = f"With {words.workers(int(rows['replicas'].iloc[0]))}: {versus(rows, ends, names(material))}"
+    text = (
+        f"With {words.workers(int(rows['replicas'].iloc[0]))}: "
+        f"{versus(rows, ends, names(material))}"
+    )
     return [Sentence("CPU per sample", f"{text} ({number_of_launches(rows)}).")]
 
 
 def _straggler(material: Material) -> list[Sentence]:
-    """Asynchronous against synchronous with one worker slowed, and the blocked share that explains it."""
+    """Asynchronous against synchronous with one worker slowed, and the blocked share that explains
+    it."""
     table = material.scaling[material.scaling["straggler"] != ""]
     name = names(material)
     sentences = []
-    for (replicas, slowed, _), group in table.groupby(["replicas", "straggler", "workload"], sort=False):
+    for (replicas, slowed, _), group in table.groupby(
+        ["replicas", "straggler", "workload"], sort=False
+    ):
         waits = group[group["strategy"].str.startswith("synchronous/")]
         goes_on = group[group["strategy"].str.startswith("asynchronous/")]
         if len(waits) != 1 or len(goes_on) != 1:
             continue
-        slow, fast = waits.iloc[0], goes_on.iloc[0]
+        slow = waits.iloc[0]
+        fast = goes_on.iloc[0]
         launches = number_of_launches(pd.DataFrame([fast, slow]))
         if not (slow["samples_per_s"].n and fast["samples_per_s"].n):
             continue
-        sentences.append(Sentence(
-            "A slow worker",
-            f"With {words.workers(int(str(replicas)))}, {slowed} slower, the other workers were blocked "
-            f"{_blocked(material, slow['cell_id'])} of the time when synchronous (they wait for the slow one), "
-            f"{_blocked(material, fast['cell_id'])} when asynchronous. On this machine {name(fast['series'])} gave "
-            f"{words.quantity(fast['samples_per_s'])} samples/s, {name(slow['series'])} "
-            f"{words.quantity(slow['samples_per_s'])} ({launches}){_gain(fast, slow)}.",
-        ))  # fmt: skip
+        sentences.append(
+            Sentence(
+                "A slow worker",
+                f"With {words.workers(int(str(replicas)))}, {slowed} slower, the other workers "
+                "were blocked "
+                f"{_blocked(material, slow['cell_id'])} of the time when synchronous (they wait "
+                "for the slow one), "
+                f"{_blocked(material, fast['cell_id'])} when asynchronous. On this machine "
+                f"{name(fast['series'])} gave "
+                f"{words.quantity(fast['samples_per_s'])} samples/s, {name(slow['series'])} "
+                f"{words.quantity(slow['samples_per_s'])} ({launches}){_gain(fast, slow)}.",
+            )
+        )
     return sentences
 
 
 def _gain(fast: pd.Series, slow: pd.Series) -> str:
-    """The factor between two throughputs: only where no row is flagged and the ranges do not touch."""
+    """The factor between two throughputs: only where no row is flagged and the ranges do not
+    touch."""
     if fast["oversubscribed"] or slow["oversubscribed"]:
         return "; more ranks than cores: observed, not a ranking"
     if fast["contended"] or slow["contended"]:
@@ -213,10 +280,13 @@ def _gain(fast: pd.Series, slow: pd.Series) -> str:
 
 def _blocked(material: Material, cell_id: str) -> str:
     """Blocked share of the workers that were not slowed, with its range."""
-    rows = material.split[(material.split["cell_id"] == cell_id) & (material.split["role"] == "worker")]
+    rows = material.split[
+        (material.split["cell_id"] == cell_id) & (material.split["role"] == "worker")
+    ]
     rows = rows[rows["straggler"] == 1]
     if rows.empty:
         return words.EMPTY
-    low, high = f"{float(rows['blocked_low'].min()):.0%}", f"{float(rows['blocked_high'].max()):.0%}"
+    low = f"{float(rows['blocked_low'].min()):.0%}"
+    high = f"{float(rows['blocked_high'].max()):.0%}"
     center = f"{float(rows['blocked'].median()):.0%}"
     return center if low == high else f"{center} [{low}–{high}]"

@@ -1,4 +1,5 @@
-"""How names and numbers are written: labels of strategies, units, values rounded to their interval."""
+"""How names and numbers are written: labels of strategies, units, values rounded to their
+interval."""
 
 from __future__ import annotations
 
@@ -17,10 +18,18 @@ _WORDS = {
     "topk": "top-k",
 }
 _SHORT = {
-    **_WORDS, "native": "native", "synchronous": "sync", "asynchronous": "async", "stale_synchronous": "stale sync",
-    "parameter_server": "server", "ddp/native": "DDP", "elastic_averaging": "elastic avg",
-    "ring_neighbours": "ring", "random_matching": "matching", "halving_doubling": "halving-doubl.",
-}  # fmt: skip
+    **_WORDS,
+    "native": "native",
+    "synchronous": "sync",
+    "asynchronous": "async",
+    "stale_synchronous": "stale sync",
+    "parameter_server": "server",
+    "ddp/native": "DDP",
+    "elastic_averaging": "elastic avg",
+    "ring_neighbours": "ring",
+    "random_matching": "matching",
+    "halving_doubling": "halving-doubl.",
+}
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 EMPTY = "–"
 _SPREADS = {
@@ -41,7 +50,9 @@ def short(series: str) -> str:
 
 def _named(series: str, words: dict[str, str], separator: str) -> str:
     strategy, _, variant = series.partition(" ")
-    named = words.get(strategy) or separator.join(words.get(p, p.replace("_", " ")) for p in strategy.split("/"))
+    named = words.get(strategy) or separator.join(
+        words.get(p, p.replace("_", " ")) for p in strategy.split("/")
+    )
     return f"{named} ({variant})" if variant else named
 
 
@@ -56,7 +67,8 @@ def workers(count: int) -> str:
 
 
 def number(value: float, *, width: float = 0.0, digits: int = 3) -> str:
-    """The value with as many digits as its interval bears (two of the width), at least `digits` where width is 0."""
+    """The value with as many digits as its interval bears (two of the width), at least `digits`
+    where width is 0."""
     if math.isnan(value):
         return EMPTY
     if math.isinf(value):
@@ -76,10 +88,11 @@ def _decimals(value: float, width: float, digits: int) -> int:
 
 
 def quantity(summary: Summary, *, scale: float = 1.0) -> str:
-    """`5,120 [4,800–5,440]`; `1,310` where exact; `> budget (2 of 3)` for a median that was never reached.
+    """`5,120 [4,800–5,440]`; `1,310` where exact; `> budget (2 of 3)` for a median that was never
+    reached.
 
-    `scale` multiplies the values (1000 for milliseconds of seconds). A finite median with misses says so:
-    `9,600 [8,320–> budget (1 of 3)]`.
+    `scale` multiplies the values (1000 for milliseconds of seconds). A finite median with misses
+    says so: `9,600 [8,320–> budget (1 of 3)]`.
     """
     center, spread = parts(summary, scale=scale)
     return f"{center} [{spread}]" if spread else center
@@ -92,8 +105,11 @@ def parts(summary: Summary, *, scale: float = 1.0) -> tuple[str, str]:
     missed = f"> budget ({summary.misses} of {summary.n})"
     if math.isinf(summary.center):
         return missed, ""
-    low, high = summary.low * scale, summary.high * scale
-    ends = [value for value in (low, high, *(p * scale for p in summary.points)) if math.isfinite(value)]
+    low = summary.low * scale
+    high = summary.high * scale
+    ends = [
+        value for value in (low, high, *(p * scale for p in summary.points)) if math.isfinite(value)
+    ]
     width = max(ends) - min(ends)
     center = number(summary.center * scale, width=width)
     if summary.kind == "exact" or summary.n == 1:

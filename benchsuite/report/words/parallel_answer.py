@@ -1,7 +1,9 @@
-"""The answer of a plan with divided replicas: who keeps and who sends least at equal ranks, and what the bubble costs.
+"""The answer of a plan with divided replicas: who keeps and who sends least at equal ranks, and
+what the bubble costs.
 
-Replicas of several ranks are no workers: such a plan is compared by ranks, never by the number of its replicas. Of each
-form its best variant speaks (the schedule, micro-batches or topology of the smallest number).
+Replicas of several ranks are no workers: such a plan is compared by ranks, never by the number of
+its replicas. Of each form its best variant speaks (the schedule, micro-batches or topology of the
+smallest number).
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from benchsuite.report.words.sentences import (
     versus,
 )
 
-MEMORY, BYTES = "peak_model_bytes", "payload_bytes_per_step"
+MEMORY = "peak_model_bytes"
+BYTES = "payload_bytes_per_step"
 CLOSE = "too close to tell"
 Row = Mapping[Any, Any]
 Groups = Mapping[tuple[str, int], pd.DataFrame]
@@ -44,15 +47,24 @@ def answer(material: Material) -> list[Sentence]:
     table = compared(material)
     groups = _groups(table)
     said = [_short(groups)] if groups else []
-    said += [_one(workload, table, groups) for workload in dict.fromkeys(workload for workload, _ in groups)]
+    said += [
+        _one(workload, table, groups)
+        for workload in dict.fromkeys(workload for workload, _ in groups)
+    ]
     return [
-        *said, *_bubble(table), *_between(table), *_speed(table), *_cpu(table), *_same_training(table, material),
+        *said,
+        *_bubble(table),
+        *_between(table),
+        *_speed(table),
+        *_cpu(table),
+        *_same_training(table, material),
         *_payload(material),
-    ]  # fmt: skip
+    ]
 
 
 def _groups(table: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
-    """(workload, ranks) -> the forms that ran and do what one process would do, where there are at least two."""
+    """(workload, ranks) -> the forms that ran and do what one process would do, where there are at
+    least two."""
     ran = table[(table["n"] > 0) & table["every_step"] & (table["ranks"] > 1)]
     groups = {}
     for workload in dict.fromkeys(ran["workload"]):
@@ -74,7 +86,10 @@ def _short(groups: Groups) -> Sentence:
             forms = sorted({str(row["form"]) for row in ties})
             if forms:
                 leaders.setdefault(forms[0] if len(forms) == 1 else CLOSE, []).append(key)
-        places = [f"{who} ({_where(keys, groups)})" if len(leaders) > 1 else who for who, keys in leaders.items()]
+        places = [
+            f"{who} ({_where(keys, groups)})" if len(leaders) > 1 else who
+            for who, keys in leaders.items()
+        ]
         said += [f"{text}: {'; '.join(places)}."] if places else []
     return Sentence("Answer", f"At equal ranks, numbers below (≈: {CLOSE}). {' '.join(said)}")
 
@@ -85,7 +100,9 @@ def _where(keys: Sequence[tuple[str, int]], groups: Groups) -> str:
     for workload in dict.fromkeys(workload for workload, _ in keys):
         mine = [ranks for name, ranks in keys if name == workload]
         every = [ranks for name, ranks in groups if name == workload]
-        said.append(workload if mine == every else f"{workload} on {' and '.join(map(str, mine))} ranks")
+        said.append(
+            workload if mine == every else f"{workload} on {' and '.join(map(str, mine))} ranks"
+        )
     return ", ".join(said)
 
 
@@ -105,21 +122,25 @@ def _one(workload: str, table: pd.DataFrame, groups: Groups) -> Sentence:
     """A workload: one rank alone, then the forms on each number of ranks, least first."""
     mine = table[table["workload"] == workload]
     said = [
-        f"{labels.si(row['num_parameters'].center, '').strip()} parameters; one rank alone takes {_mib(row[MEMORY])} MiB"
-        for row in mine[(mine["ranks"] == 1) & (mine["n"] > 0)].to_dict("records") if row[MEMORY].n
-    ]  # fmt: skip
+        f"{labels.si(row['num_parameters'].center, '').strip()} parameters; one rank alone takes "
+        f"{_mib(row[MEMORY])} MiB"
+        for row in mine[(mine["ranks"] == 1) & (mine["n"] > 0)].to_dict("records")
+        if row[MEMORY].n
+    ]
     for (name, ranks), part in groups.items():
         if name == workload:
             lost = list(mine.loc[(mine["ranks"] == ranks) & (mine["n"] == 0), "label"])
             missing = [f"without an ok run: {few(lost)}"] if lost else []
-            memory, sent = _list(part, MEMORY, _mib), _list(part, BYTES, labels.si_quantity)
+            memory = _list(part, MEMORY, _mib)
+            sent = _list(part, BYTES, labels.si_quantity)
             parts = [f"{ranks} ranks, MiB per rank: {memory}", f"bytes per step: {sent}", *missing]
             said.append("; ".join(parts))
     return Sentence(workload, f"{'. '.join(said)} ({number_of_launches(mine[mine['n'] > 0])}).")
 
 
 def _list(part: pd.DataFrame, quantity: str, shown: Callable[[Summary], str]) -> str:
-    """`data 33.4 ≈ pipeline 33.8, fsdp 37.6`: ≈ stands before what cannot be told from the first."""
+    """`data 33.4 ≈ pipeline 33.8, fsdp 37.6`: ≈ stands before what cannot be told from the
+    first."""
     ranked = _ranked(part, quantity)
     if not ranked:
         return "not known"
@@ -142,7 +163,9 @@ def _percent(share: float) -> str:
 
 def _bubble(table: pd.DataFrame) -> list[Sentence]:
     """Slots in which a stage idles, by schedule, and what the most even cuts leave on top."""
-    rows = [row for row in table.to_dict("records") if row["bubble_slots"].n and row["replicas"] == 1]
+    rows = [
+        row for row in table.to_dict("records") if row["bubble_slots"].n and row["replicas"] == 1
+    ]
     if not rows:
         return []
     alike = sum(row["bubble_slots"].center == row["bubble_predicted"].center for row in rows)
@@ -152,10 +175,16 @@ def _bubble(table: pd.DataFrame) -> list[Sentence]:
         for row in rows:
             if row["ranks"] == ranks:
                 counted.setdefault(row["label"], set()).add(_percent(row["bubble_slots"].center))
-        told = [f"{name.removeprefix('pipeline ')} {' or '.join(sorted(each))}" for name, each in counted.items()]
+        told = [
+            f"{name.removeprefix('pipeline ')} {' or '.join(sorted(each))}"
+            for name, each in counted.items()
+        ]
         said.append(f"{ranks} stages: {', '.join(told)}")
     formula = f"as the formula says in {alike} of {labels.count_of(len(rows), 'cell')}"
-    text = f"Slots in which a stage idles, counted in the order of passes, {formula}. {'. '.join(said)}."
+    text = (
+        f"Slots in which a stage idles, counted in the order of passes, {formula}. "
+        f"{'. '.join(said)}."
+    )
     return [Sentence("Bubble", f"{text} {_used(rows)}")]
 
 
@@ -167,10 +196,14 @@ def _used(rows: Sequence[Row]) -> str:
         mine = found.setdefault(str(row["workload"]), {})
         mine[row["ranks"]] = max(mine.get(row["ranks"], (0.0, 0.0)), (share, row["balance"].center))
     told = [
-        f"{workload} {', '.join(f'{_percent(s)} on {ranks} ({b:.2f})' for ranks, (s, b) in sorted(mine.items()))}"
+        f"{workload} "
+        + ", ".join(f"{_percent(s)} on {ranks} ({b:.2f})" for ranks, (s, b) in sorted(mine.items()))
         for workload, mine in found.items()
     ]
-    return f"So at most this share of the stages' time is work, with the balance of the cuts: {'; '.join(told)}."
+    return (
+        "So at most this share of the stages' time is work, with the balance of the cuts: "
+        f"{'; '.join(told)}."
+    )
 
 
 def _between(table: pd.DataFrame) -> list[Sentence]:
@@ -182,12 +215,15 @@ def _between(table: pd.DataFrame) -> list[Sentence]:
         amounts: dict[str, list[str]] = {}
         for row in (row for row in rows if not row["every_step"]):
             same = [
-                each["between_bytes_per_step"] for each in rows
+                each["between_bytes_per_step"]
+                for each in rows
                 if each["every_step"] and each["form"] == row["form"] and _way(each) == _way(row)
-            ]  # fmt: skip
+            ]
             if same:
                 seldom = labels.si_quantity(row["between_bytes_per_step"])
-                amounts.setdefault(f"{seldom} for {labels.si_quantity(same[0])}", []).append(row["label"])
+                amounts.setdefault(f"{seldom} for {labels.si_quantity(same[0])}", []).append(
+                    row["label"]
+                )
         said += [f"{workload} {amount} ({listed(who)})" for amount, who in amounts.items()]
     text = "Per step, agreeing less often sends for agreeing in every step"
     return [Sentence("Between replicas", f"{text}: {'; '.join(said)}.")] if said else []
@@ -200,10 +236,15 @@ def _way(row: Row) -> str:
 
 def _speed(table: pd.DataFrame) -> list[Sentence]:
     """Throughput, where every rank has a core of its own."""
-    clean = table[(table["n"] > 0) & ~(table["oversubscribed"] | table["contended"]) & table["every_step"]]
+    clean = table[
+        (table["n"] > 0) & ~(table["oversubscribed"] | table["contended"]) & table["every_step"]
+    ]
     said = _versus(clean, Ends("samples_per_s", "max", "fastest", "slowest", " samples/s"))
     if not said:
-        text = "No two forms had a core for every rank, and that core to itself: wall-clock times rank nothing."
+        text = (
+            "No two forms had a core for every rank, and that core to itself: wall-clock times "
+            "rank nothing."
+        )
         return [Sentence("Throughput", text)]
     return [Sentence("Throughput", f"With a core for every rank: {'; '.join(said)}.")]
 
@@ -222,21 +263,34 @@ def _versus(table: pd.DataFrame, ends: Ends) -> list[str]:
     for (workload, ranks), part in table.groupby(["workload", "ranks"], sort=False):
         known = part[part[ends.column].map(lambda s: s.n) > 0].assign(series=part["label"])
         if len(known) > 1 and int(str(ranks)) > 1:
-            said.append(f"{workload} on {ranks} ranks: {versus(known, ends, str)} ({number_of_launches(known)})")
+            said.append(
+                f"{workload} on {ranks} ranks: {versus(known, ends, str)} "
+                f"({number_of_launches(known)})"
+            )
     return said
 
 
 def _same_training(table: pd.DataFrame, material: Material) -> list[Sentence]:
     """Losses of all forms that do what one process would do, seed by seed."""
     said = []
-    for workload, part in table[table["every_step"] & (table["n"] > 0)].groupby("workload", sort=False):
-        first, later = loss_gaps([run for run in material.runs if run.cell_id in set(part["cell_id"])])
+    for workload, part in table[table["every_step"] & (table["n"] > 0)].groupby(
+        "workload", sort=False
+    ):
+        first, later = loss_gaps(
+            [run for run in material.runs if run.cell_id in set(part["cell_id"])]
+        )
         if len(part) > 1 and not math.isnan(first):
             said.append(f"{workload} {first:.1g}, later {later:.1g}")
     if not said:
         return []
-    why = " Later sums in another order may switch a ReLU or a maximum in single precision; in double precision all are"
-    text = f"Losses of all forms, seed by seed, are at most so far apart in the first step: {'; '.join(said)}."
+    why = (
+        " Later sums in another order may switch a ReLU or a maximum in single precision; in "
+        "double precision all are"
+    )
+    text = (
+        "Losses of all forms, seed by seed, are at most so far apart in the first step: "
+        f"{'; '.join(said)}."
+    )
     return [Sentence("Same training", text + (f"{why} equal by law." if _single(material) else ""))]
 
 
@@ -251,6 +305,12 @@ def _payload(material: Material) -> list[Sentence]:
     if (traffic["law"] == "broken").any() or not counted:
         return []
     derived = int(traffic.loc[traffic["payload_source"] == "derived", "n"].sum())
-    rest = f"; in {derived} it is what the library called in a step of its own, times the steps" if derived else ""
-    text = f"In {labels.count_of(counted, 'counted run')} payload equals its prediction exactly{rest}."
+    rest = (
+        f"; in {derived} it is what the library called in a step of its own, times the steps"
+        if derived
+        else ""
+    )
+    text = (
+        f"In {labels.count_of(counted, 'counted run')} payload equals its prediction exactly{rest}."
+    )
     return [Sentence("Bytes", text)]

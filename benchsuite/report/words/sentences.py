@@ -1,4 +1,5 @@
-"""What sentences about runs are made of: best and worst, whether their ranges touch, how strategies are called."""
+"""What sentences about runs are made of: best and worst, whether their ranges touch, how strategies
+are called."""
 
 from __future__ import annotations
 
@@ -33,10 +34,13 @@ def largest(table: pd.DataFrame) -> pd.DataFrame:
 def names(material: Material, *, short: bool = False) -> Callable[[str], str]:
     """Series -> how a sentence calls it, or (short) a row of a figure.
 
-    Without topology and compression where this plan has its sync with one of them only; with hosts where several.
+    Without topology and compression where this plan has its sync with one of them only; with hosts
+    where several.
     """
     hosts_of = {cell.id: cell.hosts for cell in material.cells}
-    hosts = {str(row["series"]): hosts_of[row["cell_id"]] for row in material.names.to_dict("records")}
+    hosts = {
+        str(row["series"]): hosts_of[row["cell_id"]] for row in material.names.to_dict("records")
+    }
     strategies = {str(one).partition(" ")[0] for one in material.names["series"]}
     syncs = Counter(one.partition("/")[0] for one in strategies)
 
@@ -63,15 +67,25 @@ class Ends:
 
 
 def versus(rows: pd.DataFrame, ends: Ends, name: Callable[[str], str]) -> str:
-    """`ring fastest: 23,310 [..] samples/s; .. slowest: ..`, or that the ranges of all of them touch."""
-    pairs = [(name(str(s)), v) for s, v in zip(rows["series"], rows[ends.column], strict=True) if v.n]
+    """`ring fastest: 23,310 [..] samples/s; .. slowest: ..`, or that the ranges of all of them
+    touch."""
+    pairs = [
+        (name(str(s)), v) for s, v in zip(rows["series"], rows[ends.column], strict=True) if v.n
+    ]
     pairs.sort(key=lambda pair: pair[1].center, reverse=ends.better == "max")
     (best_name, best), (worst_name, worst) = pairs[0], pairs[-1]
     apart = best.low > worst.high if ends.better == "max" else best.high < worst.low
     high, low = (labels.quantity(v, scale=ends.scale) + ends.unit for v in (best, worst))
     if not apart:
-        return f"no difference seen between {best_name}, {high}, and {worst_name}, {low} (the ranges touch)"
-    ties = [n for n, v in pairs[1:-1] if (v.high >= best.low if ends.better == "max" else v.low <= best.high)]
+        return (
+            f"no difference seen between {best_name}, {high}, and {worst_name}, {low} (the "
+            "ranges touch)"
+        )
+    ties = [
+        n
+        for n, v in pairs[1:-1]
+        if (v.high >= best.low if ends.better == "max" else v.low <= best.high)
+    ]
     close = f" (in its range: {few(ties)})" if ties else ""
     return f"{best_name} {ends.best}, {high}{close}; {worst_name} {ends.worst}, {low}"
 
@@ -94,5 +108,6 @@ def goal(target: Mapping[str, Any], key: str = "target") -> str:
 
 def number_of_launches(rows: pd.DataFrame) -> str:
     """`n = 3`, `n = 2 to 3`."""
-    low, high = int(rows["n"].min()), int(rows["n"].max())
+    low = int(rows["n"].min())
+    high = int(rows["n"].max())
     return f"n = {low}" if low == high else f"n = {low} to {high}"

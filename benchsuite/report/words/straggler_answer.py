@@ -1,7 +1,8 @@
-"""The answer of a plan that slows a worker in virtual time: who arrives first, who moves the fewest bytes, who misses.
+"""The answer of a plan that slows a worker in virtual time: who arrives first, who moves the fewest
+bytes, who misses.
 
-One short answer over all stragglers, then a sentence per straggler, what the straggler costs, and what tuning changes.
-Strategies are told apart only where their ranges do not touch.
+One short answer over all stragglers, then a sentence per straggler, what the straggler costs, and
+what tuning changes. Strategies are told apart only where their ranges do not touch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def answer(material: Material) -> list[Sentence]:
     for table in slowed_worlds(virtual):
         same = table[table["tuning"] != TUNED]
         parts = by_straggler(same)
-        sentences += [_short(parts, virtual), *(_one(slowed, part, virtual) for slowed, part in parts)]
+        sentences += [
+            _short(parts, virtual),
+            *(_one(slowed, part, virtual) for slowed, part in parts),
+        ]
         sentences += [*_cost(parts, virtual), *_tuning(table, virtual)]
     return sentences
 
@@ -53,12 +57,20 @@ def slowed_worlds(virtual: Material) -> Iterator[pd.DataFrame]:
 def _short(parts: list[tuple[str, pd.DataFrame]], material: Material) -> Sentence:
     """Who leads, who missed, over all stragglers."""
     name = names(material, short=True)
-    ever = [set(part.loc[part["seconds"].map(lambda s: s.misses > 0), "series"]) for _, part in parts]
-    lost = list(dict.fromkeys(name(one) for one in parts[0][1]["series"] if any(one in each for each in ever)))
+    ever = [
+        set(part.loc[part["seconds"].map(lambda s: s.misses > 0), "series"]) for _, part in parts
+    ]
+    lost = list(
+        dict.fromkeys(
+            name(one) for one in parts[0][1]["series"] if any(one in each for each in ever)
+        )
+    )
     missed = f" Missed in some runs or all: {listed(lost)}." if lost else " Nobody missed."
     aim = goal(material.target(str(parts[0][1]["workload"].iloc[0])))
     count = labels.workers(int(parts[0][1]["replicas"].iloc[0]))
-    return Sentence("Answer", f"{count}, to {aim}, spread and ties below. {_leaders(parts, material)}{missed}")
+    return Sentence(
+        "Answer", f"{count}, to {aim}, spread and ties below. {_leaders(parts, material)}{missed}"
+    )
 
 
 def _leaders(parts: list[tuple[str, pd.DataFrame]], material: Material) -> str:
@@ -71,7 +83,10 @@ def _leaders(parts: list[tuple[str, pd.DataFrame]], material: Material) -> str:
             best = _ordered(_on_links(part), column)
             if best:
                 leaders.setdefault(name(best[0][0]), []).append(labels.slowed(slowed))
-        told = [who if len(when) == len(parts) else f"{who} ({', '.join(when)})" for who, when in leaders.items()]
+        told = [
+            who if len(when) == len(parts) else f"{who} ({', '.join(when)})"
+            for who, when in leaders.items()
+        ]
         if told:
             said.append(f"{text}: {'; '.join(told)}.")
     return " ".join(said)
@@ -82,22 +97,33 @@ def _one(slowed: str, part: pd.DataFrame, material: Material) -> Sentence:
     linked = _on_links(part)
     said = [
         f"{text} {_best(_ordered(linked, column), name, column)}"
-        for column, text in (("seconds", "first"), ("bytes", "fewest bytes")) if _ordered(linked, column)
-    ]  # fmt: skip
+        for column, text in (("seconds", "first"), ("bytes", "fewest bytes"))
+        if _ordered(linked, column)
+    ]
     front = front_names(part, material)
     if front:
         said.append(f"beaten by nobody on both: {front}")
     said += [
-        f"{name(str(row['series']))}, which sends nothing: {labels.quantity(row['seconds'])} virtual s"
-        for row in part.to_dict("records") if row["bytes"].center == 0
-    ]  # fmt: skip
-    late = [(name(str(row["series"])), row["seconds"]) for row in part.to_dict("records") if row["seconds"].misses]
+        f"{name(str(row['series']))}, which sends nothing: {labels.quantity(row['seconds'])} "
+        "virtual s"
+        for row in part.to_dict("records")
+        if row["bytes"].center == 0
+    ]
+    late = [
+        (name(str(row["series"])), row["seconds"])
+        for row in part.to_dict("records")
+        if row["seconds"].misses
+    ]
     half = [f"{who} {labels.quantity(time)}" for who, time in late if math.isinf(time.center)]
-    some = [f"{who} in {time.misses} of {time.n}" for who, time in late if math.isfinite(time.center)]
+    some = [
+        f"{who} in {time.misses} of {time.n}" for who, time in late if math.isfinite(time.center)
+    ]
     said += [f"missed: {', '.join(half)}"] if half else []
     said += [f"missed in some runs: {', '.join(some)}"] if some else []
     text = _capital("; ".join(said) if said else "no strategy arrived")
-    return Sentence(_capital(labels.slowed(slowed)), f"{text} ({number_of_launches(part)}, virtual).")
+    return Sentence(
+        _capital(labels.slowed(slowed)), f"{text} ({number_of_launches(part)}, virtual)."
+    )
 
 
 def _capital(text: str) -> str:
@@ -111,7 +137,11 @@ def _on_links(part: pd.DataFrame) -> pd.DataFrame:
 
 def _ordered(part: pd.DataFrame, column: str) -> list[tuple[str, Summary]]:
     """Series and summary of who arrived, fewest first."""
-    pairs = [(str(s), v) for s, v in zip(part["series"], part[column], strict=True) if math.isfinite(v.center)]
+    pairs = [
+        (str(s), v)
+        for s, v in zip(part["series"], part[column], strict=True)
+        if math.isfinite(v.center)
+    ]
     return sorted(pairs, key=lambda pair: pair[1].center)
 
 
@@ -124,7 +154,8 @@ def _best(ordered: list[tuple[str, Summary]], name: Name, column: str) -> str:
 
 
 def _cost(parts: list[tuple[str, pd.DataFrame]], material: Material) -> list[Sentence]:
-    """Time to target with the slowest straggler over that without one, seed by seed, of who always arrived."""
+    """Time to target with the slowest straggler over that without one, seed by seed, of who always
+    arrived."""
     (nobody, free), (slowed, worst) = parts[0], parts[-1]
     if nobody or not slowed:
         return []
@@ -133,17 +164,24 @@ def _cost(parts: list[tuple[str, pd.DataFrame]], material: Material) -> list[Sen
     shares = [
         (name(one), ratio(after.points, before[one].points, paired=True))
         for one, after in _ordered(worst, "seconds")
-        if one in before and not after.misses and not before[one].misses and after.n == before[one].n
+        if one in before
+        and not after.misses
+        and not before[one].misses
+        and after.n == before[one].n
     ]
     if len(shares) < 2:
         return []
     shares.sort(key=lambda pair: pair[1].center)
     (least, low), (most, high) = shares[0], shares[-1]
-    return [Sentence(
-        "What it costs",
-        f"Virtual time to target, {labels.slowed(slowed)} over no straggler, seed by seed: grows least for {least}, "
-        f"{labels.quantity(low)} times (n = {low.n}); most for {most}, {labels.quantity(high)} times (n = {high.n}).",
-    )]  # fmt: skip
+    return [
+        Sentence(
+            "What it costs",
+            f"Virtual time to target, {labels.slowed(slowed)} over no straggler, seed by seed: "
+            f"grows least for {least}, "
+            f"{labels.quantity(low)} times (n = {low.n}); most for {most}, {labels.quantity(high)} "
+            f"times (n = {high.n}).",
+        )
+    ]
 
 
 def _tuning(table: pd.DataFrame, material: Material) -> list[Sentence]:
@@ -160,21 +198,30 @@ def _tuning(table: pd.DataFrame, material: Material) -> list[Sentence]:
         said.append(f"{_capital(labels.slowed(slowed))}: {'; '.join(text)}.")
     own = table[table["tuning"] == TUNED]
     tuned = by_straggler(own.assign(series=own["base"]))
-    return [Sentence(
-        "Tuning",
-        f"With a learning rate of its own for every strategy: {_leaders(tuned, material)} Virtual s to target, the "
-        f"recipe's rate to the tuned one ({number_of_launches(pairs)}): {' '.join(said)}",
-    )]  # fmt: skip
+    return [
+        Sentence(
+            "Tuning",
+            f"With a learning rate of its own for every strategy: {_leaders(tuned, material)} "
+            "Virtual s to target, the "
+            f"recipe's rate to the tuned one ({number_of_launches(pairs)}): {' '.join(said)}",
+        )
+    ]
 
 
 def _changes(part: pd.DataFrame, name: Name) -> tuple[list[str], list[str], list[str]]:
-    """Who was helped (most first), who was harmed, each with factor and both times, and by name who was neither."""
-    helped, harmed, alike = [], [], []
+    """Who was helped (most first), who was harmed, each with factor and both times, and by name who
+    was neither."""
+    helped = []
+    harmed = []
+    alike = []
     for one, rows in part.groupby("base", sort=False):
         before: Summary = rows.loc[rows["tuning"] != TUNED, "seconds"].iloc[0]
         tuned = rows[rows["tuning"] == TUNED].to_dict("records")[0]
         after: Summary = tuned["seconds"]
-        change = f"{name(str(one))} {factors(tuned)}, {labels.quantity(before)} to {labels.quantity(after)}"
+        change = (
+            f"{name(str(one))} {factors(tuned)}, {labels.quantity(before)} to "
+            f"{labels.quantity(after)}"
+        )
         gain = math.inf if math.isinf(before.center) else before.center / after.center
         if after.high < before.low or (math.isinf(before.center) and math.isfinite(after.center)):
             helped.append((gain, change))

@@ -1,4 +1,5 @@
-"""What the virtual clock's runs say, in sentences for the top of the page. Virtual seconds meet virtual ones only."""
+"""What the virtual clock's runs say, in sentences for the top of the page. Virtual seconds meet
+virtual ones only."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def answer(material: Material) -> list[Sentence]:
 
 
 def _waiting(material: Material, name: Name) -> list[Sentence]:
-    """Share of waiting and staleness at the largest number of workers, for the widest compute times that were run."""
+    """Share of waiting and staleness at the largest number of workers, for the widest compute times
+    that were run."""
     table = material.virtual
     table = table[(table["link"] == "free") & (table["straggler"] == "")]
     if table.empty:
@@ -42,24 +44,37 @@ def _waiting(material: Material, name: Name) -> list[Sentence]:
     table = table[table["replicas"] == table["replicas"].max()]
     said = []
     for spread, rows in table.groupby("spread", sort=False):
-        shares = [(name(s), w.center) for s, w in zip(rows["series"], rows["waiting"], strict=True) if w.n]
+        shares = [
+            (name(s), w.center) for s, w in zip(rows["series"], rows["waiting"], strict=True) if w.n
+        ]
         if len(shares) > 1:
             shares.sort(key=lambda pair: pair[1])
             said.append(f"{spread}: " + ", ".join(f"{who} {share:.0%}" for who, share in shares))
-    stale = [(name(s), w.center) for s, w in zip(table["series"], table["staleness"], strict=True) if w.n and w.center]
+    stale = [
+        (name(s), w.center)
+        for s, w in zip(table["series"], table["staleness"], strict=True)
+        if w.n and w.center
+    ]
     oldest = max(stale, key=lambda pair: pair[1], default=None)
     if not said:
         return []
-    age = f" The price of not waiting is staleness: {oldest[0]}, up to {oldest[1]:,.0f} versions." if oldest else ""
+    age = (
+        f" The price of not waiting is staleness: {oldest[0]}, up to {oldest[1]:,.0f} versions."
+        if oldest
+        else ""
+    )
     count = labels.workers(int(table["replicas"].iloc[0]))
     text = f"With {count} on free links, share of time waiting by compute times: {'; '.join(said)}"
     return [Sentence("Waiting", f"{text} ({number_of_launches(table)}, virtual).{age}")]
 
 
 def _arrival(material: Material, name: Name) -> list[Sentence]:
-    """Who reaches the target first in virtual seconds: how often over all worlds, and the widest margin."""
+    """Who reaches the target first in virtual seconds: how often over all worlds, and the widest
+    margin."""
     table = material.virtual
-    table = table[(table["virtual_seconds_to_target"].map(lambda s: s.n) > 0) & (table["straggler"] == "")]
+    table = table[
+        (table["virtual_seconds_to_target"].map(lambda s: s.n) > 0) & (table["straggler"] == "")
+    ]
     told = [world["workload"].iloc[0] for world in slowed_worlds(material.in_virtual_time)]
     table = table[(table["tuning"] == "same") & ~table["workload"].isin(told)]
     sentences = []
@@ -71,7 +86,10 @@ def _arrival(material: Material, name: Name) -> list[Sentence]:
         rows = part[part["replicas"] == several.index.max()]
         aim = goal(material.in_virtual_time.target(str(workload)))
         worlds = [group for _, group in rows.groupby(["spread", "link"], sort=False)]
-        text = f"{workload}, {labels.workers(int(rows['replicas'].iloc[0]))}, to {aim} in virtual seconds: "
+        text = (
+            f"{workload}, {labels.workers(int(rows['replicas'].iloc[0]))}, to {aim} in virtual "
+            "seconds: "
+        )
         arrived = rows[rows["virtual_seconds_to_target"].map(lambda s: math.isfinite(s.center))]
         if len(worlds) == 1 and len(arrived) > 1:
             ends = Ends("virtual_seconds_to_target", "min", "first", "last", " virtual s")
@@ -83,13 +101,19 @@ def _arrival(material: Material, name: Name) -> list[Sentence]:
 
 
 def _payload(material: Material) -> list[Sentence]:
-    """Bytes counted under the virtual clock against their prediction; a broken law is said on top of the page."""
+    """Bytes counted under the virtual clock against their prediction; a broken law is said on top
+    of the page."""
     table = material.in_virtual_time.traffic
     counted = table[table["law"] == "holds"]
     if counted.empty or (table["law"] == "broken").any():
         return []
     runs = labels.count_of(int(counted["num_counted"].sum()), "counted run")
-    return [Sentence("Bytes, virtual", f"In {runs} of the virtual clock payload equals its prediction exactly.")]
+    return [
+        Sentence(
+            "Bytes, virtual",
+            f"In {runs} of the virtual clock payload equals its prediction exactly.",
+        )
+    ]
 
 
 def _firsts(worlds: list[pd.DataFrame], name: Name) -> str:
@@ -97,7 +121,11 @@ def _firsts(worlds: list[pd.DataFrame], name: Name) -> str:
     firsts: Counter[str] = Counter()
     for world in worlds:
         pairs = sorted(_times(world, name), key=lambda pair: pair[1].center)
-        if len(pairs) > 1 and math.isfinite(pairs[0][1].high) and pairs[0][1].high < pairs[1][1].low:
+        if (
+            len(pairs) > 1
+            and math.isfinite(pairs[0][1].high)
+            and pairs[0][1].high < pairs[1][1].low
+        ):
             firsts[pairs[0][0]] += 1
         else:
             firsts["nobody clearly"] += 1
@@ -130,4 +158,8 @@ def _missed(rows: pd.DataFrame, name: Name) -> str:
 
 
 def _times(world: pd.DataFrame, name: Name) -> list[tuple[str, Summary]]:
-    return [(name(s), t) for s, t in zip(world["series"], world["virtual_seconds_to_target"], strict=True) if t.n]
+    return [
+        (name(s), t)
+        for s, t in zip(world["series"], world["virtual_seconds_to_target"], strict=True)
+        if t.n
+    ]

@@ -1,6 +1,7 @@
 """Rank files and the host's outcome become one `Run`. Imports numpy, no torch.
 
-Deterministic quantities go into `result`, times and load into `cost`, samples in the order measured into `raw`.
+Deterministic quantities go into `result`, times and load into `cost`, samples in the order measured
+into `raw`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def assemble(
     cores: int,
     foreign_cpu_share: float | None,
 ) -> Run:
-    """The run of one cell. Where the outcome is not ok it carries the reason and the culprit, and no numbers."""
+    """The run of one cell. Where the outcome is not ok it carries the reason and the culprit, and
+    no numbers."""
     flags = set(outcome.flags)
     if load.oversubscribed(cell, cores):
         flags.add(OVERSUBSCRIBED)
@@ -44,7 +46,11 @@ def assemble(
         cost, raw = costs.measured(cell, ranks, result)
         if cost.get("num_devices", len(ranks)) < len(ranks):
             flags.add(OVERSUBSCRIBED)  # wall time speaks where each rank has a device
-        cost |= {"cores": cores, "foreign_cpu_share": foreign_cpu_share, "launch_s": outcome.seconds - cost["wall_s"]}
+        cost |= {
+            "cores": cores,
+            "foreign_cpu_share": foreign_cpu_share,
+            "launch_s": outcome.seconds - cost["wall_s"],
+        }
         cost["provenance"] = "counted" if OVERSUBSCRIBED in flags else "measured"
         if result["diverged_step"] is not None:
             flags.add(DIVERGED)
@@ -67,4 +73,6 @@ def assemble(
 def read_ranks(cell: Cell, run_dir: Path) -> list[Rank]:
     """The rank files that are there, by rank (a lost worker has none)."""
     complete = [rank for rank in range(cell.world_size) if rank_complete(run_dir, rank)]
-    return [json.loads((run_dir / rank_file(rank)).read_text(encoding="utf-8")) for rank in complete]
+    return [
+        json.loads((run_dir / rank_file(rank)).read_text(encoding="utf-8")) for rank in complete
+    ]

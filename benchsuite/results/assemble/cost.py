@@ -1,4 +1,5 @@
-"""The `cost` and `raw` sections of a run file: times, load, memory, bytes on the wire, samples as measured."""
+"""The `cost` and `raw` sections of a run file: times, load, memory, bytes on the wire, samples as
+measured."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ NS = 1e-9
 PUSH_LOG = ("worker", "tag", "version_read", "version_before", "version_next")
 
 
-def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def measured(
+    cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections `cost` and `raw`."""
     ranks = on_one_clock(ranks)
     workers = [rank for rank in ranks if rank["role"] == "worker"]
@@ -31,23 +34,31 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
     splits = [_split(rank, wall_s) for rank in ranks]
     waiting = [(s["blocked_s"] + s["idle_s"]) / wall_s for s in splits if s["role"] == "worker"]
     whole = len(ranks) == cell.world_size  # what a lost rank sent and used is not known
-    samples, cpu_s = result["samples"], sum(rank["cpu_s"] for rank in ranks) if whole else None
+    samples = result["samples"]
+    cpu_s = sum(rank["cpu_s"] for rank in ranks) if whole else None
     cost: dict[str, Any] = {
         "wall_s": wall_s,
         "samples_per_s": inside.samples_per_s if inside else None,
         "samples_per_s_low": inside.low if inside else None,
         "samples_per_s_high": inside.high if inside else None,
-        "step_time_s_median": float(np.median(inside.step_s)) if inside and len(inside.step_s) else None,
+        "step_time_s_median": float(np.median(inside.step_s))
+        if inside and len(inside.step_s)
+        else None,
         "warmup_steps": inside.warmup_steps if inside else None,
-        "window": inside and {"start_s": inside.start_s, "stop_s": inside.stop_s, "samples": inside.samples},
+        "window": inside
+        and {"start_s": inside.start_s, "stop_s": inside.stop_s, "samples": inside.samples},
         "idle_share": statistics.fmean(waiting),
         "ranks": splits,
-        "control_bytes": sum(count for rank in ranks for _, count in rank["traffic"]["control"]) if whole else None,
+        "control_bytes": sum(count for rank in ranks for _, count in rank["traffic"]["control"])
+        if whole
+        else None,
         "cpu_s": cpu_s,
         "cpu_s_per_sample": cpu_s / samples if samples and cpu_s is not None else None,
         "peak_memory_bytes": max(rank["peak_rss_bytes"] for rank in ranks),
         "peak_model_bytes": _most(rank.get("peak_model_bytes") for rank in ranks),
-        "lock_wait_share": _lock_wait_share(cell, server, len(workers) * wall_s) if one_host else None,
+        "lock_wait_share": _lock_wait_share(cell, server, len(workers) * wall_s)
+        if one_host
+        else None,
         "overlapped_replies": server["overlapped_replies"] if server else None,
         "blocked_reason": ranks[0]["blocked_reason"],
     }
@@ -57,7 +68,9 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
     cost |= _wire(ranks)
     cost |= _curve_costs(ranks, result, begin)
     raw: dict[str, Any] = {
-        "step_s": [[(b - a) * NS for a, b in zip(*_edges(worker), strict=True)] for worker in workers],
+        "step_s": [
+            [(b - a) * NS for a, b in zip(*_edges(worker), strict=True)] for worker in workers
+        ],
         "compute_s": [[ns * NS for ns in worker["steps"]["compute_ns"]] for worker in workers],
         "life_cpu_s": [rank["life_cpu_s"] for rank in ranks],
     }
@@ -66,7 +79,9 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
         raw["first_read"], raw["last_read"] = server["first_read"], server["last_read"]
         if one_host:
             log = server["log"]
-            raw["lock_wait_s"] = [(a - s) * NS for a, s in zip(log["apply_ns"], log["sent_ns"], strict=True)]
+            raw["lock_wait_s"] = [
+                (a - s) * NS for a, s in zip(log["apply_ns"], log["sent_ns"], strict=True)
+            ]
             if ranks[0].get("queues"):
                 raw["queue_length"] = lag.queue(log["sent_ns"], log["apply_ns"])
                 cost["queue_length"] = lag.extent(raw["queue_length"])
@@ -74,7 +89,8 @@ def measured(cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]) -> tu
 
 
 def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:
-    """Ranks of several hosts have several clocks: each is counted from its own start, right after a common barrier.
+    """Ranks of several hosts have several clocks: each is counted from its own start, right after a
+    common barrier.
 
     What compares two ranks' clocks finer than a barrier (the lock wait) is not claimed then.
     """
@@ -104,23 +120,32 @@ def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Windo
     counts = [taken(worker) for worker in workers]
     if min(counts) < 2:
         return None
-    starts, ends, sizes = [], [], []
+    starts = []
+    ends = []
+    sizes = []
     for worker, taken_steps in zip(workers, counts, strict=True):
         steps = worker["steps"]
         starts.append((np.array(steps["start_ns"][:taken_steps], dtype=np.float64) - begin) * NS)
         ends.append((np.array(steps["end_ns"][:taken_steps], dtype=np.float64) - begin) * NS)
-        sizes.append(np.array(steps["samples"][:taken_steps], dtype=np.float64) * parts.counts(worker))
+        sizes.append(
+            np.array(steps["samples"][:taken_steps], dtype=np.float64) * parts.counts(worker)
+        )
     if apart(ranks):
         return window.apart(starts, ends, sizes)
     shortest = min(counts)
-    return window.together(*(np.stack([row[:shortest] for row in rows]) for rows in (starts, ends, sizes)))
+    return window.together(
+        *(np.stack([row[:shortest] for row in rows]) for rows in (starts, ends, sizes))
+    )
 
 
 def _split(rank: Rank, wall_s: float) -> dict[str, Any]:
-    """Where a rank's time went. A server's time without a ticket is idle, so is a worker's after its last step."""
+    """Where a rank's time went. A server's time without a ticket is idle, so is a worker's after
+    its last step."""
     own_s = (rank["end_ns"] - rank["start_ns"]) * NS
-    data_s, compute_s = sum(rank["steps"]["data_ns"]) * NS, rank["compute_ns"] * NS
-    blocked_s, tickets_s = rank["blocked_ns"] * NS, rank["ticket_wait_ns"] * NS
+    data_s = sum(rank["steps"]["data_ns"]) * NS
+    compute_s = rank["compute_ns"] * NS
+    blocked_s = rank["blocked_ns"] * NS
+    tickets_s = rank["ticket_wait_ns"] * NS
     return {
         "rank": rank["rank"],
         "role": rank["role"],
@@ -157,19 +182,29 @@ def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]
             columns["compute"].append(parts[1])
             columns["blocked"].append(parts[2])
             columns["update"].append(steps["end_ns"][at] - steps["start_ns"][at] - sum(parts))
-    names = {"data": "data_s", "compute": "compute_s", "blocked": "blocked_comm_s", "update": "update_s"}
+    names = {
+        "data": "data_s",
+        "compute": "compute_s",
+        "blocked": "blocked_comm_s",
+        "update": "update_s",
+    }
     return {
-        f"{names[part]}_median": statistics.median(values) * NS if values else None for part, values in columns.items()
+        f"{names[part]}_median": statistics.median(values) * NS if values else None
+        for part, values in columns.items()
     }
 
 
 def _device(ranks: Sequence[Rank], samples_per_s: float | None) -> dict[str, Any]:
-    """What a run on devices also has: {} on the CPU. The share of the ceiling is of all devices that were used."""
+    """What a run on devices also has: {} on the CPU. The share of the ceiling is of all devices
+    that were used."""
     used = [rank["device"] for rank in ranks if rank.get("device")]
     if not used:
         return {}
-    num_devices = len({(rank["host"], rank["device"]["index"]) for rank in ranks if rank.get("device")})
-    flops, ceiling = used[0]["flops_per_sample"], used[0]["matmul_ceiling_flop_per_s"]
+    num_devices = len(
+        {(rank["host"], rank["device"]["index"]) for rank in ranks if rank.get("device")}
+    )
+    flops = used[0]["flops_per_sample"]
+    ceiling = used[0]["matmul_ceiling_flop_per_s"]
     rate = samples_per_s * flops if samples_per_s and flops else None
     return {
         "device_name": used[0]["name"],
@@ -184,7 +219,8 @@ def _device(ranks: Sequence[Rank], samples_per_s: float | None) -> dict[str, Any
 
 
 def _lock_wait_share(cell: Cell, server: Mapping[str, Any] | None, worker_s: float) -> float | None:
-    """Share of the workers' time from a ticket's sending until its apply starts (asynchronous, one lock)."""
+    """Share of the workers' time from a ticket's sending until its apply starts (asynchronous, one
+    lock)."""
     if server is None or cell.options.get("asynchronous", {}).get("lock") != "exclusive":
         return None
     log = server["log"]
@@ -195,7 +231,11 @@ def _lock_wait_share(cell: Cell, server: Mapping[str, Any] | None, worker_s: flo
 def _wire(ranks: Sequence[Rank]) -> dict[str, Any]:
     read = [rank["wire"] for rank in ranks if rank["wire"]["bytes"] is not None]
     if not read:
-        return {"wire_bytes": None, "wire_idle_bytes": None, "wire_reason": ranks[0]["wire"]["reason"]}
+        return {
+            "wire_bytes": None,
+            "wire_idle_bytes": None,
+            "wire_reason": ranks[0]["wire"]["reason"],
+        }
     return {
         "wire_bytes": sum(wire["bytes"] for wire in read),
         "wire_idle_bytes": sum(wire["idle_bytes"] for wire in read),
@@ -221,14 +261,23 @@ def _evaluation_times(ranks: Sequence[Rank], curve: Mapping[str, Any]) -> list[i
 
 
 def _curve_costs(ranks: Sequence[Rank], result: Mapping[str, Any], begin: int) -> dict[str, Any]:
-    """Seconds and payload bytes at each evaluation. Every strategy here sends evenly over its samples."""
+    """Seconds and payload bytes at each evaluation. Every strategy here sends evenly over its
+    samples."""
     curve = next((rank["evaluations"] for rank in ranks if rank["evaluations"]), None)
     seconds = [(at - begin) * NS for at in _evaluation_times(ranks, curve)] if curve else []
     samples = result["evaluations"]["samples"]
-    total, payload = result["samples"], result["payload_bytes"]
+    total = result["samples"]
+    payload = result["payload_bytes"]
     known = payload is not None and total
-    sent = [round(payload * min(count / total, 1.0)) for count in samples] if known else [None for _ in samples]
-    at = {level: samples.index(count) if count is not None else None for level, count in result["samples_to"].items()}
+    sent = (
+        [round(payload * min(count / total, 1.0)) for count in samples]
+        if known
+        else [None for _ in samples]
+    )
+    at = {
+        level: samples.index(count) if count is not None else None
+        for level, count in result["samples_to"].items()
+    }
     return {
         "evaluation_s": seconds,
         "evaluation_bytes": sent,

@@ -1,9 +1,10 @@
 """Policy lag of agents and the learner's queue. Imports no torch.
 
-Policy lag: version at the apply minus version that the rollout was collected with. A rollout is trained on in several
-steps, and the policy moves on at each: synchronous PPO has lags of 0 to 15. Of a server's pushes both versions stand in
-its log. A replica that steps itself counts its own versions; where all share their parameters (`hogwild`) the batches
-handed out in between are the versions.
+Policy lag: version at the apply minus version that the rollout was collected with. A rollout is
+trained on in several steps, and the policy moves on at each: synchronous PPO has lags of 0 to 15.
+Of a server's pushes both versions stand in its log. A replica that steps itself counts its own
+versions; where all share their parameters (`hogwild`) the batches handed out in between are the
+versions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from benchsuite.plan.cell import Cell
 Rank = Mapping[str, Any]
 
 
-def section(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any] | None) -> dict[str, Any]:
+def section(
+    cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """`policy_lag` {mean, max, histogram}, null where nothing was applied; {} where nobody acts."""
     per_rollout = workers[0].get("per_rollout", 0)
     if not per_rollout:
@@ -42,7 +45,8 @@ def summary(values: Sequence[int]) -> dict[str, Any] | None:
 
 
 def queue(sent_ns: Sequence[int], taken_ns: Sequence[int]) -> list[int]:
-    """How many pushes had been sent and not been taken when each was taken, itself included. One clock for all."""
+    """How many pushes had been sent and not been taken when each was taken, itself included. One
+    clock for all."""
     sent = sorted(sent_ns)
     return [bisect.bisect_right(sent, at) - before for before, at in enumerate(taken_ns)]
 
@@ -52,17 +56,23 @@ def extent(lengths: Sequence[int]) -> dict[str, Any] | None:
     return {"mean": statistics.fmean(lengths), "max": max(lengths)} if lengths else None
 
 
-def _of_pushes(workers: Sequence[Rank], log: Mapping[str, Sequence[int]], per_rollout: int) -> Iterable[int]:
+def _of_pushes(
+    workers: Sequence[Rank], log: Mapping[str, Sequence[int]], per_rollout: int
+) -> Iterable[int]:
     """By the order of the worker's own steps: a gradient that was given up left no push."""
     position = {
-        (worker["rank"], tag): at for worker in workers for at, tag in enumerate(worker["steps"]["index"])
-    }  # fmt: skip
+        (worker["rank"], tag): at
+        for worker in workers
+        for at, tag in enumerate(worker["steps"]["index"])
+    }
     collected: dict[tuple[int, int], int] = {}  # worker, rollout -> version
     taken: dict[int, int] = {}
     for worker, tag, read, before in zip(
         log["worker"], log["tag"], log["version_read"], log["version_before"], strict=True
     ):
-        at = position.get((worker, tag), taken.get(worker, 0))  # a lost worker's steps are not known
+        at = position.get(
+            (worker, tag), taken.get(worker, 0)
+        )  # a lost worker's steps are not known
         taken[worker] = at + 1
         yield before - collected.setdefault((worker, at // per_rollout), read)
 
@@ -73,5 +83,7 @@ def _of_steps(cell: Cell, worker: Rank, per_rollout: int) -> Iterable[int]:
     if worker["apart"] and worker["snapshot_of"] == "replica":
         index = steps["index"]
         return [index[at] - index[at - at % per_rollout] for at in range(count)]
-    late = plugins.stem(cell.sync) == "delayed"  # the mean of step k is applied after step k + 1 has begun
+    late = (
+        plugins.stem(cell.sync) == "delayed"
+    )  # the mean of step k is applied after step k + 1 has begun
     return [at % per_rollout + (late and at >= per_rollout) for at in range(count)]

@@ -1,4 +1,5 @@
-"""Divided replicas in a run file: whose samples count, one checksum of all parts, what each part holds and says."""
+"""Divided replicas in a run file: whose samples count, one checksum of all parts, what each part
+holds and says."""
 
 from __future__ import annotations
 
@@ -11,11 +12,15 @@ from benchsuite.plan.cell import Cell
 from benchsuite.plan.placement import replica_and_part
 
 Rank = Mapping[str, Any]
-TIMED = ("busy_s", "bubble_measured")  # facts of a part that are no property of the cell: they belong to its cost
+TIMED = (
+    "busy_s",
+    "bubble_measured",
+)  # facts of a part that are no property of the cell: they belong to its cost
 
 
 def counts(rank: Rank) -> bool:
-    """Whether a worker's samples count: parts that read the same share of a batch are one reader."""
+    """Whether a worker's samples count: parts that read the same share of a batch are one
+    reader."""
     divided = rank.get("divided")
     return divided is None or bool(divided["reads"])
 
@@ -37,35 +42,52 @@ def checksum(ranks: Sequence[Rank]) -> str | None:
 def section(cell: Cell, ranks: Sequence[Rank], payload: Traffic | None) -> dict[str, Any]:
     """`{"parallel": ..}` of a cell with divided replicas, else {}.
 
-    held, owned: elements of each part's vector, and those that no other part counts. facts: what a part says of itself,
-    times aside.
-    The payload is told apart: from part to part of a replica, or between replicas (servers included).
+    held, owned: elements of each part's vector, and those that no other part counts. facts: what a
+    part says of itself, times aside. The payload is told apart: from part to part of a replica, or
+    between replicas (servers included).
     """
     parts = _first_replica(ranks)
     if not parts:
         return {}
-    inside = None if payload is None else sum(
-        count for (a, b), count in payload.payload.items() if _replica(cell, a) == _replica(cell, b) is not None
-    )  # fmt: skip
+    inside = (
+        None
+        if payload is None
+        else sum(
+            count
+            for (a, b), count in payload.payload.items()
+            if _replica(cell, a) == _replica(cell, b) is not None
+        )
+    )
     return {
         "parallel": {
             "held": [part["held"] for part in parts],
             "owned": [part["owned"] for part in parts],
-            "facts": [{name: fact for name, fact in part["facts"].items() if name not in TIMED} for part in parts],
+            "facts": [
+                {name: fact for name, fact in part["facts"].items() if name not in TIMED}
+                for part in parts
+            ],
             "inside_bytes": inside,
-            "between_bytes": None if payload is None or inside is None else payload.payload_bytes - inside,
+            "between_bytes": None
+            if payload is None or inside is None
+            else payload.payload_bytes - inside,
         }
     }
 
 
 def times(ranks: Sequence[Rank]) -> dict[str, Any]:
-    """`{"parts": ..}`: times that the parts of the first replica took themselves, where they did; else {}."""
-    told = [{name: part["facts"][name] for name in TIMED if name in part["facts"]} for part in _first_replica(ranks)]
+    """`{"parts": ..}`: times that the parts of the first replica took themselves, where they did;
+    else {}."""
+    told = [
+        {name: part["facts"][name] for name in TIMED if name in part["facts"]}
+        for part in _first_replica(ranks)
+    ]
     return {"parts": told} if any(told) else {}
 
 
 def _first_replica(ranks: Sequence[Rank]) -> list[Mapping[str, Any]]:
-    divided = [rank["divided"] for rank in ranks if rank.get("divided") and rank["divided"]["replica"] == 0]
+    divided = [
+        rank["divided"] for rank in ranks if rank.get("divided") and rank["divided"]["replica"] == 0
+    ]
     return sorted(divided, key=lambda part: int(part["part"]))
 
 

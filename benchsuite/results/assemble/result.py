@@ -13,7 +13,9 @@ from benchsuite.plan.target import Target, first_reached
 from benchsuite.results.assemble import lag, parts
 
 Rank = Mapping[str, Any]
-Losses = tuple[list[float | None], list[int], int]  # losses, samples consumed at each, samples in all
+Losses = tuple[
+    list[float | None], list[int], int
+]  # losses, samples consumed at each, samples in all
 LEVELS = ("easy", "target", "hard")
 
 
@@ -25,9 +27,13 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     if asynchronous:
         losses, consumed, samples = _losses_served(cell, workers, server)
     else:
-        losses, consumed, samples = _losses_handed_out(workers) if apart(ranks) else _losses_together(workers)
+        losses, consumed, samples = (
+            _losses_handed_out(workers) if apart(ranks) else _losses_together(workers)
+        )
     if None not in losses and any(_diverged(worker) for worker in workers):
-        losses.append(None)  # a gradient on parameters that are not finite is not pushed: the servers never saw it
+        losses.append(
+            None
+        )  # a gradient on parameters that are not finite is not pushed: the servers never saw it
         consumed.append(samples)
     diverged = next((step for step, loss in enumerate(losses) if loss is None), None)
     lost = [rank for rank in range(cell.world_size) if rank not in {each["rank"] for each in ranks}]
@@ -39,11 +45,19 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     target = Target(**first["target"])
     # a run that diverges is a miss at every level, whatever it had reached before
     reached = {
-        level: None if diverged is not None else first_reached(target, getattr(target, level), metric)
+        level: None
+        if diverged is not None
+        else first_reached(target, getattr(target, level), metric)
         for level in LEVELS
     }
     counts = [taken(worker) for worker in workers]
-    steps = server["versions"] if asynchronous and server else sum(counts) if apart(ranks) else max(counts)
+    steps = (
+        server["versions"]
+        if asynchronous and server
+        else sum(counts)
+        if apart(ranks)
+        else max(counts)
+    )
     result: dict[str, Any] = {
         "samples": samples,
         "steps": steps,
@@ -51,10 +65,17 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         "num_parameters": parts.num_parameters(ranks),
         "loss": losses,
         "loss_samples": consumed,
-        "evaluations": {name: evaluations.get(name, []) for name in ("samples", "metric", "version")},
+        "evaluations": {
+            name: evaluations.get(name, []) for name in ("samples", "metric", "version")
+        },
         "target": first["target"],
-        "samples_to": {level: None if at is None else evaluations["samples"][at] for level, at in reached.items()},
-        "final_loss": losses[-1] if losses and diverged is None else None,  # a stale worker's last one may be finite
+        "samples_to": {
+            level: None if at is None else evaluations["samples"][at]
+            for level, at in reached.items()
+        },
+        "final_loss": losses[-1]
+        if losses and diverged is None
+        else None,  # a stale worker's last one may be finite
         "final_metric": metric[-1] if metric else None,
         "diverged_step": diverged,
         "checksum": parts.checksum(ranks),
@@ -84,13 +105,17 @@ def taken(worker: Rank) -> int:
 def _diverged(worker: Rank) -> bool:
     """Whether a loss was not finite; a gradient that was given up has none, and says nothing."""
     given_up = set(worker["steps"]["abandoned"])
-    return any(loss is None and step not in given_up for step, loss in enumerate(worker["steps"]["loss"]))
+    return any(
+        loss is None and step not in given_up for step, loss in enumerate(worker["steps"]["loss"])
+    )
 
 
 def _losses_together(workers: Sequence[Rank]) -> Losses:
-    """Per step the mean over workers; None from the first step on where one of them is not finite."""
+    """Per step the mean over workers; None from the first step on where one of them is not
+    finite."""
     losses: list[float | None] = []
-    consumed, total = [], 0
+    consumed = []
+    total = 0
     for step in range(min(len(worker["steps"]["loss"]) for worker in workers)):
         values = [worker["steps"]["loss"][step] for worker in workers]
         finite = [value for value in values if value is not None]
@@ -107,7 +132,8 @@ def _losses_handed_out(workers: Sequence[Rank]) -> Losses:
         steps = worker["steps"]
         rows += list(zip(steps["index"], steps["loss"], steps["samples"], strict=True))
     rows.sort(key=lambda row: row[0])
-    consumed, total = [], 0
+    consumed = []
+    total = 0
     for _, _, samples in rows:
         total += samples
         consumed.append(total)
@@ -115,10 +141,11 @@ def _losses_handed_out(workers: Sequence[Rank]) -> Losses:
 
 
 def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any] | None) -> Losses:
-    """Per push in the order the first server took them; a batch's loss is found by its number. Batches whose gradient
-    was given up count as samples.
+    """Per push in the order the first server took them; a batch's loss is found by its number.
+    Batches whose gradient was given up count as samples.
 
-    The losses of a lost worker went with it: its pushes count as samples and have no point on the curve.
+    The losses of a lost worker went with it: its pushes count as samples and have no point on the
+    curve.
     """
     assert server is not None
     per_push = workers[0]["global_batch"] * workers[0].get("per_push", 1) // cell.replicas
@@ -126,12 +153,16 @@ def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any
         index: (loss, samples)
         for worker in workers
         for index, loss, samples in zip(
-            worker["steps"]["index"], worker["steps"]["loss"], worker["steps"]["samples"], strict=True
+            worker["steps"]["index"],
+            worker["steps"]["loss"],
+            worker["steps"]["samples"],
+            strict=True,
         )
     }
     own = server.get("losses")  # of every push, where the server computed it
     losses: list[float | None] = []
-    consumed, total = [], 0
+    consumed = []
+    total = 0
     for tag, given_up in zip(server["log"]["tag"], server["log"]["abandoned"], strict=True):
         loss, samples = loss_of.get(tag, (None, per_push))
         if own is not None:
@@ -146,14 +177,19 @@ def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any
 def _events(cell: Cell, ranks: Sequence[Rank]) -> dict[str, list[int]]:
     names = sorted({name for rank in ranks for name in rank["events"]})
     by_rank = {rank["rank"]: rank["events"] for rank in ranks}
-    return {name: [by_rank.get(rank, {}).get(name, 0) for rank in range(cell.world_size)] for name in names}
+    return {
+        name: [by_rank.get(rank, {}).get(name, 0) for rank in range(cell.world_size)]
+        for name in names
+    }
 
 
 def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if server is None or not server["log"]["worker"]:
         return None
     log = server["log"]
-    return lag.summary([b - r for b, r in zip(log["version_before"], log["version_read"], strict=True)])
+    return lag.summary(
+        [b - r for b, r in zip(log["version_before"], log["version_read"], strict=True)]
+    )
 
 
 def _traffic(cell: Cell, ranks: Sequence[Rank], lost: Sequence[int]) -> dict[str, Any]:
@@ -162,9 +198,12 @@ def _traffic(cell: Cell, ranks: Sequence[Rank], lost: Sequence[int]) -> dict[str
     payload: Traffic | None = counted
     reason = None
     if lost:
-        payload, reason = None, f"what rank {', '.join(map(str, lost))} sent is not known: it was lost"
+        payload = None
+        reason = f"what rank {', '.join(map(str, lost))} sent is not known: it was lost"
     elif any(rank["derived_total"] for rank in ranks):
-        derived = [Traffic.from_json(rank["derived_total"]) for rank in ranks if rank["derived_total"]]
+        derived = [
+            Traffic.from_json(rank["derived_total"]) for rank in ranks if rank["derived_total"]
+        ]
         payload = Traffic.total([counted, *derived])
     elif source == "derived":
         one = next((rank["derived"] for rank in ranks if rank["derived"]), None)

@@ -1,9 +1,11 @@
-"""The records of a simulated cell become `result`, `cost` and `raw`: the same quantities, in virtual seconds.
+"""The records of a simulated cell become `result`, `cost` and `raw`: the same quantities, in
+virtual seconds.
 
-What a simulation cannot say (wall time, CPU time and memory of a strategy, bytes on a wire) is null with its reason;
-what the simulation itself took stands in `cost.simulation`. Virtual results repeat, and a thousand workers write much:
-long logs are left out of `raw`, the split of many ranks out of `cost`, and more than a thousand losses are means of
-groups. Whoever needs them whole runs the cell again.
+What a simulation cannot say (wall time, CPU time and memory of a strategy, bytes on a wire) is null
+with its reason; what the simulation itself took stands in `cost.simulation`. Virtual results
+repeat, and a thousand workers write much: long logs are left out of `raw`, the split of many ranks
+out of `cost`, and more than a thousand losses are means of groups. Whoever needs them whole runs
+the cell again.
 """
 
 from __future__ import annotations
@@ -29,15 +31,24 @@ NOT_SIMULATED = ("cpu_s", "cpu_s_per_sample", "peak_memory_bytes", "peak_model_b
 def sections(
     cell: Cell, ranks: Sequence[Rank], facts: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """`result`, `cost`, `raw`. facts: what the simulation cost. AssertionError where the books do not balance."""
+    """`result`, `cost`, `raw`. facts: what the simulation cost. AssertionError where the books do
+    not balance."""
     for rank in ranks:
         if rank["server"] is not None:
             residual = tiling_residual(rank["server"])
-            assert residual == 0, f"tiling identity of server {rank['rank']}: left minus right = {residual}, not 0"
+            assert residual == 0, (
+                f"tiling identity of server {rank['rank']}: left minus right = {residual}, not 0"
+            )
     result = results.deterministic(cell, ranks)
     cost, raw = costs.measured(cell, ranks, result)
     if cell.gradients == "none":
-        result |= {"loss": [], "loss_samples": [], "final_loss": None, "final_metric": None, "checksum": None}
+        result |= {
+            "loss": [],
+            "loss_samples": [],
+            "final_loss": None,
+            "final_metric": None,
+            "checksum": None,
+        }
         result["samples_to"] = dict.fromkeys(result["samples_to"])
         result["target"] = None
     result |= thinned(result["loss"], result["loss_samples"])
@@ -51,7 +62,11 @@ def sections(
         split["virtual_s"] = split.pop("wall_s")
         split |= dict.fromkeys(("cpu_s", "peak_rss_bytes", "base_rss_bytes", "peak_model_bytes"))
     cost |= dict.fromkeys(NOT_SIMULATED)
-    cost |= {"provenance": "virtual", "wire_reason": "virtual clock: nothing was on a wire", "simulation": dict(facts)}
+    cost |= {
+        "provenance": "virtual",
+        "wire_reason": "virtual clock: nothing was on a wire",
+        "simulation": dict(facts),
+    }
     raw.pop("life_cpu_s")
     left_out = sorted(name for name, series in raw.items() if _length(series) > LONGEST_LOG)
     for name in left_out:
@@ -61,20 +76,27 @@ def sections(
 
 
 def busy_share(ranks: Sequence[Rank], start_s: float, stop_s: float) -> float:
-    """Share of the workers' time inside the window in which they compute: not the start, nor the end of a budget."""
+    """Share of the workers' time inside the window in which they compute: not the start, nor the
+    end of a budget."""
     begin = min(rank["start_ns"] for rank in ranks)
-    low, high = begin + start_s / NS, begin + stop_s / NS
+    low = begin + start_s / NS
+    high = begin + stop_s / NS
     workers = [rank["steps"] for rank in ranks if rank["role"] == "worker"]
     computed = 0.0
     for steps in workers:
-        starts = np.array(steps["start_ns"], dtype=np.float64)  # a gradient is the first thing of a step
+        starts = np.array(
+            steps["start_ns"], dtype=np.float64
+        )  # a gradient is the first thing of a step
         ends = starts + np.array(steps["compute_ns"], dtype=np.float64)
-        computed += float(np.clip(np.minimum(ends, high) - np.maximum(starts, low), 0.0, None).sum())
+        computed += float(
+            np.clip(np.minimum(ends, high) - np.maximum(starts, low), 0.0, None).sum()
+        )
     return float(computed / (len(workers) * (high - low)))
 
 
 def thinned(losses: Sequence[float | None], samples: Sequence[int]) -> dict[str, list[Any]]:
-    """`loss` and `loss_samples`: as they are, or in at most `MOST_LOSSES` groups, each its mean and its last sample.
+    """`loss` and `loss_samples`: as they are, or in at most `MOST_LOSSES` groups, each its mean and
+    its last sample.
 
     A group with a loss that is not finite has none.
     """
@@ -91,8 +113,10 @@ def thinned(losses: Sequence[float | None], samples: Sequence[int]) -> dict[str,
 
 
 def tiling_residual(server: Mapping[str, Any]) -> int:
-    """Left minus right side of the tiling identity (STRATEGIES section 4), in integers; 0 for any policy and timing."""
-    log, versions = server["log"], server["versions"]
+    """Left minus right side of the tiling identity (STRATEGIES section 4), in integers; 0 for any
+    policy and timing."""
+    log = server["log"]
+    versions = server["versions"]
     tiles = 0
     for read, following in zip(log["version_read"], log["version_next"], strict=True):
         if following >= 0:
