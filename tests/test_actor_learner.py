@@ -22,8 +22,8 @@ from benchsuite.report.spec import parse
 from benchsuite.results.assemble import lag
 from benchsuite.sync.actor_learner import pack, unpack
 from benchsuite.topology.server_log import ServerLog
-from benchsuite.worker.build import Training
 from benchsuite.worker.rollouts import Batches
+from benchsuite.worker.setup import Training
 from benchsuite.workload import Batch
 from tests.bench import ROOT, Bench
 from tests.test_rl_agent import made, model

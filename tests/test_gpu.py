@@ -33,8 +33,8 @@ from benchsuite.results import assemble
 from benchsuite.results.assemble.cost import _device
 from benchsuite.results.record import Outcome, Status
 from benchsuite.update import clip_factor, fuse, in_chunks
-from benchsuite.worker import build as trainings
 from benchsuite.worker import device_figures, devices
+from benchsuite.worker.build import build
 from benchsuite.worker.clock import CHECK_EVERY, Diverged, StepClock, TimedPart
 from benchsuite.worker.device_figures import HostEvent, matmul_ceiling, training_flops
 from benchsuite.worker.loop import Loop
@@ -213,7 +213,7 @@ def test_the_loop_runs_by_device_times(tmp_path: Any) -> None:
             made.append(TimedPart(part, timer=timer))
             return made[0]
 
-        training = trainings.build(tiny(), comm, wrap=timed)
+        training = build(tiny(), comm, wrap=timed)
         measured = Measured(StepClock(11), Snapshots(48, tmp_path, "0", settled_ns=timer.now_ns))
         Loop(training, made[0], comm, lambda phase, step: None, timer).run(measured, owner=True)
         return measured.clock.to_json(), measured

@@ -29,7 +29,7 @@ from benchsuite.laws.topology import counted_is_predicted, integer_mean, vector
 from benchsuite.plan.cell import Budget, Cell, trajectory_key
 from benchsuite.topology.hierarchical import Topology as Hierarchical
 from benchsuite.topology.host_memory import PIPELINED_BYTES
-from benchsuite.worker import build as trainings
+from benchsuite.worker.build import build
 from benchsuite.worker.predict import predicted
 from tests.law_cells import RECIPES, cases, tiny
 from tests.virtual_runs import run
@@ -136,7 +136,7 @@ def test_the_gradient_lives_in_the_hosts_memory() -> None:
 
     def body(comm: Any) -> tuple[bool, bool, float]:
         comm.hosts = [0, 0, 1]
-        training = trainings.build(cell, comm)
+        training = build(cell, comm)
         memory = training.topology._memory
         grad = training.part.grad
         if comm.rank == 2:

@@ -16,7 +16,7 @@ from benchsuite.laws.harness.virtual_ranks import virtual_ranks
 from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.results.assemble.virtual import sections
 from benchsuite.virtual.world import Kept, simulate
-from benchsuite.worker import build as trainings
+from benchsuite.worker.build import build
 from tests.law_cells import tiny
 
 REPLAYS, NESTEROV = momentum.LAWS
@@ -77,7 +77,7 @@ def test_without_momentum_of_sgd_there_is_nothing_to_keep_per_worker(
     with pytest.raises(
         UsageError, match=f"{said}.*set the workload's momentum above 0.*momentum = shared"
     ):
-        thread_ranks(made.world_size, partial(trainings.build, made))
+        thread_ranks(made.world_size, partial(build, made))
 
 
 # Per push of 16 samples, gamma times of cv 0.1. At the first two a shared vector diverges with all

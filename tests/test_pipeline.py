@@ -15,8 +15,7 @@ from benchsuite.parallel import cuts, slots
 from benchsuite.parallel.pieces import num_owned
 from benchsuite.parallel.pipeline import Parallel
 from benchsuite.plan.cell import Cell, resolve
-from benchsuite.worker import build as trainings
-from benchsuite.worker import model_parallel
+from benchsuite.worker import model_parallel, setup
 
 
 def largest(loads: list[float], chunks: list[range]) -> float:
@@ -52,7 +51,7 @@ def test_the_balance_bound_is_total_over_stages_times_largest():
 
 
 def test_what_cannot_be_cut_is_told_with_its_numbers():
-    workload = trainings.start_workload(resolve(Cell(workload="mlp")))
+    workload = setup.start_workload(resolve(Cell(workload="mlp")))
     with pytest.raises(
         UsageError, match=r"5 layers, 3 of them with parameters, on stages\(4\) x num_chunks\(1\)"
     ):
@@ -103,7 +102,7 @@ def test_halves_of_a_backward_pass_fill_the_bubble():
 
 
 def test_tied_weights_stand_on_the_first_and_the_last_stage():
-    workload = trainings.start_workload(resolve(Cell(workload="transformer", preset="markov")))
+    workload = setup.start_workload(resolve(Cell(workload="transformer", preset="markov")))
     layers = model_parallel.meta_layers(workload)
     whole = sum(p.numel() for p in nn.Sequential(*layers).parameters())
     first, *between, last = Parallel().pieces(workload, layers, 4)
@@ -119,7 +118,7 @@ def test_tied_weights_stand_on_the_first_and_the_last_stage():
 def test_predicted_bytes_are_those_of_the_cuts_and_of_what_is_tied(options, boundaries):
     """Markov transformer on 2 stages: 2 (stages x V - 1) m a, the embedding both ways, the loss,
     the norm."""
-    workload = trainings.start_workload(resolve(Cell(workload="transformer", preset="markov")))
+    workload = setup.start_workload(resolve(Cell(workload="transformer", preset="markov")))
     layers = model_parallel.meta_layers(workload)
     batch, _ = model_parallel.example(workload, layers, 1)
     traffic = Parallel(**options).predicted_traffic(

@@ -22,8 +22,8 @@ from benchsuite.laws.harness.ranks import thread_ranks
 from benchsuite.laws.harness.runs import remembered
 from benchsuite.laws.harness.virtual_ranks import virtual_ranks
 from benchsuite.plan.cell import Budget, Cell, resolve
-from benchsuite.worker.build import Training, make
 from benchsuite.worker.rollouts import Batches, agrees, example
+from benchsuite.worker.setup import Training, make
 from benchsuite.workload import seeded_layers, trained_parameters
 from tests.bench import Bench
 

@@ -19,7 +19,7 @@ from benchsuite.laws.traffic import described
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.sync.buckets import MIB, bucket_ranges
 from benchsuite.sync.stale_synchronous import BoundedAhead
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from tests.bench import Bench
 from tests.virtual_runs import run
 
@@ -78,7 +78,7 @@ def test_the_mean_of_the_replicas_is_what_is_evaluated(way: dict[str, Any], tmp_
     result, _, _ = run(cell, tmp_path)
     ranks = run_ranks(virtual_ranks, cell)
     mean = torch.stack([worker.params[-1] for worker in ranks.workers]).mean(0)
-    workload, part = trainings.build_part(cell)
+    workload, part = setup.build_part(cell)
     part.params.copy_(mean)
     assert result["final_metric"] == pytest.approx(workload.evaluate(part.infer), rel=1e-12)
 

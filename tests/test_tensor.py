@@ -17,8 +17,7 @@ from benchsuite.parallel.tensor import Parallel
 from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
-from benchsuite.worker import build as trainings
-from benchsuite.worker import model_parallel
+from benchsuite.worker import model_parallel, setup
 from benchsuite.workload import Batch, Workload, trained_parameters
 
 PRESETS = [
@@ -30,7 +29,7 @@ PRESETS = [
 
 
 def workload_of(name: str, preset: str = "") -> Workload:
-    return trainings.make_workload(
+    return setup.make_workload(
         cells.resolve(Cell(workload=name, **({"preset": preset} if preset else {})))
     )
 

@@ -117,7 +117,7 @@ def test_waiting_inside_inference_mode_is_refused() -> None:
 
 def test_a_lane_works_while_its_rank_computes() -> None:
     def body(comm: VirtualComm) -> tuple[int, int]:
-        clock = comm._clock
+        clock = comm.clock
 
         def transfer(lane: VirtualComm, x: torch.Tensor) -> int:
             lane.sendrecv(x, 1 - lane.rank, torch.empty_like(x), 1 - lane.rank)
@@ -138,10 +138,10 @@ def test_a_gradient_is_given_up_when_its_handle_is_done_first() -> None:
     from benchsuite.plan.cell import Cell, resolve
     from benchsuite.virtual.gradients import Gradients
     from benchsuite.virtual.part import Pool, VirtualPart
-    from benchsuite.worker import build as trainings
+    from benchsuite.worker import setup
 
     cell = resolve(Cell(workload="mlp", preset="smoke"))
-    workload, template = trainings.build_part(cell)
+    workload, template = setup.build_part(cell)
     assert isinstance(template, DataPart)
 
     class OneSecond:
@@ -151,11 +151,11 @@ def test_a_gradient_is_given_up_when_its_handle_is_done_first() -> None:
     def body(comm: VirtualComm) -> list[Any]:
         if comm.rank == 1:
             for at in (4 * 10**8, 3 * 10**9):
-                comm._clock.wait_until(at)
+                comm.clock.wait_until(at)
                 comm.send(torch.ones(1), 0)
             return []
         pool = Pool(template, Gradients(workload, template, seed=0), num_ranks=1)
-        part = VirtualPart(pool, comm._clock, OneSecond(), rank=0)
+        part = VirtualPart(pool, comm.clock, OneSecond(), rank=0)
         batch = workload.batch(0, shard=0, num_shards=1)
         found = []
         for _ in range(2):
@@ -174,10 +174,10 @@ def test_slices_are_ready_in_backward_order_at_their_share_of_the_time() -> None
     from benchsuite.plan.cell import Cell, resolve
     from benchsuite.virtual.gradients import Gradients
     from benchsuite.virtual.part import Pool, VirtualPart
-    from benchsuite.worker import build as trainings
+    from benchsuite.worker import setup
 
     cell = resolve(Cell(workload="mlp", preset="smoke"))
-    workload, template = trainings.build_part(cell)
+    workload, template = setup.build_part(cell)
 
     class ThreeSeconds:
         def ns(self, worker: int, step: int) -> int:
@@ -185,7 +185,7 @@ def test_slices_are_ready_in_backward_order_at_their_share_of_the_time() -> None
 
     def body(comm: VirtualComm) -> list[tuple[int, int, int]]:
         pool = Pool(template, Gradients(workload, template, seed=0), num_ranks=1)  # type: ignore[arg-type]
-        part = VirtualPart(pool, comm._clock, ThreeSeconds(), rank=0)
+        part = VirtualPart(pool, comm.clock, ThreeSeconds(), rank=0)
         seen: list[tuple[int, int, int]] = []
         part.gradient(
             workload.batch(0, shard=0, num_shards=1),
@@ -209,10 +209,10 @@ def test_a_lock_is_given_in_the_order_of_asking() -> None:
 
     def body(comm: VirtualComm) -> None:
         lock = comm.lock("mine")
-        comm._clock.wait_until(10 - comm.rank)
+        comm.clock.wait_until(10 - comm.rank)
         with lock:
             got.append((comm.rank, comm.now_ns()))
-            comm._clock.wait_until(comm.now_ns() + 100)
+            comm.clock.wait_until(comm.now_ns() + 100)
 
     virtual_ranks(3, body)
     assert got == [(2, 8), (1, 108), (0, 208)]

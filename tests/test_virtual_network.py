@@ -93,7 +93,7 @@ def test_what_is_sent_is_what_arrives_though_the_sender_goes_on() -> None:
                 x.fill_(step)
                 comm.send(x, 1)  # released when its last byte has left: then it may be overwritten
             return []
-        comm._clock.wait_until(10**9)  # asks long after all have left
+        comm.clock.wait_until(10**9)  # asks long after all have left
         got = torch.zeros(1000)
         return [float(comm.recv(got, 0) or got[0]) for _ in range(3)]
 

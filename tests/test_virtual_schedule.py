@@ -20,7 +20,7 @@ from benchsuite.virtual.network import Network
 from benchsuite.virtual.part import VirtualPart
 from benchsuite.virtual.schedule import Schedule
 from benchsuite.virtual.without_gradients import Losses
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from benchsuite.workload import Batch
 from tests.chakra_reader import COLL, COMP, SEND, Trace, faults, read
 
@@ -100,7 +100,7 @@ def test_sends_are_waited_for_where_the_rank_waits_and_gathers_count_what_a_rank
 
 
 def test_what_leaves_in_the_middle_of_a_gradient_waits_for_that_part_of_it(tmp_path: Path) -> None:
-    _, template = trainings.build_part(MLP)
+    _, template = setup.build_part(MLP)
     assert isinstance(template, DataPart)
 
     class Fixed:

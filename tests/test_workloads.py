@@ -17,8 +17,8 @@ from benchsuite.laws.harness import twins
 from benchsuite.laws.harness.ranks import thread_ranks
 from benchsuite.laws.harness.runs import rebuilt
 from benchsuite.plan.cell import Budget, Cell, resolve
-from benchsuite.worker import build as trainings
-from benchsuite.worker.build import Training
+from benchsuite.worker import setup
+from benchsuite.worker.setup import Training
 from benchsuite.workload import seeded_layers
 
 
@@ -70,7 +70,7 @@ def test_a_workload_that_starts_draws_nothing_of_the_model_that_another_rank_bui
 
     def starts() -> None:
         building.wait()
-        trainings.start_workload(made)
+        setup.start_workload(made)
         drawn.set()
 
     def weights() -> torch.Tensor:

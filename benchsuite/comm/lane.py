@@ -7,18 +7,31 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from benchsuite.comm.process import ProcessComm
+from benchsuite.measure.device_time import DeviceTimer
+
+
+class Owner(Protocol):
+    """What a lane asks of the comm that it belongs to."""
+
+    wait_ns: int
+    timer: DeviceTimer | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backend works."""
+
+    def lane_comm(self) -> Any:
+        """The comm that the lane's thread uses, with a group of its own."""
 
 
 class LaneHandle:
     """What one lane call returned or raised."""
 
-    def __init__(self, comm: ProcessComm) -> None:
+    def __init__(self, comm: Owner) -> None:
         self._comm = comm
         self._done = threading.Event()
         self._value: Any = None
@@ -34,7 +47,7 @@ class LaneHandle:
             timer = self._comm.timer
             if timer is not None:
                 timer.begin("blocked")
-            torch.cuda.current_stream(self._comm._world.device).wait_event(self._passed)
+            torch.cuda.current_stream(self._comm.device).wait_event(self._passed)
             if timer is not None:
                 timer.end("blocked")
         if self._error is not None:
@@ -49,11 +62,9 @@ class Lane:
     whoever submits has come so far, and does not hold it up.
     """
 
-    def __init__(self, comm: ProcessComm) -> None:
+    def __init__(self, comm: Owner) -> None:
         self._comm = comm
-        self._stream = (
-            torch.cuda.Stream(comm._world.device) if comm._world.device.type == "cuda" else None
-        )
+        self._stream = torch.cuda.Stream(comm.device) if comm.device.type == "cuda" else None
         self._queue: queue.SimpleQueue[
             tuple[Callable[..., Any], tuple[Any, ...], LaneHandle] | None
         ]
@@ -63,7 +74,7 @@ class Lane:
     def submit(self, fn: Callable[..., Any], *args: Any) -> LaneHandle:
         handle = LaneHandle(self._comm)
         if self._stream is not None:
-            handle._given = torch.cuda.current_stream(self._comm._world.device).record_event()
+            handle._given = torch.cuda.current_stream(self._comm.device).record_event()
         self._queue.put((fn, args, handle))
         return handle
 
@@ -72,14 +83,12 @@ class Lane:
         self._queue.put(None)
 
     def _run(self) -> None:
-        lane_comm: ProcessComm | None = None
+        lane_comm: Any = None
         while (submitted := self._queue.get()) is not None:
             fn, args, handle = submitted
             try:
                 if lane_comm is None:
-                    lane_comm = self._comm._child(
-                        f"{self._comm._name}/lane", range(self._comm.size)
-                    )
+                    lane_comm = self._comm.lane_comm()
                 handle._value = self._call(handle, fn, lane_comm, *args)
             except BaseException as error:  # noqa: BLE001  handed to whoever waits
                 handle._error = error

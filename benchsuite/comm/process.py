@@ -125,6 +125,15 @@ class ProcessComm:
         self._lane: Lane | None = None
         self._kept: list[Any] = []  # shared memory that must outlive its tensors
 
+    @property
+    def device(self) -> torch.device:
+        """Where the backend works."""
+        return self._world.device
+
+    def lane_comm(self) -> ProcessComm:
+        """A comm of the same ranks with a group of its own, for the second lane's thread."""
+        return self._child(f"{self._name}/lane", range(self.size))
+
     def close(self) -> None:
         """Ends the second lane's thread, for ranks whose process goes on."""
         if self._lane is not None:

@@ -8,34 +8,22 @@ the server's loop, whose policy never sees the wire.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from benchsuite.comm import Traffic
+from benchsuite.comm.codec import Codec, Encoding
 from benchsuite.errors import UsageError
 from benchsuite.topology import Topology
-from benchsuite.workload import Shapes
+from benchsuite.workload import Shapes, pieces_of
+
+__all__ = ["Codec", "Compression", "Gathered", "pieces_of"]
 
 
-class Codec(Protocol):
-    """One vector's way onto the wire and back. Keeps what it has left out (error feedback), where
-    it does."""
-
-    num_bytes: int  # of every encoded vector
-
-    def encode(self, flat: Tensor) -> Tensor:
-        """(num_bytes,) uint8, the codec's own memory: it is sent before the next call. `flat` stays
-        as it is."""
-
-    def decode(self, wire: Tensor, out: Tensor) -> None:
-        """Inverse of `encode`, up to its loss. Of any rank's wire: keeps no state, several threads
-        may call it."""
-
-
-class Compression(Protocol):
+class Compression(Encoding, Protocol):
     """Stands between a strategy and its topology. `none` hands vectors on untouched."""
 
     nominal_ratio: float  # bytes with / bytes without, as its paper counts them, of float32
@@ -45,20 +33,6 @@ class Compression(Protocol):
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
         """The compressed mean over the workers, in place, the same bits on all."""
-
-    def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
-        """For a vector of consecutive tensors of these sizes: a slice that a server owns, or an
-        edge of a graph.
-
-        feedback: False where the caller keeps account of what was not sent itself (gossip's
-        copies).
-        """
-
-    def settle(self, mean: Tensor) -> None:
-        """What becomes of a mean of decoded vectors, in place: itself, or a majority's vote."""
-
-    def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
-        """`num_bytes` of the codec of such a vector."""
 
     def predicted_traffic(
         self,
@@ -70,20 +44,6 @@ class Compression(Protocol):
         num_servers: int = 0,
     ) -> Traffic:
         """Traffic of ONE `mean` of a vector of these shapes."""
-
-
-def pieces_of(shapes: Shapes, start: int = 0, stop: int | None = None) -> list[int]:
-    """Sizes of the tensors' parts in the range [start, stop) of the flat vector, empty ones left
-    out."""
-    pieces = []
-    at = 0
-    for shape in shapes.values():
-        low = max(at, start)
-        high = at + shape.numel() if stop is None else min(at + shape.numel(), stop)
-        if high > low:
-            pieces.append(high - low)
-        at += shape.numel()
-    return pieces
 
 
 class Gathered:

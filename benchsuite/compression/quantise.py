@@ -112,9 +112,8 @@ class Quantised:
 
     def _by_owners(self, flat: Tensor, topology: Topology) -> None:
         """Chunk r of everybody to rank r, the mean of it back to everybody."""
-        # type: ignore[attr-defined]  # of `direct`
         size = topology.num_workers
-        rank = topology.rank
+        rank = topology.rank  # type: ignore[attr-defined]  # of `direct`
         chunks = [flat[start:stop] for start, stop in bounds(flat.numel(), size)]
         mine = chunks[rank]
         if not self._owners:

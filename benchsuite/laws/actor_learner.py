@@ -31,9 +31,8 @@ from benchsuite.laws.topology import compare
 from benchsuite.laws.traffic import described
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Budget, Cell
-from benchsuite.worker import build as trainings
-from benchsuite.worker import predict
-from benchsuite.worker.build import Training
+from benchsuite.worker import predict, setup
+from benchsuite.worker.setup import Training
 from benchsuite.workload import seeded_layers
 
 FLOAT64 = 1e-10
@@ -76,10 +75,10 @@ def log_replay(
 def replayed(result: Run, log: PushLog) -> list[Tensor]:
     """The learner's parameters at the start and after every step. An impossible version ends it."""
     cell = result.cell
-    dtype = trainings.DTYPES[cell.precision]
+    dtype = setup.DTYPES[cell.precision]
     count = cell.replicas
-    workload: Any = trainings.start_workload(cell)
-    recipe = trainings.make_recipe(cell, workload)
+    workload: Any = setup.start_workload(cell)
+    recipe = setup.make_recipe(cell, workload)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).to(dtype)
     params = list(model.parameters())
     optimizer = recipe.make_optimizer(params)
@@ -122,7 +121,7 @@ def books_balance(make_ranks: MakeRanks, cell: Cell, *, read: Read = as_written)
         option(result.cell, "actor_learner", f"{name}_per_trajectory")
         for name in ("batches", "steps")
     )
-    recipe = trainings.make_recipe(result.cell, trainings.make_workload(result.cell))
+    recipe = setup.make_recipe(result.cell, setup.make_workload(result.cell))
     due = recipe.budget // recipe.global_batch * result.cell.replicas // length
     value = abs(residual) + abs(log.version - steps * len(log.worker)) + abs(len(log.worker) - due)
     return Figure(

@@ -23,7 +23,7 @@ from benchsuite.laws.harness.runs import count_different, relative, worst
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.topology import bounds
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from benchsuite.workload import Shapes, numel
 
 SHAPES: Shapes = {
@@ -55,8 +55,8 @@ def vector(seed: int, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def _compression(cell: Cell) -> Compression:
-    made: Compression = trainings.make(
-        "compression", cell.compression, trainings.options_for(cell, "compression")
+    made: Compression = setup.make(
+        "compression", cell.compression, setup.options_for(cell, "compression")
     )
     made.start(SHAPES, seed=cell.seed)
     return made
@@ -66,7 +66,7 @@ def wire_is_as_told(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = No
     """`encode` returns as many bytes as were told before, leaves the vector alone, and a wire says
     the same wherever it lies: in a row of a gather it may begin at any byte."""
     compression = _compression(cell)
-    dtype = trainings.DTYPES[cell.precision]
+    dtype = setup.DTYPES[cell.precision]
     wrong = 0
     where = ""
     for start, stop in [*slices(), (5, 5)]:
@@ -98,7 +98,7 @@ def sent_and_left_are_the_gradients(
     """Error feedback, per worker: what was sent in all and what is left over add up to what was
     given."""
     compression = _compression(cell)
-    dtype = trainings.DTYPES[cell.precision]
+    dtype = setup.DTYPES[cell.precision]
     figures = []
     for start, stop in slices():
         codec: Any = compression.codec(pieces_of(SHAPES, start, stop), dtype, feedback=feedback)
@@ -122,7 +122,7 @@ def sent_and_left_are_the_gradients(
 def votes_come_back(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = None) -> Figure:
     """Whatever the number of elements is: +1 where an element is >= 0, else -1."""
     compression = _compression(cell)
-    dtype = trainings.DTYPES[cell.precision]
+    dtype = setup.DTYPES[cell.precision]
     different = 0
     for size in (*range(1, 26), 1001):
         codec = compression.codec([size], dtype)
@@ -138,7 +138,7 @@ def votes_come_back(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = No
 def within_half_a_step(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = None) -> Figure:
     """8 and 4 bits: each element comes back within half a step, range / (2^bits - 1), of its
     tensor."""
-    dtype = trainings.DTYPES[cell.precision]
+    dtype = setup.DTYPES[cell.precision]
     figures = []
     for bits in (8, 4):
         for start, stop in slices():
@@ -168,7 +168,7 @@ def stays_not_finite(make_ranks: MakeRanks, cell: Cell, *, twin: Twin | None = N
     """A vector with a NaN or an infinity in it is encoded without an error, and comes back not
     finite."""
     compression = _compression(cell)
-    dtype = trainings.DTYPES[cell.precision]
+    dtype = setup.DTYPES[cell.precision]
     lost = 0
     cases = 0
     for start, stop in slices():

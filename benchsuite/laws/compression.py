@@ -27,8 +27,8 @@ from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.topology import Topology
-from benchsuite.worker import build as trainings
-from benchsuite.worker.build import Training
+from benchsuite.worker import setup
+from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import derived_total
 from benchsuite.workload import Shapes, numel
 
@@ -52,7 +52,7 @@ class Means:
 
 def random_vectors(cell: Cell, rank: int, case: str, round_: int) -> Tensor:
     """Other numbers for every rank and round."""
-    return vector(1000 * round_ + rank, numel(CASES[case]), trainings.DTYPES[cell.precision])
+    return vector(1000 * round_ + rank, numel(CASES[case]), setup.DTYPES[cell.precision])
 
 
 def means(
@@ -79,15 +79,15 @@ def one_rank(
     made: Callable[[], Any] | None,
 ) -> Means:
     """What a rank does."""
-    topology: Topology = trainings.make_topology(cell)
+    topology: Topology = setup.make_topology(cell)
     topology.start(comm)
     results = {}
     left = {}
     predicted = Traffic()
     for case, shapes in CASES.items():
-        options = trainings.options_for(cell, "compression")
+        options = setup.options_for(cell, "compression")
         compression = (
-            made() if made is not None else trainings.make("compression", cell.compression, options)
+            made() if made is not None else setup.make("compression", cell.compression, options)
         )
         compression.start(shapes, seed=cell.seed)
         for round_ in range(ROUNDS):

@@ -31,7 +31,7 @@ from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.topology import Topology
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 
 FLOAT64 = 1e-12
 LOSSLESS = 1e-10
@@ -53,7 +53,7 @@ def of_low_rank(cell: Cell, rank: int, case: str, round_: int) -> Tensor:
         right = vector(50 + number, 2 * (shape.numel() // rows), torch.float64).view(2, -1)
         scales = vector(1000 * round_ + rank, 2, torch.float64)
         flat.append(((left * scales) @ right).flatten())
-    return torch.cat(flat).to(trainings.DTYPES[cell.precision])
+    return torch.cat(flat).to(setup.DTYPES[cell.precision])
 
 
 def feedback(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:

@@ -27,7 +27,7 @@ from benchsuite.plan.cell import Budget, Cell
 from benchsuite.results.assemble.virtual import sections
 from benchsuite.topology import Topology
 from benchsuite.virtual.world import simulate
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 
 MBIT = 80.0
 LATENCY_US = 50.0
@@ -64,7 +64,7 @@ SECONDS: Mapping[str, Callable[..., float]] = {
 
 def make(cell: Cell) -> Topology:
     """The cell's topology with its default options: a chunk is one message."""
-    topology: Topology = trainings.make("topology", cell.topology, {})
+    topology: Topology = setup.make("topology", cell.topology, {})
     return topology
 
 

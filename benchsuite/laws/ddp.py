@@ -17,7 +17,7 @@ from benchsuite.laws.traffic import predicted
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.sync.ddp import DENSE_STEPS
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import Call, TrafficMode, derive, derived_run
 
 ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}

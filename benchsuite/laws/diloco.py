@@ -36,7 +36,7 @@ from benchsuite.laws.topology import compare
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Cell
 from benchsuite.topology import bounds
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 
 SAME = 1e-9  # of numbers around 1: closer ones are one level
 Step = tuple[

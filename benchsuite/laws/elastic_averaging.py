@@ -33,7 +33,7 @@ from benchsuite.laws.harness.runs import (
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Cell
 from benchsuite.sync.elastic_averaging import Centre
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 
 CONSERVED = 1e-12
 

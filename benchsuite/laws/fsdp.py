@@ -30,9 +30,8 @@ from benchsuite.parallel.pieces import join
 from benchsuite.parallel.shards import Unit, units_of
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Budget, Cell
-from benchsuite.worker import build as trainings
-from benchsuite.worker import model_parallel
-from benchsuite.worker.build import Training
+from benchsuite.worker import model_parallel, setup
+from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import TrafficMode
 from benchsuite.workload import seeded_layers, trained_parameters
 
@@ -184,7 +183,7 @@ def computes_with_the_newest(
 
 
 def _one_process(cell: Cell, params: Tensor) -> tuple[Tensor, float]:
-    workload = trainings.start_workload(cell)
+    workload = setup.start_workload(cell)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).double()
     trained = list(trained_parameters(model).values())
     nn.utils.vector_to_parameters(params, trained)
@@ -197,7 +196,7 @@ def _one_process(cell: Cell, params: Tensor) -> tuple[Tensor, float]:
 
 
 def _meta(cell: Cell) -> list[nn.Module]:
-    return model_parallel.meta_layers(trainings.start_workload(cell))
+    return model_parallel.meta_layers(setup.start_workload(cell))
 
 
 def _units(cell: Cell) -> list[Unit]:

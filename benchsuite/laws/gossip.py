@@ -27,7 +27,7 @@ from benchsuite.laws.harness.serial import mixing, seated
 from benchsuite.laws.replicas import gradients_instead
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Budget, Cell
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 
 CONSERVED = 1e-12
 CONTRACTS = 1e-4

@@ -24,8 +24,8 @@ from benchsuite.laws.harness.serial import Exchange, gossiping, mix
 from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
-from benchsuite.worker import build as trainings
-from benchsuite.worker.build import Training
+from benchsuite.worker import setup
+from benchsuite.worker.setup import Training
 from benchsuite.workload import Shapes
 
 FLOAT64 = 1e-10
@@ -79,8 +79,8 @@ class Choco:
     """The copies of all edges, and the codecs that move them."""
 
     def __init__(self, cell: Cell, start: Tensor, shapes: Shapes) -> None:
-        options = trainings.options_for(cell, "compression")
-        self._compression: Compression = trainings.make("compression", cell.compression, options)
+        options = setup.options_for(cell, "compression")
+        self._compression: Compression = setup.make("compression", cell.compression, options)
         self._compression.start(shapes, seed=cell.seed)
         self._pieces = pieces_of(shapes)
         self._start = start

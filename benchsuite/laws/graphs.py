@@ -17,7 +17,7 @@ from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.topology import Graph
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 
 STEPS = 20
 ROUNDING = 1e-12
@@ -37,9 +37,7 @@ def told(make_ranks: MakeRanks, cell: Cell, wrap: Wrap) -> list[list[Told]]:
     all."""
 
     def graph() -> Any:
-        return wrap(
-            trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
-        )
+        return wrap(setup.make("topology", cell.topology, setup.options_for(cell, "topology")))
 
     def body(comm: Comm) -> list[Told]:
         started = graph()

@@ -27,7 +27,7 @@ from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Cell
 from benchsuite.topology import Topology
 from benchsuite.topology.hierarchical import ranks_by_host
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from benchsuite.worker.traffic_mode import derived_total
 
 NUMEL = 9240  # divides by 2, 3, .. 8, 10, 11, 12
@@ -76,7 +76,7 @@ def crosses_as_theory_says(make_ranks: MakeRanks, cell: Cell, *, topology: str =
 
     def body(comm: Comm) -> tuple[Traffic, Traffic]:
         made: Topology = (
-            trainings.make("topology", topology, {}) if topology else trainings.make_topology(cell)
+            setup.make("topology", topology, {}) if topology else setup.make_topology(cell)
         )
         made.start(comm)
         made.mean(torch.zeros(NUMEL))
@@ -111,7 +111,7 @@ def lives_there_or_is_copied(
     gets."""
 
     def body(comm: Comm) -> int:
-        made: Topology = trainings.make_topology(cell)
+        made: Topology = setup.make_topology(cell)
         made.start(comm)
         own = made.buffer(NUMEL, torch.zeros(1))
         other = torch.zeros(NUMEL)

@@ -38,7 +38,7 @@ from benchsuite.laws.harness.serial import Replicas
 from benchsuite.laws.synchronous import unclipped
 from benchsuite.plan.cell import Cell
 from benchsuite.update import Updater
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 
 FLOAT64 = 1e-10
 

@@ -21,7 +21,7 @@ from benchsuite.laws.traffic import described
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.update import Updater
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 
 EXACT_TO = 64  # bytes: scalars, e.g. a step counter of an outer optimiser
 

@@ -20,7 +20,7 @@ from benchsuite.laws.harness.runs import rebuilt
 from benchsuite.laws.harness.variants import RECIPES
 from benchsuite.laws.synchronous import equals_one_process, is_exact
 from benchsuite.plan.cell import Budget, Cell
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 from benchsuite.workload import Batch, Part, Ready, micro_batches
 
 FORMS: tuple[dict[str, Any], ...] = (

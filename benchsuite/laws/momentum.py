@@ -20,7 +20,7 @@ from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases, twins
 from benchsuite.laws.harness.runs import Change, Run, option, recipe_of, relative, run, worst
 from benchsuite.plan.cell import Cell
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from benchsuite.workload import seeded_layers
 
 FLOAT64 = 1e-10
@@ -72,8 +72,8 @@ class _Model:
     """Gradients of single pushes, torch alone."""
 
     def __init__(self, cell: Cell) -> None:
-        dtype = trainings.DTYPES[cell.precision]
-        self._workload = trainings.start_workload(cell)
+        dtype = setup.DTYPES[cell.precision]
+        self._workload = setup.start_workload(cell)
         self._num_workers = cell.num_workers
         self._module = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]

@@ -28,9 +28,8 @@ from benchsuite.parallel.pieces import Piece, join
 from benchsuite.plan import cell as cells
 from benchsuite.plan import placement, plugins
 from benchsuite.plan.cell import Budget, Cell
-from benchsuite.worker import build as trainings
-from benchsuite.worker import model_parallel, predict
-from benchsuite.worker.build import Training
+from benchsuite.worker import model_parallel, predict, setup
+from benchsuite.worker.setup import Training
 from benchsuite.workload import Batch, Shapes, seeded_layers, trained_parameters
 
 OUTER = ("local_sgd", "diloco", "elastic_averaging")  # what else stands on the replica axis
@@ -70,10 +69,10 @@ def loss_is_of_the_replica(
     """Every part tells the mean loss of its whole replica; over all replicas that of one
     process."""
     result = run(make_ranks, cell, change=change)
-    workload = trainings.start_workload(result.cell)
+    workload = setup.start_workload(result.cell)
     expected = one_process(result.cell)
     model = nn.Sequential(*seeded_layers(workload, result.cell.seed)).to(
-        trainings.DTYPES[result.cell.precision]
+        setup.DTYPES[result.cell.precision]
     )
     trained = list(trained_parameters(model).values())
     figures = []
@@ -152,10 +151,10 @@ def inside_is_predicted(
 
 def held(cell: Cell) -> tuple[list[list[Piece]], Shapes]:
     """Every part's pieces, and the shapes of the whole model."""
-    workload = trainings.start_workload(cell)
+    workload = setup.start_workload(cell)
     layers = model_parallel.meta_layers(workload)
     shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
-    return trainings.make_parallel(cell).pieces(workload, layers, cell.model_parallel), shapes
+    return setup.make_parallel(cell).pieces(workload, layers, cell.model_parallel), shapes
 
 
 def _undivided(make_ranks: MakeRanks, cell: Cell) -> list[Sequence[Tensor]]:
@@ -316,7 +315,7 @@ CELLS = cases.Cells(divided_cells, subject)
 
 
 def _is_divided(cell: Cell) -> bool:
-    return trainings.is_divided(cell)
+    return setup.is_divided(cell)
 
 
 def _on(name: str, clip_norm: float = 0.0, *, replicas: int = 1) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from benchsuite.laws.harness import cases
 from benchsuite.laws.harness.runs import count_different, relative
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Cell
-from benchsuite.worker import build as trainings
-from benchsuite.worker import devices
+from benchsuite.worker import devices, setup
 from benchsuite.workload import Batch, Part, Workload, read_loss
 
 Wrap = Callable[[Part], Any]
@@ -56,9 +55,9 @@ class _WithIdle:
 
 def _part(cell: Cell) -> tuple[Part, Batch]:
     """One rank's part with an idle layer, and a batch."""
-    workload: Any = _WithIdle(trainings.start_workload(cell))
-    dtype = trainings.DTYPES[cell.precision]
-    parallel = trainings.make_parallel(cell)
+    workload: Any = _WithIdle(setup.start_workload(cell))
+    dtype = setup.DTYPES[cell.precision]
+    parallel = setup.make_parallel(cell)
     part: Part = parallel.build(
         workload, None, seed=cell.seed, dtype=dtype, device=torch.device("cpu")
     )
@@ -158,8 +157,8 @@ def bf16_is_close(
     can be.
     """
     cell = cells.resolve(dataclasses.replace(cell, precision="fp32"))
-    workload = trainings.start_workload(cell)
-    parallel = trainings.make_parallel(cell)
+    workload = setup.start_workload(cell)
+    parallel = setup.make_parallel(cell)
     device = devices.current(cell)
     build = partial(
         parallel.build, workload, None, seed=cell.seed, dtype=torch.float32, device=device

@@ -27,9 +27,8 @@ from benchsuite.parallel import slots
 from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Budget, Cell
-from benchsuite.worker import build as trainings
-from benchsuite.worker import model_parallel
-from benchsuite.worker.build import Training
+from benchsuite.worker import model_parallel, setup
+from benchsuite.worker.setup import Training
 from benchsuite.workload import Batch, micro_batches, seeded_layers, trained_parameters
 
 EXACT = 1e-12  # of fractions, in float64
@@ -117,9 +116,9 @@ def cuts_are_crossed(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
 
 def _activation_bytes(cell: Cell, seen: list[Seen]) -> list[int]:
     """At each cut, of one micro-batch: the undivided chain computes them."""
-    workload = trainings.start_workload(cell)
+    workload = setup.start_workload(cell)
     layers = seeded_layers(workload, cell.seed)
-    nn.Sequential(*layers).to(trainings.DTYPES[cell.precision])
+    nn.Sequential(*layers).to(setup.DTYPES[cell.precision])
     part_of = {layer: part for part, each in enumerate(seen) for layer in each.facts["layers"]}
     x = micro_batches(seen[0].batch, seen[0].facts["num_micro_batches"])[0].x
     sizes = []
@@ -137,7 +136,7 @@ def stages_hold_the_model(
     """Parameters of all stages together: P, and once more what is tied across them."""
     result = run(make_ranks, cell, change=change, after=_look)
     seen = [worker.after for worker in result.workers]
-    layers = seeded_layers(trainings.start_workload(result.cell), cell.seed)
+    layers = seeded_layers(setup.start_workload(result.cell), cell.seed)
     whole = sum(p.numel() for p in trained_parameters(nn.Sequential(*layers)).values())
     here = [
         {id(p): p.numel() for at in part.facts["layers"] for p in layers[at].parameters()}

@@ -27,7 +27,7 @@ from benchsuite.laws.harness.runs import (
 )
 from benchsuite.laws.server_log import Read, as_written, has_lock, is_asynchronous, reads_forgotten
 from benchsuite.plan.cell import Cell
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from benchsuite.workload import seeded_layers
 
 FLOAT64 = 1e-10
@@ -70,9 +70,9 @@ class Replay:
 
     def __init__(self, result: Run, logs: list[PushLog]) -> None:
         cell = self._cell = result.cell
-        dtype = trainings.DTYPES[cell.precision]
-        self._workload = trainings.start_workload(cell)
-        self._recipe = trainings.make_recipe(cell, self._workload)
+        dtype = setup.DTYPES[cell.precision]
+        self._workload = setup.start_workload(cell)
+        self._recipe = setup.make_recipe(cell, self._workload)
         self._model = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         start = nn.utils.parameters_to_vector(self._parameters).detach()
@@ -207,7 +207,7 @@ def _clocks(log: PushLog, num_workers: int) -> list[tuple[list[int], int]]:
 def _applies(cell: Cell) -> bool:
     single = (
         cell.num_servers == 1
-        or trainings.make_recipe(cell, trainings.make_workload(cell)).clip_norm is None
+        or setup.make_recipe(cell, setup.make_workload(cell)).clip_norm is None
     )
     if is_asynchronous(cell):
         plain = option(cell, "asynchronous", "momentum") == "shared"  # others: family `momentum`

@@ -33,7 +33,7 @@ from benchsuite.laws.topology import is_counted
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.update import state_vectors
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 
 
 def equals_its_loop(

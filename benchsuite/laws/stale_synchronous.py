@@ -34,7 +34,7 @@ from benchsuite.laws.synchronous import equals_one_process, unclipped
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.update import clip
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 
 # on real ranks the first worker takes so much longer; in virtual time the cell has a straggler
 STRAGGLER_S = 0.01

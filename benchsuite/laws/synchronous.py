@@ -31,7 +31,7 @@ from benchsuite.laws.harness.runs import (
 )
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Budget, Cell
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 
 FLOAT64 = 1e-10
 FLOAT32 = 1e-6  # plain SGD over 10 steps; correct float32 code with AdamW drifts by 1e-4

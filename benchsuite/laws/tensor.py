@@ -26,9 +26,8 @@ from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.parallel.pieces import join
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Budget, Cell
-from benchsuite.worker import build as trainings
-from benchsuite.worker import model_parallel
-from benchsuite.worker.build import Training
+from benchsuite.worker import model_parallel, setup
+from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import TrafficMode
 from benchsuite.workload import Batch, seeded_layers, trained_parameters
 
@@ -71,10 +70,10 @@ def collectives_are_told(
     """The library's calls in one gradient are those that the plan tells. Value: too many or too
     few."""
     result = run(make_ranks, cell, change=change, after=_look)
-    workload = trainings.start_workload(result.cell)
+    workload = setup.start_workload(result.cell)
     layers = model_parallel.meta_layers(workload)
     batch, _ = model_parallel.example(workload, layers, 1)
-    parallel: Any = trainings.make_parallel(result.cell)
+    parallel: Any = setup.make_parallel(result.cell)
     told = Counter(
         (KINDS[kind], numel)
         for kind, numel in parallel.collectives(workload, layers, batch, cell.model_parallel)
@@ -114,7 +113,7 @@ def slices_compute_the_whole(
     `alter`: what a change does to the model is done to that of the one process too.
     """
     result = run(make_ranks, cell, change=change, after=_look)
-    workload = trainings.start_workload(result.cell)
+    workload = setup.start_workload(result.cell)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).double()
     named = trained_parameters(model)
     pieces, shapes = held(result.cell)

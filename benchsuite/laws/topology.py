@@ -21,7 +21,7 @@ from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.topology import Topology, bounds
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from benchsuite.worker.traffic_mode import derived_total
 
 ROUNDS = 2
@@ -54,7 +54,7 @@ def means(
     """On one rank: (size, round) -> its mean; counted (and the library's derived) traffic; that
     predicted for all."""
     place(comm, cell)
-    topology: Topology = trainings.make_topology(cell)
+    topology: Topology = setup.make_topology(cell)
     topology.start(comm)
     if mean is not None:
         topology = twins.OtherMean(topology, mean)
@@ -196,7 +196,7 @@ def is_collective(cell: Cell) -> bool:
 def is_counted(cell: Cell) -> bool:
     """Whether our own sends are counted (the library's are derived)."""
     strategy = plugins.find("sync", cell.sync).constants.get("payload_source")
-    return "derived" not in (strategy, trainings.make_topology(cell).payload_source)
+    return "derived" not in (strategy, setup.make_topology(cell).payload_source)
 
 
 def _control(law: Callable[..., Figure], mean: twins.Mean, broken: str) -> Control:

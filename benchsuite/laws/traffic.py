@@ -16,9 +16,8 @@ from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.sync import Events, Setting, Strategy
 from benchsuite.topology import Topology
-from benchsuite.worker import build as trainings
-from benchsuite.worker import predict
-from benchsuite.worker.build import Training
+from benchsuite.worker import predict, setup
+from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import Call, TrafficMode, derive
 
 
@@ -39,13 +38,11 @@ def predicted(result: Run) -> Traffic:
 
 def described(cell: Cell) -> tuple[Strategy, Setting]:
     """The strategy, not started, and what its prediction may depend on."""
-    topology: Topology = trainings.make_topology(cell)
-    options = {kind: trainings.options_for(cell, kind) for kind in ("compression", "sync")}
-    compression: Compression = trainings.make(
-        "compression", cell.compression, options["compression"]
-    )
-    strategy: Strategy = trainings.make("sync", cell.sync, options["sync"])
-    return strategy, trainings.setting(cell, topology, compression, recipe_of(cell))
+    topology: Topology = setup.make_topology(cell)
+    options = {kind: setup.options_for(cell, kind) for kind in ("compression", "sync")}
+    compression: Compression = setup.make("compression", cell.compression, options["compression"])
+    strategy: Strategy = setup.make("sync", cell.sync, options["sync"])
+    return strategy, setup.setting(cell, topology, compression, recipe_of(cell))
 
 
 def undisturbed_is_expected(
@@ -56,9 +53,9 @@ def undisturbed_is_expected(
     result = run(make_ranks, cell, change=change)
     strategy, setting = described(result.cell)
     recipe = recipe_of(result.cell)
-    workload = trainings.make_workload(result.cell)
+    workload = setup.make_workload(result.cell)
     num_batches = recipe.budget // recipe.global_batch
-    events: Events = trainings.expected_events(strategy, workload, num_batches, setting)
+    events: Events = setup.expected_events(strategy, workload, num_batches, setting)
     before = predict.of_run(result.cell, strategy, result.workers[0].shapes, events, setting)
     counted = result.traffic.payload_bytes
     told = before.payload_bytes

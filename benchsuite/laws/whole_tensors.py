@@ -27,7 +27,7 @@ from benchsuite.laws.replicas import equals_its_loop, has_loop
 from benchsuite.laws.synchronous import equals_one_process, is_exact
 from benchsuite.laws.topology import compare
 from benchsuite.plan.cell import Budget, Cell
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 
 RECIPE = ("muon", 0.01, 0.5)
 SYNCS = ("synchronous", *LOOPS)

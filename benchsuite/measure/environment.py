@@ -22,7 +22,6 @@ import benchsuite
 from benchsuite.measure import load
 from benchsuite.plan.cell import canonical
 from benchsuite.plan.plugins import PACKAGE
-from benchsuite.results.code_id import code_id as code_id
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "psutil", "greenlet", "gymnasium")
 # Recorded as they stand. No secrets and no names: a variable that may hold a path or an address is

@@ -133,7 +133,7 @@ def export(cell: Cell, folder: str | Path) -> Exported:
     UsageError where protobuf is missing; OSError where `folder` cannot be written.
     """
     format_ = Format()
-    from benchsuite.virtual.schedule import record
+    from benchsuite.virtual.world import record
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

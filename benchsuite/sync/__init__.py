@@ -12,8 +12,21 @@ from torch import Tensor
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.topology import Topology
+from benchsuite.topology.policy import Apply, ServerPolicy
 from benchsuite.update import Updater
 from benchsuite.workload import Batch, Part, Recipe, Shapes
+
+__all__ = [
+    "Apply",
+    "Cycle",
+    "Events",
+    "ServerPolicy",
+    "Setting",
+    "Strategy",
+    "Work",
+    "count",
+    "hand_out",
+]
 
 # Recorded counts: name -> one number per world rank, e.g. {"pushes": [121, 119, 0]}.
 Events = Mapping[str, Sequence[int]]
@@ -109,42 +122,6 @@ class Strategy(Protocol):
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         """Bytes by (source, destination) of the whole run, from its recorded events."""
-
-
-class Apply(Protocol):
-    """One optimiser step on the server's slice."""
-
-    def __call__(
-        self, gradient: Tensor, *, num_gradients: int = 1, oldest_of: Sequence[int] = ()
-    ) -> None:
-        """`num_gradients`: how many pushes are in it. Version += 1. oldest_of: of a policy that
-        `applies_later`, the workers whose oldest push of those not yet applied is in it: its
-        staleness ends here, not at its arrival."""
-
-
-class ServerPolicy(Protocol):
-    """What a parameter server does with pushes. Called by the one loop,
-    `topology/parameter_server.py: serve`.
-
-    `several_steps = True` (a class attribute): one push may be several optimiser steps; between
-    them nobody looks.
-    """
-
-    def start(self, shard: Tensor, apply: Apply) -> None:
-        """`shard` is the server's slice; `apply(gradient)` is one optimiser step on it and version
-        += 1."""
-
-    def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
-        """Takes a gradient computed on `version`; returns the workers to answer now."""
-
-    def on_goodbye(self, worker: int) -> list[int]:
-        """A worker has finished; returns the workers to answer now."""
-
-    def answer(self, worker: int) -> Tensor:
-        """What `worker` is answered (default: the shard)."""
-
-    def snapshot(self) -> Tensor:
-        """The server's share of the parameters that count."""
 
 
 def hand_out(comm: Comm, num_workers: int, total: int) -> tuple[int, Work | None]:

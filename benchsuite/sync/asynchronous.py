@@ -28,9 +28,9 @@ from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
 from benchsuite.sync import Apply, Events, Setting, Work, count, hand_out
 from benchsuite.sync.averaging import largest_slice
+from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
-from benchsuite.topology.parameter_server import push_pull_traffic
 from benchsuite.update import Updater, clip
 from benchsuite.workload import Batch, Part, Recipe, Shapes
 

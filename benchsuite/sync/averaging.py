@@ -13,9 +13,9 @@ from benchsuite.comm import Traffic
 from benchsuite.compression import Compression
 from benchsuite.compression.none import Compression as AsItIs
 from benchsuite.sync import Setting
+from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.topology import Topology, bounds
 from benchsuite.topology.parameter_server import Topology as ParameterServer
-from benchsuite.topology.parameter_server import push_pull_traffic
 from benchsuite.workload import Shapes, numel
 
 

@@ -26,10 +26,10 @@ from benchsuite.compression import Compression, pieces_of
 from benchsuite.compression.quantise import Quantised
 from benchsuite.sync import Events, Setting, Work, count
 from benchsuite.sync.averaging import Averager, averaging_server_bytes
+from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.sync.synchronous import ServerMean
 from benchsuite.topology import Topology, bounds, second
 from benchsuite.topology.parameter_server import Topology as ParameterServer
-from benchsuite.topology.parameter_server import push_pull_traffic
 from benchsuite.update import Load, Updater, clip_part, in_chunks
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 

@@ -20,9 +20,9 @@ from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.sync import Apply, Events, Setting, Work, count, hand_out
 from benchsuite.sync.averaging import largest_slice, means_traffic
+from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
-from benchsuite.topology.parameter_server import push_pull_traffic
 from benchsuite.update import Load, Updater, clip_part
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 

@@ -29,9 +29,10 @@ from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
 from benchsuite.sync import Apply, Events, Setting, Work, count, hand_out
 from benchsuite.sync.averaging import largest_slice
+from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.topology import Topology, rank_order_sum
 from benchsuite.topology.parameter_server import Topology as ParameterServer
-from benchsuite.topology.parameter_server import clip_traffic, push_pull_traffic
+from benchsuite.topology.parameter_server import clip_traffic
 from benchsuite.update import Updater
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 

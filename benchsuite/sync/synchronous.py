@@ -22,9 +22,10 @@ from benchsuite.compression import Compression
 from benchsuite.sync import Apply, Events, Setting, Work, count
 from benchsuite.sync.averaging import averaging_server_bytes
 from benchsuite.sync.buckets import Buckets, buckets_traffic
+from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.topology import Topology, lend_memory, rank_order_sum
 from benchsuite.topology.parameter_server import Topology as ParameterServer
-from benchsuite.topology.parameter_server import clip_traffic, push_pull_traffic
+from benchsuite.topology.parameter_server import clip_traffic
 from benchsuite.update import Updater, clip_part
 from benchsuite.workload import Batch, Part, Recipe, Shapes
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from benchsuite.comm import ABANDONED, GOODBYE, Comm, Handle, Traffic
-from benchsuite.compression import Codec, Compression, pieces_of
-from benchsuite.sync import ServerPolicy, Setting
+from benchsuite.comm.codec import Codec, Encoding
 from benchsuite.topology import bounds, sum_number, sum_number_traffic
+from benchsuite.topology.policy import ServerPolicy
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.topology.serving import ServerLoop, Steps
-from benchsuite.workload import Shapes, numel
+from benchsuite.workload import Shapes, numel, pieces_of
 
 
 @dataclass
@@ -40,12 +40,13 @@ class Topology:
     def start(self, comm: Comm, *, num_servers: int = 1) -> None:
         assert 0 < num_servers < comm.size, "rules: at least one server and one worker"
         self._comm = comm
+        self.world_ranks = comm.world_ranks
         self.num_servers = num_servers
         self.num_workers = comm.size - num_servers
         self.server = comm.rank - self.num_workers  # number of this server; negative on a worker
         self.use_threads(1)
         self._codecs: list[Codec] = []  # per server, where pushes are encoded
-        self._compression: Compression | None = None
+        self._compression: Encoding | None = None
         self._owned: int | None = None  # elements of the slice that count for norms; None = all
         self._sum_over_parts: Callable[[float], float] = float
 
@@ -55,7 +56,7 @@ class Topology:
         self._owned = owned
         self._sum_over_parts = total
 
-    def use_compression(self, compression: Compression, shapes: Shapes, dtype: torch.dtype) -> None:
+    def use_compression(self, compression: Encoding, shapes: Shapes, dtype: torch.dtype) -> None:
         """Pushes are encoded by the worker and decoded by the server's loop; answers travel as they
         are.
 
@@ -234,29 +235,6 @@ class Topology:
         ones = [1] * num_workers
         size = [(stop - start) * itemsize for start, stop in bounds(numel, num_servers)]
         return sized_traffic(size, size, pushes=ones, replies=ones)
-
-
-def push_pull_traffic(
-    shapes: Shapes,
-    setting: Setting,
-    *,
-    pushes: Sequence[int],
-    replies: Sequence[int],
-    compression: Compression | None = None,
-) -> Traffic:
-    """Traffic of so many pushes and replies of each worker. compression: in the place of the
-    setting's."""
-    slices = bounds(numel(shapes), setting.num_servers)
-    how = compression or setting.compression
-    encoded = [
-        how.wire_bytes(pieces_of(shapes, start, stop), setting.itemsize) for start, stop in slices
-    ]
-    return sized_traffic(
-        encoded,
-        [(stop - start) * setting.itemsize for start, stop in slices],
-        pushes=pushes,
-        replies=replies,
-    )
 
 
 def sized_traffic(

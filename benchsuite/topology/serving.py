@@ -5,19 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from benchsuite.comm import ABANDONED, GOODBYE, Comm, Handle
-from benchsuite.compression import Codec
-from benchsuite.sync import ServerPolicy
+from benchsuite.comm.codec import Codec
+from benchsuite.topology.policy import ServerPolicy
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.update import clip_factor
-
-if TYPE_CHECKING:
-    from benchsuite.topology.parameter_server import Topology as ParameterServer
 
 
 class Steps(Protocol):
@@ -25,6 +22,25 @@ class Steps(Protocol):
 
     def step(self, grad: Tensor, *, samples: int) -> None:
         """One step of the slice after so many samples of the budget."""
+
+
+class ServedTopology(Protocol):
+    """What the server loop asks of its topology."""
+
+    num_workers: int
+    num_threads: int
+    push_bytes: int
+    world_ranks: Sequence[int]  # of the ranks of the topology, workers first
+
+    @property
+    def codec(self) -> Codec | None:
+        """Of this server's slice; None where pushes come as they are."""
+
+    def settle(self, mean: Tensor) -> None:
+        """What becomes of a mean of pushes before it is applied, in place."""
+
+    def square_sum(self, gradient: Tensor) -> float:
+        """Of the whole mean gradient, of which `gradient` is this server's slice."""
 
 
 class _Inbox:
@@ -83,7 +99,7 @@ class ServerLoop:
 
     def __init__(
         self,
-        topology: ParameterServer,
+        topology: ServedTopology,
         shard: Tensor,
         make_updater: Callable[[], Steps],
         policy: ServerPolicy,
@@ -131,7 +147,7 @@ class ServerLoop:
         log = self.log
         local = {world: position for position, world in enumerate(comm.world_ranks)}
         names = [
-            self._topology._comm.world_ranks.index(world) for world in comm.world_ranks
+            self._topology.world_ranks.index(world) for world in comm.world_ranks
         ]  # -> worker numbers
         active = {worker for worker in names if worker < self._topology.num_workers}
         inbox = _Inbox(
@@ -161,7 +177,7 @@ class ServerLoop:
                     self._tell_update()
                 self._reached(partial(inbox.expect, source))
             for answered in answers:
-                self._answer(comm, answered, local[self._topology._comm.world_ranks[answered]])
+                self._answer(comm, answered, local[self._topology.world_ranks[answered]])
 
     def _answer(self, comm: Comm, worker: int, dst: int) -> None:
         log = self.log

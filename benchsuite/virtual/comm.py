@@ -51,12 +51,12 @@ class VirtualComm:
         self.ticket_wait_ns = 0  # a server's time without work
         self.posts_ahead = world.posts_ahead
         self.early_bytes = 0  # a receive costs the same whenever it is posted
-        self._world = world
-        self._clock = world.clock
+        self.world = world
+        self.clock = world.clock
         self._network = world.network
         self._name = name
-        self._schedule = world.schedule
-        self._mine = self.world_ranks[rank]
+        self.schedule = world.schedule
+        self.mine = self.world_ranks[rank]
         self._sending: dict[
             int, Channel
         ] = {}  # made when first used: a star of 1024 ranks needs few of its pairs
@@ -84,14 +84,14 @@ class VirtualComm:
     def isend(self, x: Tensor, dst: int) -> Send:
         num_bytes = x.numel() * x.element_size()
         other = self.world_ranks[dst]
-        self.traffic.add(self._mine, other, num_bytes)
-        message = Message(self._clock, x)
-        released = self._network.post(message, self._mine, other, num_bytes)
-        if self._schedule is not None:
-            message.sent = self._schedule.sent("message", other, num_bytes, end=released)
+        self.traffic.add(self.mine, other, num_bytes)
+        message = Message(self.clock, x)
+        released = self._network.post(message, self.mine, other, num_bytes)
+        if self.schedule is not None:
+            message.sent = self.schedule.sent("message", other, num_bytes, end=released)
         channel = self._sending.get(dst)
         if channel is None:
-            channel = self._sending[dst] = self._world.channel(self._name, self.rank, dst)
+            channel = self._sending[dst] = self.world.channel(self._name, self.rank, dst)
         channel.put(message)
         return Send(self, message, released)
 
@@ -99,7 +99,7 @@ class VirtualComm:
         receive = Receive(self, x, src)
         channel = self._receiving.get(src)
         if channel is None:
-            channel = self._receiving[src] = self._world.channel(self._name, src, self.rank)
+            channel = self._receiving[src] = self.world.channel(self._name, src, self.rank)
         channel.ask(receive)
         return receive
 
@@ -161,22 +161,22 @@ class VirtualComm:
         derived."""
         number = self._num_collectives
         self._num_collectives = self._num_collectives + 1
-        meeting: Meeting = self._world.meeting(self._name, number, self.size)
-        if meeting.join(self.rank, (kind, numel, itemsize), entry, self._clock.task):
+        meeting: Meeting = self.world.meeting(self._name, number, self.size)
+        if meeting.join(self.rank, (kind, numel, itemsize), entry, self.clock.task):
             finish(meeting.entries)
             if call and self.size > 1:
                 noted = (call, numel, itemsize, tuple(self.world_ranks))
                 self.calls[noted] = self.calls.get(noted, 0) + 1
             end = self._network.collective(kind, self.world_ranks, numel * itemsize)
-            self._world.close(self._name, number)
-            meeting.ends(end, self._clock)
-        begin = self._clock.now
+            self.world.close(self._name, number)
+            meeting.ends(end, self.clock)
+        begin = self.clock.now
         while meeting.at is None:
-            self._clock.pause(f"a {kind} with {self.size} ranks")
-        self._clock.wait_until(meeting.at, f"a {kind} with {self.size} ranks")
-        self.wait_ns += self._clock.now - begin
-        if self._schedule is not None:
-            self._schedule.collective(
+            self.clock.pause(f"a {kind} with {self.size} ranks")
+        self.clock.wait_until(meeting.at, f"a {kind} with {self.size} ranks")
+        self.wait_ns += self.clock.now - begin
+        if self.schedule is not None:
+            self.schedule.collective(
                 kind, numel * itemsize, begin, group=self._name, ranks=self.world_ranks, tag=number
             )
 
@@ -194,7 +194,7 @@ class VirtualComm:
 
     def _child(self, name: str, ranks: Sequence[int]) -> VirtualComm:
         return VirtualComm(
-            self._world,
+            self.world,
             rank=list(ranks).index(self.rank),
             size=len(ranks),
             name=name,
@@ -207,28 +207,28 @@ class VirtualComm:
     # -- clock, counters, tickets ------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        return self._clock.now
+        return self.clock.now
 
     def fetch_add(self, name: str, n: int) -> int:
-        self.traffic.add_control(self._mine, COUNTER_BYTES)
-        return self._world.fetch_add(self._name, name, n, self._mine)
+        self.traffic.add_control(self.mine, COUNTER_BYTES)
+        return self.world.fetch_add(self._name, name, n, self.mine)
 
     def ticket(self, dst: int, tag: int) -> None:
-        self.traffic.add_control(self._mine, TICKET_BYTES)
-        now = self._clock.now
+        self.traffic.add_control(self.mine, TICKET_BYTES)
+        now = self.clock.now
         other = self.world_ranks[dst]
-        at = now + self._network.latency_between(self._mine, other)
+        at = now + self._network.latency_between(self.mine, other)
         sent = None
-        if self._schedule is not None:
-            sent = self._schedule.sent("ticket", other, TICKET_BYTES, end=now, control=True)
-        self._world.tickets(self._name, dst).put(Ticket(at, self.rank, tag, now, sent), self._clock)
+        if self.schedule is not None:
+            sent = self.schedule.sent("ticket", other, TICKET_BYTES, end=now, control=True)
+        self.world.tickets(self._name, dst).put(Ticket(at, self.rank, tag, now, sent), self.clock)
 
     def next_ticket(self) -> tuple[int, int, int]:
-        begin = self._clock.now
-        ticket = self._tickets.take(self._clock)
-        self.ticket_wait_ns += self._clock.now - begin
-        if self._schedule is not None:
-            self._schedule.received(ticket.sent, begin)
+        begin = self.clock.now
+        ticket = self._tickets.take(self.clock)
+        self.ticket_wait_ns += self.clock.now - begin
+        if self.schedule is not None:
+            self.schedule.received(ticket.sent, begin)
         return ticket.source, ticket.tag, ticket.sent_ns
 
     def farewell(self, dst: int) -> None:
@@ -238,11 +238,11 @@ class VirtualComm:
 
     def shared(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
         self._one_host(f"shared({name!r})")
-        return self._world.shared(self._name, self._once(name), numel, dtype)
+        return self.world.shared(self._name, self._once(name), numel, dtype)
 
     def lock(self, name: str) -> AbstractContextManager[Any]:
         self._one_host(f"lock({name!r})")
-        return Lock(self._world.lock(self._name, self._once(name)), self)
+        return Lock(self.world.lock(self._name, self._once(name)), self)
 
     def _once(self, name: str) -> str:
         """Every call makes a new one: all ranks call in the same order."""

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchsuite.virtual.clock import Task
-
-if TYPE_CHECKING:
-    from benchsuite.virtual.comm import VirtualComm
+from benchsuite.virtual.rank_comm import RankComm
 
 
 class LaneHandle:
     """What one lane call returned or raised."""
 
-    def __init__(self, comm: VirtualComm) -> None:
+    def __init__(self, comm: RankComm) -> None:
         self._comm = comm
         self._task: Task | None = None
         self.done = False
@@ -28,17 +26,17 @@ class LaneHandle:
         """The call is over."""
         self.done = True
         if self._task is not None:
-            self._comm._clock.wake(self._task, self._comm._clock.now)
+            self._comm.clock.wake(self._task, self._comm.clock.now)
 
     def wait(self) -> Any:
-        clock = self._comm._clock
+        clock = self._comm.clock
         begin = clock.now
         while not self.done:
             self._task = clock.task
             clock.pause("its lane")
         self._comm.wait_ns += clock.now - begin
-        if self._comm._schedule is not None:
-            self._comm._schedule.join(self.point)
+        if self._comm.schedule is not None:
+            self._comm.schedule.join(self.point)
         if self.error is not None:
             raise self.error
         return self.value
@@ -47,32 +45,32 @@ class LaneHandle:
 class Lane:
     """A second task of a rank that runs what it is handed, in order, beside the first."""
 
-    def __init__(self, comm: VirtualComm, make_comm: Callable[[], VirtualComm]) -> None:
+    def __init__(self, comm: RankComm, make_comm: Callable[[], RankComm]) -> None:
         self._comm = comm
         self._make_comm = make_comm
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...], LaneHandle]] = deque()
         self._idle = False
-        rank = comm._mine
-        self._task = comm._clock.spawn(rank, self._run, name=f"a lane of rank {rank}", counts=False)
+        rank = comm.mine
+        self._task = comm.clock.spawn(rank, self._run, name=f"a lane of rank {rank}", counts=False)
 
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> LaneHandle:
         """Appends a call."""
         handle = LaneHandle(self._comm)
-        if self._comm._schedule is not None:
-            handle.point = self._comm._schedule.point()
+        if self._comm.schedule is not None:
+            handle.point = self._comm.schedule.point()
         self._calls.append((fn, args, handle))
         if self._idle:
             self._idle = False
-            self._comm._clock.wake(self._task, self._comm._clock.now)
+            self._comm.clock.wake(self._task, self._comm.clock.now)
         return handle
 
     def _run(self) -> None:
         comm = self._make_comm()
-        schedule = comm._schedule
+        schedule = comm.schedule
         while True:
             while not self._calls:
                 self._idle = True
-                self._comm._clock.pause("something to do")
+                self._comm.clock.pause("something to do")
             fn, args, handle = self._calls.popleft()
             if schedule is not None:
                 schedule.join(handle.point)
@@ -96,12 +94,12 @@ class LockState:
 class Lock:
     """A context manager on a lock of the world."""
 
-    def __init__(self, state: LockState, comm: VirtualComm) -> None:
+    def __init__(self, state: LockState, comm: RankComm) -> None:
         self._state = state
         self._comm = comm
 
     def __enter__(self) -> Lock:
-        clock = self._comm._clock
+        clock = self._comm.clock
         begin = clock.now
         if self._state.taken:
             self._state.waiting.append(clock.task)
@@ -112,6 +110,6 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         if self._state.waiting:
-            self._comm._clock.wake(self._state.waiting.popleft(), self._comm._clock.now)
+            self._comm.clock.wake(self._state.waiting.popleft(), self._comm.clock.now)
         else:
             self._state.taken = False

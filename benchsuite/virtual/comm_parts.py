@@ -4,25 +4,22 @@ collective, tickets."""
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from benchsuite.virtual.clock import Task, VirtualClock
+from benchsuite.virtual.rank_comm import RankComm
 from benchsuite.virtual.schedule import Event
-
-if TYPE_CHECKING:
-    from benchsuite.virtual.comm import VirtualComm
 
 
 class Message:
     """A vector under way. `x` is the sender's own memory until the receiver has it, or the sender
     goes on."""
 
-    __slots__ = ("_clock", "at", "receive", "sent", "x")
+    __slots__ = ("at", "receive", "sent", "x")
 
     def __init__(self, clock: VirtualClock, x: Tensor) -> None:
-        self._clock = clock
         self.x = x
         self.at: int | None = None  # when its last byte is there, once known
         self.receive: Receive | None = None
@@ -64,7 +61,7 @@ class Send:
 
     __slots__ = ("_comm", "_message", "_released")
 
-    def __init__(self, comm: VirtualComm, message: Message, released: int) -> None:
+    def __init__(self, comm: RankComm, message: Message, released: int) -> None:
         self._comm = comm
         self._message = message
         self._released = released
@@ -72,13 +69,13 @@ class Send:
     def wait(self) -> None:
         comm = self._comm
         message = self._message
-        clock = comm._clock
+        clock = comm.clock
         begin = clock.now
         if self._released > begin:
             clock.wait_until(self._released, "its send")
             comm.wait_ns += clock.now - begin
-        if comm._schedule is not None:
-            comm._schedule.waited(message.sent)
+        if comm.schedule is not None:
+            comm.schedule.waited(message.sent)
         if message.receive is None:  # the sender may change its vector from here on
             message.x = message.x.clone()
 
@@ -89,7 +86,7 @@ class Receive:
 
     __slots__ = ("_comm", "_src", "_task", "at", "sent", "x")
 
-    def __init__(self, comm: VirtualComm, x: Tensor, src: int) -> None:
+    def __init__(self, comm: RankComm, x: Tensor, src: int) -> None:
         self._comm = comm
         self.x = x
         self._src = src
@@ -115,18 +112,18 @@ class Receive:
         """The arrival is known."""
         self.at = at
         if self._task is not None:
-            self._comm._clock.wake(self._task, max(at, self._comm._clock.now))
+            self._comm.clock.wake(self._task, max(at, self._comm.clock.now))
 
     def ready(self) -> bool:
         """Whether it has arrived by now."""
-        return self.at is not None and self.at <= self._comm._clock.now
+        return self.at is not None and self.at <= self._comm.clock.now
 
     def wake_at_arrival(self, task: Task) -> None:
         """Wakes the task's next pause when the message is there (it may be woken by others
         before)."""
         self._task = task
         if self.at is not None:
-            self._comm._clock.wake(task, self.at)
+            self._comm.clock.wake(task, self.at)
 
     def forget(self) -> None:
         """Nobody waits for it any more."""
@@ -134,7 +131,7 @@ class Receive:
 
     def wait(self) -> None:
         comm = self._comm
-        clock = comm._clock
+        clock = comm.clock
         begin = clock.now
         if self.at is None or self.at > begin:
             task = clock.task
@@ -142,16 +139,16 @@ class Receive:
                 self.wake_at_arrival(task)
                 clock.pause(f"a message from rank {self._src}")
             self._task = None
-        if comm._schedule is not None:
-            comm._schedule.received(self.sent, begin)
-        busy = comm._world.receive_ns_per_byte
+        if comm.schedule is not None:
+            comm.schedule.received(self.sent, begin)
+        busy = comm.world.receive_ns_per_byte
         if busy:
             here = clock.now
             clock.wait_until(
                 here + round(self.x.numel() * self.x.element_size() * busy), "its own copying"
             )
-            if comm._schedule is not None:
-                comm._schedule.computed("copy", here)
+            if comm.schedule is not None:
+                comm.schedule.computed("copy", here)
         comm.wait_ns += clock.now - begin
 
 

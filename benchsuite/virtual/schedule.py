@@ -13,17 +13,10 @@ these; hence it begins when the last of them ends.
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from benchsuite.virtual.clock import Task, VirtualClock
-
-if TYPE_CHECKING:
-    from benchsuite.plan.cell import Cell
-    from benchsuite.virtual.world import Simulated
 
 COMPUTE = "compute"
 SEND = "send"
@@ -161,17 +154,3 @@ class Schedule:
         event = self._add(kind, name, begin, self._clock.now)
         self._points[self._clock.task] = (event.number,)
         return event
-
-
-def record(cell: Cell) -> tuple[Schedule, Simulated]:
-    """Runs a resolved cell of the virtual clock without gradients, in this process; what it did,
-    and its records.
-
-    UsageError as of `simulate`.
-    """
-    from benchsuite.virtual.world import simulate  # which imports this module
-
-    with tempfile.TemporaryDirectory(prefix="benchsuite-") as run_dir:
-        simulated = simulate(dataclasses.replace(cell, gradients="none"), run_dir, record=True)
-    assert simulated.schedule is not None
-    return simulated.schedule, simulated

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from benchsuite.worker.build import seed_rank
+from benchsuite.worker.setup import seed_rank
 
 _random = torch.default_generator
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -38,14 +39,14 @@ from benchsuite.virtual.part import Pool, Times, VirtualPart
 from benchsuite.virtual.schedule import Schedule
 from benchsuite.virtual.streams import ComputeTimes
 from benchsuite.virtual.without_gradients import Losses, WithoutData, idle
-from benchsuite.worker import build as trainings
-from benchsuite.worker import predict
-from benchsuite.worker.build import Training
+from benchsuite.worker import predict, setup
+from benchsuite.worker.build import build
 from benchsuite.worker.clock import StepClock
 from benchsuite.worker.evaluation import evaluate
 from benchsuite.worker.job import RankJob
 from benchsuite.worker.loop import Loop
 from benchsuite.worker.rank_record import Measured, rank_record
+from benchsuite.worker.setup import Training
 from benchsuite.worker.snapshots import Snapshots
 from benchsuite.worker.traffic_mode import derived_total
 from benchsuite.workload import Workload
@@ -192,7 +193,7 @@ class _Simulation:
         self._clock = VirtualClock()
         self._schedule = Schedule(self._clock, cell.world_size) if record else None
         self._workload: Workload
-        self._workload, template = trainings.build_part(cell)
+        self._workload, template = setup.build_part(cell)
         assert isinstance(template, DataPart), "rules: the virtual clock needs parallel = data"
         acts_again = known is not None and hasattr(
             self._workload, "collect"
@@ -202,7 +203,7 @@ class _Simulation:
         self._batch = cells.global_batch(cell) / cell.num_workers
         self._fits(template)
         self._pool = self._make_pool(template, batching=batching)
-        self._recipe = trainings.make_recipe(cell, self._workload)
+        self._recipe = setup.make_recipe(cell, self._workload)
         if isinstance(self._pool, Losses):
             self._recipe = dataclasses.replace(
                 self._recipe, make_optimizer=idle(self._recipe.make_optimizer)
@@ -287,7 +288,7 @@ class _Simulation:
 
     def _life(self, rank: int) -> None:
         cell = self._cell
-        trainings.seed_rank(cell.seed, rank)
+        setup.seed_rank(cell.seed, rank)
         comm = VirtualComm(
             self._world,
             rank=rank,
@@ -296,7 +297,7 @@ class _Simulation:
             calls=self._calls,
         )
         part = VirtualPart(self._pool, self._clock, self._times, rank=rank, schedule=self._schedule)
-        training = trainings.build(cell, comm, given=(self._workload, self._recipe, part))
+        training = build(cell, comm, given=(self._workload, self._recipe, part))
         owner = training.owns_snapshots
         every = training.workload.target.evaluate_every if owner else 0
         recipe = training.recipe
@@ -342,7 +343,7 @@ class _Simulation:
     def _predicted(self) -> dict[str, Any]:
         """What the strategy's own file says of this run, from shapes and recorded events."""
         training = self._trainings[0]
-        events = trainings.gather_events([record["events"] for record in self._records])
+        events = setup.gather_events([record["events"] for record in self._records])
         return predict.of_run(
             self._cell, training.strategy, training.part.shapes, events, training.setting
         ).to_json()
@@ -359,3 +360,15 @@ class _Simulation:
             "one_by_one": self._gradients.reason if computed else "",
             "retimed": self._known is not None,
         }
+
+
+def record(cell: Cell) -> tuple[Schedule, Simulated]:
+    """Runs a resolved cell of the virtual clock without gradients, in this process; what it did,
+    and its records.
+
+    UsageError as of `simulate`.
+    """
+    with tempfile.TemporaryDirectory(prefix="benchsuite-") as run_dir:
+        simulated = simulate(dataclasses.replace(cell, gradients="none"), run_dir, record=True)
+    assert simulated.schedule is not None
+    return simulated.schedule, simulated

@@ -4,7 +4,6 @@ owns them."""
 from __future__ import annotations
 
 import bisect
-import hashlib
 import math
 from typing import Any
 
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchsuite.topology.parameter_server import Topology as ParameterServer
-from benchsuite.worker.build import Training
-from benchsuite.worker.snapshots import Snapshots
+from benchsuite.worker.setup import Training
+from benchsuite.worker.snapshots import Snapshots, checksum
 
 
 def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
@@ -46,11 +45,6 @@ def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
         "metric": metrics,
         "checksum": checksum(vectors[-1] if vectors else torch.empty(0)),
     }
-
-
-def checksum(vector: Tensor) -> str:
-    """sha256 of a vector's bytes."""
-    return hashlib.sha256(vector.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:

@@ -15,9 +15,9 @@ from typing import Protocol
 from benchsuite.comm import Comm
 from benchsuite.measure.beat import Phase
 from benchsuite.measure.device_time import DeviceTimer
-from benchsuite.worker.build import Training
 from benchsuite.worker.clock import Diverged
 from benchsuite.worker.rank_record import Measured
+from benchsuite.worker.setup import Training
 
 
 class MeasuredPart(Protocol):

@@ -29,15 +29,15 @@ from benchsuite.measure.device_time import DeviceTimer
 from benchsuite.measure.wire import WireBytes, WireMeter
 from benchsuite.plan import cell as cells
 from benchsuite.sync import Cycle
-from benchsuite.worker import build as trainings
-from benchsuite.worker import device_figures, devices, model_parallel, predict
-from benchsuite.worker.build import Training
+from benchsuite.worker import device_figures, devices, model_parallel, predict, setup
+from benchsuite.worker.build import build
 from benchsuite.worker.clock import StepClock, TimedPart
 from benchsuite.worker.evaluation import evaluate
 from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.loop import Loop
 from benchsuite.worker.rank_record import Measured, rank_record
 from benchsuite.worker.rendezvous import connect, open_client, open_store
+from benchsuite.worker.setup import Training
 from benchsuite.worker.snapshots import Snapshots
 from benchsuite.worker.traffic_mode import derived_run
 from benchsuite.workload import Part
@@ -76,8 +76,8 @@ class Rank:
         self.comm = connect(self.job, self.cell, self.store, self._enter, device)
         self.comm.timer = self.timer if self.cell.backend == "nccl" else None
         marks["connected"] = time.perf_counter_ns()
-        trainings.seed_rank(self.cell.seed, self.job.rank)
-        training = trainings.build(
+        setup.seed_rank(self.cell.seed, self.job.rank)
+        training = build(
             self.cell, self.comm, wrap=self._timed, before_model=self.memory.begin_model
         )
         axis: Any = training.comm  # of the replica axis: what a strategy waits for is counted there
@@ -223,7 +223,7 @@ class Rank:
         recorded events."""
         if self.comm.rank != 0 or self.lost:
             return None
-        events = trainings.gather_events(
+        events = setup.gather_events(
             [json.loads(self.store.get(f"events/{rank}")) for rank in range(self.comm.size)]
         )
         strategy = training.strategy
@@ -280,9 +280,9 @@ def goodbye(job: RankJob) -> None:
     comm = ProcessComm(
         World(store, lambda: store), rank=job.rank, size=cell.world_size, group=NO_GROUP
     )
-    topology = trainings.make("topology", cell.topology, trainings.options_for(cell, "topology"))
+    topology = setup.make("topology", cell.topology, setup.options_for(cell, "topology"))
     topology.start(comm, num_servers=cell.num_servers)
-    strategy = trainings.make("sync", cell.sync, trainings.options_for(cell, "sync"))
+    strategy = setup.make("sync", cell.sync, setup.options_for(cell, "sync"))
     if hasattr(strategy, "num_threads"):  # the doors of the servers' threads
         topology.use_threads(strategy.num_threads(topology.num_workers))
     topology.goodbye()

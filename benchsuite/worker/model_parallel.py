@@ -29,10 +29,9 @@ from benchsuite.plan.cell import Cell
 from benchsuite.sync import Events, Setting, Strategy, count
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.server_log import ServerLog
-from benchsuite.worker import build as trainings
-from benchsuite.worker import devices, rollouts
-from benchsuite.worker.build import Training
-from benchsuite.worker.evaluation import checksum
+from benchsuite.worker import devices, rollouts, setup
+from benchsuite.worker.setup import Training
+from benchsuite.worker.snapshots import checksum
 from benchsuite.worker.traffic_mode import TrafficMode, derive
 from benchsuite.workload import (
     Batch,
@@ -60,8 +59,8 @@ def build(
     inner = [placement.ranks_of_replica(cell, replica) for replica in range(cell.replicas)]
     comms = [world.split(ranks) for ranks in inner]
     groups = [library_group(ranks) for ranks in inner]
-    workload = trainings.start_workload(cell)
-    recipe = trainings.make_recipe(cell, workload)
+    workload = setup.start_workload(cell)
+    recipe = setup.make_recipe(cell, workload)
     before_model()
     if world.rank >= cell.num_workers:
         return _server(
@@ -77,8 +76,8 @@ def build(
     mine = outer[number]
     assert comm is not None and mine is not None
     joined = Replica(comm, groups[replica], devices.current(cell))
-    part: PartOfReplica = trainings.make_part(cell, workload, joined)
-    training = trainings.assemble(cell, mine, workload, recipe, part, wrap=wrap, number=number)
+    part: PartOfReplica = setup.make_part(cell, workload, joined)
+    training = setup.assemble(cell, mine, workload, recipe, part, wrap=wrap, number=number)
     training.replica = part
     return training
 
@@ -130,19 +129,17 @@ def _server(
     wrap: Wrap | None,
 ) -> Training:
     """The trainings of all parts; that of part 0, whose part is wrapped, knows the others."""
-    dtype = trainings.DTYPES[cell.precision]
+    dtype = setup.DTYPES[cell.precision]
     layers = seeded_layers(workload, cell.seed)
     parameters = trained_parameters(nn.Sequential(*layers).to(dtype))
-    pieces = trainings.make_parallel(cell).pieces(workload, layers, cell.model_parallel)
+    pieces = setup.make_parallel(cell).pieces(workload, layers, cell.model_parallel)
     total = PartSum(len(pieces))
     served = []
     for number, (comm, held) in enumerate(zip(comms, pieces, strict=True)):
         comm.traffic = Traffic()  # threads do not count into one
         part: Any = HeldPart(held, cut(parameters, held))
         wrapped = wrap if number == 0 else None
-        training = trainings.assemble(
-            cell, comm, workload, recipe, part, wrap=wrapped, number=number
-        )
+        training = setup.assemble(cell, comm, workload, recipe, part, wrap=wrapped, number=number)
         topology = training.topology
         assert isinstance(topology, ParameterServer)
         start, stop = topology.slice_of(topology.server, part.params.numel())
@@ -206,7 +203,7 @@ def predicted(
 ) -> Traffic:
     """Of a whole run, by world rank: each part's agreement between replicas, and what every replica
     sends inside."""
-    parallel = trainings.make_parallel(cell)
+    parallel = setup.make_parallel(cell)
     layers = meta_layers(workload)
     itemsize = setting.itemsize
     batch, acted_on = example(workload, layers, cell.replicas)
@@ -217,8 +214,8 @@ def predicted(
             name: [counts[rank] if rank < len(counts) else 0 for rank in ranks]
             for name, counts in events.items()
         }
-        here = dataclasses.replace(setting, topology=trainings.make_topology(cell, part))
-        total += trainings.predicted_traffic(strategy, shapes_of(held), mine, here).moved(ranks)
+        here = dataclasses.replace(setting, topology=setup.make_topology(cell, part))
+        total += setup.predicted_traffic(strategy, shapes_of(held), mine, here).moved(ranks)
     one = parallel.predicted_traffic(
         workload,
         layers,
@@ -242,9 +239,7 @@ def predicted(
 
 def part_shapes(cell: Cell, workload: Workload) -> list[Shapes]:
     """What each part of a replica holds."""
-    pieces = trainings.make_parallel(cell).pieces(
-        workload, meta_layers(workload), cell.model_parallel
-    )
+    pieces = setup.make_parallel(cell).pieces(workload, meta_layers(workload), cell.model_parallel)
     return [shapes_of(held) for held in pieces]
 
 
@@ -265,7 +260,7 @@ def expected_events(cell: Cell, workload: Workload, events: Events, num_batches:
         name: [counts[i] if i < len(counts) else 0 for i in at] for name, counts in events.items()
     }
     steps = getattr(workload, "rollout_steps", 0)
-    times = 1 if getattr(trainings.make_parallel(cell), "acts_whole", False) else steps + 1
+    times = 1 if getattr(setup.make_parallel(cell), "acts_whole", False) else steps + 1
     inferences = (
         {"inferences": [times * played for played in spread["rollouts"][: cell.num_workers]]}
         if steps

@@ -10,7 +10,7 @@ from benchsuite.compression import Compression
 from benchsuite.plan.cell import Cell
 from benchsuite.sync import Events, Setting, Strategy
 from benchsuite.topology import Topology
-from benchsuite.worker import build, model_parallel
+from benchsuite.worker import model_parallel, setup
 from benchsuite.workload import Shapes, Workload, trained_parameters
 
 
@@ -18,8 +18,8 @@ def predicted(cell: Cell) -> Traffic:
     """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta
     device)."""
     workload, strategy, shapes, described, num_batches = _described(cell)
-    events = build.expected_events(strategy, workload, num_batches, described)
-    if build.is_divided(cell):
+    events = setup.expected_events(strategy, workload, num_batches, described)
+    if setup.is_divided(cell):
         events = model_parallel.expected_events(cell, workload, events, num_batches)
     return of_run(cell, strategy, shapes, events, described, workload=workload)
 
@@ -39,11 +39,11 @@ def of_run(
     workload: started; where there is none yet, and the cell's replicas are divided, it is started
     here.
     """
-    if build.is_divided(cell):
+    if setup.is_divided(cell):
         return model_parallel.predicted(
-            cell, workload or build.start_workload(cell), strategy, events, described
+            cell, workload or setup.start_workload(cell), strategy, events, described
         )
-    return build.predicted_traffic(strategy, shapes, events, described)
+    return setup.predicted_traffic(strategy, shapes, events, described)
 
 
 def kept(cell: Cell) -> dict[str, int | None]:
@@ -57,7 +57,7 @@ def kept(cell: Cell) -> dict[str, int | None]:
     formula = getattr(strategy, "state_bytes", None)
     if formula is None:
         return {"worker": None, "server": None}
-    parts = model_parallel.part_shapes(cell, workload) if build.is_divided(cell) else [shapes]
+    parts = model_parallel.part_shapes(cell, workload) if setup.is_divided(cell) else [shapes]
     server = (
         sum(formula(part, described, server=True) for part in parts)
         if described.num_servers
@@ -69,15 +69,15 @@ def kept(cell: Cell) -> dict[str, int | None]:
 def _described(cell: Cell) -> tuple[Workload, Strategy, Shapes, Setting, int]:
     """The workload, the strategy, not started, and what its formulas take; global batches of the
     budget."""
-    workload = build.start_workload(cell)
+    workload = setup.start_workload(cell)
     layers = model_parallel.meta_layers(workload)
     shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
-    topology: Topology = build.make_topology(cell)
-    compression: Compression = build.make(
-        "compression", cell.compression, build.options_for(cell, "compression")
+    topology: Topology = setup.make_topology(cell)
+    compression: Compression = setup.make(
+        "compression", cell.compression, setup.options_for(cell, "compression")
     )
     compression.start(shapes, seed=cell.seed)
-    strategy: Strategy = build.make("sync", cell.sync, build.options_for(cell, "sync"))
-    recipe = build.make_recipe(cell, workload)
-    described = build.setting(cell, topology, compression, recipe)
+    strategy: Strategy = setup.make("sync", cell.sync, setup.options_for(cell, "sync"))
+    recipe = setup.make_recipe(cell, workload)
+    described = setup.setting(cell, topology, compression, recipe)
     return workload, strategy, shapes, described, recipe.budget // recipe.global_batch

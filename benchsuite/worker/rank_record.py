@@ -12,9 +12,9 @@ from benchsuite.comm.traffic import Calls, Traffic
 from benchsuite.measure.memory import RankMemory
 from benchsuite.measure.wire import WireBytes
 from benchsuite.topology.server_log import ServerLog
-from benchsuite.worker.build import Training
 from benchsuite.worker.clock import StepClock
 from benchsuite.worker.job import RankJob
+from benchsuite.worker.setup import Training
 from benchsuite.worker.snapshots import Snapshots
 from benchsuite.worker.traffic_mode import derived_total
 from benchsuite.workload import Workload

@@ -6,6 +6,7 @@ The copy is inside the clock. Over 64 MiB in all they are spilled to the run dir
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,3 +77,8 @@ class Snapshots:
             if isinstance(kept, Tensor)
             else torch.from_numpy(np.load(kept, allow_pickle=False))
         )
+
+
+def checksum(vector: Tensor) -> str:
+    """sha256 of a vector's bytes."""
+    return hashlib.sha256(vector.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

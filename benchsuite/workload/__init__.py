@@ -275,3 +275,17 @@ def views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     return {
         name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
     }
+
+
+def pieces_of(shapes: Shapes, start: int = 0, stop: int | None = None) -> list[int]:
+    """Sizes of the tensors' parts in the range [start, stop) of the flat vector, empty ones left
+    out."""
+    pieces = []
+    at = 0
+    for shape in shapes.values():
+        low = max(at, start)
+        high = at + shape.numel() if stop is None else min(at + shape.numel(), stop)
+        if high > low:
+            pieces.append(high - low)
+        at += shape.numel()
+    return pieces

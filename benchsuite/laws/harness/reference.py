@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchsuite.plan.cell import Cell
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from benchsuite.worker.rollouts import Batches
 from benchsuite.workload import seeded_layers, trained_parameters
 
@@ -18,9 +18,9 @@ from benchsuite.workload import seeded_layers, trained_parameters
 def one_process(cell: Cell, *, clip_norm: float | None = None) -> list[Tensor]:
     """Flat parameters (P,) at the start and after every step of the budget. `clip_norm` in place of
     the recipe's."""
-    dtype = trainings.DTYPES[cell.precision]
-    workload = trainings.start_workload(cell)
-    recipe = trainings.make_recipe(cell, workload)
+    dtype = setup.DTYPES[cell.precision]
+    workload = setup.start_workload(cell)
+    recipe = setup.make_recipe(cell, workload)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).to(dtype)
     named = trained_parameters(model)
     params = list(named.values())

@@ -26,9 +26,9 @@ from benchsuite.plan.cell import Cell, Scalar
 from benchsuite.sync import Events, Work
 from benchsuite.topology import bounds
 from benchsuite.topology.server_log import ServerLog
-from benchsuite.worker import build as trainings
-from benchsuite.worker import model_parallel
-from benchsuite.worker.build import Training
+from benchsuite.worker import model_parallel, setup
+from benchsuite.worker.build import build
+from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import derived_total
 from benchsuite.workload import Batch, Part, Ready, Recipe, Shapes, read_loss
 
@@ -139,7 +139,7 @@ class Run:
 
     @property
     def events(self) -> Events:
-        return trainings.gather_events([rank.events for rank in self.ranks])
+        return setup.gather_events([rank.events for rank in self.ranks])
 
     @property
     def slices(self) -> list[tuple[int, int]]:
@@ -206,7 +206,7 @@ def one_rank(
 ) -> RankRun:
     """The life of one rank, without measuring."""
     place(comm, cell)
-    training = trainings.build(cell, comm)
+    training = build(cell, comm)
     if change is not None:
         training = change(training)
     params: list[Tensor] = []
@@ -257,7 +257,7 @@ def _copy(vector: Tensor) -> Tensor:
 def rebuilt(training: Training, **pieces: Any) -> Training:
     """The same rank with other pieces (started, where they need it) and, unless given, a fresh
     strategy on them."""
-    strategy = trainings.make_strategy(training.cell, training.workload)
+    strategy = setup.make_strategy(training.cell, training.workload)
     changed = dataclasses.replace(training, **{"strategy": strategy, **pieces})
     changed.strategy.start(
         changed.comm, changed.part, changed.recipe, changed.topology, changed.compression
@@ -354,7 +354,7 @@ def option(cell: Cell, member: str, name: str) -> Any:
 def recipe_of(cell: Cell) -> Recipe:
     """The recipe that the cell trains with."""
     cell = cells.resolve(cell)
-    return trainings.make_recipe(cell, trainings.make_workload(cell))
+    return setup.make_recipe(cell, setup.make_workload(cell))
 
 
 def with_servers(cell: Cell) -> bool:

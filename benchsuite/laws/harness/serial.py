@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchsuite.laws.harness.runs import option, sync_of
 from benchsuite.plan.cell import Cell
 from benchsuite.topology import Graph
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from benchsuite.workload import seeded_layers, trained_parameters, views
 
 Path = list[list[Tensor]]  # step (0 = the start) -> worker -> its parameters (P,)
@@ -28,9 +28,9 @@ class Replicas:
     """N replicas of the cell's model that step one by one."""
 
     def __init__(self, cell: Cell) -> None:
-        dtype = trainings.DTYPES[cell.precision]
-        self._workload = trainings.start_workload(cell)
-        self.recipe = trainings.make_recipe(cell, self._workload)
+        dtype = setup.DTYPES[cell.precision]
+        self._workload = setup.start_workload(cell)
+        self.recipe = setup.make_recipe(cell, self._workload)
         self._model = nn.Sequential(*seeded_layers(self._workload, cell.seed)).to(dtype)
         self.shapes = {name: p.shape for name, p in trained_parameters(self._model).items()}
         self._parameters = list(trained_parameters(self._model).values())
@@ -228,9 +228,7 @@ class Seat:
 
 def seated(cell: Cell, rank: int) -> Graph:
     """The cell's graph as this rank sees it."""
-    graph: Graph = trainings.make(
-        "topology", cell.topology, trainings.options_for(cell, "topology")
-    )
+    graph: Graph = setup.make("topology", cell.topology, setup.options_for(cell, "topology"))
     graph.start(Seat(rank, cell.num_workers))  # type: ignore[arg-type]
     return graph
 

@@ -18,7 +18,7 @@ from benchsuite.sync import Apply
 from benchsuite.topology import Topology, second
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.update import clip
-from benchsuite.worker.build import Training
+from benchsuite.worker.setup import Training
 
 Mean = Callable[[Topology, Tensor], None]
 

@@ -22,8 +22,8 @@ from benchsuite.virtual.network import Network
 from benchsuite.virtual.part import Pool, Times, VirtualPart
 from benchsuite.virtual.replay import PushOrder
 from benchsuite.virtual.streams import ComputeTimes
-from benchsuite.worker import build as trainings
-from benchsuite.worker.build import Training
+from benchsuite.worker import setup
+from benchsuite.worker.setup import Training
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def _with_virtual_parts(
 
     def change(training: Training) -> Training:
         if not pools:
-            workload, template = trainings.build_part(cell)
+            workload, template = setup.build_part(cell)
             assert isinstance(template, DataPart)
             traced = graphs.setdefault(loss_key(cell), {})
             gradients = Gradients(

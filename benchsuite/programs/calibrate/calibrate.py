@@ -130,9 +130,9 @@ def _quantities(launches: Launches, models: Models) -> Iterator[Figure]:
             unit=unit,
             points=points,
             foreign=foreign,
-            better=better,
+            better=better,  # type: ignore[arg-type]  # one of the two words
             note=note,
-        )  # type: ignore[arg-type]  # one of the two words
+        )
 
     sizes = list(launches.records["messages"][0][0]["one_way"])
     for name, said in (("one_way", "one message"), ("both_ways", "a message each way at once")):

@@ -18,7 +18,7 @@ from benchsuite.plan import cell as cells
 from benchsuite.programs.bench import read_order
 from benchsuite.programs.calibrate.ranks import WARMUP, Times, connected, leave
 from benchsuite.update import Updater
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rollouts import Batches
 from benchsuite.workload import Part, Recipe, Workload
@@ -51,8 +51,8 @@ class _Step:
         cell = cells.from_json(job.cell)
         self._workload: Workload
         self._part: Part
-        self._workload, self._part = trainings.build_part(cell)
-        self._recipe: Recipe = trainings.make_recipe(cell, self._workload)
+        self._workload, self._part = setup.build_part(cell)
+        self._recipe: Recipe = setup.make_recipe(cell, self._workload)
         self._updater = Updater(self._part.params, self._recipe, shapes=self._part.shapes)
         self._number = 0
         self._batches: dict[

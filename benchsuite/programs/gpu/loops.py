@@ -24,8 +24,8 @@ from benchsuite.laws.harness.ranks import thread_ranks
 from benchsuite.measure.device_time import DeviceTimer, cuda_event
 from benchsuite.plan.cell import Cell
 from benchsuite.update import fuse
-from benchsuite.worker import build as trainings
-from benchsuite.worker import devices
+from benchsuite.worker import devices, setup
+from benchsuite.worker.build import build
 from benchsuite.worker.clock import StepClock, TimedPart
 from benchsuite.worker.device_figures import HostEvent
 from benchsuite.worker.loop import Loop
@@ -83,7 +83,7 @@ def _ours(cell: Cell, warm_up: int) -> float:
             made.append(TimedPart(part, timer=timer))
             return made[0]
 
-        training = trainings.build(cell, comm, wrap=timed)
+        training = build(cell, comm, wrap=timed)
         recipe = training.recipe
         with tempfile.TemporaryDirectory() as folder:
             measured = Measured(
@@ -105,10 +105,10 @@ def _hand(cell: Cell, warm_up: int) -> float:
 
     def body(comm: ProcessComm) -> float:
         device = devices.current(cell)
-        workload = trainings.start_workload(cell)
-        trainings.place(workload, device)
-        recipe = trainings.make_recipe(cell, workload)
-        dtype = trainings.DTYPES[cell.precision]
+        workload = setup.start_workload(cell)
+        setup.place(workload, device)
+        recipe = setup.make_recipe(cell, workload)
+        dtype = setup.DTYPES[cell.precision]
         model = nn.Sequential(*seeded_layers(workload, cell.seed)).to(dtype).to(device)
         optimizer = recipe.make_optimizer(model.parameters())
         if device.type == "cuda":

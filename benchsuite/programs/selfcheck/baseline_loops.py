@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchsuite.plan import cell as cells
-from benchsuite.worker import build
+from benchsuite.worker import setup
 from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.workload import Recipe, Workload, seeded_layers
 
@@ -107,8 +107,8 @@ def begin(job: RankJob) -> tuple[Workload, Recipe, int]:
         "gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
     )
     cell = cells.from_json(job.cell)
-    workload = build.start_workload(cell)
-    recipe = build.make_recipe(cell, workload)
+    workload = setup.start_workload(cell)
+    recipe = setup.make_recipe(cell, workload)
     return workload, recipe, recipe.budget // recipe.global_batch
 
 

@@ -24,7 +24,7 @@ from benchsuite.topology import ring_traffic
 from benchsuite.topology.direct import Topology as Direct
 from benchsuite.topology.native import Topology as Native
 from benchsuite.topology.ring import Topology as Ring
-from benchsuite.worker import build as trainings
+from benchsuite.worker import setup
 from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rendezvous import connect, open_store
 from benchsuite.workload import Shapes, numel
@@ -55,7 +55,7 @@ def codecs(job: RankJob) -> None:
     generator = torch.Generator().manual_seed(int(job.cell["seed"]))
     gradient = torch.randn(numel(shapes), generator=generator)
     flat = torch.empty(numel(shapes))
-    made: dict[str, Compression] = {name: trainings.make("compression", name, {}) for name in OVER}
+    made: dict[str, Compression] = {name: setup.make("compression", name, {}) for name in OVER}
     record = {name: _described(name, compression, shapes) for name, compression in made.items()}
     names = sorted(made)
     for repetition in range(WARMUP + repetitions):
@@ -95,7 +95,7 @@ def wires(job: RankJob) -> None:
 
 def _shapes(job: RankJob) -> Shapes:
     """Of the cell's model, whose numbers nobody needs."""
-    workload = trainings.make_workload(cells.from_json(job.cell))
+    workload = setup.make_workload(cells.from_json(job.cell))
     with torch.device("meta"):
         model = torch.nn.Sequential(*workload.layers())
     return {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -1,0 +1,35 @@
+"""What pushes to a parameter server and its replies put on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchsuite.comm import Traffic
+from benchsuite.compression import Compression
+from benchsuite.sync import Setting
+from benchsuite.topology import bounds
+from benchsuite.topology.parameter_server import sized_traffic
+from benchsuite.workload import Shapes, numel, pieces_of
+
+
+def push_pull_traffic(
+    shapes: Shapes,
+    setting: Setting,
+    *,
+    pushes: Sequence[int],
+    replies: Sequence[int],
+    compression: Compression | None = None,
+) -> Traffic:
+    """Traffic of so many pushes and replies of each worker. compression: in the place of the
+    setting's."""
+    slices = bounds(numel(shapes), setting.num_servers)
+    how = compression or setting.compression
+    encoded = [
+        how.wire_bytes(pieces_of(shapes, start, stop), setting.itemsize) for start, stop in slices
+    ]
+    return sized_traffic(
+        encoded,
+        [(stop - start) * setting.itemsize for start, stop in slices],
+        pushes=pushes,
+        replies=replies,
+    )

@@ -1,0 +1,355 @@
+"""One rank's pieces, put together from a cell: workload, part, topology, compression, strategy.
+
+Shared by the worker (which measures around it) and the laws (which compare what comes out).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchsuite.comm import Comm, Traffic
+from benchsuite.compression import Compression
+from benchsuite.errors import UsageError
+from benchsuite.parallel import PartOfReplica
+from benchsuite.parallel.replica import Replica
+from benchsuite.plan import cell as cells
+from benchsuite.plan import placement, plugins
+from benchsuite.plan.cell import Cell
+from benchsuite.sync import Events, Setting, Strategy, Work
+from benchsuite.topology import Topology
+from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.topology.server_log import ServerLog
+from benchsuite.update import state_vectors
+from benchsuite.worker import devices, rollouts
+from benchsuite.worker.rollouts import Batches
+from benchsuite.workload import (
+    Batch,
+    Part,
+    Recipe,
+    Shapes,
+    Workload,
+    global_random_state,
+    micro_batches,
+)
+
+# Of parameters, gradients, optimiser state, and so of what travels; bf16: forward and loss under
+# autocast.
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
+
+
+@dataclass
+class Training:
+    """What one rank works with. `is_server`: it owns a slice instead of computing gradients."""
+
+    cell: Cell
+    comm: Comm
+    workload: Workload
+    recipe: Recipe
+    part: Part
+    topology: Topology
+    compression: Compression
+    strategy: Strategy
+    batches: Batches
+    replica: PartOfReplica | None = (
+        None  # this rank's part of a divided replica; `comm` joins it with its likes
+    )
+    acted_on: Tensor | None = None  # what the policy of a divided replica saw last
+    num_inferences: int = 0  # of the policy of a divided replica, those that sent something
+    _num_acts: int = 0
+    served: Any = None  # on a server of divided replicas: `divided.Served`
+
+    @property
+    def is_server(self) -> bool:
+        return self.comm.rank >= self.topology.num_workers
+
+    @property
+    def owns_snapshots(self) -> bool:
+        """Whether this rank's `snapshot` is (a slice of, a term of) the parameters that count."""
+        owned_by = self.strategy.snapshot_of
+        if self.is_server:
+            return owned_by == "servers"
+        return owned_by == "mean" or (owned_by == "replica" and self.comm.rank == 0)
+
+    @property
+    def setting(self) -> Setting:
+        return setting(self.cell, self.topology, self.compression, self.recipe)
+
+    @property
+    def samples_per_push(self) -> float:
+        """Samples that a server counts for a push."""
+        return self.recipe.global_batch * self.batches.per_push / self.topology.num_workers
+
+    def fetch(self, work: Work) -> Batch:
+        """What this worker computes next: data, or what it collects with its parameters of now."""
+        if self.replica is None:
+            return self.batches.fetch(work, self.part.infer)
+        index, shard, num_shards = work
+        mine, of = self.replica.share(shard, num_shards)
+        if not self.batches.collects:
+            return self.batches.fetch((index, mine, of), self.part.infer)
+        # parts act in lock-step: they play the same rollout, then each takes its share
+        whole = getattr(self.replica, "whole", None)
+        before = self._num_acts
+        with (whole or nullcontext)():
+            batch = self.batches.fetch(work, self._act)
+        acted = self._num_acts - before
+        self.num_inferences += (
+            min(acted, 1) if whole else acted
+        )  # a whole policy sends nothing when it acts again
+        return micro_batches(batch, of // num_shards)[mine - shard * (of // num_shards)]
+
+    def _act(self, x: Tensor) -> Tensor:
+        """The policy of a divided replica."""
+        self.acted_on = x
+        self._num_acts += 1
+        return self.part.infer(x)
+
+    def serve(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
+        """The life of a server rank, until every worker has said goodbye."""
+        log: ServerLog = (
+            self.serve_alone(on_update) if self.served is None else self.served.serve(on_update)
+        )
+        return log
+
+    def serve_alone(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
+        """Serves one vector: the parameters, or a part's of divided replicas."""
+        assert isinstance(self.topology, ParameterServer)
+        shard = self.shard()
+        policy = self.strategy.policy()
+        assert policy is not None
+        return self.topology.serve(
+            shard,
+            lambda: self.strategy.make_updater(shard),
+            policy,
+            samples_per_push=self.samples_per_push,
+            num_pushes=self.strategy.num_pushes(),
+            clip_norm=self.recipe.clip_norm if self.strategy.clips_mean else None,
+            on_update=on_update,
+            survives=getattr(self.strategy, "survives", "none") == "worker",
+        )
+
+    def events(self, log: ServerLog | None) -> dict[str, int]:
+        """This rank's counts: a server's are the updates and what its policy kept."""
+        mine = {**self.strategy.events, **self.batches.events}
+        if self.replica is not None:
+            acted = {"inferences": self.num_inferences} if self.batches.collects else {}
+            return {**mine, "gradients": self.replica.num_gradients, **acted}
+        return mine if log is None else {"updates": log.version, **log.events}
+
+    def shard(self) -> Tensor:
+        """A server's slice of the parameters."""
+        assert isinstance(self.topology, ParameterServer)
+        start, stop = self.topology.slice_of(self.topology.server, self.part.params.numel())
+        return self.part.params[start:stop]
+
+
+def make(kind: str, reference: str, options: Mapping[str, Any]) -> Any:
+    """An instance of a plug-in with its options."""
+    return plugins.load(kind, reference)(**options)
+
+
+def make_parallel(cell: Cell) -> Any:
+    """How the cell's replicas compute their gradients."""
+    return make("parallel", cell.parallel, options_for(cell, "parallel"))
+
+
+def is_divided(cell: Cell) -> bool:
+    """Whether a replica is held by several ranks (`divided.py`), or by one in the form of such a
+    parallelism."""
+    return hasattr(plugins.load("parallel", cell.parallel), "pieces")
+
+
+def start_workload(cell: Cell) -> Workload:
+    """The workload with its data and its random streams."""
+    workload = make_workload(cell)
+    try:
+        with global_random_state:
+            workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
+    except (ValueError, OSError) as error:  # its options, or data that are not where they should be
+        raise UsageError(f"workload = {plugins.stem(cell.workload)}: {error}") from error
+    return workload
+
+
+def make_topology(cell: Cell, part: int = 0) -> Any:
+    """The cell's topology (or graph), not started; one that looks at hosts is told where the ranks
+    are that it joins: those that hold this part of a replica."""
+    topology = make("topology", cell.topology, options_for(cell, "topology"))
+    if hasattr(topology, "place"):
+        hosts = placement.hosts(cell)
+        topology.place([hosts[rank] for rank in placement.ranks_of_part(cell, part)])
+    return topology
+
+
+def make_workload(cell: Cell) -> Workload:
+    """The workload with the cell's options and the cell's global batch; not started."""
+    plugin = plugins.find("workload", cell.workload)
+    options = dict(cell.options.get(plugin.name, {}))
+    if "global_batch" in options:
+        options["global_batch"] = cells.global_batch(cell)
+    workload: Workload = make("workload", cell.workload, options)
+    return workload
+
+
+def make_recipe(cell: Cell, workload: Workload) -> Recipe:
+    """The workload's recipe with the cell's batch and budget, its learning rate times the cell's
+    `lr_factor`."""
+    assert cell.budget.samples is not None, "resolve the cell first"
+    recipe = workload.recipe()
+    factor = cell.lr_factor
+    return dataclasses.replace(
+        recipe,
+        lr=recipe.lr if factor == 1 else lambda progress: factor * recipe.lr(progress),
+        global_batch=cells.global_batch(cell),
+        budget=cell.budget.samples,
+    )
+
+
+def options_for(cell: Cell, kind: str) -> Mapping[str, Any]:
+    """The cell's options of its member on this axis."""
+    return cell.options.get(plugins.stem(getattr(cell, kind)), {})
+
+
+def setting(cell: Cell, topology: Topology, compression: Compression, recipe: Recipe) -> Setting:
+    """What predictions depend on besides shapes and events."""
+    return Setting(
+        num_workers=cell.replicas,
+        num_servers=cell.num_servers,
+        itemsize=DTYPES[cell.precision].itemsize,
+        topology=topology,
+        compression=compression,
+        clip=recipe.clip_norm is not None,
+        state_vectors=partial(state_vectors, recipe),
+        **_of_rollouts(cell),
+    )
+
+
+def _of_rollouts(cell: Cell) -> dict[str, int]:
+    """What workers that act send of it; {} where nobody does."""
+    if not plugins.find("workload", cell.workload).constants.get("collects"):
+        return {}
+    workload: Any = make_workload(cell)
+    strategy = make("sync", cell.sync, options_for(cell, "sync"))
+    length = getattr(strategy, "batches_per_trajectory", 0)
+    if not length:
+        return {"agreed_batches": workload.per_rollout if rollouts.agrees(strategy) else 0}
+    shape = workload.trajectory_shape(
+        length, num_shards=cell.replicas, dtype=DTYPES[cell.precision]
+    )
+    return {"trajectory_bytes": shape.num_bytes}
+
+
+def make_strategy(cell: Cell, workload: Any) -> Strategy:
+    """Not started. One that takes trajectories is told what they look like."""
+    strategy: Any = make("sync", cell.sync, options_for(cell, "sync"))
+    length = getattr(strategy, "batches_per_trajectory", 0)
+    if length:
+        strategy.expect(
+            workload.trajectory_shape(
+                length, num_shards=cell.replicas, dtype=DTYPES[cell.precision]
+            )
+        )
+    made: Strategy = strategy
+    return made
+
+
+def predicted_traffic(
+    strategy: Strategy, shapes: Shapes, events: Events, described: Setting
+) -> Traffic:
+    """What the ranks of the replica axis send in a whole run: by the strategy, and about their
+    rollouts."""
+    return strategy.predicted_traffic(shapes, events, described) + rollouts.predicted_traffic(
+        events, described
+    )
+
+
+def expected_events(
+    strategy: Strategy, workload: Workload, num_batches: int, described: Setting
+) -> Events:
+    """Of an undisturbed run over so many global batches."""
+    expected = strategy.expected_events(num_batches, described)
+    return {**rollouts.expected_events(workload, num_batches, described), **expected}
+
+
+def assemble(
+    cell: Cell,
+    comm: Comm,
+    workload: Workload,
+    recipe: Recipe,
+    part: Part,
+    *,
+    wrap: Callable[[Part, int], Part] | None = None,
+    number: int = 0,
+) -> Training:
+    """Topology, compression and strategy of the replica axis around a part, started. comm: of this
+    axis. number: of the part, where replicas are divided."""
+    topology = make_topology(cell, number)
+    topology.start(comm, num_servers=cell.num_servers)
+    compression: Compression = make(
+        "compression", cell.compression, options_for(cell, "compression")
+    )
+    compression.start(part.shapes, seed=cell.seed)
+    if cell.compression != "none" and isinstance(topology, ParameterServer):
+        topology.use_compression(compression, part.shapes, part.params.dtype)
+    if wrap is not None:
+        part = wrap(part, comm.rank)
+    strategy = make_strategy(cell, workload)
+    if getattr(strategy, "goes_on", False):
+        part.goes_on = True  # type: ignore[attr-defined]  # read by parts that stop a diverged rank
+    strategy.start(comm, part, recipe, topology, compression)
+    batches = Batches(
+        workload,
+        comm,
+        num_workers=topology.num_workers,
+        strategy=strategy,
+        device=part.params.device,
+    )
+    return Training(cell, comm, workload, recipe, part, topology, compression, strategy, batches)
+
+
+def build_part(
+    cell: Cell, *, before_model: Callable[[], None] = lambda: None
+) -> tuple[Workload, Part]:
+    """A started workload and this rank's part of its model."""
+    workload = start_workload(cell)
+    before_model()
+    return workload, make_part(cell, workload)
+
+
+def make_part(cell: Cell, workload: Workload, replica: Replica | None = None) -> Any:
+    """This rank's part of the model of a started workload, whose data go to the rank's device."""
+    device = devices.current(cell)
+    place(workload, device)
+    precision = {"autocast": True} if cell.precision == "bf16" else {}
+    return make_parallel(cell).build(
+        workload, replica, seed=cell.seed, dtype=DTYPES[cell.precision], device=device, **precision
+    )
+
+
+def place(workload: Workload, device: torch.device) -> None:
+    """Data that can stay on a device do, once they are there."""
+    if device.type != "cpu" and hasattr(workload, "place"):
+        workload.place(device)
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Gives this rank torch's random numbers of its own (dropout), the same in every run of the
+    cell.
+
+    A word of 32 bits: torch's CPU generator keeps no more of a seed.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
+
+
+def gather_events(per_rank: Sequence[Mapping[str, int]]) -> Events:
+    """One mapping per rank -> one list per name."""
+    names = sorted({name for events in per_rank for name in events})
+    return {name: [events.get(name, 0) for events in per_rank] for name in names}
