@@ -28,7 +28,7 @@ from benchsuite.results.record import Status
 from benchsuite.run.forecast import binary
 from benchsuite.topology.native import Topology as Native
 from benchsuite.topology.ring import Topology as Ring
-from benchsuite.worker import build
+from benchsuite.worker import setup
 from benchsuite.worker.predict import predicted
 from benchsuite.workload import seeded_layers
 from tests.bench import ROOT, TINY, Bench, fault
@@ -56,7 +56,7 @@ def test_no_padding_is_counted_as_data() -> None:
     """Shards are disjoint and together the batch; a batch that does not divide is refused, never
     padded."""
     for name, preset, n in ((TINY, "default", 3), ("cnn", "smoke", 4)):
-        workload = build.make_workload(resolve(Cell(workload=name, preset=preset)))
+        workload = setup.make_workload(resolve(Cell(workload=name, preset=preset)))
         workload.start(seed=0, dtype=torch.float64)
         size = cells.global_batch(resolve(Cell(workload=name, preset=preset)))
         for index in (0, 7, 25):
@@ -151,7 +151,7 @@ def test_a_mean_repeated_in_place_does_not_overflow() -> None:
 
 def test_the_start_depends_on_the_seed_alone() -> None:
     """Not on what drew random numbers before, nor on the number of workers, nor on the rank."""
-    made = build.make_workload(resolve(Cell(workload="cnn", preset="smoke")))
+    made = setup.make_workload(resolve(Cell(workload="cnn", preset="smoke")))
     made.start(seed=3, dtype=torch.float32)
     first = [p.detach().clone() for layer in seeded_layers(made, 3) for p in layer.parameters()]
     torch.rand(17)
@@ -271,7 +271,7 @@ def test_a_workload_with_dropout_and_frozen_layers_is_evaluated_without_and_pred
     frozen = "return [Residual(self.width).requires_grad_(False), nn.Dropout(0.9), nn.Linear(self.width, 1)]"
     net.write_text(source.replace(layers, frozen), encoding="utf-8")
     cell = resolve(Cell(workload=str(net), topology="ring", replicas=2))
-    workload = build.make_workload(cell)
+    workload = setup.make_workload(cell)
     workload.start(seed=0, dtype=torch.float32)
     part = DataPart(workload, seed=0, dtype=torch.float32, device=torch.device("cpu"))
     assert workload.evaluate(part.infer) == workload.evaluate(part.infer)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchsuite.parallel.data import DataPart
 from benchsuite.virtual.gradients import Gradients
-from benchsuite.worker import build
+from benchsuite.worker import setup
 from benchsuite.workload import Batch
 
 RANKS = 80
@@ -71,7 +71,7 @@ def chain(*layers: nn.Module) -> Callable[[], tuple[Any, Callable[[int], Batch]]
 
 def workload(name: str, per_rank: int) -> Callable[[], tuple[Any, Callable[[int], Batch]]]:
     def made() -> tuple[Any, Callable[[int], Batch]]:
-        of = build.make("workload", name, {"global_batch": per_rank * RANKS})
+        of = setup.make("workload", name, {"global_batch": per_rank * RANKS})
         of.start(seed=0, dtype=torch.float64)
         return of, lambda rank: of.batch(0, shard=rank, num_shards=RANKS)
 

@@ -35,16 +35,17 @@ class Cells:
         The ranks' output goes to files: no child of ours holds asv's pipes, and all of them have
         ended on return.
         """
-        import benchsuite
+        from benchsuite.plan.cell import Cell
+        from benchsuite.run import api
 
         figures: Figures = {}
         with tempfile.TemporaryDirectory(prefix="benchsuite-asv-") as folder:
             cells = [
-                benchsuite.Cell(workload="cnn", preset="smoke", replicas=2, **fields)
+                Cell(workload="cnn", preset="smoke", replicas=2, **fields)
                 for fields in CELLS.values()
             ]
-            benchsuite.run(cells, results=folder, seeds=SEEDS)
-            table = benchsuite.load_results(folder)
+            api.run(cells, results=folder, seeds=SEEDS)
+            table = api.load_results(folder)
         for name, fields in CELLS.items():
             mine = table[
                 (table.sync == fields["sync"])
