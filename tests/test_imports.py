@@ -93,9 +93,15 @@ def imports(module: str, source: str) -> Iterator[tuple[str, int]]:
             base = ".".join(filter(None, [start if node.level else "", node.module]))
             for alias in node.names:
                 yield f"{base}.{alias.name}", node.lineno
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            if node.args and isinstance(node.args[0], ast.Constant):
-                yield str(node.args[0].value), node.lineno
+        elif is_import_by_name(node):
+            yield str(node.args[0].value), node.lineno
+
+
+def is_import_by_name(node: ast.AST) -> bool:
+    """Whether a node is `import_module("...")` of a literal name."""
+    if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith("import_module"):
+        return False
+    return bool(node.args) and isinstance(node.args[0], ast.Constant)
 
 
 def known_module(name: str, modules: Mapping[str, object]) -> str:
