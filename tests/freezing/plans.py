@@ -13,7 +13,9 @@ from tests.freezing.golden import Part
 
 CHEAP_FORECASTS = ("quick", "reference", "rl")
 # A global batch that 2, 3 and 4 workers divide, and few steps: bytes per step are what matters.
-SMALL = ("--workload", "mlp", "--set", "options.mlp.global_batch=24", "--set", "budget.steps=24")
+# Of all workloads the transformer starts fastest, and it is started twice for every cell.
+STEPS = ("--set", "budget.steps=24")
+SMALL = ("--workload", "transformer", "--set", "options.transformer.global_batch=24", *STEPS)
 
 
 def cells() -> str:
@@ -43,7 +45,7 @@ def forecast(name: str) -> str:
 def strategies() -> str:
     """Every sync strategy over every topology; those of agents beside."""
     sync, topology = _names("sync"), _names("topology")
-    agents = ("--workload", "rl_agent", "--set", "budget.steps=24")
+    agents = ("--workload", "rl_agent", *STEPS)
     few = ("--topology", "native,parameter_server", "--replicas", "2,3,4")
     return _bytes({
         "every strategy over every topology": (*SMALL, *sync, *topology, "--replicas", "2,3,4"),
@@ -65,12 +67,11 @@ def compressions() -> str:
 def parallelisms() -> str:
     """Every division of a replica over every topology, then under every strategy."""
     parallel = (*_names("parallel"), "--model-parallel", "2")
-    transformer = ("--workload", "transformer", "--set", "budget.steps=24")
     few = ("--topology", "native,ring,parameter_server", "--replicas", "1,2,4")
     return _bytes({
         "every parallelism over every topology":
             (*SMALL, *parallel, "--sync", "synchronous", *_names("topology"), "--replicas", "1,2,3,4"),
-        "every parallelism under every strategy": (*transformer, *parallel, *_names("sync"), *few),
+        "every parallelism under every strategy": (*SMALL, *parallel, *_names("sync"), *few),
     })  # fmt: skip
 
 
