@@ -14,11 +14,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What no door offers: name -> where it may stand, the newest place first, as "module:attribute".
+# What no door offers: name -> where it may stand, the newest place first, as "module:attribute"
+# ("module:" is the module itself).
 INTERNALS: Mapping[str, tuple[str, ...]] = {
     "plan.load": ("benchsuite.plan.plan:load", "benchsuite.plan:load"),
     "plan.available": ("benchsuite.plan.plan:available", "benchsuite.plan:available"),
     "Store": ("benchsuite.results.store:Store", "benchsuite.store:Store"),
+    "code_id": ("benchsuite.results.code_id:code_id", "benchsuite.measure.code:code_id"),
+    "render_stored": ("benchsuite.report.page:render_stored",),
+    "verify": ("benchsuite.laws.verify:", "benchsuite.verify:"),  # the module itself
+    "Asked": ("benchsuite.laws.harness.cases:Asked", "benchsuite.laws.grid:Asked"),
     "COLUMNS": ("benchsuite.results.columns:COLUMNS", "benchsuite.frame:COLUMNS"),
 }
 
@@ -37,7 +42,8 @@ def internal(name: str) -> Any:
     for place in INTERNALS[name]:
         module_name, _, attribute = place.partition(":")
         try:
-            return getattr(importlib.import_module(module_name), attribute)
+            module = importlib.import_module(module_name)
+            return getattr(module, attribute) if attribute else module
         except (ModuleNotFoundError, AttributeError):
             continue
     raise LookupError(
