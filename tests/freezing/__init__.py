@@ -1,0 +1,14 @@
+"""What the suite answers today, as text that another version of the code must answer too. Run by `tests/freeze.py`.
+
+`PARTS` names every frozen answer. A part is made through the doors that users have: the command line, the Python face,
+the import paths of plug-ins. It holds no time, no path of this machine and no hash of code.
+"""
+
+from __future__ import annotations
+
+from tests.freezing import laws, plans, reference, surface
+from tests.freezing.golden import Part
+
+PARTS: dict[str, Part] = {
+    part.name: part for part in (*surface.PARTS, *plans.PARTS, *laws.PARTS, *reference.PARTS)
+}

@@ -1,0 +1,77 @@
+"""What the suite answers is what was frozen, and the comparison sees a changed byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.freezing import PARTS, golden
+from tests.freezing.doors import surroundings
+from tests.freezing.golden import Part
+
+CHEAP = [part for part in PARTS.values() if part.cheap]
+PART = Part("made-up", "made_up.txt", lambda: "one\ntwo\n")
+
+
+@pytest.mark.parametrize("part", CHEAP, ids=lambda part: part.name)
+def test_what_was_frozen_is_still_answered(part: Part) -> None:
+    with surroundings():
+        answer = part.make()
+    finding = golden.check(part, answer)
+    assert not finding.fails, f"{finding.told}\n{finding.diff}"
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=lambda part: part.name)
+def test_a_changed_byte_in_a_frozen_file_is_reported(part: Part, tmp_path: Path) -> None:
+    frozen = golden.HOUSE / part.file
+    accepted = golden.HOUSE / f"{part.file}{golden.ACCEPTED}"
+    answer = (accepted if accepted.is_file() else frozen).read_text(encoding="utf-8")
+    where = len(answer) // 2
+    changed = answer[:where] + ("x" if answer[where] != "x" else "y") + answer[where + 1 :]
+    finding = golden.check(part, changed)
+    assert finding.fails and finding.diff.count("\n+") == 2, (
+        finding
+    )  # the head of the diff, and one line
+
+
+def test_nothing_lies_beside_the_frozen_files_that_no_part_makes() -> None:
+    assert golden.leftovers(PARTS.values()) == []
+
+
+def test_a_part_that_was_never_frozen_is_no_equal_one(tmp_path: Path) -> None:
+    assert golden.check(PART, "one\n", tmp_path).fails
+
+
+def test_freezing_again_never_overwrites_but_puts_the_other_answer_beside(tmp_path: Path) -> None:
+    golden.write(PART, "one\ntwo\n", tmp_path)
+    golden.write(PART, "one\n2\n", tmp_path)
+    assert (tmp_path / "made_up.txt").read_text() == "one\ntwo\n"
+    assert (tmp_path / "made_up.txt.after").read_text() == "one\n2\n"
+    golden.write(PART, "one\ntwo\n", tmp_path)
+    assert not (tmp_path / "made_up.txt.after").exists(), "equal again"
+
+
+def test_another_answer_is_accepted_with_a_reason_only(tmp_path: Path) -> None:
+    golden.write(PART, "one\ntwo\n", tmp_path)
+    golden.write(PART, "one\n2\n", tmp_path)
+    assert golden.check(PART, "one\n2\n", tmp_path).fails, "no list of differences"
+    listed = tmp_path / golden.DIFFERENCES
+    listed.write_text("# Accepted\n\n## made_up.txt\n\n")
+    assert golden.check(PART, "one\n2\n", tmp_path).fails, "a heading without a reason"
+    listed.write_text("# Accepted\n\n## made_up.txt\n\nNumbers are digits now.\n")
+    assert golden.check(PART, "one\n2\n", tmp_path) == golden.Finding(
+        "made-up", "differs as listed"
+    )
+    assert golden.check(PART, "one\n3\n", tmp_path).fails, "a third answer"
+    assert golden.check(PART, "one\ntwo\n", tmp_path).fails, "the old answer again"
+    assert golden.leftovers([PART], tmp_path) == []
+
+
+def test_a_reason_for_no_difference_and_a_file_of_no_part_are_reported(tmp_path: Path) -> None:
+    (tmp_path / golden.DIFFERENCES).write_text("## gone.txt\n\nA reason.\n")
+    (tmp_path / "stray.txt").write_text("")
+    assert [finding.part for finding in golden.leftovers([PART], tmp_path)] == [
+        "stray.txt",
+        "gone.txt",
+    ]
