@@ -77,6 +77,12 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
             "unknown option 'lerning_rate' of cnn",
         ),
         (
+            ["run", "--workload", "mlp", "--replicas", "64"],
+            "mlp/small synchronous native N=64 is refused: global batch",
+        ),
+        (["plan", "--workload", "mlp", "--replicas", "64", "--json"], "set replicas to a divisor"),
+        (["run", *CELL, "--seeds", "0,1", "--backend", "mpi"], "without MPI"),
+        (
             ["replay", "no-such-run.json"],
             "no-such-run.json: No such file or directory; give a run file",
         ),
@@ -235,6 +241,35 @@ def test_another_cluster_is_pointed_to_torchrun(
 ) -> None:
     code, _, err = said(capsys, "run", *CELL, "--cluster", "torchrun", "--results", str(tmp_path))
     assert code == 2 and "benchsuite plan PLAN --write cells.json" in err
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_refused_cells_beside_others_leave_the_exit_code_0(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    launched: list[Cell] = []
+
+    def runs(_cluster: Any, _setting: Any) -> Any:
+        def launch(cell: Cell) -> Run:
+            launched.append(cell)
+            return Run(cell=cell, code_id="c", status=Status.OK, machine="m")
+
+        return launch
+
+    monkeypatch.setattr(api, "launcher", runs)
+    flags = ["--workload", "mlp", "--preset", "small", "--results", str(tmp_path)]
+    code, out, err = said(capsys, verb, *flags, "--replicas", "1,64")
+    assert (
+        code == 0
+        and "global batch" in out + err
+        and [cell.replicas for cell in launched] == [1] * (verb == "run")
+    )
+    assert (
+        said(capsys, verb, *flags, "--replicas", "64,128")[0] == 0
+    )  # two cells of flags are a plan, too
+    before = sorted(tmp_path.rglob("*.json"))
+    assert said(capsys, verb, *flags, "--replicas", "256")[0] == 2
+    assert sorted(tmp_path.rglob("*.json")) == before  # the refusal is said, not stored
 
 
 def test_compare_judges_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
