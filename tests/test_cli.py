@@ -330,3 +330,4 @@ def test_a_foreign_file_is_a_warning_of_one_line(
         and "foreign.json" in err
         and err.count("\n") == 1
     )
+    assert said(capsys, "export", "csv", "--results", str(tmp_path))[2] == ""
