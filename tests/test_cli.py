@@ -220,6 +220,48 @@ def test_plan_prints_ranks_bytes_time_and_refusals(
         assert words in text, text
 
 
+NORMED = """presets = {"default": {"global_batch": 64, "budget_samples": 640}}
+
+
+class Workload:
+    norm: str = "batch"
+"""
+
+
+def test_plan_and_run_say_what_the_numbers_of_a_cell_do_not_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    traffic = SimpleNamespace(payload_bytes=0, num_messages=0, busiest_port=lambda ports: 0)
+    costs = SimpleNamespace(
+        predicted=lambda cell: traffic, kept=lambda cell: {"worker": None, "server": None}
+    )
+    monkeypatch.setitem(sys.modules, "benchsuite.worker.predict", costs)
+    monkeypatch.setattr(api, "run_plan", lambda *_, **__: Tally())
+    (tmp_path / "net.py").write_text(NORMED)
+    cells = [
+        "--workload",
+        str(tmp_path / "net.py"),
+        "--results",
+        str(tmp_path / "results"),
+        "--replicas",
+    ]
+    reason = "BatchNorm over 2 shards is not one large batch"
+    of = "net/default synchronous native N=2"
+    code, out, _ = said(capsys, "plan", *cells, "1,2")
+    assert code == 0 and f"notice   {of}\n         {reason}" in out, out
+    (notice,) = json.loads(said(capsys, "plan", *cells, "1,2", "--json")[1])["notices"]
+    assert (notice["rule"], notice["concerns"], len(notice["cell_ids"])) == ("batch norm", of, 1)
+    code, _, err = said(capsys, "run", *cells, "1,2")
+    (line,) = err.splitlines()
+    assert (
+        code == 0 and line.startswith(f"benchsuite: notice: {reason}") and line.endswith(f"({of})")
+    )
+    assert json.loads(said(capsys, "plan", *cells, "1", "--json")[1])["notices"] == []
+    assert said(capsys, "run", *cells, "1")[2] == ""
+
+
 @pytest.mark.parametrize("failed", [0, 1])
 def test_run_says_what_became_of_the_cells(
     failed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

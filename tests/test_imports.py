@@ -32,6 +32,7 @@ MAY_IMPORT = {
         "plan",
         "plugins",
         "record",
+        "rules",
         "store",
         "frame",
         "report",

@@ -67,10 +67,13 @@ def show_plan(args: Namespace) -> int:
 
 def run(args: Namespace) -> int:
     """Runs what is missing."""
+    from benchsuite import rules
     from benchsuite.run import api
     from benchsuite.run.progress import Lines
 
     plan = _refuses_no_single_cell(api.examined(_plan(args)))
+    for notice in rules.noticed(plan.cells):
+        print(f"benchsuite: notice: {notice.text}", file=sys.stderr)
     tally = api.run_plan(plan, _store(args), fresh=args.fresh, progress=Lines())
     counts = {str(status): count for status, count in tally.counts.items()}
     if args.json:
