@@ -77,6 +77,12 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
             "unknown option 'lerning_rate' of cnn",
         ),
         (
+            ["run", "--workload", "mlp", "--replicas", "64"],
+            "mlp/small synchronous native N=64 is refused: global batch",
+        ),
+        (["plan", "--workload", "mlp", "--replicas", "64", "--json"], "set replicas to a divisor"),
+        (["run", *CELL, "--seeds", "0,1", "--backend", "mpi"], "without MPI"),
+        (
             ["replay", "no-such-run.json"],
             "no-such-run.json: No such file or directory; give a run file",
         ),
@@ -214,6 +220,48 @@ def test_plan_prints_ranks_bytes_time_and_refusals(
         assert words in text, text
 
 
+NORMED = """presets = {"default": {"global_batch": 64, "budget_samples": 640}}
+
+
+class Workload:
+    norm: str = "batch"
+"""
+
+
+def test_plan_and_run_say_what_the_numbers_of_a_cell_do_not_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    traffic = SimpleNamespace(payload_bytes=0, num_messages=0, busiest_port=lambda ports: 0)
+    costs = SimpleNamespace(
+        predicted=lambda cell: traffic, kept=lambda cell: {"worker": None, "server": None}
+    )
+    monkeypatch.setitem(sys.modules, "benchsuite.worker.predict", costs)
+    monkeypatch.setattr(api, "run_plan", lambda *_, **__: Tally())
+    (tmp_path / "net.py").write_text(NORMED)
+    cells = [
+        "--workload",
+        str(tmp_path / "net.py"),
+        "--results",
+        str(tmp_path / "results"),
+        "--replicas",
+    ]
+    reason = "BatchNorm over 2 shards is not one large batch"
+    of = "net/default synchronous native N=2"
+    code, out, _ = said(capsys, "plan", *cells, "1,2")
+    assert code == 0 and f"notice   {of}\n         {reason}" in out, out
+    (notice,) = json.loads(said(capsys, "plan", *cells, "1,2", "--json")[1])["notices"]
+    assert (notice["rule"], notice["concerns"], len(notice["cell_ids"])) == ("batch norm", of, 1)
+    code, _, err = said(capsys, "run", *cells, "1,2")
+    (line,) = err.splitlines()
+    assert (
+        code == 0 and line.startswith(f"benchsuite: notice: {reason}") and line.endswith(f"({of})")
+    )
+    assert json.loads(said(capsys, "plan", *cells, "1", "--json")[1])["notices"] == []
+    assert said(capsys, "run", *cells, "1")[2] == ""
+
+
 @pytest.mark.parametrize("failed", [0, 1])
 def test_run_says_what_became_of_the_cells(
     failed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -235,6 +283,35 @@ def test_another_cluster_is_pointed_to_torchrun(
 ) -> None:
     code, _, err = said(capsys, "run", *CELL, "--cluster", "torchrun", "--results", str(tmp_path))
     assert code == 2 and "benchsuite plan PLAN --write cells.json" in err
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_refused_cells_beside_others_leave_the_exit_code_0(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    launched: list[Cell] = []
+
+    def runs(_cluster: Any, _setting: Any) -> Any:
+        def launch(cell: Cell) -> Run:
+            launched.append(cell)
+            return Run(cell=cell, code_id="c", status=Status.OK, machine="m")
+
+        return launch
+
+    monkeypatch.setattr(api, "launcher", runs)
+    flags = ["--workload", "mlp", "--preset", "small", "--results", str(tmp_path)]
+    code, out, err = said(capsys, verb, *flags, "--replicas", "1,64")
+    assert (
+        code == 0
+        and "global batch" in out + err
+        and [cell.replicas for cell in launched] == [1] * (verb == "run")
+    )
+    assert (
+        said(capsys, verb, *flags, "--replicas", "64,128")[0] == 0
+    )  # two cells of flags are a plan, too
+    before = sorted(tmp_path.rglob("*.json"))
+    assert said(capsys, verb, *flags, "--replicas", "256")[0] == 2
+    assert sorted(tmp_path.rglob("*.json")) == before  # the refusal is said, not stored
 
 
 def test_compare_judges_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,3 +372,4 @@ def test_a_foreign_file_is_a_warning_of_one_line(
         and "foreign.json" in err
         and err.count("\n") == 1
     )
+    assert said(capsys, "export", "csv", "--results", str(tmp_path))[2] == ""

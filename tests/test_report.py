@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import re
 import tomllib
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchsuite import rules
 from benchsuite.analysis.select import select
 from benchsuite.errors import UsageError
 from benchsuite.plan.plan import Plan, Refused
@@ -21,7 +23,7 @@ from benchsuite.report.material import Material
 from benchsuite.report.tables import tables
 from benchsuite.report.words import labels
 from benchsuite.report.words.answer import answer
-from benchsuite.report.words.limits import limits
+from benchsuite.report.words.limits import HEADINGS, limits
 from benchsuite.results.record import Run
 from benchsuite.results.store import Store
 from benchsuite.rules import Problem
@@ -217,6 +219,28 @@ def test_what_the_numbers_do_not_say_follows_from_the_runs(read: _Reader) -> Non
         assert said in text, said
     alone = [run for run in made.quick_runs() if "oversubscribed" not in run.flags]
     assert not any("wall time" in what for what, _ in limits(_material(alone)))
+
+
+def test_what_the_rules_notice_of_a_cell_with_runs_stands_on_the_page(tmp_path: Path) -> None:
+    heading, said = (
+        "They are not equal to one process.",
+        "bfloat16 rounds to 2^-8: set precision = fp64",
+    )
+    rounded = tuple(dataclasses.replace(cell, precision="bf16") for cell in made.quick_cells())
+    runs = [made.make_run(cell, seed) for cell in rounded for seed in (0, 1, 2)]
+    text = page.render(_plan(cells=rounded), runs, tmp_path, environments=ENVIRONMENTS).read_text(
+        encoding="utf-8"
+    )
+    assert text.count(heading) == 1 and said in text
+    without_runs = page.render(_plan(cells=rounded), [], tmp_path).read_text(encoding="utf-8")
+    assert heading not in without_runs
+    assert heading not in [what for what, _ in limits(_material())]
+
+
+def test_every_notice_has_its_heading_on_the_page() -> None:
+    source = inspect.getsource(rules.notices) + inspect.getsource(rules._unequal)
+    named = set(re.findall(r'Problem\(\s*"([^"]+)"', source))
+    assert named == set(HEADINGS)
 
 
 def test_oversubscribed_points_are_hollow_and_joined_to_nothing(built: Path) -> None:

@@ -1650,13 +1650,31 @@ def test_batch_norm_is_a_notice_and_dropout_is_refused_in_laws_only(tmp_path):
     net = _own_workload(tmp_path, "{'global_batch': 64, 'budget_samples': 640}")
     normed = Cell(workload=net, replicas=2, options={"my_net": {"norm": "batch", "dropout": 0.1}})
     assert validate(normed) == []
-    assert [p.rule for p in rules.notices(normed)] == ["batch norm"]
+    assert [p.rule for p in rules.notices(normed)] == ["batch norm", "laws"]
     assert rules.notices(dataclasses.replace(normed, replicas=1)) == []
     assert [p.rule for p in rules.law_problems(normed)] == ["laws"]
     assert [
         "float64" in p.reason for p in rules.law_problems(Cell(workload=TINY, precision="bf16"))
     ] == [True]
     assert rules.law_problems(dataclasses.replace(normed, options={})) == []
+    assert rules.notices(dataclasses.replace(normed, options={})) == []
+    (rounded,) = rules.notices(Cell(workload=TINY, precision="bf16", replicas=2))
+    assert "float64" in rounded.reason
+    assert rules.notices(Cell(workload=TINY, precision="bf16")) == []
+
+
+def test_a_notice_is_said_once_with_the_cells_that_it_is_about():
+    rounded = [Cell(workload=TINY, precision="bf16", replicas=count) for count in (1, 2, 4)]
+    exact = [dataclasses.replace(cell, precision="fp64") for cell in rounded]
+    (notice,) = rules.noticed([*exact, *rounded])
+    assert (
+        notice.cells == tuple(rounded[1:]) and notice.concerns == f"{rounded[1].label} and 1 more"
+    )
+    assert notice.text.startswith("precision = bf16") and notice.text.endswith(
+        f"set precision = fp64 ({notice.concerns})"
+    )
+    assert [each.concerns for each in rules.noticed(rounded[:2])] == [rounded[1].label]
+    assert rules.noticed(exact) == []
 
 
 # the machine

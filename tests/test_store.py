@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import benchsuite
 from benchsuite.plan.cell import Cell
 from benchsuite.results.columns import COLUMNS
 from benchsuite.results.record import Run, Status
-from benchsuite.results.store import ForeignFile, Store, StoreError
+from benchsuite.results.store import CACHE, ForeignFile, Store, StoreError
 
 SCHEMA = json.loads(
     (Path(benchsuite.__file__).parent / "results" / "schema" / "run.schema.json").read_text()
@@ -163,12 +164,129 @@ def test_truncated_and_foreign_files_are_skipped_with_a_warning_that_names_them(
     newer = json.loads(good.read_text()) | {"schema": 99}
     (good.parent / "newer.json").write_text(json.dumps(newer))
     for read in (store.runs, store.rows):
+        (tmp_path / CACHE).unlink(missing_ok=True)
         with pytest.warns(ForeignFile) as caught:
             assert len(read()) == 1
         warned = " ".join(str(w.message) for w in caught)
         assert all(
             f"{name}.json" in warned for name in ("truncated", "foreign", "list", "binary", "newer")
         )
+
+
+def said(read: Callable[[], Any]) -> list[str]:
+    """The warnings of a call, however often they were said before."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read()
+    return [str(each.message) for each in caught]
+
+
+def written(root: Path) -> tuple[int, int]:
+    """Changes with every rewriting of the cache, which replaces the file."""
+    status = (root / CACHE).stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+@pytest.mark.parametrize("first", ["runs", "rows"])
+def test_a_foreign_file_is_told_once_and_the_cache_is_left_alone_until_it_changes(
+    tmp_path: Path, first: str
+) -> None:
+    store = Store(tmp_path)
+    good = store.write(a_run())
+    foreign = good.parent / "foreign.json"
+    foreign.write_text("{}")
+    assert ["foreign.json" in text for text in said(getattr(store, first))] == [True]
+    store.rows()  # its rows, where `runs` came first
+    before = written(tmp_path)
+    for read in (store.runs, store.rows, store.runs, Store(tmp_path).rows, Store(tmp_path).frame):
+        assert said(read) == []
+    assert written(tmp_path) == before
+    foreign.write_text("{}  ")
+    assert len(said(store.rows)) == 1 and written(tmp_path) != before
+    assert said(store.rows) == []
+    foreign.write_text(json.dumps(a_run(Cell(seed=7)).to_json()))
+    assert said(store.rows) == [] and sorted(row["seed"] for row in store.rows()) == [0, 7]
+    assert len(store.runs()) == 2
+
+
+def test_a_foreign_file_is_told_every_time_where_no_cache_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    (store.write(a_run()).parent / "foreign.json").write_text("{}")
+    monkeypatch.setattr(
+        Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only"))
+    )
+    assert [len(said(read)) for read in (store.runs, store.rows, store.rows)] == [1, 1, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_a_file_that_cannot_be_read_now_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives the rights back changes neither its time nor its size."""
+    store = Store(tmp_path)
+    store.write(a_run())
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path,
+            "read_text",
+            lambda *_, **__: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")),
+        )
+        assert [len(said(read)) for read in (store.rows, store.runs)] == [1, 1]
+    assert said(store.rows) == [] and len(store.rows()) == 1
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_run_deleted_between_listing_and_reading_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    store = Store(tmp_path)
+    store.write(a_run(Cell(seed=1)))
+    run = a_run(Cell(seed=2, replicas=2))
+    gone = store.write(run)
+    gone.unlink()
+    listing, look = Store._files, Path.iterdir
+
+    def delete() -> None:
+        gone.unlink(missing_ok=True)
+        if gone.parent.exists():
+            gone.parent.rmdir()
+
+    def files_then_deletion(self: Store) -> Iterator[Path]:
+        listed = list(listing(self))
+        delete()
+        return iter(listed)
+
+    def deletion_then_look(folder: Path) -> Iterator[Path]:
+        if folder == gone.parent:
+            delete()
+        return look(folder)
+
+    read: Callable[[], list[Any]]
+    for read in (store.rows, store.runs):
+        assert store.write(run) == gone
+        with monkeypatch.context() as patch:
+            if what == "file":
+                patch.setattr(Store, "_files", files_then_deletion)
+            else:
+                patch.setattr(Path, "iterdir", deletion_then_look)
+            found: list[Any] = []
+            assert said(lambda read=read, found=found: found.extend(read())) == []  # type: ignore[misc]
+        assert len(found) == 1 and not gone.exists()
+
+
+def test_a_run_deleted_while_it_is_opened_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.write(a_run())
+
+    def gone(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    assert said(store.runs) == said(store.rows) == [] and store.rows() == []
 
 
 @pytest.mark.parametrize(
@@ -188,10 +306,10 @@ def test_a_run_file_that_makes_no_row_is_skipped_with_a_warning(
     kept = store.write(a_run())
     document = json.loads(kept.read_text()) | {"run_id": "other"} | changed
     (kept.parent / "other.json").write_text(json.dumps(document))
-    with pytest.warns(ForeignFile, match="other.json"):
-        assert len(store.rows()) == 1
-    with pytest.warns(ForeignFile, match="other.json"):
-        assert len(store.runs()) == 1
+    for read in (store.rows, store.runs):
+        (tmp_path / CACHE).unlink(missing_ok=True)
+        with pytest.warns(ForeignFile, match="other.json"):
+            assert len(read()) == 1
 
 
 def test_missing_is_what_has_no_ok_timeout_or_unsupported_run_of_this_code(tmp_path: Path) -> None:

@@ -476,7 +476,7 @@ def test_the_seed_of_the_trials_is_no_seed_of_a_tuned_plan(tmp_path: Path) -> No
     with pytest.raises(
         UsageError, match="seeds contain 1000, which trials .* take another seed, or tuning = same"
     ):
-        api.run_plan(grid, Store(tmp_path))
+        api.run(grid, results=tmp_path)
     tune.check_seeds([Cell()], [1000])
 
 

@@ -57,7 +57,7 @@ def show_plan(args: Namespace) -> int:
         return 0
     from benchsuite.results import code_id
 
-    plan = api.examined(_plan(args))
+    plan = _refuses_no_single_cell(api.examined(_plan(args)))
     forecast = outlook.forecast(plan, _store(args), code_id=code_id.code_id)
     if args.json:
         return _print_json(forecast)
@@ -67,10 +67,13 @@ def show_plan(args: Namespace) -> int:
 
 def run(args: Namespace) -> int:
     """Runs what is missing."""
+    from benchsuite import rules
     from benchsuite.run import api
     from benchsuite.run.progress import Lines
 
-    plan = _plan(args)
+    plan = _refuses_no_single_cell(api.examined(_plan(args)))
+    for notice in rules.noticed(plan.cells):
+        print(f"benchsuite: notice: {notice.text}", file=sys.stderr)
     tally = api.run_plan(plan, _store(args), fresh=args.fresh, progress=Lines())
     counts = {str(status): count for status, count in tally.counts.items()}
     if args.json:
@@ -304,6 +307,18 @@ def _plan(args: Namespace, *settings: str) -> Plan:
         spec.parse(loaded.figures)  # now, rather than after everything has run
         return loaded
     return plan.from_flags(flags, settings=settings, only=args.only, seeds=seeds)
+
+
+def _refuses_no_single_cell(plan: Plan) -> Plan:
+    """The same plan; UsageError with rule and remedy where it is one cell of flags, and refused.
+
+    Whoever asks for one cell has no other answer to look at. Of several cells the others run.
+    """
+    asked_by_flags = plan.path is None
+    if asked_by_flags and not plan.cells and len(plan.refused) == 1:
+        (refused,) = plan.refused
+        raise UsageError(f"{refused.cell.label} is refused: {refused.reason}")
+    return plan
 
 
 @contextlib.contextmanager

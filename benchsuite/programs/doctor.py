@@ -37,6 +37,13 @@ except namespace.NoNamespace as error:
     raise SystemExit(str(error))
 """
 
+# Optional packages: name, what it is needed for, remedy.
+PACKAGES = (
+    ("scikit-learn", "workload = cnn, preset digits", "pip install scikit-learn"),
+    ("asv", "the asv front end", "pip install 'benchsuite[asv]'"),
+    ("gymnasium", "the test that holds CartPole bit-equal", "pip install 'benchsuite[gym]'"),
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -149,19 +156,32 @@ def _torch(torch: Machine) -> Iterator[Row]:
     yield Row("torch", torch.torch, "everything but reports")
     gloo = "" if torch.gloo else "install torch's wheel from pytorch.org: this build has no gloo"
     yield Row("gloo", _yes(torch.gloo), "backend = gloo, the default", gloo)
-    devices = torch.num_cuda_devices or 0
+    yield from _accelerators(torch)
+    # Not called missing: no wheel of torch has it, so that no machine would ever be complete.
+    yield Row(
+        "mpi", _yes(torch.mpi), "backend = mpi, in a torch that is built from source against MPI"
+    )
+
+
+def _accelerators(torch: Machine) -> Iterator[Row]:
+    """GPUs and nccl: only a machine that has a GPU can miss something."""
     names = ", ".join(sorted(set(environment.gpus())))
+    devices = torch.num_cuda_devices or 0
+    if devices:
+        yield Row("GPUs", f"{devices} {names}".strip(), "device = cuda")
+    elif names:
+        yield Row(
+            "GPUs", f"{names}, unseen by torch", "device = cuda", "install a CUDA build of torch"
+        )
+    else:
+        yield Row("GPUs", "none", "device = cuda")
+    needs_nccl = bool(devices or names) and not torch.nccl
     yield Row(
-        "GPUs",
-        f"{devices} {names}".strip() if devices else "none",
-        "device = cuda",
-        "" if devices else "a machine with an NVIDIA GPU and a CUDA build of torch",
+        "nccl",
+        _yes(torch.nccl),
+        "backend = nccl",
+        "install a CUDA build of torch" if needs_nccl else "",
     )
-    yield Row(
-        "nccl", _yes(torch.nccl), "backend = nccl", "" if torch.nccl else "a CUDA build of torch"
-    )
-    mpi = "" if torch.mpi else "build torch from source against MPI: no wheel has it"
-    yield Row("mpi", _yes(torch.mpi), "backend = mpi", mpi)
 
 
 def _network() -> Iterator[Row]:
@@ -180,31 +200,16 @@ def _network() -> Iterator[Row]:
         control or "unknown",
         "the caption: it moves loopback by a factor of 2",
     )
-    tools = [name for name in ("ip", "tc", "nsenter") if not shutil.which(name)]
+    tools = [name for name in ("ip", "tc") if not shutil.which(name)]
     yield Row(
-        "ip, tc, nsenter",
+        "ip, tc",
         f"without {', '.join(tools)}" if tools else "yes",
-        "cluster = namespaces",
-        "install iproute2 and util-linux" if tools else "",
+        "slow links of selfcheck and calibrate",
+        "install iproute2" if tools else "",
     )
 
 
 def _tools() -> Iterator[Row]:
-    needed = ("sbatch", "squeue", "scancel", "srun")
-    missing = [name for name in needed if not shutil.which(name)]
-    yield Row(
-        "slurm",
-        f"without {', '.join(missing)}" if missing else "yes",
-        "cluster = slurm",
-        "run on a slurm login node" if missing else "",
-    )
-    mpirun = shutil.which("mpirun")
-    yield Row(
-        "mpirun",
-        "yes" if mpirun else "no",
-        "cluster = mpirun",
-        "" if mpirun else "install Open MPI or MPICH",
-    )
     git = shutil.which("git")
     yield Row(
         "git", "yes" if git else "no", "the commit in every run", "" if git else "install git"
@@ -212,12 +217,7 @@ def _tools() -> Iterator[Row]:
 
 
 def _packages() -> Iterator[Row]:
-    for name, needed_for, remedy in (
-        ("scikit-learn", "workload = cnn, preset digits", "pip install scikit-learn"),
-        ("asv", "the asv front end", "pip install 'benchsuite[asv]'"),
-        ("pyarrow", "export parquet", "pip install pyarrow"),
-        ("gymnasium", "the test that holds CartPole bit-equal", "pip install 'benchsuite[gym]'"),
-    ):
+    for name, needed_for, remedy in PACKAGES:
         try:
             yield Row(name, importlib.metadata.version(name), needed_for)
         except importlib.metadata.PackageNotFoundError:

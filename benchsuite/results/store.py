@@ -8,7 +8,9 @@
     keyed by its name, mtime and size
 
 Folders of several machines merge by copying. A truncated or foreign file is skipped with a warning
-that names it. Imports no torch; pandas only inside `frame`.
+that names it, once: the cache remembers it until it changes. A run that is deleted while others are
+read counts as never listed.
+Imports no torch; pandas only inside `frame`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ CACHE = ".frame-cache.json"
 ENVIRONMENTS = "env"
 CALIBRATIONS = "calibration"
 GPU_CHECKS = "gpu"
+# mtime in ns and size of a file, which is read again where one of them has changed
+_Stamp = list[int]
 _NO_LINKS = (
     errno.EPERM,
     errno.EOPNOTSUPP,
@@ -54,6 +58,34 @@ class StoreError(RuntimeError):
 
 class ForeignFile(UserWarning):
     """A file under results/ that is not a complete run file; it is skipped."""
+
+
+@dataclasses.dataclass
+class _Cache:
+    """What `.frame-cache.json` holds, by file name relative to the root.
+
+    files: {stamp, machine, environment_id, values} of a run. foreign: stamps of files that are no
+    runs.
+    """
+
+    files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    foreign: dict[str, _Stamp] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoRun:
+    """Why a file is skipped.
+
+    stamp: None where the file could not be read, which may be otherwise the next time.
+    """
+
+    path: Path
+    why: str
+    stamp: _Stamp | None
+
+    def warn(self) -> None:
+        message = f"{self.path} skipped, not a complete run file: {self.why}"
+        warnings.warn(message, ForeignFile, stacklevel=2)
 
 
 class Store:
@@ -114,7 +146,16 @@ class Store:
         """All runs, or those of some cells and seeds, in the order of their run ids."""
         wanted = None if cells is None else {cell.id for cell in cells}
         paths = [path for path in self._files() if wanted is None or path.parent.name in wanted]
-        found = [run for path in paths for run, _ in _read(path)]
+        found: list[Run] = []
+        foreign: list[_NoRun] = []
+        for path in paths:
+            stored = _read(path)
+            if isinstance(stored, _NoRun):
+                foreign.append(stored)
+            elif stored is not None:
+                found.append(stored.run)
+        if foreign:
+            self._warn_once(foreign)
         return sorted(
             (run for run in found if seeds is None or run.cell.seed in seeds),
             key=lambda run: run.run_id,
@@ -180,57 +221,73 @@ class Store:
         for machine in _folders(self.root):
             for cell_folder in _folders(machine):
                 if cell_folder.name not in (ENVIRONMENTS, CALIBRATIONS, GPU_CHECKS):
-                    for path in sorted(cell_folder.glob("*.json")):
-                        if not path.name.startswith("."):
+                    for path in _entries(cell_folder):
+                        if path.suffix == ".json" and not path.name.startswith("."):
                             yield path
 
     def _indexed(self) -> dict[str, dict[str, Any]]:
-        """File name -> {mtime_ns, size, machine, environment_id, values}; only new or changed files
+        """File name -> {stamp, machine, environment_id, values}; only new or changed files
         are parsed."""
         cached = self._load_cache()
-        index: dict[str, dict[str, Any]] = {}
-        parsed = 0
+        now = _Cache()
         for path in self._files():
             name = str(path.relative_to(self.root))
-            status = path.stat()
-            entry = cached.get(name)
-            if (
-                entry is None
-                or entry["mtime_ns"] != status.st_mtime_ns
-                or entry["size"] != status.st_size
-            ):
-                parsed += 1
-                found = _read(path)
-                if not found:
-                    continue  # warned about every time: it is never cached
+            stamp = _stamp(path)
+            if stamp is None:
+                continue
+            if cached.foreign.get(name) == stamp:
+                now.foreign[name] = stamp
+                continue
+            entry = cached.files.get(name)
+            if entry is None or entry["stamp"] != stamp:
+                stored = _read(path)
+                if stored is None:
+                    continue
+                if isinstance(stored, _NoRun):
+                    stored.warn()
+                    if stored.stamp is not None:
+                        now.foreign[name] = stored.stamp
+                    continue
                 entry = {
-                    "mtime_ns": status.st_mtime_ns,
-                    "size": status.st_size,
+                    "stamp": stored.stamp,
                     "machine": path.parts[-3],
-                    "environment_id": found[0][0].environment_id,
-                    "values": found[0][1],
+                    "environment_id": stored.run.environment_id,
+                    "values": stored.values,
                 }
-            index[name] = entry
-        if parsed or len(index) != len(cached):
-            self._save_cache(index)
-        return index
+            now.files[name] = entry
+        if now != cached:
+            self._save_cache(now)
+        return now.files
 
-    def _load_cache(self) -> dict[str, dict[str, Any]]:
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    def _warn_once(self, foreign: Sequence[_NoRun]) -> None:
+        """Warns of those that the cache does not know as foreign, and remembers them there."""
+        cache = self._load_cache()
+        news = False
+        for each in foreign:
+            name = str(each.path.relative_to(self.root))
+            if each.stamp is None or cache.foreign.get(name) != each.stamp:
+                each.warn()
+            if each.stamp is not None and cache.foreign.get(name) != each.stamp:
+                cache.foreign[name] = each.stamp
+                news = True
+        if news:
+            self._save_cache(cache)
+
+    def _load_cache(self) -> _Cache:
+        """The cache; an empty one where there is none, or where other code has written it."""
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
             document = json.loads((self.root / CACHE).read_text(encoding="utf-8"))
-            if document.get("key") == _cache_key():
-                files: dict[str, dict[str, Any]] = document["files"]
-                return files
-        return {}
+            if document["key"] == _cache_key():
+                return _Cache(document["files"], document["foreign"])
+        return _Cache()
 
-    def _save_cache(self, index: Mapping[str, Any]) -> None:
+    def _save_cache(self, cache: _Cache) -> None:
         """The cache is a convenience: a folder that cannot be written is read without one."""
+        document = {"key": _cache_key(), "files": cache.files, "foreign": cache.foreign}
         with contextlib.suppress(OSError):
             temporary = self.root / f"{CACHE}.{os.getpid()}-{secrets.token_hex(4)}"
             try:
-                temporary.write_text(
-                    json.dumps({"key": _cache_key(), "files": index}), encoding="utf-8"
-                )
+                temporary.write_text(json.dumps(document), encoding="utf-8")
                 temporary.replace(self.root / CACHE)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -282,23 +339,50 @@ def _publish(temporary: Path, path: Path) -> bool:
     return True
 
 
-def _folders(root: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted; nothing where it cannot be read or is gone."""
     with contextlib.suppress(OSError):
-        return sorted(
-            entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-        )
+        return sorted(folder.iterdir())
     return []
 
 
-def _read(path: Path) -> list[tuple[Run, list[Any]]]:
-    """The run in a file with its row, as a list of one; an empty list and a warning where it is
-    none."""
+def _folders(root: Path) -> list[Path]:
+    return [entry for entry in _entries(root) if entry.is_dir() and not entry.name.startswith(".")]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A run, its row in the order of `columns.COLUMNS`, and its file's stamp before the reading."""
+
+    run: Run
+    values: list[Any]
+    stamp: _Stamp
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """None where the file is gone: it was deleted after it was listed."""
     try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_mtime_ns, status.st_size]
+
+
+def _read(path: Path) -> _Stored | _NoRun | None:
+    """The run in a file with its row; None where the file is gone."""
+    stamp = None
+    try:
+        stamp = _stamp(path)
+        if stamp is None:
+            return None
         run = Run.parse(json.loads(path.read_text(encoding="utf-8")))
-        values = table.row(run)
-        return [(run, [table.typed(column, values[column]) for column in table.COLUMNS])]
+        row = table.row(run)
+        return _Stored(run, [table.typed(column, row[column]) for column in table.COLUMNS], stamp)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return _NoRun(path, str(error), None)
     except (
-        OSError,
         ValueError,
         KeyError,
         TypeError,
@@ -306,10 +390,7 @@ def _read(path: Path) -> list[tuple[Run, list[Any]]]:
         ArithmeticError,
         RecursionError,
     ) as error:
-        warnings.warn(
-            f"{path} skipped, not a complete run file: {error}", ForeignFile, stacklevel=2
-        )
-        return []
+        return _NoRun(path, str(error), stamp)
 
 
 def _with_seeds(cells: Iterable[Cell], seeds: Sequence[int] | None) -> list[Cell]:
@@ -324,11 +405,12 @@ def code_of(code_id: CodeId, cell: Cell) -> str:
 
 
 def _cache_key() -> str:
-    """Changes with the code that makes rows, so that an old cache is never read by new code."""
+    """Changes with the code that makes rows and writes the cache, so that an old cache is never
+    read by new code."""
     from benchsuite.plan import cell
     from benchsuite.results import record
 
-    sources = (table.__file__, record.__file__, cell.__file__)
+    sources = (__file__, table.__file__, record.__file__, cell.__file__)
     return hashlib.sha256(
         b"".join(Path(str(source)).read_bytes() for source in sources)
     ).hexdigest()[:16]

@@ -57,7 +57,7 @@ def run(
             plan = dataclasses.replace(plan, seeds=plans.checked_seeds(seeds), pairs=None)
     else:
         plan = _of_cells([plan_or_cell] if isinstance(plan_or_cell, Cell) else plan_or_cell, seeds)
-    return run_plan(plan, Store(results), fresh=fresh)
+    return run_plan(examined(plan), Store(results), fresh=fresh)
 
 
 def load_results(path: str | Path = "results") -> pd.DataFrame:
@@ -69,11 +69,10 @@ def load_results(path: str | Path = "results") -> pd.DataFrame:
 def run_plan(
     plan: Plan, store: Store, *, fresh: bool = False, progress: Progress | None = None
 ) -> Tally:
-    """Runs the missing runs of a plan on this machine. SIGTERM ends it as Ctrl-C does."""
+    """Runs the missing runs of a plan that `examined` returned. SIGTERM ends it as Ctrl-C does."""
     from benchsuite.cluster.local import Cluster, sigterm_as_interrupt
     from benchsuite.run.runner import run_cells
 
-    plan = examined(plan)
     _startable(plan)
     main = (
         threading.current_thread() is threading.main_thread()

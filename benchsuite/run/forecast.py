@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchsuite import rules
 from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.placement import ports
@@ -27,13 +28,14 @@ CELLS_SCHEMA = 1
 
 def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
     """`{"plan", "question", "seeds", "cells", "refused", "runs", "trials", "missing",
-    "estimated_s"}`.
+    "estimated_s", "notices"}`.
 
     estimated_s: of one run, from stored runs of the same cell (or with another learning rate), else
     None; in all: of the missing runs, None where one is unknown. predicted_bytes: of one run, all
     ranks together. kept_bytes: by the strategy on a worker and on a server, beside parameters,
     gradient and optimiser. runs and missing count the trials of tuned cells too: `trials` of all
-    runs; of a cell its missing ones.
+    runs; of a cell its missing ones. notices: what the numbers of some cells do not mean,
+    `[{"rule", "reason", "remedy", "cell_ids", "concerns"}]`.
     """
     from benchsuite.worker.predict import kept, predicted
 
@@ -74,6 +76,7 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
         "trials": num_trials,
         "missing": len(missing_runs) + len(untried),
         "estimated_s": None if None in left else sum(value for value in left if value is not None),
+        "notices": [_notice(notice) for notice in rules.noticed(plan.cells)],
     }
 
 
@@ -114,6 +117,9 @@ def table(document: dict[str, Any]) -> str:
         lines += [
             f"         {problem['reason']}: {problem['remedy']}" for problem in refusal["problems"]
         ]
+    for notice in document["notices"]:
+        lines.append(f"notice   {notice['concerns']}")
+        lines.append(f"         {notice['reason']}: {notice['remedy']}")
     trials = (
         f"; {document['trials']} of them trials of tuning, seed {tune.TRIAL_SEED}"
         if document["trials"]
@@ -175,3 +181,13 @@ def binary(count: int) -> str:
 def _refused(cell: Cell, problems: Any) -> dict[str, Any]:
     stated = [{"rule": p.rule, "reason": p.reason, "remedy": p.remedy} for p in problems]
     return {"cell_id": cell.id, "label": cell.label, "problems": stated}
+
+
+def _notice(notice: rules.Notice) -> dict[str, Any]:
+    problem = notice.problem
+    document: dict[str, Any] = {
+        "rule": problem.rule,
+        "reason": problem.reason,
+        "remedy": problem.remedy,
+    }
+    return document | {"cell_ids": [cell.id for cell in notice.cells], "concerns": notice.concerns}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from benchsuite import rules
 from benchsuite.report.material import Material
 from benchsuite.report.words import labels
 
@@ -100,10 +101,15 @@ STATUS_WORDS = (
     ("not run", "nothing is stored"),
 )
 
+HEADINGS = {  # by the rule of a notice
+    "batch norm": "They do not compare with one large batch.",
+    "laws": "They are not equal to one process.",
+}
+
 
 def limits(material: Material) -> list[tuple[str, str]]:
     """(what, why) of everything a reader could take these numbers for and must not."""
-    virtual = _virtual(material)
+    virtual = [*_noticed(material), *_virtual(material)]
     if not material.runs:
         return [*virtual, *_preview(material.in_virtual_time)]
     said = [*_crowding(material)]
@@ -141,6 +147,13 @@ def limits(material: Material) -> list[tuple[str, str]]:
             )
         )
     return [*said, *virtual]
+
+
+def _noticed(material: Material) -> Iterable[tuple[str, str]]:
+    """The notices of the rules, of the cells that have a run."""
+    with_runs = {run.cell_id for run in material.selection.runs}
+    for notice in rules.noticed(cell for cell in material.cells if cell.id in with_runs):
+        yield HEADINGS[notice.problem.rule], f"{notice.text}."
 
 
 def _preview(material: Material) -> list[tuple[str, str]]:
