@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchsuite import workload
 from benchsuite.errors import UsageError
 from benchsuite.workload import Batch, Infer, Recipe, Target
 
@@ -109,7 +110,7 @@ Split = tuple[
 
 
 @dataclass
-class Workload:
+class Workload(workload.Workload):
     """Digits, synthetic images, or images of the user's."""
 
     later = ("data", "path", "optimizer", "lr_batch")

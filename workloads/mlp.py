@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchsuite import workload
 from benchsuite.workload import Batch, Infer, Recipe, Target
 
 presets = {
@@ -58,7 +59,7 @@ class Ballast(nn.Module):
 
 
 @dataclass
-class Workload:
+class Workload(workload.Workload):
     """Regression of a teacher's outputs."""
 
     inputs: int = 20

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchsuite import workload
 from benchsuite.workload import Batch, Infer, Recipe, Target, TrajectoryShape
 
 from .rl_networks import Pair, nature
@@ -83,7 +84,7 @@ START = 4
 
 
 @dataclass
-class Workload:
+class Workload(workload.Workload):
     """Acting and learning; a sample is an environment step."""
 
     environment: Literal["cartpole", "frames", "atari"] = "cartpole"

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchsuite import workload
 from benchsuite.workload import Batch, Infer, Recipe, Target, muon
 
 presets = {
@@ -109,7 +110,7 @@ PLAN = {
 
 
 @dataclass
-class Workload:
+class Workload(workload.Workload):
     """Next-symbol prediction; a sample is a sequence of `context` predicted symbols."""
 
     later = ("optimizer",)

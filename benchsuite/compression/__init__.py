@@ -16,7 +16,6 @@ from torch import Tensor
 
 from benchsuite.comm import Traffic
 from benchsuite.comm.codec import Codec, Encoding
-from benchsuite.errors import UsageError
 from benchsuite.topology import Topology
 from benchsuite.workload import Shapes, pieces_of
 
@@ -24,9 +23,12 @@ __all__ = ["Codec", "Compression", "Gathered", "pieces_of"]
 
 
 class Compression(Encoding, Protocol):
-    """Stands between a strategy and its topology. `none` hands vectors on untouched."""
+    """One file in `compression/`: a dataclass that inherits from this class and stands between a
+    strategy and its topology. `none` hands vectors on untouched."""
 
-    nominal_ratio: float  # bytes with / bytes without, as its paper counts them, of float32
+    @property
+    def nominal_ratio(self) -> float:
+        """Bytes with / bytes without, as its paper counts them, of float32."""
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
         """State (residuals, random streams) for vectors of these shapes."""
@@ -65,12 +67,6 @@ class Gathered:
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
         """In place."""
-        if not hasattr(topology, "gather"):
-            raise UsageError(
-                f"{type(topology).__module__} has no `gather`, which this compression needs: what "
-                "it sends cannot be "
-                "summed; give the topology one, or set topology = native"
-            )
         if self._codec is None:
             self._codec = self._make_codec(flat.dtype)
         rows = topology.gather(self._codec.encode(flat))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import compression
 from benchsuite.comm import Traffic
 from benchsuite.compression import Codec
 from benchsuite.compression.half import HALF_BYTES, Half
@@ -21,7 +22,7 @@ from benchsuite.workload import Shapes
 
 
 @dataclass
-class Compression:
+class Compression(compression.Compression):
     """Casts to torch.bfloat16."""
 
     nominal_ratio = 0.5

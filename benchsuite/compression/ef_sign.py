@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchsuite import compression
 from benchsuite.comm import Traffic
 from benchsuite.compression import Gathered, pieces_of
 from benchsuite.compression.bits import pack_signs, packed_bytes, unpack_signs
@@ -25,7 +26,7 @@ SCALE_BYTES = 4  # a float32
 
 
 @dataclass
-class Compression:
+class Compression(compression.Compression):
     """Scaled signs of the gradient and of what was left out before."""
 
     nominal_ratio = 1 / 32

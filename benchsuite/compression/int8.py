@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import compression
 from benchsuite.comm import Traffic
 from benchsuite.compression import Codec
 from benchsuite.compression.quantise import Quantised
@@ -24,7 +25,7 @@ BITS = 8
 
 
 @dataclass
-class Compression:
+class Compression(compression.Compression):
     """One byte per element."""
 
     nominal_ratio = BITS / 32

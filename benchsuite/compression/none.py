@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import compression
 from benchsuite.comm import Traffic
 from benchsuite.compression import Codec
 from benchsuite.topology import Topology
@@ -15,7 +16,7 @@ from benchsuite.workload import Shapes, numel
 
 
 @dataclass
-class Compression:
+class Compression(compression.Compression):
     """The identity."""
 
     nominal_ratio = 1.0

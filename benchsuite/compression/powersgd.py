@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import compression
 from benchsuite.comm import Traffic
 from benchsuite.compression import Codec
 from benchsuite.errors import UsageError
@@ -26,7 +27,7 @@ from benchsuite.workload import Shapes, numel, views
 
 
 @dataclass
-class Compression:
+class Compression(compression.Compression):
     """Two thin factors in the place of each matrix."""
 
     rank: int = 2

@@ -105,7 +105,7 @@ class Quantised:
         self._one: Tensor
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        if hasattr(topology, "scatter"):
+        if topology.scatters:
             self._by_owners(flat, topology)
             return
         self._gathered.mean(flat, topology)
@@ -151,7 +151,7 @@ class Quantised:
         num_servers: int = 0,
     ) -> Traffic:
         pieces = pieces_of(shapes)
-        if not hasattr(topology, "scatter"):
+        if not topology.scatters:
             return topology.predicted_gather(
                 quantised_bytes(pieces, self.bits), num_workers=num_workers
             )

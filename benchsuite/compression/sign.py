@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchsuite import compression
 from benchsuite.comm import Traffic
 from benchsuite.compression import Codec, Gathered, pieces_of
 from benchsuite.compression.bits import pack_signs, packed_bytes, unpack_signs
@@ -25,7 +26,7 @@ from benchsuite.workload import Shapes
 
 
 @dataclass
-class Compression:
+class Compression(compression.Compression):
     """The majority's sign."""
 
     nominal_ratio = 1 / 32

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchsuite import compression
 from benchsuite.comm import Traffic
 from benchsuite.compression import Gathered, pieces_of
 from benchsuite.topology import Topology
@@ -27,7 +28,7 @@ SAMPLE = 2**14  # elements that tell about where the k-th largest lies
 
 
 @dataclass
-class Compression:
+class Compression(compression.Compression):
     """The largest elements of the gradient and of what was left out before."""
 
     rho: float = 0.01

@@ -21,7 +21,15 @@ from benchsuite.workload import Batch, Part, Workload
 
 
 class Parallel(Protocol):
-    """One file in `parallel/`; the class's fields are its options."""
+    """One file in `parallel/`: a class that inherits from this one (or from `ModelParallel`); its
+    fields are its options."""
+
+    autocast: bool = False
+    """Whether forward and loss can run under autocast: `build` takes `autocast: bool` then."""
+
+    acts_whole: bool = False
+    """Whether a policy gathers its parameters once for a rollout, and sends nothing when it acts
+    again."""
 
     def build(
         self,
@@ -33,11 +41,7 @@ class Parallel(Protocol):
         device: torch.device,
     ) -> Part:
         """This rank's part. `replica` joins the ranks of one replica (None where a replica is one
-        rank).
-
-        A class that says `autocast = True` also takes `autocast: bool = False`: forward and loss
-        under autocast.
-        """
+        rank)."""
 
 
 class ModelParallel(Parallel, Protocol):

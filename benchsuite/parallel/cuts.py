@@ -58,12 +58,11 @@ class Cuts:
 def cuts(workload: Workload, layers: Sequence[nn.Module], *, size: int, num_chunks: int) -> Cuts:
     """Of a chain over `size` parts with `num_chunks` chunks each. Layers may be on the meta
     device."""
-    formula = getattr(workload, "layer_flops", None)
-    loads = (
-        [float(flops) for flops in formula()]
-        if formula is not None
-        else [_parameters(layer) for layer in layers]
-    )
+    counted = workload.layer_flops()
+    if counted is None:
+        loads = [_parameters(layer) for layer in layers]
+    else:
+        loads = [float(flops) for flops in counted]
     assert len(loads) == len(layers), (
         f"layer_flops() has {len(loads)} entries, layers() {len(layers)}"
     )
@@ -78,7 +77,7 @@ def cuts(workload: Workload, layers: Sequence[nn.Module], *, size: int, num_chun
             "each chunk needs a layer, the first one of each stage parameters: set a smaller "
             "model_parallel"
         )
-    return Cuts(chunks, loads, "parameters" if formula is None else "flops", size)
+    return Cuts(chunks, loads, "parameters" if counted is None else "flops", size)
 
 
 def _parameters(layer: nn.Module) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchsuite import parallel
 from benchsuite.comm import Handle
 from benchsuite.parallel.replica import Replica
 from benchsuite.workload import (
@@ -37,7 +38,7 @@ from benchsuite.workload import (
 
 
 @dataclass
-class Parallel:
+class Parallel(parallel.Parallel):
     """One rank per replica."""
 
     num_micro_batches: int = 1

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from benchsuite import parallel
 from benchsuite.comm import Handle, Traffic
 from benchsuite.errors import UsageError
 from benchsuite.parallel.pieces import Piece, cut, num_owned, shapes_of
@@ -44,7 +45,7 @@ from benchsuite.workload import (
 
 
 @dataclass
-class Parallel:
+class Parallel(parallel.ModelParallel):
     """`model_parallel` ranks share parameters, gradients and optimiser state of a replica."""
 
     reshard: Literal["but_root", "full", "gradient_only"] = "but_root"

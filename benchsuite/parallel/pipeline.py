@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from benchsuite import parallel
 from benchsuite.comm import Handle, Traffic
 from benchsuite.errors import UsageError
 from benchsuite.parallel import cuts, pieces, slots
@@ -39,7 +40,7 @@ from benchsuite.workload import (
 
 
 @dataclass
-class Parallel:
+class Parallel(parallel.ModelParallel):
     """A replica's layers over `model_parallel` stages."""
 
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"

@@ -27,6 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import parallelize_module
 
+from benchsuite import parallel
 from benchsuite.comm import Handle, Traffic
 from benchsuite.parallel.pieces import Piece, cut, num_owned, shapes_of
 from benchsuite.parallel.replica import Replica, sum_traffic
@@ -45,7 +46,7 @@ from benchsuite.workload import (
 
 
 @dataclass
-class Parallel:
+class Parallel(parallel.ModelParallel):
     """Each layer's weights split over the parts of a replica."""
 
     sequence_parallel: bool = False

@@ -12,9 +12,8 @@ from torch import Tensor
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.topology import Topology
-from benchsuite.topology.policy import Apply, ServerPolicy
-from benchsuite.update import Updater
-from benchsuite.workload import Batch, Part, Recipe, Shapes
+from benchsuite.topology.policy import Apply, ServerPolicy, Steps
+from benchsuite.workload import Batch, Part, Recipe, Shapes, TrajectoryShape
 
 __all__ = [
     "Apply",
@@ -65,24 +64,72 @@ class Cycle:
 
 
 class Strategy(Protocol):
-    """One file in `sync/`, a dataclass whose fields are its options; state is created in `start`.
+    """One file in `sync/`: a dataclass that inherits from this one.
 
-    `survives = "worker"` (a class attribute, not an option) says that a worker's death does not end
-    the run; `timing_free = True`, that the parameters do not depend on who is fast (then the
-    virtual clock trains a cell once, and only times it again under other links and compute times).
-    `snapshot_of`: whose parameters count: "replica" (any, rank 0's is taken), "servers" (their
-    slices) or "mean" (over replicas). `apart = True`: workers do not step together, batches are
-    handed out (a strategy whose servers own the parameters is so by itself). `goes_on = True`:
-    replicas differ, so one may diverge while others wait for it: it goes on to the end of the
-    budget. `alone_is_plain = False`: one worker is not the plain loop. `batches_per_trajectory` (an
-    option): workers act, and hand over trajectories that stand for so many batches. `calls_library
-    = True`: past `Comm`; `cycles() -> list[Cycle]` then tells what a run was made of (default:
-    steps that are all alike).
+    Its fields are its options; state is created in `start`. What is optional has its default here,
+    and a strategy that differs says so with a class attribute, which is no option.
     """
 
-    events: dict[str, int]  # this rank's counts
-    snapshot_of: str
-    clips_mean: bool  # whether clipping acts on the mean (synchronous forms) or on each push
+    events: dict[str, int]
+    """This rank's counts, by name."""
+
+    survives: str = "none"
+    """"worker": the death of a worker does not end the run."""
+
+    timing_free: bool = False
+    """Whether the parameters do not depend on who is fast. The virtual clock then trains such a
+    cell once, and only times it again under other links and compute times."""
+
+    apart: bool = False
+    """Whether workers do not step together, so that batches are handed out. A strategy whose
+    servers own the parameters is so by itself."""
+
+    alone_is_plain: bool = True
+    """Whether one worker makes the steps of the plain training loop."""
+
+    state_is_a_bound: bool = False
+    """Whether `state_bytes` is an upper bound instead of an exact number."""
+
+    calls_library: bool = False
+    """Whether communication goes past `Comm`, by the library's own calls."""
+
+    payload_source: str = ""
+    """"counted" or "derived", where the strategy decides it and not its topology."""
+
+    blocked_reason: str | None = None
+    """What "blocked" means in a run of this strategy, where it needs a word."""
+
+    batches_per_trajectory: int = 0
+    """Global batches that a trajectory stands for, where workers act and hand over trajectories in
+    the place of gradients (0 = they do not)."""
+
+    @property
+    def snapshot_of(self) -> str:
+        """Whose parameters count: "replica" (any; rank 0's is taken), "servers" (their slices) or
+        "mean" (over replicas)."""
+
+    @property
+    def clips_mean(self) -> bool:
+        """Whether clipping acts on the mean gradient (synchronous forms) or on each push."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a replica that diverged goes on to the end of the budget: replicas differ, and
+        others wait for it."""
+        return False
+
+    def expect(self, shape: TrajectoryShape) -> None:
+        """Called before `start` where `batches_per_trajectory` > 0: what a trajectory looks
+        like."""
+
+    def num_threads(self, num_workers: int) -> int:
+        """Threads of a server that serve at once, each some of the workers."""
+        return 1
+
+    def cycles(self, num_steps: int) -> list[Cycle]:
+        """What a run of so many steps was made of, where `calls_library`: by default steps that are
+        all alike."""
+        return [Cycle(num_steps)]
 
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
@@ -106,12 +153,14 @@ class Strategy(Protocol):
 
     def policy(self) -> ServerPolicy | None:
         """What a server does with pushes; None where the strategy needs no server."""
+        return None
 
-    def make_updater(self, params: Tensor) -> Updater:
+    def make_updater(self, params: Tensor) -> Steps:
         """How a server steps its slice (the strategy's learning-rate rule is in it)."""
 
     def num_pushes(self) -> int:
         """Pushes that a server will see in an undisturbed run."""
+        return 0
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         """Memory formula: bytes of the vectors that the strategy keeps on a worker (or server),

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.compression import Compression
-from benchsuite.sync import Apply, Events, Setting, Work, count, hand_out
+from benchsuite.sync import Apply, Events, ServerPolicy, Setting, Work, count, hand_out
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.parameter_server import sized_traffic
@@ -36,7 +37,7 @@ HEADER_BYTES = 8  # the version that acted
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """Actors send trajectories, the learner sends parameters."""
 
     batches_per_trajectory: int = 16
@@ -154,7 +155,7 @@ class Strategy:
         )
 
 
-class Learner:
+class Learner(ServerPolicy):
     """Gradients and steps for every trajectory, in the order in which they come."""
 
     several_steps = True

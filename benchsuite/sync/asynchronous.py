@@ -23,10 +23,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
-from benchsuite.sync import Apply, Events, Setting, Work, count, hand_out
+from benchsuite.sync import Apply, Events, ServerPolicy, Setting, Work, count, hand_out
 from benchsuite.sync.averaging import largest_slice
 from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.topology import Topology
@@ -36,7 +37,7 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """Apply at once, answer at once."""
 
     lock: Literal["exclusive", "none"] = "exclusive"
@@ -159,7 +160,7 @@ class Strategy:
         )
 
 
-class ApplyAtOnce:
+class ApplyAtOnce(ServerPolicy):
     """Every push is one optimiser step, its worker is answered at once."""
 
     def start(self, shard: Tensor, apply: Apply) -> None:

@@ -10,7 +10,7 @@ which a collective needs.
 from __future__ import annotations
 
 from benchsuite.comm import Comm, Handle, Traffic
-from benchsuite.topology import Topology, lend_memory, second
+from benchsuite.topology import Topology, lend_memory
 from benchsuite.workload import Part, Shapes, numel
 
 MIB = 2**20
@@ -39,7 +39,7 @@ class Buckets:
     def __init__(self, comm: Comm, part: Part, topology: Topology, bucket_mib: float) -> None:
         self._comm = comm
         self._part = part
-        self._topology = second(topology)
+        self._topology = topology.second()
         self._ranges = bucket_ranges(part.shapes, part.params.element_size(), bucket_mib)
         comm.lane(self._open).wait()
         self._begin()

@@ -27,6 +27,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.nn.parallel import DistributedDataParallel
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.compression.bf16 import Compression as BFloat16
@@ -46,7 +47,7 @@ Hook = Callable[[Any, Any], torch.futures.Future[Tensor]]
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """DistributedDataParallel around the module; the optimiser on its parameters, tensor by
     tensor."""
 
@@ -58,7 +59,6 @@ class Strategy:
     warmup_steps: int = 0
     """Synchronous steps before the local ones."""
 
-    survives = "none"
     clips_mean = True
     needs_topology = ("native",)
     payload_source = "derived"
@@ -163,12 +163,6 @@ class Strategy:
     def snapshot(self) -> Tensor:
         return self._part.params
 
-    def policy(self) -> None:
-        return None
-
-    def num_pushes(self) -> int:
-        return 0
-
     @property
     def _counted(self) -> list[str]:
         """Names of the events."""
@@ -180,7 +174,7 @@ class Strategy:
         """Steps that are counted apart: synchronous ones before local steps."""
         return min(self.warmup_steps, steps) if self.local_steps > 1 else 0
 
-    def cycles(self) -> list[Cycle]:
+    def cycles(self, num_steps: int) -> list[Cycle]:
         """What this run was made of, for those who watch the library do it once more."""
         if self.local_steps > 1:
             warmup = self.events["gradient_means"]

@@ -16,20 +16,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.compression import Compression
 from benchsuite.sync import Events, Setting, Work, count
 from benchsuite.sync.averaging import means_traffic
-from benchsuite.topology import Topology, second
+from benchsuite.topology import Topology
 from benchsuite.update import Updater, clip
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """Applies the mean gradient of the step before."""
 
-    survives = "none"
     alone_is_plain = False
     timing_free = True
     snapshot_of = "replica"
@@ -87,7 +87,7 @@ class Strategy:
     def _mean(self, lane: Comm) -> None:
         """On the second lane."""
         if self._topology is None:
-            self._topology = second(self._make_topology)
+            self._topology = self._make_topology.second()
             self._topology.start(lane)
         self._compression.mean(self._travelling, self._topology)
 
@@ -98,12 +98,6 @@ class Strategy:
 
     def snapshot(self) -> Tensor:
         return self._part.params
-
-    def policy(self) -> None:
-        return None
-
-    def num_pushes(self) -> int:
-        return 0
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"synchronisations": [num_batches] * setting.num_workers}

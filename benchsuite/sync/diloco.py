@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.compression import Compression, pieces_of
 from benchsuite.compression.quantise import Quantised
@@ -28,14 +29,14 @@ from benchsuite.sync import Events, Setting, Work, count
 from benchsuite.sync.averaging import Averager, averaging_server_bytes
 from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.sync.synchronous import ServerMean
-from benchsuite.topology import Topology, bounds, second
+from benchsuite.topology import Topology, bounds
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.update import Load, Updater, clip_part, in_chunks
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """Inner steps alone, one outer step together."""
 
     local_steps: int = 8
@@ -51,7 +52,6 @@ class Strategy:
     outer_bits: Literal[0, 4, 8] = 0
     """Bits per element of the outer gradient on the wire (0 = as the cell's compression says)."""
 
-    survives = "none"
     alone_is_plain = False
     timing_free = True
     snapshot_of = "replica"
@@ -132,7 +132,7 @@ class Strategy:
 
     def _on_lane(self, lane: Comm, compression: Compression, flat: Tensor) -> None:
         if self._lane_topology is None:
-            self._lane_topology = second(self._topology)
+            self._lane_topology = self._topology.second()
             self._lane_topology.start(lane)
         compression.mean(flat, self._lane_topology)
 

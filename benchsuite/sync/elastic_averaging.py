@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
-from benchsuite.sync import Apply, Events, Setting, Work, count, hand_out
+from benchsuite.sync import Apply, Events, ServerPolicy, Setting, Work, count, hand_out
 from benchsuite.sync.averaging import largest_slice, means_traffic
 from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.topology import Topology
@@ -28,7 +29,7 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """Local steps with a pull towards a common centre."""
 
     period: int = 4
@@ -36,7 +37,6 @@ class Strategy:
     moving_rate: float = 0.1
     """Share of the way to the centre that an exchange takes; replicas x moving_rate <= 1."""
 
-    survives = "none"
     alone_is_plain = False
     snapshot_of = "mean"
     clips_mean = False
@@ -126,7 +126,7 @@ class Strategy:
         return push_pull_traffic(shapes, setting, pushes=each, replies=each)
 
 
-class Centre:
+class Centre(ServerPolicy):
     """The server's part: its slice is c; a push x moves c by d and is answered with x - d."""
 
     def __init__(self, moving_rate: float) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.compression import Codec, Compression, pieces_of
 from benchsuite.errors import UsageError
@@ -29,13 +30,12 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """Mixes with neighbours."""
 
     consensus_rate: float = 1.0
     """How far a compressed exchange moves a replica towards its neighbours (CHOCO's gamma)."""
 
-    survives = "none"
     timing_free = True
     snapshot_of = "mean"
     clips_mean = False
@@ -120,12 +120,6 @@ class Strategy:
 
     def snapshot(self) -> Tensor:
         return self._part.params
-
-    def policy(self) -> None:
-        return None
-
-    def num_pushes(self) -> int:
-        return 0
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"synchronisations": [num_batches] * setting.num_workers}

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.sync import Events, Setting, Work, hand_out
@@ -26,7 +27,7 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """Everybody writes to one vector."""
 
     lock: Literal["none", "exclusive"] = "none"
@@ -35,7 +36,6 @@ class Strategy:
     """A step is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous
     lr."""
 
-    survives = "none"
     snapshot_of = "replica"
     clips_mean = False
     apart = True
@@ -89,12 +89,6 @@ class Strategy:
 
     def snapshot(self) -> Tensor:
         return self._shared
-
-    def policy(self) -> None:
-        return None
-
-    def num_pushes(self) -> int:
-        return 0
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"updates": [num_batches] * setting.num_workers}

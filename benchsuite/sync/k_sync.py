@@ -24,10 +24,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
-from benchsuite.sync import Apply, Events, Setting, Work, count, hand_out
+from benchsuite.sync import Apply, Events, ServerPolicy, Setting, Work, count, hand_out
 from benchsuite.sync.averaging import largest_slice
 from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.topology import Topology, rank_order_sum
@@ -38,7 +39,7 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """The first K gradients make a step."""
 
     backup_workers: int = 1
@@ -56,7 +57,6 @@ class Strategy:
     """With wait = false there are N/K times as many steps: `equal_sample` takes lr K/N, `same` the
     synchronous lr."""
 
-    survives = "none"
     snapshot_of = "servers"
     clips_mean = True
     needs_topology = ("parameter_server",)
@@ -185,7 +185,7 @@ class Strategy:
         return traffic + clip_traffic(setting.num_workers, setting.num_servers, updates)
 
 
-class FirstK:
+class FirstK(ServerPolicy):
     """Applies the mean of the first K gradients, added in rank order."""
 
     def __init__(self, form: Strategy, num_workers: int, k: int, comm: Comm) -> None:
@@ -196,7 +196,7 @@ class FirstK:
         self._active = set(range(num_workers))
         self._comm = comm
         self._num_sent = [0] * num_workers
-        self.events = {"drops": 0}
+        self.events: dict[str, int] = {"drops": 0}
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._shard = shard

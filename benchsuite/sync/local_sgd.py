@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.sync import Events, Setting, Work, count
@@ -28,7 +29,7 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """Steps alone, agrees every H steps."""
 
     local_steps: int = 8
@@ -39,7 +40,6 @@ class Strategy:
     """What an agreement does to the optimiser's vectors: nothing, their mean too, or a fresh
     start."""
 
-    survives = "none"
     timing_free = True
     snapshot_of = "mean"
     clips_mean = False

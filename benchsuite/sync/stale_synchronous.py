@@ -19,9 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
-from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.sync import Apply, Events, ServerPolicy, Setting, Work, count
 from benchsuite.sync.averaging import largest_slice
 from benchsuite.sync.push_pull import push_pull_traffic
 from benchsuite.topology import Topology, rank_order_sum
@@ -34,7 +35,7 @@ UNBOUNDED = -1
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """Waits only for workers that are more than `slack` steps behind."""
 
     slack: int = 3
@@ -42,7 +43,6 @@ class Strategy:
     apply: Literal["per_clock", "per_push"] = "per_clock"
     """One step per clock on the mean of all, or one per push with lr/N."""
 
-    survives = "none"
     snapshot_of = "servers"
     needs_topology = ("parameter_server",)
 
@@ -128,7 +128,7 @@ class Strategy:
         return traffic + clip_traffic(setting.num_workers, setting.num_servers, updates)
 
 
-class BoundedAhead:
+class BoundedAhead(ServerPolicy):
     """Applies clocks or pushes; answers who is at most `slack` steps ahead of the slowest, holds
     the others."""
 
@@ -139,7 +139,7 @@ class BoundedAhead:
         self._finished = [0] * num_workers  # steps, of each worker
         self._active = set(range(num_workers))
         self._held: set[int] = set()
-        self.events = {"held": 0}
+        self.events: dict[str, int] = {"held": 0}
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._shard = shard

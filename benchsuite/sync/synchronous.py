@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import sync
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
-from benchsuite.sync import Apply, Events, Setting, Work, count
+from benchsuite.sync import Apply, Events, ServerPolicy, Setting, Work, count
 from benchsuite.sync.averaging import averaging_server_bytes
 from benchsuite.sync.buckets import Buckets, buckets_traffic
 from benchsuite.sync.push_pull import push_pull_traffic
@@ -31,13 +32,12 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes
 
 
 @dataclass
-class Strategy:
+class Strategy(sync.Strategy):
     """All replicas agree after every step."""
 
     bucket_mib: float = 0.0
     """MiB of a bucket that sets out during the backward pass (0 = the whole gradient after it)."""
 
-    survives = "none"
     timing_free = True
     snapshot_of = "replica"
     clips_mean = True
@@ -141,7 +141,7 @@ class Strategy:
         return one.times(max(steps))
 
 
-class ServerMean:
+class ServerMean(ServerPolicy):
     """Waits for all N gradients of a version, adds them in rank order, divides once, applies,
     answers all."""
 

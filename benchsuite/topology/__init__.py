@@ -4,41 +4,67 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from benchsuite.comm import Comm, Traffic
+from benchsuite.errors import UsageError
 from benchsuite.workload import Part
 
 
 class Topology(Protocol):
-    """A reducing topology. A parameter server has `exchange` and `serve` besides
-    (topology/parameter_server.py); a gossip graph is a `Graph`.
+    """A reducing topology: one file in `topology/`, a dataclass that inherits from this class.
 
-    `payload_source`: "counted" (our own sends), or "derived" (calls of the library). A dataclass
-    without other state before `start`: `second(topology)` is a fresh one with the same options, for
-    a lane. One that looks at hosts says `by_host = True` (what is added first depends on them) and
-    has `place(hosts)`, for predictions before `start`; `owns_buffer = True`: a gradient that lives
-    in `buffer` is reduced where it is.
+    A parameter server has `exchange` and `serve` besides (`topology/parameter_server.py`); a gossip
+    graph is a `Graph`. A topology has no other state than its options before `start`.
     """
+
+    @property
+    def payload_source(self) -> str:
+        """ "counted" (our own sends) or "derived" (calls of the library)."""
+        return "counted"
+
+    timing_free: bool = False
+    """Whether what is added does not depend on who is fast."""
+
+    by_host: bool = False
+    """Whether what is added first depends on the hosts of the ranks: `place` is called then."""
+
+    owns_buffer: bool = False
+    """Whether a gradient that lives in `buffer` is reduced where it is."""
+
+    gathers: bool = False
+    """Whether it has `gather`, which spreads whole vectors of bytes."""
+
+    scatters: bool = False
+    """Whether it has `scatter`, the first half of a mean, on vectors of bytes."""
 
     num_workers: int
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         """Called once on every rank; the last `num_servers` ranks are servers."""
 
+    def place(self, hosts: Sequence[int]) -> None:
+        """Told before `start` and before predictions where `by_host`: the host of every rank."""
+        return
+
+    def second(self) -> Topology:
+        """A fresh instance with the same options, not started: a lane has a group of its own."""
+        return dataclasses.replace(self)  # type: ignore[type-var]  # members are dataclasses
+
     def buffer(self, numel: int, like: Tensor) -> Tensor:
         """Where the flat gradient should live (default: ordinary memory)."""
+        return torch.zeros(numel, dtype=like.dtype, device=like.device)
 
     def mean(self, flat: Tensor) -> None:
         """Replaces `flat` by its mean over the workers, in place, the same bits on all. Sums first,
         divides once."""
 
     def gather(self, wire: Tensor) -> list[Tensor]:
-        """Every worker's vector of bytes (all of one size), in rank order. Only where whole vectors
-        are spread: native, direct."""
+        """Every worker's vector of bytes (all of one size), in rank order. Only where `gathers`."""
+        raise self._cannot_gather()
 
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
@@ -47,11 +73,24 @@ class Topology(Protocol):
 
     def predicted_gather(self, num_bytes: int, *, num_workers: int) -> Traffic:
         """Traffic of ONE gather of so many bytes per worker."""
+        raise self._cannot_gather()
+
+    def _cannot_gather(self) -> UsageError:
+        return UsageError(
+            f"{type(self).__module__} has no `gather`, which this compression needs: what it sends "
+            "cannot be summed; give the topology one and say gathers = True, or set topology = "
+            "native"
+        )
 
 
 class Graph(Protocol):
     """Who mixes with whom in a step of gossip. W is doubly stochastic: W_ij is the weight of what i
     gets from j, and W_ii = 1 minus the others."""
+
+    payload_source: str = "counted"
+    timing_free: bool = False
+    by_host: bool = False
+    owns_buffer: bool = False
 
     num_workers: int
 
@@ -69,16 +108,10 @@ class Graph(Protocol):
         """(source, destination) of all of them, without being started: for a prediction."""
 
 
-def second(topology: Any) -> Any:
-    """A fresh instance with the same options, not started: a lane has a group of its own."""
-    own = getattr(topology, "second", None)
-    return own() if own is not None else dataclasses.replace(topology)
-
-
 def lend_memory(topology: Topology, part: Part) -> None:
     """Lets the gradient of a real replica live in the memory of a topology that has some: for who
     reduces gradients."""
-    if getattr(topology, "owns_buffer", False) and hasattr(part, "use_grad_buffer"):
+    if topology.owns_buffer and hasattr(part, "use_grad_buffer"):
         part.use_grad_buffer(topology.buffer(part.grad.numel(), like=part.grad))
 
 

@@ -15,16 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import topology
 from benchsuite.comm import Comm, Traffic
 from benchsuite.topology import bounds, rank_order_sum
 
 
 @dataclass
-class Topology:
+class Topology(topology.Topology):
     """Chunks straight to their owners, and straight back."""
 
-    payload_source = "counted"
     timing_free = True
+    gathers = True
+    scatters = True
     num_workers = 0
     num_servers = 0
 
@@ -34,9 +36,6 @@ class Topology:
         self.num_workers = comm.size
         self.rank = comm.rank
         self._scratch: dict[tuple[str, int, int, torch.dtype], Tensor] = {}
-
-    def buffer(self, numel: int, like: Tensor) -> Tensor:
-        return torch.zeros(numel, dtype=like.dtype, device=like.device)
 
     def mean(self, flat: Tensor) -> None:
         if self.num_workers == 1:

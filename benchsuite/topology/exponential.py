@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchsuite import topology
 from benchsuite.comm import Comm
 
 
 @dataclass
-class Topology:
+class Topology(topology.Graph):
     """One peer per step, its distance doubles from step to step."""
 
-    payload_source = "counted"
     timing_free = True
     num_workers = 0
     num_servers = 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import topology
 from benchsuite.comm import Comm, Traffic
 from benchsuite.topology import bounds
 
@@ -23,10 +24,9 @@ Range = tuple[int, int]
 
 
 @dataclass
-class Topology:
+class Topology(topology.Topology):
     """Pairs at halving, then doubling distances."""
 
-    payload_source = "counted"
     timing_free = True
     num_workers = 0
     num_servers = 0
@@ -37,9 +37,6 @@ class Topology:
         self.num_workers = comm.size
         self._inside = power_of_two(comm.size)
         self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}
-
-    def buffer(self, numel: int, like: Tensor) -> Tensor:
-        return torch.zeros(numel, dtype=like.dtype, device=like.device)
 
     def mean(self, flat: Tensor) -> None:
         comm = self._comm

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchsuite import topology
 from benchsuite.comm import Comm, Traffic
 from benchsuite.topology.host_memory import HostMemory, host_traffic
 from benchsuite.topology.native import Topology as Native
@@ -26,7 +27,7 @@ from benchsuite.topology.ring import Topology as Ring
 
 
 @dataclass
-class Topology:
+class Topology(topology.Topology):
     """Inside the host, then between hosts."""
 
     across: Literal["ring", "native"] = "ring"

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import topology
 from benchsuite.comm import Comm, Traffic
 from benchsuite.topology import ring_traffic
 
 
 @dataclass
-class Topology:
+class Topology(topology.Topology):
     """all_reduce of the backend."""
 
     payload_source = "derived"
     timing_free = True
+    gathers = True
     num_workers = 0
     num_servers = 0
 
@@ -28,9 +30,6 @@ class Topology:
         assert num_servers == 0, "rules: servers need parameter_server"
         self._comm = comm
         self.num_workers = comm.size
-
-    def buffer(self, numel: int, like: Tensor) -> Tensor:
-        return torch.zeros(numel, dtype=like.dtype, device=like.device)
 
     def mean(self, flat: Tensor) -> None:
         self.total(flat, divisor=self.num_workers)

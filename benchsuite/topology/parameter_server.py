@@ -17,20 +17,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import topology
 from benchsuite.comm import ABANDONED, GOODBYE, Comm, Handle, Traffic
 from benchsuite.comm.codec import Codec, Encoding
 from benchsuite.topology import bounds, sum_number, sum_number_traffic
-from benchsuite.topology.policy import ServerPolicy
+from benchsuite.topology.policy import ServerPolicy, Steps
 from benchsuite.topology.server_log import ServerLog
-from benchsuite.topology.serving import ServerLoop, Steps
+from benchsuite.topology.serving import ServerLoop
 from benchsuite.workload import Shapes, numel, pieces_of
 
 
 @dataclass
-class Topology:
+class Topology(topology.Topology):
     """Push, pull and the server loop."""
 
-    payload_source = "counted"
     timing_free = True  # whether a policy is, its strategy says
     num_workers = 0
     num_servers = 1
@@ -101,9 +101,6 @@ class Topology:
             self._doors.append(
                 [self._comm.split([*workers, self.num_workers + server]) for workers in ranks]
             )
-
-    def buffer(self, numel: int, like: Tensor) -> Tensor:
-        return torch.zeros(numel, dtype=like.dtype, device=like.device)
 
     def slice_of(self, server: int, numel: int) -> tuple[int, int]:
         """Range of the flat vector that `server` owns."""
@@ -216,8 +213,8 @@ class Topology:
         loop.close()
         if loop.errors:
             raise loop.errors[0]
-        loop.log.events = dict(getattr(policy, "events", {}))
-        loop.log.losses = getattr(policy, "losses", None)
+        loop.log.events = dict(policy.events or {})
+        loop.log.losses = policy.losses
         return loop.log
 
     def square_sum(self, gradient: Tensor) -> float:

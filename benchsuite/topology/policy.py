@@ -8,6 +8,13 @@ from typing import Protocol
 from torch import Tensor
 
 
+class Steps(Protocol):
+    """What a server applies with: `Updater`, or `Load` where it only averages."""
+
+    def step(self, grad: Tensor, *, samples: int) -> None:
+        """One step of the slice after so many samples of the budget."""
+
+
 class Apply(Protocol):
     """One optimiser step on the server's slice."""
 
@@ -23,9 +30,23 @@ class ServerPolicy(Protocol):
     """What a parameter server does with pushes. Called by the one loop,
     `topology/serving.py`.
 
-    `several_steps = True` (a class attribute): one push may be several optimiser steps; between
-    them nobody looks.
+    A policy inherits from this class; what is optional has its default here.
     """
+
+    several_steps: bool = False
+    """Whether one push may be several optimiser steps; between them nobody looks."""
+
+    applies_later: bool = False
+    """Whether a push may be applied after its arrival: its staleness ends there."""
+
+    reads_ahead: int = 0
+    """Answers of a worker that may be under way while it computes on an older one."""
+
+    losses: list[float] | None = None
+    """Losses of the steps, where the server computes them."""
+
+    events: dict[str, int] | None = None
+    """What the policy counted, by name; None where it counts nothing."""
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         """`shard` is the server's slice; `apply(gradient)` is one optimiser step on it and version

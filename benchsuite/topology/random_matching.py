@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchsuite import topology
 from benchsuite.comm import Comm
 
 
 @dataclass
-class Topology:
+class Topology(topology.Graph):
     """Pairs, drawn anew in every step."""
 
     seed: int = 0
     """Of the pairs, the same on all ranks; with the step's number it decides who meets whom."""
 
-    payload_source = "counted"
     timing_free = True
     num_workers = 0
     num_servers = 0

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import topology
 from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.topology import bounds, ring_traffic, segments
 
 
 @dataclass
-class Topology:
+class Topology(topology.Topology):
     """Point-to-point ring in two phases."""
 
     segment_kib: int = 2048
     """Longest message in KiB; a chunk is cut into such segments so that adding overlaps
     receiving."""
 
-    payload_source = "counted"
     timing_free = True
     num_workers = 0
     num_servers = 0
@@ -37,9 +37,6 @@ class Topology:
         self._comm = comm
         self.num_workers = comm.size
         self._plans: dict[tuple[int, int, torch.dtype], _Plan] = {}
-
-    def buffer(self, numel: int, like: Tensor) -> Tensor:
-        return torch.zeros(numel, dtype=like.dtype, device=like.device)
 
     def mean(self, flat: Tensor) -> None:
         self.total(flat, divisor=self.num_workers)

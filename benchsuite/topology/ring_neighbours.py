@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchsuite import topology
 from benchsuite.comm import Comm
 
 
 @dataclass
-class Topology:
+class Topology(topology.Graph):
     """Left and right neighbour, in every step the same."""
 
-    payload_source = "counted"
     timing_free = True
     num_workers = 0
     num_servers = 0

@@ -12,16 +12,9 @@ from torch import Tensor
 
 from benchsuite.comm import ABANDONED, GOODBYE, Comm, Handle
 from benchsuite.comm.codec import Codec
-from benchsuite.topology.policy import ServerPolicy
+from benchsuite.topology.policy import ServerPolicy, Steps
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.update import clip_factor
-
-
-class Steps(Protocol):
-    """What a server applies with: `Updater`, or `Load` where it only averages."""
-
-    def step(self, grad: Tensor, *, samples: int) -> None:
-        """One step of the slice after so many samples of the budget."""
 
 
 class ServedTopology(Protocol):
@@ -117,7 +110,7 @@ class ServerLoop:
         self._clip_norm = clip_norm
         self._on_update = on_update
         self._survives = survives
-        self._several_steps = bool(getattr(policy, "several_steps", False))
+        self._several_steps = policy.several_steps
         self._updaters = threading.local()
         self._make_updater = make_updater
         self._first_updater: Any = None
@@ -125,9 +118,9 @@ class ServerLoop:
         self._applying = 0
         self.log = ServerLog(num_pushes, topology.num_workers)
         self.errors: list[BaseException] = []
-        if getattr(policy, "applies_later", False):
+        if policy.applies_later:
             self.log.keep_waiting()
-        self.log.read_ahead(getattr(policy, "reads_ahead", 0))
+        self.log.read_ahead(policy.reads_ahead)
         policy.start(shard, self.apply)
 
     def close(self) -> None:

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchsuite import topology
 from benchsuite.comm import Comm, Traffic
 
 
 @dataclass
-class Topology:
+class Topology(topology.Topology):
     """Whole vectors up and down a binomial tree."""
 
-    payload_source = "counted"
     timing_free = True
     num_workers = 0
     num_servers = 0
@@ -31,9 +31,6 @@ class Topology:
         self._comm = comm
         self.num_workers = comm.size
         self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}
-
-    def buffer(self, numel: int, like: Tensor) -> Tensor:
-        return torch.zeros(numel, dtype=like.dtype, device=like.device)
 
     def mean(self, flat: Tensor) -> None:
         comm = self._comm

@@ -195,8 +195,8 @@ class _Simulation:
         self._workload: Workload
         self._workload, template = setup.build_part(cell)
         assert isinstance(template, DataPart), "rules: the virtual clock needs parallel = data"
-        acts_again = known is not None and hasattr(
-            self._workload, "collect"
+        acts_again = (
+            known is not None and self._workload.collects
         )  # timed again: nobody looks at it
         if cell.gradients == "none" or acts_again:
             self._workload = WithoutData(self._workload, cells.global_batch(cell))

@@ -49,8 +49,8 @@ def arithmetic(cell: Cell, workload: Workload, *, measures: bool) -> dict[str, A
 def training_flops(workload: Workload) -> int | None:
     """Three times the forward operations of all layers for one sample, by the workload's own
     `layer_flops`."""
-    formula = getattr(workload, "layer_flops", None)
-    return None if formula is None else TRAINING * sum(formula())
+    counted = workload.layer_flops()
+    return None if counted is None else TRAINING * sum(counted)
 
 
 def matmul_ceiling(

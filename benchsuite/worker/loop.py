@@ -88,7 +88,7 @@ class Loop:
         global_batch = training.recipe.global_batch
         enter = self.enter
         now = comm.now_ns
-        apart = bool(getattr(strategy, "apart", False))  # batches are handed out
+        apart = strategy.apart  # batches are handed out
         if owner:
             snapshots.offer(strategy.snapshot(), samples=0, version=0, time_ns=now())
         # marks: here the step before ended

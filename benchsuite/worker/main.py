@@ -28,7 +28,6 @@ from benchsuite.measure.beat import Beat, Phase
 from benchsuite.measure.device_time import DeviceTimer
 from benchsuite.measure.wire import WireBytes, WireMeter
 from benchsuite.plan import cell as cells
-from benchsuite.sync import Cycle
 from benchsuite.worker import device_figures, devices, model_parallel, predict, setup
 from benchsuite.worker.build import build
 from benchsuite.worker.clock import StepClock, TimedPart
@@ -182,7 +181,7 @@ class Rank:
             return
         measured.wire = meter.stop()
         measured.barrier_ns = time.perf_counter_ns() - begin
-        if getattr(training.strategy, "calls_library", False) and training.topology.num_workers > 1:
+        if training.strategy.calls_library and training.topology.num_workers > 1:
             measured.derived = self._derive(training, measured)
         if training.replica is not None:
             measured.part_facts = dict(
@@ -199,11 +198,7 @@ class Rank:
         flat = training.part.params.clone()
         num_workers = training.topology.num_workers
         batch = training.fetch((0, self.comm.rank, num_workers))
-        cycles = (
-            training.strategy.cycles()
-            if hasattr(training.strategy, "cycles")
-            else [Cycle(len(losses))]
-        )
+        cycles = training.strategy.cycles(len(losses))
         traffic = derived_run(lambda: training.strategy.step(batch), cycles, num_workers)
         training.part.params.copy_(flat)
         return traffic
@@ -283,11 +278,10 @@ def goodbye(job: RankJob) -> None:
     topology = setup.make("topology", cell.topology, setup.options_for(cell, "topology"))
     topology.start(comm, num_servers=cell.num_servers)
     strategy = setup.make("sync", cell.sync, setup.options_for(cell, "sync"))
-    if hasattr(strategy, "num_threads"):  # the doors of the servers' threads
-        topology.use_threads(strategy.num_threads(topology.num_workers))
+    topology.use_threads(strategy.num_threads(topology.num_workers))  # doors to their threads
     topology.goodbye()
     store.add("lost", 1)
 
 
 def _survives(training: Training) -> bool:
-    return getattr(training.strategy, "survives", "none") == "worker"
+    return training.strategy.survives == "worker"

@@ -259,8 +259,9 @@ def expected_events(cell: Cell, workload: Workload, events: Events, num_batches:
     spread = {
         name: [counts[i] if i < len(counts) else 0 for i in at] for name, counts in events.items()
     }
-    steps = getattr(workload, "rollout_steps", 0)
-    times = 1 if getattr(setup.make_parallel(cell), "acts_whole", False) else steps + 1
+    acting: Any = workload
+    steps = acting.rollout_steps if workload.collects else 0
+    times = 1 if setup.make_parallel(cell).acts_whole else steps + 1
     inferences = (
         {"inferences": [times * played for played in spread["rollouts"][: cell.num_workers]]}
         if steps
@@ -281,8 +282,7 @@ def example(
     """A replica's share of a batch, and what its policy sees at once (None where nobody acts), on
     the meta device."""
     seen: list[Tensor] = []
-    collect = getattr(workload, "collect", None)
-    if collect is None:
+    if not workload.collects:
         batch: Batch = workload.batch(0, shard=0, num_shards=replicas)
     else:
         chain = nn.Sequential(*layers)

@@ -62,7 +62,7 @@ def rank_record(
         "steps": measured.clock.to_json(),
         "compute_ns": measured.compute_ns,
         "blocked_ns": measured.blocked_ns,
-        "blocked_reason": getattr(training.strategy, "blocked_reason", None),
+        "blocked_reason": training.strategy.blocked_reason,
         "ticket_wait_ns": measured.ticket_wait_ns,
         "barrier_ns": measured.barrier_ns,
         "cpu_s": measured.cpu_s,
@@ -84,10 +84,10 @@ def rank_record(
         "divided": _divided_json(training, measured),
         "shapes": {name: list(shape) for name, shape in training.part.shapes.items()},
         "snapshot_of": training.strategy.snapshot_of,
-        "apart": bool(getattr(training.strategy, "apart", False)),
+        "apart": training.strategy.apart,
         "per_rollout": training.batches.per_rollout,
         "per_push": training.batches.per_push,
-        "queues": hasattr(training.strategy, "batches_per_trajectory"),
+        "queues": training.strategy.batches_per_trajectory > 0,
         "clip": training.recipe.clip_norm is not None,
         "global_batch": training.recipe.global_batch,
         "budget": training.recipe.budget,
@@ -99,7 +99,7 @@ def rank_record(
 def data_facts(workload: Workload) -> dict[str, str]:
     """What is known of data that are the user's or this Python's: the sha256 of their bytes, where
     it was taken."""
-    digest = getattr(workload, "data_sha256", "")
+    digest = workload.data_sha256
     return {"data_sha256": digest} if digest else {}
 
 
@@ -108,10 +108,7 @@ def payload_source(training: Training) -> str:
     them."""
     if training.replica is not None:
         return "derived"
-    source = getattr(training.strategy, "payload_source", None) or getattr(
-        training.topology, "payload_source", "counted"
-    )
-    return str(source)
+    return training.strategy.payload_source or training.topology.payload_source
 
 
 def _derived_total(measured: Measured) -> dict[str, Any] | None:

@@ -46,7 +46,8 @@ class Batches:
         self._workload = workload
         self._strategy = strategy
         self._device = device
-        self.collects = getattr(workload, "collect", None) is not None
+        self._trajectory_length = 0 if strategy is None else strategy.batches_per_trajectory
+        self.collects = workload.collects
         self._apart = strategy is not None and is_apart(strategy)
         self._rank = 0 if comm is None else comm.rank
         self._direct: Direct | None = None  # joins the workers
@@ -67,16 +68,12 @@ class Batches:
         """Steps that share a rollout; 0 where nobody acts."""
         if not self.collects:
             return 0
-        return (
-            1
-            if hasattr(self._strategy, "batches_per_trajectory")
-            else int(self._workload.per_rollout)
-        )
+        return 1 if self._trajectory_length else int(self._workload.per_rollout)
 
     @property
     def per_push(self) -> int:
         """Global batches whose samples a push stands for, one worker's share of each."""
-        return int(getattr(self._strategy, "batches_per_trajectory", 1))
+        return int(self._trajectory_length or 1)
 
     def fetch(self, work: Work, act: Infer) -> Batch:
         """The batch of this work. act: the worker's policy, as it is now."""
@@ -90,7 +87,7 @@ class Batches:
         self._taken += 1
         if self._environments is None:
             self._environments = self._workload.environments(shard=shard, num_shards=num_shards)
-        length = getattr(self._strategy, "batches_per_trajectory", 0)
+        length = self._trajectory_length
         if length:
             self.events["rollouts"] += 1
             trajectory: Batch = self._workload.trajectory(act, self._environments, index, length)
@@ -121,16 +118,12 @@ class Batches:
 
 def is_apart(strategy: Any) -> bool:
     """Whether batches are handed out to workers that do not step together."""
-    return bool(getattr(strategy, "apart", False)) or strategy.snapshot_of == "servers"
+    return bool(strategy.apart) or strategy.snapshot_of == "servers"
 
 
 def agrees(strategy: Any) -> bool:
     """Whether replicas hold the same parameters at every step."""
-    return (
-        strategy.snapshot_of == "replica"
-        and not getattr(strategy, "goes_on", False)
-        and not is_apart(strategy)
-    )
+    return strategy.snapshot_of == "replica" and not strategy.goes_on and not is_apart(strategy)
 
 
 def example(workload: Any, act: Infer, *, num_shards: int) -> Batch:
@@ -148,6 +141,6 @@ def predicted_traffic(events: Events, setting: Setting) -> Traffic:
 
 def expected_events(workload: Any, num_batches: int, setting: Setting) -> Events:
     """Rollouts of an undisturbed run; {} where nobody acts."""
-    if getattr(workload, "collect", None) is None:
+    if not workload.collects:
         return {}
     return {"rollouts": [-(-num_batches // workload.per_rollout)] * setting.num_workers}

@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from types import new_class
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,13 @@ from torch import Tensor
 from benchsuite.comm import Comm, Traffic
 from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
-from benchsuite.parallel import PartOfReplica
+from benchsuite.parallel import Parallel, PartOfReplica
 from benchsuite.parallel.replica import Replica
 from benchsuite.plan import cell as cells
 from benchsuite.plan import placement, plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.sync import Events, Setting, Strategy, Work
-from benchsuite.topology import Topology
+from benchsuite.topology import Graph, Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.update import state_vectors
@@ -134,7 +135,7 @@ class Training:
             num_pushes=self.strategy.num_pushes(),
             clip_norm=self.recipe.clip_norm if self.strategy.clips_mean else None,
             on_update=on_update,
-            survives=getattr(self.strategy, "survives", "none") == "worker",
+            survives=self.strategy.survives == "worker",
         )
 
     def events(self, log: ServerLog | None) -> dict[str, int]:
@@ -154,7 +155,28 @@ class Training:
 
 def make(kind: str, reference: str, options: Mapping[str, Any]) -> Any:
     """An instance of a plug-in with its options."""
-    return plugins.load(kind, reference)(**options)
+    loaded: Any = plugins.load(kind, reference)
+    return complete(kind, loaded)(**options)
+
+
+# The class that a plug-in's class inherits from, by kind: what is optional has its default there.
+BASES: Mapping[str, type[Any]] = {
+    "workload": Workload,
+    "parallel": Parallel,
+    "sync": Strategy,
+    "topology": Topology,
+    "compression": Compression,
+}
+
+
+@cache
+def complete(kind: str, found: Any) -> Any:
+    """The class of a plug-in with the defaults of its kind, also where its author left the base
+    class out."""
+    base: Any = Graph if kind == "topology" and hasattr(found, "neighbours") else BASES[kind]
+    if base in found.__mro__:
+        return found
+    return new_class(found.__name__, (found, base))
 
 
 def make_parallel(cell: Cell) -> Any:
@@ -183,7 +205,7 @@ def make_topology(cell: Cell, part: int = 0) -> Any:
     """The cell's topology (or graph), not started; one that looks at hosts is told where the ranks
     are that it joins: those that hold this part of a replica."""
     topology = make("topology", cell.topology, options_for(cell, "topology"))
-    if hasattr(topology, "place"):
+    if topology.by_host:
         hosts = placement.hosts(cell)
         topology.place([hosts[rank] for rank in placement.ranks_of_part(cell, part)])
     return topology
@@ -238,7 +260,7 @@ def _of_rollouts(cell: Cell) -> dict[str, int]:
         return {}
     workload: Any = make_workload(cell)
     strategy = make("sync", cell.sync, options_for(cell, "sync"))
-    length = getattr(strategy, "batches_per_trajectory", 0)
+    length = strategy.batches_per_trajectory
     if not length:
         return {"agreed_batches": workload.per_rollout if rollouts.agrees(strategy) else 0}
     shape = workload.trajectory_shape(
@@ -250,7 +272,7 @@ def _of_rollouts(cell: Cell) -> dict[str, int]:
 def make_strategy(cell: Cell, workload: Any) -> Strategy:
     """Not started. One that takes trajectories is told what they look like."""
     strategy: Any = make("sync", cell.sync, options_for(cell, "sync"))
-    length = getattr(strategy, "batches_per_trajectory", 0)
+    length = strategy.batches_per_trajectory
     if length:
         strategy.expect(
             workload.trajectory_shape(
@@ -302,7 +324,7 @@ def assemble(
     if wrap is not None:
         part = wrap(part, comm.rank)
     strategy = make_strategy(cell, workload)
-    if getattr(strategy, "goes_on", False):
+    if strategy.goes_on:
         part.goes_on = True  # type: ignore[attr-defined]  # read by parts that stop a diverged rank
     strategy.start(comm, part, recipe, topology, compression)
     batches = Batches(
@@ -336,7 +358,7 @@ def make_part(cell: Cell, workload: Workload, replica: Replica | None = None) ->
 
 def place(workload: Workload, device: torch.device) -> None:
     """Data that can stay on a device do, once they are there."""
-    if device.type != "cpu" and hasattr(workload, "place"):
+    if device.type != "cpu":
         workload.place(device)
 
 

@@ -125,15 +125,26 @@ class Recipe:
 
 
 class Workload(Protocol):
-    """One file in `workloads/`, a dataclass whose fields are its options; `presets` stands in the
-    module.
+    """One file in `workloads/`: a dataclass that inherits from this class; its fields are its
+    options, and `presets` stands in the module."""
 
-    `layer_flops() -> list[int]`, where there is one: forward operations of each layer for one
-    sample. `place(device)`, where there is one, moves data that is kept in memory to a device, so
-    that no step waits for it.
-    """
+    @property
+    def target(self) -> Target:
+        """The metric, and the values of it that count as reached."""
 
-    target: Target
+    collects: bool = False
+    """Whether batches come from acting: the workload is a `RolloutWorkload` then."""
+
+    data_sha256: str = ""
+    """Of the bytes of data that are the user's or this Python's, where it was taken."""
+
+    def layer_flops(self) -> list[int] | None:
+        """Forward operations of each layer for one sample; None where nobody worked them out."""
+        return None
+
+    def place(self, device: torch.device) -> None:
+        """Moves data that are kept in memory to a device, so that no step waits for them."""
+        return
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
         """Loads data and fixes every random stream. Called once before anything else."""
@@ -198,6 +209,7 @@ class RolloutWorkload(Workload, Protocol):
     True`."""
 
     per_rollout: int  # minibatches, one step of a strategy each
+    rollout_steps: int  # of each environment
 
     def environments(self, *, shard: int, num_shards: int) -> Any:
         """A worker's own environments, at their first starts; whoever owns them keeps them from

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchsuite.laws.harness.runs import Change, rebuilt
 from benchsuite.sync import Apply
-from benchsuite.topology import Topology, second
+from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.update import clip
 from benchsuite.worker.setup import Training
@@ -38,7 +38,7 @@ class OtherMean:
 
     def second(self) -> OtherMean:
         """For a lane."""
-        return OtherMean(second(self._whole), self._mean)
+        return OtherMean(self._whole.second(), self._mean)
 
 
 def silent(whole: Topology, flat: Tensor) -> None:

@@ -131,7 +131,7 @@ def pipeline_loop(job: RankJob) -> None:
     budget = recipe.budget
     micro_batches = int(job.cell["options"]["pipeline"]["num_micro_batches"])
     chain = seeded_layers(workload, job.cell["seed"])
-    cost = torch.tensor(workload.layer_flops()).cumsum(0)  # type: ignore[attr-defined]  # a baseline's workloads have it
+    cost = torch.tensor(workload.layer_flops()).cumsum(0)
     cut = 1 + int((cost - cost[-1] / 2).abs().argmin())
     model = nn.Sequential(*(chain[cut:] if rank else chain[:cut]))
     parameters = list(model.parameters())

@@ -22,6 +22,7 @@ from benchsuite.programs.bench import read_order
 from benchsuite.topology.hierarchical import Topology as Hierarchical
 from benchsuite.topology.native import Topology as Native
 from benchsuite.topology.parameter_server import Topology as ParameterServer
+from benchsuite.topology.policy import ServerPolicy
 from benchsuite.topology.ring import Topology as Ring
 from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rendezvous import connect, open_store
@@ -209,7 +210,7 @@ def _in_order(
             comm.send(mine, 0)
 
 
-class AddAndAnswer:
+class AddAndAnswer(ServerPolicy):
     """The cheapest policy: what is left is the loop and the wire."""
 
     def start(self, shard: Tensor, apply: Any) -> None:
