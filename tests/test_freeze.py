@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from tests.freezing import PARTS, golden
+from benchsuite.laws import families
+from tests.freezing import PARTS, golden, pages
 from tests.freezing.doors import surroundings
 from tests.freezing.golden import Part
 
@@ -75,3 +77,44 @@ def test_a_reason_for_no_difference_and_a_file_of_no_part_are_reported(tmp_path:
         "stray.txt",
         "gone.txt",
     ]
+
+
+def test_lines_counted_without_training_are_those_that_verify_shows() -> None:
+    counted, shown = (
+        (golden.HOUSE / PARTS[name].file).read_text() for name in ("laws-virtual", "verify-virtual")
+    )
+    assert [line.partition(" cells")[0] for line in shown.splitlines()] == [
+        line.partition(" cells")[0] for line in counted.splitlines()
+    ]
+
+
+def test_a_law_that_is_gone_is_a_line_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = families()
+    fewer = real | {"hogwild": real["hogwild"][1:]}
+    monkeypatch.setattr("tests.freezing.laws.families", lambda: fewer)
+    finding = golden.check(PARTS["laws-virtual"], PARTS["laws-virtual"].make())
+    assert finding.fails and f"-hogwild: {real['hogwild'][0].name} (" in finding.diff
+
+
+def test_a_moved_point_a_wider_axis_and_another_colour_are_seen_in_a_picture(
+    tmp_path: Path,
+) -> None:
+    def drawn(*, y: float = 2.0, color: str = "red", limit: float = 9.0) -> list[str]:
+        figure = Figure()
+        axes = figure.add_subplot()
+        axes.plot([1.0, 2.0], [1.0, y], color=color)
+        axes.set_ylim(0, limit)
+        with pages._pictures() as shown:
+            figure.savefig(tmp_path / "one.pdf", format="pdf")
+        return shown["one"]
+
+    assert drawn() == drawn()
+    assert (
+        len(
+            {
+                tuple(shown)
+                for shown in (drawn(), drawn(y=2.5), drawn(color="blue"), drawn(limit=8.0))
+            }
+        )
+        == 4
+    )

@@ -6,9 +6,10 @@ the import paths of plug-ins. It holds no time, no path of this machine and no h
 
 from __future__ import annotations
 
-from tests.freezing import laws, plans, reference, surface
+from tests.freezing import laws, pages, plans, reference, surface
 from tests.freezing.golden import Part
 
 PARTS: dict[str, Part] = {
-    part.name: part for part in (*surface.PARTS, *plans.PARTS, *laws.PARTS, *reference.PARTS)
+    part.name: part
+    for part in (*surface.PARTS, *plans.PARTS, *pages.PARTS, *laws.PARTS, *reference.PARTS)
 }

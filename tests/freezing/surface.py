@@ -50,8 +50,8 @@ def columns() -> str:
 
 
 def rounded(text: str) -> str:
-    """Floats to 12 digits: the last ones are those of the machine's own mathematics library."""
-    return re.sub(r"\d+\.\d{10,}(e-?\d+)?", lambda number: f"{float(number[0]):.12g}", text)
+    """Floats to 9 digits: the last ones are those of the machine's own mathematics library."""
+    return re.sub(r"\d+\.\d{6,}(e-?\d+)?", lambda number: f"{float(number[0]):.9g}", text)
 
 
 def _store_some(results: Path) -> None:
