@@ -1,21 +1,24 @@
-"""`code_id`: a hash of the code that a cell's numbers come from. Editing it makes the cell's runs missing again.
+"""`code_id`: a hash of the code that a cell's numbers come from.
 
-Counted is every Python file of the project that the cell's run can reach by import: from its members, from the life of
-a rank (under the virtual clock: from the simulator), from the cluster engine that starts the ranks, and from what makes
-a run of the files that they leave. Imports are followed from file to file without running any of them: those at the top
-of a file and those inside its functions, whether or not a run gets there. To import `a.b.c` executes `a/__init__.py` and
-`a/b/__init__.py`, so these count too.
+Editing that code makes the runs of the cell missing again. Counted is every Python file of the
+project that the cell's run can reach by import: from its members, from the life of a rank (under
+the virtual clock: from the simulator), from the cluster engine that starts the ranks, and from what
+makes a run of the files that the ranks leave. Imports are followed from file to file without
+running any of them: those at the top of a file and those inside its functions, whether or not a run
+gets there. To import `a.b.c` executes `a/__init__.py` and `a/b/__init__.py`, so these count too.
 
 Three kinds of imports are not followed, because importing the file does not execute them:
 
 - those under `if TYPE_CHECKING:`, which only type checkers read;
-- those under `if __name__ == "__main__":`; which modules are started as a process is said in `ROOTS`;
-- those of a module's `__getattr__`, unless somebody asks the module for a name that is not one of its files
-  (`from benchsuite import run` asks, `from benchsuite import cell` does not).
+- those under `if __name__ == "__main__":`, because no rank runs that file as a program (`ROOTS` has
+  the modules that do become processes);
+- those in a module's `__getattr__`, unless somebody asks that module for a name that is not one of
+  its files: `from benchsuite import run` asks, `from benchsuite import plan` does not.
 
-Modules that are named by a string are not followed either. Members are loaded so, and the cell itself says which; all
-others that a run needs are in `ROOTS`. Members that a cell does not use, reports, analyses and the command line
-therefore do not count, unless a file that counts imports them. A file counts with all its bytes, comments included.
+Modules that are named by a string are not followed either. Members are loaded in this way, and the
+cell itself says which; all others that a run needs are in `ROOTS`. So the members that a cell does
+not use, the reports, the analyses and the command line do not count, unless a file that counts
+imports them. A file counts with all its bytes, comments included.
 """
 
 from __future__ import annotations
@@ -31,19 +34,25 @@ from typing import NamedTuple
 from benchsuite.plan import members, plugins
 from benchsuite.plan.cell import AXES, Cell
 
-# Where a run starts, beside the files of its members: modules that become processes, or that `api` calls.
+# Where a run starts, beside the files of its members: modules that become processes, and those that
+# make a run of what these leave.
 ROOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "rank": ("benchsuite.worker.main",),  # the life of a real rank
         "simulator": ("benchsuite.cluster.simulator",),  # all ranks of a cell of the virtual clock
         "assembly": ("benchsuite.results.assemble",),  # makes one run of the files of real ranks
-        "tuning": ("benchsuite.run.tune",),  # how trials choose, for cells with tuning = per_strategy
+        "tuning": (
+            "benchsuite.run.tune",
+        ),  # how trials choose, for cells with tuning = per_strategy
         "rules": ("benchsuite.rules",),  # what refuses a cell
-        # Of a cluster engine, by its name: what starts the ranks of a cell, and what says how they ended.
-        "local": ("benchsuite.cluster.host",),
-        "torchrun": ("benchsuite.cluster.supervisor", "benchsuite.cluster.collect"),
+        # Of each cluster engine: what starts the ranks of a cell, and what says how they ended.
+        "cluster local": ("benchsuite.cluster.host",),
+        "cluster torchrun": ("benchsuite.worker.__main__", "benchsuite.cluster.collect"),
     }
 )
+
+
+_ASKED = ".__getattr__"
 
 
 def code_id(cell: Cell) -> str:
@@ -62,17 +71,19 @@ def _first_tree() -> Tree:
 
 
 class Tree:
-    """The project's files at one moment, joined by their imports. A file is read once, when it is first reached.
+    """The project's files at one moment, joined by their imports.
 
-    read: gives the bytes of a file; a test may hand in other bytes.
+    A file is read once, when it is first reached. read: gives its bytes; a test may give others.
     """
 
     def __init__(self, read: Callable[[Path], bytes] = Path.read_bytes) -> None:
         self._read = read
         self._paths = _project_files()
         self._files: dict[str, _File] = {}
-        self._reached: dict[frozenset[str], frozenset[str]] = {}  # by the modules that a search began with
-        self._digests: dict[frozenset[str], str] = {}  # by modules
+        self._user_nodes: dict[Path, str] = {}  # what a file given by path is called in the graph
+        self._edges: dict[str, list[str]] = {}  # what a node of the graph imports
+        self._reached: dict[frozenset[str], frozenset[str]] = {}  # by where the search began
+        self._digests: dict[frozenset[str], str] = {}
 
     @property
     def paths(self) -> Mapping[str, Path]:
@@ -80,23 +91,30 @@ class Tree:
         return MappingProxyType(self._paths)
 
     def code_id(self, cell: Cell) -> str:
-        """First 12 hex digits of sha256 over names and contents of `reach(cell)`. No machine's path is in it."""
+        """First 12 hex digits of sha256 over the names and contents of `reach(cell)`.
+
+        Names are those of modules, so that the id is the same in every clone and in a wheel.
+        """
         return self._digest(self.reach(cell))
 
     def rules_id(self, cell: Cell) -> str:
-        """What a refusal of the cell depends on; a refusal by older rules does not stand for a run.
+        """The same for what a refusal of the cell depends on: the rules and all that they import.
 
-        Over all that the rules import, and the files of the cell's members, whose class attributes the rules read.
+        The files of the cell's members count too, since the rules read their class attributes.
+        A refusal by older rules does not stand for a run.
         """
         return f"rules-{self._digest(self._reach(ROOTS['rules']) | set(self._members(cell)))}"
 
     def reach(self, cell: Cell) -> frozenset[str]:
-        """The modules that the cell's run can reach by import. A user's file is named like `sync:its_name`."""
+        """The modules that the cell's run can reach by import.
+
+        A user's file is named by its kind, its own name and its content, like `sync:mine@1f0a..`.
+        """
         begin = self._members(cell)
         if cell.clock == "virtual":
             begin += ROOTS["simulator"]
         else:
-            begin += ROOTS["rank"] + ROOTS["assembly"] + ROOTS.get(plugins.stem(cell.cluster), ())
+            begin += ROOTS["rank"] + ROOTS["assembly"] + ROOTS.get(f"cluster {cell.cluster}", ())
             begin += self._member("cluster", cell.cluster)
         if cell.tuning == "per_strategy":
             begin += ROOTS["tuning"]
@@ -104,13 +122,16 @@ class Tree:
 
     def imports(self, module: str) -> frozenset[str]:
         """The modules of the project that one file imports, and the packages that they are in."""
-        return frozenset(self._executed(self._file(module).imports)) - {module}
+        return frozenset(name for name in self._next(module) if not name.endswith(_ASKED))
 
     # -- members -------------------------------------------------------------------------------
 
     def _members(self, cell: Cell) -> tuple[str, ...]:
         """Modules of the cell's members; a member that this version has no file for has none."""
-        return tuple(name for axis in AXES for name in self._member(axis, getattr(cell, axis)))
+        found: tuple[str, ...] = ()
+        for axis in AXES:
+            found += self._member(axis, getattr(cell, axis))
+        return found
 
     def _member(self, kind: str, reference: str) -> tuple[str, ...]:
         member = members.find(kind, reference)
@@ -118,12 +139,15 @@ class Tree:
             return ()
         if not member.given_by_path:
             return (f"{plugins.KINDS[kind][1]}.{member.name}",)
-        names = []
-        for path in _files_of_user(member):
-            name = f"{kind}:{path.stem}"
-            self._files.setdefault(name, _File.parse(self._read(path), name, path))
-            names.append(name)
-        return tuple(names)
+        return tuple(self._user_node(kind, path) for path in _files_of_user(member))
+
+    def _user_node(self, kind: str, path: Path) -> str:
+        if path not in self._user_nodes:
+            file = _File.parse(self._read(path), "", path)
+            name = f"{kind}:{path.stem}@{file.digest[:16]}"
+            self._user_nodes[path] = name
+            self._files[name] = file
+        return self._user_nodes[path]
 
     # -- the graph -----------------------------------------------------------------------------
 
@@ -131,46 +155,55 @@ class Tree:
         """The given modules, their packages, and all that these import, and so on."""
         begin = frozenset(begin)
         if begin not in self._reached:
-            # A name asked of a module with a `__getattr__` is a node of its own, `module.__getattr__`.
             found: set[str] = set()
-            waiting = [package for module in begin for package in self._with_packages(module)]
+            waiting: list[str] = []
+            for module in begin:
+                waiting += self._start(module)
             while waiting:
-                name = waiting.pop()
-                if name not in found:
-                    found.add(name)
-                    module = name.removesuffix(_ASKED)
-                    file = self._file(module)
-                    waiting += self._executed(file.imports if module == name else file.when_asked)
-            self._reached[begin] = frozenset(name for name in found if not name.endswith(_ASKED))
+                node = waiting.pop()
+                if node not in found:
+                    found.add(node)
+                    waiting += self._next(node)
+            self._reached[begin] = frozenset(node for node in found if not node.endswith(_ASKED))
         return self._reached[begin]
 
-    def _with_packages(self, module: str) -> list[str]:
-        """A module that something starts with, after the packages that it is in."""
-        if module in self._files:
-            return [module] if ":" in module else self._executed([module])
+    def _start(self, module: str) -> list[str]:
+        """A module that a run starts with, after the packages that it is in."""
+        if ":" in module:  # a user's file, which is in no package of the project
+            return [module]
         if module not in self._paths:
             raise LookupError(
-                f"{module} is no module of the project, and code_id starts with it: "
-                f"name the one that took its place in ROOTS of {Path(__file__).name}"
+                f"code_id starts with {module}, and the project has no such module: "
+                f"put the one that took its place into ROOTS of {Path(__file__).name}"
             )
-        return self._executed([module])
+        return self._executed(module)
 
-    def _executed(self, names: Iterable[str]) -> list[str]:
-        """What importing dotted names executes: a module, the packages around it, a `__getattr__` that is asked."""
-        executed = []
-        for name in names:
-            parts = name.split(".")
-            prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-            modules = [prefix for prefix in prefixes if prefix in self._paths]
-            executed += modules
-            if modules and modules[-1] != name and self._file(modules[-1]).when_asked:
-                executed.append(modules[-1] + _ASKED)
+    def _next(self, node: str) -> list[str]:
+        """What a node of the graph imports; `module.__getattr__` is a node of its own."""
+        if node not in self._edges:
+            module = node.removesuffix(_ASKED)
+            file = self._file(module)
+            names = file.imports if node == module else file.when_asked
+            executed: set[str] = set()
+            for name in names:
+                executed.update(self._executed(name))
+            self._edges[node] = sorted(executed - {node})
+        return self._edges[node]
+
+    def _executed(self, name: str) -> list[str]:
+        """What importing a dotted name executes: its packages, the module, a `__getattr__`."""
+        parts = name.split(".")
+        prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+        executed = [prefix for prefix in prefixes if prefix in self._paths]
+        if executed and executed[-1] != name and self._file(executed[-1]).when_asked:
+            executed.append(executed[-1] + _ASKED)
         return executed
 
     def _file(self, module: str) -> _File:
         if module not in self._files:
             path = self._paths[module]
-            self._files[module] = _File.parse(self._read(path), module, path)
+            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            self._files[module] = _File.parse(self._read(path), package, path)
         return self._files[module]
 
     def _digest(self, modules: frozenset[str]) -> str:
@@ -182,13 +215,10 @@ class Tree:
         return self._digests[modules]
 
 
-_ASKED = ".__getattr__"
-
-
 def _files_of_user(member: plugins.Plugin) -> tuple[Path, ...]:
     """The files of a member that is given by path: that file alone.
 
-    What it imports of the project is followed. What it imports from elsewhere, its own neighbours included, is not.
+    What it imports of the project is followed; its own neighbours are not.
     """
     return (member.path,)
 
@@ -206,16 +236,19 @@ def _project_files() -> dict[str, Path]:
 
 
 class _File(NamedTuple):
-    """One file. Imports are dotted names: `from a.b import c` is `a.b.c`, `import a.b` is `a.*` and `a.b.*`."""
+    """What is known of a file.
+
+    Imports are dotted names: `from a.b import c` is `a.b.c`, `import a.b` is `a.*` and `a.b.*`
+    (any name of a and of a.b may be asked for).
+    """
 
     digest: str
     imports: tuple[str, ...]
     when_asked: tuple[str, ...]  # those of a `__getattr__` of the module
 
     @classmethod
-    def parse(cls, content: bytes, module: str, path: Path) -> _File:
-        """Reads the imports of a file. PluginError where it is no Python."""
-        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    def parse(cls, content: bytes, package: str, path: Path) -> _File:
+        """A file by its bytes and the package that it is in. PluginError where it is no Python."""
         try:
             return _parsed(content, package)
         except SyntaxError as error:
@@ -225,12 +258,16 @@ class _File(NamedTuple):
 @functools.lru_cache(maxsize=1024)
 def _parsed(content: bytes, package: str) -> _File:
     """Remembered by content, so that the next tree of this process parses only what has changed."""
-    asked, others = [], []
+    at_import: list[ast.stmt] = []
+    when_asked: list[ast.stmt] = []
     for statement in ast.parse(content).body:
         is_getattr = isinstance(statement, ast.FunctionDef) and statement.name == "__getattr__"
-        (asked if is_getattr else others).append(statement)
-    names = (tuple(_imported(statements, package)) for statements in (others, asked))
-    return _File(hashlib.sha256(content).hexdigest(), *names)
+        (when_asked if is_getattr else at_import).append(statement)
+    return _File(
+        digest=hashlib.sha256(content).hexdigest(),
+        imports=tuple(_imported(at_import, package)),
+        when_asked=tuple(_imported(when_asked, package)),
+    )
 
 
 def _imported(statements: Sequence[ast.AST], package: str) -> Iterator[str]:
@@ -245,13 +282,13 @@ def _imported(statements: Sequence[ast.AST], package: str) -> Iterator[str]:
             yield from (f"{origin}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and _is_false_on_import(node.test):
             yield from _imported(node.orelse, package)
-        else:  # import is a statement, so expressions are not looked at: that is most of the tree
+        else:  # an import is a statement: expressions, most of the tree, are not looked at
             for field in ("body", "orelse", "handlers", "finalbody", "cases"):
                 yield from _imported(getattr(node, field, ()), package)
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:
-    """The module that names are imported from; one dot in front is the package, each further one the next outer."""
+    """The module that names are imported from: one dot is the package, two the one around it."""
     if not node.level:
         return node.module or ""
     parts = package.split(".")
