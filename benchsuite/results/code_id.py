@@ -13,7 +13,7 @@ Three kinds of imports are not followed, because importing the file does not exe
 - those under `if __name__ == "__main__":`, because no rank runs that file as a program (`ROOTS` has
   the modules that do become processes);
 - those in a module's `__getattr__`, unless somebody asks that module for a name that is not one of
-  its files: `from benchsuite import run` asks, `from benchsuite import plan` does not.
+  its files: `from benchsuite import load_results` asks, `from benchsuite import plan` does not.
 
 Modules that are named by a string are not followed either. Members are loaded in this way, and the
 cell itself says which; all others that a run needs are in `ROOTS`. So the members that a cell does
