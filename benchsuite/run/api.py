@@ -185,7 +185,7 @@ def setting(store: Store) -> Setting:
 
     store.check_writable()
     machine = environment.machine()
-    code = Tree()  # one for all runs of the command: its ranks, too, import what is there when it starts
+    code = Tree()  # read when the command starts, as its ranks' modules are
     return Setting(
         machine=machine,
         environment_id=store.write_environment(machine, environment.collect()),
