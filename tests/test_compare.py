@@ -63,6 +63,13 @@ def failing(comparison: Comparison) -> list[tuple[str, Any, Any, str]]:
     ]
 
 
+def test_runs_of_older_code_are_compared() -> None:
+    """`code_id` says which runs are missing; a comparison is there to hold two versions of the code together."""
+    older = dataclasses.replace(a_run(), code_id="older")
+    assert compared([older], [a_run()]).exit_code == 0
+    assert failing(compared([older], [a_run(payload_bytes=481)])) != []
+
+
 def test_a_set_passes_against_itself() -> None:
     runs = [a_run(), a_run(ASYNCHRONOUS)]
     for same in (True, False):

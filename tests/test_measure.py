@@ -19,7 +19,6 @@ import pytest
 from benchsuite.measure import environment, load, memory, wire
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell, resolve
-from benchsuite.results import code_id
 from benchsuite.results.record import environment_id
 
 SPIN = "import time\nend = time.process_time() + {seconds}\nwhile time.process_time() < end: pass\n"
@@ -89,38 +88,6 @@ def test_a_package_inside_a_foreign_repository_is_a_wheel(monkeypatch, tmp_path)
     monkeypatch.setattr(environment, "PACKAGE", tmp_path / "venv" / "site-packages" / "benchsuite")
     (tmp_path / "venv" / "site-packages" / "benchsuite").mkdir(parents=True)
     assert environment.code_version()[0].startswith("wheel ")
-
-
-# code id
-
-
-def test_code_id_covers_the_files_used_and_no_others(monkeypatch, tmp_path):
-    ring = resolve(Cell(topology="ring", replicas=2))
-    native = resolve(Cell(replicas=2))
-    names = set(code_id.files(ring))
-    assert {
-        "workload/cnn.py",
-        "sync/synchronous.py",
-        "topology/ring.py",
-        "parallel/data.py",
-    } <= names
-    assert {"comm/__init__.py", "comm/process.py", "training.py", "sync/__init__.py"} <= names
-    assert "topology/native.py" not in names and "topology/ring.py" not in code_id.files(native)
-    assert code_id.code_id(ring) != code_id.code_id(native)
-    assert code_id.code_id(ring) == code_id.code_id(ring.with_seed(7))
-
-
-def test_code_id_follows_an_edit_and_a_sibling_that_the_file_imports(tmp_path):
-    mine = tmp_path / "mine.py"
-    mine.write_text(
-        "from benchsuite.topology.ring import Topology as Ring\n\n\nclass Topology:\n    pass\n"
-    )
-    cell = resolve(Cell(topology=str(mine)))
-    assert "topology/ring.py" in code_id.files(cell)
-    before = code_id.code_id(cell)
-    mine.write_text(mine.read_text() + "# edited\n")
-    os.utime(mine, ns=(1, 1))  # a coarse clock must not hide the edit
-    assert code_id.code_id(cell) != before
 
 
 # load

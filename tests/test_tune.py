@@ -234,8 +234,9 @@ def test_the_seeds_of_a_cell_share_one_choice_whatever_a_trial_says_later(tmp_pa
 def test_editing_the_way_of_tuning_makes_tuned_runs_missing_and_no_others() -> None:
     tuned = resolve(CELLS[0])
     same = resolve(CELLS[3])
-    assert "tune.py" in code_id.files(tuned) and "tune.py" not in code_id.files(same)
-    assert code_id.code_id(tune.with_factor(tuned, 0.5)) == code_id.code_id(same)
+    tree = code_id.Tree()
+    assert tune.__name__ in tree.reach(tuned) - tree.reach(same)
+    assert tree.code_id(tune.with_factor(tuned, 0.5)) == tree.code_id(same) != tree.code_id(tuned)
 
 
 def test_trials_of_other_code_do_not_choose(tmp_path: Path) -> None:

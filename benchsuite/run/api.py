@@ -180,16 +180,17 @@ def existing(path: str | Path) -> Store:
 def setting(store: Store) -> Setting:
     """Machine, environment and code of this process; the environment is stored."""
     from benchsuite.measure import environment
-    from benchsuite.results import code_id
+    from benchsuite.results.code_id import Tree
     from benchsuite.run.runner import Setting
 
     store.check_writable()
     machine = environment.machine()
+    code = Tree()  # read when the command starts, as its ranks' modules are
     return Setting(
         machine=machine,
         environment_id=store.write_environment(machine, environment.collect()),
-        code_id=code_id.code_id,
-        rules_id=code_id.rules_id(),
+        code_id=code.code_id,
+        rules_id=code.rules_id,
     )
 
 

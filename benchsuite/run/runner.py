@@ -23,7 +23,7 @@ from pathlib import Path
 from benchsuite.measure.load import num_cores
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Run, Status, now_iso
-from benchsuite.results.store import Store
+from benchsuite.results.store import CodeId, Store, code_of
 from benchsuite.run import tune
 from benchsuite.run.progress import Progress
 
@@ -35,7 +35,7 @@ class Setting:
     machine: str
     environment_id: str
     code_id: Callable[[Cell], str]
-    rules_id: str  # stands for the code of a refused cell
+    rules_id: CodeId  # stands for the code of a refused cell
 
 
 @dataclass
@@ -215,7 +215,7 @@ class _Estimate:
 def _unsupported(cell: Cell, reason: str, setting: Setting) -> Run:
     return Run(
         cell=cell,
-        code_id=setting.rules_id,
+        code_id=code_of(setting.rules_id, cell),
         status=Status.UNSUPPORTED,
         reason=reason,
         started_at=now_iso(),
