@@ -4,6 +4,8 @@
 # make gpu-check  measure on a machine with a GPU; installs nothing
 PYTHON ?= python3
 REPORT ?= quick
+# CPU builds of torch, for a machine without an NVIDIA GPU; empty: pip's default index
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.benchsuite-installed
@@ -16,6 +18,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
+	$(BIN)/python .ci/setup_torch.py --index '$(TORCH_INDEX)'
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt --no-build-isolation -e '.[dev,asv]'
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib/python3*/site-packages || true
 	touch $@

@@ -30,7 +30,7 @@ from benchsuite.comm.lane import Lane
 from benchsuite.comm.shared_memory import FileLock, attach_vector, create_vector
 from benchsuite.comm.socket_barrier import SocketBarrier
 from benchsuite.comm.staging import StagedGroup
-from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES, Calls
+from benchsuite.comm.traffic import COUNTER_BYTES, TICKET_BYTES, Calls, note
 from benchsuite.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +81,11 @@ class _Work:
 
 
 class ProcessComm:
-    """See `Comm`. One thread uses one instance; `lane` gives the second thread its own."""
+    """See `Comm`. One thread uses one instance; `lane` gives the second thread its own.
+
+    So times (`wait_ns`, `ticket_wait_ns`) have one writer. Bytes and calls are counted into the
+    rank's, which the instances of all its threads share and which are safe for that.
+    """
 
     def __init__(
         self,
@@ -345,7 +349,7 @@ class ProcessComm:
         """Notes a collective of the library, once for all its ranks: on the first of them."""
         if self.rank == 0 and self.size > 1:
             call = (name, whole.numel(), whole.element_size(), tuple(self.world_ranks))
-            self.calls[call] = self.calls.get(call, 0) + 1
+            note(self.calls, call)
 
     def _count(self, x: Tensor, dst: int) -> None:
         self.traffic.add(

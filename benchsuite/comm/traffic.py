@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,18 @@ Calls = dict[Call, int]  # how often, noted by the first of its ranks
 TICKET_BYTES = 20  # source, tag, time sent
 COUNTER_BYTES = 8
 
+# A rank's lanes and a server's threads count into one `Traffic` at once. An addition reads and then
+# writes, and Python may change threads between the two: without a lock bytes are lost. One lock for
+# all of a process, because an object that holds its own can be neither copied nor pickled; it is
+# held for some tenths of a microsecond, where the send that is counted takes tens of them.
+_counting = threading.Lock()
+
+
+def note(calls: Calls, call: Call) -> None:
+    """Counts a call of the library once more; several threads may do so at once."""
+    with _counting:
+        calls[call] = calls.get(call, 0) + 1
+
 
 @dataclass
 class Traffic:
@@ -24,6 +37,9 @@ class Traffic:
     `payload_bytes`: vectors on a wire. `shm_bytes`: vectors through shared memory, which no wire
     sees. `control_bytes`: tickets, flags, shared counters (one number per source rank). A rank's
     own `Traffic` holds what it sent; `+` joins ranks, so the sum over ranks is the run's.
+
+    Several threads may count into one (`add`, `add_shm`, `add_control`, `include`) while another
+    copies it (`+`). Everything else reads one that is at rest.
     """
 
     payload: dict[Edge, int] = field(default_factory=dict)
@@ -34,16 +50,20 @@ class Traffic:
     def add(self, source: int, destination: int, payload_bytes: int, messages: int = 1) -> None:
         """Counts a send of `payload_bytes` in `messages` messages."""
         edge = (source, destination)
-        self.payload[edge] = self.payload.get(edge, 0) + payload_bytes
-        self.messages[edge] = self.messages.get(edge, 0) + messages
+        with _counting:
+            self.payload[edge] = self.payload.get(edge, 0) + payload_bytes
+            self.messages[edge] = self.messages.get(edge, 0) + messages
 
     def add_shm(self, source: int, destination: int, num_bytes: int) -> None:
         """Counts bytes handed over in shared memory."""
-        self.shm[source, destination] = self.shm.get((source, destination), 0) + num_bytes
+        edge = (source, destination)
+        with _counting:
+            self.shm[edge] = self.shm.get(edge, 0) + num_bytes
 
     def add_control(self, source: int, num_bytes: int) -> None:
         """Counts tickets, flags, counters."""
-        self.control[source] = self.control.get(source, 0) + num_bytes
+        with _counting:
+            self.control[source] = self.control.get(source, 0) + num_bytes
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic.total((self, other))
@@ -58,10 +78,11 @@ class Traffic:
 
     def include(self, more: Traffic) -> None:
         """Adds more to it, in place: others hold this one."""
-        for name in ("payload", "messages", "shm", "control"):
-            sums = getattr(self, name)
-            for key, count in getattr(more, name).items():
-                sums[key] = sums.get(key, 0) + count
+        with _counting:
+            for name in ("payload", "messages", "shm", "control"):
+                sums = getattr(self, name)
+                for key, count in getattr(more, name).items():
+                    sums[key] = sums.get(key, 0) + count
 
     def minus(self, part: Traffic) -> Traffic:
         """Without a part of it. AssertionError where that is none."""

@@ -13,7 +13,6 @@ user's own torchrun starts: a supervisor that forks one such process per cell.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from typing import Any
@@ -167,7 +166,7 @@ class Rank:
         measured.memory.end_loop()
         if self.timer is not None:
             measured.device = device_figures.peaks()
-        measured.traffic = copy.deepcopy(self.comm.traffic)
+        measured.traffic = self.comm.traffic + Traffic()  # a copy: what follows is not the run's
         measured.calls = dict(self.comm.calls)
         self.store.set(
             f"events/{self.comm.rank}", json.dumps(measured.events)
