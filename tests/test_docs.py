@@ -291,6 +291,27 @@ def test_an_unknown_flag_verb_or_target_is_seen(generate: ModuleType, targets: s
     assert wrong == ["make nothing", "benchsuite run quick --fast 1", "benchsuite go"]
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/virtual-clock.md", "docs/asv-and-ci.md"])
+def test_no_run_that_a_page_asks_for_is_refused(page: str, generate: ModuleType) -> None:
+    """Files of the reader's own are run by the tests below."""
+    asked = [
+        words[2:]
+        for words in commands(text_of(page))
+        if words[:2] == ["benchsuite", "run"] and not any("./" in word for word in words)
+    ]
+    assert asked
+    for arguments in asked:
+        flags = [word for word in arguments if word not in ("--results", "fresh")]
+        document = generate.answer("plan", *flags)
+        assert document["cells"] and not document["refused"], arguments
+
+
+def test_a_refused_run_is_seen(generate: ModuleType) -> None:
+    refused = ["--workload", "mlp", "--replicas", "64", "--clock", "virtual"]
+    with pytest.raises(ValueError, match="ended with 2"):
+        generate.answer("plan", *refused)
+
+
 # -- code ------------------------------------------------------------------------------------------
 
 
