@@ -1,5 +1,6 @@
 # make report   set up, run reports/quick.toml where results are missing, write reports/build/quick/index.html
 # make test     set up, lint, types, tests
+# make readme   run reports/readme.toml anew, write results/reference/readme.csv and the README's table
 # make seeds    60 seeds of each workload on one process, into results/seeds/runs.csv
 # make gpu-check  measure on a machine with a GPU; installs nothing
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.benchsuite-installed
 
-.PHONY: setup report test lint pytest processes others reference seeds gpu-check clean
+.PHONY: setup report test lint pytest processes others reference readme seeds gpu-check clean
 
 setup: $(STAMP)
 
@@ -48,12 +49,19 @@ pytest: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The runs that CI compares against. Commit them with the change that moved the numbers, and say why. What `gpu-check`
-# found stays.
+# found stays, and so do the runs of the README's table.
 reference: $(STAMP)
 	mkdir -p results/reference
-	find results/reference -mindepth 1 -maxdepth 1 ! -name gpu -exec rm -rf {} +
+	find results/reference -mindepth 1 -maxdepth 1 ! -name gpu ! -name readme.csv -exec rm -rf {} +
 	$(BIN)/benchsuite run reference --results results/reference
 	rm -f results/reference/.frame-cache.json
+
+# The table of the README: a row per run, and then all generated parts of the documentation.
+readme: $(STAMP)
+	rm -rf results/readme-runs
+	$(BIN)/benchsuite run readme --results results/readme-runs
+	$(BIN)/benchsuite export csv --results results/readme-runs --out results/reference/readme.csv
+	$(BIN)/python docs/generate.py
 
 # The reference of every workload: 60 seeds on one process, a row per run. A quarter of an hour on one idle core.
 seeds: $(STAMP)
