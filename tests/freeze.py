@@ -1,12 +1,15 @@
-"""Freezes what the suite answers, and says whether it still answers so: `python tests/freeze.py write|check`.
+"""Freezes what the suite answers, and says whether it still answers so.
 
-    check               every part but the slow ones: 'equal', 'differs as listed', or a difference, then exit code 1
-    check --all         the slow ones too: laws in virtual time, a run of the reference plan; some minutes
-    check --only NAME   one part, or all whose name begins so
-    write               writes what is missing; what is frozen stays, and another answer is put beside it as NAME.after
+    python tests/freeze.py check               all parts but the slow ones: 'equal', 'differs as
+                                               listed', or a difference, and then exit code 1
+    python tests/freeze.py check --all         the slow ones too: every law in virtual time, a run
+                                               of the reference plan; some three minutes
+    python tests/freeze.py check --only NAME   one part, or all whose name begins so
+    python tests/freeze.py write               writes what is missing; what is frozen stays, and
+                                               another answer is put beside it as NAME.after
 
-A difference that is meant has its answer in `NAME.after` and its reason in `DIFFERENCES.md`, under a heading with the
-name of the file. Everything stands under tests/golden/house/.
+A difference that is meant has its answer in `NAME.after` and its reason in `DIFFERENCES.md`, under
+a heading with the name of the file. Everything stands under tests/golden/house/.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# The root instead of this folder, whose own `workloads` would hide those of the suite.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+# Run as a script: the root instead of this folder, whose `workloads` would hide those of the suite.
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tests.freezing import PARTS, golden  # noqa: E402
-from tests.freezing.doors import surroundings  # noqa: E402
-from tests.freezing.golden import Part  # noqa: E402
+from tests.freezing import PARTS, golden
+from tests.freezing.doors import surroundings
+from tests.freezing.golden import Part
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--only {args.only!r}: no such part; there are {', '.join(PARTS)}")
     failed = False
     for part in parts:
-        with surroundings():
-            answer = part.make()
+        try:
+            with surroundings():
+                answer = part.make()
+        except Exception as error:  # noqa: BLE001  no answer is another answer
+            told = f"gives no answer: {type(error).__name__}: {error}"
+            failed |= _shown(golden.Finding(part.name, told, fails=True))
+            continue
         if args.action == "write":
             print(f"{part.name}: {golden.write(part, answer)}", flush=True)
             continue

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from benchsuite.laws import families
+from tests import freeze
 from tests.freezing import PARTS, golden, pages
-from tests.freezing.doors import surroundings
+from tests.freezing.doors import internal, surroundings
 from tests.freezing.golden import Part
 
 CHEAP = [part for part in PARTS.values() if part.cheap]
@@ -118,3 +120,21 @@ def test_a_moved_point_a_wider_axis_and_another_colour_are_seen_in_a_picture(
         )
         == 4
     )
+
+
+def test_a_part_that_cannot_be_made_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = dataclasses.replace(PARTS["cells"], make=lambda: internal("plan.load"))
+    monkeypatch.setattr(freeze, "PARTS", {"cells": moved, "schema": PARTS["schema"]})
+    monkeypatch.setattr(
+        "tests.freezing.doors.INTERNALS", {"plan.load": ("benchsuite.no_such:load",)}
+    )
+    monkeypatch.setattr(golden, "leftovers", lambda parts: [])
+    assert freeze.main(["check"]) == 1
+    said = capsys.readouterr().out
+    assert (
+        "cells: gives no answer: LookupError: plan.load stands in none of benchsuite.no_such:load"
+        in said
+    )
+    assert "schema: equal" in said

@@ -1,7 +1,8 @@
-"""What the suite answers today, as text that another version of the code must answer too. Run by `tests/freeze.py`.
+"""What the suite answers today, as text that another version of the code must answer too.
 
-`PARTS` names every frozen answer. A part is made through the doors that users have: the command line, the Python face,
-the import paths of plug-ins. It holds no time, no path of this machine and no hash of code.
+`tests/freeze.py` writes and compares it; `PARTS` names every frozen answer. A part is made through
+the doors that users have: the command line and the import paths of plug-ins. It holds no time, no
+path of this machine and no hash of code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The doors through which frozen answers are made, and the one table of internals where no door is enough."""
+"""The doors through which answers are made, and the one table of internals where none is enough."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def surroundings() -> Iterator[None]:
 
 
 def say(*arguments: str, allow: tuple[int, ...] = (0,)) -> str:
-    """What `benchsuite ARGUMENTS` prints on standard output; it runs in this process, by the entry of the project.
+    """What `benchsuite ARGUMENTS` prints on standard output.
+
+    It runs in this process, by the entry that pyproject.toml names.
 
     AssertionError where its exit code is none of `allow`.
     """
@@ -96,7 +98,7 @@ def relative(path: str | Path) -> str:
 
 
 def lines_of(document: Mapping[str, Any]) -> str:
-    """JSON with sorted keys and one line for each entry of a list, so that a difference is a line."""
+    """JSON with sorted keys and a line for each entry of a list: a difference is a line."""
     shown = []
     for key in sorted(document):
         value = document[key]

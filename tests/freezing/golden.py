@@ -12,7 +12,8 @@ from tests.freezing.doors import ROOT
 
 HOUSE = ROOT / "tests" / "golden" / "house"
 DIFFERENCES = "DIFFERENCES.md"
-ACCEPTED = ".after"  # `help.txt.after` beside `help.txt`: what the answer became, with its reason in DIFFERENCES.md
+# `help.txt.after` beside `help.txt` is what the answer became; its reason stands in DIFFERENCES.md.
+ACCEPTED = ".after"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ def check(part: Part, answer: str, folder: Path = HOUSE) -> Finding:
 
 
 def write(part: Part, answer: str, folder: Path = HOUSE) -> str:
-    """Freezes an answer; returns what was done. What is frozen is never overwritten: a change of it is `accepted`."""
+    """Freezes an answer; returns what was done.
+
+    What is frozen is never overwritten: another answer is put beside it.
+    """
     frozen, accepted = folder / part.file, folder / f"{part.file}{ACCEPTED}"
     frozen.parent.mkdir(parents=True, exist_ok=True)
     if not frozen.is_file():
@@ -97,7 +101,7 @@ def leftovers(parts: Iterable[Part], folder: Path = HOUSE) -> list[Finding]:
     ]
     for title in reasons(folder):
         if not (folder / f"{title}{ACCEPTED}").is_file():
-            told = f"{DIFFERENCES} gives a reason, but {title}{ACCEPTED} is not there: remove the heading"
+            told = f"{DIFFERENCES} has a reason, but no {title}{ACCEPTED} is there: remove it"
             odd.append(Finding(title, told, fails=True))
     return odd
 

@@ -1,4 +1,4 @@
-"""Which laws are shown on which strategies, how many broken twins each has, and what they find in virtual time."""
+"""Which laws are shown on which strategies, with how many broken twins, and what they find."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXACT = (
 
 
 def lines(clock: str, workers: Sequence[int]) -> str:
-    """Every line of `benchsuite verify` and the number of its twins, found without training anything."""
+    """Every line of `benchsuite verify` and the number of its twins; nothing is trained."""
     asked = internal("Asked")(clock=clock, workers=tuple(workers))
     with _hollow_laws():
         document = internal("verify").run(asked)
@@ -46,9 +46,12 @@ def _found(line: Mapping[str, Any]) -> str:
 def _table(document: Mapping[str, Any], told: Any) -> str:
     """A law with the strategies below it; then its twins; then what nothing can be shown on."""
     laws, twins = document["laws"], document["twins"]
+    num_laws = len({line["law"] for line in laws})
+    num_cells = sum(line["cells"] for line in laws)
+    num_twins = sum(each["twins"] for each in twins)
     shown = [
-        f"{len({line['law'] for line in laws})} laws, {len(laws)} lines, {sum(line['cells'] for line in laws)} cells, "
-        f"{sum(each['twins'] for each in twins)} twins, {len(document['unsupported'])} unsupported; "
+        f"{num_laws} laws, {len(laws)} lines, {num_cells} cells, "
+        f"{num_twins} twins, {len(document['unsupported'])} unsupported; "
         f"{document['clock']} clock, replicas {', '.join(map(str, document['replicas']))}"
     ]
     by_law: dict[str, list[str]] = {}

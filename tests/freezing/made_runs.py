@@ -1,8 +1,8 @@
-"""Made-up runs of any plan's cells: nothing is trained, and every number follows from the cell's id and the seed.
+"""Made-up runs of any cell: nothing is trained, and numbers follow from the id and the seed.
 
-Small runs of `tests/synthetic_runs.py` get the cell that was asked for, times and bytes that tell cells apart, and what
-that cell's kind of run carries: staleness, policy lag, parts of a replica, tuning, virtual seconds. Some miss their
-target, one diverges, some failed.
+Small runs of `tests/synthetic_runs.py` get the cell that was asked for, times and bytes that tell
+cells apart, and what that cell's kind of run carries: staleness, policy lag, parts of a replica,
+tuning, virtual seconds. Some miss their target, some diverge, some failed.
 """
 
 from __future__ import annotations

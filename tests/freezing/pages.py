@@ -1,4 +1,4 @@
-"""The page of every plan, made of made-up runs: its text without the pictures, and what each picture shows as numbers."""
+"""The page of every plan, of made-up runs: its text, and what each picture shows as numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.freezing.golden import Part
 from tests.freezing.made_runs import made_run
 from tests.freezing.surface import rounded
 
-# Plans with many cells are drawn with fewer seeds and sizes: every figure, and every kind of row, is still there.
+# Plans with many cells are drawn with fewer seeds and sizes: no figure is lost by that.
 SEEDS = {"scaling": (0, 1), "sync": (0, 1, 2)}
 ONLY = {"scaling": "replicas != 64 and replicas != 2 and replicas != 256"}
 CHEAP = ("rl",)
@@ -92,10 +92,12 @@ def _axes(axes: Any) -> Iterator[str]:
         ("y", axes.yaxis, axes.get_ylim()),
     ):
         ticks = [label.get_text() for label in axis.get_ticklabels()]
-        yield f"  {name} {axis.get_label_text()!r}, {axis.get_scale()}, {_numbers(limits)}, ticks {ticks}"
+        label = axis.get_label_text()
+        yield f"  {name} {label!r}, {axis.get_scale()}, {_numbers(limits)}, ticks {ticks}"
     for line in axes.get_lines():
-        look = f"{line.get_color()} {line.get_marker()} {line.get_linestyle()} {line.get_markerfacecolor()}"
-        yield f"  line {line.get_gid() or ''} {look}: x {_numbers(line.get_xdata())}; y {_numbers(line.get_ydata())}"
+        look = f"{line.get_color()} {line.get_marker()} {line.get_linestyle()}"
+        where = f"x {_numbers(line.get_xdata())}; y {_numbers(line.get_ydata())}"
+        yield f"  line {line.get_gid() or ''} {look} {line.get_markerfacecolor()}: {where}"
     for patch in axes.patches:
         yield f"  patch {patch.get_gid() or ''} {_color(patch)}: {_numbers(_corners(patch))}"
     for area in axes.collections:
@@ -135,7 +137,7 @@ def _digest(text: str) -> str:
 
 
 def _text(html: str) -> str:
-    """The page without styles and scripts, which are files of their own; a mark of a legend by its hash."""
+    """The page without styles and scripts, which are files; a mark of a legend by its hash."""
     for tag in ("style", "script"):
         html = re.sub(rf"(<{tag}[^>]*>).*?(</{tag}>)", r"\1..\2", html, flags=re.DOTALL)
     return rounded(

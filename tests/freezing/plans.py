@@ -1,4 +1,4 @@
-"""What a plan becomes: cells with their ids, refusals with their messages, bytes that every member will send."""
+"""What a plan becomes: cells and their ids, refusals and their messages, bytes of every member."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def cells() -> str:
     for path in sorted((ROOT / "reports").glob("*.toml")):
         plan = internal("plan.load")(str(path))
         shown.append(
-            f"== {path.stem}: {len(plan.cells)} cells, {len(plan.refused)} refused, {plan.num_excluded} excluded, "
-            f"seeds {', '.join(map(str, plan.seeds))}"
+            f"== {path.stem}: {len(plan.cells)} cells, {len(plan.refused)} refused, "
+            f"{plan.num_excluded} excluded, seeds {', '.join(map(str, plan.seeds))}"
         )
         shown += [f"{cell.id}  {cell.label}" for cell in plan.cells]
         for refused in plan.refused:
@@ -47,32 +47,35 @@ def strategies() -> str:
     sync, topology = _names("sync"), _names("topology")
     agents = ("--workload", "rl_agent", *STEPS)
     few = ("--topology", "native,parameter_server", "--replicas", "2,3,4")
-    return _bytes({
+    grids = {
         "every strategy over every topology": (*SMALL, *sync, *topology, "--replicas", "2,3,4"),
         "every strategy with an agent": (*agents, *sync, *few),
-    })  # fmt: skip
+    }
+    return _bytes(grids)
 
 
 def compressions() -> str:
     """Every compression over every topology, then under every strategy."""
-    compression = _names("compression")
+    compression = (*SMALL, *_names("compression"))
+    everywhere = ("--sync", "synchronous", *_names("topology"), "--replicas", "2,3,4")
     few = ("--topology", "native,parameter_server,exponential", "--replicas", "4")
-    return _bytes({
-        "every compression over every topology":
-            (*SMALL, *compression, "--sync", "synchronous", *_names("topology"), "--replicas", "2,3,4"),
-        "every compression under every strategy": (*SMALL, *compression, *_names("sync"), *few),
-    })  # fmt: skip
+    grids = {
+        "every compression over every topology": (*compression, *everywhere),
+        "every compression under every strategy": (*compression, *_names("sync"), *few),
+    }
+    return _bytes(grids)
 
 
 def parallelisms() -> str:
     """Every division of a replica over every topology, then under every strategy."""
-    parallel = (*_names("parallel"), "--model-parallel", "2")
+    parallel = (*SMALL, *_names("parallel"), "--model-parallel", "2")
+    everywhere = ("--sync", "synchronous", *_names("topology"), "--replicas", "1,2,3,4")
     few = ("--topology", "native,ring,parameter_server", "--replicas", "1,2,4")
-    return _bytes({
-        "every parallelism over every topology":
-            (*SMALL, *parallel, "--sync", "synchronous", *_names("topology"), "--replicas", "1,2,3,4"),
-        "every parallelism under every strategy": (*SMALL, *parallel, *_names("sync"), *few),
-    })  # fmt: skip
+    grids = {
+        "every parallelism over every topology": (*parallel, *everywhere),
+        "every parallelism under every strategy": (*parallel, *_names("sync"), *few),
+    }
+    return _bytes(grids)
 
 
 def _names(kind: str) -> tuple[str, str]:
@@ -89,7 +92,7 @@ def _forecast(*arguments: str) -> dict[str, Any]:
 
 
 def _bytes(grids: Mapping[str, tuple[str, ...]]) -> str:
-    """A line per cell: what it sends and keeps; then every refusal once, with the cells that it is about."""
+    """A line per cell: what it sends and keeps; then every refusal once, with its cells."""
     shown = []
     for title, arguments in grids.items():
         document = _forecast(*arguments)
@@ -111,9 +114,9 @@ def _bytes(grids: Mapping[str, tuple[str, ...]]) -> str:
 def _line(cell: Mapping[str, Any]) -> str:
     kept = cell["kept_bytes"]
     return (
-        f"{cell['cell_id']}  {cell['label']}: sends {cell['predicted_bytes']} B in {cell['predicted_messages']} "
-        f"messages, busiest port {cell['busiest_port_bytes']} B, keeps {kept['worker']} B on a worker, "
-        f"{kept['server']} B on a server"
+        f"{cell['cell_id']}  {cell['label']}: sends {cell['predicted_bytes']} B "
+        f"in {cell['predicted_messages']} messages, busiest port {cell['busiest_port_bytes']} B, "
+        f"keeps {kept['worker']} B on a worker, {kept['server']} B on a server"
     )
 
 

@@ -10,11 +10,12 @@ from typing import Any
 from tests.freezing.doors import ROOT, say
 from tests.freezing.golden import Part
 
-TOLERANCE = "1e-8"  # given, so that the verdict is the same on the machine of the stored runs and on any other
+# Given, so that the verdict is the same on the machine of the stored runs and on any other.
+TOLERANCE = "1e-8"
 
 
 def compared() -> str:
-    """`benchsuite compare results/reference FRESH`, a line per finding; a fresh loss is told by its verdict only."""
+    """`benchsuite compare results/reference FRESH`, a line per finding."""
     with tempfile.TemporaryDirectory() as fresh:
         say("run", "reference", "--results", fresh)
         arguments = (
@@ -35,7 +36,7 @@ def compared() -> str:
 
 
 def _line(finding: Mapping[str, Any]) -> str:
-    """A fresh float is a loss: its last digits belong to the machine, and the verdict has looked at it."""
+    """A fresh float is a loss, told by its verdict: its last digits are those of the machine."""
     base, head = finding["base"], finding["head"]
     if finding["metric"] not in ("virtual_s", "staleness") and isinstance(head, float):
         base, head = f"{base:.6g}" if finding["verdict"] != "not compared" else "a loss", "a loss"

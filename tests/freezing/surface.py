@@ -1,4 +1,4 @@
-"""What a user sees before anything runs: members, help pages, columns of the table, the schema of a run file."""
+"""What a user sees before anything runs: members, help pages, columns, the schema of a run file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def help_pages() -> str:
 
 
 def columns() -> str:
-    """Names and types of the table's columns, then rows of made-up runs as `export csv` has them."""
+    """Names and types of the columns, then rows of made-up runs as `export csv` has them."""
     kinds = [f"{name}: {kind}" for name, kind in internal("COLUMNS").items()]
     with tempfile.TemporaryDirectory() as folder:
         results, series = Path(folder, "results"), Path(folder, "series")
