@@ -140,6 +140,6 @@ def named(job: RankJob) -> None:
 
 
 if __name__ == "__main__":  # what `python -m benchsuite.worker` does under torchrun
-    from benchsuite.cluster import supervisor
+    from benchsuite.cluster import rank_supervisor
 
-    sys.exit(supervisor.main(sys.argv[1:]))
+    sys.exit(rank_supervisor.main(sys.argv[1:]))

@@ -491,7 +491,7 @@ def own_bench() -> Iterator[Bench]:
 
 SHAPE = """
 import re, subprocess
-from benchsuite.cluster import namespace
+from benchsuite.cluster import private_network
 from benchsuite.programs.shaped_link import NotShaped, ShapedLoopback
 
 def state():
@@ -499,14 +499,14 @@ def state():
     return mtu, "tbf" in subprocess.run(["tc", "qdisc", "show", "dev", "lo"], capture_output=True, text=True).stdout
 
 try:
-    namespace.enter_private_network()
+    private_network.enter_private_network()
     before = state()
     with ShapedLoopback(private_network=True) as link:
         unshaped = state()
         link.set_rate(100)
         shaped = state()
         link.set_rate(200)
-except (namespace.NoNamespace, NotShaped) as reason:
+except (private_network.NoNamespace, NotShaped) as reason:
     raise SystemExit(f"skip: {reason}")
 try:
     with ShapedLoopback(private_network=True) as link:

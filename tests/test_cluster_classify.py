@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchsuite.cluster.classify import SERVER_LOST, RankEnd, classify
+from benchsuite.cluster.cell_outcome import SERVER_LOST, RankEnd, classify
 from benchsuite.measure.beat import Phase, Pulse
 from benchsuite.results.record import LOST_WORKER, Outcome, Status
 from benchsuite.worker.job import EXIT_ABORTED, EXIT_CANNOT_WRITE

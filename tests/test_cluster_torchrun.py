@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite.cluster import launchers
-from benchsuite.cluster.collect import collect
+from benchsuite.cluster import launcher_environment
+from benchsuite.cluster.supervisor_records import collect
 from benchsuite.cluster.torchrun import Cluster
 from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Budget, Cell
@@ -165,10 +165,10 @@ def test_collect_refuses_a_folder_without_cells(tmp_path: Path) -> None:
         collect(tmp_path)
 
 
-@pytest.mark.parametrize("launcher", list(launchers.LAUNCHERS))
+@pytest.mark.parametrize("launcher", list(launcher_environment.LAUNCHERS))
 def test_the_place_of_a_rank_is_read_from_its_launcher(launcher: str) -> None:
-    names = launchers.LAUNCHERS[launcher]
-    place = launchers.resolve(
+    names = launcher_environment.LAUNCHERS[launcher]
+    place = launcher_environment.resolve(
         {
             names.rank: "0",
             names.world_size: "4",
@@ -189,11 +189,11 @@ def test_the_place_of_a_rank_is_read_from_its_launcher(launcher: str) -> None:
 
 def test_a_process_that_no_launcher_started_says_so() -> None:
     with pytest.raises(UsageError, match="start it with torchrun"):
-        launchers.resolve({})
+        launcher_environment.resolve({})
 
 
 def test_loopback_is_reached_through_lo() -> None:
-    assert launchers.interface_towards("127.0.0.1") == "lo"
+    assert launcher_environment.interface_towards("127.0.0.1") == "lo"
 
 
 def test_the_command_line_starts_the_ranks_of_the_largest_cell() -> None:

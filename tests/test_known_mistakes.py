@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchsuite import rules
-from benchsuite.cluster.classify import RankEnd, classify
+from benchsuite.cluster.cell_outcome import RankEnd, classify
 from benchsuite.laws.harness.ranks import thread_ranks
 from benchsuite.measure import environment, faults, window, wire
 from benchsuite.measure.beat import Phase, Pulse

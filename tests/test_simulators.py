@@ -17,7 +17,7 @@ import pytest
 
 import benchsuite
 from benchsuite import rules
-from benchsuite.cluster.simulators import Ended, Simulators, groups
+from benchsuite.cluster.simulator_pool import Ended, Simulators, groups
 from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.results.record import Status
@@ -124,7 +124,7 @@ def test_no_simulator_survives_its_command(tmp_path: Path, stopped: bool) -> Non
         tmp_path, f"open({str(mark)!r}, 'w').write(str(__import__('os').getpid())); time.sleep(60)"
     )
     program = (
-        "from benchsuite.cluster.simulators import Simulators\n"
+        "from benchsuite.cluster.simulator_pool import Simulators\n"
         "from benchsuite.plan.cell import Cell, resolve\n"
         f"made = resolve(Cell(workload={TINY!r}, sync={path!r}, topology='parameter_server', clock='virtual'))\n"
         "with Simulators(1) as simulators: list(simulators.run([[made]]))\n"

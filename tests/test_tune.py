@@ -18,7 +18,7 @@ import torch
 from benchsuite import rules
 from benchsuite.analysis import cells as naming
 from benchsuite.analysis.select import select
-from benchsuite.cluster.supervisor import _refusal
+from benchsuite.cluster.rank_supervisor import _refusal
 from benchsuite.errors import UsageError
 from benchsuite.laws.harness import runs as law_runs
 from benchsuite.laws.harness.ranks import thread_ranks

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchsuite.cli import main
-from benchsuite.cluster.collect import collect
+from benchsuite.cluster.supervisor_records import collect
 from benchsuite.results.record import LOST_WORKER, Status
 from benchsuite.results.store import Store
 from tests.bench import ROOT, TINY, behind, cell, fault

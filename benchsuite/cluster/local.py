@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from benchsuite.cluster import preload
+from benchsuite.cluster import fork_server_preload
 from benchsuite.errors import UsageError
 from benchsuite.measure import faults
 from benchsuite.plan import plugins
@@ -50,7 +50,9 @@ class Cluster:
     ) -> None:
         self._entry = entry
         self._modules = (
-            [*preload.MODULES, *built_in_modules()] if modules is None else list(modules)
+            [*fork_server_preload.MODULES, *built_in_modules()]
+            if modules is None
+            else list(modules)
         )
         self._path = path
         self._host: subprocess.Popen[bytes] | None = None
@@ -166,7 +168,7 @@ class Cluster:
                     sys.executable,
                     "-P",
                     "-m",
-                    "benchsuite.cluster.host",
+                    "benchsuite.cluster.cell_host",
                     str(outcomes_w),
                     json.dumps(settings),
                 ],

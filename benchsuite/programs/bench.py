@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchsuite.cluster import preload
+from benchsuite.cluster import fork_server_preload
 from benchsuite.cluster.local import WORKER, Cluster, built_in_modules
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Status
@@ -29,7 +29,9 @@ class Bench:
     besides."""
 
     def __init__(self, modules: Sequence[str] = ()) -> None:
-        self.cluster = Cluster(modules=[*preload.MODULES, *built_in_modules(), *modules])
+        self.cluster = Cluster(
+            modules=[*fork_server_preload.MODULES, *built_in_modules(), *modules]
+        )
         self._folder = tempfile.TemporaryDirectory(prefix="benchsuite-")
         self._launches = 0
 

@@ -30,10 +30,10 @@ print(json.dumps({
 """
 # Ends with 0 where a process may have a network of its own; the same way in as the cell host's.
 _PROBE_NETWORK = """
-from benchsuite.cluster import namespace
+from benchsuite.cluster import private_network
 try:
-    namespace.enter_private_network()
-except namespace.NoNamespace as error:
+    private_network.enter_private_network()
+except private_network.NoNamespace as error:
     raise SystemExit(str(error))
 """
 

@@ -222,7 +222,7 @@ def launcher(cluster: Launcher, here: Setting) -> Callable[[Cell], Run]:
 def simulator(here: Setting) -> Callable[[Sequence[Cell]], Iterator[tuple[Cell, Run]]]:
     """Runs cells of the virtual clock, one process per core; (cell, run) as they end, the long ones
     begun first."""
-    from benchsuite.cluster.simulators import Simulators, groups
+    from benchsuite.cluster.simulator_pool import Simulators, groups
 
     def simulate(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
         with Simulators() as simulators:

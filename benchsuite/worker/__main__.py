@@ -6,6 +6,6 @@ The supervisor must not import torch.
 
 import sys
 
-from benchsuite.cluster.supervisor import main
+from benchsuite.cluster.rank_supervisor import main
 
 sys.exit(main(sys.argv[1:]))

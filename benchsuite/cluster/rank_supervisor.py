@@ -20,10 +20,10 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from benchsuite.cluster import launchers, local, preload
-from benchsuite.cluster.classify import SERVER_LOST
-from benchsuite.cluster.crew import Crew, Ending, start_fork_server
-from benchsuite.cluster.namespace import die_with_parent
+from benchsuite.cluster import fork_server_preload, launcher_environment, local
+from benchsuite.cluster.cell_outcome import SERVER_LOST
+from benchsuite.cluster.private_network import die_with_parent
+from benchsuite.cluster.rank_processes import Crew, Ending, start_fork_server
 from benchsuite.errors import UsageError
 from benchsuite.measure import faults
 from benchsuite.plan import plugins
@@ -44,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(
-        sys.executable, [sys.executable, "-P", "-m", "benchsuite.cluster.supervisor", *arguments]
+        sys.executable,
+        [sys.executable, "-P", "-m", "benchsuite.cluster.rank_supervisor", *arguments],
     )
 
 
@@ -77,13 +78,13 @@ def cell_folder(out: Path, index: int, cell: Cell) -> Path:
 
 class _Supervisor:
     def __init__(
-        self, place: launchers.Place, out: Path, *, entry: str, modules: Sequence[str]
+        self, place: launcher_environment.Place, out: Path, *, entry: str, modules: Sequence[str]
     ) -> None:
         self._place = place
         self._out = out
         self._entry = entry
         self._modules = modules
-        self._interface = launchers.interface_towards(place.store_host)
+        self._interface = launcher_environment.interface_towards(place.store_host)
         self._context = multiprocessing.get_context("forkserver")
 
     def run(self, cells: list[Cell]) -> None:
@@ -206,9 +207,9 @@ def _start(
 
 
 def _in_meet(name: str, *arguments: object) -> None:
-    from benchsuite.cluster import meet  # imports torch: only in a process of the fork server
+    from benchsuite.cluster import arrival  # imports torch: only in a process of the fork server
 
-    getattr(meet, name)(*arguments)
+    getattr(arrival, name)(*arguments)
 
 
 def _refusal(cell: Cell, started: int) -> str:
@@ -251,7 +252,7 @@ def _supervise(arguments: Sequence[str]) -> int:
     parser.add_argument("--entry", default=local.WORKER, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
-        place = launchers.resolve(os.environ)
+        place = launcher_environment.resolve(os.environ)
         cells = read_cells(options.cells)
         out = options.out.resolve()
         if any(
@@ -267,7 +268,7 @@ def _supervise(arguments: Sequence[str]) -> int:
             os.environ[name] = (
                 "1"  # read when the libraries are loaded: in the fork server, not in the rank
             )
-        modules = [*preload.MODULES, *local.built_in_modules()]
+        modules = [*fork_server_preload.MODULES, *local.built_in_modules()]
         _Supervisor(place, out, entry=options.entry, modules=modules).run(cells)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

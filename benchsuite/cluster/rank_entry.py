@@ -21,8 +21,8 @@ import threading
 import traceback
 from pathlib import Path
 
-from benchsuite.cluster import preload
-from benchsuite.cluster.namespace import die_with_parent
+from benchsuite.cluster import fork_server_preload
+from benchsuite.cluster.private_network import die_with_parent
 from benchsuite.measure.memory import keep_freed_memory
 from benchsuite.worker import job as jobs
 from benchsuite.worker.job import RankJob
@@ -63,8 +63,8 @@ def farewell(job: RankJob, entry: str) -> None:
 
 def hold_lifeline() -> None:
     """This process ends when the fork server or its owner ends, also while it is stopped."""
-    if preload.server_pid:
-        die_with_parent(preload.server_pid, exit_code=jobs.EXIT_PARENT_GONE)
+    if fork_server_preload.server_pid:
+        die_with_parent(fork_server_preload.server_pid, exit_code=jobs.EXIT_PARENT_GONE)
     threading.Thread(target=_await_parent, name="lifeline", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
 
@@ -103,7 +103,7 @@ def _call(job: RankJob, entry: str) -> int:
     module, _, function = entry.partition(":")
     try:
         if job.store_is_hosted:  # under a supervisor: the ranks come one by one
-            importlib.import_module("benchsuite.cluster.meet").meet(job)
+            importlib.import_module("benchsuite.cluster.arrival").meet(job)
         getattr(importlib.import_module(module), function)(job)
     except SystemExit as stop:
         return (

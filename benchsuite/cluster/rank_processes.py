@@ -21,8 +21,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from benchsuite.cluster import child, preload
-from benchsuite.cluster.classify import RankEnd
+from benchsuite.cluster import fork_server_preload, rank_entry
+from benchsuite.cluster.cell_outcome import RankEnd
 from benchsuite.measure import beat
 from benchsuite.worker import job as jobs
 from benchsuite.worker.job import RankJob
@@ -57,16 +57,19 @@ def start_fork_server(context: ForkServerContext, modules: Sequence[str]) -> Non
 
     Call it from the main thread: the server ends with the thread that started it.
     """
-    os.environ[preload.PARENT_VARIABLE] = str(os.getpid())
-    os.environ[preload.MODULES_VARIABLE] = ",".join(modules)
+    os.environ[fork_server_preload.PARENT_VARIABLE] = str(os.getpid())
+    os.environ[fork_server_preload.MODULES_VARIABLE] = ",".join(modules)
     try:
         _choose_short_folder()
-        context.set_forkserver_preload([preload.__name__])
-        probe = context.Process(target=child.warm_up, daemon=True)
+        context.set_forkserver_preload([fork_server_preload.__name__])
+        probe = context.Process(target=rank_entry.warm_up, daemon=True)
         probe.start()
         probe.join()
     finally:
-        del os.environ[preload.PARENT_VARIABLE], os.environ[preload.MODULES_VARIABLE]
+        del (
+            os.environ[fork_server_preload.PARENT_VARIABLE],
+            os.environ[fork_server_preload.MODULES_VARIABLE],
+        )
     if probe.exitcode != 0:
         raise EOFError(f"the fork server does not start ranks (exit code {probe.exitcode})")
 
@@ -100,7 +103,7 @@ class Crew:
         if job.beat_path:
             beat.create(job.beat_path)
         process = self._context.Process(
-            target=child.main, args=(job, listener, self._entry), daemon=True
+            target=rank_entry.main, args=(job, listener, self._entry), daemon=True
         )
         process.start()
         self._members.append(_Member(job, role, process))
@@ -211,7 +214,9 @@ class Crew:
     def _say_goodbye(self, job: RankJob) -> None:
         """A process that speaks for a lost worker: this one has no torch."""
         job = dataclasses.replace(job, store_is_hosted=True, store_listen_fd=None)
-        helper = self._context.Process(target=child.farewell, args=(job, self._entry), daemon=True)
+        helper = self._context.Process(
+            target=rank_entry.farewell, args=(job, self._entry), daemon=True
+        )
         helper.start()
         self._helpers.append(helper)
 

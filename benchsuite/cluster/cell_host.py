@@ -1,8 +1,8 @@
 """The cell host: one process per suite, alone in a private network, that runs cells one after the
 other.
 
-`python -P -m benchsuite.cluster.host OUTCOME_FD` reads one JSON line per cell from its standard
-input and writes one JSON line per outcome to the descriptor. The end of its input is the end of the
+`python -P -m benchsuite.cluster.cell_host OUTCOME_FD` reads one JSON line per cell from its
+standard input and writes one JSON line per outcome to the descriptor. The end of its input is the end of the
 suite. It imports no torch, has one thread, and keeps a fork server with everything imported, so
 that a fresh process per rank costs 0.02 s.
 """
@@ -22,9 +22,9 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
-from benchsuite.cluster.classify import SERVER_LOST, classify
-from benchsuite.cluster.crew import Crew, Ending, probe_disk, start_fork_server
-from benchsuite.cluster.namespace import NoNamespace, die_with_parent, enter_private_network
+from benchsuite.cluster.cell_outcome import SERVER_LOST, classify
+from benchsuite.cluster.private_network import NoNamespace, die_with_parent, enter_private_network
+from benchsuite.cluster.rank_processes import Crew, Ending, probe_disk, start_fork_server
 from benchsuite.plan.cell import Cell, from_json
 from benchsuite.results.record import Outcome, Status, now_iso, outcome_json
 from benchsuite.worker import job as jobs

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchsuite.cluster.classify import RankEnd, classify
+from benchsuite.cluster.cell_outcome import RankEnd, classify
 from benchsuite.errors import UsageError
 from benchsuite.measure.beat import Pulse
 from benchsuite.plan import plugins

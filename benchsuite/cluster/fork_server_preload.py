@@ -13,7 +13,7 @@ import importlib
 import os
 import sys
 
-from benchsuite.cluster.namespace import die_with_parent
+from benchsuite.cluster.private_network import die_with_parent
 from benchsuite.worker.job import EXIT_PARENT_GONE
 
 PARENT_VARIABLE = "BENCHSUITE_SERVER_PARENT"  # process id of whoever starts the server
@@ -25,9 +25,9 @@ MODULES = (
     "torch._dynamo",  # optimisers import it: 1.45 s of CPU
     "torch.nn.parallel",
     "numpy",
-    "benchsuite.cluster.child",
+    "benchsuite.cluster.rank_entry",
     # what the main module imports: every fresh process executes that module again
-    "benchsuite.cluster.crew",
+    "benchsuite.cluster.rank_processes",
     "benchsuite.worker.main",
 )
 

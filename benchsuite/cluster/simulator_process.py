@@ -1,4 +1,4 @@
-"""The process that simulates cells: `python -P -m benchsuite.cluster.simulator OUTCOME_FD
+"""The process that simulates cells: `python -P -m benchsuite.cluster.simulator_process OUTCOME_FD
 PARENT_PID`.
 
 Reads one JSON line per cell from its standard input (`{"cell", "run_dir"}`), leaves `sections.json`
@@ -18,8 +18,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchsuite.cluster.namespace import die_with_parent
-from benchsuite.cluster.simulators import SECTIONS
+from benchsuite.cluster.private_network import die_with_parent
+from benchsuite.cluster.simulator_pool import SECTIONS
 from benchsuite.measure.memory import keep_freed_memory
 from benchsuite.plan import cell as cells
 from benchsuite.results.assemble.virtual import sections

@@ -29,7 +29,7 @@ from benchsuite.measure.load import num_cores
 from benchsuite.plan.cell import Cell, global_batch, trajectory_key
 from benchsuite.results.record import Outcome, Status, now_iso
 
-MODULE = "benchsuite.cluster.simulator"
+MODULE = "benchsuite.cluster.simulator_process"
 SECTIONS = "sections.json"
 START_S = 120.0  # a cold import of torch on a slow disk
 Ended = tuple[Cell, Mapping[str, Any], Outcome]

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import (
     TCPStore,
 )  # typed, unlike the names in torch.distributed
 
-from benchsuite.cluster.child import hold_lifeline
+from benchsuite.cluster.rank_entry import hold_lifeline
 from benchsuite.measure.beat import Beat
 from benchsuite.worker.job import EXIT_ABORTED, EXIT_OK, RankJob
 
