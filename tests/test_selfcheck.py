@@ -173,8 +173,8 @@ class Recorded:
         self.loss = loss
         self.order = ""
 
-    def launch(self, cell: Cell, entry: str = cells.WORKER) -> Launch:
-        ours = entry == cells.WORKER
+    def launch(self, cell: Cell, entry: str = cells.RANK_ENTRY) -> Launch:
+        ours = entry == cells.RANK_ENTRY
         self.order += "A" if ours else "B"
         ranks = ranks_of([round(1000 * (self.slow_down if ours else 1))] * 4)
         ranks[0]["steps"]["loss"] = [self.loss if ours else 1.0]

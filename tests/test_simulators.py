@@ -17,7 +17,7 @@ import pytest
 
 import benchsuite
 from benchsuite import rules
-from benchsuite.cluster.simulator_pool import Ended, Simulators, groups
+from benchsuite.cluster.simulator_pool import Ended, SimulatorPool, groups
 from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.results.record import Status
@@ -80,7 +80,7 @@ def test_cells_are_grouped_by_trajectory_and_the_long_ones_come_first() -> None:
 
 def test_an_error_costs_its_cell_and_names_the_rank(tmp_path: Path) -> None:
     raises = cell(sync=strategy(tmp_path, "raise ValueError('as asked')"))
-    with Simulators(1) as simulators:
+    with SimulatorPool(1) as simulators:
         ended = list(simulators.run([[raises], [cell()]]))
     found = by_label(ended)
     assert found["asynchronous 0"] == (Status.OK, None)
@@ -97,7 +97,7 @@ def test_an_error_costs_its_cell_and_names_the_rank(tmp_path: Path) -> None:
 
 def test_a_killed_process_costs_its_cell_and_the_rest_of_its_group_goes_on(tmp_path: Path) -> None:
     dies = cell(sync=strategy(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
-    with Simulators(1) as simulators:
+    with SimulatorPool(1) as simulators:
         ended = list(simulators.run([[dies, cell(), cell().with_seed(1)]]))
     assert by_label(ended) == {
         "strange.py 0": (Status.FAILED, "the simulator was ended by SIGKILL"),
@@ -109,7 +109,7 @@ def test_a_killed_process_costs_its_cell_and_the_rest_of_its_group_goes_on(tmp_p
 def test_a_cell_that_overstays_its_deadline_is_a_timeout(tmp_path: Path) -> None:
     hangs = cell(sync=strategy(tmp_path, "time.sleep(60)"), budget=Budget(timeout_s=1.5))
     begin = time.monotonic()
-    with Simulators(1) as simulators:
+    with SimulatorPool(1) as simulators:
         ended = list(simulators.run([[hangs], [cell()]]))
     assert by_label(ended)["strange.py 0"] == (Status.TIMEOUT, "deadline of 1.5 s")
     assert by_label(ended)["asynchronous 0"] == (Status.OK, None)
@@ -124,10 +124,10 @@ def test_no_simulator_survives_its_command(tmp_path: Path, stopped: bool) -> Non
         tmp_path, f"open({str(mark)!r}, 'w').write(str(__import__('os').getpid())); time.sleep(60)"
     )
     program = (
-        "from benchsuite.cluster.simulator_pool import Simulators\n"
+        "from benchsuite.cluster.simulator_pool import SimulatorPool\n"
         "from benchsuite.plan.cell import Cell, resolve\n"
         f"made = resolve(Cell(workload={TINY!r}, sync={path!r}, topology='parameter_server', clock='virtual'))\n"
-        "with Simulators(1) as simulators: list(simulators.run([[made]]))\n"
+        "with SimulatorPool(1) as simulators: list(simulators.run([[made]]))\n"
     )
     command = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     for _ in range(1200):

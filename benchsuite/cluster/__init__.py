@@ -1,38 +1,111 @@
-"""Clusters: who starts the ranks, where, and who says how they ended. One file per engine.
+"""Cluster engines: who starts the ranks of a cell, and where. One file per engine.
 
-`local.py` starts the ranks of a cell itself; `torchrun.py` is the user's own torchrun. Whoever
-starts a rank waits for it and says how it ended: success means that every rank's file is there and
-complete.
+An engine is a file of this folder, or a user's file given by path (`--cluster ./my_engine.py`),
+that defines a class `Cluster` derived from `Engine`. `local.py` starts the ranks of a cell itself;
+`torchrun.py` is a torchrun that the user starts. The other files of this folder are machinery that
+engines share: the processes of ranks, private networks, how an ending is judged.
+
+Whoever starts a rank waits for it and says how it ended: success means that every rank's record is
+there and complete.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import ClassVar, Self
 
+from benchsuite.errors import UsageError
+from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Outcome
 
+Collected = list[tuple[Cell, Path, Outcome]]
 
-class Launcher(Protocol):
-    """What the command line asks of a cluster that runs cells by itself."""
+
+@dataclass(frozen=True)
+class Declaration:
+    """What an engine's file says of it: literals of its class, read without importing the file."""
+
+    started_by: str = ""
+    """How the user starts the ranks, as a command; "" = the engine starts them itself."""
+    several_hosts: bool = False
+    """Whether the ranks of a cell can be on more than one host."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Flags of the command line that the engine takes, each with its line of help.
+
+    `flags = {"hosts": "hosts to start ranks on"}` makes `--hosts X` a flag of every command that
+    is given this engine with `--cluster`; the class is then called as `Cluster(hosts="X")`.
+    """
+
+
+def declaration(reference: str) -> Declaration:
+    """What the engine with this name or path declares. UsageError where there is no such engine."""
+    engine = plugins.find("cluster", reference)
+    declared = {
+        name: engine.constants[name]
+        for name in Declaration.__dataclass_fields__
+        if name in engine.constants
+    }
+    flags = declared.get("flags", {})
+    if not isinstance(flags, dict) or not all(str(name).isidentifier() for name in flags):
+        raise UsageError(
+            f"{engine.path}: flags = {flags!r}: give a dict from a flag's name to its help, e.g. "
+            '{"hosts": "hosts to start ranks on"}'
+        )
+    return Declaration(**declared)
+
+
+class Engine:
+    """What an engine declares and does; base class of every `Cluster`.
+
+    Cells come one after the other, in the random order of the command, never two at once: what is
+    measured must not be disturbed. `run` returns when a cell has ended, with every rank's record in
+    the cell's run directory on this machine. An engine whose ranks the user starts
+    (`started_by`) has no `run`; what its ranks left is read by `collect` later.
+    """
+
+    started_by: ClassVar[str] = Declaration.started_by
+    several_hosts: ClassVar[bool] = Declaration.several_hosts
+    flags: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def refusal(cls) -> str:
+        """Why this engine cannot start ranks here, with the remedy; "" = it can.
+
+        Asked before the first cell, and not of an engine whose ranks the user starts.
+        """
+        return ""
 
     def start(self) -> None:
-        """Gets ready; `run` does it where it was not done."""
+        """Gets ready to start ranks; called by `run` where nobody called it before."""
 
     def run(self, cell: Cell, run_dir: Path) -> Outcome:
-        """Runs a resolved cell; the ranks leave their files in `run_dir`. Never raises for what a
-        rank does."""
+        """Runs a resolved cell; says how it ended, and never raises for what a rank does.
+
+        run_dir: private to this cell; the ranks leave their records there, as `worker/job.py` says.
+        """
+        raise NotImplementedError(f"{type(self).__module__} starts no cells")
+
+    def collect(self, run_dir: Path) -> Collected:
+        """The cells of a job that the user started, each with its folder and how it ended.
+
+        UsageError where `run_dir` holds none.
+        """
+        raise UsageError(f"{run_dir}: runs of this cluster are stored as they end: nothing is left")
 
     def close(self) -> None:
         """Ends everything that was started."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()

@@ -1,9 +1,8 @@
-"""How the ranks of a cell find each other under supervisors: all arrive at a shared store, then all
-go.
+"""How the ranks of a cell find each other under supervisors: all arrive at a store, then all go.
 
-Runs in the ranks' processes (torch is there). A rank that ends badly is announced in the store by
-its supervisor, so that the others do not wait for the deadline. Control traffic: one key per rank,
-one look per second.
+Runs in processes that have torch: the ranks' own, and short ones that speak for a supervisor, which
+has none. A rank that ends badly is announced in the store by its supervisor, so that the others do
+not wait for the deadline. Control traffic: one key per rank, one look per second.
 """
 
 from __future__ import annotations
@@ -20,25 +19,29 @@ from torch._C._distributed_c10d import (
     TCPStore,
 )  # typed, unlike the names in torch.distributed
 
-from benchsuite.cluster.rank_entry import hold_lifeline
+from benchsuite.cluster.lifeline import hold_lifeline
 from benchsuite.measure.beat import Beat
 from benchsuite.worker.job import EXIT_ABORTED, EXIT_OK, RankJob
 
 GRACE_S = 1.0  # between the announcement of a lost rank and the end of the others
 _CONNECT = timedelta(seconds=600)  # the supervisor ends this process earlier
-_STAY_S = 60.0
+_LEAVE = timedelta(seconds=60)
+_ARRIVAL_LOOK_S = 0.02
+_ABORT_LOOK_S = 1.0
 
 
-def meet(job: RankJob) -> None:
-    """Returns when all ranks of the cell have arrived, and from then on watches for the
-    announcement of an end."""
+def await_all_ranks(job: RankJob) -> None:
+    """Returns when all ranks of the cell are here.
+
+    From then on a thread watches for the announcement of a bad end, and ends this process.
+    """
     store = _connect(job)
     if store.add("arrived", 1) == job.world_size:
         store.set("go", "")
     while not store.check(["go"]):
         if store.check(["abort"]):
             os._exit(EXIT_ABORTED)
-        time.sleep(0.02)
+        time.sleep(_ARRIVAL_LOOK_S)
     Beat(job.beat_path)  # tells the supervisor that the cell's time begins
     threading.Thread(target=_watch, args=(store,), name="watch", daemon=True).start()
 
@@ -46,24 +49,25 @@ def meet(job: RankJob) -> None:
 def _watch(store: Store) -> None:
     try:
         while not store.check(["abort"]):
-            time.sleep(1.0)
+            time.sleep(_ABORT_LOOK_S)
     except RuntimeError:  # the store is gone, and with it the job
         return
     time.sleep(GRACE_S)
     os._exit(EXIT_ABORTED)
 
 
-def announce_end(job: RankJob) -> None:
-    """Says to the other ranks that this cell is over. A process of its own: the supervisor has no
-    torch."""
+def announce_bad_end(job: RankJob) -> None:
+    """Tells the other ranks that this cell is over; ends this process."""
     hold_lifeline()
     _connect(job).set("abort", "")
     os._exit(EXIT_OK)
 
 
 def host_store(listener: socket.socket, world_size: int) -> None:
-    """Hosts the store of a whole job, where the launcher hosts none, until every supervisor said
-    `leave`."""
+    """Hosts the store of a whole job, where the launcher hosts none; ends this process.
+
+    It stays until all `world_size` supervisors have said `leave`.
+    """
     hold_lifeline()
     host, port = listener.getsockname()[:2]
     store = TCPStore(
@@ -80,9 +84,9 @@ def host_store(listener: socket.socket, world_size: int) -> None:
 
 
 def leave(host: str, port: int) -> None:
-    """The last word of a supervisor."""
+    """Says for a supervisor that it needs the job's store no more; ends this process."""
     hold_lifeline()
-    TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_STAY_S)).add("left", 1)
+    TCPStore(host, port, is_master=False, timeout=_LEAVE).add("left", 1)
     os._exit(EXIT_OK)
 
 

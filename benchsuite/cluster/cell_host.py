@@ -1,9 +1,8 @@
-"""The cell host: one process per suite, alone in a private network, that runs cells one after the
-other.
+"""The cell host: one process per command, alone in a private network, that runs cell after cell.
 
-`python -P -m benchsuite.cluster.cell_host OUTCOME_FD` reads one JSON line per cell from its
-standard input and writes one JSON line per outcome to the descriptor. The end of its input is the end of the
-suite. It imports no torch, has one thread, and keeps a fork server with everything imported, so
+`python -P -m benchsuite.cluster.cell_host OUTCOME_FD SETTINGS` reads one JSON line per cell from
+its standard input and writes one JSON line per outcome to the descriptor. The end of its input is
+its end. It imports no torch, has one thread, and keeps a fork server with everything imported, so
 that a fresh process per rank costs 0.02 s.
 """
 
@@ -23,8 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from benchsuite.cluster.cell_outcome import SERVER_LOST, classify
-from benchsuite.cluster.private_network import NoNamespace, die_with_parent, enter_private_network
-from benchsuite.cluster.rank_processes import Crew, Ending, probe_disk, start_fork_server
+from benchsuite.cluster.lifeline import die_with_parent
+from benchsuite.cluster.private_network import NoNamespace, enter_private_network
+from benchsuite.cluster.rank_imports import set_one_thread
+from benchsuite.cluster.rank_processes import (
+    Ending,
+    RankProcesses,
+    probe_disk,
+    start_fork_server,
+)
 from benchsuite.plan.cell import Cell, from_json
 from benchsuite.results.record import Outcome, Status, now_iso, outcome_json
 from benchsuite.worker import job as jobs
@@ -53,35 +59,20 @@ class _Host:
         return 0
 
     def _run(self, order: dict[str, Any]) -> tuple[Outcome | None, bool]:
-        """One cell: its outcome (None: nobody waits for it) and whether this host can run another
-        one."""
+        """Runs one cell: its outcome, and whether this host can run another one.
+
+        The outcome is None where nobody waits for it any more.
+        """
         cell = from_json(order["cell"])
         run_dir = Path(order["run_dir"])
-        survives = order["survives"] == "worker"
         begin = time.monotonic()
         started_at = now_iso()
-        crew = Crew(self._context, order["entry"])
-        usable = True
+        ranks = RankProcesses(self._context, order["entry"])
         try:
-            self._start(crew, cell, run_dir)
-            ending = crew.wait(
-                begin + cell.budget.timeout_s,
-                expendable=range(cell.num_workers) if survives else (),
-                lifeline=STDIN,
-            )
-            ends = crew.look()  # before the kill: afterwards every rank looks guilty
-            usable = crew.kill() and not any(end.exit_code == SERVER_LOST for end in ends)
-            outcome = classify(
-                ends,
-                timeout_s=cell.budget.timeout_s,
-                at_deadline=ending is Ending.DEADLINE,
-                survives=survives,
-                disk=probe_disk(run_dir)
-                if any(end.exit_code == jobs.EXIT_CANNOT_WRITE for end in ends)
-                else "",
-            )
-            if ending is Ending.LET_GO:
-                return None, False
+            self._start(ranks, cell, run_dir)
+            deadline = begin + cell.budget.timeout_s
+            survives = order["survives"] == "worker"
+            outcome, usable = _wait(ranks, cell, run_dir, deadline=deadline, survives=survives)
         except EOFError:
             outcome = Outcome(Status.FAILED, "the fork server was lost while it started the ranks")
             usable = False
@@ -91,13 +82,14 @@ class _Host:
             )
             usable = not isinstance(error, ConnectionError)
         finally:
-            crew.kill()
-            crew.clean()
-        return dataclasses.replace(
-            outcome, started_at=started_at, seconds=time.monotonic() - begin
-        ), usable
+            ranks.kill()
+            ranks.clean()
+        if outcome is not None:
+            seconds = time.monotonic() - begin
+            outcome = dataclasses.replace(outcome, started_at=started_at, seconds=seconds)
+        return outcome, usable
 
-    def _start(self, crew: Crew, cell: Cell, run_dir: Path) -> None:
+    def _start(self, ranks: RankProcesses, cell: Cell, run_dir: Path) -> None:
         document = cell.to_json()
         with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
             for rank in range(cell.world_size):
@@ -114,7 +106,7 @@ class _Host:
                     beat_path=str(run_dir / f"rank{rank}.beat"),
                 )
                 role = "worker" if rank < cell.num_workers else "server"
-                crew.start(job, role=role, listener=listener if rank == 0 else None)
+                ranks.start(job, role=role, listener=listener if rank == 0 else None)
 
     def _next_line(self) -> bytes | None:
         while b"\n" not in self._buffer:
@@ -130,12 +122,44 @@ class _Host:
         os.write(self._outcome_fd, json.dumps(document).encode() + b"\n")
 
 
+def _wait(
+    ranks: RankProcesses, cell: Cell, run_dir: Path, *, deadline: float, survives: bool
+) -> tuple[Outcome | None, bool]:
+    """Waits for the ranks of a cell and judges how it ended; as `_Host._run` returns it.
+
+    deadline: in seconds of time.monotonic. survives: the cell goes on without a lost worker.
+    """
+    ending = ranks.wait(
+        deadline,
+        expendable=range(cell.num_workers) if survives else (),
+        lifeline=STDIN,
+    )
+    ends = ranks.look()  # before the kill: afterwards every rank looks guilty
+    server_lost = any(end.exit_code == SERVER_LOST for end in ends)
+    cannot_write = any(end.exit_code == jobs.EXIT_CANNOT_WRITE for end in ends)
+    usable = ranks.kill() and not server_lost
+    if ending is Ending.LET_GO:
+        return None, False
+    outcome = classify(
+        ends,
+        timeout_s=cell.budget.timeout_s,
+        at_deadline=ending is Ending.DEADLINE,
+        survives=survives,
+        disk=probe_disk(run_dir) if cannot_write else "",
+    )
+    return outcome, usable
+
+
 def main(arguments: list[str]) -> int:
-    """Exit codes: 0 the end of the input, 1 the fork server was lost, 70 no private network, 99 the
-    parent is gone."""
+    """Serves until the input ends.
+
+    arguments: the descriptor for outcomes, and the settings as JSON. Exit codes: 0 the input has
+    ended, 1 the fork server was lost, 70 no private network and no way back, 99 the parent is gone.
+    """
     settings = json.loads(arguments[1])
-    if settings["parent"]:
-        die_with_parent(settings["parent"], exit_code=jobs.EXIT_PARENT_GONE)
+    parent = settings["parent"]
+    if parent:
+        die_with_parent(parent, exit_code=jobs.EXIT_PARENT_GONE)
     if settings["private_network"]:
         try:
             enter_private_network()
@@ -144,16 +168,11 @@ def main(arguments: list[str]) -> int:
                 print(error, file=sys.stderr, flush=True)
                 return jobs.EXIT_NO_NAMESPACE
             settings["network_reason"] = str(error)
-    if settings["parent"]:
-        die_with_parent(
-            settings["parent"], exit_code=jobs.EXIT_PARENT_GONE
-        )  # new credentials may have cleared it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parent:  # once more: the new credentials of a user namespace may have cleared it
+        die_with_parent(parent, exit_code=jobs.EXIT_PARENT_GONE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = (
-            "1"  # read when the libraries are loaded: in the fork server, not in the rank
-        )
+    set_one_thread()
     return _Host(int(arguments[0]), settings).serve(settings["modules"])
 
 

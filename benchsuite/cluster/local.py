@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
-from benchsuite.cluster import fork_server_preload
+from benchsuite.cluster import Engine
+from benchsuite.cluster.rank_imports import RANK_ENTRY, preloaded_modules, python_path
 from benchsuite.errors import UsageError
 from benchsuite.measure import faults
 from benchsuite.plan import plugins
@@ -27,7 +27,7 @@ from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Outcome, Status, now_iso
 from benchsuite.worker.job import EXIT_NO_NAMESPACE
 
-WORKER = "benchsuite.worker.main:run_rank"
+CELL_HOST = "benchsuite.cluster.cell_host"
 GRACE_S = 15.0  # the host is the judge of a cell's deadline; this much later it is lost itself
 START_S = 120.0  # a cold import of torch on a slow disk
 CLOSE_S = 10.0
@@ -37,7 +37,7 @@ class _HostLost(Exception):
     """The host said nothing, or is gone."""
 
 
-class Cluster:
+class Cluster(Engine):
     """Runs cells on this machine. Use it as a context manager, from the main thread.
 
     entry: what a rank calls with its job, `module:function`. modules: what the fork server imports
@@ -46,27 +46,37 @@ class Cluster:
     """
 
     def __init__(
-        self, *, entry: str = WORKER, modules: Sequence[str] | None = None, path: Sequence[str] = ()
+        self,
+        *,
+        entry: str = RANK_ENTRY,
+        modules: Sequence[str] | None = None,
+        path: Sequence[str] = (),
     ) -> None:
         self._entry = entry
-        self._modules = (
-            [*fork_server_preload.MODULES, *built_in_modules()]
-            if modules is None
-            else list(modules)
-        )
+        self._modules = preloaded_modules() if modules is None else list(modules)
         self._path = path
         self._host: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._outcomes = -1
         self._buffer = b""
-        self._scratch = (
-            ""  # the host's folder for its fork server's socket; "" = it cannot start ranks yet
-        )
+        # The host's folder for its fork server's socket; "" = it cannot start ranks yet.
+        self._scratch = ""
         self.network_reason = ""  # why the ranks have no private network; known after `start`
 
+    @classmethod
+    def refusal(cls) -> str:
+        if sys.platform == "linux":
+            return ""
+        return (
+            f"cluster = local needs Linux, this is {sys.platform}: its ranks are tied to the "
+            "command by prctl and watched through /proc; use a Linux machine or a Linux container"
+        )
+
     def start(self) -> None:
-        """Starts the host and waits until it can start ranks (about 3.5 s). RuntimeError where it
-        cannot."""
+        """Starts the host and waits until it can start ranks, which takes about 3.5 s.
+
+        RuntimeError where it cannot.
+        """
         if self._host is not None:
             return
         reason = self.network_reason
@@ -122,12 +132,12 @@ class Cluster:
             )
         if answer.pop("last"):
             self._kill()  # the host has no fork server any more; the next cell gets a new one
-        answer["status"], answer["flags"] = Status(answer["status"]), tuple(answer["flags"])
+        answer["status"] = Status(answer["status"])
+        answer["flags"] = tuple(answer["flags"])
         return Outcome(**answer)
 
     def close(self) -> None:
-        """Ends the host and its ranks; a Ctrl-C during the few milliseconds that this takes is
-        ignored."""
+        """Ends the host and its ranks; ignores a Ctrl-C in the milliseconds that this takes."""
         if self._host is None:
             return
         with _ignoring(signal.SIGINT, signal.SIGTERM):
@@ -138,23 +148,11 @@ class Cluster:
                     self._host.wait(CLOSE_S)
             self._kill()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _spawn(self, *, network_reason: str) -> None:
         main_thread = threading.current_thread() is threading.main_thread()
         settings = {
-            "parent": os.getpid()
-            if main_thread
-            else 0,  # the host would end with a thread, not with the process
+            # 0 = not tied to this process: started by another thread, the host would end with it
+            "parent": os.getpid() if main_thread else 0,
             "private_network": not network_reason,
             "network_reason": network_reason,
             "modules": self._modules,
@@ -164,14 +162,7 @@ class Cluster:
         self._buffer = b""
         try:
             self._host = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "benchsuite.cluster.cell_host",
-                    str(outcomes_w),
-                    json.dumps(settings),
-                ],
+                [sys.executable, "-P", "-m", CELL_HOST, str(outcomes_w), json.dumps(settings)],
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,
@@ -198,9 +189,8 @@ class Cluster:
             ready, _, _ = select.select([self._outcomes], [], [], max(0.0, end - time.monotonic()))
             data = os.read(self._outcomes, 1 << 16) if ready else b""
             if not data:
-                raise _HostLost(
-                    self._last_words() if ready else f"no word from it for {timeout_s:g} s"
-                )
+                silence = f"no word from it for {timeout_s:g} s"
+                raise _HostLost(self._last_words() if ready else silence)
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         document: dict[str, Any] = json.loads(line)
@@ -219,8 +209,7 @@ class Cluster:
         return lines[-1] if lines else f"it ended with code {code}"
 
     def _kill(self) -> int | None:
-        """Ends the host; the kernel ends its fork server and its ranks with it. Returns its exit
-        code."""
+        """Ends the host, and with it its fork server and ranks; returns its exit code."""
         if self._host is None:
             return None
         self._host.kill()
@@ -229,10 +218,8 @@ class Cluster:
             with contextlib.suppress(OSError):
                 self._host.stdin.close()
         os.close(self._outcomes)
-        if self._scratch:
-            shutil.rmtree(
-                self._scratch, ignore_errors=True
-            )  # still there if the host could not say goodbye
+        if self._scratch:  # the folder is still there if the host had no time to remove it
+            shutil.rmtree(self._scratch, ignore_errors=True)
         self._host = None
         self._outcomes = -1
         self._scratch = ""
@@ -241,8 +228,10 @@ class Cluster:
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Within it SIGTERM is a KeyboardInterrupt, so that it ends a suite as Ctrl-C does. Main thread
-    only."""
+    """Turns SIGTERM into a KeyboardInterrupt, so that it ends a command as Ctrl-C does.
+
+    Only the main thread may use it: Python lets no other handle signals.
+    """
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -265,24 +254,3 @@ def _ignoring(*numbers: signal.Signals) -> Iterator[None]:
     finally:
         for number, handler in before:
             signal.signal(number, handler)
-
-
-def python_path(more: Sequence[str] = ()) -> str:
-    """PYTHONPATH for our own processes: this package where it is not installed, then what the user
-    had."""
-    parent = Path(__file__).resolve().parents[2]
-    installed = "site-packages" in parent.parts
-    entries = [*more, *([] if installed else [str(parent)]), os.environ.get("PYTHONPATH", "")]
-    return os.pathsep.join(entry for entry in entries if entry)
-
-
-def built_in_modules() -> list[str]:
-    """Modules of all plug-ins that ship with the suite, and what they import at first use."""
-    modules = ["sklearn.datasets", "sklearn.model_selection"]
-    for kind, (_, prefix, _) in plugins.KINDS.items():
-        if kind != "cluster":
-            with contextlib.suppress(
-                UsageError, OSError
-            ):  # a file that cannot be read costs its rank, not all
-                modules += [f"{prefix}.{name}" for name in plugins.names(kind)]
-    return modules

@@ -1,8 +1,7 @@
-"""A private network for this process, and an end with its parent: unshare, lo up, prctl. Linux, no
-torch.
+"""A private network for this process: a network namespace of its own with the loopback up.
 
-In a private network namespace nobody else on the machine can reach the ranks (torch's store and
-gloo know no authentication), and the counters of `lo` are the run's own.
+In a private network nobody else on the machine can reach the ranks (torch's store and gloo know no
+authentication), and the byte counters of `lo` are the run's own. Linux only (unshare), no torch.
 """
 
 from __future__ import annotations
@@ -11,45 +10,40 @@ import ctypes
 import errno
 import fcntl
 import os
-import signal
 import socket
 import struct
 
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
-_PR_SET_PDEATHSIG = 1
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
 
 
 class NoNamespace(RuntimeError):
-    """Why there is no private network; `half_way`: this process already left the machine's."""
+    """Why there is no private network.
+
+    half_way: this process has left the machine's network already and is of no use any more.
+    """
 
     def __init__(self, reason: str, *, half_way: bool) -> None:
         super().__init__(reason)
         self.half_way = half_way
 
 
-def die_with_parent(expected_parent: int, *, exit_code: int) -> None:
-    """SIGKILL for this process when the thread that created it ends; exits at once where that
-    already happened."""
-    if _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != expected_parent:
-        os._exit(exit_code)
-
-
 def enter_private_network() -> None:
-    """Moves this process, which must have one thread, into a network namespace of its own with `lo`
-    up."""
+    """Moves this process, which must have one thread, into a network of its own with `lo` up.
+
+    NoNamespace where the kernel does not allow it.
+    """
     uid = os.getuid()
     gid = os.getgid()
     try:
         try:
-            _unshare(CLONE_NEWNET)
+            _unshare(_CLONE_NEWNET)
         except PermissionError:
-            _unshare(CLONE_NEWUSER | CLONE_NEWNET)
+            # Not root: as the root of a user namespace of its own a process may make a network.
+            _unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
             _write("/proc/self/setgroups", "deny")
             _write("/proc/self/uid_map", f"{uid} {uid} 1")
             _write("/proc/self/gid_map", f"{gid} {gid} 1")
@@ -64,7 +58,8 @@ def enter_private_network() -> None:
 
 
 def _unshare(flags: int) -> None:
-    if _libc().unshare(flags) != 0:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(flags) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"unshare: {os.strerror(code)}")
 
@@ -92,7 +87,3 @@ def _loopback_up() -> None:
 def _check_loopback() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname(), timeout=2.0).close()
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)

@@ -1,8 +1,7 @@
-"""The first and the last steps of a rank's process: lifeline, log file, the entry point, the exit
-code.
+"""The first and the last steps of a rank's process: lifeline, log file, entry point, exit code.
 
-Runs in a fresh fork of the fork server. The exit codes are those of `job.py`; the traceback's last
-line goes into `rank<k>.error`, so that whoever waits can name the reason.
+Runs in a fresh fork of the fork server. The exit codes are those of `worker/job.py`; the last line
+of a traceback goes into `rank<k>.error`, so that whoever waits for the rank can name the reason.
 """
 
 from __future__ import annotations
@@ -12,17 +11,13 @@ import dataclasses
 import errno
 import faulthandler
 import importlib
-import multiprocessing
 import os
-import signal
 import socket
 import sys
-import threading
 import traceback
 from pathlib import Path
 
-from benchsuite.cluster import fork_server_preload
-from benchsuite.cluster.private_network import die_with_parent
+from benchsuite.cluster.lifeline import hold_lifeline
 from benchsuite.measure.memory import keep_freed_memory
 from benchsuite.worker import job as jobs
 from benchsuite.worker.job import RankJob
@@ -31,11 +26,15 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 def warm_up() -> None:
-    """Nothing: that this ran means that the fork server has imported everything."""
+    """Does nothing: that this ran means that the fork server has imported everything."""
 
 
 def main(job: RankJob, listener: socket.socket | None, entry: str) -> None:
-    """Life of a rank's process; never returns. `listener`: where rank 0 hosts the store."""
+    """The life of a rank's process; never returns.
+
+    listener: the bound socket where rank 0 hosts the store, None in the other ranks. entry:
+    `module:function`, called with the job.
+    """
     hold_lifeline()
     code = jobs.EXIT_ERROR
     try:
@@ -51,29 +50,16 @@ def main(job: RankJob, listener: socket.socket | None, entry: str) -> None:
         os._exit(code)  # no teardown of process groups: a peer may be gone
 
 
-def farewell(job: RankJob, entry: str) -> None:
-    """Tells the servers that the rank of `job` is gone, where the entry's module has a
-    `goodbye(job)`."""
+def say_goodbye(job: RankJob, entry: str) -> None:
+    """Tells the servers that the rank of `job` is gone, in a process that speaks for it.
+
+    Does nothing where the entry's module has no `goodbye(job)`.
+    """
     hold_lifeline()
     goodbye = getattr(importlib.import_module(entry.partition(":")[0]), "goodbye", None)
     if goodbye is not None:
         goodbye(job)
     os._exit(jobs.EXIT_OK)
-
-
-def hold_lifeline() -> None:
-    """This process ends when the fork server or its owner ends, also while it is stopped."""
-    if fork_server_preload.server_pid:
-        die_with_parent(fork_server_preload.server_pid, exit_code=jobs.EXIT_PARENT_GONE)
-    threading.Thread(target=_await_parent, name="lifeline", daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
-
-
-def _await_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(jobs.EXIT_PARENT_GONE)
 
 
 def _redirect_output(path: Path) -> None:
@@ -87,9 +73,8 @@ def _redirect_output(path: Path) -> None:
 def _prepare(job: RankJob) -> None:
     if job.interface:  # read by each process; a thread count set here would do nothing
         os.environ["GLOO_SOCKET_IFNAME"] = job.interface
-        os.environ["NCCL_SOCKET_IFNAME"] = (
-            f"={job.interface}"  # exactly this one, not those that begin so
-        )
+        # `=`: exactly this interface, not all whose names begin so
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={job.interface}"
     keep_freed_memory()
     torch = sys.modules.get("torch")
     if torch is None:
@@ -102,24 +87,29 @@ def _call(job: RankJob, entry: str) -> int:
     """Calls `module:function` with the job and turns what comes out into an exit code."""
     module, _, function = entry.partition(":")
     try:
-        if job.store_is_hosted:  # under a supervisor: the ranks come one by one
-            importlib.import_module("benchsuite.cluster.arrival").meet(job)
+        if job.store_is_hosted:
+            # The ranks come one by one, each under a supervisor of its own. Imported here: it needs
+            # torch, and the process that forks the ranks has none.
+            from benchsuite.cluster import arrival
+
+            arrival.await_all_ranks(job)
         getattr(importlib.import_module(module), function)(job)
     except SystemExit as stop:
-        return (
-            stop.code
-            if isinstance(stop.code, int)
-            else jobs.EXIT_OK
-            if stop.code is None
-            else jobs.EXIT_ERROR
-        )
+        return _exit_code(stop)
     except BaseException as error:  # noqa: BLE001  the outermost frame: recorded, then the end
-        cannot_write = isinstance(error, jobs.CannotWrite) or (
-            isinstance(error, OSError) and error.errno in _DISK
-        )
         _record(job, error)
-        return jobs.EXIT_CANNOT_WRITE if cannot_write else jobs.EXIT_ERROR
+        if isinstance(error, jobs.CannotWrite):
+            return jobs.EXIT_CANNOT_WRITE
+        disk_is_full = isinstance(error, OSError) and error.errno in _DISK
+        return jobs.EXIT_CANNOT_WRITE if disk_is_full else jobs.EXIT_ERROR
     return jobs.EXIT_OK
+
+
+def _exit_code(stop: SystemExit) -> int:
+    """What Python itself makes of the argument of `sys.exit`."""
+    if stop.code is None:
+        return jobs.EXIT_OK
+    return stop.code if isinstance(stop.code, int) else jobs.EXIT_ERROR
 
 
 def _record(job: RankJob, error: BaseException) -> None:

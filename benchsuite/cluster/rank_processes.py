@@ -1,7 +1,7 @@
-"""The ranks of one cell on this machine: start them from the fork server, wait, look, kill. No
-torch.
+"""The processes of a cell's ranks on this machine: start from the fork server, wait, look, kill.
 
-Used by the cell host (all ranks of a cell) and by a supervisor under torchrun (its one rank).
+Used by the cell host, which has all ranks of a cell, and by a supervisor under torchrun, which has
+one. No torch is imported here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from benchsuite.worker.job import RankJob
 
 GRACE_S = 1.0  # after the first bad exit the others have this long to end by themselves
 GOODBYE_S = 10.0  # a goodbye connects to the store and to the servers
-# bytes of the temporary folder's path; a socket's has at most 107, of which its own name takes 33
+# Bytes of the temporary folder's path: the path of a socket has at most 107, and the names that
+# multiprocessing adds take 33 of them.
 LONGEST_FOLDER = 60
 SHORT_FOLDER = "/tmp"
 
@@ -44,21 +45,24 @@ class Ending(Enum):
 
 
 @dataclass
-class _Member:
+class _RankProcess:
     job: RankJob
-    role: str
+    role: str  # "worker" or "server"
     process: ForkServerProcess
-    order: int = 0
+    order: int = 0  # when its end was noticed, as in `RankEnd.order`; 0 = it is still there
 
 
 def start_fork_server(context: ForkServerContext, modules: Sequence[str]) -> None:
-    """Starts the fork server and returns when it has imported `modules`. EOFError or OSError where
-    it dies.
+    """Starts the fork server and returns when it has imported `modules`.
 
-    Call it from the main thread: the server ends with the thread that started it.
+    Call it from the main thread: the server ends with the thread that started it. EOFError or
+    OSError where the server dies.
     """
-    os.environ[fork_server_preload.PARENT_VARIABLE] = str(os.getpid())
-    os.environ[fork_server_preload.MODULES_VARIABLE] = ",".join(modules)
+    told = {
+        fork_server_preload.PARENT_VARIABLE: str(os.getpid()),
+        fork_server_preload.MODULES_VARIABLE: ",".join(modules),
+    }
+    os.environ.update(told)
     try:
         _choose_short_folder()
         context.set_forkserver_preload([fork_server_preload.__name__])
@@ -66,17 +70,17 @@ def start_fork_server(context: ForkServerContext, modules: Sequence[str]) -> Non
         probe.start()
         probe.join()
     finally:
-        del (
-            os.environ[fork_server_preload.PARENT_VARIABLE],
-            os.environ[fork_server_preload.MODULES_VARIABLE],
-        )
+        for name in told:
+            del os.environ[name]
     if probe.exitcode != 0:
         raise EOFError(f"the fork server does not start ranks (exit code {probe.exitcode})")
 
 
 def _choose_short_folder() -> None:
-    """Where TMPDIR is too long for a socket, multiprocessing's own folder goes to /tmp; nothing
-    else does."""
+    """Puts multiprocessing's own folder into /tmp where TMPDIR is too long for a socket's path.
+
+    Nothing else goes there: `tempfile` names the user's folder again afterwards.
+    """
     before = tempfile.gettempdir()
     if len(os.fsencode(before)) <= LONGEST_FOLDER or not os.access(SHORT_FOLDER, os.W_OK | os.X_OK):
         return
@@ -87,32 +91,33 @@ def _choose_short_folder() -> None:
         tempfile.tempdir = before
 
 
-class Crew:
+class RankProcesses:
     """The processes of some ranks of one cell, from start to end."""
 
     def __init__(self, context: ForkServerContext, entry: str) -> None:
         self._context = context
         self._entry = entry
-        self._members: list[_Member] = []
+        self._ranks: list[_RankProcess] = []
         self._helpers: list[ForkServerProcess] = []  # each says goodbye for a lost worker
         self._batch = 0
 
     def start(self, job: RankJob, *, role: str, listener: socket.socket | None = None) -> None:
-        """Starts a rank. OSError where its beat cannot be allocated; EOFError where the fork server
-        died."""
+        """Starts a rank.
+
+        OSError where the file of its beat cannot be allocated, EOFError where the fork server died.
+        """
         if job.beat_path:
             beat.create(job.beat_path)
         process = self._context.Process(
             target=rank_entry.main, args=(job, listener, self._entry), daemon=True
         )
         process.start()
-        self._members.append(_Member(job, role, process))
+        self._ranks.append(_RankProcess(job, role, process))
 
     def pulse(self, rank: int) -> beat.Pulse:
-        """Where a rank is."""
-        return beat.read(
-            next(member.job.beat_path for member in self._members if member.job.rank == rank)
-        )
+        """The phase and step that a rank is in."""
+        (path,) = (each.job.beat_path for each in self._ranks if each.job.rank == rank)
+        return beat.read(path)
 
     def wait(
         self, deadline: float, *, expendable: Collection[int] = (), lifeline: int | None = None
@@ -124,49 +129,47 @@ class Crew:
         this cell any more.
         """
         limit = deadline
-        ending = Ending.DEADLINE
-        while alive := [member for member in self._members if not member.order]:
+        ending = Ending.DEADLINE  # what the answer is when `limit` passes
+        while alive := [rank for rank in self._ranks if not rank.order]:
             remaining = limit - time.monotonic()
             if remaining <= 0:
                 return ending
-            if len(alive) < len(self._members):
-                remaining = min(remaining, 0.25)  # a record can be handed in while nobody ends
-            handles: list[Any] = [member.process.sentinel for member in alive]
-            ready = connection.wait(
-                handles if lifeline is None else [*handles, lifeline], remaining
-            )
+            some_ended = len(alive) < len(self._ranks)
+            if some_ended:
+                # A rank can hand in its record without ending: look four times a second.
+                remaining = min(remaining, 0.25)
+            handles: list[Any] = [rank.process.sentinel for rank in alive]
+            if lifeline is not None:
+                handles.append(lifeline)
+            ready = connection.wait(handles, remaining)
             if lifeline is not None and lifeline in ready:
                 return Ending.LET_GO
             if ready:
-                self._note(alive, ready, expendable)
-            if ending is Ending.DEADLINE and any(
-                self._bad(member, expendable) for member in self._members
-            ):
-                limit = min(limit, time.monotonic() + GRACE_S)
+                self._note_ends(alive, ready, expendable)
+            if ending is not Ending.DEADLINE:
+                continue  # the others have their last second already
+            if any(self._ended_badly(rank, expendable) for rank in self._ranks):
                 ending = Ending.BAD_EXIT
-            elif (
-                ending is Ending.DEADLINE
-                and len(alive) < len(self._members)
-                and self._all_complete()
-            ):
-                limit = min(limit, time.monotonic() + GRACE_S)
+            elif some_ended and self._all_complete():
                 ending = Ending.DONE
+            if ending is not Ending.DEADLINE:
+                limit = min(limit, time.monotonic() + GRACE_S)
         return Ending.DONE
 
     def look(self) -> list[RankEnd]:
-        """What is to be seen of the ranks now. Call it before `kill`."""
+        """What is to be seen of the ranks now; after `kill` every one of them looks guilty."""
         return [
             RankEnd(
-                rank=member.job.rank,
-                role=member.role,
-                exit_code=member.process.exitcode,
-                state=_state(member.process.pid) if member.process.exitcode is None else "",
-                pulse=beat.read(member.job.beat_path),
-                complete=jobs.rank_complete(member.job.run_dir, member.job.rank),
-                order=member.order,
-                error=_error(member.job),
+                rank=rank.job.rank,
+                role=rank.role,
+                exit_code=rank.process.exitcode,
+                state=_process_state(rank.process.pid) if rank.process.exitcode is None else "",
+                pulse=beat.read(rank.job.beat_path),
+                complete=jobs.rank_complete(rank.job.run_dir, rank.job.rank),
+                order=rank.order,
+                error=_last_error(rank.job),
             )
-            for member in self._members
+            for rank in self._ranks
         ]
 
     def finish_goodbyes(self) -> None:
@@ -177,71 +180,72 @@ class Crew:
 
     def kill(self) -> bool:
         """Ends what is left, and waits for it. False where a process would not go within 5 s."""
-        processes = [*(member.process for member in self._members), *self._helpers]
+        processes = [*(rank.process for rank in self._ranks), *self._helpers]
         for process in processes:
             if process.exitcode is None:
                 process.kill()
         end = time.monotonic() + 5.0
         for process in processes:
             process.join(max(0.0, end - time.monotonic()))
-        while (
-            left := any(_exists(process.pid) for process in processes)
-        ) and time.monotonic() < end:
-            time.sleep(0.005)  # where the fork server was lost, the kernel is ending its children
-        return not left
+        # Where the fork server was lost nobody can wait for its children; the kernel ends them.
+        while any(_exists(process.pid) for process in processes):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.005)
+        return True
 
     def clean(self) -> None:
-        """Removes what only the waiting needed."""
-        for member in self._members:
-            for path in (
-                Path(member.job.beat_path),
-                jobs.error_file(member.job.run_dir, member.job.rank),
-            ):
+        """Removes the files that only the waiting needed."""
+        for rank in self._ranks:
+            last_error = jobs.error_file(rank.job.run_dir, rank.job.rank)
+            for path in (Path(rank.job.beat_path), last_error):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def _note(
-        self, alive: Sequence[_Member], ready: Sequence[Any], expendable: Collection[int]
+    def _note_ends(
+        self, alive: Sequence[_RankProcess], ready: Sequence[Any], expendable: Collection[int]
     ) -> None:
         self._batch += 1
-        for member in alive:
-            if member.process.sentinel not in ready or member.process.exitcode is None:
+        for rank in alive:
+            if rank.process.sentinel not in ready or rank.process.exitcode is None:
                 continue
-            member.order = self._batch
-            if self._spared(member, expendable):
-                self._say_goodbye(member.job)
+            rank.order = self._batch
+            if self._spared(rank, expendable):
+                self._say_goodbye(rank.job)
 
     def _say_goodbye(self, job: RankJob) -> None:
-        """A process that speaks for a lost worker: this one has no torch."""
+        """Starts a process that speaks for a lost worker: this one has no torch."""
         job = dataclasses.replace(job, store_is_hosted=True, store_listen_fd=None)
         helper = self._context.Process(
-            target=rank_entry.farewell, args=(job, self._entry), daemon=True
+            target=rank_entry.say_goodbye, args=(job, self._entry), daemon=True
         )
         helper.start()
         self._helpers.append(helper)
 
-    def _bad(self, member: _Member, expendable: Collection[int]) -> bool:
-        code = member.process.exitcode if member.order else None
-        if code is None or jobs.rank_complete(member.job.run_dir, member.job.rank):
+    def _ended_badly(self, rank: _RankProcess, expendable: Collection[int]) -> bool:
+        code = rank.process.exitcode if rank.order else None
+        if code is None or jobs.rank_complete(rank.job.run_dir, rank.job.rank):
             return False
-        return not self._spared(member, expendable)
+        return not self._spared(rank, expendable)
 
-    def _spared(self, member: _Member, expendable: Collection[int]) -> bool:
-        """Ended by a signal, and the others can go on; not before it had begun: they would wait for
-        it to join."""
-        code = member.process.exitcode
-        if code is None or code >= 0 or member.job.rank not in expendable:
+    def _spared(self, rank: _RankProcess, expendable: Collection[int]) -> bool:
+        """Whether the rank was ended by a signal and the others can go on without it.
+
+        They cannot where it had not begun: they would wait for it to join.
+        """
+        code = rank.process.exitcode
+        if code is None or code >= 0 or rank.job.rank not in expendable:
             return False
-        return not member.job.beat_path or beat.read(member.job.beat_path).phase != beat.Phase.START
+        if not rank.job.beat_path:
+            return True
+        return beat.read(rank.job.beat_path).phase != beat.Phase.START
 
     def _all_complete(self) -> bool:
-        return all(
-            jobs.rank_complete(member.job.run_dir, member.job.rank) for member in self._members
-        )
+        return all(jobs.rank_complete(rank.job.run_dir, rank.job.rank) for rank in self._ranks)
 
 
 def probe_disk(run_dir: Path) -> str:
-    """What the run directory says to a small write: "" or the reason."""
+    """Why the run directory takes no more: the error of a small write; "" where it worked."""
     try:
         jobs.write_atomic(run_dir / "probe", b"x" * 4096)
         (run_dir / "probe").unlink()
@@ -250,14 +254,14 @@ def probe_disk(run_dir: Path) -> str:
     return ""
 
 
-def _error(job: RankJob) -> str:
+def _last_error(job: RankJob) -> str:
     try:
         return jobs.error_file(job.run_dir, job.rank).read_text(errors="replace").strip()
     except OSError:
         return ""
 
 
-def _state(pid: int | None) -> str:
+def _process_state(pid: int | None) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
@@ -271,4 +275,4 @@ def _exists(pid: int | None) -> bool:
         os.kill(pid, 0)
     except OSError as error:
         return error.errno != errno.ESRCH
-    return _state(pid) not in ("Z", "X", "")
+    return _process_state(pid) not in ("Z", "X", "")

@@ -1,10 +1,9 @@
-"""A rank as torchrun starts it: forks one fresh process per cell, waits for it, records how it
-ended, stays alive.
+"""A rank as torchrun starts it: forks a fresh process per cell, waits for it, says how it ended.
 
 `torchrun ... -m benchsuite.worker --cells cells.json --out RUN` on every host. Every supervisor
-leaves `RUN/<index>-<cell id>-s<seed>/supervisor<k>.json` beside its rank's record; `collect.py`
-reads them together. A dead rank costs its cell, never the job: the supervisor's own exit code is 0
-unless the input is unusable (2).
+leaves `RUN/<index>-<cell id>-s<seed>/supervisor<k>.json` beside its rank's record, and
+`supervisor_records.py` reads them together. A dead rank costs its cell, never the job: the
+supervisor's own exit code is 0 unless the input is unusable (2).
 """
 
 from __future__ import annotations
@@ -20,55 +19,35 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from benchsuite.cluster import fork_server_preload, launcher_environment, local
+from benchsuite.cluster import cells_file, launcher_environment
 from benchsuite.cluster.cell_outcome import SERVER_LOST
-from benchsuite.cluster.private_network import die_with_parent
-from benchsuite.cluster.rank_processes import Crew, Ending, start_fork_server
+from benchsuite.cluster.lifeline import die_with_parent
+from benchsuite.cluster.rank_imports import (
+    RANK_ENTRY,
+    preloaded_modules,
+    python_path,
+    set_one_thread,
+)
+from benchsuite.cluster.rank_processes import Ending, RankProcesses, start_fork_server
 from benchsuite.errors import UsageError
 from benchsuite.measure import faults
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Cell, from_json
+from benchsuite.plan.cell import Cell
 from benchsuite.results.record import now_iso
 from benchsuite.worker.job import EXIT_PARENT_GONE, RankJob, write_atomic
 
-SCHEMA = 1
-MEET_S = (
-    120.0  # beyond the previous cell's deadline: how long a rank waits for the others to arrive
-)
+RECORD_SCHEMA = 1  # of what a supervisor leaves
+# How long a rank waits for the others to arrive, beyond the previous cell's deadline.
+ARRIVAL_S = 120.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Becomes a supervisor: replaces this process (which may have imported torch) by a small
-    one."""
-    os.environ["PYTHONPATH"] = local.python_path()
+    """Becomes a supervisor: this process, which may have imported torch, is replaced by it."""
+    os.environ["PYTHONPATH"] = python_path()
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(
-        sys.executable,
-        [sys.executable, "-P", "-m", "benchsuite.cluster.rank_supervisor", *arguments],
-    )
-
-
-def read_cells(path: Path) -> list[Cell]:
-    """The cells of a cells.json. UsageError where it is none."""
-    try:
-        document = json.loads(path.read_text())
-        if document["schema"] != SCHEMA:
-            raise UsageError(
-                f"{path} has schema {document['schema']}, this version reads {SCHEMA}: write it "
-                "again"
-            )
-        return [from_json(cell) for cell in document["cells"]]
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}: write it with `benchsuite plan PLAN --write {path}`"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise (
-            error
-            if isinstance(error, UsageError)
-            else UsageError(f"{path} is no cells file: {error!r}")
-        ) from error
+    module = "benchsuite.cluster.rank_supervisor"
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
 
 
 def cell_folder(out: Path, index: int, cell: Cell) -> Path:
@@ -77,6 +56,8 @@ def cell_folder(out: Path, index: int, cell: Cell) -> Path:
 
 
 class _Supervisor:
+    """One rank of a job: its part in every cell, one after the other."""
+
     def __init__(
         self, place: launcher_environment.Place, out: Path, *, entry: str, modules: Sequence[str]
     ) -> None:
@@ -90,23 +71,20 @@ class _Supervisor:
     def run(self, cells: list[Cell]) -> None:
         start_fork_server(self._context, self._modules)
         store = None if self._place.agent_store else self._host_store()
-        allowance_s = MEET_S
+        allowance_s = ARRIVAL_S
         for index, cell in enumerate(cells):
-            self._run_cell(index, cell, meet_s=allowance_s)
-            allowance_s = MEET_S + cell.budget.timeout_s
+            self._run_cell(index, cell, arrival_s=allowance_s)
+            allowance_s = ARRIVAL_S + cell.budget.timeout_s
             if self._place.rank == 0:
-                print(
-                    f"[{index + 1}/{len(cells)}] {cell.label} seed {cell.seed}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                which = f"[{index + 1}/{len(cells)}] {cell.label} seed {cell.seed}"
+                print(which, file=sys.stderr, flush=True)
         if not self._place.agent_store:
             self._call("leave", self._place.store_host, self._place.store_port)
         if store is not None:
-            store.join(MEET_S)
+            store.join(ARRIVAL_S)
             store.kill()
 
-    def _run_cell(self, index: int, cell: Cell, *, meet_s: float) -> None:
+    def _run_cell(self, index: int, cell: Cell, *, arrival_s: float) -> None:
         place = self._place
         folder = cell_folder(self._out, index, cell)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -132,29 +110,30 @@ class _Supervisor:
             network_reason=f"started by {place.launcher} in the machine's own network",
             beat_path=str(folder / f"rank{place.rank}.beat"),
         )
-        self._wait_for(job, cell, folder, meet_s=meet_s)
+        self._wait_for(job, cell, folder, arrival_s=arrival_s)
 
-    def _wait_for(self, job: RankJob, cell: Cell, folder: Path, *, meet_s: float) -> None:
+    def _wait_for(self, job: RankJob, cell: Cell, folder: Path, *, arrival_s: float) -> None:
         role = "worker" if job.rank < cell.num_workers else "server"
         expendable = (job.rank,) if role == "worker" and _survives(cell) else ()
-        crew = Crew(self._context, self._entry)
+        ranks = RankProcesses(self._context, self._entry)
         started_at = now_iso()
         begin = time.monotonic()
         try:
-            crew.start(job, role=role)
+            ranks.start(job, role=role)
             ending = Ending.DEADLINE
+            # A rank begins its beat when all ranks have arrived: until then its own deadline waits.
             while (
                 ending is Ending.DEADLINE
-                and not crew.pulse(job.rank).pid
-                and time.monotonic() < begin + meet_s
+                and not ranks.pulse(job.rank).pid
+                and time.monotonic() < begin + arrival_s
             ):
-                ending = crew.wait(time.monotonic() + 0.1, expendable=expendable)
-            if ending is Ending.DEADLINE and crew.pulse(job.rank).pid:
+                ending = ranks.wait(time.monotonic() + 0.1, expendable=expendable)
+            if ending is Ending.DEADLINE and ranks.pulse(job.rank).pid:
                 begin = time.monotonic()
-                ending = crew.wait(begin + job.timeout_s, expendable=expendable)
-            (end,) = crew.look()
-            crew.finish_goodbyes()
-            crew.kill()
+                ending = ranks.wait(begin + job.timeout_s, expendable=expendable)
+            (end,) = ranks.look()
+            ranks.finish_goodbyes()
+            ranks.kill()
             if end.exit_code == SERVER_LOST:
                 start_fork_server(self._context, self._modules)
             document = {
@@ -169,22 +148,28 @@ class _Supervisor:
                 "seconds": time.monotonic() - begin,
             }
             self._record(folder, document)
-            if ending is Ending.BAD_EXIT or (
-                ending is Ending.DONE and not end.complete and not expendable
-            ):
-                self._call("announce_end", job)
+            without_record = ending is Ending.DONE and not end.complete and not expendable
+            if ending is Ending.BAD_EXIT or without_record:
+                self._call("announce_bad_end", job)
         finally:
-            crew.kill()
-            crew.clean()
+            ranks.kill()
+            ranks.clean()
 
     def _record(self, folder: Path, fields: Mapping[str, object]) -> None:
         rank = self._place.rank
-        document = {"schema": SCHEMA, "rank": rank, "launcher": self._place.launcher, **fields}
+        document = {
+            "schema": RECORD_SCHEMA,
+            "rank": rank,
+            "launcher": self._place.launcher,
+            **fields,
+        }
         write_atomic(folder / f"supervisor{rank}.json", json.dumps(document).encode())
 
     def _host_store(self) -> multiprocessing.process.BaseProcess | None:
-        """The store of the whole job, on the given address only, in a process that outlives the
-        cells."""
+        """Starts the store of the whole job in a process that outlives the cells.
+
+        It listens on the given address only. None where another rank hosts it.
+        """
         if self._place.rank != 0:
             return None
         with socket.create_server(
@@ -201,13 +186,14 @@ class _Supervisor:
 def _start(
     context: ForkServerContext, name: str, *arguments: object
 ) -> multiprocessing.process.BaseProcess:
-    process = context.Process(target=_in_meet, args=(name, *arguments), daemon=True)
+    process = context.Process(target=_in_arrival, args=(name, *arguments), daemon=True)
     process.start()
     return process
 
 
-def _in_meet(name: str, *arguments: object) -> None:
-    from benchsuite.cluster import arrival  # imports torch: only in a process of the fork server
+def _in_arrival(name: str, *arguments: object) -> None:
+    """Calls a function of `arrival.py`, which imports torch: only in a fork of the fork server."""
+    from benchsuite.cluster import arrival
 
     getattr(arrival, name)(*arguments)
 
@@ -249,27 +235,22 @@ def _supervise(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, help="run directory; `benchsuite collect` reads it"
     )
-    parser.add_argument("--entry", default=local.WORKER, help=argparse.SUPPRESS)
+    parser.add_argument("--entry", default=RANK_ENTRY, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
         place = launcher_environment.resolve(os.environ)
-        cells = read_cells(options.cells)
+        cells = cells_file.read(options.cells)
         out = options.out.resolve()
-        if any(
-            (cell_folder(out, i, cell) / f"supervisor{place.rank}.json").exists()
-            for i, cell in enumerate(cells)
-        ):
+        own_record = f"supervisor{place.rank}.json"
+        folders = [cell_folder(out, index, cell) for index, cell in enumerate(cells)]
+        if any((folder / own_record).exists() for folder in folders):
             raise UsageError(
                 f"{out} holds records of an earlier job: collect them and give another --out"
             )
         if place.launcher == "torchrun":
             die_with_parent(os.getppid(), exit_code=EXIT_PARENT_GONE)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = (
-                "1"  # read when the libraries are loaded: in the fork server, not in the rank
-            )
-        modules = [*fork_server_preload.MODULES, *local.built_in_modules()]
-        _Supervisor(place, out, entry=options.entry, modules=modules).run(cells)
+        set_one_thread()
+        _Supervisor(place, out, entry=options.entry, modules=preloaded_modules()).run(cells)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
-"""Processes that simulate cells of the virtual clock, one per core. No torch here.
+"""Processes that simulate cells of the virtual clock, one per core. No torch is imported here.
 
-Cells are handed out in groups that stay together (a trajectory is computed once and timed again in
-one process). A process that dies or overstays a cell's deadline costs that cell; the rest goes on
-in a new one.
+Cells are handed out in groups that stay together, because one process computes a trajectory once
+and times it again for the other cells. A process that dies or overstays a cell's deadline costs
+that cell, and the rest of its group goes on in a new one.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
 
-from benchsuite.cluster.local import python_path
+from benchsuite.cluster.rank_imports import python_path
 from benchsuite.measure.load import num_cores
 from benchsuite.plan.cell import Cell, global_batch, trajectory_key
 from benchsuite.results.record import Outcome, Status, now_iso
 
-MODULE = "benchsuite.cluster.simulator_process"
+SIMULATOR = "benchsuite.cluster.simulator_process"
 SECTIONS = "sections.json"
 START_S = 120.0  # a cold import of torch on a slow disk
-Ended = tuple[Cell, Mapping[str, Any], Outcome]
+Ended = tuple[Cell, Mapping[str, Any], Outcome]  # the sections of a run file in the middle
 
 
 def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells with one trajectory together; the most gradients first, so that no core waits long at
-    the end."""
+    """Cells of one trajectory in one group; the groups with the most gradients come first.
+
+    So no core waits long at the end.
+    """
     together: dict[Any, list[Cell]] = {}
     for cell in cells:
         together.setdefault(trajectory_key(cell) or (cell.id, cell.seed), []).append(cell)
@@ -50,10 +52,10 @@ def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 @dataclass
-class _Process:
-    """One simulator and what it is at."""
+class _Simulator:
+    """One simulator process and what it works on."""
 
-    process: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes]
     outcomes: int  # descriptor that it writes to
     log: IO[bytes]
     group: deque[Cell] = field(default_factory=deque)
@@ -65,13 +67,18 @@ class _Process:
     deadline: float = 0.0
     buffer: bytes = b""
 
+    @property
+    def is_busy(self) -> bool:
+        """It simulates a cell, or cells of its group are left."""
+        return self.cell is not None or bool(self.group)
 
-class Simulators:
+
+class SimulatorPool:
     """Runs groups of resolved cells. Use it as a context manager; leaving it ends every process."""
 
     def __init__(self, num_processes: int | None = None) -> None:
         self._most = num_processes or num_cores()
-        self._processes: list[_Process] = []
+        self._simulators: list[_Simulator] = []
         self._folder = tempfile.TemporaryDirectory(prefix="benchsuite-")
         self._number = 0
 
@@ -83,27 +90,23 @@ class Simulators:
         """
         waiting = deque(deque(group) for group in groups if group)
         failures: deque[Ended] = deque()
-        while (
-            waiting or any(process.group or process.cell for process in self._processes) or failures
-        ):
+        while waiting or failures or any(each.is_busy for each in self._simulators):
             while failures:
                 yield failures.popleft()
-            idle = sum(process.cell is None and not process.group for process in self._processes)
-            for _ in range(min(len(waiting) - idle, self._most - len(self._processes))):
-                self._processes.append(self._spawn())
-            for process in self._processes:
-                if process.ready and process.cell is None:
-                    if not process.group and waiting:
-                        process.group = waiting.popleft()
-                    if process.group:
-                        self._hand(process)
+            self._start_missing(num_groups=len(waiting))
+            for simulator in self._simulators:
+                if simulator.ready and simulator.cell is None:
+                    if not simulator.group and waiting:
+                        simulator.group = waiting.popleft()
+                    if simulator.group:
+                        self._hand(simulator)
             yield from self._wait(failures, waiting)
 
     def close(self) -> None:
         """Ends every process."""
-        for process in self._processes:
-            self._end(process, wait_s=0.0)
-        self._processes.clear()
+        for simulator in self._simulators:
+            self._end(simulator, wait_s=0.0)
+        self._simulators.clear()
         self._folder.cleanup()
 
     def __enter__(self) -> Self:
@@ -112,101 +115,106 @@ class Simulators:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- inside ------------------------------------------------------------------------------------
+    def _start_missing(self, *, num_groups: int) -> None:
+        """Starts simulators for the waiting groups that no idle one takes, at most one per core."""
+        num_idle = sum(not each.is_busy for each in self._simulators)
+        num_free_cores = self._most - len(self._simulators)
+        for _ in range(min(num_groups - num_idle, num_free_cores)):
+            self._simulators.append(self._spawn())
 
     def _wait(self, failures: deque[Ended], waiting: deque[deque[Cell]]) -> Iterator[Ended]:
-        """Until somebody says something, or a deadline passes."""
+        """Waits until a simulator says something or a deadline passes; yields what has ended."""
         now = time.monotonic()
-        until = min((p.deadline for p in self._processes if p.cell or not p.ready), default=now)
-        ready, _, _ = select.select(
-            [p.outcomes for p in self._processes], [], [], max(0.0, until - now)
-        )
-        for process in list(self._processes):
-            if process.outcomes in ready:
-                yield from self._listen(process, failures, waiting)
-            elif (process.cell or not process.ready) and time.monotonic() >= process.deadline:
-                self._lose(process, failures, waiting, at_deadline=True)
+        deadlines = [each.deadline for each in self._simulators if each.cell or not each.ready]
+        longest_s = max(0.0, min(deadlines, default=now) - now)
+        ready, _, _ = select.select([each.outcomes for each in self._simulators], [], [], longest_s)
+        for simulator in list(self._simulators):
+            if simulator.outcomes in ready:
+                yield from self._listen(simulator, failures, waiting)
+            elif (simulator.cell or not simulator.ready) and time.monotonic() >= simulator.deadline:
+                self._lose(simulator, failures, waiting, at_deadline=True)
 
     def _listen(
-        self, process: _Process, failures: deque[Ended], waiting: deque[deque[Cell]]
+        self, simulator: _Simulator, failures: deque[Ended], waiting: deque[deque[Cell]]
     ) -> Iterator[Ended]:
-        data = os.read(process.outcomes, 1 << 16)
+        data = os.read(simulator.outcomes, 1 << 16)
         if not data:
-            self._lose(process, failures, waiting, at_deadline=False)
+            self._lose(simulator, failures, waiting, at_deadline=False)
             return
-        process.buffer += data
-        while b"\n" in process.buffer:
-            line, _, process.buffer = process.buffer.partition(b"\n")
+        simulator.buffer += data
+        while b"\n" in simulator.buffer:
+            line, _, simulator.buffer = simulator.buffer.partition(b"\n")
             document = json.loads(line)
             if document.pop("ready", False):
-                process.ready = True
+                simulator.ready = True
                 continue
-            cell = process.cell
-            process.cell = None
+            cell = simulator.cell
+            simulator.cell = None
             assert cell is not None
-            seconds = time.monotonic() - process.begin
+            seconds = time.monotonic() - simulator.begin
             document["status"] = Status(document["status"])
             yield (
                 cell,
-                _sections(process.run_dir),
-                Outcome(**document, started_at=process.started_at, seconds=seconds),
+                _sections(simulator.run_dir),
+                Outcome(**document, started_at=simulator.started_at, seconds=seconds),
             )
 
-    def _hand(self, process: _Process) -> None:
-        process.cell = cell = process.group.popleft()
-        process.run_dir = Path(self._folder.name) / str(self._number)
+    def _hand(self, simulator: _Simulator) -> None:
+        simulator.cell = cell = simulator.group.popleft()
+        simulator.run_dir = Path(self._folder.name) / str(self._number)
         self._number += 1
-        process.run_dir.mkdir(mode=0o700)
-        process.started_at = now_iso()
-        process.begin = time.monotonic()
-        process.deadline = process.begin + cell.budget.timeout_s
-        assert process.process.stdin is not None
+        simulator.run_dir.mkdir(mode=0o700)
+        simulator.started_at = now_iso()
+        simulator.begin = time.monotonic()
+        simulator.deadline = simulator.begin + cell.budget.timeout_s
+        assert simulator.popen.stdin is not None
         with contextlib.suppress(OSError):  # its end is heard of on the other pipe
-            order = {"cell": cell.to_json(), "run_dir": str(process.run_dir)}
-            process.process.stdin.write(json.dumps(order).encode() + b"\n")
-            process.process.stdin.flush()
+            order = {"cell": cell.to_json(), "run_dir": str(simulator.run_dir)}
+            simulator.popen.stdin.write(json.dumps(order).encode() + b"\n")
+            simulator.popen.stdin.flush()
 
     def _lose(
         self,
-        process: _Process,
+        simulator: _Simulator,
         failures: deque[Ended],
         waiting: deque[deque[Cell]],
         *,
         at_deadline: bool,
     ) -> None:
-        """Its cell fails, what is left of its group goes to another. One that never got ready costs
-        its whole group."""
-        self._processes.remove(process)
-        reason = self._end(process, wait_s=0.0 if at_deadline else 2.0)
-        lost = [process.cell] if process.cell else []
-        if not process.ready:
+        """Takes a simulator away: its cell fails, what is left of its group goes to another one.
+
+        One that never got ready costs a whole waiting group: another one would not start either.
+        """
+        self._simulators.remove(simulator)
+        reason = self._end(simulator, wait_s=0.0 if at_deadline else 2.0)
+        lost = [simulator.cell] if simulator.cell else []
+        if not simulator.ready:
             if not waiting:
                 return
             lost += waiting.popleft()
             reason = f"the simulator does not start: {reason}"
         for cell in lost:
-            status = Status.TIMEOUT if at_deadline and process.ready else Status.FAILED
+            status = Status.TIMEOUT if at_deadline and simulator.ready else Status.FAILED
             said = (
                 f"deadline of {cell.budget.timeout_s:g} s" if status is Status.TIMEOUT else reason
             )
-            seconds = time.monotonic() - process.begin
+            seconds = time.monotonic() - simulator.begin
             outcome = Outcome(
-                status, said, started_at=process.started_at or now_iso(), seconds=seconds
+                status, said, started_at=simulator.started_at or now_iso(), seconds=seconds
             )
             failures.append((cell, {}, outcome))
-        if process.group:
-            waiting.appendleft(process.group)
+        if simulator.group:
+            waiting.appendleft(simulator.group)
 
-    def _spawn(self) -> _Process:
+    def _spawn(self) -> _Simulator:
         main_thread = threading.current_thread() is threading.main_thread()
         outcomes, outcomes_w = os.pipe()
         log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process; no name, so nothing is left
-        parent = (
-            os.getpid() if main_thread else 0
-        )  # it would end with a thread, not with the process
+        # 0 = not tied to this process: started by another thread, it would end with that thread.
+        parent = os.getpid() if main_thread else 0
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", MODULE, str(outcomes_w), str(parent)],
+            popen = subprocess.Popen(
+                [sys.executable, "-P", "-m", SIMULATOR, str(outcomes_w), str(parent)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -217,34 +225,34 @@ class Simulators:
             )
         finally:
             os.close(outcomes_w)
-        return _Process(process, outcomes, log, deadline=time.monotonic() + START_S)
+        return _Simulator(popen, outcomes, log, deadline=time.monotonic() + START_S)
 
-    def _end(self, process: _Process, *, wait_s: float) -> str:
-        """Kills it; returns how it had ended, in words. wait_s: how long it may take to end by
-        itself."""
+    def _end(self, simulator: _Simulator, *, wait_s: float) -> str:
+        """Kills a simulator; returns how it had ended, in words.
+
+        wait_s: how long it may take to end by itself.
+        """
         code: int | None = None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            code = process.process.wait(wait_s)
-        process.process.kill()
-        process.process.wait()
+            code = simulator.popen.wait(wait_s)
+        simulator.popen.kill()
+        simulator.popen.wait()
         with contextlib.suppress(OSError):
-            assert process.process.stdin is not None
-            process.process.stdin.close()
-        os.close(process.outcomes)
-        process.log.seek(0)
-        lines = process.log.read().decode(errors="replace").strip().splitlines()
-        process.log.close()
+            assert simulator.popen.stdin is not None
+            simulator.popen.stdin.close()
+        os.close(simulator.outcomes)
+        simulator.log.seek(0)
+        lines = simulator.log.read().decode(errors="replace").strip().splitlines()
+        simulator.log.close()
         if code is not None and code < 0:
             return f"the simulator was ended by {signal.Signals(-code).name}"
-        return (
-            f"the simulator ended: {lines[-1]}"
-            if lines
-            else f"the simulator ended with code {code}"
-        )
+        if lines:
+            return f"the simulator ended: {lines[-1]}"
+        return f"the simulator ended with code {code}"
 
 
 def _sections(run_dir: Path) -> dict[str, Any]:
-    """What the simulator left, taken away from the disk."""
+    """What the simulator left in the cell's run directory, which is removed."""
     path = run_dir / SECTIONS
     if not path.is_file():
         return {}

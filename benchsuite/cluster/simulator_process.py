@@ -1,10 +1,10 @@
-"""The process that simulates cells: `python -P -m benchsuite.cluster.simulator_process OUTCOME_FD
-PARENT_PID`.
+"""The process that simulates cells of the virtual clock, one after the other.
 
-Reads one JSON line per cell from its standard input (`{"cell", "run_dir"}`), leaves `sections.json`
-in the run directory and writes one JSON line per outcome to the descriptor. It keeps what it has
-traced and the trajectories that can be timed again, so cells of one workload belong to one process.
-The end of its input is its end.
+`python -P -m benchsuite.cluster.simulator_process OUTCOME_FD PARENT_PID` reads one JSON line per
+cell from its standard input (`{"cell", "run_dir"}`), leaves `sections.json` in the run directory
+and writes one JSON line per outcome to the descriptor. It keeps what it has traced and the
+trajectories that can be timed again, so cells of one workload belong to one process. The end of its
+input is its end.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchsuite.cluster.private_network import die_with_parent
+from benchsuite.cluster.lifeline import die_with_parent
 from benchsuite.cluster.simulator_pool import SECTIONS
 from benchsuite.measure.memory import keep_freed_memory
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.results.assemble.virtual import sections
 from benchsuite.results.record import dumps
 from benchsuite.virtual.world import Kept, SimulationError, simulate
@@ -29,7 +29,10 @@ from benchsuite.worker.job import EXIT_PARENT_GONE, CannotWrite, write_atomic
 
 
 def main(arguments: list[str]) -> int:
-    """Serves until the input ends."""
+    """Serves until the input ends.
+
+    arguments: the descriptor for outcomes, and the id of the process to end with (0 = none).
+    """
     outcome_fd = int(arguments[0])
     parent = int(arguments[1])
     if parent:
@@ -52,7 +55,7 @@ def main(arguments: list[str]) -> int:
 def answer(document: dict[str, Any], run_dir: Path, kept: Kept) -> dict[str, Any]:
     """Simulates one cell; `{"status", "reason", "culprit"}`."""
     try:
-        cell = cells.from_json(document)
+        cell = from_json(document)
         simulated = simulate(cell, run_dir, kept=kept)
         result, cost, raw = sections(cell, simulated.records, simulated.facts)
         write_atomic(
@@ -61,16 +64,16 @@ def answer(document: dict[str, Any], run_dir: Path, kept: Kept) -> dict[str, Any
     except SimulationError as error:
         return {"status": "failed", "reason": str(error), "culprit": error.culprit}
     except CannotWrite as error:
-        return {
-            "status": "failed",
-            "reason": f"{error.strerror}: {error.filename}",
-            "culprit": None,
-        }
+        return _failed(f"{error.strerror}: {error.filename}")
     except Exception as error:  # noqa: BLE001  the outermost frame of a cell: recorded, the next one runs
         traceback.print_exc()
         lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
-        return {"status": "failed", "reason": lines[0] if lines else repr(error), "culprit": None}
+        return _failed(lines[0] if lines else repr(error))
     return {"status": "ok", "reason": None, "culprit": None}
+
+
+def _failed(reason: str) -> dict[str, Any]:
+    return {"status": "failed", "reason": reason, "culprit": None}
 
 
 def _say(descriptor: int, document: dict[str, Any]) -> None:

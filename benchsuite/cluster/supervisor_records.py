@@ -1,5 +1,4 @@
-"""From what all supervisors of a job wrote to one outcome per cell. No torch, no processes: reads
-files only.
+"""From what the supervisors of a job wrote to one outcome per cell; the input is files alone.
 
 The folders of several hosts may have been copied together. A cell is `ok` only if every rank's
 record is there and complete.
@@ -11,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchsuite.cluster import Collected
 from benchsuite.cluster.cell_outcome import RankEnd, classify
 from benchsuite.errors import UsageError
 from benchsuite.measure.beat import Pulse
@@ -20,10 +20,12 @@ from benchsuite.results.record import Outcome, Status
 from benchsuite.worker.job import rank_complete
 
 
-def collect(run_dir: Path) -> list[tuple[Cell, Path, Outcome]]:
-    """The cells of a job in their order, each with its folder and how it ended. UsageError where
-    there is none."""
-    found = []
+def collect(run_dir: Path) -> Collected:
+    """The cells of a job in their order, each with its folder and how it ended.
+
+    UsageError where `run_dir` holds none.
+    """
+    found = []  # (position in the job, folder)
     for path in run_dir.glob("*-*-s*/cell.json"):
         index = path.parent.name.partition("-")[0]
         if index.isdigit():
@@ -42,6 +44,7 @@ def collect(run_dir: Path) -> list[tuple[Cell, Path, Outcome]]:
 
 def _outcome(cell: Cell, folder: Path) -> Outcome:
     records = _records(folder)
+    # A supervisor that refuses a cell says so, and no rank of it has started.
     for record in records.values():
         if "unsupported" in record:
             return Outcome(Status.UNSUPPORTED, record["unsupported"])
@@ -57,6 +60,7 @@ def _outcome(cell: Cell, folder: Path) -> Outcome:
         at_deadline=any(record["at_deadline"] for record in records.values()),
         survives=plugins.find("sync", cell.sync).constants.get("survives") == "worker",
     )
+    # A rank whose supervisor's record is missing is no culprit: its host's folder was not copied.
     unseen = [end.rank for end in ends if not end.complete and end.rank not in records]
     if unseen and (outcome.culprit is None or outcome.culprit["rank"] in unseen):
         ranks = ", ".join(str(rank) for rank in unseen)

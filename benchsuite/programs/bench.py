@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchsuite.cluster import fork_server_preload
-from benchsuite.cluster.local import WORKER, Cluster, built_in_modules
+from benchsuite.cluster.local import Cluster
+from benchsuite.cluster.rank_imports import RANK_ENTRY, preloaded_modules
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Status
 from benchsuite.worker.job import rank_file
@@ -29,9 +29,7 @@ class Bench:
     besides."""
 
     def __init__(self, modules: Sequence[str] = ()) -> None:
-        self.cluster = Cluster(
-            modules=[*fork_server_preload.MODULES, *built_in_modules(), *modules]
-        )
+        self.cluster = Cluster(modules=[*preloaded_modules(), *modules])
         self._folder = tempfile.TemporaryDirectory(prefix="benchsuite-")
         self._launches = 0
 
@@ -46,7 +44,7 @@ class Bench:
         self._folder.cleanup()
 
     def launch(
-        self, cell: Cell, entry: str = WORKER, order: Mapping[Any, Any] | None = None
+        self, cell: Cell, entry: str = RANK_ENTRY, order: Mapping[Any, Any] | None = None
     ) -> Launch:
         """One fresh launch. `order`: for the ranks, as JSON. RuntimeError where it does not end
         well."""

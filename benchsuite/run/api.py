@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from benchsuite.analysis.regression import Comparison
-    from benchsuite.cluster import Launcher
+    from benchsuite.cluster import Engine
     from benchsuite.plan.plan import Plan
     from benchsuite.run.progress import Progress
     from benchsuite.run.runner import Setting, Tally
@@ -141,7 +141,7 @@ def collect(run_dir: Path, store: Store) -> Tally:
 
     UsageError where there are none. Machine and environment are those of the host that collects.
     """
-    from benchsuite.cluster import collect as jobs
+    from benchsuite.cluster import supervisor_records as jobs
     from benchsuite.measure import load
     from benchsuite.results.assemble import assemble
     from benchsuite.run.runner import Tally
@@ -194,7 +194,7 @@ def setting(store: Store) -> Setting:
     )
 
 
-def launcher(cluster: Launcher, here: Setting) -> Callable[[Cell], Run]:
+def launcher(cluster: Engine, here: Setting) -> Callable[[Cell], Run]:
     """Starts a cell's ranks, waits for them, makes a run of their files; the run directory is
     private and removed."""
     from benchsuite.measure.load import CpuMeter
@@ -222,10 +222,10 @@ def launcher(cluster: Launcher, here: Setting) -> Callable[[Cell], Run]:
 def simulator(here: Setting) -> Callable[[Sequence[Cell]], Iterator[tuple[Cell, Run]]]:
     """Runs cells of the virtual clock, one process per core; (cell, run) as they end, the long ones
     begun first."""
-    from benchsuite.cluster.simulator_pool import Simulators, groups
+    from benchsuite.cluster.simulator_pool import SimulatorPool, groups
 
     def simulate(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
-        with Simulators() as simulators:
+        with SimulatorPool() as simulators:
             for cell, sections, outcome in simulators.run(groups(cells)):
                 flags = set(outcome.flags)
                 if cell.gradients == "none":

@@ -7,13 +7,12 @@ imported for them.
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from benchsuite import rules
+from benchsuite.cluster import cells_file
 from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.placement import ports
@@ -22,8 +21,6 @@ from benchsuite.results.store import CodeId, Store
 from benchsuite.run import tune
 from benchsuite.run.progress import duration
 from benchsuite.run.runner import estimated_seconds, known_seconds, timed_as
-
-CELLS_SCHEMA = 1
 
 
 def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
@@ -135,8 +132,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def write_cells(plan: Plan, path: Path) -> str:
-    """Writes `{"schema": 1, "cells": [..]}`, one entry per cell and seed; returns the ranks that
-    they need, in words.
+    """Writes cells.json, one entry per cell and seed; returns the ranks that they need, in words.
 
     UsageError where no cell is left, one must be tuned, or the file cannot be written.
     """
@@ -155,17 +151,7 @@ def write_cells(plan: Plan, path: Path) -> str:
     if not cells:
         reasons = "; ".join(each.reason for each in plan.refused) or "the plan has none"
         raise UsageError(f"{plan.name}: no cell to write: {reasons}")
-    text = json.dumps(
-        {"schema": CELLS_SCHEMA, "cells": [cell.to_json() for cell in cells]},
-        indent=1,
-        sort_keys=True,
-    )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    cells_file.write(path, cells)
     ranks = sorted(Counter(cell.world_size for cell in cells).items())
     return ", ".join(f"{size} ranks for {count} of them" for size, count in ranks)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchsuite.cluster.local import WORKER
+from benchsuite.cluster.rank_imports import RANK_ENTRY
 from benchsuite.measure.load import CpuMeter
 from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.programs.bars import Figure
@@ -186,7 +186,7 @@ def against_script(
     script: a function of `baseline_loops`, or an entry of its own.
     """
     sides: dict[str, list[float]] = {
-        WORKER: [],
+        RANK_ENTRY: [],
         script if ":" in script else f"{BASELINES}:{script}": [],
     }
     cpu: dict[str, list[float]] = {entry: [] for entry in sides}

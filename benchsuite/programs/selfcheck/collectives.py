@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from benchsuite.cluster.local import WORKER
+from benchsuite.cluster.rank_imports import RANK_ENTRY
 from benchsuite.measure.load import CpuMeter
 from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.programs.bars import Figure
@@ -146,7 +146,7 @@ def _hidden(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[F
     sides = {
         mib: _step_cell("synchronous", "ring", mib, effort=effort) for mib in (0.0, *SHAPED_BUCKETS)
     }
-    shaped = {"entry": WORKER, "mbit": SHAPED_MBIT}
+    shaped = {"entry": RANK_ENTRY, "mbit": SHAPED_MBIT}
     meter = CpuMeter()
     found = _in_turns(
         sides,

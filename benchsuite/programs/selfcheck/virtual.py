@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from benchsuite.cluster.local import python_path
+from benchsuite.cluster.rank_imports import python_path
 from benchsuite.errors import UsageError
 from benchsuite.measure.load import CpuMeter
 from benchsuite.programs.bars import Figure
