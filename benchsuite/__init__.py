@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchsuite.plan.cell import Cell
-    from benchsuite.run.api import load_results, run
+    from benchsuite.running.api import load_results, run
 
 __version__ = "0.1.0"
 __all__ = ["Cell", "__version__", "load_results", "run"]
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return Cell
     if name in ("run", "load_results"):
-        from benchsuite.run import api
+        from benchsuite.running import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

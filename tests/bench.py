@@ -12,7 +12,7 @@ from benchsuite.cluster.local import Cluster
 from benchsuite.laws.harness.cases import TINY as TINY
 from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.results.record import Run
-from benchsuite.run import api
+from benchsuite.running import api
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.plan.plan import Plan
-from benchsuite.run import api
+from benchsuite.running import api
 
 REFUSED = Cell(sync="asynchronous", topology="ring", replicas=2)
 
@@ -87,3 +89,15 @@ def test_a_valid_cell_keeps_its_id(asked: Any) -> None:
     )
     (run,) = asked(cell).runs()
     assert run.id == resolve(cell).id
+
+
+def test_the_packages_names_are_functions_whatever_was_imported_before() -> None:
+    """A room of the package called `run` would take the function's place once it is imported."""
+    program = (
+        "import benchsuite, benchsuite.running.api, inspect\n"
+        "from benchsuite import Cell, load_results, run\n"
+        "assert benchsuite.run is run is benchsuite.running.api.run, benchsuite.run\n"
+        "assert inspect.isfunction(run) and inspect.isfunction(load_results), (run, load_results)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -18,8 +18,8 @@ from benchsuite.plan import plan
 from benchsuite.plan.cell import Cell, from_json
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store, StoreError
-from benchsuite.run import api, forecast
-from benchsuite.run.runner import Tally
+from benchsuite.running import api, forecast
+from benchsuite.running.runner import Tally
 
 GOLDEN = Path(__file__).parent / "golden"
 VERBS = (

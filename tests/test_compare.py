@@ -16,7 +16,7 @@ from benchsuite.plan import plan
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store
-from benchsuite.run import api
+from benchsuite.running import api
 from tests.test_store import SCHEMA
 
 SYNCHRONOUS = Cell(preset="smoke", topology="ring", replicas=2, precision="fp64")

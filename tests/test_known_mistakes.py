@@ -25,7 +25,7 @@ from benchsuite.parallel.data import DataPart
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Cell, resolve
 from benchsuite.results.record import Status
-from benchsuite.run.forecast import binary
+from benchsuite.running.forecast import binary
 from benchsuite.topology.native import Topology as Native
 from benchsuite.topology.ring import Topology as Ring
 from benchsuite.worker import setup

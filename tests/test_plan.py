@@ -13,7 +13,7 @@ from benchsuite.plan.plan import Plan
 from benchsuite.plan.selection import Selection
 from benchsuite.results.store import Store
 from benchsuite.rules import Machine
-from benchsuite.run import forecast
+from benchsuite.running import forecast
 
 QUICK = """
 question = "Which synchronisation, at what cost?"

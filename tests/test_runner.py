@@ -13,8 +13,8 @@ import pytest
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store, StoreError
-from benchsuite.run.progress import Lines, duration
-from benchsuite.run.runner import Setting, Tally, interleaved, run_cells
+from benchsuite.running.progress import Lines, duration
+from benchsuite.running.runner import Setting, Tally, interleaved, run_cells
 
 SETTING = Setting(machine="m", environment_id="e", code_id=lambda cell: "code", rules_id="rules")
 CELLS = [Cell(replicas=n, seed=seed) for seed in (0, 1) for n in (1, 2, 4)]

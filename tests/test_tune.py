@@ -31,9 +31,9 @@ from benchsuite.results import code_id
 from benchsuite.results.columns import row
 from benchsuite.results.record import Run, Status, new_run_id
 from benchsuite.results.store import Store
-from benchsuite.run import api, forecast, tune
-from benchsuite.run.progress import Lines
-from benchsuite.run.runner import Setting, Tally, run_cells
+from benchsuite.running import api, forecast, tune
+from benchsuite.running.progress import Lines
+from benchsuite.running.runner import Setting, Tally, run_cells
 from benchsuite.virtual import replay
 from benchsuite.virtual.world import simulate
 from tests import synthetic_runs as made

@@ -47,8 +47,8 @@ def list_members(args: Namespace) -> int:
 
 def show_plan(args: Namespace) -> int:
     """Dry run: nothing is started."""
-    from benchsuite.run import api
-    from benchsuite.run import forecast as outlook
+    from benchsuite.running import api
+    from benchsuite.running import forecast as outlook
 
     if args.write:
         plan = _plan(args, "cluster=torchrun")
@@ -68,8 +68,8 @@ def show_plan(args: Namespace) -> int:
 def run(args: Namespace) -> int:
     """Runs what is missing."""
     from benchsuite import rules
-    from benchsuite.run import api
-    from benchsuite.run.progress import Lines
+    from benchsuite.running import api
+    from benchsuite.running.progress import Lines
 
     plan = _refuses_no_single_cell(api.examined(_plan(args)))
     for notice in rules.noticed(plan.cells):
@@ -119,7 +119,7 @@ def report(args: Namespace) -> int:
 def compare(args: Namespace) -> int:
     """Exit 0 same, 1 something differs, 2 nothing to compare."""
     from benchsuite.analysis import regression
-    from benchsuite.run import api
+    from benchsuite.running import api
 
     comparison = api.compare(args.base, args.head, loss_tolerance=args.loss_tolerance)
     if args.json:
@@ -133,7 +133,7 @@ def export(args: Namespace) -> int:
     """csv: one row per run, to standard output or a file; series into a folder. chakra: a schedule,
     into a folder."""
     from benchsuite.results import export as forms
-    from benchsuite.run import api
+    from benchsuite.running import api
 
     if args.form == "chakra":
         return _export_chakra(args)
@@ -183,7 +183,7 @@ def _export_chakra(args: Namespace) -> int:
 
 def collect(args: Namespace) -> int:
     """Takes the ranks' files of a user's own torchrun into the results folder."""
-    from benchsuite.run import api
+    from benchsuite.running import api
 
     tally = api.collect(Path(args.run_dir), _store(args))
     counts = {str(status): count for status, count in tally.counts.items() if count}

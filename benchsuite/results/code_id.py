@@ -39,15 +39,15 @@ from benchsuite.plan.cell import AXES, Cell
 ROOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "rank": ("benchsuite.worker.main",),  # the life of a real rank
-        "simulator": ("benchsuite.cluster.simulator",),  # all ranks of a cell of the virtual clock
+        "simulator": ("benchsuite.cluster.simulator_process",),  # all ranks of a cell of the virtual clock
         "assembly": ("benchsuite.results.assemble",),  # makes one run of the files of real ranks
         "tuning": (
-            "benchsuite.run.tune",
+            "benchsuite.running.tune",
         ),  # how trials choose, for cells with tuning = per_strategy
         "rules": ("benchsuite.rules",),  # what refuses a cell
         # Of each cluster engine: what starts the ranks of a cell, and what says how they ended.
-        "cluster local": ("benchsuite.cluster.host",),
-        "cluster torchrun": ("benchsuite.worker.__main__", "benchsuite.cluster.collect"),
+        "cluster local": ("benchsuite.cluster.cell_host",),
+        "cluster torchrun": ("benchsuite.worker.__main__", "benchsuite.cluster.supervisor_records"),
     }
 )
 

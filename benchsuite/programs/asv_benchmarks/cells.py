@@ -36,7 +36,7 @@ class Cells:
         ended on return.
         """
         from benchsuite.plan.cell import Cell
-        from benchsuite.run import api
+        from benchsuite.running import api
 
         figures: Figures = {}
         with tempfile.TemporaryDirectory(prefix="benchsuite-asv-") as folder:

@@ -49,7 +49,7 @@ def run(
 
     UsageError for a workload that is not there, StoreError where `results` cannot be written.
     """
-    from benchsuite.run import api
+    from benchsuite.running import api
 
     effort = effort or Effort()
     if effort.launches < 1:

@@ -38,7 +38,7 @@ from benchsuite.plan.cell import Budget, Cell
 from benchsuite.programs.gpu.loops import Rates, compared, rounded
 from benchsuite.results.record import Run, Status, now_iso
 from benchsuite.results.store import GPU_CHECKS, Store
-from benchsuite.run import api
+from benchsuite.running import api
 from benchsuite.worker import devices
 
 OK = 0

@@ -18,9 +18,9 @@ from benchsuite.plan.cell import Cell
 from benchsuite.plan.placement import ports
 from benchsuite.plan.plan import Plan
 from benchsuite.results.store import CodeId, Store
-from benchsuite.run import tune
-from benchsuite.run.progress import duration
-from benchsuite.run.runner import estimated_seconds, known_seconds, timed_as
+from benchsuite.running import tune
+from benchsuite.running.progress import duration
+from benchsuite.running.runner import estimated_seconds, known_seconds, timed_as
 
 
 def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from benchsuite.measure.load import num_cores
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Run, Status, now_iso
 from benchsuite.results.store import CodeId, Store, code_of
-from benchsuite.run import tune
-from benchsuite.run.progress import Progress
+from benchsuite.running import tune
+from benchsuite.running.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from benchsuite.results.record import Run, Status, new_run_id, now_iso
 from benchsuite.results.store import CodeId, Store, code_of
 
 if TYPE_CHECKING:
-    from benchsuite.run.runner import Setting
+    from benchsuite.running.runner import Setting
 
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TRIAL_SEED = 1000

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from benchsuite.analysis.regression import Comparison
     from benchsuite.cluster import Engine
     from benchsuite.plan.plan import Plan
-    from benchsuite.run.progress import Progress
-    from benchsuite.run.runner import Setting, Tally
+    from benchsuite.running.progress import Progress
+    from benchsuite.running.runner import Setting, Tally
 
 
 def run(
@@ -71,7 +71,7 @@ def run_plan(
 ) -> Tally:
     """Runs the missing runs of a plan that `examined` returned. SIGTERM ends it as Ctrl-C does."""
     from benchsuite.cluster.local import Cluster, sigterm_as_interrupt
-    from benchsuite.run.runner import run_cells
+    from benchsuite.running.runner import run_cells
 
     _startable(plan)
     main = (
@@ -99,7 +99,7 @@ def examined(plan: Plan) -> Plan:
     """
     from benchsuite.programs import doctor
     from benchsuite.report import spec
-    from benchsuite.run import tune
+    from benchsuite.running import tune
 
     tune.check_seeds(plan.cells, plan.seeds)
     spec.parse(plan.figures)  # now, rather than after everything has run
@@ -144,7 +144,7 @@ def collect(run_dir: Path, store: Store) -> Tally:
     from benchsuite.cluster import supervisor_records as jobs
     from benchsuite.measure import load
     from benchsuite.results.assemble import assemble
-    from benchsuite.run.runner import Tally
+    from benchsuite.running.runner import Tally
 
     found = jobs.collect(run_dir)
     here = setting(store)
@@ -181,7 +181,7 @@ def setting(store: Store) -> Setting:
     """Machine, environment and code of this process; the environment is stored."""
     from benchsuite.measure import environment
     from benchsuite.results.code_id import Tree
-    from benchsuite.run.runner import Setting
+    from benchsuite.running.runner import Setting
 
     store.check_writable()
     machine = environment.machine()
