@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from benchsuite.measure.version import VERSION
+
 if TYPE_CHECKING:
     from benchsuite.plan.cell import Cell
     from benchsuite.running.api import load_results, run
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Cell", "__version__", "load_results", "run"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite.measure import environment
+from benchsuite.measure import environment, torch_build
 from benchsuite.plan import cell, plugins
 from benchsuite.programs import doctor
 from benchsuite.rules import Machine
@@ -122,7 +122,7 @@ def test_the_probes_answer():
 
 
 def test_a_probe_that_fails_knows_nothing(monkeypatch):
-    monkeypatch.setattr(doctor, "_PROBE_TORCH", "raise ImportError('no torch here')")
+    monkeypatch.setattr(torch_build, "_PROBE", "raise ImportError('no torch here')")
     assert doctor.examine_torch() == Machine()
     monkeypatch.setattr(doctor, "_PROBE_NETWORK", "raise SystemExit('not here')")
     assert doctor.private_network() == "not here"

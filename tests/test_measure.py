@@ -74,7 +74,7 @@ def test_machine_slug_of_known_processors(monkeypatch, model, slug):
 def test_commit_is_that_of_the_clone_also_inside_a_git_hook(monkeypatch):
     clone = plugins.PACKAGE.parent
     if not (clone / ".git").exists():
-        assert environment.code_version() == (f"wheel {environment.benchsuite.__version__}", False)
+        assert environment.code_version() == (f"wheel {environment.VERSION}", False)
         return
     head = subprocess.run(
         ["git", "-C", clone, "rev-parse", "HEAD"], capture_output=True, text=True

@@ -14,7 +14,8 @@ from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store, StoreError
 from benchsuite.running.progress import Lines, duration
-from benchsuite.running.runner import Setting, Tally, interleaved, run_cells
+from benchsuite.running.runner import Tally, interleaved, run_cells
+from benchsuite.running.setting import Setting
 
 SETTING = Setting(machine="m", environment_id="e", code_id=lambda cell: "code", rules_id="rules")
 CELLS = [Cell(replicas=n, seed=seed) for seed in (0, 1) for n in (1, 2, 4)]

@@ -28,12 +28,14 @@ from benchsuite.report import spec
 from benchsuite.report.material import Material
 from benchsuite.report.tables import tables
 from benchsuite.results import code_id
+from benchsuite.results import tuned as tuned_cells
 from benchsuite.results.columns import row
 from benchsuite.results.record import Run, Status, new_run_id
 from benchsuite.results.store import Store
 from benchsuite.running import api, forecast, tune
 from benchsuite.running.progress import Lines
-from benchsuite.running.runner import Setting, Tally, run_cells
+from benchsuite.running.runner import Tally, run_cells
+from benchsuite.running.setting import Setting
 from benchsuite.virtual import replay
 from benchsuite.virtual.world import simulate
 from tests import synthetic_runs as made
@@ -236,7 +238,7 @@ def test_editing_the_way_of_tuning_makes_tuned_runs_missing_and_no_others() -> N
     same = resolve(CELLS[3])
     tree = code_id.Tree()
     assert tune.__name__ in tree.reach(tuned) - tree.reach(same)
-    assert tree.code_id(tune.with_factor(tuned, 0.5)) == tree.code_id(same) != tree.code_id(tuned)
+    assert tree.code_id(tuned_cells.with_factor(tuned, 0.5)) == tree.code_id(same) != tree.code_id(tuned)
 
 
 def test_trials_of_other_code_do_not_choose(tmp_path: Path) -> None:
@@ -306,7 +308,7 @@ def test_the_best_trial_is_chosen(
 ) -> None:
     tried: list[tuple[Cell, Run | None]] = []
     for factor, told in trials.items():
-        of = tune.with_factor(CELLS[0], factor).with_seed(tune.TRIAL_SEED)
+        of = tuned_cells.with_factor(CELLS[0], factor).with_seed(tune.TRIAL_SEED)
         words = {
             "failed": lost(of),
             "diverged": diverged(of),
@@ -369,7 +371,7 @@ def test_a_run_file_keeps_the_cell_as_asked_and_says_what_was_tried(tmp_path: Pa
         6400,
         6400,
     ]
-    assert tune.trained(stored) == tune.with_factor(asked, 0.25)
+    assert tuned_cells.trained(stored) == tuned_cells.with_factor(asked, 0.25)
     for each in store.runs():
         jsonschema.validate(json.loads(json.dumps(each.to_json())), SCHEMA)
     values = row(stored)
@@ -438,7 +440,7 @@ def test_a_tuned_asynchronous_run_is_replayed_with_its_own_factor() -> None:
     of = dataclasses.replace(CELLS[2], options={"asynchronous": {"lock": "exclusive"}})
     stored = outcome(of, 640)
     stored = dataclasses.replace(stored, result={**stored.result, "tuning": {"lr_factor": 0.25}})
-    assert replay.in_virtual_time(tune.trained(stored)).lr_factor == 0.25
+    assert replay.in_virtual_time(tuned_cells.trained(stored)).lr_factor == 0.25
 
 
 # before anything runs
@@ -601,7 +603,7 @@ def test_tuned_cells_of_the_virtual_clock_from_end_to_end(tmp_path: Path) -> Non
             assert tuning == tune.choose(
                 [(each, tried[each.lr_factor]) for each in tune.trials(asked)]
             )
-            again = simulate(tune.trained(stored), tmp_path / "again")
+            again = simulate(tuned_cells.trained(stored), tmp_path / "again")
             losses = [
                 record["steps"]["loss"] for record in again.records if record["role"] == "worker"
             ]

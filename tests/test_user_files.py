@@ -20,9 +20,9 @@ from benchsuite.laws.harness.cases import tiny
 from benchsuite.laws.harness.ranks import thread_ranks
 from benchsuite.laws.traffic import counted_is_predicted
 from benchsuite.plan.cell import Cell, resolve
-from benchsuite.programs.doctor import Machine
 from benchsuite.results.record import Status
 from benchsuite.results.store import Store
+from benchsuite.rules import Machine
 from tests.bench import ROOT
 
 MY_NET = '''"""Two layers that learn the sign of a sum."""
@@ -319,7 +319,7 @@ def test_what_this_machine_lacks_is_refused_with_its_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "benchsuite.programs.doctor.examine_torch",
+        "benchsuite.measure.torch_build.examine_torch",
         lambda: Machine(torch="2.13.0", gloo=True, nccl=False, mpi=False),
     )
     assert (

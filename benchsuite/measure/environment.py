@@ -18,8 +18,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import benchsuite
 from benchsuite.measure import load
+from benchsuite.measure.version import VERSION
 from benchsuite.plan.cell import canonical
 from benchsuite.plan.plugins import PACKAGE
 
@@ -86,7 +86,7 @@ def collect() -> dict[str, Any]:
         "congestion_control": congestion_control(),
         "nics": nics(),
         "python": platform.python_version(),
-        "benchsuite": benchsuite.__version__,
+        "benchsuite": VERSION,
         "versions": versions(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "commit": commit,
@@ -179,7 +179,7 @@ def code_version() -> tuple[str, bool]:
     top = _output("git", "-C", str(clone), "rev-parse", "--show-toplevel", "HEAD")
     lines = (top or "").split()
     if len(lines) != 2 or Path(lines[0]).resolve() != clone:
-        return f"wheel {benchsuite.__version__}", False
+        return f"wheel {VERSION}", False
     status = _output(
         "git", "-C", str(clone), "status", "--porcelain", "--", "benchsuite", "workloads"
     )

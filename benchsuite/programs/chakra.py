@@ -36,9 +36,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchsuite import __version__
 from benchsuite.comm.traffic import Edge, Traffic
 from benchsuite.errors import UsageError
+from benchsuite.measure import version
 from benchsuite.plan.cell import Cell
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Format:
     def trace(self, cell: Cell, schedule: Schedule, rank: int, groups: Mapping[str, str]) -> bytes:
         """The file of a rank. groups: comm of a collective -> `pg_name`."""
         head = self._metadata(version=VERSION)
-        head.attr.add(name="producer", string_val=f"benchsuite {__version__}")
+        head.attr.add(name="producer", string_val=f"benchsuite {version.VERSION}")
         head.attr.add(name="cell", string_val=cell.label)
         for name, value in (("seed", cell.seed), ("rank", rank), ("num_ranks", cell.world_size)):
             head.attr.add(name=name, int64_val=value)

@@ -4,7 +4,6 @@ subprocess looks."""
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import shutil
 import subprocess
@@ -13,21 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import benchsuite
 from benchsuite.measure import environment, load, memory
+from benchsuite.measure.torch_build import examine_torch
+from benchsuite.measure.version import VERSION
 from benchsuite.rules import Machine
 
-_PROBE_TORCH = """
-import json, torch, torch.distributed as dist
-here = dist.is_available()
-print(json.dumps({
-    "torch": torch.__version__,
-    "num_cuda_devices": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-    "gloo": here and dist.is_gloo_available(),
-    "nccl": here and dist.is_nccl_available(),
-    "mpi": here and dist.is_mpi_available(),
-}))
-"""
 # Ends with 0 where a process may have a network of its own; the same way in as the cell host's.
 _PROBE_NETWORK = """
 from benchsuite.cluster import private_network
@@ -65,7 +54,7 @@ def examine() -> dict[str, Any]:
     (it starts torch)."""
     rows = [*_machine(), *_torch(examine_torch()), *_network(), *_tools(), *_packages()]
     return {
-        "benchsuite": benchsuite.__version__,
+        "benchsuite": VERSION,
         "machine": environment.machine(),
         "rows": [asdict(row) | {"ok": row.ok} for row in rows],
     }
@@ -85,14 +74,6 @@ def table(findings: Mapping[str, Any]) -> str:
     lines += ["", "missing:" if missing else "nothing is missing"]
     lines += [f"  {row['what']}, for {row['needed_for']}: {row['remedy']}" for row in missing]
     return "\n".join(lines)
-
-
-def examine_torch() -> Machine:
-    """What the installed torch can do; all None where it cannot be imported."""
-    answer = _run_python(_PROBE_TORCH, timeout_s=120)
-    if answer.returncode != 0:
-        return Machine()
-    return Machine(**json.loads(answer.stdout.splitlines()[-1]))
 
 
 def private_network() -> str | None:

@@ -4,7 +4,7 @@ later included.
 `validate` answers for a resolved cell and for one that is not; a refused cell is an answer
 (`unsupported`, with rule, reason and remedy), never a crash. What depends on the machine (devices,
 backends in the torch that is installed) is `machine_problems`, for which somebody has to look at
-the machine first (`doctor.examine_torch`). The rules stand in `rules_members.py` (what goes with
+the machine first (`measure/torch_build.py`). The rules stand in `rules_members.py` (what goes with
 what), `rules_agents.py`, `rules_numbers.py`, `rules_parallel.py`, `rules_options.py`,
 `rules_setting.py`.
 """

@@ -18,6 +18,7 @@ from benchsuite.plan.cell import Cell
 from benchsuite.plan.placement import ports
 from benchsuite.plan.plan import Plan
 from benchsuite.results.store import CodeId, Store
+from benchsuite.results.tuned import is_tuned
 from benchsuite.running import tune
 from benchsuite.running.progress import duration
 from benchsuite.running.runner import estimated_seconds, known_seconds, timed_as
@@ -137,7 +138,7 @@ def write_cells(plan: Plan, path: Path) -> str:
     UsageError where no cell is left, one must be tuned, or the file cannot be written.
     """
     tuned = [
-        cell for cell in (*plan.cells, *(each.cell for each in plan.refused)) if tune.is_tuned(cell)
+        cell for cell in (*plan.cells, *(each.cell for each in plan.refused)) if is_tuned(cell)
     ]
     if tuned:
         raise UsageError(

@@ -26,16 +26,7 @@ from benchsuite.results.record import Run, Status, now_iso
 from benchsuite.results.store import CodeId, Store, code_of
 from benchsuite.running import tune
 from benchsuite.running.progress import Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What all runs of one command share."""
-
-    machine: str
-    environment_id: str
-    code_id: Callable[[Cell], str]
-    rules_id: CodeId  # stands for the code of a refused cell
+from benchsuite.running.setting import Setting
 
 
 @dataclass

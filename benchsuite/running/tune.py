@@ -21,15 +21,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Run, Status, new_run_id, now_iso
 from benchsuite.results.store import CodeId, Store, code_of
-
-if TYPE_CHECKING:
-    from benchsuite.running.runner import Setting
+from benchsuite.results.tuned import is_tuned, with_factor
+from benchsuite.running.setting import Setting
 
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TRIAL_SEED = 1000
@@ -44,29 +43,12 @@ Simulate = Callable[[Sequence[Cell]], Iterable[tuple[Cell, Run]]]
 Choice = Mapping[str, Any]
 
 
-def is_tuned(cell: Cell) -> bool:
-    """Whether trials choose the cell's learning rate."""
-    return cell.tuning == "per_strategy"
-
-
-def with_factor(cell: Cell, factor: float) -> Cell:
-    """The cell that is trained where a tuned one is asked for and `factor` was chosen."""
-    return dataclasses.replace(cell, tuning="same", lr_factor=factor)
-
-
 def trials(cell: Cell) -> list[Cell]:
     """What is run before a tuned cell, one per factor; of any other cell none."""
     return (
         [with_factor(cell, factor).with_seed(TRIAL_SEED) for factor in LR_FACTORS]
         if is_tuned(cell)
         else []
-    )
-
-
-def trained(run: Run) -> Cell:
-    """The run's cell as it was trained, with the factor that was chosen for it."""
-    return (
-        with_factor(run.cell, run.result["tuning"]["lr_factor"]) if is_tuned(run.cell) else run.cell
     )
 
 

@@ -20,7 +20,7 @@ from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Cell
 from benchsuite.results.assemble.virtual import sections
 from benchsuite.results.record import Run, Status, finite
-from benchsuite.running.tune import trained
+from benchsuite.results.tuned import trained
 from benchsuite.virtual.world import Simulated, simulate
 
 TOLERANCE = {

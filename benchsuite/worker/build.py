@@ -27,7 +27,7 @@ def build(
     first two).
     """
     assert cell.tuning == "same", (
-        "a tuned cell runs with the factor that its trials chose: tune.with_factor"
+        "a tuned cell runs with the factor that its trials chose: tuned.with_factor"
     )
     if setup.is_divided(cell):
         return model_parallel.build(cell, comm, wrap=wrap, before_model=before_model)
