@@ -12,7 +12,7 @@ from benchsuite.cluster.local import Cluster
 from benchsuite.laws.harness.cases import TINY as TINY
 from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.results.record import Run
-from benchsuite.running import api
+from benchsuite.running import starters
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         here: Any = SimpleNamespace(machine="m", environment_id="e", code_id=lambda cell: "code")
-        self.launch = api.launcher(cluster, here)
+        self.launch = lambda cell: starters.launch(cluster, cell, here)
 
     def run(self, **fields: Any) -> Run:
         """Trains one cell, whatever becomes of it."""

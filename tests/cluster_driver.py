@@ -6,7 +6,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchsuite.cluster.local import Cluster, sigterm_as_interrupt
+from benchsuite.cluster.local import Cluster
+from benchsuite.cluster.signals import sigterm_as_interrupt
 from benchsuite.plan.cell import Budget, Cell
 
 

@@ -14,12 +14,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from benchsuite.cluster import Engine
 from benchsuite.cluster.rank_imports import RANK_ENTRY, preloaded_modules, python_path
+from benchsuite.cluster.signals import ignoring
 from benchsuite.errors import UsageError
 from benchsuite.measure import faults
 from benchsuite.plan import plugins
@@ -140,7 +141,7 @@ class Cluster(Engine):
         """Ends the host and its ranks; ignores a Ctrl-C in the milliseconds that this takes."""
         if self._host is None:
             return
-        with _ignoring(signal.SIGINT, signal.SIGTERM):
+        with ignoring(signal.SIGINT, signal.SIGTERM):
             if self._scratch and self._host.stdin is not None:
                 with contextlib.suppress(OSError):
                     self._host.stdin.close()
@@ -224,33 +225,3 @@ class Cluster(Engine):
         self._outcomes = -1
         self._scratch = ""
         return code
-
-
-@contextlib.contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Turns SIGTERM into a KeyboardInterrupt, so that it ends a command as Ctrl-C does.
-
-    Only the main thread may use it: Python lets no other handle signals.
-    """
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _ignoring(*numbers: signal.Signals) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)

@@ -1,25 +1,19 @@
-"""The verbs in Python: `run`, `load_results`, `compare`, `collect`. Imports no torch; what is heavy
-is imported inside.
+"""The suite in Python: `run`, `load_results`, `compare`, `collect`. No torch is imported here.
 
 The process that calls `run` never touches torch or the accelerator: ranks are processes of their
-own.
+own. What is heavy is imported inside the functions, so that importing the package stays fast.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shutil
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchsuite.errors import UsageError
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
-from benchsuite.results.record import DIVERGED, TIMING_ONLY, Run
+from benchsuite.plan.cell import Cell, resolve
+from benchsuite.results.record import Run
 from benchsuite.results.store import Store
 
 if TYPE_CHECKING:
@@ -29,7 +23,7 @@ if TYPE_CHECKING:
     from benchsuite.cluster import Engine
     from benchsuite.plan.plan import Plan
     from benchsuite.running.progress import Progress
-    from benchsuite.running.runner import Setting, Tally
+    from benchsuite.running.runner import Tally
 
 
 def run(
@@ -39,13 +33,11 @@ def run(
     seeds: Sequence[int] | None = None,
     fresh: bool = False,
 ) -> Tally:
-    """Runs what is missing of a plan (its name, path or `Plan`) or of cells; returns what became of
-    the runs.
+    """Runs what is missing of a plan or of cells; returns what became of the runs.
 
-    seeds: default those of the plan, of a cell its own.
-
-    UsageError where the plan or the cell cannot be used; StoreError where `results` cannot be
-    written.
+    plan_or_cell: a plan's name, its path or a `Plan`; one cell or several. seeds: default those of
+    the plan, of a cell its own. UsageError where the plan or the cell cannot be used, StoreError
+    where `results` cannot be written.
     """
     from benchsuite.plan import plan as plans
 
@@ -61,30 +53,35 @@ def run(
 
 
 def load_results(path: str | Path = "results") -> pd.DataFrame:
-    """The tidy table of a results folder, one row per run (ECOSYSTEM.md section 2). UsageError
-    where it is none."""
+    """The tidy table of a results folder, one row per run. UsageError where it is none."""
     return existing(path).frame()
 
 
 def run_plan(
-    plan: Plan, store: Store, *, fresh: bool = False, progress: Progress | None = None
+    plan: Plan,
+    store: Store,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    engine_flags: Mapping[str, str] | None = None,
 ) -> Tally:
-    """Runs the missing runs of a plan that `examined` returned. SIGTERM ends it as Ctrl-C does."""
-    from benchsuite.cluster.local import Cluster, sigterm_as_interrupt
+    """Runs the missing runs of a plan that `examined` returned. SIGTERM ends it as Ctrl-C does.
+
+    engine_flags: for the flags that the plan's cluster engine declares.
+    """
+    from benchsuite.cluster.signals import sigterm_as_interrupt
+    from benchsuite.running import setting, starters
     from benchsuite.running.runner import run_cells
 
-    _startable(plan)
-    main = (
-        threading.current_thread() is threading.main_thread()
-    )  # only there a signal can be handled
-    with sigterm_as_interrupt() if main else contextlib.nullcontext(), Cluster() as cluster:
-        here = setting(store)
+    with sigterm_as_interrupt(), starters.Engines(engine_flags) as engines:
+        engines.check(plan.cells)
+        here = setting.current(store)
         return run_cells(
             plan.runs(),
             store,
             setting=here,
-            launch=launcher(cluster, here),
-            simulate=simulator(here),
+            launch=lambda cell: starters.launch(engines.of(cell), cell, here),
+            simulate=lambda cells: starters.simulate(cells, here),
             refused=plan.refused_runs(),
             fresh=fresh,
             progress=progress,
@@ -97,34 +94,31 @@ def examined(plan: Plan) -> Plan:
     UsageError for a figure that the page cannot draw, and for tuned cells with the seed of the
     trials.
     """
-    from benchsuite.programs import doctor
+    from benchsuite.measure import torch_build
     from benchsuite.report import spec
     from benchsuite.running import tune
 
     tune.check_seeds(plan.cells, plan.seeds)
     spec.parse(plan.figures)  # now, rather than after everything has run
-    return plan.on(doctor.examine_torch)
+    return plan.on(torch_build.examine_torch)
 
 
 def compare(
     base: str | Path, head: str | Path, *, loss_tolerance: float | None = None
 ) -> Comparison:
-    """Deterministic quantities of two results folders. UsageError where one of them holds no
-    run."""
+    """Compares the deterministic quantities of two results folders.
+
+    UsageError where one of them holds no run.
+    """
     from benchsuite.analysis import regression
 
     old = existing(base)
     new = existing(head)
 
     def same_build(a: Run, b: Run) -> bool:
-        environments = (
-            old.environment(a.machine, a.environment_id),
-            new.environment(b.machine, b.environment_id),
-        )
-        versions = [
-            (environment.get("versions") or {}).get("torch") for environment in environments
-        ]
-        return a.machine == b.machine and versions[0] == versions[1] is not None
+        """Whether two runs are of one machine and one version of torch, which is known."""
+        torches = [_torch_of(old, a), _torch_of(new, b)]
+        return a.machine == b.machine and torches[0] == torches[1] is not None
 
     runs = [store.runs() for store in (old, new)]
     for folder, found in zip((base, head), runs, strict=True):
@@ -135,19 +129,21 @@ def compare(
     return regression.compare(*runs, same_build=same_build, loss_tolerance=loss_tolerance)
 
 
-def collect(run_dir: Path, store: Store) -> Tally:
-    """Stores the runs that a user's own torchrun left in `run_dir`; those taken before are left
-    alone.
+def collect(run_dir: Path, store: Store, *, cluster: str = "torchrun") -> Tally:
+    """Stores the runs that ranks started by the user left in `run_dir`, each only once.
 
-    UsageError where there are none. Machine and environment are those of the host that collects.
+    cluster: the engine that reads them. UsageError where there are none. Machine and environment
+    are those of the host that collects.
     """
-    from benchsuite.cluster import supervisor_records as jobs
     from benchsuite.measure import load
+    from benchsuite.plan import plugins
     from benchsuite.results.assemble import assemble
+    from benchsuite.running import setting
     from benchsuite.running.runner import Tally
 
-    found = jobs.collect(run_dir)
-    here = setting(store)
+    engine: Engine = plugins.load("cluster", cluster)()
+    found = engine.collect(run_dir)
+    here = setting.current(store)
     taken = {(row["cell_id"], row["seed"], row["started_at"]) for row in store.rows()}
     tally = Tally()
     for cell, folder, outcome in found:
@@ -168,6 +164,12 @@ def collect(run_dir: Path, store: Store) -> Tally:
     return tally
 
 
+def _torch_of(store: Store, run: Run) -> str | None:
+    versions = store.environment(run.machine, run.environment_id).get("versions") or {}
+    torch: str | None = versions.get("torch")
+    return torch
+
+
 def existing(path: str | Path) -> Store:
     """The store in a folder that is there; UsageError where it is not."""
     if not Path(path).is_dir():
@@ -177,127 +179,29 @@ def existing(path: str | Path) -> Store:
     return Store(path)
 
 
-def setting(store: Store) -> Setting:
-    """Machine, environment and code of this process; the environment is stored."""
-    from benchsuite.measure import environment
-    from benchsuite.results.code_id import Tree
-    from benchsuite.running.runner import Setting
-
-    store.check_writable()
-    machine = environment.machine()
-    code = Tree()  # read when the command starts, as its ranks' modules are
-    return Setting(
-        machine=machine,
-        environment_id=store.write_environment(machine, environment.collect()),
-        code_id=code.code_id,
-        rules_id=code.rules_id,
-    )
-
-
-def launcher(cluster: Engine, here: Setting) -> Callable[[Cell], Run]:
-    """Starts a cell's ranks, waits for them, makes a run of their files; the run directory is
-    private and removed."""
-    from benchsuite.measure.load import CpuMeter
-    from benchsuite.results.assemble import assemble
-
-    def launch(cell: Cell) -> Run:
-        with _run_dir() as run_dir:
-            meter = CpuMeter()
-            outcome = cluster.run(cell, run_dir)
-            load = meter.read()
-            return assemble(
-                cell,
-                run_dir,
-                outcome,
-                code_id=here.code_id(cell),
-                machine=here.machine,
-                environment_id=here.environment_id,
-                cores=load.cores,
-                foreign_cpu_share=load.foreign_share,
-            )
-
-    return launch
-
-
-def simulator(here: Setting) -> Callable[[Sequence[Cell]], Iterator[tuple[Cell, Run]]]:
-    """Runs cells of the virtual clock, one process per core; (cell, run) as they end, the long ones
-    begun first."""
-    from benchsuite.cluster.simulator_pool import SimulatorPool, groups
-
-    def simulate(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
-        with SimulatorPool() as simulators:
-            for cell, sections, outcome in simulators.run(groups(cells)):
-                flags = set(outcome.flags)
-                if cell.gradients == "none":
-                    flags.add(TIMING_ONLY)
-                if sections and sections["result"]["diverged_step"] is not None:
-                    flags.add(DIVERGED)
-                yield (
-                    cell,
-                    Run(
-                        cell=cell,
-                        code_id=here.code_id(cell),
-                        status=outcome.status,
-                        reason=outcome.reason,
-                        culprit=outcome.culprit,
-                        flags=tuple(sorted(flags)),
-                        started_at=outcome.started_at,
-                        machine=here.machine,
-                        environment_id=here.environment_id,
-                        **sections,
-                    ),
-                )
-
-    return simulate
-
-
-@contextlib.contextmanager
-def _run_dir() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="benchsuite-"))  # mode 0700
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _of_cells(given: Sequence[Cell], seeds: Sequence[int] | None) -> Plan:
-    """A plan without figures: the legal ones of the cells, the refused ones with their reasons,
-    each once.
+    """A plan without figures: the legal cells, and the refused ones with their reasons.
 
-    seeds: of every cell; None = each cell with its own.
+    Each cell is there once. seeds: of every cell; None = each cell with its own.
     """
     from benchsuite import rules
     from benchsuite.plan import fields
     from benchsuite.plan.plan import Plan, Refused, checked_seeds
 
-    resolved = [cells.resolve(fields.checked(cell)) for cell in given]
+    resolved = [resolve(fields.checked(cell)) for cell in given]
     own = frozenset((cell.id, cell.seed) for cell in resolved)
     once = list({cell.id: cell for cell in reversed(resolved)}.values())[::-1]
-    problems = [tuple(rules.validate(cell)) for cell in once]
+    problems = {cell.id: tuple(rules.validate(cell)) for cell in once}
+    all_seeds = [cell.seed for cell in resolved] or [0]
     return Plan(
         name="cells",
         path=None,
         question="",
-        seeds=checked_seeds(
-            seeds if seeds is not None else [cell.seed for cell in resolved] or [0]
-        ),
-        cells=tuple(cell for cell, found in zip(once, problems, strict=True) if not found),
-        refused=tuple(
-            Refused(cell, found) for cell, found in zip(once, problems, strict=True) if found
-        ),
+        seeds=checked_seeds(all_seeds if seeds is None else seeds),
+        cells=tuple(cell for cell in once if not problems[cell.id]),
+        refused=tuple(Refused(cell, problems[cell.id]) for cell in once if problems[cell.id]),
         num_excluded=0,
         figures=(),
         text="",
         pairs=own if seeds is None else None,
     )
-
-
-def _startable(plan: Plan) -> None:
-    """Only `local` starts ranks itself in this version."""
-    for cell in plan.cells:
-        if cell.cluster != "local":
-            raise UsageError(
-                f"{cell.label}: cluster {cell.cluster!r} is started by your own command: "
-                "benchsuite plan PLAN --write cells.json, torchrun .. -m benchsuite.worker, "
-                "benchsuite collect RUNDIR"
-            )

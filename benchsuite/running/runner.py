@@ -76,8 +76,8 @@ def run_cells(
 
     cells: resolved, each with its seed. refused: cells that are not launched, each with reason and
     remedy in one line. launch: starts the ranks of a cell, waits for them, and makes a run of what
-    they left (`api.launcher`). simulate: does so for cells of the virtual clock, several at once
-    and in any order (`api.simulator`); it is called when all others are done, so that nothing
+    they left (`starters.launch`). simulate: does so for cells of the virtual clock, several at once
+    and in any order (`starters.simulate`); it is called when all others are done, so that nothing
     disturbs what is measured. Trials of tuned cells come before all cells. Ctrl-C keeps the
     finished runs and returns with `interrupted`.
     """

@@ -49,7 +49,7 @@ def run(
 
     UsageError for a workload that is not there, StoreError where `results` cannot be written.
     """
-    from benchsuite.running import api
+    from benchsuite.running import setting, starters
 
     effort = effort or Effort()
     if effort.launches < 1:
@@ -57,18 +57,17 @@ def run(
     cell = resolve(Cell(workload=workload, preset=preset, budget=Budget(steps=effort.steps)))
     store = Store(results)
     started_at = now_iso()
-    here = api.setting(store)
+    here = setting.current(store)
     meter = CpuMeter()
     pairs: list[Pair] = []
     with Bench(RANKS) as bench:
-        launch = api.launcher(bench.cluster, here)
 
         def beside(launches: Launches) -> None:
             if not pairs:
                 pairs.extend(
                     cells.pairs(workload, preset, launches.affordable(effort.steps, effort.seconds))
                 )
-            cells.measure(pairs, launch)
+            cells.measure(pairs, lambda cell: starters.launch(bench.cluster, cell, here))
 
         launches = take(bench, cell, effort, say=say, beside=beside)
         load = (
@@ -76,7 +75,7 @@ def run(
         )  # while the host is there: what its ranks used would be nobody's afterwards
     models = cells.models_of(launches)
     say("virtual twins")
-    cells.predict(pairs, launches, models, api.simulator(here))
+    cells.predict(pairs, launches, models, lambda cells: starters.simulate(cells, here))
     say("fits")
     environment = store.environment(here.machine, here.environment_id)
     document = {
