@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from benchsuite import __version__
-from benchsuite.cli import main, verbs
+from benchsuite.cli import main
 from benchsuite.errors import UsageError
 from benchsuite.plan import plan
 from benchsuite.plan.cell import Cell, from_json
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store, StoreError
-from benchsuite.running import api, forecast
+from benchsuite.running import api, forecast, starters
 from benchsuite.running.runner import Tally
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -69,8 +69,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         (["plan", "quick", "--set", "snc=ring"], "did you mean 'sync'?"),
         (["plan", "quick", "--only", "replicas > 99"], "keeps none of"),
         (["plan", "quick", "--seeds", "one"], "give integers separated by commas, e.g. 0,1,2"),
-        (["run", "quick", "--hosts", "2"], "--hosts needs a cluster of several hosts"),
-        (["run", "quick", "--link", "100mbit"], "--link needs a cluster of several hosts"),
+        (["run", "quick", "--cluster", "lokal"], "unknown cluster 'lokal'; did you mean 'local'?"),
         (["run", "--workload", "cnnn"], "unknown workload 'cnnn'; did you mean 'cnn'?"),
         (
             ["run", *CELL, "--set", "options.cnn.lerning_rate=1"],
@@ -134,7 +133,7 @@ def test_every_ending_has_its_exit_code(
     def fails(_args: Any) -> int:
         raise error
 
-    monkeypatch.setattr(verbs, "list_members", fails)
+    monkeypatch.setattr("benchsuite.cli.list.run", fails)
     ended, _, err = said(capsys, "list")
     assert ended == code and ("Traceback" in err) == traceback
 
@@ -291,14 +290,11 @@ def test_refused_cells_beside_others_leave_the_exit_code_0(
 ) -> None:
     launched: list[Cell] = []
 
-    def runs(_cluster: Any, _setting: Any) -> Any:
-        def launch(cell: Cell) -> Run:
-            launched.append(cell)
-            return Run(cell=cell, code_id="c", status=Status.OK, machine="m")
+    def launch(_engine: Any, cell: Cell, _here: Any) -> Run:
+        launched.append(cell)
+        return Run(cell=cell, code_id="c", status=Status.OK, machine="m")
 
-        return launch
-
-    monkeypatch.setattr(api, "launcher", runs)
+    monkeypatch.setattr(starters, "launch", launch)
     flags = ["--workload", "mlp", "--preset", "small", "--results", str(tmp_path)]
     code, out, err = said(capsys, verb, *flags, "--replicas", "1,64")
     assert (

@@ -29,10 +29,10 @@ from benchsuite.programs.selfcheck import (
     collectives as selfcheck_collectives,
 )
 from benchsuite.programs.selfcheck.cells import Effort
+from benchsuite.programs.selfcheck.items import ITEMS
 
 TRAINS = {**cells.CHECKS, **parallel.CHECKS}
 WITH_RANKS = (*TRAINS, *selfcheck_collectives.CHECKS, *compression.CHECKS)
-ITEMS = ("commands", *WITH_RANKS, "virtual", "store", "report")
 NUM_RUNS = 10_000  # of the results folder that is loaded
 
 Say = Callable[[str], None]

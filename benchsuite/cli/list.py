@@ -1,0 +1,75 @@
+"""`benchsuite list`: members of an axis with their options and files; plans with their question."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from benchsuite.cli.flags import Parents, Verbs
+from benchsuite.cli.printing import print_json
+
+# Every kind of plug-in, and the plans.
+KINDS = ("workload", "parallel", "sync", "topology", "compression", "cluster", "report")
+
+
+def add_parser(verbs: Verbs, parents: Parents) -> None:
+    """Adds the verb."""
+    parser = verbs.add_parser(
+        "list", parents=[parents.json], help="members of an axis, their options and files"
+    )
+    parser.add_argument("kind", nargs="?", choices=KINDS, metavar="KIND", help=" | ".join(KINDS))
+
+
+def run(args: Namespace) -> int:
+    """Lists what there is of one kind, or of all."""
+    kinds = [args.kind] if args.kind else KINDS
+    listing = {kind: _plans() if kind == "report" else _members(kind) for kind in kinds}
+    if args.json:
+        print_json(listing)
+        return 0
+    for kind, members in listing.items():
+        print(f"{kind}:" if args.kind is None else kind)
+        width = max((len(member["name"]) for member in members), default=0)
+        for member in members:
+            print(f"  {member['name']:<{width}}  {member['summary']}  [{member['path']}]")
+            for option in member.get("options", ()):
+                default = f"{option['name']} = {option['default']!r}"
+                print(f"  {'':<{width}}    {default}  {option['help']}")
+    return 0
+
+
+def _members(kind: str) -> list[dict[str, Any]]:
+    from benchsuite.plan import plugins
+
+    found = []
+    for name in plugins.names(kind):
+        member = plugins.find(kind, name)
+        options = [
+            {"name": o.name, "type": o.type, "default": o.default, "help": o.help}
+            for o in member.options.values()
+        ]
+        listing: dict[str, Any] = {
+            "name": name,
+            "summary": member.summary,
+            "path": str(member.path),
+            "options": options,
+        }
+        if member.presets:
+            listing["presets"] = list(member.presets)
+        found.append(listing)
+    return found
+
+
+def _plans() -> list[dict[str, Any]]:
+    import tomllib
+
+    from benchsuite.plan import plan
+
+    found = []
+    for name, path in plan.available().items():
+        try:
+            question = tomllib.loads(path.read_text(encoding="utf-8")).get("question", "")
+        except (OSError, ValueError) as error:
+            question = f"cannot be read: {error}"
+        found.append({"name": name, "summary": question, "path": str(path)})
+    return found
