@@ -280,8 +280,8 @@ def calibrate(args: Namespace) -> int:
 def _plan(args: Namespace, *settings: str) -> Plan:
     """The plan that PLAN names, or the one of the cell flags. UsageError where both or neither are
     given."""
-    from benchsuite.plan import plan
     from benchsuite.report import spec
+    from benchsuite.rules import plans
 
     if args.hosts is not None or args.link is not None:
         flag = "--hosts" if args.hosts is not None else "--link"
@@ -303,10 +303,10 @@ def _plan(args: Namespace, *settings: str) -> Plan:
     settings = (*args.set, *([f"cluster={args.cluster}"] if args.cluster else []), *settings)
     seeds = None if args.seeds is None else _integers(args.seeds, "--seeds", "0,1,2")
     if args.plan:
-        loaded = plan.load(args.plan, settings=settings, only=args.only, seeds=seeds)
+        loaded = plans.load(args.plan, settings=settings, only=args.only, seeds=seeds)
         spec.parse(loaded.figures)  # now, rather than after everything has run
         return loaded
-    return plan.from_flags(flags, settings=settings, only=args.only, seeds=seeds)
+    return plans.from_flags(flags, settings=settings, only=args.only, seeds=seeds)
 
 
 def _refuses_no_single_cell(plan: Plan) -> Plan:

@@ -13,6 +13,8 @@ from benchsuite.plan.cell import Cell
 class Cluster:
     """Starts nothing: says what to start. `collect.collect` reads what comes out."""
 
+    several_hosts = True
+
     def command(self, cells: Sequence[Cell], path: Path, out: Path, *, num_hosts: int = 1) -> str:
         """The command line for every host (with `i` = 0, 1 ..); `path` is the cells file.
 

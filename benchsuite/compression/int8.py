@@ -28,6 +28,8 @@ class Compression:
     """One byte per element."""
 
     nominal_ratio = BITS / 32
+    travels_over = ("direct", "server", "graph")
+    travels_why = "int8 is never summed in int8 (100 + 100 = -56)"
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
         self._quantised = Quantised(BITS)

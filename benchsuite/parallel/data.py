@@ -46,6 +46,7 @@ class Parallel:
 
     later = ("num_micro_batches",)
     autocast = True
+    at_least = {"num_micro_batches": 1}
 
     def build(
         self,

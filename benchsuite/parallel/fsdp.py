@@ -52,6 +52,11 @@ class Parallel:
     all, or none."""
 
     autocast = True
+    divides = True
+    order = 2
+    holds_slices = True
+    divides_batch = True
+    wall_only = "the library runs by the wall clock"
 
     acts_whole = True  # parameters are gathered once for a rollout
 

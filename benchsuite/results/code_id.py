@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchsuite.plan import members, plugins
+from benchsuite.plan import plugins
 from benchsuite.plan.cell import AXES, Cell
 
 SHARED = (
@@ -76,7 +76,7 @@ def rules_id() -> str:
     stand for a run."""
     package = plugins.PACKAGE
     digest = hashlib.sha256()
-    for path in sorted([*(package / "rules").glob("*.py"), package / "plan" / "members.py"]):
+    for path in sorted([*(package / "rules").glob("*.py"), package / "plan" / "declared.py"]):
         digest.update(f"{path.name}\0{_hash(path, path.stat().st_mtime_ns)}\0".encode())
     return f"rules-{digest.hexdigest()[:12]}"
 
@@ -94,9 +94,7 @@ def files(cell: Cell) -> dict[str, Path]:
         fixed += sorted(path.glob("*.py")) if path.is_dir() else [path]
     found = {path.relative_to(package).as_posix(): path for path in fixed if path.is_file()}
     for axis in AXES:
-        member = members.find(axis, getattr(cell, axis))
-        if member is None:
-            continue
+        member = plugins.find(axis, getattr(cell, axis))
         found[f"{axis}/{member.name}.py"] = member.path
         for sibling in _siblings(axis, member.path):
             found.setdefault(f"{axis}/{sibling.name}", sibling)

@@ -48,9 +48,10 @@ def run(
     written.
     """
     from benchsuite.plan import plan as plans
+    from benchsuite.rules import plans as judged_plans
 
     if isinstance(plan_or_cell, (str, Path)):
-        plan = plans.load(plan_or_cell, seeds=seeds)
+        plan = judged_plans.load(plan_or_cell, seeds=seeds)
     elif isinstance(plan_or_cell, plans.Plan):
         plan = plan_or_cell
         if seeds is not None:
@@ -98,12 +99,13 @@ def examined(plan: Plan) -> Plan:
     trials.
     """
     from benchsuite.programs import doctor
+    from benchsuite.rules import plans as judged_plans
     from benchsuite.report import spec
     from benchsuite.run import tune
 
     tune.check_seeds(plan.cells, plan.seeds)
     spec.parse(plan.figures)  # now, rather than after everything has run
-    return plan.on(doctor.examine_torch)
+    return judged_plans.on_this_machine(plan, doctor.examine_torch)
 
 
 def compare(
@@ -265,30 +267,28 @@ def _of_cells(given: Sequence[Cell], seeds: Sequence[int] | None) -> Plan:
 
     seeds: of every cell; None = each cell with its own.
     """
-    from benchsuite import rules
     from benchsuite.plan import fields
-    from benchsuite.plan.plan import Plan, Refused, checked_seeds
+    from benchsuite.plan.plan import Plan, checked_seeds
+    from benchsuite.rules import plans as judged_plans
 
     resolved = [cells.resolve(fields.checked(cell)) for cell in given]
     own = frozenset((cell.id, cell.seed) for cell in resolved)
-    once = list({cell.id: cell for cell in reversed(resolved)}.values())[::-1]
-    problems = [tuple(rules.validate(cell)) for cell in once]
-    return Plan(
+    once = {cell.id: cell for cell in reversed(resolved)}
+    plan = Plan(
         name="cells",
         path=None,
         question="",
         seeds=checked_seeds(
             seeds if seeds is not None else [cell.seed for cell in resolved] or [0]
         ),
-        cells=tuple(cell for cell, found in zip(once, problems, strict=True) if not found),
-        refused=tuple(
-            Refused(cell, found) for cell, found in zip(once, problems, strict=True) if found
-        ),
+        cells=tuple(once.values())[::-1],
+        refused=(),
         num_excluded=0,
         figures=(),
         text="",
         pairs=own if seeds is None else None,
     )
+    return judged_plans.judged(plan)
 
 
 def _startable(plan: Plan) -> None:

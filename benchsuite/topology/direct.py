@@ -25,6 +25,9 @@ class Topology:
 
     payload_source = "counted"
     timing_free = True
+    kind = "collective"
+    order = 4
+    all_to_all = True
     num_workers = 0
     num_servers = 0
 

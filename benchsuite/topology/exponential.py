@@ -19,6 +19,8 @@ class Topology:
 
     payload_source = "counted"
     timing_free = True
+    kind = "graph"
+    order = 8
     num_workers = 0
     num_servers = 0
 

@@ -21,6 +21,10 @@ class Topology:
 
     payload_source = "derived"
     timing_free = True
+    kind = "collective"
+    label = "native all-reduce"
+    short_label = "native"
+    order = 0
     num_workers = 0
     num_servers = 0
 

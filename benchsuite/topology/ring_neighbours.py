@@ -18,6 +18,9 @@ class Topology:
 
     payload_source = "counted"
     timing_free = True
+    kind = "graph"
+    short_label = "ring"
+    order = 7
     num_workers = 0
     num_servers = 0
 

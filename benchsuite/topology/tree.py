@@ -23,6 +23,8 @@ class Topology:
 
     payload_source = "counted"
     timing_free = True
+    kind = "collective"
+    order = 3
     num_workers = 0
     num_servers = 0
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchsuite.measure.load import CpuMeter
-from benchsuite.plan import plan as plans
+from benchsuite.rules import plans
 from benchsuite.plan.cell import Cell
 from benchsuite.programs.bars import Figure
 from benchsuite.results.record import Run, Status, dumps
