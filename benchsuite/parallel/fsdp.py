@@ -53,6 +53,8 @@ class Parallel:
 
     autocast = True
     divides = True
+    colour = 1
+    marks = ("^", "v")
     order = 2
     holds_slices = True
     divides_batch = True

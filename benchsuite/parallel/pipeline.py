@@ -52,6 +52,8 @@ class Parallel:
     several_chunks = {"interleaved": 2}  # V where num_chunks = 0; 1 of a schedule that is not here
     autocast = True
     divides = True
+    colour = 2
+    marks = ("s", "P")
     order = 0
     stages = True
     at_least = {"num_micro_batches": 1}

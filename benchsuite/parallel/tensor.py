@@ -52,6 +52,8 @@ class Parallel:
     """Between two pairs of split layers a part holds a slice of the tokens."""
 
     divides = True
+    colour = 3
+    marks = ("D", "X")
     order = 1
     holds_slices = True
     splits_weights = True

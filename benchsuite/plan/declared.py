@@ -97,7 +97,7 @@ class Strategy(Declared):
     """Kinds of topology (collective, server, graph) or names that it goes with; () = all that can
     take a mean: collectives and servers."""
     topologies_why: str = ""
-    """The reason, said where another topology is asked for."""
+    """The reason, said where another topology is asked for: a sentence as those of `refuses`."""
     needs_topology: tuple[str, ...] = ()
     """Names of topologies only: an older way to say `topologies`."""
     model_parallel: bool = True
@@ -131,7 +131,8 @@ class Strategy(Declared):
     compressed_colour: int | str = ""
     """The same with a compression; "" = a free one."""
     looks: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
-    """Topology -> places of colour, mark and dashes, where figures have fixed ones."""
+    """Topology -> places of colour, mark and dashes, where figures have fixed ones. With looks for
+    several topologies, series over all others take free colours."""
     survives: Literal["none", "worker"] = "none"
     """Whose loss does not end the run."""
     snapshot_of: Literal["", "replica", "servers", "mean"] = ""
@@ -161,6 +162,8 @@ class Topology(Declared):
     kind: Literal["", "collective", "server", "graph"] = ""
     """Who talks to whom: all ranks enter one mean, workers and servers, or neighbours of a graph.
     "" = not said: it is taken for a collective and for a graph, never for a server."""
+    called: str = "such a topology"
+    """What a sentence calls it that says why a strategy does not go with it."""
     all_to_all: bool = False
     """A mean takes 2 N (N-1) messages."""
     by_host: bool = False
@@ -187,6 +190,10 @@ class Compression(Declared):
 class Parallel(Declared):
     """What a file in `parallel/` may declare."""
 
+    colour: int | str = ""
+    """How figures draw it: a place in their palette (0 to 9) or `#rrggbb`; "" = a free one."""
+    marks: tuple[str, ...] = ()
+    """Two marks of matplotlib: of one replica, and of several; () = free ones."""
     divides: bool = False
     """Several ranks hold one replica."""
     stages: bool = False
@@ -309,6 +316,22 @@ def by_stem(name: str) -> Strategy | None:
     return cast("Strategy | None", _by_stem("sync", name))
 
 
+def where_known(kind: str, reference: str) -> Declared | None:
+    """`of` a member of a stored run, whose file may be gone since: then None."""
+    try:
+        return of(kind, reference)
+    except PluginError:
+        return None
+
+
+def label_with_topology(name: str, *, short: bool = False) -> str:
+    """The label of a strategy and its topology together; "" = each has its own."""
+    says = by_stem(name)
+    if says is None:
+        return ""
+    return (says.short_label_with_topology if short else "") or says.label_with_topology
+
+
 # Files given by path, by the stem that reports write: kind, stem -> path. Filled by `seen`.
 _SEEN: dict[tuple[str, str], str] = {}
 
@@ -323,10 +346,7 @@ def _by_stem(kind: str, name: str) -> Declared | None:
     reference = _SEEN.get((kind, name), name)
     if reference == name and not (plugins.KINDS[kind][0] / f"{name}.py").is_file():
         return None
-    try:
-        return of(kind, reference)
-    except PluginError:  # it is no member, or its file is gone since the run
-        return None
+    return where_known(kind, reference)
 
 
 # -- checking a value against the vocabulary --------------------------------------------------
@@ -354,6 +374,8 @@ def _checked(plugin: Plugin, name: str, hint: Any) -> Any:
         )
     if name == "at_least":
         _known_options(plugin, name, value)
+    if name == "topologies_why":
+        _known_sentence(plugin, name, value)
     if name in ("topologies", "travels_over"):
         _known_topologies(plugin, name, value)
     return value
@@ -425,6 +447,13 @@ def _known_topologies(plugin: Plugin, name: str, values: Iterable[str]) -> None:
             raise PluginError(
                 f"{plugin.path}: {plugins.unknown(f'value of {name}', value, allowed)}"
             )
+
+
+def _known_sentence(plugin: Plugin, name: str, text: str) -> None:
+    try:
+        conditions.sentence(text)
+    except ValueError as error:
+        raise PluginError(f"{plugin.path}: {name}: {error}") from error
 
 
 _REFUSAL_KEYS = ("rule", "when", "reason", "remedy")

@@ -9,9 +9,8 @@ both take `--set`, `--only` and `--seeds`. Which of the cells mean something is 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

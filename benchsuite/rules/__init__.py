@@ -50,7 +50,7 @@ def validate(cell: Cell) -> list[Problem]:
 
 @cache
 def found_in(folder: Path) -> tuple[Rule, ...]:
-    """The rules of every file of a folder that defines RULES, by the file's PLACE, then its name."""
+    """The rules of every file of a folder that has RULES, by the file's PLACE, then its name."""
     modules = []
     for path in sorted(folder.glob("[!_]*.py")):
         module: Any = plugins.module_of(__name__ if folder == FOLDER else "", path)

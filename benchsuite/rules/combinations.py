@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchsuite.plan import declared
+from benchsuite.plan import conditions, declared
 from benchsuite.plan.cell import Cell
+from benchsuite.rules.names import Names
 from benchsuite.rules.view import Problem, Problems, View, names_of, one_of, topologies
 
 PLACE = 0  # first: what no number mends
@@ -36,17 +37,18 @@ def sync_and_topology(view: View) -> Problems:
     needed = view.sync.topologies
     named = view.sync.needs_topology
     if needed and not view.is_over(needed):
+        why = conditions.sentence(view.sync.topologies_why).said(Names(view, "sync"))
         yield Problem(
             "sync x topology",
-            f"sync = {sync} over topology = {topology}: {view.sync.topologies_why}",
+            f"sync = {sync} over topology = {topology}: {why}",
             f"set topology to {one_of(topologies(needed))}",
         )
         return
     if not needed and view.topology.kind == declared.GRAPH and topology not in named:
         yield Problem(
             "sync x topology",
-            f"sync = {sync} over topology = {topology}: a gossip graph is for strategies that ask "
-            "for it",
+            f"sync = {sync} over topology = {topology}: {view.topology.called} is for strategies "
+            "that ask for it",
             f"set topology to {one_of(topologies(REDUCING))}, or give the class needs_topology = "
             f'("{topology}",)',
         )

@@ -80,8 +80,8 @@ def tensor(view: View) -> Problems:
     if not divides:
         yield Problem(
             "tensor plan",
-            f"parallel = {view.label('parallel')} with workload = {label}: its class does not say what splits by "
-            "weight",
+            f"parallel = {view.label('parallel')} with workload = {label}: its class does not say "
+            "what splits by weight",
             "give it tensor_plan and tensor_divides, or set parallel = pipeline or fsdp",
         )
         return

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from benchsuite.plan import compute_time, declared, plugins
-from benchsuite.plan.cell import AXES, Cell
+from benchsuite.plan.cell import Cell
 from benchsuite.rules.view import Problem, Problems, View, names_of, one_of
 
 PLACE = 60

@@ -14,7 +14,6 @@ from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.plan import Problem as Problem
 
-
 Problems = Iterator[Problem]
 
 

@@ -99,8 +99,8 @@ def examined(plan: Plan) -> Plan:
     trials.
     """
     from benchsuite.programs import doctor
-    from benchsuite.rules import plans as judged_plans
     from benchsuite.report import spec
+    from benchsuite.rules import plans as judged_plans
     from benchsuite.run import tune
 
     tune.check_seeds(plan.cells, plan.seeds)

@@ -46,7 +46,7 @@ class Strategy:
     order = 9
     colour = "#56220f"
     topologies = ("collective", "server")
-    topologies_why = "every replica's vector enters one mean; a gossip graph has no such mean"
+    topologies_why = "every replica's vector enters one mean; {topology.called} has no such mean"
     by_arrival = True
     takes_votes = False
     compresses_over = ("collective",)

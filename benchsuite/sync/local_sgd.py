@@ -49,7 +49,7 @@ class Strategy:
     order = 4
     colour = 5
     topologies = ("collective", "server")
-    topologies_why = "every replica's vector enters one mean; a gossip graph has no such mean"
+    topologies_why = "every replica's vector enters one mean; {topology.called} has no such mean"
     takes_votes = False
     agrees_after = "local_steps"
     refuses = (

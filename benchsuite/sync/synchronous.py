@@ -48,7 +48,7 @@ class Strategy:
     compressed_colour = 9
     looks = {"parameter_server": (2, 1, 1), "ring": (0, 0, 0), "native": (9, 2, 2)}
     topologies = ("collective", "server")
-    topologies_why = "every replica's vector enters one mean; a gossip graph has no such mean"
+    topologies_why = "every replica's vector enters one mean; {topology.called} has no such mean"
     every_step = True
     refuses = (
         {

@@ -20,6 +20,7 @@ class Topology:
     payload_source = "counted"
     timing_free = True
     kind = "graph"
+    called = "a gossip graph"
     order = 8
     num_workers = 0
     num_servers = 0

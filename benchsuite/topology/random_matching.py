@@ -24,6 +24,7 @@ class Topology:
     payload_source = "counted"
     timing_free = True
     kind = "graph"
+    called = "a gossip graph"
     short_label = "matching"
     order = 9
     refuses = (

@@ -19,6 +19,7 @@ class Topology:
     payload_source = "counted"
     timing_free = True
     kind = "graph"
+    called = "a gossip graph"
     short_label = "ring"
     order = 7
     num_workers = 0
