@@ -238,7 +238,11 @@ def test_editing_the_way_of_tuning_makes_tuned_runs_missing_and_no_others() -> N
     same = resolve(CELLS[3])
     tree = code_id.Tree()
     assert tune.__name__ in tree.reach(tuned) - tree.reach(same)
-    assert tree.code_id(tuned_cells.with_factor(tuned, 0.5)) == tree.code_id(same) != tree.code_id(tuned)
+    assert (
+        tree.code_id(tuned_cells.with_factor(tuned, 0.5))
+        == tree.code_id(same)
+        != tree.code_id(tuned)
+    )
 
 
 def test_trials_of_other_code_do_not_choose(tmp_path: Path) -> None:

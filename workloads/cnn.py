@@ -115,6 +115,24 @@ class Workload(workload.Workload):
 
     later = ("data", "path", "optimizer", "lr_batch")
     tensor_divides = (8,)  # GROUPS
+    refuses = (
+        {
+            "rule": "data",
+            "when": 'data == "cifar10" and model != "resnet18"',
+            "reason": (
+                "data = {data} with model = {model}: its images and classes are those of resnet18"
+            ),
+            "remedy": "set options.{name}.model = resnet18",
+        },
+        {
+            "rule": "data",
+            "when": 'data == "imagenet" and model != "resnet50"',
+            "reason": (
+                "data = {data} with model = {model}: its images and classes are those of resnet50"
+            ),
+            "remedy": "set options.{name}.model = resnet50",
+        },
+    )
     model: Literal["digits", "resnet18", "resnet50"] = "digits"
     """Which chain of layers, and which size of images."""
     lr: float = 0.03

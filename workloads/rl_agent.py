@@ -122,6 +122,20 @@ class Workload(workload.Workload):
 
     collects = True  # batches come from acting
     tensor_divides = (32,)  # channels and hidden units
+    refuses = (
+        {
+            "rule": "environments",
+            "when": (
+                "num_environments > 0 and global_batch > 0 and global_batch != 2 * num_environments"
+            ),
+            "reason": (
+                "global_batch({global_batch:g}) is not 2 x "
+                "num_environments({num_environments:g}): a minibatch stands for 2 steps of each "
+                "environment"
+            ),
+            "remedy": "set options.{name}.global_batch = {2 * num_environments:g}",
+        },
+    )
 
     @property
     def target(self) -> Target:

@@ -148,6 +148,20 @@ class Workload(workload.Workload):
     tensor_divides = ("heads",)
     tensor_tokens = "context"
     layers_beside = {"blocks": 2}
+    refuses = (
+        {
+            "rule": "symbols",
+            "when": 'data == "markov" and symbols != 8',
+            "reason": "symbols = {symbols:g} with data = {data}, which has 8",
+            "remedy": "set options.{name}.symbols = 8",
+        },
+        {
+            "rule": "symbols",
+            "when": 'data in ("text", "stdlib") and symbols != 256',
+            "reason": "symbols = {symbols:g} with data = {data}, which has 256",
+            "remedy": "set options.{name}.symbols = 256",
+        },
+    )
 
     @property
     def target(self) -> Target:

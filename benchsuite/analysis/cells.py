@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchsuite.plan import compute_time, plugins
-from benchsuite.plan.cell import Cell, identity
+from benchsuite.plan import compute_time, declared, plugins
+from benchsuite.plan.cell import AXES, Cell, identity
 
 # Not part of a strategy's name: the x axis, what is trained, the world it ran in, and what has a
 # column of its own.
@@ -52,6 +52,8 @@ def describe(cells: Sequence[Cell]) -> pd.DataFrame:
     both = len({cell.tuning for cell in cells}) > 1
     rows = []
     for order, cell in enumerate(cells):
+        for axis in AXES:  # the labels of a user's files are found by what a cell says
+            declared.seen(axis, getattr(cell, axis))
         workload = plugins.stem(cell.workload)
         strategy = strategy_of(cell)
         options = variants.get(cell.id, "")

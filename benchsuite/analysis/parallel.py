@@ -15,7 +15,7 @@ import pandas as pd
 
 from benchsuite.analysis.scaling import per_cell
 from benchsuite.analysis.statistics import Summary, summarize
-from benchsuite.plan import plugins
+from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Run
 
@@ -58,13 +58,18 @@ def forms(cells: Sequence[Cell]) -> pd.DataFrame:
             "form": plugins.stem(cell.parallel),
             "parts": cell.model_parallel,
             "ranks": cell.num_workers,
-            "every_step": plugins.stem(cell.sync) in ("synchronous", "ddp"),
+            "every_step": _agrees_in_every_step(cell),
         }
         for cell in cells
     ]
     return pd.DataFrame(
         rows, columns=["cell_id", "form", "parts", "ranks", "every_step"]
     ).drop_duplicates("cell_id")
+
+
+def _agrees_in_every_step(cell: Cell) -> bool:
+    says = declared.where_known("sync", cell.sync)
+    return isinstance(says, declared.Strategy) and says.every_step
 
 
 def parallel(frame: pd.DataFrame, cells: pd.DataFrame, of: Sequence[Cell]) -> pd.DataFrame:

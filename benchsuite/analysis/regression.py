@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchsuite.plan import plugins
+from benchsuite.plan import declared
 from benchsuite.results.record import Run, Status
 
 SAME = "same"
@@ -44,16 +44,6 @@ TIMING_FREE_COUNTS = (
     "payload_bytes",
     "shm_bytes",
     "messages",
-)
-# strategies whose updates are applied in the order of arrival; a user's own is known by the
-# staleness it records
-BY_ARRIVAL = (
-    "asynchronous",
-    "stale_synchronous",
-    "k_sync",
-    "hogwild",
-    "elastic_averaging",
-    "actor_learner",
 )
 TOLERANCE = {
     "fp64": 1e-8,
@@ -261,7 +251,9 @@ def _by_arrival(run: Run) -> bool:
     with."""
     if run.cell.clock == "virtual" or run.cell.num_workers == 1:
         return False
-    return plugins.stem(run.cell.sync) in BY_ARRIVAL or run.result.get("staleness") is not None
+    says = declared.where_known("sync", run.cell.sync)
+    by_arrival = isinstance(says, declared.Strategy) and says.by_arrival
+    return by_arrival or run.result.get("staleness") is not None
 
 
 def _pushes(run: Run) -> int | None:

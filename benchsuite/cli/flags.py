@@ -120,8 +120,8 @@ def plan_of(args: Namespace, *settings: str) -> Plan:
 
     UsageError where both or neither are given.
     """
-    from benchsuite.plan import plan
     from benchsuite.report import spec
+    from benchsuite.rules import plans
 
     fields = {name: getattr(args, f"cell_{name}") for name in CELL_FLAGS}
     given = [flag(name) for name, value in fields.items() if value is not None]
@@ -135,10 +135,10 @@ def plan_of(args: Namespace, *settings: str) -> Plan:
     all_settings = [*args.set, *cluster, *settings]
     seeds = None if args.seeds is None else integers(args.seeds, "--seeds", "0,1,2")
     if args.plan:
-        loaded = plan.load(args.plan, settings=all_settings, only=args.only, seeds=seeds)
+        loaded = plans.load(args.plan, settings=all_settings, only=args.only, seeds=seeds)
         spec.parse(loaded.figures)  # now, rather than after everything has run
         return loaded
-    return plan.from_flags(fields, settings=all_settings, only=args.only, seeds=seeds)
+    return plans.from_flags(fields, settings=all_settings, only=args.only, seeds=seeds)
 
 
 def examined_plan_of(args: Namespace) -> Plan:

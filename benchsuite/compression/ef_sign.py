@@ -30,6 +30,12 @@ class Compression(compression.Compression):
     """Scaled signs of the gradient and of what was left out before."""
 
     nominal_ratio = 1 / 32
+    feedback = True
+    travels_over = ("native", "server", "graph")
+    travels_why = (
+        "a sum of k-sparse (or 1-bit) vectors is not k-sparse (or 1-bit): it needs an all-gather "
+        "or a push"
+    )
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
         self._gathered = Gathered(partial(self.codec, pieces_of(shapes)))

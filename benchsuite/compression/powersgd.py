@@ -34,6 +34,18 @@ class Compression(compression.Compression):
     """r, columns of the factors."""
 
     nominal_ratio = 0.0  # of its shapes, once started
+    label = "PowerSGD"
+    feedback = True
+    travels_over = ("collective",)
+    travels_why = "its low-rank factors are summed by all-reduce, not on a server"
+    refuses = (
+        {
+            "rule": "powersgd",
+            "when": "rank < 1",
+            "reason": "rank = {rank:g}: a factor has 1 column or more",
+            "remedy": "set rank = 1, 2 or 4",
+        },
+    )
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
         self._shapes = shapes

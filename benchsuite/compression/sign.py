@@ -30,6 +30,22 @@ class Compression(compression.Compression):
     """The majority's sign."""
 
     nominal_ratio = 1 / 32
+    travels_over = ("native", "server", "graph")
+    travels_why = (
+        "a sum of k-sparse (or 1-bit) vectors is not k-sparse (or 1-bit): it needs an all-gather "
+        "or a push"
+    )
+    refuses = (
+        {
+            "rule": "compression x sync",
+            "when": "not sync.takes_votes and not sync.refuses_compression",
+            "reason": (
+                "compression = {name} with sync = {sync.name}: a majority vote needs all votes "
+                "of a step"
+            ),
+            "remedy": "set sync = {default.sync}, or compression = ef_sign",
+        },
+    )
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
         self._gathered = Gathered(partial(self.codec, pieces_of(shapes)))

@@ -34,6 +34,22 @@ class Compression(compression.Compression):
     rho: float = 0.01
     """Share of the elements that travels, 0 < rho <= 1."""
 
+    label = "top-k"
+    feedback = True
+    travels_over = ("native", "server", "graph")
+    travels_why = (
+        "a sum of k-sparse (or 1-bit) vectors is not k-sparse (or 1-bit): it needs an all-gather "
+        "or a push"
+    )
+    refuses = (
+        {
+            "rule": "topk",
+            "when": "not 0 < rho <= 1",
+            "reason": "rho = {rho:g}: the share of the elements that travels, 0 < rho <= 1",
+            "remedy": "set rho = 0.01, or 1 for all of them",
+        },
+    )
+
     @property
     def nominal_ratio(self) -> float:
         """Values and indices, of float32."""

@@ -2,8 +2,8 @@
 
 One 40-byte file per rank, mapped into memory: pid, step, sequence, phase, time. `enter` writes all
 five, so whoever waits for the ranks can say which one stopped where. The file is allocated before
-it is mapped: writing to a sparse mapping on a full disk is a SIGBUS. Imports the standard library
-only.
+it is mapped: writing to a sparse mapping on a full disk is a SIGBUS. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -14,29 +14,14 @@ import os
 import struct
 import time
 from collections.abc import Callable, Mapping
-from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
+
+from benchsuite.plan.faults import Phase as Phase
 
 _LAYOUT = struct.Struct("=qqqqq")
 _pack = _LAYOUT.pack_into
 _clock = time.monotonic_ns  # one clock for all processes of a machine
-
-
-class Phase(IntEnum):
-    """What a rank is doing; the order is that of a step, so a lower value is further behind."""
-
-    START = 0
-    DATA = 1
-    COMPUTE = 2
-    SEND = 3
-    RECV = 4
-    BARRIER = 5
-    UPDATE = 6
-    SERVE = 7
-    EVALUATE = 8
-    WRITE = 9
-
 
 WAITING = frozenset(
     {Phase.SEND, Phase.RECV, Phase.BARRIER, Phase.SERVE}

@@ -12,34 +12,12 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchsuite.errors import UsageError
 from benchsuite.measure.beat import Beat, Phase
-
-SIGNALS = ("SIGKILL", "SIGSTOP", "exit0", "raise", "spin")
+from benchsuite.plan.faults import check as check
 
 
 class InjectedFault(RuntimeError):
     """What `signal = "raise"` raises."""
-
-
-def check(faults: Sequence[Mapping[str, Any]], world_size: int) -> None:
-    """UsageError where a fault names no rank, phase or signal of this cell."""
-    for fault in faults:
-        if set(fault) != {"rank", "phase", "step", "signal"}:
-            raise UsageError(
-                f"fault {dict(fault)} needs exactly the keys rank, phase, step, signal"
-            )
-        if fault["phase"] not in {phase.name.lower() for phase in Phase}:
-            known = ", ".join(phase.name.lower() for phase in Phase)
-            raise UsageError(f"fault phase {fault['phase']!r} is unknown; known: {known}")
-        if fault["signal"] not in SIGNALS:
-            raise UsageError(
-                f"fault signal {fault['signal']!r} is unknown; known: {', '.join(SIGNALS)}"
-            )
-        if not 0 <= int(fault["rank"]) < world_size:
-            raise UsageError(
-                f"fault rank {fault['rank']} is not below the cell's {world_size} ranks"
-            )
 
 
 def open_beat(path: str, *, rank: int, faults: Sequence[Mapping[str, Any]] = ()) -> Beat:

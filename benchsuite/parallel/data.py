@@ -47,6 +47,9 @@ class Parallel(parallel.Parallel):
 
     later = ("num_micro_batches",)
     autocast = True
+    at_least = {"num_micro_batches": 1}
+    colour = 0
+    marks = ("o", "o")
 
     def build(
         self,

@@ -53,6 +53,13 @@ class Parallel(parallel.ModelParallel):
     all, or none."""
 
     autocast = True
+    divides = True
+    colour = 1
+    marks = ("^", "v")
+    order = 2
+    holds_slices = True
+    divides_batch = True
+    wall_only = "the library runs by the wall clock"
 
     acts_whole = True  # parameters are gathered once for a rollout
 

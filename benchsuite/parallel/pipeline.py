@@ -52,6 +52,24 @@ class Parallel(parallel.ModelParallel):
 
     several_chunks = {"interleaved": 2}  # V where num_chunks = 0; 1 of a schedule that is not here
     autocast = True
+    divides = True
+    colour = 2
+    marks = ("s", "P")
+    order = 0
+    stages = True
+    at_least = {"num_micro_batches": 1}
+    wall_only = "the library runs by the wall clock"
+    refuses = (
+        {
+            "rule": "cuda",
+            "when": 'cell.device != "cpu" and cell.backend == "gloo" and cell.model_parallel > 1',
+            "reason": (
+                "parallel = {name} with device = {cell.device} and backend = gloo: gloo sends "
+                "the host's memory from point to point, and the library hands it the device's"
+            ),
+            "remedy": "set backend = nccl (a device per local rank), or device = cpu",
+        },
+    )
 
     @property
     def chunks(self) -> int:

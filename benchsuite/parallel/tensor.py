@@ -52,6 +52,14 @@ class Parallel(parallel.ModelParallel):
     sequence_parallel: bool = False
     """Between two pairs of split layers a part holds a slice of the tokens."""
 
+    divides = True
+    colour = 3
+    marks = ("D", "X")
+    order = 1
+    holds_slices = True
+    splits_weights = True
+    wall_only = "the library runs by the wall clock"
+
     def build(
         self,
         workload: Workload,

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from benchsuite.errors import UsageError
-from benchsuite.plan import compute_time, members, plugins
+from benchsuite.plan import compute_time, declared, plugins
 
 Scalar = bool | int | float | str
 Options = Mapping[str, Mapping[str, Scalar]]
@@ -108,7 +108,7 @@ class Cell:
         """Ranks that serve parameters (the last ones)."""
         if self.servers is not None:
             return self.servers
-        return 1 if self.topology == "parameter_server" else 0
+        return 1 if declared.topology(self.topology).kind == declared.SERVER else 0
 
     @property
     def world_size(self) -> int:
@@ -199,19 +199,18 @@ def trajectory_key(cell: Cell) -> str | None:
     Strategy and topology say so (`timing_free = True`); None where they do not, or where no
     gradient is computed.
     """
-    found = [members.find(axis, getattr(cell, axis)) for axis in ("sync", "topology")]
     if cell.clock == "wall" or cell.gradients == "none":
         return None
-    if not all(member is not None and member.constants.get("timing_free") for member in found):
+    says = (declared.of("sync", cell.sync), declared.of("topology", cell.topology))
+    if not all(each.timing_free for each in says):
         return None
     return canonical([identity(untimed(cell)) | {"budget": cell.budget.samples}, cell.seed])
 
 
 def untimed(cell: Cell) -> Cell:
     """The cell in the plainest of virtual worlds: every gradient takes 1 s, links are free."""
-    topology = members.find("topology", cell.topology)
     # who shares a host decides what is added first
-    by_host = topology is not None and topology.constants.get("by_host")
+    by_host = declared.topology(cell.topology).by_host
     return dataclasses.replace(
         cell,
         compute_time=None,
@@ -234,21 +233,15 @@ def resolve(cell: Cell) -> Cell:
     plug-ins.
 
     Two cells that mean the same have the same id afterwards ("an omitted default equals the written
-    one"). A member that the design knows and this version has no file for keeps its options as
-    given; `rules.validate` says so. Raises UsageError for an unknown member, preset or option (the
-    known ones in the message, nearest first).
+    one"). Raises UsageError for an unknown member, preset or option (the known ones in the message,
+    nearest first).
     """
     for name, allowed in CHOICES.items():
         if getattr(cell, name) not in allowed:
             raise UsageError(plugins.unknown(name, getattr(cell, name), allowed))
-    found = {axis: members.find(axis, getattr(cell, axis)) for axis in AXES}
-    if cell.cluster not in members.KNOWN["cluster"]:
-        members.find("cluster", cell.cluster)
-    by_path = {
-        axis: member
-        for axis, member in found.items()
-        if member is not None and member.given_by_path
-    }
+    found = {axis: plugins.find(axis, getattr(cell, axis)) for axis in AXES}
+    plugins.find("cluster", cell.cluster)
+    by_path = {axis: member for axis, member in found.items() if member.given_by_path}
     preset, presets = _preset(cell, found["workload"])
     paths: dict[str, Any] = {axis: str(member.path) for axis, member in by_path.items()}
     return dataclasses.replace(
@@ -275,10 +268,8 @@ def _compute_time(cell: Cell) -> Mapping[str, Scalar] | None:
     return compute_time.resolved(cell.compute_time)
 
 
-def _preset(cell: Cell, workload: plugins.Plugin | None) -> tuple[str, Mapping[str, Any]]:
-    """The preset's name and values; those of a workload without a file are not known."""
-    if workload is None:
-        return cell.preset, {}
+def _preset(cell: Cell, workload: plugins.Plugin) -> tuple[str, Mapping[str, Any]]:
+    """The name and the values of the cell's preset."""
     if not workload.presets:
         raise UsageError(
             f"{workload.path} has no presets: a workload needs at least one, as a literal, e.g. "
@@ -291,7 +282,7 @@ def _preset(cell: Cell, workload: plugins.Plugin | None) -> tuple[str, Mapping[s
 
 
 def _options(
-    cell: Cell, found: Mapping[str, plugins.Plugin | None], preset: Mapping[str, Any]
+    cell: Cell, found: Mapping[str, plugins.Plugin], preset: Mapping[str, Any]
 ) -> dict[str, dict[str, Scalar]]:
     """Every option of every member with its value: default, then the preset's, then what the cell
     says.
@@ -309,30 +300,25 @@ def _options(
     options: dict[str, dict[str, Scalar]] = {}
     for axis, member in found.items():
         given = dict(cell.options.get(used[axis], {}))
-        if member is not None:
-            if axis == "workload":
-                given = {k: v for k, v in preset.items() if k in member.options} | given
-            given = member.resolve_options(given)
-            stated = (
-                preset if axis == "workload" else {}
-            )  # a default that overrides the preset is no default
-            later = set(member.constants.get("later", ())) - set(stated)
-            given = {
-                k: v for k, v in given.items() if k not in later or v != member.options[k].default
-            }
+        # A default that overrides what the preset states is no default.
+        stated = preset if axis == "workload" else {}
+        given = {k: v for k, v in stated.items() if k in member.options} | given
+        given = member.resolve_options(given)
+        later = set(declared.of(axis, getattr(cell, axis)).later) - set(stated)
+        given = {k: v for k, v in given.items() if k not in later or v != member.options[k].default}
         if given:
             options[used[axis]] = given
     return options
 
 
-def _budget(cell: Cell, workload: plugins.Plugin | None, preset: Mapping[str, Any]) -> Budget:
-    """The budget in samples, where the workload has a file that can tell how many a step has."""
+def _budget(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any]) -> Budget:
+    """The budget in samples."""
     budget = dataclasses.replace(cell.budget, timeout_s=float(cell.budget.timeout_s))
     if budget.samples is not None and budget.steps is not None:
         raise UsageError(
             f"budget has samples = {budget.samples} and steps = {budget.steps}: give one of them"
         )
-    if budget.samples is not None or workload is None:
+    if budget.samples is not None:
         return budget
     if budget.steps is None:
         return dataclasses.replace(budget, samples=int(preset.get("budget_samples", 0)))
@@ -349,10 +335,10 @@ def _global_batch(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any
 
 
 def global_batch(cell: Cell) -> int:
-    """Samples of one synchronous step (fixed_per_worker: replicas x the preset's); 0 = the workload
-    has no file."""
-    workload = members.find("workload", cell.workload)
-    return 0 if workload is None else _global_batch(cell, workload, _preset(cell, workload)[1])
+    """Samples of one synchronous step (fixed_per_worker: replicas x the preset's); 0 = not
+    stated."""
+    workload = plugins.find("workload", cell.workload)
+    return _global_batch(cell, workload, _preset(cell, workload)[1])
 
 
 def num_layers(cell: Cell) -> int:
@@ -361,11 +347,10 @@ def num_layers(cell: Cell) -> int:
 
     A class says `layers_beside = {"blocks": 2}` where its chain is so many layers and two more.
     """
-    workload = members.find("workload", cell.workload)
-    if workload is None:
-        return 0
+    workload = plugins.find("workload", cell.workload)
     preset = _preset(cell, workload)[1]
-    for option, others in (workload.constants.get("layers_beside") or {}).items():
+    says = cast(declared.Workload, declared.of("workload", cell.workload))
+    for option, others in says.layers_beside.items():
         default = workload.options[option].default
         counted: Any = cell.options.get(workload.name, {}).get(option, preset.get(option, default))
         return int(counted) + int(others)

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchsuite.errors import UsageError
 from benchsuite.plan import cell as cells
-from benchsuite.plan import compute_time, fields, members, plugins
+from benchsuite.plan import compute_time, fields, plugins
 from benchsuite.plan.cell import AXES, Budget, Cell
 
 
@@ -147,7 +147,7 @@ def _beside(reference: str, folder: Path) -> str:
 def _check_option_tables(block: Mapping[str, Any], base: Mapping[str, Any]) -> None:
     """`[cells.options.<member>]` names a member that exists somewhere, even if no cell of this plan
     uses it."""
-    known = {name for axis in AXES for name in (*members.KNOWN[axis], *plugins.names(axis))}
+    known = {name for axis in AXES for name in plugins.names(axis)}
     for source in (base, block):
         known |= {
             plugins.stem(str(value))
@@ -171,7 +171,7 @@ def _exclude(entry: Any) -> dict[str, Any]:
     known_keys(entry, fields.FIELDS, "[[exclude]]")
     for axis in AXES:
         for value in fields.listed(entry.get(axis, [])):
-            members.find(axis, fields.check(axis, value))
+            plugins.find(axis, fields.check(axis, value))
     return dict(entry)
 
 

@@ -1,22 +1,20 @@
-"""A plan: one TOML file that states a question and a grid, made into cells (ECOSYSTEM.md section
-1). No torch.
+"""A plan: one TOML file that states a question and a grid, made into cells.
 
 Lists are crossed, `[[cells.also]]` adds blocks that are not crossed with the first, `[[exclude]]`
-takes cells out, what the rules refuse is kept apart with its reasons. `load` reads a plan by path
-or by name, `from_flags` makes one of a single cell; both take `--set`, `--only` and `--seeds`.
+takes cells out. `load` reads a plan by path or by name, `from_flags` makes one of a single cell;
+both take `--set`, `--only` and `--seeds`. Which of the cells mean something is not asked here:
+`benchsuite/rules/plans.py` has the same two functions for a plan that was judged. Imports no torch.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchsuite import rules
 from benchsuite.errors import UsageError
 from benchsuite.plan import expand, fields, plugins
 from benchsuite.plan.cell import AXES, Cell
@@ -27,12 +25,21 @@ Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Why a cell is refused, and what to do instead."""
+
+    rule: str  # short name, e.g. "sync x topology"
+    reason: str  # the values and the rule with numbers put in
+    remedy: str  # what to set
+
+
+@dataclass(frozen=True)
 class Refused:
     """A cell that means nothing or that this version cannot run, with the reasons (at least
     one)."""
 
     cell: Cell
-    problems: tuple[rules.Problem, ...]
+    problems: tuple[Problem, ...]
 
     @property
     def reason(self) -> str:
@@ -42,7 +49,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Plan:
-    """Resolved cells without duplicates, in the order written. `seeds` apply to every cell."""
+    """Resolved cells without duplicates, in the order written. `seeds` apply to every cell.
+
+    `refused` is empty until the rules have judged the cells (`benchsuite.rules.plans.judged`).
+    """
 
     name: str
     path: Path | None  # None = from flags
@@ -56,17 +66,6 @@ class Plan:
     pairs: frozenset[tuple[str, int]] | None = (
         None  # (cell id, seed) that are meant; None = every cell, every seed
     )
-
-    def on(self, look: Callable[[], rules.Machine]) -> Plan:
-        """The plan with what this machine cannot run among the refused. `look` is only called where
-        it matters."""
-        if not any(rules.needs_machine(cell) for cell in self.cells):
-            return self
-        machine = look()
-        found = {cell.id: tuple(rules.machine_problems(cell, machine)) for cell in self.cells}
-        refused = [Refused(cell, found[cell.id]) for cell in self.cells if found[cell.id]]
-        kept = tuple(cell for cell in self.cells if not found[cell.id])
-        return dataclasses.replace(self, cells=kept, refused=(*self.refused, *refused))
 
     def runs(self) -> list[Cell]:
         """Every cell with every seed, all cells of a seed before the next seed."""
@@ -127,19 +126,6 @@ def from_flags(
     document: Document = {"question": "", "seeds": [0], "cells": {}}
     given = [f"{name}={value}" for name, value in flags.items() if value is not None]
     return _expand(document, "cell", None, "", settings=[*given, *settings], only=only, seeds=seeds)
-
-
-def cell_from_flags(flags: Mapping[str, Any], *, settings: Sequence[str] = ()) -> Cell:
-    """The one cell of the flags, resolved and legal; UsageError where it is refused or more than
-    one."""
-    plan = from_flags(flags, settings=settings)
-    if plan.refused:
-        raise UsageError(f"{plan.refused[0].cell.label}: {plan.refused[0].reason}")
-    if len(plan.cells) != 1:
-        raise UsageError(
-            f"the flags describe {len(plan.cells)} cells, and one is asked for: give one value each"
-        )
-    return plan.cells[0]
 
 
 def folders() -> list[Path]:
@@ -239,17 +225,13 @@ def _expand(
             )
     if only is not None:
         made = _selected(made, only)
-    refused = [
-        Refused(cell, tuple(problems)) for cell in made if (problems := rules.validate(cell))
-    ]
-    illegal = {each.cell.id for each in refused}
     return Plan(
         name=name,
         path=path,
         question=str(document.get("question", "")),
         seeds=checked_seeds(document.get("seeds", [0]) if seeds is None else seeds),
-        cells=tuple(cell for cell in made if cell.id not in illegal),
-        refused=tuple(refused),
+        cells=tuple(made),
+        refused=(),
         num_excluded=num_excluded,
         figures=tuple(document.get("figures", ())),
         text=text,

@@ -11,6 +11,7 @@ torch. `load` imports the file.
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -189,6 +190,14 @@ def _import_path(module_name: str, path: Path) -> Any:
         return sys.modules.get(module_name) or _execute(module_name, path)
 
 
+def module_of(package: str, path: Path) -> Any:
+    """The imported module of a file: of a package, or of a user's folder where `package` is ""."""
+    if package:
+        return importlib.import_module(f"{package}.{path.stem}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    return _import_path(f"benchsuite_user_{path.stem}_{digest}", path)
+
+
 def _execute(module_name: str, path: Path) -> Any:
     folders = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(
@@ -277,6 +286,9 @@ def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str
             continue
         name = item.target.id
         annotation = ast.unparse(item.annotation)
+        if "ClassVar" in annotation and item.value is not None:
+            with contextlib.suppress(ValueError):
+                constants[name] = ast.literal_eval(item.value)
         if name.startswith("_") or "ClassVar" in annotation or item.value is None:
             continue
         try:

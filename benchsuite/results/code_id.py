@@ -31,7 +31,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from benchsuite.plan import members, plugins
+from benchsuite.plan import plugins
 from benchsuite.plan.cell import AXES, Cell
 
 # Where a run starts, beside the files of its members: modules that become processes, and those that
@@ -39,7 +39,9 @@ from benchsuite.plan.cell import AXES, Cell
 ROOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "rank": ("benchsuite.worker.main",),  # the life of a real rank
-        "simulator": ("benchsuite.cluster.simulator_process",),  # all ranks of a cell of the virtual clock
+        "simulator": (
+            "benchsuite.cluster.simulator_process",
+        ),  # all ranks of a cell of the virtual clock
         "assembly": ("benchsuite.results.assemble",),  # makes one run of the files of real ranks
         "tuning": (
             "benchsuite.running.tune",
@@ -127,16 +129,14 @@ class Tree:
     # -- members -------------------------------------------------------------------------------
 
     def _members(self, cell: Cell) -> tuple[str, ...]:
-        """Modules of the cell's members; a member that this version has no file for has none."""
+        """Modules of the cell's members."""
         found: tuple[str, ...] = ()
         for axis in AXES:
             found += self._member(axis, getattr(cell, axis))
         return found
 
     def _member(self, kind: str, reference: str) -> tuple[str, ...]:
-        member = members.find(kind, reference)
-        if member is None:
-            return ()
+        member = plugins.find(kind, reference)
         if not member.given_by_path:
             return (f"{plugins.KINDS[kind][1]}.{member.name}",)
         return tuple(self._user_node(kind, path) for path in _files_of_user(member))

@@ -1,23 +1,30 @@
-"""Which cells mean something: the legality table of STRATEGIES.md section 2, members that come
-later included.
+"""Which cells mean something: `validate` says what is wrong with a cell, with reason and remedy.
 
-`validate` answers for a resolved cell and for one that is not; a refused cell is an answer
-(`unsupported`, with rule, reason and remedy), never a crash. What depends on the machine (devices,
-backends in the torch that is installed) is `machine_problems`, for which somebody has to look at
-the machine first (`measure/torch_build.py`). The rules stand in `rules_members.py` (what goes with
-what), `rules_agents.py`, `rules_numbers.py`, `rules_parallel.py`, `rules_options.py`,
-`rules_setting.py`.
+A refused cell is an answer (`unsupported`), never a crash. `validate` answers for a resolved cell
+and for one that is not. What depends on the machine (devices, backends in the torch that is
+installed) is `machine_problems`, for which somebody has to look at the machine first
+(`measure/torch_build.py`).
+
+A new rule is one file in this folder that defines RULES, functions from a `View` to `Problem`s, and
+PLACE, a number: files with a small one are asked first, and the first reason is the first that a
+user reads. What concerns one member only is no rule but a literal in the member's file
+(`benchsuite/plan/declared.py`). Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
+from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
-from benchsuite.rules import agents, combinations, numbers, options, parallel, setting
+from benchsuite.plan.declared import LAST
+from benchsuite.rules import setting
 from benchsuite.rules.setting import Machine
-from benchsuite.rules.view import Problem, View
+from benchsuite.rules.view import Problem, Problems, View
 
 __all__ = [
     "Machine",
@@ -31,15 +38,25 @@ __all__ = [
     "validate",
 ]
 
-# "not built" comes last: the first reason a user reads is the one that no later version lifts.
-_PLACES = (combinations, agents, numbers, parallel, options, setting)
-RULES = tuple(rule for place in _PLACES for rule in place.RULES)
+FOLDER = Path(__file__).resolve().parent
+Rule = Callable[[View], Problems]
 
 
 def validate(cell: Cell) -> list[Problem]:
     """Every problem of a cell; [] = it is legal and this version can run it."""
     view = View(cell)
-    return [problem for rule in RULES for problem in rule(view)]
+    return [problem for rule in found_in(FOLDER) for problem in rule(view)]
+
+
+@cache
+def found_in(folder: Path) -> tuple[Rule, ...]:
+    """The rules of every file of a folder that has RULES, by the file's PLACE, then its name."""
+    modules = []
+    for path in sorted(folder.glob("[!_]*.py")):
+        module: Any = plugins.module_of(__name__ if folder == FOLDER else "", path)
+        if hasattr(module, "RULES"):
+            modules.append((getattr(module, "PLACE", LAST), path.stem, module.RULES))
+    return tuple(rule for _, _, rules in sorted(modules, key=lambda m: m[:2]) for rule in rules)
 
 
 def machine_problems(cell: Cell, machine: Machine) -> list[Problem]:

@@ -1,8 +1,7 @@
-"""The rules on numbers: counts, divisibility, bounds. No torch.
+"""The rules on numbers of a cell: counts, divisibility, bounds.
 
-A rule is silent where a number is not known (a workload without a file states no batch). Options of
-members that have no file yet are read under the names that stand here: local_steps (H),
-warmup_steps, moving_rate, num_micro_batches (m), slack (s), num_environments.
+A rule is silent where a number is not known, e.g. where a workload states no batch. Bounds of a
+member's own options stand in the member's file. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ import math
 from collections.abc import Callable
 
 from benchsuite.errors import UsageError
-from benchsuite.measure.faults import check
-from benchsuite.rules.combinations import MODEL_PARALLEL, SERVER
-from benchsuite.rules.view import Problem, Problems, View
+from benchsuite.plan.faults import check
+from benchsuite.rules.view import Problem, Problems, View, names_of
+
+PLACE = 30
 
 _FAULT = 'faults = [{ rank = 0, phase = "compute", step = 3, signal = "SIGKILL" }]'
 
@@ -28,29 +28,31 @@ def counts(view: View) -> Problems:
                 f"{name} = {getattr(cell, name)}: at least 1 is needed",
                 f"set {name} = 1 or more",
             )
-    if view.name("topology") in SERVER and cell.num_servers < 1:
+    if view.has_servers and cell.num_servers < 1:
         yield Problem(
             "servers",
             f"topology = {view.label('topology')} with servers = {cell.num_servers}: it needs one "
             "at least",
             "set servers = 1 or more",
         )
-    if view.name("topology") and view.name("topology") not in SERVER and cell.num_servers != 0:
+    if view.topology.kind and not view.has_servers and cell.num_servers != 0:
         yield Problem(
             "servers",
             f"servers = {cell.num_servers} with topology = {view.label('topology')}, which has "
             "none",
             "set servers = 0, or topology = parameter_server",
         )
-    if not view.name("topology") and cell.num_servers < 0:
+    if not view.topology.kind and cell.num_servers < 0:
         yield Problem(
             "servers", f"servers = {cell.num_servers}: a count", "set servers = 0 or more"
         )
-    if view.name("parallel") == "data" and cell.model_parallel > 1:
+    if not view.parallel.divides and cell.model_parallel > 1:
+        dividing = ", ".join(names_of("parallel", divides=True))
         yield Problem(
             "model_parallel",
-            f"model_parallel = {cell.model_parallel} with parallel = data: one rank is one replica",
-            f"set model_parallel = 1, or parallel to one of {', '.join(MODEL_PARALLEL)}",
+            f"model_parallel = {cell.model_parallel} with parallel = {view.label('parallel')}: one "
+            "rank is one replica",
+            f"set model_parallel = 1, or parallel to one of {dividing}",
         )
     if cell.server_placement == "with_worker" and (
         cell.num_servers == 0 or cell.num_servers > cell.num_workers
@@ -122,10 +124,10 @@ def global_batch(view: View) -> Problems:
     parts = cell.replicas
     formula = f"replicas({cell.replicas})"
     micro = view.number("parallel", "num_micro_batches")
-    if micro and (micro > 1 or view.name("parallel") == "pipeline"):
+    if micro and (micro > 1 or view.parallel.stages):
         parts = parts * int(micro)
         formula = f"{formula} x num_micro_batches({micro:g})"
-    if view.name("parallel") == "fsdp":
+    if view.parallel.divides_batch:
         parts = parts * cell.model_parallel
         formula = f"{formula} x model_parallel({cell.model_parallel})"
     if parts > 0 and batch % parts:
@@ -139,10 +141,11 @@ def global_batch(view: View) -> Problems:
 
 def local_steps(view: View) -> Problems:
     """The run ends with a synchronisation: (steps - warmup) % H == 0."""
-    if view.name("sync") not in ("local_sgd", "diloco", "ddp"):
+    option = view.sync.agrees_after
+    if not option:
         return
     sync = view.label("sync")
-    every = view.number("sync", "local_steps")
+    every = view.number("sync", option)
     warmup = view.number("sync", "warmup_steps") or 0
     if warmup < 0:
         yield Problem(
@@ -151,129 +154,24 @@ def local_steps(view: View) -> Problems:
             "set warmup_steps = 0",
         )
         return
-    if sync == "ddp" and every == 1:
+    if view.sync.every_step and every == 1:
         return  # gradients agree in every step
     if every is not None and every < 1:
         yield Problem(
             "local steps",
-            f"local_steps = {every:g} of {sync}: 1 or more is needed",
-            "set local_steps = 1",
+            f"{option} = {every:g} of {sync}: 1 or more is needed",
+            f"set {option} = 1",
         )
-    elif (
-        every and view.steps is not None and (warmup > view.steps or (view.steps - warmup) % every)
-    ):
+        return
+    if not every or view.steps is None:
+        return
+    left = view.steps - warmup
+    if left < 0 or left % every:
         yield Problem(
             "local steps",
-            f"(steps({view.steps}) - warmup_steps({warmup:g})) % local_steps({every:g}) is "
-            f"{(view.steps - warmup) % every:g}: the run would not end with a synchronisation of "
-            f"{sync}",
-            "set local_steps to a divisor, or the budget to a multiple",
-        )
-
-
-def fragments(view: View) -> Problems:
-    """Fragments of diloco agree at even distances, one after the other, and past servers."""
-    if view.name("sync") != "diloco":
-        return
-    every, pieces, delay = (
-        view.number("sync", name) for name in ("local_steps", "fragments", "delay")
-    )
-    if every is None or pieces is None or delay is None or every < 1:
-        return
-    if pieces < 1 or every % pieces:
-        yield Problem(
-            "fragments",
-            f"fragments({pieces:g}) does not divide local_steps({every:g}): they agree in turn",
-            "set fragments to a divisor of local_steps",
-        )
-    elif not 0 <= delay < every // pieces:
-        yield Problem(
-            "fragments",
-            f"delay = {delay:g} with local_steps({every:g}) / fragments({pieces:g}) = "
-            f"{every // pieces:g}: a mean is "
-            "there before the next fragment's turn",
-            f"set delay to 0 .. {every // pieces - 1:g}",
-        )
-    if view.name("topology") in SERVER and (pieces > 1 or delay > 0):
-        yield Problem(
-            "fragments",
-            f"fragments = {pieces:g} and delay = {delay:g} with topology = "
-            f"{view.label('topology')}: a server averages "
-            "whole vectors, and its answer is waited for",
-            "set fragments = 1 and delay = 0, or topology to a collective",
-        )
-
-
-def elastic(view: View) -> Problems:
-    """N x moving_rate <= 1 and 0 < moving_rate < 1."""
-    rate = view.number("sync", "moving_rate") if view.name("sync") == "elastic_averaging" else None
-    if rate is None:
-        return
-    replicas = view.cell.replicas
-    if not 0 < rate < 1:
-        yield Problem(
-            "moving rate",
-            f"moving_rate = {rate:g}: 0 < moving_rate < 1 is needed",
-            "set moving_rate = 0.1",
-        )
-    elif replicas * rate > 1 + 1e-12:
-        yield Problem(
-            "moving rate",
-            f"replicas({replicas}) x moving_rate({rate:g}) = {replicas * rate:g} > 1: the centre "
-            "would overshoot",
-            f"set moving_rate to at most {1 / replicas:.4g}",
-        )
-
-
-def strategies(view: View) -> Problems:
-    """Bounds of single strategies: staleness slack, backup workers, gossip pairs."""
-    cell = view.cell
-    sync = view.name("sync")
-    slack = view.number("sync", "slack") if sync == "stale_synchronous" else None
-    if slack is not None and slack < -1:
-        yield Problem(
-            "slack",
-            f"slack = {slack:g}: steps ahead, 0 or more, or -1 for no bound",
-            "set slack = 0 or -1",
-        )
-    backups = view.number("sync", "backup_workers") if sync in ("k_sync", "synchronous") else None
-    if backups is not None and not 0 <= backups < max(cell.replicas, 1):
-        yield Problem(
-            "backup workers",
-            f"backup_workers({backups:g}) of replicas({cell.replicas}): K = N - c = "
-            f"{cell.replicas - backups:g}, "
-            f"and 1 <= K <= {cell.replicas} is needed",
-            f"set backup_workers to 0 .. {max(cell.replicas, 1) - 1}",
-        )
-    if (
-        sync == "k_sync"
-        and view.option("sync", "late") == "cancel"
-        and view.option("sync", "wait") is False
-    ):
-        yield Problem(
-            "late",
-            "late = cancel with wait = false: without waiting no gradient is too late",
-            "set late = finish, or wait = true",
-        )
-    if sync == "k_sync" and cell.num_servers > 1:
-        yield Problem(
-            "k_sync servers",
-            f"servers = {cell.num_servers} with sync = k_sync: each would close its versions with "
-            "other workers'",
-            "set servers = 1",
-        )
-    if view.name("topology") == "random_matching" and cell.replicas % 2:
-        yield Problem(
-            "random matching",
-            f"replicas = {cell.replicas} is odd: in a matching every worker has a partner",
-            "set an even number of replicas, or topology = ring_neighbours",
-        )
-    seed = view.number("topology", "seed")
-    if view.name("topology") == "random_matching" and seed is not None and seed < 0:
-        yield Problem(
-            "random matching",
-            f"seed = {seed:g} of random_matching: 0 or more is needed",
-            "set seed = 0",
+            f"(steps({view.steps}) - warmup_steps({warmup:g})) % {option}({every:g}) is "
+            f"{left % every:g}: the run would not end with a synchronisation of {sync}",
+            f"set {option} to a divisor, or the budget to a multiple",
         )
 
 
@@ -306,19 +204,6 @@ def straggler(view: View) -> Problems:
             )
 
 
-def options(view: View) -> Problems:
-    """Threads, buckets, periods, segments and micro-batches: 1 or more."""
-    of_sync = (("sync", name) for name in ("server_threads", "bucket_cap_mb", "period"))
-    for axis, name in (*of_sync, ("topology", "segment_kib"), ("parallel", "num_micro_batches")):
-        value = view.number(axis, name)
-        if value is not None and value < 1:
-            yield Problem(
-                "counts",
-                f"{name} = {value:g} of {view.label(axis)}: at least 1 is needed",
-                f"set options.{view.label(axis)}.{name} = 1 or more",
-            )
-
-
 def faults(view: View) -> Problems:
     """An injected fault has its four keys, and hits a rank that exists in a phase that exists."""
     for fault in view.cell.faults:
@@ -347,11 +232,7 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     budget,
     global_batch,
     local_steps,
-    fragments,
-    elastic,
-    strategies,
     learning_rate,
     straggler,
-    options,
     faults,
 )

@@ -1,7 +1,6 @@
-"""The rules on replicas that several ranks hold: what a pipeline's stages and schedule need, what
-splits by weight.
+"""The rules on replicas that several ranks hold: stages, schedules, weights that are split.
 
-A rule is silent where a number is not known. No torch.
+A rule is silent where a number is not known. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,22 +10,26 @@ from collections.abc import Callable
 from benchsuite.plan.cell import num_layers
 from benchsuite.rules.view import Problem, Problems, View
 
+PLACE = 40
+
 
 def stages(view: View) -> Problems:
     """A pipeline stage holds at least one layer per chunk, and the schedule can be filled."""
-    if view.name("parallel") != "pipeline":
+    if not view.parallel.stages:
         return
+    label = view.label("parallel")
     parts = view.cell.model_parallel
     schedule = str(view.option("parallel", "schedule") or "1f1b")
-    micro, stated = (view.number("parallel", name) for name in ("num_micro_batches", "num_chunks"))
-    several = view.constant("parallel", "several_chunks") or {}
+    micro = view.number("parallel", "num_micro_batches")
+    stated = view.number("parallel", "num_chunks")
+    several = view.parallel.several_chunks
     m = int(4 if micro is None else micro)
     chunks = int(stated or several.get(schedule, 1))
     if m < 1 or chunks < 1:
         yield Problem(
             "counts",
-            f"num_micro_batches = {m}, num_chunks = {chunks} of pipeline: at least 1 is needed",
-            "set options.pipeline.num_micro_batches = 1 or more, num_chunks = 0 or more",
+            f"num_micro_batches = {m}, num_chunks = {chunks} of {label}: at least 1 is needed",
+            f"set options.{label}.num_micro_batches = 1 or more, num_chunks = 0 or more",
         )
         return
     if schedule in ("gpipe", "1f1b") and chunks > 1:
@@ -58,7 +61,7 @@ def stages(view: View) -> Problems:
             f"layers({layers}) < stages({parts}) x num_chunks({chunks})",
             f"set model_parallel x num_chunks to at most {layers}",
         )
-    trained = view.constant("workload", "trained_layers")
+    trained = view.workload.trained_layers
     if trained and trained < parts:
         yield Problem(
             "stages",
@@ -71,20 +74,20 @@ def tensor(view: View) -> Problems:
     """What the workload splits by weight, its heads, channels or widths, divides by the parts."""
     parts = view.cell.model_parallel
     label = view.label("workload")
-    if view.name("parallel") != "tensor" or parts < 2 or view.file("workload") is None:
+    if not view.parallel.splits_weights or parts < 2:
         return
-    divides = view.constant("workload", "tensor_divides")
+    divides = view.workload.tensor_divides
     if not divides:
         yield Problem(
             "tensor plan",
-            f"parallel = tensor with workload = {label}: its class does not say what splits by "
-            "weight",
+            f"parallel = {view.label('parallel')} with workload = {label}: its class does not say "
+            "what splits by weight",
             "give it tensor_plan and tensor_divides, or set parallel = pipeline or fsdp",
         )
         return
-    named = list(divides)
+    named: list[str | int] = list(divides)
     if view.option("parallel", "sequence_parallel"):
-        tokens = view.constant("workload", "tensor_tokens")
+        tokens = view.workload.tensor_tokens
         named += [tokens] if tokens else []
         if not tokens:
             yield Problem(

@@ -1,20 +1,21 @@
-"""The rules on clock, backend, device, cluster and links, and what this version has no code for. No
-torch."""
+"""The rules on clock, backend, device, cluster and links.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
-from benchsuite.plan import compute_time, members, plugins
-from benchsuite.plan.cell import AXES
-from benchsuite.rules.combinations import MODEL_PARALLEL
-from benchsuite.rules.view import Problem, Problems, View
+from benchsuite.plan import compute_time, declared, plugins
+from benchsuite.plan.cell import Cell
+from benchsuite.rules.view import Problem, Problems, View, names_of, one_of
 
-MULTI_HOST = ("namespaces", "torchrun", "slurm", "mpirun", "kubernetes")
+PLACE = 60
 LARGEST_VIRTUAL_RING = 128
-ALL_TO_MANY = ("ring", "direct")  # 2 N (N-1) messages
 LARGEST_VIRTUAL_WORLD = 4096
 LINKS = {"link_mbit": (1e-3, 1e9, "Mbit/s"), "link_latency_us": (0.0, 1e9, "us")}
 
@@ -45,32 +46,9 @@ def clock(view: View) -> Problems:
                 f"{what} with clock = wall: real ranks take the time they take",
                 f"set clock = virtual, or leave {what.partition(' ')[0]} out",
             )
-        if view.option("sync", "late") == "cancel":
-            yield Problem(
-                "late",
-                "late = cancel with clock = wall: a real backward pass is not abandoned",
-                "set late = finish, or clock = virtual",
-            )
         return
     refusals = (
-        (
-            view.name("sync") == "actor_learner",
-            "sync = actor_learner",
-            "compute_time tells how long a gradient takes, and its actors compute none",
-            "sync = asynchronous",
-        ),
-        (
-            view.name("sync") == "ddp",
-            "sync = ddp",
-            "the library runs by the wall clock",
-            "sync = synchronous",
-        ),
-        (
-            view.name("parallel") in MODEL_PARALLEL,
-            f"parallel = {view.label('parallel')}",
-            "the library runs by the wall clock",
-            "parallel = data",
-        ),
+        *_wall_only(view),
         (_without_lock(view), "lock = none", "torn reads need real threads", "lock = exclusive"),
         (
             cell.device != "cpu",
@@ -111,7 +89,7 @@ def clock(view: View) -> Problems:
             "cluster = local",
         ),
         (
-            view.name("topology") in ALL_TO_MANY and cell.replicas > LARGEST_VIRTUAL_RING,
+            view.topology.all_to_all and cell.replicas > LARGEST_VIRTUAL_RING,
             f"topology = {view.label('topology')} with replicas = {cell.replicas}",
             f"2 N (N-1) messages of a mean are simulated up to {LARGEST_VIRTUAL_RING}",
             "topology = native (one priced rendezvous)",
@@ -125,15 +103,24 @@ def clock(view: View) -> Problems:
                 f"set {remedy}, or clock = wall",
             )
     linked = cell.link_mbit is not None or bool(cell.link_latency_us)
-    if view.name("topology") == "hierarchical" and cell.hosts == 1 and cell.replicas > 1 and linked:
+    if view.topology.by_host and cell.hosts == 1 and cell.replicas > 1 and linked:
+        label = view.label("topology")
         yield Problem(
             "virtual clock",
-            "topology = hierarchical on links with hosts = 1, which stands for one host per "
-            "rank in "
-            "virtual time: within one host hierarchical moves nothing over a link",
+            f"topology = {label} on links with hosts = 1, which stands for one host per rank in "
+            f"virtual time: within one host {label} moves nothing over a link",
             "set hosts = 2 or more, or leave link_mbit and link_latency_us out",
         )
     yield from _compute_time(view)
+
+
+def _wall_only(view: View) -> Iterator[tuple[bool, str, str, str]]:
+    """Members that say themselves why they cannot be simulated."""
+    for axis in ("sync", "parallel", "topology", "compression", "workload"):
+        says = view.says(axis)
+        instead = says.simulate_instead or getattr(Cell, axis)
+        what = f"{axis} = {view.label(axis)}"
+        yield bool(says.wall_only), what, says.wall_only, f"{axis} = {instead}"
 
 
 def _compute_time(view: View) -> Problems:
@@ -167,10 +154,10 @@ def backend(view: View) -> Problems:
             "local rank",
             "set device = cuda, or backend = gloo",
         )
-    if view.name("sync") == "hogwild":
+    if view.sync.cpu_only:
         yield Problem(
             "nccl",
-            "backend = nccl with sync = hogwild, which works on CPU memory",
+            f"backend = nccl with sync = {view.label('sync')}, which works on CPU memory",
             "set backend = gloo",
         )
     elif _without_lock(view):
@@ -186,22 +173,7 @@ def device(view: View) -> Problems:
     cell = view.cell
     if cell.device == "cpu":
         return
-    if view.name("topology") == "hierarchical":
-        yield Problem(
-            "cuda",
-            f"topology = hierarchical with device = {cell.device}: ranks of a host meet in the "
-            "host's memory",
-            "set topology = native, or device = cpu",
-        )
-    if view.name("parallel") == "pipeline" and cell.backend == "gloo" and cell.model_parallel > 1:
-        yield Problem(
-            "cuda",
-            f"parallel = pipeline with device = {cell.device} and backend = gloo: gloo sends the "
-            "host's memory "
-            "from point to point, and the library hands it the device's",
-            "set backend = nccl (a device per local rank), or device = cpu",
-        )
-    if cell.compression != "none" and view.name("sync") != "ddp":
+    if cell.compression != "none" and not view.sync.calls_library:
         yield Problem(
             "cuda",
             f"compression = {view.label('compression')} with device = {cell.device}: a codec works "
@@ -212,7 +184,7 @@ def device(view: View) -> Problems:
 
 def precision(view: View) -> Problems:
     """Autocast is asked of the part that runs forward and loss."""
-    if view.cell.precision == "bf16" and not view.constant("parallel", "autocast"):
+    if view.cell.precision == "bf16" and not view.parallel.autocast:
         yield Problem(
             "precision",
             f"precision = bf16 with parallel = {view.label('parallel')}: it does not run under "
@@ -224,12 +196,14 @@ def precision(view: View) -> Problems:
 def cluster(view: View) -> Problems:
     """Several hosts and links need somebody who has them."""
     cell = view.cell
-    if cell.hosts > 1 and cell.clock == "wall" and cell.cluster not in MULTI_HOST:
+    engine = cast(declared.Cluster, view.says("cluster"))
+    if cell.hosts > 1 and cell.clock == "wall" and not engine.several_hosts:
+        engines = names_of("cluster", several_hosts=True)
         yield Problem(
             "hosts",
             f"hosts = {cell.hosts} with cluster = {cell.cluster}, which starts ranks on this "
             "machine only",
-            f"set hosts = 1, or cluster to one of {', '.join(MULTI_HOST)}",
+            f"set hosts = 1, or cluster to {one_of(engines)}",
         )
     if cell.hosts > 1 and cell.clock == "wall" and cell.server_placement == "with_worker":
         yield Problem(
@@ -250,11 +224,13 @@ def cluster(view: View) -> Problems:
                 f"{name} = {value:g}: a link has {least:g} to {most:g} {unit}",
                 f"set {name} in this range, or none for a free link",
             )
-        if cell.clock == "wall" and cell.cluster != "namespaces":
+        if cell.clock == "wall" and not engine.shapes_links:
+            engines = names_of("cluster", shapes_links=True)
+            others = f"cluster to {one_of(engines)}, " if engines else ""
             yield Problem(
                 "links",
                 f"{name} = {value:g} with cluster = {cell.cluster}: nobody shapes its links",
-                f"set cluster = namespaces, clock = virtual, or leave {name} out",
+                f"set {others}clock = virtual, or leave {name} out",
             )
 
 
@@ -290,24 +266,6 @@ def tuning(view: View) -> Problems:
             yield Problem("tuning", f"{what} with tuning = per_strategy: {why}", remedy)
 
 
-def not_built(view: View) -> Problems:
-    """Known to the design, without code in this version."""
-    cell = view.cell
-    for kind in (*AXES, "cluster"):
-        if not members.is_built(kind, getattr(cell, kind)):
-            yield Problem(
-                "not built",
-                f"{kind} = {view.label(kind)} is known, but this version has no code for it",
-                f"set {kind} to {_built(kind)}"
-                + (", or give your own file by path" if kind in AXES else ""),
-            )
-
-
-def _built(kind: str) -> str:
-    names = list(members.WITHOUT_FILE) if kind == "cluster" else plugins.names(kind)
-    return names[0] if len(names) == 1 else "one of " + ", ".join(names)
-
-
 def machine(view: View, machine: Machine) -> Problems:
     """What a legal cell asks of the machine; silent where nobody has looked."""
     cell = view.cell
@@ -341,18 +299,15 @@ def machine(view: View, machine: Machine) -> Problems:
 
 
 def _num_micro_batches(view: View) -> float:
-    """Of parallel = data; a pipeline is refused as such."""
-    return (
-        (view.number("parallel", "num_micro_batches") or 1)
-        if view.name("parallel") == "data"
-        else 1
-    )
+    """Micro-batches of an undivided replica; a pipeline is refused as such."""
+    if view.parallel.divides:
+        return 1
+    return view.number("parallel", "num_micro_batches") or 1
 
 
 def _without_lock(view: View) -> bool:
     """Threads or workers that write at once."""
-    lock = view.option("sync", "lock")
-    return lock == "none" or (view.name("sync") == "hogwild" and lock is None)
+    return bool(view.option("sync", "lock") == "none")
 
 
 RULES: tuple[Callable[[View], Problems], ...] = (
@@ -362,5 +317,4 @@ RULES: tuple[Callable[[View], Problems], ...] = (
     precision,
     cluster,
     tuning,
-    not_built,
 )

@@ -1,64 +1,90 @@
-"""What the rules speak about: `Problem`, what is said; `View`, what is looked at. No torch."""
+"""What the rules speak about: `Problem`, what is said; `View`, what is looked at.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from benchsuite.plan import cell as cells
-from benchsuite.plan import members, plugins
+from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import Cell
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a cell is refused, and what to do instead."""
-
-    rule: str  # short name, e.g. "sync x topology"
-    reason: str  # the values and the rule with numbers put in
-    remedy: str  # what to set
-
+from benchsuite.plan.plan import Problem as Problem
 
 Problems = Iterator[Problem]
 
 
 class View:
-    """A cell as the rules see it, resolved or not: members by name, options with their defaults.
+    """A cell as the rules see it, resolved or not: what its members declare, options with defaults.
 
-    A plug-in given by path has no name here ("" is in no table): what it needs it says itself, in
-    constants.
+    Rules ask for declarations and options, never for the name of a member, so that a user's file
+    by path is judged as a member is.
     """
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
-        self._files: dict[str, plugins.Plugin | None] = {}
-
-    def name(self, axis: str) -> str:
-        """The member's name in the tables, "" for a plug-in given by path."""
-        reference: str = getattr(self.cell, axis)
-        return "" if plugins.is_path(reference) else reference
+        self._files: dict[str, plugins.Plugin] = {}
 
     def label(self, axis: str) -> str:
-        """The name that the user knows it by."""
+        """The name that the user knows the member by."""
         return plugins.stem(getattr(self.cell, axis))
 
-    def is_one_of(self, axis: str, names: Collection[str], *, own: bool = False) -> bool:
-        """Whether the member is in a table; `own`: what a plug-in given by path counts as."""
-        return self.name(axis) in names if self.name(axis) else own
-
-    def file(self, axis: str) -> plugins.Plugin | None:
-        """The member's file, None where it has none in this version. Looked for once: rules ask
-        thirty times."""
+    def file(self, axis: str) -> plugins.Plugin:
+        """The member's file. It is looked for once, since rules ask some thirty times."""
         if axis not in self._files:
-            self._files[axis] = members.find(axis, getattr(self.cell, axis))
+            self._files[axis] = plugins.find(axis, getattr(self.cell, axis))
         return self._files[axis]
 
-    def constant(self, axis: str, name: str) -> Any:
-        """A literal class attribute of the member's file."""
-        file = self.file(axis)
-        return None if file is None else file.constants.get(name)
+    def says(self, axis: str) -> declared.Declared:
+        """What the member on an axis declares of itself."""
+        return declared.of(axis, getattr(self.cell, axis))
+
+    @cached_property
+    def sync(self) -> declared.Strategy:
+        """What the strategy declares."""
+        return cast(declared.Strategy, self.says("sync"))
+
+    @cached_property
+    def topology(self) -> declared.Topology:
+        """What the topology declares."""
+        return cast(declared.Topology, self.says("topology"))
+
+    @cached_property
+    def compression(self) -> declared.Compression:
+        """What the compression declares."""
+        return cast(declared.Compression, self.says("compression"))
+
+    @cached_property
+    def parallel(self) -> declared.Parallel:
+        """What the parallelism declares."""
+        return cast(declared.Parallel, self.says("parallel"))
+
+    @cached_property
+    def workload(self) -> declared.Workload:
+        """What the workload declares."""
+        return cast(declared.Workload, self.says("workload"))
+
+    @property
+    def has_servers(self) -> bool:
+        """Whether the topology has servers besides its workers."""
+        return self.topology.kind == declared.SERVER
+
+    def is_over(self, allowed: Iterable[str]) -> bool:
+        """Whether the topology is one of these kinds or names.
+
+        A user's file is never meant by a name. One that does not say its kind is taken for a
+        collective and for a graph: its owner knows which.
+        """
+        allowed = tuple(allowed)
+        file = self.file("topology")
+        if not file.given_by_path and file.name in allowed:
+            return True
+        if self.topology.kind:
+            return self.topology.kind in allowed
+        return declared.COLLECTIVE in allowed or declared.GRAPH in allowed
 
     def option(self, axis: str, name: str) -> Any:
         """An option: as the cell says, else as the preset says, else the file's default; None = not
@@ -66,10 +92,10 @@ class View:
         given = self.cell.options.get(self.label(axis), {})
         if name in given:
             return given[name]
-        file = self.file(axis)
         if axis == "workload" and name in self.preset:
             return self.preset[name]
-        return file.options[name].default if file is not None and name in file.options else None
+        options = self.file(axis).options
+        return options[name].default if name in options else None
 
     def number(self, axis: str, name: str) -> float | None:
         """An option that is a number, else None."""
@@ -78,11 +104,11 @@ class View:
 
     @cached_property
     def preset(self) -> dict[str, Any]:
-        """Values of the workload's preset; {} where it has no file."""
-        file = self.file("workload")
-        if file is None or not file.presets:
+        """Values of the workload's preset; {} where it has none."""
+        presets = self.file("workload").presets
+        if not presets:
             return {}
-        return dict(file.presets.get(self.cell.preset or next(iter(file.presets)), {}))
+        return dict(presets.get(self.cell.preset or next(iter(presets)), {}))
 
     @cached_property
     def global_batch(self) -> int:
@@ -105,3 +131,26 @@ class View:
         if self.samples is None or not self.global_batch:
             return self.cell.budget.steps
         return self.samples // self.global_batch
+
+
+def names_of(axis: str, **wanted: object) -> tuple[str, ...]:
+    """Names of the members that ship with the suite and declare these values."""
+    found = []
+    for name in declared.members(axis):
+        says = declared.of(axis, name)
+        if all(getattr(says, key) == value for key, value in wanted.items()):
+            found.append(name)
+    return tuple(found)
+
+
+def topologies(allowed: Iterable[str]) -> tuple[str, ...]:
+    """Names of the topologies that these kinds and names stand for, in the order given."""
+    found: list[str] = []
+    for each in allowed:
+        found += names_of("topology", kind=each) if each in declared.TOPOLOGY_KINDS else [each]
+    return tuple(dict.fromkeys(found))
+
+
+def one_of(names: tuple[str, ...]) -> str:
+    """`ring`, or `one of ring, tree`."""
+    return names[0] if len(names) == 1 else "one of " + ", ".join(names)

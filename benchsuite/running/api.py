@@ -39,14 +39,15 @@ def run(
     the plan, of a cell its own. UsageError where the plan or the cell cannot be used, StoreError
     where `results` cannot be written.
     """
-    from benchsuite.plan import plan as plans
+    from benchsuite.plan.plan import Plan, checked_seeds
+    from benchsuite.rules import plans
 
     if isinstance(plan_or_cell, (str, Path)):
         plan = plans.load(plan_or_cell, seeds=seeds)
-    elif isinstance(plan_or_cell, plans.Plan):
+    elif isinstance(plan_or_cell, Plan):
         plan = plan_or_cell
         if seeds is not None:
-            plan = dataclasses.replace(plan, seeds=plans.checked_seeds(seeds), pairs=None)
+            plan = dataclasses.replace(plan, seeds=checked_seeds(seeds), pairs=None)
     else:
         plan = _of_cells([plan_or_cell] if isinstance(plan_or_cell, Cell) else plan_or_cell, seeds)
     return run_plan(examined(plan), Store(results), fresh=fresh)
@@ -96,11 +97,12 @@ def examined(plan: Plan) -> Plan:
     """
     from benchsuite.measure import torch_build
     from benchsuite.report import spec
+    from benchsuite.rules import plans
     from benchsuite.running import tune
 
     tune.check_seeds(plan.cells, plan.seeds)
     spec.parse(plan.figures)  # now, rather than after everything has run
-    return plan.on(torch_build.examine_torch)
+    return plans.on_this_machine(plan, torch_build.examine_torch)
 
 
 def compare(
@@ -184,24 +186,24 @@ def _of_cells(given: Sequence[Cell], seeds: Sequence[int] | None) -> Plan:
 
     Each cell is there once. seeds: of every cell; None = each cell with its own.
     """
-    from benchsuite import rules
     from benchsuite.plan import fields
-    from benchsuite.plan.plan import Plan, Refused, checked_seeds
+    from benchsuite.plan.plan import Plan, checked_seeds
+    from benchsuite.rules import plans
 
     resolved = [resolve(fields.checked(cell)) for cell in given]
     own = frozenset((cell.id, cell.seed) for cell in resolved)
     once = list({cell.id: cell for cell in reversed(resolved)}.values())[::-1]
-    problems = {cell.id: tuple(rules.validate(cell)) for cell in once}
     all_seeds = [cell.seed for cell in resolved] or [0]
-    return Plan(
+    plan = Plan(
         name="cells",
         path=None,
         question="",
         seeds=checked_seeds(all_seeds if seeds is None else seeds),
-        cells=tuple(cell for cell in once if not problems[cell.id]),
-        refused=tuple(Refused(cell, problems[cell.id]) for cell in once if problems[cell.id]),
+        cells=tuple(once),
+        refused=(),
         num_excluded=0,
         figures=(),
         text="",
         pairs=own if seeds is None else None,
     )
+    return plans.judged(plan)

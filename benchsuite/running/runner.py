@@ -23,7 +23,7 @@ from pathlib import Path
 from benchsuite.measure.load import num_cores
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Run, Status, now_iso
-from benchsuite.results.store import CodeId, Store, code_of
+from benchsuite.results.store import Store, code_of
 from benchsuite.running import tune
 from benchsuite.running.progress import Progress
 from benchsuite.running.setting import Setting

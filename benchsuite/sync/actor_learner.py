@@ -55,7 +55,78 @@ class Strategy(sync.Strategy):
     clips_mean = False
     goes_on = True  # the learner notices a divergence, and the actors wait for its answers
     alone_is_plain = False
-    needs_topology = ("parameter_server",)
+
+    topologies = ("server",)
+    topologies_why = "the learner is the server, actors push their trajectories to it"
+    by_arrival = True
+    model_parallel = False
+    takes_votes = False
+    refuses_compression = (
+        "actor_learner exchanges trajectories and whole parameters with its learner"
+    )
+    wall_only = "compute_time tells how long a gradient takes, and its actors compute none"
+    simulate_instead = "asynchronous"
+    refuses = (
+        {
+            "rule": "actor_learner",
+            "when": "not workload.collects",
+            "reason": "sync = {name} with workload = {workload.name}: actors collect rollouts",
+            "remedy": "set workload = rl_agent, or choose another sync",
+        },
+        {
+            "rule": "actor_learner",
+            "when": "parallel.num_micro_batches > 1",
+            "reason": (
+                "num_micro_batches = {parallel.num_micro_batches:g} with sync = {name}: a "
+                "trajectory is not cut into pieces"
+            ),
+            "remedy": "set num_micro_batches = 1, or batches_per_trajectory lower",
+        },
+        {
+            "rule": "actor_learner",
+            "when": 'topology.kind == "server" and cell.num_servers != 1',
+            "reason": (
+                "servers = {cell.num_servers} with sync = {name}: the one server is the learner"
+            ),
+            "remedy": "set servers = 1",
+        },
+        {
+            "rule": "trajectories",
+            "when": "batches_per_trajectory < 1",
+            "reason": (
+                "batches_per_trajectory = {batches_per_trajectory:g} of {name}: at least 1 is "
+                "needed"
+            ),
+            "remedy": "set options.{name}.batches_per_trajectory = 1 or more",
+        },
+        {
+            "rule": "trajectories",
+            "when": "batches_per_trajectory >= 1 and steps_per_trajectory < 1",
+            "reason": (
+                "steps_per_trajectory = {steps_per_trajectory:g} of {name}: at least 1 is needed"
+            ),
+            "remedy": "set options.{name}.steps_per_trajectory = 1 or more",
+        },
+        {
+            "rule": "trajectories",
+            "when": "batches_per_trajectory >= 1 and steps_per_trajectory >= 1 and ahead < 0",
+            "reason": "ahead = {ahead:g} of {name}: at least 0 is needed",
+            "remedy": "set options.{name}.ahead = 0 or more",
+        },
+        {
+            "rule": "trajectories",
+            "when": (
+                "batches_per_trajectory >= 1 and steps_per_trajectory >= 1 and ahead >= 0 and "
+                "cell.steps * cell.replicas % batches_per_trajectory != 0"
+            ),
+            "reason": (
+                "steps({cell.steps}) x replicas({cell.replicas}) is not divisible by "
+                "batches_per_trajectory({batches_per_trajectory:g}): a part of the budget would "
+                "not be used"
+            ),
+            "remedy": "set batches_per_trajectory to a divisor, or the budget to a multiple",
+        },
+    )
 
     def expect(self, shape: TrajectoryShape) -> None:
         """Called on every rank before `start`: what trajectories look like."""

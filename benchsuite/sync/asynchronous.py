@@ -54,7 +54,51 @@ class Strategy(sync.Strategy):
     survives = "worker"
     snapshot_of = "servers"
     clips_mean = False
-    needs_topology = ("parameter_server",)
+
+    short_label = "async"
+    order = 1
+    colour = 3
+    looks = {"parameter_server": (3, 3, 0)}
+    topologies = ("server",)
+    topologies_why = (
+        "workers are answered one by one; a ring is a collective: every rank must enter the same "
+        "step"
+    )
+    by_arrival = True
+    model_parallel = False
+    takes_votes = False
+    at_least = {"server_threads": 1}
+    refuses = (
+        {
+            "rule": "momentum",
+            "when": (
+                'momentum in ("per_worker", "dana") and workload.optimizer in ("adam", "adamw")'
+            ),
+            "reason": (
+                "momentum = {momentum} of {name} with optimizer = {workload.optimizer} of "
+                "{workload.name}: it is the momentum of SGD that is kept per worker"
+            ),
+            "remedy": "set another optimizer, or momentum = shared",
+        },
+        {
+            "rule": "momentum",
+            "when": 'momentum in ("per_worker", "dana") and lock == "none"',
+            "reason": (
+                "momentum = {momentum} with lock = none: threads without a lock would add to one "
+                "another's momentum vectors"
+            ),
+            "remedy": "set lock = exclusive, or momentum = shared",
+        },
+        {
+            "rule": "momentum",
+            "when": 'momentum in ("per_worker", "dana") and workload.momentum == 0',
+            "reason": (
+                "momentum = {momentum} of {name} with momentum = 0 of {workload.name}: there is "
+                "none to keep"
+            ),
+            "remedy": "set options.{workload.name}.momentum = 0.9, or momentum = shared",
+        },
+    )
 
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression

@@ -60,9 +60,38 @@ class Strategy(sync.Strategy):
     """Synchronous steps before the local ones."""
 
     clips_mean = True
-    needs_topology = ("native",)
     payload_source = "derived"
     calls_library = True  # by itself, past `Comm`
+
+    label_with_topology = "DistributedDataParallel"
+    short_label_with_topology = "DDP"
+    order = 5
+    colour = 7
+    looks = {"native": (7, 4, 2)}
+    topologies = ("native",)
+    topologies_why = (
+        "DistributedDataParallel calls the backend itself: its communication is its own, topology "
+        "= native by definition"
+    )
+    every_step = True
+    model_parallel = False
+    takes_votes = False
+    agrees_after = "local_steps"
+    compressions = ("none", "fp16", "bf16", "powersgd")
+    compressions_why = "it has no communication hook for it"
+    wall_only = "the library runs by the wall clock"
+    at_least = {"bucket_cap_mb": 1}
+    refuses = (
+        {
+            "rule": "compression x sync",
+            "when": 'compression.name != "none" and local_steps > 1',
+            "reason": (
+                "compression = {compression.name} with local_steps = {local_steps:g} of {name}: "
+                "it takes one hook, of a compression or of local steps"
+            ),
+            "remedy": "set local_steps = 1, or compression = none",
+        },
+    )
     blocked_reason = (
         "all-reduce inside DDP's backward pass: blocked = from the last gradient to its return"
     )

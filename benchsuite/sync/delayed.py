@@ -35,6 +35,14 @@ class Strategy(sync.Strategy):
     snapshot_of = "replica"
     clips_mean = True
 
+    order = 8
+    colour = "#7d7d1f"
+    topologies = ("collective",)
+    topologies_why = "the mean of step k-1 travels during step k, on every rank alike"
+    model_parallel = False
+    takes_votes = False
+    lag_by_one = True
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:

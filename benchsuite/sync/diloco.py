@@ -58,6 +58,90 @@ class Strategy(sync.Strategy):
     clips_mean = False
     goes_on = True
 
+    label = "DiLoCo"
+    order = 6
+    colour = "#882255"
+    topologies = ("collective", "server")
+    topologies_why = "every replica's vector enters one mean; {topology.called} has no such mean"
+    takes_votes = False
+    agrees_after = "local_steps"
+    refuses = (
+        {
+            "rule": "fragments",
+            "when": "local_steps >= 1 and (fragments < 1 or local_steps % fragments != 0)",
+            "reason": (
+                "fragments({fragments:g}) does not divide local_steps({local_steps:g}): they "
+                "agree in turn"
+            ),
+            "remedy": "set fragments to a divisor of local_steps",
+        },
+        {
+            "rule": "fragments",
+            "when": (
+                "local_steps >= 1 and fragments >= 1 and local_steps % fragments == 0 and not 0 "
+                "<= delay < local_steps // fragments"
+            ),
+            "reason": (
+                "delay = {delay:g} with local_steps({local_steps:g}) / fragments({fragments:g}) "
+                "= {local_steps // fragments:g}: a mean is there before the next fragment's turn"
+            ),
+            "remedy": "set delay to 0 .. {local_steps // fragments - 1:g}",
+        },
+        {
+            "rule": "fragments",
+            "when": (
+                'local_steps >= 1 and topology.kind == "server" and (fragments > 1 or delay > 0)'
+            ),
+            "reason": (
+                "fragments = {fragments:g} and delay = {delay:g} with topology = "
+                "{topology.name}: a server averages whole vectors, and its answer is waited for"
+            ),
+            "remedy": "set fragments = 1 and delay = 0, or topology to a collective",
+        },
+        {
+            "rule": "outer step",
+            "when": "not 0 < outer_lr < 1e300",
+            "reason": "outer_lr = {outer_lr:g}: a number above 0",
+            "remedy": "set outer_lr = 0.7",
+        },
+        {
+            "rule": "outer step",
+            "when": "not 0 <= outer_momentum < 1",
+            "reason": "outer_momentum = {outer_momentum:g}: 0 <= outer_momentum < 1",
+            "remedy": "set it to 0.9, or 0",
+        },
+        {
+            "rule": "outer bits",
+            "when": (
+                'outer_bits != 0 and topology.kind != "" and topology.kind != "server" and '
+                'topology.name not in ("native", "direct")'
+            ),
+            "reason": (
+                "outer_bits = {outer_bits:g} over topology = {topology.name}: levels are never "
+                "summed (100 + 100 = -56)"
+            ),
+            "remedy": "set topology to one of native, direct, parameter_server, or outer_bits = 0",
+        },
+        {
+            "rule": "compression x sync",
+            "when": 'compression.name != "none" and fragments > 1',
+            "reason": (
+                "compression = {compression.name} with fragments = {fragments:g} of {name}: it "
+                "acts on whole vectors"
+            ),
+            "remedy": "set fragments = 1, or outer_bits = 8 or 4 and compression = none",
+        },
+        {
+            "rule": "compression x sync",
+            "when": 'compression.name != "none" and outer_bits != 0',
+            "reason": (
+                "compression = {compression.name} with outer_bits = {outer_bits:g} of {name}: "
+                "both act on the outer gradient"
+            ),
+            "remedy": "set outer_bits = 0, or compression = none",
+        },
+    )
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:

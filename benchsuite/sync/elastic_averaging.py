@@ -42,6 +42,53 @@ class Strategy(sync.Strategy):
     clips_mean = False
     goes_on = True
 
+    short_label = "elastic avg"
+    order = 9
+    colour = "#56220f"
+    topologies = ("collective", "server")
+    topologies_why = "every replica's vector enters one mean; {topology.called} has no such mean"
+    by_arrival = True
+    takes_votes = False
+    compresses_over = ("collective",)
+    at_least = {"period": 1}
+    refuses = (
+        {
+            "rule": "parallel x sync",
+            "when": 'topology.kind == "server" and parallel.divides',
+            "reason": (
+                "sync = {name} over topology = {topology.name} with parallel = {parallel.name}: "
+                "batches are handed out to single ranks, and the parts of a replica work on one "
+                "batch together"
+            ),
+            "remedy": "set topology to a collective",
+        },
+        {
+            "rule": "moving rate",
+            "when": "not 0 < moving_rate < 1",
+            "reason": "moving_rate = {moving_rate:g}: 0 < moving_rate < 1 is needed",
+            "remedy": "set moving_rate = 0.1",
+        },
+        {
+            "rule": "moving rate",
+            "when": "0 < moving_rate < 1 and cell.replicas * moving_rate > 1 + 1e-12",
+            "reason": (
+                "replicas({cell.replicas}) x moving_rate({moving_rate:g}) = {cell.replicas * "
+                "moving_rate:g} > 1: the centre would overshoot"
+            ),
+            "remedy": "set moving_rate to at most {1 / cell.replicas:.4g}",
+        },
+        {
+            "rule": "compression x sync",
+            "when": 'compression.name != "none" and topology.kind == "server"',
+            "reason": (
+                "compression = {compression.name} with sync = {name} over topology = "
+                "{topology.name}: it pushes parameters; a compression acts on gradients or "
+                "differences"
+            ),
+            "remedy": "set topology to a collective, or compression = none",
+        },
+    )
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:

@@ -42,6 +42,21 @@ class Strategy(sync.Strategy):
     goes_on = True
     state_is_a_bound = True  # which pairs will have met, a graph may leave to chance
 
+    order = 7
+    colour = "#332288"
+    topologies = ("graph",)
+    topologies_why = "it mixes with the neighbours of a graph"
+    model_parallel = False
+    takes_votes = False
+    refuses = (
+        {
+            "rule": "consensus rate",
+            "when": "not 0 < consensus_rate <= 1",
+            "reason": "consensus_rate = {consensus_rate:g}: 0 < consensus_rate <= 1 is needed",
+            "remedy": "set consensus_rate = 1",
+        },
+    )
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:

@@ -39,7 +39,37 @@ class Strategy(sync.Strategy):
     snapshot_of = "replica"
     clips_mean = False
     apart = True
-    needs_topology = ("native",)
+
+    order = 10
+    colour = "#22272e"
+    topologies = ("native",)
+    topologies_why = (
+        "it works on shared memory: its communication is its own, topology = native by definition"
+    )
+    by_arrival = True
+    model_parallel = False
+    takes_votes = False
+    cpu_only = True
+    refuses_compression = "hogwild puts 0 bytes on the wire"
+    refuses = (
+        {
+            "rule": "hogwild",
+            "when": "cell.hosts != 1",
+            "reason": (
+                "hosts = {cell.hosts} with sync = {name}: parameters lie in one host's shared "
+                "memory"
+            ),
+            "remedy": "set hosts = 1",
+        },
+        {
+            "rule": "hogwild",
+            "when": 'cell.device != "cpu"',
+            "reason": (
+                "device = {cell.device} with sync = {name}: its parameters lie in CPU shared memory"
+            ),
+            "remedy": "set device = cpu",
+        },
+    )
     payload_source = "counted"
 
     def start(

@@ -59,7 +59,49 @@ class Strategy(sync.Strategy):
 
     snapshot_of = "servers"
     clips_mean = True
-    needs_topology = ("parameter_server",)
+
+    order = 2
+    colour = 1
+    topologies = ("server",)
+    topologies_why = (
+        "workers are answered one by one; a ring is a collective: every rank must enter the same "
+        "step"
+    )
+    by_arrival = True
+    model_parallel = False
+    takes_votes = False
+    refuses = (
+        {
+            "rule": "backup workers",
+            "when": "not 0 <= backup_workers < max(cell.replicas, 1)",
+            "reason": (
+                "backup_workers({backup_workers:g}) of replicas({cell.replicas}): K = N - c = "
+                "{cell.replicas - backup_workers:g}, and 1 <= K <= {cell.replicas} is needed"
+            ),
+            "remedy": "set backup_workers to 0 .. {max(cell.replicas, 1) - 1}",
+        },
+        {
+            "rule": "late",
+            "when": 'late == "cancel" and wait == False',
+            "reason": "late = cancel with wait = false: without waiting no gradient is too late",
+            "remedy": "set late = finish, or wait = true",
+        },
+        {
+            "rule": "late",
+            "when": 'late == "cancel" and cell.clock == "wall"',
+            "reason": "late = cancel with clock = wall: a real backward pass is not abandoned",
+            "remedy": "set late = finish, or clock = virtual",
+        },
+        {
+            "rule": "k_sync servers",
+            "when": "cell.num_servers > 1",
+            "reason": (
+                "servers = {cell.num_servers} with sync = {name}: each would close its versions "
+                "with other workers'"
+            ),
+            "remedy": "set servers = 1",
+        },
+    )
 
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression

@@ -45,6 +45,38 @@ class Strategy(sync.Strategy):
     clips_mean = False
     goes_on = True
 
+    label = "local SGD"
+    order = 4
+    colour = 5
+    topologies = ("collective", "server")
+    topologies_why = "every replica's vector enters one mean; {topology.called} has no such mean"
+    takes_votes = False
+    agrees_after = "local_steps"
+    refuses = (
+        {
+            "rule": "compression x sync",
+            "when": 'compression.name != "none" and momentum == "averaged"',
+            "reason": (
+                "compression = {compression.name} with momentum = averaged of {name}: momentum "
+                "is no difference"
+            ),
+            "remedy": "set momentum = local or reset, or compression = none",
+        },
+        {
+            "rule": "compression x sync",
+            "when": "compression.feedback and warmup_steps != 0",
+            "reason": (
+                "compression = {compression.name} with warmup_steps = {warmup_steps:g} of "
+                "{name}: what the gradients left over would be added to differences of "
+                "parameters"
+            ),
+            "remedy": (
+                "set warmup_steps = 0, or compression to one without error feedback: fp16, bf16, "
+                "int8"
+            ),
+        },
+    )
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:

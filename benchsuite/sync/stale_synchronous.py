@@ -44,7 +44,35 @@ class Strategy(sync.Strategy):
     """One step per clock on the mean of all, or one per push with lr/N."""
 
     snapshot_of = "servers"
-    needs_topology = ("parameter_server",)
+
+    short_label = "stale sync"
+    order = 3
+    colour = 4
+    topologies = ("server",)
+    topologies_why = (
+        "workers are answered one by one; a ring is a collective: every rank must enter the same "
+        "step"
+    )
+    by_arrival = True
+    model_parallel = False
+    takes_votes = False
+    refuses = (
+        {
+            "rule": "slack",
+            "when": "slack < -1",
+            "reason": "slack = {slack:g}: steps ahead, 0 or more, or -1 for no bound",
+            "remedy": "set slack = 0 or -1",
+        },
+        {
+            "rule": "slack",
+            "when": 'slack == -1 and apply == "per_clock"',
+            "reason": (
+                "slack = -1 with apply = per_clock: without a bound a server would keep any "
+                "number of clocks"
+            ),
+            "remedy": "set slack = 0 or more, or apply = per_push",
+        },
+    )
 
     @property
     def clips_mean(self) -> bool:

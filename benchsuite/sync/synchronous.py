@@ -42,6 +42,52 @@ class Strategy(sync.Strategy):
     snapshot_of = "replica"
     clips_mean = True
 
+    short_label = "sync"
+    order = 0
+    colour = 0
+    compressed_colour = 9
+    looks = {"parameter_server": (2, 1, 1), "ring": (0, 0, 0), "native": (9, 2, 2)}
+    topologies = ("collective", "server")
+    topologies_why = "every replica's vector enters one mean; {topology.called} has no such mean"
+    every_step = True
+    refuses = (
+        {
+            "rule": "buckets",
+            "when": "bucket_mib and parallel.divides",
+            "reason": (
+                "bucket_mib = {bucket_mib:g} with parallel = {parallel.name}: the library's "
+                "backward pass does not say which slices of the gradient are final"
+            ),
+            "remedy": "set bucket_mib = 0, or parallel = data",
+        },
+        {
+            "rule": "compression x sync",
+            "when": 'compression.name != "none" and bucket_mib > 0',
+            "reason": (
+                "compression = {compression.name} with bucket_mib = {bucket_mib:g} of {name}: "
+                "buckets travel as they are"
+            ),
+            "remedy": "set bucket_mib = 0, or compression = none",
+        },
+        {
+            "rule": "buckets",
+            "when": "not 0 <= bucket_mib < 1e300",
+            "reason": (
+                "bucket_mib = {bucket_mib:g}: MiB of a bucket, or 0 for the whole gradient at once"
+            ),
+            "remedy": "set bucket_mib = 0, or e.g. 25",
+        },
+        {
+            "rule": "buckets",
+            "when": 'bucket_mib > 0 and topology.kind == "server"',
+            "reason": (
+                "bucket_mib = {bucket_mib:g} with topology = {topology.name}: a push is whole, "
+                "and a server steps once for it"
+            ),
+            "remedy": "set bucket_mib = 0, or topology to a collective",
+        },
+    )
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:

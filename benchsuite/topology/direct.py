@@ -27,6 +27,9 @@ class Topology(topology.Topology):
     timing_free = True
     gathers = True
     scatters = True
+    kind = "collective"
+    order = 4
+    all_to_all = True
     num_workers = 0
     num_servers = 0
 

@@ -19,6 +19,9 @@ class Topology(topology.Graph):
     """One peer per step, its distance doubles from step to step."""
 
     timing_free = True
+    kind = "graph"
+    called = "a gossip graph"
+    order = 8
     num_workers = 0
     num_servers = 0
 

@@ -28,6 +28,9 @@ class Topology(topology.Topology):
     """Pairs at halving, then doubling distances."""
 
     timing_free = True
+    kind = "collective"
+    short_label = "halving-doubl."
+    order = 2
     num_workers = 0
     num_servers = 0
 

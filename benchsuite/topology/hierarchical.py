@@ -36,6 +36,19 @@ class Topology(topology.Topology):
     timing_free = True
     by_host = True  # what is added first depends on who shares a host
     owns_buffer = True
+    kind = "collective"
+    order = 5
+    refuses = (
+        {
+            "rule": "cuda",
+            "when": 'cell.device != "cpu"',
+            "reason": (
+                "topology = {name} with device = {cell.device}: ranks of a host meet in the "
+                "host's memory"
+            ),
+            "remedy": "set topology = native, or device = cpu",
+        },
+    )
     num_workers = 0
     num_servers = 0
 

@@ -23,6 +23,10 @@ class Topology(topology.Topology):
     payload_source = "derived"
     timing_free = True
     gathers = True
+    kind = "collective"
+    label = "native all-reduce"
+    short_label = "native"
+    order = 0
     num_workers = 0
     num_servers = 0
 

@@ -32,6 +32,10 @@ class Topology(topology.Topology):
     """Push, pull and the server loop."""
 
     timing_free = True  # whether a policy is, its strategy says
+    kind = "server"
+    label = "parameter server"
+    short_label = "server"
+    order = 6
     num_workers = 0
     num_servers = 1
     # of a push that is no slice of a vector: a strategy's own, to its one server; 0 = a slice

@@ -23,6 +23,24 @@ class Topology(topology.Graph):
     """Of the pairs, the same on all ranks; with the step's number it decides who meets whom."""
 
     timing_free = True
+    kind = "graph"
+    called = "a gossip graph"
+    short_label = "matching"
+    order = 9
+    refuses = (
+        {
+            "rule": "random matching",
+            "when": "cell.replicas % 2 != 0",
+            "reason": "replicas = {cell.replicas} is odd: in a matching every worker has a partner",
+            "remedy": "set an even number of replicas, or topology = ring_neighbours",
+        },
+        {
+            "rule": "random matching",
+            "when": "seed < 0",
+            "reason": "seed = {seed:g} of {name}: 0 or more is needed",
+            "remedy": "set seed = 0",
+        },
+    )
     num_workers = 0
     num_servers = 0
 

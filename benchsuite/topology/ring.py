@@ -29,6 +29,10 @@ class Topology(topology.Topology):
     receiving."""
 
     timing_free = True
+    kind = "collective"
+    order = 1
+    all_to_all = True
+    at_least = {"segment_kib": 1}
     num_workers = 0
     num_servers = 0
 

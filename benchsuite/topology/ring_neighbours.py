@@ -18,6 +18,10 @@ class Topology(topology.Graph):
     """Left and right neighbour, in every step the same."""
 
     timing_free = True
+    kind = "graph"
+    called = "a gossip graph"
+    short_label = "ring"
+    order = 7
     num_workers = 0
     num_servers = 0
 

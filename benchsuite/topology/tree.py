@@ -23,6 +23,8 @@ class Topology(topology.Topology):
     """Whole vectors up and down a binomial tree."""
 
     timing_free = True
+    kind = "collective"
+    order = 3
     num_workers = 0
     num_servers = 0
 

@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # What no door offers: name -> where it may stand, the newest place first, as "module:attribute"
 # ("module:" is the module itself).
 INTERNALS: Mapping[str, tuple[str, ...]] = {
-    "plan.load": ("benchsuite.plan.plan:load", "benchsuite.plan:load"),
+    "plan.load": (
+        "benchsuite.rules.plans:load",
+        "benchsuite.plan.plan:load",
+        "benchsuite.plan:load",
+    ),
     "plan.available": ("benchsuite.plan.plan:available", "benchsuite.plan:available"),
     "Store": ("benchsuite.results.store:Store", "benchsuite.store:Store"),
     "code_id": ("benchsuite.results.code_id:code_id", "benchsuite.measure.code:code_id"),

@@ -33,7 +33,7 @@ from benchsuite.laws.part import bf16_is_close
 from benchsuite.laws.synchronous import equals_one_process
 from benchsuite.measure import environment
 from benchsuite.plan import cell as cells
-from benchsuite.plan import members, plugins
+from benchsuite.plan import plugins
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.programs.gpu.loops import Rates, compared, rounded
 from benchsuite.results.record import Run, Status, now_iso
@@ -177,11 +177,7 @@ def presets(found: Found, device: str) -> None:
     """The gpu presets, each alone on the device."""
     wanted = []
     for workload, preset, precision in ALONE:
-        known = (
-            plugins.find("workload", workload).presets
-            if members.is_built("workload", workload)
-            else {}
-        )
+        known = plugins.find("workload", workload).presets
         if preset not in known:
             found.absent.append(f"{workload}/{preset}")
             continue

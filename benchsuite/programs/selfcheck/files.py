@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchsuite.measure.load import CpuMeter
-from benchsuite.plan import plan as plans
 from benchsuite.plan.cell import Cell
 from benchsuite.programs.bars import Figure
 from benchsuite.results.record import Run, Status, dumps
 from benchsuite.results.store import Store
+from benchsuite.rules import plans
 
 COMMAND_BAR_S = 0.2
 STORE_BAR_S = 5.0

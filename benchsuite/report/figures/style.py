@@ -11,6 +11,7 @@ from typing import Any
 
 import seaborn as sns
 
+from benchsuite.plan import declared
 from benchsuite.report.words import labels as words
 
 PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
@@ -24,39 +25,11 @@ DASHES: tuple[tuple[float, ...], ...] = (
     (2.6, 1.4),
 )
 
-# Strategies of every quick page: (palette index, marker index, dash index). The others take free
-# ones, in order.
-_FIXED = {
-    "synchronous/parameter_server": (2, 1, 1),
-    "synchronous/ring": (0, 0, 0),
-    "synchronous/native": (9, 2, 2),
-    "asynchronous/parameter_server": (3, 3, 0),
-    "ddp/native": (7, 4, 2),
-}
-# Colours of syncs, for figures that tell only these apart, and of their series where _FIXED has
-# none.
-_FAMILIES = {
-    "synchronous": PALETTE[0],
-    "asynchronous": PALETTE[3],
-    "k_sync": PALETTE[1],
-    "stale_synchronous": PALETTE[4],
-    "local_sgd": PALETTE[5],
-    "ddp": PALETTE[7],
-    "diloco": "#882255",
-    "gossip": "#332288",
-    "delayed": "#7d7d1f",
-    "elastic_averaging": "#56220f",
-    "hogwild": "#22272e",
-    "synchronous compressed": PALETTE[9],
-}
-# Forms of parallelism: colour and mark of one replica, and the mark of several.
-_FORMS = {
-    "data": (PALETTE[0], "o", "o"),
-    "pipeline": (PALETTE[2], "s", "P"),
-    "tensor": (PALETTE[3], "D", "X"),
-    "fsdp": (PALETTE[1], "^", "v"),
-    "agreeing less often": (PALETTE[4], "*", "*"),
-}
+# What is no form of parallelism but stands among them: colour and marks of one and of several.
+_FORMS = {"agreeing less often": (PALETTE[4], "*", "*")}
+# Places of marks: of a compressed form, and of who declares no order.
+_COMPRESSED = 11
+_UNKNOWN = 12
 _FREE = tuple(PALETTE[index] for index in (1, 4, 5, 8, 6))
 # Parts of a rank's time: colour and label. Apart from the strategies' colours; ordered from work to
 # waiting.
@@ -105,14 +78,16 @@ def looks(series: Iterable[str]) -> dict[str, Look]:
     for name in sorted(set(series)):
         plain = name.removesuffix(" tuned")
         sync = name.partition("/")[0]
-        if plain in _FIXED:
-            color, marker, dash = _FIXED[plain]
+        says = declared.by_stem(sync) or declared.Strategy()
+        topology = plain.removeprefix(f"{sync}/")
+        if topology in says.looks:
+            color, marker, dash = says.looks[topology]
             given[name] = (PALETTE[color], marker, dash)
         elif plain in given:
             given[name] = given[plain]
-        elif sync in _FAMILIES and sync != "synchronous":
-            place = list(_FAMILIES).index(sync) + 3 * used[sync]
-            given[name] = (_FAMILIES[sync], place, place)
+        elif says.colour != "" and len(says.looks) < 2:
+            place = _mark(says) + 3 * used[sync]
+            given[name] = (_colour(says.colour), place, place)
         else:
             place = 5 + used[sync]
             given[name] = (next(free), place, used[sync])
@@ -131,31 +106,47 @@ def looks(series: Iterable[str]) -> dict[str, Look]:
 def families(syncs: Iterable[str]) -> dict[str, Look]:
     """Sync, or `sync compressed` -> how its points look, the same in every plan; unknown ones get
     free colours."""
-    known = list(_FAMILIES)
     free = itertools.cycle(_FREE)
     found = {}
-    for sync in dict.fromkeys(syncs):
-        place = known.index(sync) if sync in known else len(known)
-        color = _FAMILIES[sync] if sync in known else next(free)
-        found[sync] = Look(
-            color, MARKERS[place % len(MARKERS)], SOLID, words.label(sync), joined=False
-        )
+    for name in dict.fromkeys(syncs):
+        sync = name.removesuffix(" compressed")
+        says = declared.by_stem(sync) or declared.Strategy()
+        colour = says.colour if sync == name else says.compressed_colour
+        color = _colour(colour) if colour != "" else next(free)
+        mark = _UNKNOWN if colour == "" else _mark(says) if sync == name else _COMPRESSED
+        marker = MARKERS[mark % len(MARKERS)]
+        found[name] = Look(color, marker, SOLID, words.label(name), joined=False)
     return found
+
+
+def _colour(declared_colour: int | str) -> str:
+    """A declared colour as `#rrggbb`: a number is a place in the palette."""
+    return PALETTE[declared_colour] if isinstance(declared_colour, int) else declared_colour
+
+
+def _mark(says: declared.Strategy) -> int:
+    """The mark goes by the order that a strategy declares."""
+    return _UNKNOWN if says.order == declared.LAST else says.order
 
 
 def forms(kinds: Iterable[str]) -> dict[str, Look]:
     """`pipeline`, `2 × pipeline` -> how its points look: one colour, another mark; unknown ones get
     free colours."""
     wanted = set(kinds)
+    known = dict(_FORMS)
+    for name in declared.members("parallel"):
+        says = declared.of("parallel", name)
+        if isinstance(says, declared.Parallel) and says.marks:
+            known[name] = (_colour(says.colour), says.marks[0], says.marks[1])
     free = dict(
         zip(
-            sorted({kind.rpartition("× ")[2] for kind in wanted} - set(_FORMS)),
+            sorted({kind.rpartition("× ")[2] for kind in wanted} - set(known)),
             itertools.cycle(_FREE),
         )
     )
     found = {}
-    for form in (*_FORMS, *free):
-        color, one, several = _FORMS.get(form) or (free[form], "<", ">")
+    for form in (*known, *free):
+        color, one, several = known.get(form) or (free[form], "<", ">")
         for kind in sorted((kind for kind in wanted if kind.rpartition("× ")[2] == form), key=len):
             found[kind] = Look(color, several if kind != form else one, SOLID, kind, joined=False)
     return found

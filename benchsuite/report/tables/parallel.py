@@ -16,7 +16,7 @@ import pandas as pd
 
 from benchsuite.analysis.parallel import CODE_BYTES, GROUP, QUANTITIES, apart, is_divided, parallel
 from benchsuite.analysis.statistics import Summary, summarize
-from benchsuite.plan import plugins
+from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
@@ -110,10 +110,10 @@ def label(cell: Cell, variant: str = "") -> str:
     options = cell.options.get(plugins.stem(cell.parallel), {})
     rest = variant.split()
     said = plugins.stem(cell.parallel)
-    if said == "pipeline":
+    says = declared.where_known("parallel", cell.parallel)
+    if isinstance(says, declared.Parallel) and says.stages:
         schedule = str(options.get("schedule", ""))
-        several = plugins.find("parallel", cell.parallel).constants.get("several_chunks", {})
-        chunks = int(options.get("num_chunks", 0)) or several.get(schedule, 1)
+        chunks = int(options.get("num_chunks", 0)) or says.several_chunks.get(schedule, 1)
         said += f" {labels.short(schedule)} m={options.get('num_micro_batches')}"
         said += f" V={chunks}" if chunks > 1 else ""
         rest = [each for each in rest if each.partition("=")[0] not in _PIPELINE]
@@ -122,10 +122,9 @@ def label(cell: Cell, variant: str = "") -> str:
     elif is_divided(cell) and cell.replicas > 1:
         said = f"{cell.replicas} × {said}"
     sync = plugins.stem(cell.sync)
-    parts = [said, *([] if sync == "synchronous" else [labels.label(sync)])]
-    parts += (
-        [labels.short(plugins.stem(cell.topology))] if cell.replicas > 1 and sync != "ddp" else []
-    )
+    parts = [said, *([] if sync == Cell.sync else [labels.label(sync)])]
+    if cell.replicas > 1 and not declared.label_with_topology(sync):
+        parts.append(labels.short(plugins.stem(cell.topology)))
     parts += [] if cell.compression == "none" else [labels.short(plugins.stem(cell.compression))]
     return " ".join([", ".join(parts), *rest])
 
@@ -133,7 +132,8 @@ def label(cell: Cell, variant: str = "") -> str:
 def kind(cell: Cell) -> str:
     """What a figure tells apart: the form, and whether there are several replicas of it."""
     form = plugins.stem(cell.parallel)
-    if plugins.stem(cell.sync) not in ("synchronous", "ddp"):
+    says = declared.where_known("sync", cell.sync)
+    if not (isinstance(says, declared.Strategy) and says.every_step):
         return SELDOM
     return f"{cell.replicas} × {form}" if is_divided(cell) and cell.replicas > 1 else form
 

@@ -7,29 +7,8 @@ import math
 from collections.abc import Iterable
 
 from benchsuite.analysis.statistics import Summary
+from benchsuite.plan import declared
 
-_WORDS = {
-    "native": "native all-reduce",
-    "parameter_server": "parameter server",
-    "ddp/native": "DistributedDataParallel",
-    "local_sgd": "local SGD",
-    "diloco": "DiLoCo",
-    "powersgd": "PowerSGD",
-    "topk": "top-k",
-}
-_SHORT = {
-    **_WORDS,
-    "native": "native",
-    "synchronous": "sync",
-    "asynchronous": "async",
-    "stale_synchronous": "stale sync",
-    "parameter_server": "server",
-    "ddp/native": "DDP",
-    "elastic_averaging": "elastic avg",
-    "ring_neighbours": "ring",
-    "random_matching": "matching",
-    "halving_doubling": "halving-doubl.",
-}
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 EMPTY = "–"
 _SPREADS = {
@@ -40,19 +19,20 @@ _SPREADS = {
 
 def label(series: str) -> str:
     """`synchronous/parameter_server lock=none` -> `synchronous, parameter server (lock=none)`."""
-    return _named(series, _WORDS, ", ")
+    return _named(series, short=False, separator=", ")
 
 
 def short(series: str) -> str:
     """The same for the axis of a small panel: `sync server`."""
-    return _named(series, _SHORT, " ")
+    return _named(series, short=True, separator=" ")
 
 
-def _named(series: str, words: dict[str, str], separator: str) -> str:
+def _named(series: str, *, short: bool, separator: str) -> str:
+    """Each member under the label that its file declares."""
     strategy, _, variant = series.partition(" ")
-    named = words.get(strategy) or separator.join(
-        words.get(p, p.replace("_", " ")) for p in strategy.split("/")
-    )
+    parts = strategy.split("/")
+    named = declared.label_with_topology(parts[0], short=short) if len(parts) == 2 else ""
+    named = named or separator.join(declared.labels(part, short=short) for part in parts)
     return f"{named} ({variant})" if variant else named
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchsuite.plan import declared
 from benchsuite.report.material import Material
 from benchsuite.report.words import labels
 
@@ -47,7 +48,8 @@ def names(material: Material, *, short: bool = False) -> Callable[[str], str]:
     def name(one: str) -> str:
         strategy, _, variant = one.partition(" ")
         sync = strategy.partition("/")[0]
-        called = f"{sync if syncs[sync] == 1 and sync != 'ddp' else strategy} {variant}".strip()
+        alone = syncs[sync] == 1 and not declared.label_with_topology(sync)
+        called = f"{sync if alone else strategy} {variant}".strip()
         said = labels.short(called) if short else labels.label(called).replace(", ", " ")
         return f"{said}, {hosts[one]} hosts" if hosts.get(one, 1) > 1 else said
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchsuite.measure import window
 from benchsuite.measure.window import Window
+from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.results.assemble import lag, parts
 from benchsuite.results.assemble.result import Rank, apart, taken
@@ -221,7 +222,7 @@ def _device(ranks: Sequence[Rank], samples_per_s: float | None) -> dict[str, Any
 def _lock_wait_share(cell: Cell, server: Mapping[str, Any] | None, worker_s: float) -> float | None:
     """Share of the workers' time from a ticket's sending until its apply starts (asynchronous, one
     lock)."""
-    if server is None or cell.options.get("asynchronous", {}).get("lock") != "exclusive":
+    if server is None or cell.options.get(plugins.stem(cell.sync), {}).get("lock") != "exclusive":
         return None
     log = server["log"]
     waited_ns = sum(log["apply_ns"]) - sum(log["sent_ns"])

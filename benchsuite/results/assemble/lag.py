@@ -3,7 +3,7 @@
 Policy lag: version at the apply minus version that the rollout was collected with. A rollout is
 trained on in several steps, and the policy moves on at each: synchronous PPO has lags of 0 to 15.
 Of a server's pushes both versions stand in its log. A replica that steps itself counts its own
-versions; where all share their parameters (`hogwild`) the batches handed out in between are the
+versions; where all share their parameters the batches handed out in between are the
 versions.
 """
 
@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchsuite.plan import plugins
+from benchsuite.plan import declared
 from benchsuite.plan.cell import Cell
 
 Rank = Mapping[str, Any]
@@ -83,7 +83,6 @@ def _of_steps(cell: Cell, worker: Rank, per_rollout: int) -> Iterable[int]:
     if worker["apart"] and worker["snapshot_of"] == "replica":
         index = steps["index"]
         return [index[at] - index[at - at % per_rollout] for at in range(count)]
-    late = (
-        plugins.stem(cell.sync) == "delayed"
-    )  # the mean of step k is applied after step k + 1 has begun
+    says = declared.where_known("sync", cell.sync)
+    late = isinstance(says, declared.Strategy) and says.lag_by_one
     return [at % per_rollout + (late and at >= per_rollout) for at in range(count)]
