@@ -18,9 +18,9 @@ from benchsuite.analysis.select import select
 from benchsuite.errors import UsageError
 from benchsuite.plan.plan import Plan, Refused
 from benchsuite.report import page, spec
-from benchsuite.report.figures.style import looks
+from benchsuite.report.drawing.style import looks
 from benchsuite.report.material import Material
-from benchsuite.report.tables import tables
+from benchsuite.report.tables import table as all_numbers
 from benchsuite.report.words import labels
 from benchsuite.report.words.answer import answer
 from benchsuite.report.words.limits import HEADINGS, limits
@@ -249,12 +249,12 @@ def test_oversubscribed_points_are_hollow_and_joined_to_nothing(built: Path) -> 
     # 5 strategies, lines only where both ends are clean: ring and ddp from 1 to 2, in two panels
     from matplotlib import rc_context
 
-    from benchsuite.report.figures import drawing as figures
-    from benchsuite.report.figures import style
+    from benchsuite.report import kinds
+    from benchsuite.report.drawing import style
 
     entry = next(each for each in spec.parse(_plan().figures) if each.kind == "throughput")
     with rc_context(style.theme()):
-        drawing = figures.draw(entry, _material())[0]
+        drawing = kinds.load("throughput")(entry, _material())[0]
     joined = [
         line for ax in drawing.figure.axes for line in ax.lines if len(set(line.get_xdata())) > 1
     ]
@@ -441,7 +441,7 @@ def test_a_strategy_looks_the_same_in_every_plan_and_new_ones_get_their_own_colo
 
 
 def test_numbers_carry_as_many_digits_as_their_interval_bears() -> None:
-    summary = tables.summarize
+    summary = all_numbers.summarize
     assert labels.quantity(summary([5123.4, 4900.0, 5300.0])) == "5,120 [4,900–5,300]"
     assert labels.quantity(summary([0.41237, 0.41241, 0.4125])) == "0.41241 [0.41237–0.41250]"
     assert labels.quantity(summary([7.0, 7.0, 7.0])) == "7"

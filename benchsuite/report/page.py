@@ -26,13 +26,12 @@ from benchsuite.analysis.parallel import is_divided
 from benchsuite.analysis.select import Selection, select
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.plan import Plan
-from benchsuite.report import manifest, spec
-from benchsuite.report.figures import canvas, legend, style
-from benchsuite.report.figures import drawing as figures
-from benchsuite.report.figures.canvas import Drawing
-from benchsuite.report.figures.style import WIDE_IN
+from benchsuite.report import kinds, manifest, printed, spec
+from benchsuite.report.drawing import canvas, legend, style
+from benchsuite.report.drawing.canvas import Drawing
+from benchsuite.report.drawing.style import WIDE_IN
 from benchsuite.report.material import Material
-from benchsuite.report.tables import parallel, printed, seeds, tables
+from benchsuite.report.tables import parallel_table
 from benchsuite.report.words import labels as words
 from benchsuite.report.words import limits
 from benchsuite.report.words.answer import answer
@@ -51,7 +50,7 @@ class Section:
     id: str
     title: str
     drawings: list[dict[str, Any]] = field(default_factory=list)
-    table: tables.Table | None = None
+    table: printed.Table | None = None
     nothing: str = "No ok run to draw."
 
 
@@ -110,7 +109,7 @@ def render(
         plan,
         material,
         sections,
-        drawn={clock for entry in specs for clock in spec.CLOCKS[entry.kind]},
+        drawn={clock for entry in specs for clock in kinds.find(entry.kind).kind.clocks},
     )
     path = out_dir / "index.html"
     path.write_text(page, encoding="utf-8")
@@ -138,17 +137,11 @@ def _sections(
             section = Section(entry.name, entry.title)
             if not material.has_cells(entry):
                 section.nothing = "No cell of this plan belongs here."
-            elif entry.kind in ("table", "virtual_table"):
-                section.table = tables.build(entry, material)
-                printed.save(section.table, out_dir / "tables")
-            elif entry.kind == "parallel_table":
-                section.table = parallel.build(entry, material)
-                printed.save(section.table, out_dir / "tables")
-            elif entry.kind == "seeds":
-                section.table = seeds.build(entry, material)
+            elif kinds.find(entry.kind).is_table:
+                section.table = kinds.load(entry.kind)(entry, material.seen_by(entry))
                 printed.save(section.table, out_dir / "tables")
             elif material.selection.runs:
-                for drawing in figures.draw(entry, material):
+                for drawing in kinds.load(entry.kind)(entry, material.seen_by(entry)):
                     number += 1
                     section.drawings.append(_placed(drawing, out_dir, number=number, epoch=epoch))
             sections.append(section)
@@ -255,7 +248,8 @@ def _named(cell: Cell) -> str:
     """A divided replica is called with its schedule, as in tables."""
     if not is_divided(cell):
         return cell.label
-    return f"{cell.label.partition(' ')[0]} on {cell.num_workers} ranks: {parallel.label(cell)}"
+    workload = cell.label.partition(" ")[0]
+    return f"{workload} on {cell.num_workers} ranks: {parallel_table.label(cell)}"
 
 
 def _lede(plan: Plan, material: Material) -> str:

@@ -15,17 +15,20 @@ from typing import Any
 import pandas as pd
 
 from benchsuite.analysis.statistics import lower_share, median, quartiles, summarize
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
+from benchsuite.report.printed import Table, Value
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.tables.tables import Table, Value
 from benchsuite.report.words import labels
 from benchsuite.report.words.sentences import Sentence, goal
 from benchsuite.results.record import Run
 
+KIND = Kind(title="How many seeds arrive, and when?", clock="wall")
+
 LEVELS = ("easy", "target", "hard")
 
 
-def build(spec: FigureSpec, material: Material) -> Table:
+def tabulate(spec: FigureSpec, material: Material) -> Table:
     """The table of a `kind = "seeds"` entry: a row per cell."""
     names = material.of(material.names, spec).sort_values(["replicas", "order"], kind="stable")
     several = names["series"].nunique() > 1

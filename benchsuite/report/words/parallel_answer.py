@@ -17,7 +17,7 @@ import pandas as pd
 from benchsuite.analysis.parallel import is_divided, loss_gaps
 from benchsuite.analysis.statistics import Summary
 from benchsuite.report.material import Material
-from benchsuite.report.tables.parallel import compared, mib, tied
+from benchsuite.report.tables.parallel_table import compared, mib, tied
 from benchsuite.report.words import labels
 from benchsuite.report.words.sentences import (
     Ends,

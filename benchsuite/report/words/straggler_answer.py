@@ -14,8 +14,8 @@ import pandas as pd
 
 from benchsuite.analysis.arrival import TUNED, arrivals
 from benchsuite.analysis.statistics import Summary, ratio
-from benchsuite.report.figures.arrivals import WORLD, both, by_straggler, factors
-from benchsuite.report.figures.pareto import front_names
+from benchsuite.report.drawing.strategy_rows import WORLD, both, by_straggler, factors
+from benchsuite.report.figures.virtual_pareto import front_names
 from benchsuite.report.material import Material
 from benchsuite.report.words import labels
 from benchsuite.report.words.sentences import (

@@ -18,22 +18,29 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchsuite.analysis.arrival import centers, front
 from benchsuite.analysis.statistics import Summary
-from benchsuite.report.figures.arrivals import by_straggler, setting, worlds
-from benchsuite.report.figures.canvas import Drawing, Margins, grid
-from benchsuite.report.figures.style import INK, SOFT, WIDE_IN, Look, families
+from benchsuite.report.drawing.canvas import Drawing, Margins, grid
+from benchsuite.report.drawing.strategy_rows import by_straggler, setting, worlds
+from benchsuite.report.drawing.style import INK, SOFT, WIDE_IN, Look, families
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
 from benchsuite.report.words import labels
 from benchsuite.report.words.sentences import listed, names
+
+KIND = Kind(
+    title="Which strategy is beaten by no other?",
+    clock="virtual",
+    keys={"goal": ("target", "easy", "hard")},
+    place=80,
+)
 
 PALE = 0.38  # opacity of what the front beats
 LINE_IN = 0.135  # a line of the list of names below a panel
 NEAR_PT = 7.5  # numbers nearer to each other than this are moved apart
 
 
-def pareto(spec: FigureSpec, material: Material) -> list[Drawing]:
+def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     """One drawing per world."""
-    material = material.in_virtual_time
     name = names(material, short=True)
     drawings = []
     for suffix, table in worlds(spec, material):

@@ -17,8 +17,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from benchsuite.analysis.statistics import Summary
-from benchsuite.report.figures.canvas import Grid, Margins, grid
-from benchsuite.report.figures.style import GRID, INK, SOFT, WIDE_IN, Look
+from benchsuite.report.drawing.canvas import Grid, Margins, grid
+from benchsuite.report.drawing.style import GRID, INK, SOFT, WIDE_IN, Look
 from benchsuite.report.words import labels as words
 
 # height of a row, and what each level adds

@@ -17,18 +17,26 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from benchsuite.analysis.parallel import CODE_BYTES, apart
 from benchsuite.analysis.statistics import Summary
-from benchsuite.report.figures.canvas import Drawing, Margins, grid
-from benchsuite.report.figures.style import INK, SOFT, WIDE_IN, Look, forms
+from benchsuite.report.drawing.canvas import Drawing, Margins, grid
+from benchsuite.report.drawing.style import INK, SOFT, WIDE_IN, Look, forms
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.tables.parallel import MIB, SELDOM, compared, tied
+from benchsuite.report.tables.parallel_table import MIB, SELDOM, compared, tied
 from benchsuite.report.words import labels
+
+KIND = Kind(
+    title="What does a rank keep, and what is sent?",
+    clock="wall",
+    place=120,
+    not_where_all={"model_parallel": 1},
+)
 
 LINE_IN = 0.135  # a line of the list of names below a panel
 NEAR_PT = 7.5  # numbers nearer to each other than this are moved apart
 
 
-def costs(spec: FigureSpec, material: Material) -> list[Drawing]:
+def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     """One drawing: a row of panels per workload, a column per number of ranks."""
     everything = compared(material)
     table = material.of(everything, spec) if len(everything) else everything

@@ -11,59 +11,41 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from benchsuite.analysis.scaling import per_cell
 from benchsuite.analysis.statistics import Summary, summarize
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
+from benchsuite.report.printed import Column, Table, Value
 from benchsuite.report.spec import FigureSpec
 from benchsuite.report.words import labels
 
-
-@dataclass(frozen=True)
-class Column:
-    """One numeric column: where it comes from, how it is printed, what it means."""
-
-    key: str
-    heading: str
-    meaning: str
-    scale: float = 1.0
-    better: str = ""  # "max", "min" or "" = nothing is best
-    wall: bool = False  # a flagged row claims nothing here
-    si: bool = False  # bytes: printed with a decimal prefix
-
-
-@dataclass(frozen=True)
-class Value:
-    """One field: centre and spread as printed, and the number it sorts by."""
-
-    text: str
-    spread: str = ""
-    sort: float | str = ""
-    bold: bool = False
-
-    @property
-    def plain(self) -> str:
-        """`5,120 [4,800–5,440]`."""
-        spread = self.spread if self.spread.startswith("(") else f"[{self.spread}]"
-        return f"{self.text} {spread}" if self.spread else self.text
-
-
-@dataclass(frozen=True)
-class Table:
-    """A printed table: headings with their meanings, rows of values, and the numbers behind
-    them."""
-
-    name: str
-    caption: str
-    headings: list[tuple[str, str]]
-    rows: list[list[Value]]
-    breaks: list[bool]  # row -> it starts a group
-    numbers: pd.DataFrame
-    cell_ids: list[str] = field(default_factory=list)
+KIND = Kind(
+    title="All numbers",
+    clock="wall",
+    keys={
+        "columns": (
+            "samples_per_s",
+            "cpu_ms_per_sample",
+            "final_metric",
+            "samples_to_target",
+            "seconds_to_target",
+            "bytes_to_target",
+            "bytes_per_sample",
+            "bytes_per_step",
+            "wire_ratio",
+            "payload_minus_predicted",
+            "staleness",
+            "policy_lag",
+            "notes",
+        )
+    },
+    only_asked=("policy_lag",),
+    place=140,
+)
 
 
 COLUMNS: Mapping[str, Column] = {
@@ -177,11 +159,10 @@ _SOURCES = {
 _NONE = summarize([])
 
 
-def build(spec: FigureSpec, material: Material) -> Table:
-    """The table of one `kind = "table"` or `virtual_table` entry."""
-    virtual = spec.kind == "virtual_table"
+def tabulate(spec: FigureSpec, material: Material) -> Table:
+    """One row per cell of the material's clock."""
+    virtual = material.clock == "virtual"
     facts = _virtual_facts(material) if virtual else _facts(material)
-    material = material.in_virtual_time if virtual else material
     order = (
         ["spread", "link", "replicas", "straggler", "order"]
         if virtual

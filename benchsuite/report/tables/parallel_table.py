@@ -18,10 +18,18 @@ from benchsuite.analysis.parallel import CODE_BYTES, GROUP, QUANTITIES, apart, i
 from benchsuite.analysis.statistics import Summary, summarize
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
+from benchsuite.report.printed import Column, Table, Value
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.tables.tables import Column, Table, Value
 from benchsuite.report.words import labels
+
+KIND = Kind(
+    title="Forms of parallelism at equal ranks: all numbers",
+    clock="wall",
+    place=130,
+    not_where_all={"model_parallel": 1},
+)
 
 MIB = 2**20
 ALONE = "one rank"
@@ -138,7 +146,7 @@ def kind(cell: Cell) -> str:
     return f"{cell.replicas} × {form}" if is_divided(cell) and cell.replicas > 1 else form
 
 
-def build(spec: FigureSpec, material: Material) -> Table:
+def tabulate(spec: FigureSpec, material: Material) -> Table:
     """The table of a `kind = "parallel_table"` entry."""
     everything = compared(material)
     table = material.of(everything, spec) if len(everything) else everything
