@@ -21,7 +21,7 @@ from benchsuite.report import page, spec
 from benchsuite.report.drawing.style import looks
 from benchsuite.report.material import Material
 from benchsuite.report.tables import table as all_numbers
-from benchsuite.report.words import labels
+from benchsuite.report.text import quantity, si
 from benchsuite.report.words.answer import answer
 from benchsuite.report.words.limits import HEADINGS, limits
 from benchsuite.results.record import Run
@@ -442,13 +442,13 @@ def test_a_strategy_looks_the_same_in_every_plan_and_new_ones_get_their_own_colo
 
 def test_numbers_carry_as_many_digits_as_their_interval_bears() -> None:
     summary = all_numbers.summarize
-    assert labels.quantity(summary([5123.4, 4900.0, 5300.0])) == "5,120 [4,900–5,300]"
-    assert labels.quantity(summary([0.41237, 0.41241, 0.4125])) == "0.41241 [0.41237–0.41250]"
-    assert labels.quantity(summary([7.0, 7.0, 7.0])) == "7"
-    assert labels.quantity(summary([3.0, float("inf"), 4.0])) == "4.0 [3.0–> budget (1 of 3)]"
-    assert labels.quantity(summary([float("inf")] * 2 + [4.0])) == "> budget (2 of 3)"
-    assert labels.quantity(summary([])) == "–"
-    assert labels.si(101_480) == "101 kB" and labels.si(999_999) == "1 MB" and labels.si(0) == "0 B"
+    assert quantity(summary([5123.4, 4900.0, 5300.0])) == "5,120 [4,900–5,300]"
+    assert quantity(summary([0.41237, 0.41241, 0.4125])) == "0.41241 [0.41237–0.41250]"
+    assert quantity(summary([7.0, 7.0, 7.0])) == "7"
+    assert quantity(summary([3.0, float("inf"), 4.0])) == "4.0 [3.0–> budget (1 of 3)]"
+    assert quantity(summary([float("inf")] * 2 + [4.0])) == "> budget (2 of 3)"
+    assert quantity(summary([])) == "–"
+    assert si(101_480) == "101 kB" and si(999_999) == "1 MB" and si(0) == "0 B"
 
 
 def test_letters_of_a_narrow_drawing_are_as_large_as_of_a_wide_one(html: str) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchsuite.plan.cell import Cell
+from benchsuite.report.text import duration
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store, StoreError
-from benchsuite.run.progress import Lines, duration
+from benchsuite.run.progress import Lines
 from benchsuite.run.runner import Setting, Tally, interleaved, run_cells
 
 SETTING = Setting(machine="m", environment_id="e", code_id=lambda cell: "code", rules_id="rules")

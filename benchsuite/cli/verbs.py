@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchsuite.cli import main
 from benchsuite.errors import UsageError
 from benchsuite.plan import plugins
+from benchsuite.report import text
 
 if TYPE_CHECKING:
     from benchsuite.plan.plan import Plan
@@ -35,13 +36,14 @@ def list_members(args: Namespace) -> int:
         return _print_json(listing)
     for kind, members in listing.items():
         print(kind if args.kind is None else f"{kind}:")
-        width = max((len(member["name"]) for member in members), default=0)
+        rows = []
         for member in members:
-            print(f"  {member['name']:<{width}}  {member['summary']}  [{member['path']}]")
+            rows.append((member["name"], f"{member['summary']}  [{member['path']}]"))
             for option in member.get("options", ()):
-                print(
-                    f"  {'':<{width}}    {option['name']} = {option['default']!r}  {option['help']}"
-                )
+                said = f"  {option['name']} = {option['default']!r}  {option['help']}"
+                rows.append(("", said))
+        for line in text.aligned(rows, indent=2):
+            print(line)
     return 0
 
 
@@ -118,14 +120,14 @@ def report(args: Namespace) -> int:
 
 def compare(args: Namespace) -> int:
     """Exit 0 same, 1 something differs, 2 nothing to compare."""
-    from benchsuite.analysis import regression
+    from benchsuite.report import comparison as comparisons
     from benchsuite.run import api
 
     comparison = api.compare(args.base, args.head, loss_tolerance=args.loss_tolerance)
     if args.json:
         _print_json(comparison.to_json())
     else:
-        print(regression.table(comparison))
+        print(comparisons.table(comparison))
     return comparison.exit_code
 
 

@@ -26,13 +26,12 @@ from benchsuite.analysis.parallel import is_divided
 from benchsuite.analysis.select import Selection, select
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.plan import Plan
-from benchsuite.report import kinds, manifest, printed, spec
+from benchsuite.report import kinds, manifest, printed, spec, text
 from benchsuite.report.drawing import canvas, legend, style
 from benchsuite.report.drawing.canvas import Drawing
 from benchsuite.report.drawing.style import WIDE_IN
 from benchsuite.report.material import Material
 from benchsuite.report.tables import parallel_table
-from benchsuite.report.words import labels as words
 from benchsuite.report.words import limits
 from benchsuite.report.words.answer import answer
 from benchsuite.report.words.sentences import listed
@@ -257,7 +256,7 @@ def _lede(plan: Plan, material: Material) -> str:
     virtual = material.in_virtual_time.names
     if names.empty and virtual.empty:
         return "This plan has no cell that can run."
-    seeds = words.count_of(len(plan.seeds), "seed")
+    seeds = text.count_of(len(plan.seeds), "seed")
     said = [f"{_trained(names)}, {seeds}." if len(names) else ""]
     if len(virtual):
         said.append(
@@ -280,7 +279,7 @@ def _trained(names: pd.DataFrame) -> str:
         for one, tuning in zip(names["series"], names["tuning"], strict=True)
     }
     who = (who.removesuffix("s") if counts == ["1"] else who).format(shown)
-    strategies = words.count_of(len(series), "strategy").replace("strategys", "strategies")
+    strategies = text.count_of(len(series), "strategy").replace("strategys", "strategies")
     return f"{listed(list(dict.fromkeys(names['workload'])))} under {strategies} {who}{budget}"
 
 
@@ -317,16 +316,16 @@ def _tally(plan: Plan, selection: Selection) -> str:
     counts.update(absence.status for absence in selection.absent)
     asked = sum(counts.values())
     listed = ", ".join(f"{counts[word]} {word}" for word, _ in limits.STATUS_WORDS if counts[word])
-    cells = words.count_of(len({cell.id for cell in plan.cells}), "cell")
+    cells = text.count_of(len({cell.id for cell in plan.cells}), "cell")
     refused = (
-        f" {words.count_of(len(plan.refused), 'further cell')} refused before running."
+        f" {text.count_of(len(plan.refused), 'further cell')} refused before running."
         if plan.refused
         else ""
     )
     meanings = "; ".join(
         f"{word}: {meaning}" for word, meaning in limits.STATUS_WORDS if counts[word]
     )
-    size = f"{cells} × {words.count_of(len(plan.seeds), 'seed')} = {asked} runs asked for"
+    size = f"{cells} × {text.count_of(len(plan.seeds), 'seed')} = {asked} runs asked for"
     return f"{size}: {listed or 'none'}.{refused} ({meanings}.)"
 
 
@@ -346,25 +345,25 @@ def _asides(material: Material, *, drawn: Collection[str]) -> list[str]:
     virtual = 0 if "virtual" in drawn else len(material.in_virtual_time.runs)
     if virtual:
         said.append(
-            f"{words.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds "
+            f"{text.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds "
             "are not wall seconds."
         )
     if selection.elsewhere:
         machines = ", ".join(sorted({run.machine for run in selection.elsewhere}))
         said.append(
-            f"{words.count_of(len(selection.elsewhere), 'run')} of other machines ({machines}) not "
+            f"{text.count_of(len(selection.elsewhere), 'run')} of other machines ({machines}) not "
             "drawn here."
         )
     if selection.repeats:
         said.append(
-            f"{words.count_of(selection.repeats, 'run')} repeated a cell and seed; the newest ok "
+            f"{text.count_of(selection.repeats, 'run')} repeated a cell and seed; the newest ok "
             "one counts."
         )
     reasons = Counter(
         str(run.cost["wire_reason"]) for run in material.runs if run.cost.get("wire_reason")
     )
     for reason, count in sorted(reasons.items()):
-        said.append(f"No wire bytes in {words.count_of(count, 'run')}: {reason}.")
+        said.append(f"No wire bytes in {text.count_of(count, 'run')}: {reason}.")
     return said
 
 
@@ -373,4 +372,4 @@ def _footer(material: Material) -> str:
     where = (
         f"Machine {material.selection.machine or 'unknown'}, commit {', '.join(material.commits)}"
     )
-    return f"{where}, {words.count_of(len(codes), 'code id')}."
+    return f"{where}, {text.count_of(len(codes), 'code id')}."

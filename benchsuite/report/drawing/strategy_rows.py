@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from benchsuite.analysis.arrival import TUNED, arrivals
+from benchsuite.report import text
 from benchsuite.report.drawing.rows import Row
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
@@ -59,9 +60,9 @@ def factors(row: Mapping[Any, Any]) -> str:
 def stragglers(table: pd.DataFrame) -> list[str]:
     """Who is slowed, nobody first, then by factor."""
     pairs = {
-        (float(s), str(text)) for s, text in zip(table["slowdown"], table["straggler"], strict=True)
+        (float(s), str(who)) for s, who in zip(table["slowdown"], table["straggler"], strict=True)
     }
-    return [text for _, text in sorted(pairs)]
+    return [who for _, who in sorted(pairs)]
 
 
 def listed(table: pd.DataFrame, material: Material) -> list[Row]:
@@ -88,7 +89,7 @@ def said_of_arrivals(spec: FigureSpec, table: pd.DataFrame, material: Material) 
         f"{target[goal]:g}{unit} (looked at every "
         f"{target['evaluate_every']:,} samples): {seconds}; samples used by all workers; payload "
         "of all ranks. "
-        f"Mark and line: {labels.spreads(table['seconds'])}. Open mark at the right edge: k of n "
+        f"Mark and line: {text.spreads(table['seconds'])}. Open mark at the right edge: k of n "
         "runs did not arrive "
         "within the budget, and a median of which half did not is not a number."
     )
@@ -117,4 +118,4 @@ def setting(table: pd.DataFrame, material: Material) -> str:
 
 def by_straggler(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The cells of each straggler, nobody first."""
-    return [(text, table[table["straggler"] == text]) for text in stragglers(table)]
+    return [(who, table[table["straggler"] == who]) for who in stragglers(table)]

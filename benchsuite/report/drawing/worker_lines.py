@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from benchsuite.analysis.statistics import Summary
+from benchsuite.report import text
 from benchsuite.report.drawing.style import Look
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.words import labels
 
 MISSED = 1.075  # of a panel's height, above it: where a median stands that was never reached
 
@@ -144,12 +144,12 @@ def style_axes(ax: Axes, y: str, counts: Sequence[int], *, first: bool, last: bo
     elif scale == "count":
         ax.set_yscale("symlog", linthresh=1)
         ax.set_ylim(bottom=0)
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.tick(value)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(value)))
         ax.yaxis.set_minor_locator(NullLocator())
     else:
         ax.set_yscale("log")
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.tick(value)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(value)))
     ax.grid(axis="y")
     if first:
         ax.set_ylabel(QUANTITIES[y].label)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from benchsuite.analysis.convergence import band
+from benchsuite.report import text
 from benchsuite.report.drawing.canvas import Drawing, Margins, grid
 from benchsuite.report.drawing.style import SOFT, WIDE_IN, marker_face
 from benchsuite.report.kinds import Kind
@@ -89,11 +90,11 @@ def _curves(
         layout.axes[0][column].set_title(labels.workers(count), loc="left", fontweight="bold")
         if silent:
             ax = layout.axes[0][column]
-            text = "no bytes:\n" + "\n".join(silent)
+            phrase = "no bytes:\n" + "\n".join(silent)
             ax.text(
                 0.98,
                 0.98,
-                text,
+                phrase,
                 transform=ax.transAxes,
                 ha="right",
                 va="top",
@@ -216,7 +217,7 @@ def _style_y(ax: Axes, y: str, target: Mapping[str, object], *, first: bool) -> 
 def _style_x(ax: Axes, x: str, *, last: bool) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: labels.tick(value, "B" if x == "bytes" else ""))
+        FuncFormatter(lambda value, _: text.tick(value, "B" if x == "bytes" else ""))
     )
     ax.set_xlim(left=0)
     if last:

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchsuite.analysis.statistics import Summary
+from benchsuite.report import text
 from benchsuite.report.drawing.canvas import Drawing, Margins, grid
 from benchsuite.report.drawing.style import INK, PARTS, WIDE_IN
 from benchsuite.report.kinds import Kind
@@ -134,7 +135,7 @@ def _split_title(ax: Axes, name: Mapping[Hashable, Any]) -> None:
     slowed = f"{name['straggler']} slower, " if name["straggler"] else ""
     first = f"{words.short(name['series'])}, {words.workers(name['replicas'])}"
     ax.set_title(
-        f"{first}\n{slowed}{words.number(rate.center)} samples/s{mark}",
+        f"{first}\n{slowed}{text.number(rate.center)} samples/s{mark}",
         loc="left",
         linespacing=1.35,
     )

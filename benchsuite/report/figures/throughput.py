@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from benchsuite.analysis.scaling import runs_of_line
 from benchsuite.analysis.statistics import Summary
+from benchsuite.report import text
 from benchsuite.report.drawing import rows
 from benchsuite.report.drawing.canvas import Drawing, grid
 from benchsuite.report.drawing.rows import Column, Mark
@@ -42,7 +43,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     series = list(dict.fromkeys(table["series"]))
     legend = [material.looks[name] for name in series]
     layout = grid([1.9], 2, width=WIDE_IN, legend=legend)
-    for ax, column, scale, text in (
+    for ax, column, scale, phrase in (
         (layout.axes[0][0], "samples_per_s", 1.0, "samples per second, all workers together"),
         (layout.axes[0][1], "cpu_s_per_sample", 1e3, "CPU milliseconds per sample, all ranks"),
     ):
@@ -57,7 +58,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
                 material.looks[name],
                 {n: counts.index(n) + shift for n in counts},
             )
-        ax.set_title(text, loc="left")
+        ax.set_title(phrase, loc="left")
         ax.set_xticks(range(len(counts)), [str(count) for count in counts])
         ax.set_xlim(-0.5, len(counts) - 0.5)
         ax.set_ylim(bottom=0)
@@ -89,7 +90,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
             legend,
             layout.whole,
             layout.columns,
-            alt="draw and CPU time per sample against the number of workers",
+            alt="throughput and CPU time per sample against the number of workers",
         )
     ]
 
@@ -139,7 +140,7 @@ def _points(
 def _rates(spec: FigureSpec, table: pd.DataFrame, material: Material) -> Drawing:
     """Throughput and CPU time per sample of one number of workers; `table`: `scaling.scaling`."""
     slowed = sorted(dict.fromkeys(map(str, table["straggler"])))
-    looks = levels([labels.slowed(text) for text in slowed])
+    looks = levels([labels.slowed(phrase) for phrase in slowed])
     columns = []
     for title, column, scale, axis, claims in (
         ("throughput", "samples_per_s", 1.0, "samples per second, all workers", True),
@@ -166,7 +167,7 @@ def _rates(spec: FigureSpec, table: pd.DataFrame, material: Material) -> Drawing
         "Left: total samples over total wall time after warm-up. Right: CPU time of all ranks, "
         "servers included, per "
         "sample. Mark and line: "
-        f"{labels.spreads(mark.summary for each in columns for mark in each.marks.values())}. "
+        f"{text.spreads(mark.summary for each in columns for mark in each.marks.values())}. "
         f"{said_of_colours(slowed)}{hollow}"
         f"{labels.workers(int(table['replicas'].iloc[0]))}. "
         f"{material.provenance(list(table['cell_id']))}"

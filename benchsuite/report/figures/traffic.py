@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from benchsuite.analysis.statistics import Summary
+from benchsuite.report import text
 from benchsuite.report.drawing.canvas import Drawing, Margins, grid
 from benchsuite.report.drawing.style import INK, SOFT, WIDE_IN
 from benchsuite.report.kinds import Kind
@@ -63,7 +64,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         ax.margins(x=0.12)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: words.si(value).replace("0 B", "0"))
+            FuncFormatter(lambda value, _: text.si(value).replace("0 B", "0"))
         )
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
@@ -124,13 +125,13 @@ def _bytes_row(ax: Axes, place: float, row: Mapping[Hashable, Any], color: str) 
         ax.vlines(predicted.center, place - 0.44, place + 0.06, color=INK, linewidth=1.3)
     end = max((s.high for s in (payload, wire) if s.n), default=0.0)
     if payload.n and payload.center == 0:
-        text = "0"
+        phrase = "0"
     elif ratio.n:
-        text = f"× {ratio.center:.3g}"
+        phrase = f"× {ratio.center:.3g}"
     else:
-        text = "wire not counted"
+        phrase = "wire not counted"
     ax.annotate(
-        text,
+        phrase,
         (end, place),
         xytext=(3, 0),
         textcoords="offset points",

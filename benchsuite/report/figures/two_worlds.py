@@ -5,6 +5,7 @@ The two panels have two axes and two kinds of seconds, which are not compared.
 
 from __future__ import annotations
 
+from benchsuite.report import text
 from benchsuite.report.drawing.canvas import Drawing, grid
 from benchsuite.report.drawing.style import WIDE_IN
 from benchsuite.report.drawing.worker_lines import (
@@ -17,7 +18,6 @@ from benchsuite.report.drawing.worker_lines import (
 from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.words import labels
 
 KIND = Kind(
     title="What this machine could measure, and what the virtual clock says",
@@ -60,7 +60,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     caption = (
         "Left: total samples over total wall time, where workers and servers have a core each"
         + (
-            f" ({labels.count_of(left_out, 'cell')} with more ranks than cores left out)"
+            f" ({text.count_of(left_out, 'cell')} with more ranks than cores left out)"
             if left_out
             else ""
         )

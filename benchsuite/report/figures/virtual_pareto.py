@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchsuite.analysis.arrival import centers, front
 from benchsuite.analysis.statistics import Summary
+from benchsuite.report import text
 from benchsuite.report.drawing.canvas import Drawing, Margins, grid
 from benchsuite.report.drawing.strategy_rows import by_straggler, setting, worlds
 from benchsuite.report.drawing.style import INK, SOFT, WIDE_IN, Look, families
@@ -107,7 +108,7 @@ def _silent(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> st
     for slowed, part in parts:
         for row in part.to_dict("records"):
             if row["bytes"].center == 0:
-                time = f"{labels.slowed(slowed)} {labels.quantity(row['seconds'])}"
+                time = f"{labels.slowed(slowed)} {text.quantity(row['seconds'])}"
                 said.setdefault(name(str(row["series"])), []).append(time)
     return "".join(
         f"Nor is {who}: it sends nothing, its workers share one host's memory (virtual seconds: "
@@ -122,7 +123,7 @@ def _meaning(drawn: pd.DataFrame) -> str:
         "target. Numbered: the "
         "front, whom no other strategy beats on both; above and right of the line is what it beats "
         "(pale). Mark and "
-        f"bars: {labels.spreads(drawn['seconds'])}."
+        f"bars: {text.spreads(drawn['seconds'])}."
     )
 
 
@@ -132,7 +133,7 @@ def missed(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> str
     said = []
     for slowed, part in parts:
         late = [
-            f"{name(str(row['series']))} {labels.quantity(row['seconds'])}"
+            f"{name(str(row['series']))} {text.quantity(row['seconds'])}"
             for row in part.to_dict("records")
             if math.isinf(row["seconds"].center)
         ]
@@ -251,7 +252,7 @@ def _share(axes: Sequence[Axes]) -> None:
             scale.set_minor_locator(NullLocator())
             unit = ("", "B")[axis]
             scale.set_major_formatter(
-                FuncFormatter(lambda value, _, unit=unit: labels.tick(value, unit))
+                FuncFormatter(lambda value, _, unit=unit: text.tick(value, unit))
             )
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from benchsuite.analysis.scaling import per_cell
 from benchsuite.analysis.statistics import Summary, summarize
+from benchsuite.report import text
 from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.printed import Column, Table, Value
@@ -201,7 +202,7 @@ def tabulate(spec: FigureSpec, material: Material) -> Table:
             + slowed
             + (f" ({name['by_size']})" if name["by_size"] else "")
         )
-        row += [Value(label), *(Value(name[key] or labels.EMPTY) for key in worlds)]
+        row += [Value(label), *(Value(name[key] or text.EMPTY) for key in worlds)]
         row += [Value(str(name["replicas"]), sort=float(name["replicas"]))] if sizes else []
         row.append(_count(name["cell_id"], material))
         for column in columns:
@@ -265,7 +266,7 @@ def _caption(
     )
     facts = " ".join(f"{each[:1].upper()}{each[1:]}." for each in (*same, stated))
     return (
-        f"{labels.spreads(shown).capitalize()}. {facts} A miss is infinite and stays in the "
+        f"{text.spreads(shown).capitalize()}. {facts} A miss is infinite and stays in the "
         "median: "
         "> budget (k of n) means that k of n runs did not arrive. Bold: best for that number of "
         "workers, and what its "
@@ -317,19 +318,19 @@ def _group(name: Mapping[Any, Any]) -> tuple[Any, ...]:
 def _value(column: Column, summary: Summary, n: int, *, bold: bool) -> Value:
     """One field; a value that fewer than the row's n runs have says how many."""
     if summary.n == 0:
-        return Value(labels.EMPTY, sort=math.inf)
+        return Value(text.EMPTY, sort=math.inf)
     factor, prefix = (
-        labels.prefix(summary.center) if column.si and math.isfinite(summary.center) else (1.0, "")
+        text.prefix(summary.center) if column.si and math.isfinite(summary.center) else (1.0, "")
     )
-    text, spread = labels.parts(summary, scale=column.scale / factor)
+    phrase, spread = text.parts(summary, scale=column.scale / factor)
     if column.si and math.isfinite(summary.center):
-        text = f"{text} {prefix}B"
+        phrase = f"{phrase} {prefix}B"
     if math.isinf(summary.center):
-        text, _, spread = text.partition(" (")
+        phrase, _, spread = phrase.partition(" (")
         spread = f"({spread}"
     elif summary.n < n:
         spread = f"{spread}, n = {summary.n}".removeprefix(", ")
-    return Value(text, spread, summary.center, bold)
+    return Value(phrase, spread, summary.center, bold)
 
 
 def _best(column: Column, records: list[tuple[Any, dict[str, Any]]]) -> set[str]:
