@@ -27,7 +27,8 @@ from benchsuite.plan.cell import AXES, Budget, Cell, resolve
 from benchsuite.results import code_id
 from benchsuite.results.code_id import ROOTS, Tree
 from benchsuite.results.store import Store
-from benchsuite.run.runner import Setting, run_cells
+from benchsuite.running.runner import run_cells
+from benchsuite.running.setting import Setting
 from tests import import_recorder
 
 ROOT = Path(__file__).parent.parent
@@ -268,9 +269,11 @@ def test_what_an_import_of_the_file_does_not_execute_does_not_count(
 
 def test_names_that_a_package_finds_when_asked_count_for_who_asks(tmp_path: Path) -> None:
     door = set(Tree().reach(users(tmp_path, "from benchsuite import load_results")))
-    assert "benchsuite.run.api" in door and not {name for name in door if "__getattr__" in name}
-    assert "benchsuite.run.api" in Tree().reach(users(tmp_path, "import benchsuite"))
-    assert "benchsuite.run.api" not in Tree().reach(users(tmp_path, "from benchsuite import plan"))
+    assert "benchsuite.running.api" in door and not {name for name in door if "__getattr__" in name}
+    assert "benchsuite.running.api" in Tree().reach(users(tmp_path, "import benchsuite"))
+    assert "benchsuite.running.api" not in Tree().reach(
+        users(tmp_path, "from benchsuite import plan")
+    )
 
 
 def test_relative_imports_are_followed() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from benchsuite.analysis.regression import Comparison, compare, table
+from benchsuite.analysis.regression import Comparison, compare
 from benchsuite.plan import plan
 from benchsuite.plan.cell import Cell
+from benchsuite.report.comparison import table
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store
 from benchsuite.running import api

@@ -24,8 +24,8 @@ from benchsuite.measure.beat import Phase, Pulse
 from benchsuite.parallel.data import DataPart
 from benchsuite.plan import cell as cells
 from benchsuite.plan.cell import Cell, resolve
+from benchsuite.report.text import binary, si
 from benchsuite.results.record import Status
-from benchsuite.running.forecast import binary
 from benchsuite.topology.native import Topology as Native
 from benchsuite.topology.ring import Topology as Ring
 from benchsuite.worker import setup
@@ -93,8 +93,6 @@ def test_counters_are_read_between_two_barriers(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_kib_is_1024_and_kb_is_1000() -> None:
-    from benchsuite.report.words.labels import si
-
     assert (binary(1023), binary(4096), binary(3 * 2**19), binary(2**31)) == (
         "1023 B",
         "4.0 KiB",

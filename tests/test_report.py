@@ -18,10 +18,10 @@ from benchsuite.analysis.select import select
 from benchsuite.errors import UsageError
 from benchsuite.plan.plan import Plan, Refused
 from benchsuite.report import page, spec
-from benchsuite.report.figures.style import looks
+from benchsuite.report.drawing.style import looks
 from benchsuite.report.material import Material
-from benchsuite.report.tables import tables
-from benchsuite.report.words import labels
+from benchsuite.report.tables import table as all_numbers
+from benchsuite.report.text import quantity, si
 from benchsuite.report.words.answer import answer
 from benchsuite.report.words.limits import HEADINGS, limits
 from benchsuite.results.record import Run
@@ -249,12 +249,12 @@ def test_oversubscribed_points_are_hollow_and_joined_to_nothing(built: Path) -> 
     # 5 strategies, lines only where both ends are clean: ring and ddp from 1 to 2, in two panels
     from matplotlib import rc_context
 
-    from benchsuite.report.figures import drawing as figures
-    from benchsuite.report.figures import style
+    from benchsuite.report import kinds
+    from benchsuite.report.drawing import style
 
     entry = next(each for each in spec.parse(_plan().figures) if each.kind == "throughput")
     with rc_context(style.theme()):
-        drawing = figures.draw(entry, _material())[0]
+        drawing = kinds.load("throughput")(entry, _material())[0]
     joined = [
         line for ax in drawing.figure.axes for line in ax.lines if len(set(line.get_xdata())) > 1
     ]
@@ -441,14 +441,14 @@ def test_a_strategy_looks_the_same_in_every_plan_and_new_ones_get_their_own_colo
 
 
 def test_numbers_carry_as_many_digits_as_their_interval_bears() -> None:
-    summary = tables.summarize
-    assert labels.quantity(summary([5123.4, 4900.0, 5300.0])) == "5,120 [4,900–5,300]"
-    assert labels.quantity(summary([0.41237, 0.41241, 0.4125])) == "0.41241 [0.41237–0.41250]"
-    assert labels.quantity(summary([7.0, 7.0, 7.0])) == "7"
-    assert labels.quantity(summary([3.0, float("inf"), 4.0])) == "4.0 [3.0–> budget (1 of 3)]"
-    assert labels.quantity(summary([float("inf")] * 2 + [4.0])) == "> budget (2 of 3)"
-    assert labels.quantity(summary([])) == "–"
-    assert labels.si(101_480) == "101 kB" and labels.si(999_999) == "1 MB" and labels.si(0) == "0 B"
+    summary = all_numbers.summarize
+    assert quantity(summary([5123.4, 4900.0, 5300.0])) == "5,120 [4,900–5,300]"
+    assert quantity(summary([0.41237, 0.41241, 0.4125])) == "0.41241 [0.41237–0.41250]"
+    assert quantity(summary([7.0, 7.0, 7.0])) == "7"
+    assert quantity(summary([3.0, float("inf"), 4.0])) == "4.0 [3.0–> budget (1 of 3)]"
+    assert quantity(summary([float("inf")] * 2 + [4.0])) == "> budget (2 of 3)"
+    assert quantity(summary([])) == "–"
+    assert si(101_480) == "101 kB" and si(999_999) == "1 MB" and si(0) == "0 B"
 
 
 def test_letters_of_a_narrow_drawing_are_as_large_as_of_a_wide_one(html: str) -> None:

@@ -20,13 +20,12 @@ from benchsuite.analysis.statistics import summarize
 from benchsuite.plan import plan as plans
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.plan.plan import Plan, Refused
-from benchsuite.report import page, spec
-from benchsuite.report.figures import drawing as figures
-from benchsuite.report.figures import parallel as parallel_figure
-from benchsuite.report.figures import style
-from benchsuite.report.figures.canvas import Drawing
+from benchsuite.report import kinds, page, spec
+from benchsuite.report.drawing import style
+from benchsuite.report.drawing.canvas import Drawing
+from benchsuite.report.figures import parallel_costs
 from benchsuite.report.material import Material
-from benchsuite.report.tables.parallel import compared, label, tied
+from benchsuite.report.tables.parallel_table import compared, label, tied
 from benchsuite.report.words.answer import answer
 from benchsuite.results import columns
 from benchsuite.results.record import Run, Status
@@ -180,7 +179,7 @@ def plan(runs: Sequence[Run], *entries: dict[str, Any]) -> Plan:
 def drawn(runs: Sequence[Run]) -> Drawing:
     (parsed,) = spec.parse([{"kind": "parallel_costs"}])
     with rc_context(style.theme()):
-        (drawing,) = figures.draw(parsed, material(runs))
+        (drawing,) = kinds.load(parsed.kind)(parsed, material(runs))
     return drawing
 
 
@@ -333,10 +332,10 @@ def test_bold_is_only_what_does_as_one_process_would(tmp_path: Path) -> None:
 def test_the_front_has_who_keeps_clearly_less_than_all_that_send_less() -> None:
     table = compared(material(the_runs()))
     two, four = (table[(table["ranks"] == ranks) & (table["n"] > 0)] for ranks in (2, 4))
-    assert parallel_figure.front(two) == [[ONE_F.id, GPIPE.id], [TENSOR.id]], (
+    assert parallel_costs.front(two) == [[ONE_F.id, GPIPE.id], [TENSOR.id]], (
         "gpipe is 3 MiB above 1f1b: may be code"
     )
-    assert parallel_figure.front(four) == [[RING_4.id]], (
+    assert parallel_costs.front(four) == [[RING_4.id]], (
         "3 MiB less may be code, and DiLoCo trains another way"
     )
 
@@ -420,8 +419,8 @@ def test_names_say_replicas_form_options_sync_and_topology() -> None:
 
 
 def test_kinds_of_divided_replicas_are_left_out_where_a_plan_has_none() -> None:
-    kinds = {entry.kind for entry in spec.parse([], [RING])}
-    assert not kinds & {"parallel_costs", "parallel_table"}
+    listed = {entry.kind for entry in spec.parse([], [RING])}
+    assert not listed & {"parallel_costs", "parallel_table"}
     assert {"parallel_costs", "parallel_table"} <= {
         entry.kind for entry in spec.parse([], [RING, FSDP])
     }

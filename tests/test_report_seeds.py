@@ -53,7 +53,7 @@ def entry() -> spec.FigureSpec:
 
 
 def test_the_table_says_how_many_arrived_and_what_that_bounds(of_60: Material) -> None:
-    table = seeds.build(entry(), of_60)
+    table = seeds.tabulate(entry(), of_60)
     row = dict(zip((heading for heading, _ in table.headings), table.rows[0], strict=True))
     assert row["n"].text == "60"
     assert row["reached easy"].plain == "60 of 60 [≥ 95.1 %]"

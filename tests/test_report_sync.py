@@ -18,10 +18,9 @@ from benchsuite.analysis.select import select
 from benchsuite.plan import plan as plans
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.plan.plan import Plan
-from benchsuite.report import page, spec
-from benchsuite.report.figures import drawing as figures
-from benchsuite.report.figures import style
-from benchsuite.report.figures.canvas import Drawing
+from benchsuite.report import kinds, page, spec
+from benchsuite.report.drawing import style
+from benchsuite.report.drawing.canvas import Drawing
 from benchsuite.report.material import Material
 from benchsuite.report.words.answer import answer
 from benchsuite.results.record import Run
@@ -143,7 +142,7 @@ def material(runs: Sequence[Run]) -> Material:
 def drawn(entry: dict[str, Any], runs: Sequence[Run]) -> Drawing:
     (parsed,) = spec.parse([entry])
     with rc_context(style.theme()):
-        (drawing,) = figures.draw(parsed, material(runs))
+        (drawing,) = kinds.load(parsed.kind)(parsed, material(runs).seen_by(parsed))
     return drawing
 
 
@@ -283,7 +282,8 @@ def test_both_tunings_stand_in_one_row_with_the_factor_that_was_chosen() -> None
     assert "×0.25" in texts and "×1" in texts, texts
     assert len(marks(drawing, 0, "joined")) == 2
     with rc_context(style.theme()):
-        none = figures.draw(spec.parse([{"kind": "virtual_tuning"}])[0], material(measured()))
+        (entry,) = spec.parse([{"kind": "virtual_tuning"}])
+        none = kinds.load(entry.kind)(entry, material(measured()).seen_by(entry))
     assert none == []
 
 

@@ -16,10 +16,9 @@ from benchsuite.analysis.select import select
 from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.plan import Plan
-from benchsuite.report import page, spec
-from benchsuite.report.figures import virtual
+from benchsuite.report import kinds, page, spec
 from benchsuite.report.material import Material
-from benchsuite.report.tables import tables
+from benchsuite.report.tables import virtual_table
 from benchsuite.report.words.answer import answer
 from benchsuite.results.record import Run
 from tests import synthetic_runs as made
@@ -78,9 +77,8 @@ def plan(cells: list[Cell], *figures: dict[str, Any]) -> Plan:
 
 def drawn(entry: dict[str, Any], of: Material) -> list[Any]:
     (parsed,) = spec.parse([entry])
-    return {"two_worlds": virtual.two_worlds, "virtual_scaling": virtual.scaling}[parsed.kind](
-        parsed, of
-    )
+    drawings: list[Any] = kinds.load(parsed.kind)(parsed, of.seen_by(parsed))
+    return drawings
 
 
 def test_a_panel_per_world_and_a_line_per_strategy(runs: list[Run]) -> None:
@@ -151,7 +149,7 @@ def test_theory_is_dotted_where_it_is_known(runs: list[Run]) -> None:
 
 def test_the_table_groups_rows_by_world_and_counts_who_arrived(runs: list[Run]) -> None:
     (entry,) = spec.parse([{"kind": "virtual_table"}])
-    table = tables.build(entry, material(runs))
+    table = virtual_table.tabulate(entry, material(runs).in_virtual_time)
     assert [heading for heading, _ in table.headings][:5] == [
         "strategy",
         "compute times",
@@ -176,7 +174,7 @@ def test_the_table_groups_rows_by_world_and_counts_who_arrived(runs: list[Run]) 
 
 def test_what_is_equal_in_all_rows_is_said_once(runs: list[Run]) -> None:
     (entry,) = spec.parse([{"kind": "virtual_table", "where": {"link_mbit": "none"}}])
-    table = tables.build(entry, material(runs))
+    table = virtual_table.tabulate(entry, material(runs).in_virtual_time)
     assert [heading for heading, _ in table.headings][:4] == [
         "strategy",
         "compute times",
@@ -246,16 +244,17 @@ def test_a_plan_without_entries_gets_those_of_its_clocks() -> None:
         "parallel_costs",
         "parallel_table",
     }  # by name, or where a plan has divided replicas
-    kinds = [
+    drawn = [
         {entry.kind for entry in spec.parse([], cells)}
         for cells in (wall, simulated, [*wall, *simulated])
     ]
     assert (
-        kinds[0] == {kind for kind in spec.KINDS if spec.CLOCKS[kind] == {"wall"}} - asked
-        and "table" in kinds[0]
+        drawn[0]
+        == {each for each in kinds.names() if kinds.find(each).kind.clock == "wall"} - asked
+        and "table" in drawn[0]
     )
-    assert kinds[1] == {"virtual_scaling", "virtual_table", "virtual_to_target", "virtual_pareto"}
-    assert kinds[2] == set(spec.KINDS) - {"virtual_tuning"} - asked, "no cell of these is tuned"
+    assert drawn[1] == {"virtual_scaling", "virtual_table", "virtual_to_target", "virtual_pareto"}
+    assert drawn[2] == set(kinds.names()) - {"virtual_tuning"} - asked, "no cell of these is tuned"
 
 
 def test_an_entry_without_cells_says_so(runs: list[Run], tmp_path: Path) -> None:

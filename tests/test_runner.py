@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchsuite.plan.cell import Cell
+from benchsuite.report.text import duration
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store, StoreError
-from benchsuite.running.progress import Lines, duration
+from benchsuite.running.progress import Lines
 from benchsuite.running.runner import Tally, interleaved, run_cells
 from benchsuite.running.setting import Setting
 

@@ -26,7 +26,7 @@ from benchsuite.plan import cell, fields, members, plan
 from benchsuite.plan.cell import AXES, Budget, Cell, resolve
 from benchsuite.report import spec
 from benchsuite.report.material import Material
-from benchsuite.report.tables import tables
+from benchsuite.report.tables import table as all_numbers
 from benchsuite.results import code_id
 from benchsuite.results import tuned as tuned_cells
 from benchsuite.results.columns import row
@@ -419,7 +419,7 @@ def test_the_table_says_which_rate_was_chosen_and_where_the_grid_ended(
     )
     of = Material(given, (0, 1), select(given, (0, 1), store.runs()), [made.ENVIRONMENT])
     (figure,) = spec.parse([{"kind": "table", "where": {"tuning": "per_strategy"}}])
-    (tuned,) = tables.build(figure, of).rows
+    (tuned,) = all_numbers.tabulate(figure, of).rows
     assert tuned[-1].plain == said
 
 

@@ -123,33 +123,6 @@ def compare(
     return Comparison(findings)
 
 
-def table(comparison: Comparison) -> str:
-    """Plain text, one line per metric, and a closing line with the verdict."""
-    header = ("cell", "seed", "metric", "base", "head", "verdict")
-    rows = [
-        (
-            f"{f.cell_id} {f.label}",
-            str(f.seed),
-            f.metric,
-            _text(f.base),
-            _text(f.head),
-            f.verdict + f" ({f.note})" * bool(f.note),
-        )
-        for f in comparison.findings
-    ]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in [header, *rows]
-    ]
-    document = comparison.to_json()
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in document["counts"].items())
-    return "\n".join(
-        line.rstrip()
-        for line in [*lines, "", f"{document['verdict']}: {counts or 'nothing to compare'}"]
-    )
-
-
 def _newest(runs: Iterable[Run]) -> dict[tuple[str, int], Run]:
     """The newest ok run of each (cell id, seed); where there is none, the newest run."""
     newest: dict[tuple[str, int], Run] = {}
@@ -280,9 +253,3 @@ def _finding(run: Run, metric: str, base: Any, head: Any, verdict: str, note: st
     return Finding(
         run.cell_id or run.cell.id, run.cell.label, run.cell.seed, metric, base, head, verdict, note
     )
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    return repr(value) if isinstance(value, float) else str(value)

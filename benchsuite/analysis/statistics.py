@@ -11,6 +11,7 @@ is printed `> budget (k of n)`, k misses among n runs.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -49,11 +50,6 @@ class Summary:
             self.n, self.center * factor, self.low * factor, self.high * factor, self.kind, points
         )
 
-    @property
-    def is_preview(self) -> bool:
-        """Fewer than 5 launches: a published convergence figure has at least 5."""
-        return 0 < self.n < FEW
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -78,7 +74,7 @@ def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
     n = len(points)
     if n == 0:
         return Summary(0, math.nan, math.nan, math.nan, "none")
-    center = median(points)
+    center = statistics.median(points)  # infinite as soon as half of the launches missed
     low = min(points)
     high = max(points)
     if n >= 2 and low == high:
@@ -93,21 +89,6 @@ def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
         low, high = bootstrap_median(points, seed=seed)
         return Summary(n, center, low, high, "bootstrap", points)
     return Summary(n, center, low, high, "range", points)
-
-
-def median(values: Sequence[float]) -> float:
-    """Median in which infinite values stay: infinite as soon as half of the values or more are.
-
-    For even n the two middle values are averaged, so one infinite middle value makes it infinite: a
-    median that half of the runs never reached is not a number.
-    """
-    ordered = sorted(values)
-    n = len(ordered)
-    if n == 0:
-        return math.nan
-    if n % 2:
-        return ordered[n // 2]
-    return (ordered[n // 2 - 1] + ordered[n // 2]) / 2
 
 
 def bootstrap_median(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
@@ -146,7 +127,7 @@ def ratio(
     n = min(len(top), len(bottom))
     if n == 0:
         return Summary(0, math.nan, math.nan, math.nan, "none")
-    center = median(top.tolist()) / median(bottom.tolist())
+    center = float(np.median(top) / np.median(bottom))
     if n < FEW:
         ratios = (top / bottom) if paired else np.divide.outer(top, bottom).ravel()
         points = tuple(ratios.tolist()) if paired else ()
@@ -175,11 +156,6 @@ def compare(first: Sequence[float], second: Sequence[float], *, alpha: float = 0
         return Comparison(None, smallest, "too few")
     p = float(stats.mannwhitneyu(first, second, alternative="two-sided").pvalue)
     return Comparison(p, smallest, "different" if p <= alpha else "not told apart")
-
-
-def zero_failures_bound(trials: int) -> float:
-    """Upper 95 % bound on the failure rate after no failure in `trials`: 0 of 1,000 -> 0.003."""
-    return 1 - (1 - CONFIDENCE) ** (1 / trials) if trials else 1.0
 
 
 def lower_share(successes: int, trials: int) -> float:

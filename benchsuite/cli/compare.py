@@ -28,12 +28,12 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 
 def run(args: Namespace) -> int:
     """Exit code 0 = the same, 1 = something differs; 2 = there is nothing to compare."""
-    from benchsuite.analysis import regression
+    from benchsuite.report import comparison as comparisons
     from benchsuite.running import api
 
     comparison = api.compare(args.base, args.head, loss_tolerance=args.loss_tolerance)
     if args.json:
         print_json(comparison.to_json())
     else:
-        print(regression.table(comparison))
+        print(comparisons.table(comparison))
     return comparison.exit_code

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchsuite.cli.flags import Parents, Verbs
 from benchsuite.cli.printing import print_json
+from benchsuite.report import text
 
 # Every kind of plug-in, and the plans.
 KINDS = ("workload", "parallel", "sync", "topology", "compression", "cluster", "report")
@@ -29,12 +30,14 @@ def run(args: Namespace) -> int:
         return 0
     for kind, members in listing.items():
         print(f"{kind}:" if args.kind is None else kind)
-        width = max((len(member["name"]) for member in members), default=0)
+        rows = []
         for member in members:
-            print(f"  {member['name']:<{width}}  {member['summary']}  [{member['path']}]")
+            rows.append((member["name"], f"{member['summary']}  [{member['path']}]"))
             for option in member.get("options", ()):
-                default = f"{option['name']} = {option['default']!r}"
-                print(f"  {'':<{width}}    {default}  {option['help']}")
+                said = f"  {option['name']} = {option['default']!r}  {option['help']}"
+                rows.append(("", said))
+        for line in text.aligned(rows, indent=2):
+            print(line)
     return 0
 
 

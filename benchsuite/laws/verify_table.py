@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchsuite.report import text
+
 
 def table(document: Mapping[str, Any]) -> str:
     """One line per law and strategy, then per law its twins, what is unsupported, what fails, the
     sum."""
-    lines = _aligned(
+    lines = text.aligned(
         [
             ("law", "strategy", "worst", "bound", "cells", ""),
             *(
@@ -26,10 +28,12 @@ def table(document: Mapping[str, Any]) -> str:
         ]
     )
     lines += ["", "broken twins"]
-    lines += _aligned([(twins["law"], _caught(twins)) for twins in document["twins"]])
+    lines += text.aligned([(twins["law"], _caught(twins)) for twins in document["twins"]])
     if document["unsupported"]:
         lines += ["", "unsupported"]
-        lines += _aligned([(told["strategy"], told["reason"]) for told in document["unsupported"]])
+        lines += text.aligned(
+            [(told["strategy"], told["reason"]) for told in document["unsupported"]]
+        )
     return "\n".join([*lines, "", *_failures(document), _sum(document)])
 
 
@@ -70,11 +74,3 @@ def _number(value: float | None, line: Mapping[str, Any]) -> str:
     if line["error"] and not line["cells"]:
         return "-"
     return "nan" if value is None else f"{value:.3g}"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns of one width each; the last may be as long as it is."""
-    widths = (
-        [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    )
-    return ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows]

@@ -8,11 +8,12 @@ is a pass, all else is `too noisy`.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchsuite.analysis import statistics
+from benchsuite.analysis.statistics import summarize
 from benchsuite.measure.load import CONTENDED_ABOVE
 
 Verdict = Literal["pass", "miss", "too noisy", "not run", "-"]
@@ -66,7 +67,7 @@ class Figure:
 
 def interval(points: Sequence[float]) -> tuple[float, float, str]:
     """(low, high, what it is): a 95 % interval from 5 launches on, else the range."""
-    summary = statistics.summarize(points)
+    summary = summarize(points)
     return summary.low, summary.high, summary.kind
 
 

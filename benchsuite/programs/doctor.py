@@ -15,6 +15,7 @@ from typing import Any
 from benchsuite.measure import environment, load, memory
 from benchsuite.measure.torch_build import examine_torch
 from benchsuite.measure.version import VERSION
+from benchsuite.report import text
 from benchsuite.rules import Machine
 
 # Ends with 0 where a process may have a network of its own; the same way in as the cell host's.
@@ -64,12 +65,8 @@ def table(findings: Mapping[str, Any]) -> str:
     """The findings as plain text: what, found, needed for; below it what is missing."""
     rows = [(row["what"], row["found"], row["needed_for"]) for row in findings["rows"]]
     head = ("what", "found", "needed for")
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(2)]
     lines = [f"benchsuite {findings['benchsuite']} on {findings['machine']}", ""]
-    lines += [
-        f"{what:<{widths[0]}}  {found:<{widths[1]}}  {needed}".rstrip()
-        for what, found, needed in [head, *rows]
-    ]
+    lines += text.aligned([head, *rows])
     missing = [row for row in findings["rows"] if not row["ok"]]
     lines += ["", "missing:" if missing else "nothing is missing"]
     lines += [f"  {row['what']}, for {row['needed_for']}: {row['remedy']}" for row in missing]

@@ -16,8 +16,9 @@ from benchsuite.analysis import convergence, ranks, scaling, traffic, virtual
 from benchsuite.analysis.select import Selection
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.plan import Refused
-from benchsuite.report.figures.style import Look, looks
-from benchsuite.report.spec import CLOCKS, FigureSpec
+from benchsuite.report import kinds
+from benchsuite.report.drawing.style import Look, looks
+from benchsuite.report.spec import FigureSpec
 from benchsuite.results.columns import COLUMNS, row
 from benchsuite.results.record import Run
 
@@ -38,6 +39,8 @@ class Material:
     @cached_property
     def in_virtual_time(self) -> Material:
         """The same plan's runs of the virtual clock."""
+        if self.clock == "virtual":
+            return self
         return dataclasses.replace(self, clock="virtual")
 
     @cached_property
@@ -113,7 +116,12 @@ class Material:
 
     def has_cells(self, spec: FigureSpec) -> bool:
         """Whether the plan has cells, run or not, that the figure may draw."""
-        return any(cell.clock in CLOCKS[spec.kind] and spec.wants(cell) for cell in self.cells)
+        clocks = kinds.find(spec.kind).kind.clocks
+        return any(cell.clock in clocks and spec.wants(cell) for cell in self.cells)
+
+    def seen_by(self, spec: FigureSpec) -> Material:
+        """The material that the entry's kind is handed: of its clock, or of the wall clock."""
+        return self.in_virtual_time if kinds.find(spec.kind).kind.clock == "virtual" else self
 
     def of(self, table: pd.DataFrame, spec: FigureSpec) -> pd.DataFrame:
         """Rows of `table` (with a cell_id) that the figure may draw."""

@@ -26,14 +26,12 @@ from benchsuite.analysis.parallel import is_divided
 from benchsuite.analysis.select import Selection, select
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.plan import Plan
-from benchsuite.report import manifest, spec
-from benchsuite.report.figures import canvas, legend, style
-from benchsuite.report.figures import drawing as figures
-from benchsuite.report.figures.canvas import Drawing
-from benchsuite.report.figures.style import WIDE_IN
+from benchsuite.report import kinds, manifest, printed, spec, text
+from benchsuite.report.drawing import canvas, legend, style
+from benchsuite.report.drawing.canvas import Drawing
+from benchsuite.report.drawing.style import WIDE_IN
 from benchsuite.report.material import Material
-from benchsuite.report.tables import parallel, printed, seeds, tables
-from benchsuite.report.words import labels as words
+from benchsuite.report.tables import parallel_table
 from benchsuite.report.words import limits
 from benchsuite.report.words.answer import answer
 from benchsuite.report.words.sentences import listed
@@ -51,7 +49,7 @@ class Section:
     id: str
     title: str
     drawings: list[dict[str, Any]] = field(default_factory=list)
-    table: tables.Table | None = None
+    table: printed.Table | None = None
     nothing: str = "No ok run to draw."
 
 
@@ -110,7 +108,7 @@ def render(
         plan,
         material,
         sections,
-        drawn={clock for entry in specs for clock in spec.CLOCKS[entry.kind]},
+        drawn={clock for entry in specs for clock in kinds.find(entry.kind).kind.clocks},
     )
     path = out_dir / "index.html"
     path.write_text(page, encoding="utf-8")
@@ -138,17 +136,11 @@ def _sections(
             section = Section(entry.name, entry.title)
             if not material.has_cells(entry):
                 section.nothing = "No cell of this plan belongs here."
-            elif entry.kind in ("table", "virtual_table"):
-                section.table = tables.build(entry, material)
-                printed.save(section.table, out_dir / "tables")
-            elif entry.kind == "parallel_table":
-                section.table = parallel.build(entry, material)
-                printed.save(section.table, out_dir / "tables")
-            elif entry.kind == "seeds":
-                section.table = seeds.build(entry, material)
+            elif kinds.find(entry.kind).is_table:
+                section.table = kinds.load(entry.kind)(entry, material.seen_by(entry))
                 printed.save(section.table, out_dir / "tables")
             elif material.selection.runs:
-                for drawing in figures.draw(entry, material):
+                for drawing in kinds.load(entry.kind)(entry, material.seen_by(entry)):
                     number += 1
                     section.drawings.append(_placed(drawing, out_dir, number=number, epoch=epoch))
             sections.append(section)
@@ -255,7 +247,8 @@ def _named(cell: Cell) -> str:
     """A divided replica is called with its schedule, as in tables."""
     if not is_divided(cell):
         return cell.label
-    return f"{cell.label.partition(' ')[0]} on {cell.num_workers} ranks: {parallel.label(cell)}"
+    workload = cell.label.partition(" ")[0]
+    return f"{workload} on {cell.num_workers} ranks: {parallel_table.label(cell)}"
 
 
 def _lede(plan: Plan, material: Material) -> str:
@@ -263,7 +256,7 @@ def _lede(plan: Plan, material: Material) -> str:
     virtual = material.in_virtual_time.names
     if names.empty and virtual.empty:
         return "This plan has no cell that can run."
-    seeds = words.count_of(len(plan.seeds), "seed")
+    seeds = text.count_of(len(plan.seeds), "seed")
     said = [f"{_trained(names)}, {seeds}." if len(names) else ""]
     if len(virtual):
         said.append(
@@ -286,7 +279,7 @@ def _trained(names: pd.DataFrame) -> str:
         for one, tuning in zip(names["series"], names["tuning"], strict=True)
     }
     who = (who.removesuffix("s") if counts == ["1"] else who).format(shown)
-    strategies = words.count_of(len(series), "strategy").replace("strategys", "strategies")
+    strategies = text.count_of(len(series), "strategy").replace("strategys", "strategies")
     return f"{listed(list(dict.fromkeys(names['workload'])))} under {strategies} {who}{budget}"
 
 
@@ -323,16 +316,16 @@ def _tally(plan: Plan, selection: Selection) -> str:
     counts.update(absence.status for absence in selection.absent)
     asked = sum(counts.values())
     listed = ", ".join(f"{counts[word]} {word}" for word, _ in limits.STATUS_WORDS if counts[word])
-    cells = words.count_of(len({cell.id for cell in plan.cells}), "cell")
+    cells = text.count_of(len({cell.id for cell in plan.cells}), "cell")
     refused = (
-        f" {words.count_of(len(plan.refused), 'further cell')} refused before running."
+        f" {text.count_of(len(plan.refused), 'further cell')} refused before running."
         if plan.refused
         else ""
     )
     meanings = "; ".join(
         f"{word}: {meaning}" for word, meaning in limits.STATUS_WORDS if counts[word]
     )
-    size = f"{cells} × {words.count_of(len(plan.seeds), 'seed')} = {asked} runs asked for"
+    size = f"{cells} × {text.count_of(len(plan.seeds), 'seed')} = {asked} runs asked for"
     return f"{size}: {listed or 'none'}.{refused} ({meanings}.)"
 
 
@@ -352,25 +345,25 @@ def _asides(material: Material, *, drawn: Collection[str]) -> list[str]:
     virtual = 0 if "virtual" in drawn else len(material.in_virtual_time.runs)
     if virtual:
         said.append(
-            f"{words.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds "
+            f"{text.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds "
             "are not wall seconds."
         )
     if selection.elsewhere:
         machines = ", ".join(sorted({run.machine for run in selection.elsewhere}))
         said.append(
-            f"{words.count_of(len(selection.elsewhere), 'run')} of other machines ({machines}) not "
+            f"{text.count_of(len(selection.elsewhere), 'run')} of other machines ({machines}) not "
             "drawn here."
         )
     if selection.repeats:
         said.append(
-            f"{words.count_of(selection.repeats, 'run')} repeated a cell and seed; the newest ok "
+            f"{text.count_of(selection.repeats, 'run')} repeated a cell and seed; the newest ok "
             "one counts."
         )
     reasons = Counter(
         str(run.cost["wire_reason"]) for run in material.runs if run.cost.get("wire_reason")
     )
     for reason, count in sorted(reasons.items()):
-        said.append(f"No wire bytes in {words.count_of(count, 'run')}: {reason}.")
+        said.append(f"No wire bytes in {text.count_of(count, 'run')}: {reason}.")
     return said
 
 
@@ -379,4 +372,4 @@ def _footer(material: Material) -> str:
     where = (
         f"Machine {material.selection.machine or 'unknown'}, commit {', '.join(material.commits)}"
     )
-    return f"{where}, {words.count_of(len(codes), 'code id')}."
+    return f"{where}, {text.count_of(len(codes), 'code id')}."

@@ -1,22 +1,19 @@
-"""The `[[figures]]` entries of a plan: which kinds there are, and what each of them may say.
+"""The `[[figures]]` entries of a plan, checked: what a page shows, of which cells, in which order.
 
     [[figures]]
-    kind = "metric_against"              # one of KINDS
+    kind = "metric_against"              # a file of figures/ or tables/, or the path of your own
     title = "Does it train?"             # heading on the page; default: the kind's own
     name = "curves"                      # file name under figures/ or tables/; default: the kind
-    x = ["samples", "seconds", "bytes"]  # metric_against: one figure each;
-                                         # to_target, virtual_to_target: a column each
-    y = ["loss", "metric"]               # metric_against: a row of panels each;
-                                         # virtual_tuning: one of x
-    goal = "target"                      # to_target, virtual_to_target, _pareto, _tuning:
-                                         # easy | target | hard
-    columns = ["samples_per_s"]          # tables; default: all.
-                                         # virtual_scaling: spread | link, panels side by side
-    rows = ["link"]                      # virtual_scaling only: panels below each other
+    x = ["samples", "seconds", "bytes"]  # a key of the kind's own: see `KIND` in its file
     where = { straggler = false, replicas = [1, 2, 4], topology = "ring" }
                                          # the cells that are drawn; default: all.
                                          # straggler: true, false, or factors of the slowest
                                          # worker (1 = nobody slowed)
+
+Keys of their own: x (metric_against: one figure each; to_target: a column each), y (metric_against:
+a row of panels each; virtual_scaling: one figure each; virtual_tuning: one of them), goal (easy,
+target or hard: which target counts as reached), columns (tables: which of them; virtual_scaling:
+what panels side by side differ in) and rows (virtual_scaling: panels below each other).
 
 This file imports neither pandas nor matplotlib: plans are read with it.
 """
@@ -25,89 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from benchsuite.errors import UsageError
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
+from benchsuite.report import kinds
 
-_TO_TARGET = {"x": ("seconds", "samples", "bytes"), "goal": ("target", "easy", "hard")}
-# kind -> (title, keys of its own with their values)
-KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = MappingProxyType(
-    {
-        "metric_against": (
-            "Does it train, and what does it take?",
-            {"x": ("samples", "seconds", "bytes"), "y": ("loss", "metric")},
-        ),
-        "throughput": ("How many samples per second, at how much CPU?", {}),
-        "traffic": ("How many bytes?", {}),
-        "staleness": ("How stale are the gradients?", {}),
-        "rank_split": ("Where does each rank's time go?", {}),
-        "to_target": ("What does the target take?", _TO_TARGET),
-        "virtual_to_target": ("What does the target take in virtual time?", _TO_TARGET),
-        "virtual_pareto": ("Which strategy is beaten by no other?", {"goal": _TO_TARGET["goal"]}),
-        "virtual_tuning": (
-            "What does a learning rate of its own change?",
-            {"y": _TO_TARGET["x"], "goal": _TO_TARGET["goal"]},
-        ),
-        "virtual_scaling": (
-            "And with more workers? In virtual time",
-            {
-                "y": (
-                    "staleness",
-                    "waiting",
-                    "samples_per_s",
-                    "seconds_to_target",
-                    "samples_to_target",
-                ),
-                "columns": ("spread", "link", ""),
-                "rows": ("link", "spread", ""),
-            },
-        ),
-        "two_worlds": ("What this machine could measure, and what the virtual clock says", {}),
-        "parallel_costs": ("What does a rank keep, and what is sent?", {}),
-        "parallel_table": ("Forms of parallelism at equal ranks: all numbers", {}),
-        "seeds": ("How many seeds arrive, and when?", {}),
-        "table": (
-            "All numbers",
-            {
-                "columns": (
-                    "samples_per_s",
-                    "cpu_ms_per_sample",
-                    "final_metric",
-                    "samples_to_target",
-                    "seconds_to_target",
-                    "bytes_to_target",
-                    "bytes_per_sample",
-                    "bytes_per_step",
-                    "wire_ratio",
-                    "payload_minus_predicted",
-                    "staleness",
-                    "policy_lag",
-                    "notes",
-                )
-            },
-        ),
-        "virtual_table": (
-            "All numbers in virtual time",
-            {
-                "columns": (
-                    "virtual_samples_per_s",
-                    "waiting",
-                    "staleness",
-                    "final_metric",
-                    "samples_to_target",
-                    "virtual_seconds_to_target",
-                    "bytes_to_target",
-                    "bytes_per_sample",
-                    "payload_minus_predicted",
-                    "notes",
-                )
-            },
-        ),
-    }
-)
 WHERE = (
     "workload",
     "preset",
@@ -126,11 +47,7 @@ WHERE = (
     "tuning",
     "lr_factor",
 )
-CLOCKS: Mapping[str, frozenset[str]] = {  # kind -> the clocks whose runs it draws
-    kind: frozenset(["virtual" if kind.startswith("virtual") else "wall"]) for kind in KINDS
-} | {"two_worlds": frozenset(["virtual", "wall"])}
 _SHARED = ("kind", "title", "name", "where")
-_WHERE_ASKED_FOR = ("policy_lag",)  # of agents only
 
 
 @dataclass(frozen=True)
@@ -180,16 +97,7 @@ def parse(entries: Iterable[Mapping[str, Any]], cells: Iterable[Cell] = ()) -> l
 
     UsageError for an unknown kind, key or value (the nearest known one first).
     """
-    known = list(cells)
-    clocks = {cell.clock for cell in known} or {"wall"}
-    left_out = {"seeds"} | (
-        set() if any(cell.tuning == "per_strategy" for cell in known) else {"virtual_tuning"}
-    )
-    if not any(cell.model_parallel > 1 for cell in known):
-        left_out |= {"parallel_costs", "parallel_table"}
-    listed = list(entries) or [
-        {"kind": kind} for kind in KINDS if CLOCKS[kind] <= clocks and kind not in left_out
-    ]
+    listed = list(entries) or [{"kind": kind} for kind in _worth_drawing(list(cells))]
     specs: list[FigureSpec] = []
     for entry in listed:
         spec = _parse_one(entry)
@@ -206,17 +114,31 @@ def parse(entries: Iterable[Mapping[str, Any]], cells: Iterable[Cell] = ()) -> l
     return specs
 
 
+def _worth_drawing(cells: Sequence[Cell]) -> list[str]:
+    """The kinds of a plain page that have something to show of these cells."""
+    clocks = {cell.clock for cell in cells} or {"wall"}
+    wanted = []
+    for name in kinds.of_a_plain_page():
+        kind = kinds.find(name).kind
+        pointless = any(
+            all(getattr(cell, key) == value for cell in cells)
+            for key, value in kind.not_where_all.items()
+        )
+        if kind.clocks <= clocks and not pointless:
+            wanted.append(name)
+    return wanted
+
+
 def _parse_one(entry: Mapping[str, Any]) -> FigureSpec:
     kind = str(entry.get("kind", ""))
-    if kind not in KINDS:
-        raise UsageError(plugins.unknown("figure kind", kind, KINDS))
-    title, own = KINDS[kind]
+    declared = kinds.find(kind).kind
+    own = declared.keys
     for key in entry:
         if key not in (*_SHARED, *own):
             raise UsageError(plugins.unknown("key", key, (*_SHARED, *own), of=f"figure {kind}"))
     values = {}
     for key, known in own.items():
-        default = tuple(value for value in known if value not in _WHERE_ASKED_FOR)
+        default = tuple(value for value in known if value not in declared.only_asked)
         values[key] = tuple(str(value) for value in _listed(entry.get(key, default)))
         for value in values[key]:
             if value not in known:
@@ -226,12 +148,12 @@ def _parse_one(entry: Mapping[str, Any]) -> FigureSpec:
         if key not in WHERE:
             raise UsageError(plugins.unknown("filter", key, WHERE, of=f"figure {kind}"))
         where[key] = tuple(_listed(wanted))
-    name = str(entry.get("name", kind))
+    name = str(entry.get("name", plugins.stem(kind)))
     if not name.replace("_", "").replace("-", "").isalnum():
         raise UsageError(
             f"figure name {name!r} becomes a file name: letters, digits, '-' and '_' only"
         )
-    return FigureSpec(kind, name, str(entry.get("title", title)), values, where)
+    return FigureSpec(kind, name, str(entry.get("title", declared.title)), values, where)
 
 
 def _listed(value: Any) -> Sequence[Any]:

@@ -17,10 +17,10 @@ from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.placement import ports
 from benchsuite.plan.plan import Plan
+from benchsuite.report import text
 from benchsuite.results.store import CodeId, Store
 from benchsuite.results.tuned import is_tuned
 from benchsuite.running import tune
-from benchsuite.running.progress import duration
 from benchsuite.running.runner import estimated_seconds, known_seconds, timed_as
 
 
@@ -97,19 +97,17 @@ def table(document: dict[str, Any]) -> str:
             f"{cell['workers']}+{cell['servers']}",
             f"{cell['missing']}/{len(document['seeds'])}"
             + (f" + {cell['trials']} trials" if cell["trials"] else ""),
-            binary(cell["predicted_bytes"]),
+            text.binary(cell["predicted_bytes"]),
             str(cell["predicted_messages"]),
-            "" if cell["kept_bytes"]["worker"] is None else binary(cell["kept_bytes"]["worker"]),
-            duration(cell["estimated_s"]),
+            ""
+            if cell["kept_bytes"]["worker"] is None
+            else text.binary(cell["kept_bytes"]["worker"]),
+            text.duration(cell["estimated_s"]),
         )
         for cell in document["cells"]
     ]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [document["question"]] if document["question"] else []
-    for row in [header, *rows]:
-        lines.append(
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        )
+    lines += text.aligned([header, *rows])
     for refusal in document["refused"]:
         lines.append(f"refused  {refusal['cell_id']}  {refusal['label']}")
         lines += [
@@ -126,7 +124,7 @@ def table(document: dict[str, Any]) -> str:
     seeds = ", ".join(map(str, document["seeds"]))
     lines.append(
         f"{document['runs']} runs ({len(document['cells'])} cells, seeds {seeds}{trials}), "
-        f"{document['missing']} missing, estimated {duration(document['estimated_s'])}; "
+        f"{document['missing']} missing, estimated {text.duration(document['estimated_s'])}; "
         f"{len(document['refused'])} refused, {document['excluded']} excluded"
     )
     return "\n".join(lines)
@@ -155,14 +153,6 @@ def write_cells(plan: Plan, path: Path) -> str:
     cells_file.write(path, cells)
     ranks = sorted(Counter(cell.world_size for cell in cells).items())
     return ", ".join(f"{size} ranks for {count} of them" for size, count in ranks)
-
-
-def binary(count: int) -> str:
-    """`812 B`, `4.0 KiB`, `1.5 MiB`, `2.00 GiB`."""
-    for unit, size, digits in (("GiB", 2**30, 2), ("MiB", 2**20, 1), ("KiB", 2**10, 1)):
-        if count >= size:
-            return f"{count / size:.{digits}f} {unit}"
-    return f"{count} B"
 
 
 def _refused(cell: Cell, problems: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from benchsuite.plan.cell import Cell
+from benchsuite.report import text
 from benchsuite.results.record import Run, Status
 
 if TYPE_CHECKING:
@@ -56,11 +57,11 @@ class Lines(Progress):
 
     def begin(self, cell: Cell, position: int, left_s: float | None) -> None:
         if self.live:
-            self.live.update(f"{self._which(cell, position)}, {duration(left_s)} left")
+            self.live.update(f"{self._which(cell, position)}, {text.duration(left_s)} left")
 
     def end(self, cell: Cell, run: Run, position: int, left_s: float | None) -> None:
         what = _outcome(run)
-        left = f", {duration(left_s)} left" if position + 1 < self.total else ""
+        left = f", {text.duration(left_s)} left" if position + 1 < self.total else ""
         self._line(f"{self._which(cell, position)}: {what}{left}")
 
     def stop(self) -> None:
@@ -72,22 +73,11 @@ class Lines(Progress):
         trial = "trial of " if position < self.trials else ""
         return f"[{position + 1}/{self.total}] {trial}{cell.label} seed {cell.seed}"
 
-    def _line(self, text: str) -> None:
+    def _line(self, line: str) -> None:
         if self.live:
-            self.live.console.print(text, markup=False, highlight=False)
+            self.live.console.print(line, markup=False, highlight=False)
         else:
-            print(text, file=self.stream, flush=True)
-
-
-def duration(seconds: float | None) -> str:
-    """`unknown`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds is None:
-        return "unknown"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+            print(line, file=self.stream, flush=True)
 
 
 def _outcome(run: Run) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchsuite.analysis.costs import LARGEST_ERROR
 from benchsuite.measure.load import CONTENDED_ABOVE
+from benchsuite.report import text
 
 SHOWN_WORKERS = (2, 8, 64)  # of the modelled table; the document has them all
 Row = Sequence[str]
@@ -36,14 +37,18 @@ def _measured(document: Document) -> Iterator[str]:
     ).rstrip()
     rows = [("", "median", "low .. high", "n", "")]
     for figure in document["quantities"]:
-        spread = f"{_number(figure['low'])} .. {_number(figure['high'])}" if figure["n"] > 1 else ""
+        spread = (
+            f"{text.plain(figure['low'])} .. {text.plain(figure['high'])}"
+            if figure["n"] > 1
+            else ""
+        )
         marks = ("*" if figure["contended"] else "") + (
             f" {figure['note']}" if figure["note"] else ""
         )
         rows.append(
             (
                 figure["quantity"],
-                f"{_number(figure['median'])} {figure['unit']}",
+                f"{text.plain(figure['median'])} {figure['unit']}",
                 spread,
                 str(figure["n"]),
                 marks,
@@ -53,18 +58,18 @@ def _measured(document: Document) -> Iterator[str]:
     for rate in document["shaped"]["rates"]:
         low = min(rate["delivered_mbit"])
         high = max(rate["delivered_mbit"])
-        middle = f"{_number(statistics.median(rate['delivered_mbit']))} Mbit/s"
+        middle = f"{text.plain(statistics.median(rate['delivered_mbit']))} Mbit/s"
         said = f"payload of a {rate['mbit']:g} Mbit/s link (emulated)"
         rows.append(
             (
                 said,
                 middle,
-                f"{_number(low)} .. {_number(high)}",
+                f"{text.plain(low)} .. {text.plain(high)}",
                 str(len(rate["delivered_mbit"])),
                 mark,
             )
         )
-    yield from _aligned(rows, right=(1, 2, 3))
+    yield from text.aligned(rows, right=(1, 2, 3), indent=2)
     if document["shaped"]["reason"]:
         yield f"  no link was shaped: {document['shaped']['reason']}"
 
@@ -113,7 +118,7 @@ def _fitted(document: Document) -> Iterator[str]:
         each = f"{1e6 * compute['per_sample_s']:.1f} us a sample"
         error = f"error {_percent(compute['worst_batch_error'])}"
         rows.append(("a gradient", "", f"{1e6 * compute['overhead_s']:.0f} us", each, error))
-    yield from _aligned(rows, right=(2, 3))
+    yield from text.aligned(rows, right=(2, 3), indent=2)
 
 
 def _predicted(document: Document) -> Iterator[str]:
@@ -134,7 +139,7 @@ def _predicted(document: Document) -> Iterator[str]:
         rows.append(
             (pair["label"].partition(" ")[2], virtual, wall, low_high, str(len(measured)), said)
         )
-    yield from _aligned(rows, right=(1, 2, 3, 4))
+    yield from text.aligned(rows, right=(1, 2, 3, 4), indent=2)
 
 
 def _modelled(document: Document) -> Iterator[str]:
@@ -167,7 +172,7 @@ def _modelled(document: Document) -> Iterator[str]:
             )
             for name, row in operations.items()
         ]
-    yield from _aligned(rows, right=())
+    yield from text.aligned(rows, right=(), indent=2)
 
 
 def _worst(row: Sequence[Document]) -> str:
@@ -187,20 +192,22 @@ def _extrapolated(row: Document) -> str:
     if row["shown_s"] is None:
         return f"- error {_percent(row['error'])} > {_percent(LARGEST_ERROR)}"
     scale, unit = (1.0, "s") if row["shown_s"] >= 1 else (1e3, "ms")
-    value, low, high = (_short(scale * row[name]) for name in ("shown_s", "low_s", "high_s"))
+    value, low, high = (
+        text.plain(scale * row[name], decimals=2) for name in ("shown_s", "low_s", "high_s")
+    )
     return f"{value} {unit} [{low} {high}]"
 
 
 def _caption(document: Document) -> Iterator[str]:
     share = document["foreign_cpu_share"]
-    load = "an unknown share" if share is None else f"{100 * share:.0f} %"
+    load = "an unknown share" if share is None else text.percent(share)
     yield (
         "low .. high: range over launches (5 or more: 95 % interval). Loopback rates are no "
         "network's."
     )
     yield (
         f"Others used {load} of the {document['cores']} cores; * = over "
-        f"{100 * CONTENDED_ABOVE:.0f} % in a launch."
+        f"{text.percent(CONTENDED_ABOVE)} in a launch."
     )
     yield (
         "Step times: a rest of the step that the virtual clock does not know is added to its "
@@ -216,37 +223,12 @@ def _caption(document: Document) -> Iterator[str]:
 # -- text ------------------------------------------------------------------------------------------
 
 
-def _aligned(rows: Sequence[Row], *, right: Sequence[int]) -> Iterator[str]:
-    widths = [
-        max((len(row[at]) for row in rows), default=0) for at in range(len(rows[0]) if rows else 0)
-    ]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if at in right else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield ("  " + "  ".join(cells)).rstrip()
-
-
-def _number(value: float) -> str:
-    if value == 0 or abs(value) >= 100:
-        return f"{value:.0f}"
-    return (
-        f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
-    )
-
-
-def _short(value: float) -> str:
-    """Four characters up to 9999."""
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}"
 
 
 def _percent(share: float | None) -> str:
-    return "unknown" if share is None else f"{100 * share:.0f} %"
+    return "unknown" if share is None else text.percent(share)
 
 
 def _bytes(value: float | None) -> str:

@@ -30,6 +30,7 @@ from benchsuite.programs.selfcheck import (
 )
 from benchsuite.programs.selfcheck.cells import Effort
 from benchsuite.programs.selfcheck.items import ITEMS
+from benchsuite.report import text
 
 TRAINS = {**cells.CHECKS, **parallel.CHECKS}
 WITH_RANKS = (*TRAINS, *selfcheck_collectives.CHECKS, *compression.CHECKS)
@@ -99,11 +100,9 @@ def table(document: Mapping[str, Any]) -> str:
     for figure in document["figures"]:
         rows.append(_row(figure))
         notes.append(figure["note"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
-    for (name, *middle, said), note in zip(rows, notes, strict=True):
-        numbers = [text.rjust(width) for text, width in zip(middle, widths[1:-1], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *numbers, said]))
+    for line, note in zip(text.aligned(rows, right=(1, 2, 3, 4)), notes, strict=True):
+        lines.append(line)
         lines += [f"    {note}"] if note else []
     return "\n".join([*lines, "", _caption(document)])
 
@@ -112,19 +111,15 @@ def _row(figure: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
     unit = figure["unit"]
     bar = figure["bar"]
     sign = "<=" if figure["better"] == "lower" else ">="
-    limit = "" if bar is None else f"{sign} {_number(bar)} {unit}".rstrip()
+    limit = "" if bar is None else f"{sign} {text.plain(bar)} {unit}".rstrip()
     if figure["median"] is None:
         return figure["quantity"], "", "", "0", limit, figure["verdict"]
-    spread = f"{_number(figure['low'])} .. {_number(figure['high'])}" if figure["n"] > 1 else ""
+    spread = (
+        f"{text.plain(figure['low'])} .. {text.plain(figure['high'])}" if figure["n"] > 1 else ""
+    )
     mark = "*" if figure["contended"] else ""
-    median = f"{_number(figure['median'])} {unit}".rstrip()
+    median = f"{text.plain(figure['median'])} {unit}".rstrip()
     return figure["quantity"], median, spread, str(figure["n"]), limit, figure["verdict"] + mark
-
-
-def _number(value: float) -> str:
-    if value == 0 or abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _caption(document: Mapping[str, Any]) -> str:
@@ -132,6 +127,6 @@ def _caption(document: Mapping[str, Any]) -> str:
     load = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "an unknown share"
     return (
         "low .. high: 95 % interval over fresh launches (n < 5: range). "
-        f"Other programs used {load} of the cores; * = more than {100 * CONTENDED_ABOVE:.0f} % "
+        f"Other programs used {load} of the cores; * = more than {text.percent(CONTENDED_ABOVE)} "
         "during that item."
     )

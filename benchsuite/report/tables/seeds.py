@@ -9,23 +9,28 @@ range; a seed that missed counts as infinite in all of them.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from benchsuite.analysis.statistics import lower_share, median, quartiles, summarize
+from benchsuite.analysis.statistics import lower_share, quartiles, summarize
+from benchsuite.report import text
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
+from benchsuite.report.printed import Table, Value
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.tables.tables import Table, Value
 from benchsuite.report.words import labels
 from benchsuite.report.words.sentences import Sentence, goal
 from benchsuite.results.record import Run
 
+KIND = Kind(title="How many seeds arrive, and when?", clock="wall")
+
 LEVELS = ("easy", "target", "hard")
 
 
-def build(spec: FigureSpec, material: Material) -> Table:
+def tabulate(spec: FigureSpec, material: Material) -> Table:
     """The table of a `kind = "seeds"` entry: a row per cell."""
     names = material.of(material.names, spec).sort_values(["replicas", "order"], kind="stable")
     several = names["series"].nunique() > 1
@@ -79,12 +84,13 @@ def answer(material: Material) -> list[Sentence]:
         k = sum(map(math.isfinite, at))
         n = len(at)
         low, high = quartiles(at)
+        middle = text.number(statistics.median(at))
         said.append(
             Sentence(
                 f"{name['workload']}: {k} of {n} seeds",
-                f"reached {goal(runs[0].result['target'])} ({_percent(k / n)}; at least "
-                f"{_percent(lower_share(k, n))} at "
-                f"95 % confidence), after {labels.number(median(at))} samples in the median, "
+                f"reached {goal(runs[0].result['target'])} ({text.at_least(k / n)}; at least "
+                f"{text.at_least(lower_share(k, n))} at "
+                f"95 % confidence), after {middle} samples in the median, "
                 f"{_between(low, high, ' to ')} "
                 f"in the middle half of them, {_between(min(at), max(at), ' to ')} in all.",
             )
@@ -100,27 +106,27 @@ def _arrivals(runs: Sequence[Run], level: str) -> list[float]:
 
 def _values(runs: Sequence[Run]) -> list[Value]:
     if not runs or not runs[0].result.get("target"):
-        return [Value(labels.EMPTY, sort=math.inf)] * (len(LEVELS) + 4)
+        return [Value(text.EMPTY, sort=math.inf)] * (len(LEVELS) + 4)
     values = []
     for level in LEVELS:
         k = sum(map(math.isfinite, _arrivals(runs, level)))
         n = len(runs)
-        values.append(Value(f"{k} of {n}", f"≥ {_percent(lower_share(k, n))}", sort=k / n))
+        values.append(Value(f"{k} of {n}", f"≥ {text.at_least(lower_share(k, n))}", sort=k / n))
     at = _arrivals(runs, "target")
-    center, spread = labels.parts(summarize(at))
+    center, spread = text.parts(summarize(at))
     low, high = quartiles(at)
     finals = [
         float(run.result["final_metric"])
         for run in runs
         if run.result.get("final_metric") is not None
     ]
-    final, final_spread = labels.parts(summarize(finals))
+    final, final_spread = text.parts(summarize(finals))
     return [
         *values,
-        Value(center, spread, median(at)),
+        Value(center, spread, statistics.median(at)),
         Value(_between(low, high), sort=low),
         Value(_between(min(at), max(at)), sort=min(at)),
-        Value(final, final_spread, median(finals) if finals else math.inf),
+        Value(final, final_spread, statistics.median(finals) if finals else math.inf),
     ]
 
 
@@ -136,7 +142,7 @@ def _numbers(name: Mapping[Hashable, Any], runs: Sequence[Run]) -> dict[str, Any
         row |= {
             f"reached_{level}": k,
             f"share_{level}_low": lower_share(k, len(at)) if at else math.nan,
-            f"samples_to_{level}_median": median(at),
+            f"samples_to_{level}_median": statistics.median(at) if at else math.nan,
             f"samples_to_{level}_q1": low,
             f"samples_to_{level}_q3": high,
             f"samples_to_{level}_min": min(at, default=math.nan),
@@ -146,12 +152,7 @@ def _numbers(name: Mapping[Hashable, Any], runs: Sequence[Run]) -> dict[str, Any
 
 
 def _between(low: float, high: float, joined: str = "–") -> str:
-    return f"{labels.number(low)}{joined}{labels.number(high)}"
-
-
-def _percent(share: float) -> str:
-    """Rounded down: a bound does not become larger by rounding."""
-    return f"{math.floor(1000 * share + 1e-9) / 10:g} %"
+    return f"{text.number(low)}{joined}{text.number(high)}"
 
 
 def _caption(material: Material, names: pd.DataFrame, ids: list[str]) -> str:

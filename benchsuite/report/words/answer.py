@@ -13,6 +13,7 @@ import pandas as pd
 
 from benchsuite.analysis import convergence
 from benchsuite.analysis.statistics import Summary, ratio
+from benchsuite.report import text
 from benchsuite.report.material import Material
 from benchsuite.report.tables import seeds
 from benchsuite.report.words import (
@@ -103,12 +104,12 @@ def _speed(material: Material) -> list[Sentence]:
         if len(crowded)
         else ""
     )
-    text = (
+    phrase = (
         f"With {words.workers(count)} and a core for every rank: "
         f"{versus(rows, ends, names(material))}"
     )
     efficiency = _efficiency(rows, names(material))
-    return [Sentence("Throughput", f"{text} ({number_of_launches(rows)}).{efficiency}{limit}")]
+    return [Sentence("Throughput", f"{phrase} ({number_of_launches(rows)}).{efficiency}{limit}")]
 
 
 def _efficiency(rows: pd.DataFrame, name: Callable[[str], str]) -> str:
@@ -118,7 +119,7 @@ def _efficiency(rows: pd.DataFrame, name: Callable[[str], str]) -> str:
     ]
     if not known or int(rows["replicas"].iloc[0]) < 2:
         return ""
-    said = ", ".join(f"{who} {words.quantity(efficiency)}" for who, efficiency in known)
+    said = ", ".join(f"{who} {text.quantity(efficiency)}" for who, efficiency in known)
     return f" Efficiency against 1 worker: {said}."
 
 
@@ -143,7 +144,7 @@ def _arrival(material: Material) -> list[Sentence]:
         only = arrived.iloc[0]
         said.append(
             f"Only {name(only['series'])} reached {aim}, after "
-            f"{words.quantity(only['samples_to_target'])} samples"
+            f"{text.quantity(only['samples_to_target'])} samples"
         )
     late = [
         (name(row["series"]), row["samples_to_target"]) for row in rows[missed].to_dict("records")
@@ -153,7 +154,7 @@ def _arrival(material: Material) -> list[Sentence]:
             f"missed {aim} in half of their runs or more: {listed([who for who, _ in late])}"
         )
     else:
-        said += [f"{who} missed {aim}: {words.quantity(summary)}" for who, summary in late]
+        said += [f"{who} missed {aim}: {text.quantity(summary)}" for who, summary in late]
     return [Sentence("Convergence", f"{'; '.join(said)} ({number_of_launches(rows)}).")]
 
 
@@ -190,12 +191,12 @@ def _bytes(material: Material) -> list[Sentence]:
         listed([name(s) for s in rows.loc[amount == end, "series"]])
         for end in (amount.min(), amount.max())
     )
-    text = (
+    phrase = (
         f"With {words.workers(int(rows['replicas'].iloc[0]))}, per sample: "
-        f"{words.si(amount.min())} ({least})"
+        f"{text.si(amount.min())} ({least})"
     )
     if amount.max() > amount.min():
-        text += f", up to {words.si(amount.max())} ({most})"
+        phrase += f", up to {text.si(amount.max())} ({most})"
     counted = material.traffic[material.traffic["law"] != ""]
     broken = [name(s) for s in dict.fromkeys(counted.loc[counted["law"] == "broken", "series"])]
     law = (
@@ -204,7 +205,7 @@ def _bytes(material: Material) -> list[Sentence]:
         else "payload equals its prediction exactly"
     )
     runs = (
-        f"in {words.count_of(int(counted['num_counted'].sum()), 'counted run')} {law}"
+        f"in {text.count_of(int(counted['num_counted'].sum()), 'counted run')} {law}"
         if len(counted)
         else ""
     )
@@ -214,7 +215,7 @@ def _bytes(material: Material) -> list[Sentence]:
         if ratios
         else ""
     )
-    return [Sentence("Bytes", "; ".join(part for part in (text, runs, wire) if part) + ".")]
+    return [Sentence("Bytes", "; ".join(part for part in (phrase, runs, wire) if part) + ".")]
 
 
 def _cpu(material: Material) -> list[Sentence]:
@@ -224,11 +225,11 @@ def _cpu(material: Material) -> list[Sentence]:
     if rows.empty:
         return []
     ends = Ends("cpu_s_per_sample", "min", "cheapest", "dearest", " ms", 1e3)
-    text = (
+    phrase = (
         f"With {words.workers(int(rows['replicas'].iloc[0]))}: "
         f"{versus(rows, ends, names(material))}"
     )
-    return [Sentence("CPU per sample", f"{text} ({number_of_launches(rows)}).")]
+    return [Sentence("CPU per sample", f"{phrase} ({number_of_launches(rows)}).")]
 
 
 def _straggler(material: Material) -> list[Sentence]:
@@ -258,8 +259,8 @@ def _straggler(material: Material) -> list[Sentence]:
                 "for the slow one), "
                 f"{_blocked(material, fast['cell_id'])} when asynchronous. On this machine "
                 f"{name(fast['series'])} gave "
-                f"{words.quantity(fast['samples_per_s'])} samples/s, {name(slow['series'])} "
-                f"{words.quantity(slow['samples_per_s'])} ({launches}){_gain(fast, slow)}.",
+                f"{text.quantity(fast['samples_per_s'])} samples/s, {name(slow['series'])} "
+                f"{text.quantity(slow['samples_per_s'])} ({launches}){_gain(fast, slow)}.",
             )
         )
     return sentences
@@ -275,7 +276,7 @@ def _gain(fast: pd.Series, slow: pd.Series) -> str:
     rates: tuple[Summary, Summary] = fast["samples_per_s"], slow["samples_per_s"]
     if rates[0].low <= rates[1].high and rates[1].low <= rates[0].high:
         return "; no difference seen (the ranges touch)"
-    return f": {words.quantity(ratio(rates[0].points, rates[1].points))} times as many"
+    return f": {text.quantity(ratio(rates[0].points, rates[1].points))} times as many"
 
 
 def _blocked(material: Material, cell_id: str) -> str:
@@ -285,7 +286,7 @@ def _blocked(material: Material, cell_id: str) -> str:
     ]
     rows = rows[rows["straggler"] == 1]
     if rows.empty:
-        return words.EMPTY
+        return text.EMPTY
     low = f"{float(rows['blocked_low'].min()):.0%}"
     high = f"{float(rows['blocked_high'].max()):.0%}"
     center = f"{float(rows['blocked'].median()):.0%}"

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchsuite import rules
+from benchsuite.report import text
 from benchsuite.report.material import Material
-from benchsuite.report.words import labels
 
 DEFINITIONS = (
     (
@@ -200,7 +200,7 @@ def _crowding(material: Material) -> Iterable[tuple[str, str]]:
     cores = sorted({int(run.cost["cores"]) for run in material.runs if run.cost.get("cores")})
     if len(crowded):
         machine = f"{cores[0]} cores" if len(cores) == 1 else "too few cores"
-        sizes = labels.count_of(len(crowded), "cell")
+        sizes = text.count_of(len(crowded), "cell")
         shown = (
             "no rate" if any(cell.model_parallel > 1 for cell in material.cells) else "hollow marks"
         )
@@ -216,7 +216,7 @@ def _crowding(material: Material) -> Iterable[tuple[str, str]]:
     if contended:
         yield (
             "Some runs shared the machine.",
-            f"{labels.count_of(contended, 'run')} had more than 5 % foreign CPU load (contended): "
+            f"{text.count_of(contended, 'run')} had more than 5 % foreign CPU load (contended): "
             "hollow as well.",
         )
 

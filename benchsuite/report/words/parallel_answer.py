@@ -16,9 +16,9 @@ import pandas as pd
 
 from benchsuite.analysis.parallel import is_divided, loss_gaps
 from benchsuite.analysis.statistics import Summary
+from benchsuite.report import text
 from benchsuite.report.material import Material
-from benchsuite.report.tables.parallel import compared, mib, tied
-from benchsuite.report.words import labels
+from benchsuite.report.tables.parallel_table import compared, mib, tied
 from benchsuite.report.words.sentences import (
     Ends,
     Sentence,
@@ -79,7 +79,7 @@ def _groups(table: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
 def _short(groups: Groups) -> Sentence:
     """Which form keeps least and which sends least, workload by workload."""
     said = []
-    for quantity, text in ((MEMORY, "Least memory per rank"), (BYTES, "Fewest bytes per step")):
+    for quantity, phrase in ((MEMORY, "Least memory per rank"), (BYTES, "Fewest bytes per step")):
         leaders: dict[str, list[tuple[str, int]]] = {}
         for key, part in groups.items():
             ties = [row for row, close in _ranked(part, quantity) if close]
@@ -90,7 +90,7 @@ def _short(groups: Groups) -> Sentence:
             f"{who} ({_where(keys, groups)})" if len(leaders) > 1 else who
             for who, keys in leaders.items()
         ]
-        said += [f"{text}: {'; '.join(places)}."] if places else []
+        said += [f"{phrase}: {'; '.join(places)}."] if places else []
     return Sentence("Answer", f"At equal ranks, numbers below (≈: {CLOSE}). {' '.join(said)}")
 
 
@@ -122,7 +122,7 @@ def _one(workload: str, table: pd.DataFrame, groups: Groups) -> Sentence:
     """A workload: one rank alone, then the forms on each number of ranks, least first."""
     mine = table[table["workload"] == workload]
     said = [
-        f"{labels.si(row['num_parameters'].center, '').strip()} parameters; one rank alone takes "
+        f"{text.si(row['num_parameters'].center, '').strip()} parameters; one rank alone takes "
         f"{_mib(row[MEMORY])} MiB"
         for row in mine[(mine["ranks"] == 1) & (mine["n"] > 0)].to_dict("records")
         if row[MEMORY].n
@@ -132,7 +132,7 @@ def _one(workload: str, table: pd.DataFrame, groups: Groups) -> Sentence:
             lost = list(mine.loc[(mine["ranks"] == ranks) & (mine["n"] == 0), "label"])
             missing = [f"without an ok run: {few(lost)}"] if lost else []
             memory = _list(part, MEMORY, _mib)
-            sent = _list(part, BYTES, labels.si_quantity)
+            sent = _list(part, BYTES, text.si_quantity)
             parts = [f"{ranks} ranks, MiB per rank: {memory}", f"bytes per step: {sent}", *missing]
             said.append("; ".join(parts))
     return Sentence(workload, f"{'. '.join(said)} ({number_of_launches(mine[mine['n'] > 0])}).")
@@ -157,10 +157,6 @@ def _mib(summary: Summary) -> str:
     return f"{center} [{spread}]" if spread else center
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
 def _bubble(table: pd.DataFrame) -> list[Sentence]:
     """Slots in which a stage idles, by schedule, and what the most even cuts leave on top."""
     rows = [
@@ -174,18 +170,20 @@ def _bubble(table: pd.DataFrame) -> list[Sentence]:
         counted: dict[str, set[str]] = {}
         for row in rows:
             if row["ranks"] == ranks:
-                counted.setdefault(row["label"], set()).add(_percent(row["bubble_slots"].center))
+                counted.setdefault(row["label"], set()).add(
+                    text.percent(row["bubble_slots"].center, digits=3)
+                )
         told = [
             f"{name.removeprefix('pipeline ')} {' or '.join(sorted(each))}"
             for name, each in counted.items()
         ]
         said.append(f"{ranks} stages: {', '.join(told)}")
-    formula = f"as the formula says in {alike} of {labels.count_of(len(rows), 'cell')}"
-    text = (
+    formula = f"as the formula says in {alike} of {text.count_of(len(rows), 'cell')}"
+    phrase = (
         f"Slots in which a stage idles, counted in the order of passes, {formula}. "
         f"{'. '.join(said)}."
     )
-    return [Sentence("Bubble", f"{text} {_used(rows)}")]
+    return [Sentence("Bubble", f"{phrase} {_used(rows)}")]
 
 
 def _used(rows: Sequence[Row]) -> str:
@@ -197,7 +195,10 @@ def _used(rows: Sequence[Row]) -> str:
         mine[row["ranks"]] = max(mine.get(row["ranks"], (0.0, 0.0)), (share, row["balance"].center))
     told = [
         f"{workload} "
-        + ", ".join(f"{_percent(s)} on {ranks} ({b:.2f})" for ranks, (s, b) in sorted(mine.items()))
+        + ", ".join(
+            f"{text.percent(s, digits=3)} on {ranks} ({b:.2f})"
+            for ranks, (s, b) in sorted(mine.items())
+        )
         for workload, mine in found.items()
     ]
     return (
@@ -220,13 +221,13 @@ def _between(table: pd.DataFrame) -> list[Sentence]:
                 if each["every_step"] and each["form"] == row["form"] and _way(each) == _way(row)
             ]
             if same:
-                seldom = labels.si_quantity(row["between_bytes_per_step"])
-                amounts.setdefault(f"{seldom} for {labels.si_quantity(same[0])}", []).append(
+                seldom = text.si_quantity(row["between_bytes_per_step"])
+                amounts.setdefault(f"{seldom} for {text.si_quantity(same[0])}", []).append(
                     row["label"]
                 )
         said += [f"{workload} {amount} ({listed(who)})" for amount, who in amounts.items()]
-    text = "Per step, agreeing less often sends for agreeing in every step"
-    return [Sentence("Between replicas", f"{text}: {'; '.join(said)}.")] if said else []
+    phrase = "Per step, agreeing less often sends for agreeing in every step"
+    return [Sentence("Between replicas", f"{phrase}: {'; '.join(said)}.")] if said else []
 
 
 def _way(row: Row) -> str:
@@ -241,11 +242,11 @@ def _speed(table: pd.DataFrame) -> list[Sentence]:
     ]
     said = _versus(clean, Ends("samples_per_s", "max", "fastest", "slowest", " samples/s"))
     if not said:
-        text = (
+        phrase = (
             "No two forms had a core for every rank, and that core to itself: wall-clock times "
             "rank nothing."
         )
-        return [Sentence("Throughput", text)]
+        return [Sentence("Throughput", phrase)]
     return [Sentence("Throughput", f"With a core for every rank: {'; '.join(said)}.")]
 
 
@@ -287,11 +288,13 @@ def _same_training(table: pd.DataFrame, material: Material) -> list[Sentence]:
         " Later sums in another order may switch a ReLU or a maximum in single precision; in "
         "double precision all are"
     )
-    text = (
+    phrase = (
         "Losses of all forms, seed by seed, are at most so far apart in the first step: "
         f"{'; '.join(said)}."
     )
-    return [Sentence("Same training", text + (f"{why} equal by law." if _single(material) else ""))]
+    return [
+        Sentence("Same training", phrase + (f"{why} equal by law." if _single(material) else ""))
+    ]
 
 
 def _single(material: Material) -> bool:
@@ -310,7 +313,7 @@ def _payload(material: Material) -> list[Sentence]:
         if derived
         else ""
     )
-    text = (
-        f"In {labels.count_of(counted, 'counted run')} payload equals its prediction exactly{rest}."
+    phrase = (
+        f"In {text.count_of(counted, 'counted run')} payload equals its prediction exactly{rest}."
     )
-    return [Sentence("Bytes", text)]
+    return [Sentence("Bytes", phrase)]

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from benchsuite.plan import declared
+from benchsuite.report import text
 from benchsuite.report.material import Material
 from benchsuite.report.words import labels
 
@@ -77,7 +78,7 @@ def versus(rows: pd.DataFrame, ends: Ends, name: Callable[[str], str]) -> str:
     pairs.sort(key=lambda pair: pair[1].center, reverse=ends.better == "max")
     (best_name, best), (worst_name, worst) = pairs[0], pairs[-1]
     apart = best.low > worst.high if ends.better == "max" else best.high < worst.low
-    high, low = (labels.quantity(v, scale=ends.scale) + ends.unit for v in (best, worst))
+    high, low = (text.quantity(v, scale=ends.scale) + ends.unit for v in (best, worst))
     if not apart:
         return (
             f"no difference seen between {best_name}, {high}, and {worst_name}, {low} (the "

@@ -14,8 +14,9 @@ import pandas as pd
 
 from benchsuite.analysis.arrival import TUNED, arrivals
 from benchsuite.analysis.statistics import Summary, ratio
-from benchsuite.report.figures.arrivals import WORLD, both, by_straggler, factors
-from benchsuite.report.figures.pareto import front_names
+from benchsuite.report import text
+from benchsuite.report.drawing.strategy_rows import WORLD, both, by_straggler, factors
+from benchsuite.report.figures.virtual_pareto import front_names
 from benchsuite.report.material import Material
 from benchsuite.report.words import labels
 from benchsuite.report.words.sentences import (
@@ -77,7 +78,7 @@ def _leaders(parts: list[tuple[str, pd.DataFrame]], material: Material) -> str:
     """Who is best on each quantity, straggler by straggler; one that always is, is said once."""
     name = names(material, short=True)
     said = []
-    for column, text in (("seconds", "First in virtual time"), ("bytes", "Fewest bytes")):
+    for column, phrase in (("seconds", "First in virtual time"), ("bytes", "Fewest bytes")):
         leaders: dict[str, list[str]] = {}
         for slowed, part in parts:
             best = _ordered(_on_links(part), column)
@@ -88,7 +89,7 @@ def _leaders(parts: list[tuple[str, pd.DataFrame]], material: Material) -> str:
             for who, when in leaders.items()
         ]
         if told:
-            said.append(f"{text}: {'; '.join(told)}.")
+            said.append(f"{phrase}: {'; '.join(told)}.")
     return " ".join(said)
 
 
@@ -96,15 +97,15 @@ def _one(slowed: str, part: pd.DataFrame, material: Material) -> Sentence:
     name = names(material, short=True)
     linked = _on_links(part)
     said = [
-        f"{text} {_best(_ordered(linked, column), name, column)}"
-        for column, text in (("seconds", "first"), ("bytes", "fewest bytes"))
+        f"{phrase} {_best(_ordered(linked, column), name, column)}"
+        for column, phrase in (("seconds", "first"), ("bytes", "fewest bytes"))
         if _ordered(linked, column)
     ]
     front = front_names(part, material)
     if front:
         said.append(f"beaten by nobody on both: {front}")
     said += [
-        f"{name(str(row['series']))}, which sends nothing: {labels.quantity(row['seconds'])} "
+        f"{name(str(row['series']))}, which sends nothing: {text.quantity(row['seconds'])} "
         "virtual s"
         for row in part.to_dict("records")
         if row["bytes"].center == 0
@@ -114,20 +115,20 @@ def _one(slowed: str, part: pd.DataFrame, material: Material) -> Sentence:
         for row in part.to_dict("records")
         if row["seconds"].misses
     ]
-    half = [f"{who} {labels.quantity(time)}" for who, time in late if math.isinf(time.center)]
+    half = [f"{who} {text.quantity(time)}" for who, time in late if math.isinf(time.center)]
     some = [
         f"{who} in {time.misses} of {time.n}" for who, time in late if math.isfinite(time.center)
     ]
     said += [f"missed: {', '.join(half)}"] if half else []
     said += [f"missed in some runs: {', '.join(some)}"] if some else []
-    text = _capital("; ".join(said) if said else "no strategy arrived")
+    phrase = _capital("; ".join(said) if said else "no strategy arrived")
     return Sentence(
-        _capital(labels.slowed(slowed)), f"{text} ({number_of_launches(part)}, virtual)."
+        _capital(labels.slowed(slowed)), f"{phrase} ({number_of_launches(part)}, virtual)."
     )
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _capital(phrase: str) -> str:
+    return phrase[:1].upper() + phrase[1:]
 
 
 def _on_links(part: pd.DataFrame) -> pd.DataFrame:
@@ -148,7 +149,7 @@ def _ordered(part: pd.DataFrame, column: str) -> list[tuple[str, Summary]]:
 def _best(ordered: list[tuple[str, Summary]], name: Name, column: str) -> str:
     """`gossip, 0.087 [0.069-0.12] virtual s (in its range: 3 others)`."""
     who, best = ordered[0]
-    amount = labels.si_quantity(best) if column == "bytes" else f"{labels.quantity(best)} virtual s"
+    amount = text.si_quantity(best) if column == "bytes" else f"{text.quantity(best)} virtual s"
     close = [name(one) for one, other in ordered[1:] if other.low <= best.high]
     return f"{name(who)}, {amount}" + (f" (in its range: {few(close)})" if close else "")
 
@@ -178,7 +179,7 @@ def _cost(parts: list[tuple[str, pd.DataFrame]], material: Material) -> list[Sen
             "What it costs",
             f"Virtual time to target, {labels.slowed(slowed)} over no straggler, seed by seed: "
             f"grows least for {least}, "
-            f"{labels.quantity(low)} times (n = {low.n}); most for {most}, {labels.quantity(high)} "
+            f"{text.quantity(low)} times (n = {low.n}); most for {most}, {text.quantity(high)} "
             f"times (n = {high.n}).",
         )
     ]
@@ -192,10 +193,10 @@ def _tuning(table: pd.DataFrame, material: Material) -> list[Sentence]:
     said = []
     for slowed, part in by_straggler(pairs):
         helped, harmed, alike = _changes(part, names(material, short=True))
-        text = [f"helps {_most(helped)}"] if helped else []
-        text += [f"harms {_most(harmed)}"] if harmed else []
-        text += [f"no difference seen for {few(alike)}"] if alike else []
-        said.append(f"{_capital(labels.slowed(slowed))}: {'; '.join(text)}.")
+        phrase = [f"helps {_most(helped)}"] if helped else []
+        phrase += [f"harms {_most(harmed)}"] if harmed else []
+        phrase += [f"no difference seen for {few(alike)}"] if alike else []
+        said.append(f"{_capital(labels.slowed(slowed))}: {'; '.join(phrase)}.")
     own = table[table["tuning"] == TUNED]
     tuned = by_straggler(own.assign(series=own["base"]))
     return [
@@ -219,8 +220,7 @@ def _changes(part: pd.DataFrame, name: Name) -> tuple[list[str], list[str], list
         tuned = rows[rows["tuning"] == TUNED].to_dict("records")[0]
         after: Summary = tuned["seconds"]
         change = (
-            f"{name(str(one))} {factors(tuned)}, {labels.quantity(before)} to "
-            f"{labels.quantity(after)}"
+            f"{name(str(one))} {factors(tuned)}, {text.quantity(before)} to {text.quantity(after)}"
         )
         gain = math.inf if math.isinf(before.center) else before.center / after.center
         if after.high < before.low or (math.isinf(before.center) and math.isfinite(after.center)):
@@ -230,7 +230,7 @@ def _changes(part: pd.DataFrame, name: Name) -> tuple[list[str], list[str], list
         else:
             alike.append(name(str(one)))
     first, last = (sorted(each, key=lambda pair: -pair[0]) for each in (helped, harmed))
-    return [text for _, text in first], [text for _, text in last], alike
+    return [phrase for _, phrase in first], [phrase for _, phrase in last], alike
 
 
 def _most(changes: list[str]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from benchsuite.analysis.statistics import Summary
+from benchsuite.report import text
 from benchsuite.report.material import Material
 from benchsuite.report.words import labels
 from benchsuite.report.words.sentences import (
@@ -64,8 +65,10 @@ def _waiting(material: Material, name: Name) -> list[Sentence]:
         else ""
     )
     count = labels.workers(int(table["replicas"].iloc[0]))
-    text = f"With {count} on free links, share of time waiting by compute times: {'; '.join(said)}"
-    return [Sentence("Waiting", f"{text} ({number_of_launches(table)}, virtual).{age}")]
+    phrase = (
+        f"With {count} on free links, share of time waiting by compute times: {'; '.join(said)}"
+    )
+    return [Sentence("Waiting", f"{phrase} ({number_of_launches(table)}, virtual).{age}")]
 
 
 def _arrival(material: Material, name: Name) -> list[Sentence]:
@@ -86,17 +89,17 @@ def _arrival(material: Material, name: Name) -> list[Sentence]:
         rows = part[part["replicas"] == several.index.max()]
         aim = goal(material.in_virtual_time.target(str(workload)))
         worlds = [group for _, group in rows.groupby(["spread", "link"], sort=False)]
-        text = (
+        phrase = (
             f"{workload}, {labels.workers(int(rows['replicas'].iloc[0]))}, to {aim} in virtual "
             "seconds: "
         )
         arrived = rows[rows["virtual_seconds_to_target"].map(lambda s: math.isfinite(s.center))]
         if len(worlds) == 1 and len(arrived) > 1:
             ends = Ends("virtual_seconds_to_target", "min", "first", "last", " virtual s")
-            text += f"{versus(arrived, ends, name)}{_missed(rows, name)}"
+            phrase += f"{versus(arrived, ends, name)}{_missed(rows, name)}"
         else:
-            text += f"{_firsts(worlds, name)}{_margin(worlds, name)}{_missed(rows, name)}"
-        sentences.append(Sentence("Time to target", f"{text} ({number_of_launches(rows)})."))
+            phrase += f"{_firsts(worlds, name)}{_margin(worlds, name)}{_missed(rows, name)}"
+        sentences.append(Sentence("Time to target", f"{phrase} ({number_of_launches(rows)})."))
     return sentences
 
 
@@ -107,7 +110,7 @@ def _payload(material: Material) -> list[Sentence]:
     counted = table[table["law"] == "holds"]
     if counted.empty or (table["law"] == "broken").any():
         return []
-    runs = labels.count_of(int(counted["num_counted"].sum()), "counted run")
+    runs = text.count_of(int(counted["num_counted"].sum()), "counted run")
     return [
         Sentence(
             "Bytes, virtual",
@@ -129,7 +132,7 @@ def _firsts(worlds: list[pd.DataFrame], name: Name) -> str:
             firsts[pairs[0][0]] += 1
         else:
             firsts["nobody clearly"] += 1
-    many = f"of {labels.count_of(len(worlds), 'world')} (compute times x links)"
+    many = f"of {text.count_of(len(worlds), 'world')} (compute times x links)"
     said = [f"{who} first in {count}" for who, count in firsts.most_common()]
     return f"{listed(said)} {many}"
 
@@ -145,7 +148,7 @@ def _margin(worlds: list[pd.DataFrame], name: Name) -> str:
         (first, low), (last, high) = pairs[0], pairs[-1]
         if low.high < high.low and high.center / low.center > best[0]:
             where = f"{world['spread'].iloc[0]} times, links {world['link'].iloc[0]}"
-            numbers = f"{first} {labels.quantity(low)}, {last} {labels.quantity(high)}"
+            numbers = f"{first} {text.quantity(low)}, {last} {text.quantity(high)}"
             best = (high.center / low.center, f"; furthest apart with {where}: {numbers}")
     return best[1]
 
@@ -153,7 +156,7 @@ def _margin(worlds: list[pd.DataFrame], name: Name) -> str:
 def _missed(rows: pd.DataFrame, name: Name) -> str:
     pairs = zip(rows["series"], rows["virtual_seconds_to_target"], strict=True)
     missed = Counter(name(series) for series, time in pairs if math.isinf(time.center))
-    said = [f"{who} in {labels.count_of(count, 'world')}" for who, count in missed.items()]
+    said = [f"{who} in {text.count_of(count, 'world')}" for who, count in missed.items()]
     return f"; missed within the budget: {listed(said)}" if said else ""
 
 

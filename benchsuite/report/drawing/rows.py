@@ -17,9 +17,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from benchsuite.analysis.statistics import Summary
-from benchsuite.report.figures.canvas import Grid, Margins, grid
-from benchsuite.report.figures.style import GRID, INK, SOFT, WIDE_IN, Look
-from benchsuite.report.words import labels as words
+from benchsuite.report import text
+from benchsuite.report.drawing.canvas import Grid, Margins, grid
+from benchsuite.report.drawing.style import GRID, INK, SOFT, WIDE_IN, Look
 
 # height of a row, and what each level adds
 ROW_IN = 0.11
@@ -161,8 +161,8 @@ def _scale(ax: Axes, columns: Sequence[Column]) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(3))
     if not ends:
         ax.xaxis.set_major_locator(NullLocator())
-    factor, prefix = words.prefix(high) if column.unit else (1.0, "")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.tick(value / factor)))
+    factor, prefix = text.prefix(high) if column.unit else (1.0, "")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(value / factor)))
     ax.set_xlabel(
         f"{prefix}{column.unit}{', ' if column.unit and column.axis else ''}{column.axis}"
     )
@@ -303,5 +303,5 @@ def _count_misses(
         y = at if len(counts) > 1 else places[next(iter(counts))]
         ax.text(x, y, next(iter(counts.values())), fontsize=SMALL, **style)
         return
-    for level, text in counts.items():
-        ax.text(x, places[level], text, fontsize=5.2, **style)
+    for level, phrase in counts.items():
+        ax.text(x, places[level], phrase, fontsize=5.2, **style)

@@ -17,18 +17,26 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from benchsuite.analysis.parallel import CODE_BYTES, apart
 from benchsuite.analysis.statistics import Summary
-from benchsuite.report.figures.canvas import Drawing, Margins, grid
-from benchsuite.report.figures.style import INK, SOFT, WIDE_IN, Look, forms
+from benchsuite.report import text
+from benchsuite.report.drawing.canvas import Drawing, Margins, grid
+from benchsuite.report.drawing.style import INK, SOFT, WIDE_IN, Look, forms
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.tables.parallel import MIB, SELDOM, compared, tied
-from benchsuite.report.words import labels
+from benchsuite.report.tables.parallel_table import MIB, SELDOM, compared, tied
+
+KIND = Kind(
+    title="What does a rank keep, and what is sent?",
+    clock="wall",
+    place=120,
+    not_where_all={"model_parallel": 1},
+)
 
 LINE_IN = 0.135  # a line of the list of names below a panel
 NEAR_PT = 7.5  # numbers nearer to each other than this are moved apart
 
 
-def costs(spec: FigureSpec, material: Material) -> list[Drawing]:
+def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     """One drawing: a row of panels per workload, a column per number of ranks."""
     everything = compared(material)
     table = material.of(everything, spec) if len(everything) else everything
@@ -151,7 +159,7 @@ def _share(axes: Sequence[Axes], alone: pd.DataFrame) -> None:
         ax.set_ylim(0, max(tops) * 1.14)
         ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if decades > 2 else (1.0, 3.0)))
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.tick(value, "B")))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(value, "B")))
         ax.yaxis.set_major_locator(MaxNLocator(5))
         if single:
             height = single.center / MIB
@@ -202,7 +210,7 @@ def _front(ax: Axes, part: pd.DataFrame, groups: Sequence[Sequence[str]]) -> Non
             gid="number",
         )
         others = len(group) - 1
-        alike = f" (and {labels.count_of(others, 'other')} alike)" if others else ""
+        alike = f" (and {text.count_of(others, 'other')} alike)" if others else ""
         ax.annotate(
             f"{position + 1}:  {row['label']}{alike}",
             (0, 0),
@@ -225,7 +233,7 @@ def _meaning(drawn: pd.DataFrame) -> str:
     return (
         "Memory: highest resident set of building and training minus what was resident before, the "
         "fullest rank of "
-        f"each run; mark and bar: {labels.spreads(drawn['peak_model_bytes'])}. Several marks of "
+        f"each run; mark and bar: {text.spreads(drawn['peak_model_bytes'])}. Several marks of "
         "one kind: its "
         "schedules, micro-batches or topologies. Numbered: the front; what sends more than another "
         "is on it only if it "

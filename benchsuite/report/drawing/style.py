@@ -203,3 +203,12 @@ def theme() -> dict[str, Any]:
         "svg.hashsalt": "benchsuite",
         "path.simplify": False,
     }
+
+
+def marker_face(look: Look, *, hollow: bool) -> dict[str, Any]:
+    """Hollow where a flag forbids a claim; the id lets a reader of the SVG (and a test) tell them
+    apart."""
+    return {
+        "markerfacecolor": "white" if hollow else look.color,
+        "gid": "hollow" if hollow else "filled",
+    }

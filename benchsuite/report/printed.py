@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from benchsuite.report.tables.tables import Table
+
+@dataclass(frozen=True)
+class Column:
+    """One numeric column: where it comes from, how it is printed, what it means."""
+
+    key: str
+    heading: str
+    meaning: str
+    scale: float = 1.0
+    better: str = ""  # "max", "min" or "" = nothing is best
+    wall: bool = False  # a flagged row claims nothing here
+    si: bool = False  # bytes: printed with a decimal prefix
+
+
+@dataclass(frozen=True)
+class Value:
+    """One field: centre and spread as printed, and the number it sorts by."""
+
+    text: str
+    spread: str = ""
+    sort: float | str = ""
+    bold: bool = False
+
+    @property
+    def plain(self) -> str:
+        """`5,120 [4,800–5,440]`."""
+        spread = self.spread if self.spread.startswith("(") else f"[{self.spread}]"
+        return f"{self.text} {spread}" if self.spread else self.text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A printed table: headings with their meanings, rows of values, and the numbers behind
+    them."""
+
+    name: str
+    caption: str
+    headings: list[tuple[str, str]]
+    rows: list[list[Value]]
+    breaks: list[bool]  # row -> it starts a group
+    numbers: pd.DataFrame
+    cell_ids: list[str] = field(default_factory=list)
 
 
 def save(table: Table, folder: Path) -> None:

@@ -1,11 +1,8 @@
-"""From a figure entry and the material to drawings: the dispatch, and the kinds that draw points
-and lines."""
+"""Loss and metric against samples, seconds and bytes: the learning curves."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,20 +10,29 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from benchsuite.analysis.convergence import band
-from benchsuite.analysis.scaling import runs_of_line
-from benchsuite.analysis.statistics import Summary
-from benchsuite.report.figures import arrivals, bars, parallel, pareto, virtual
-from benchsuite.report.figures.canvas import Drawing, Margins, grid
-from benchsuite.report.figures.style import SOFT, WIDE_IN, Look
+from benchsuite.report import text
+from benchsuite.report.drawing.canvas import Drawing, Margins, grid
+from benchsuite.report.drawing.style import SOFT, WIDE_IN, marker_face
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
 from benchsuite.report.words import labels
+
+KIND = Kind(
+    title="Does it train, and what does it take?",
+    clock="wall",
+    keys={"x": ("samples", "seconds", "bytes"), "y": ("loss", "metric")},
+    place=10,
+)
+
 
 X_LABELS = {
     "samples": "samples",
     "seconds": "seconds (wall clock, evaluation excluded)",
     "bytes": "payload bytes over all ranks",
 }
+
+
 _BANDS = {
     "samples": "band: range over the runs",
     "seconds": "band: range over the runs, evaluation by evaluation (x: their median). Hollow "
@@ -34,30 +40,12 @@ _BANDS = {
     "contended, no claim about time",
     "bytes": "band: range over the runs, evaluation by evaluation (x: their median)",
 }
+
+
 MAX_COLUMNS = 4
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """The drawings of one entry, possibly none (no run to draw); run inside
-    `rc_context(style.theme())`."""
-    makers: Mapping[str, Callable[[FigureSpec, Material], list[Drawing]]] = {
-        "metric_against": metric_against,
-        "throughput": throughput,
-        "traffic": bars.traffic,
-        "staleness": bars.staleness,
-        "rank_split": bars.rank_split,
-        "to_target": arrivals.to_target,
-        "virtual_to_target": arrivals.to_target,
-        "virtual_pareto": pareto.pareto,
-        "virtual_tuning": arrivals.tuning,
-        "virtual_scaling": virtual.scaling,
-        "two_worlds": virtual.two_worlds,
-        "parallel_costs": parallel.costs,
-    }
-    return makers[spec.kind](spec, material)
-
-
-def metric_against(spec: FigureSpec, material: Material) -> list[Drawing]:
     """Loss and metric against samples, seconds, bytes: one figure per x and workload, one column
     per worker count."""
     drawings = []
@@ -102,11 +90,11 @@ def _curves(
         layout.axes[0][column].set_title(labels.workers(count), loc="left", fontweight="bold")
         if silent:
             ax = layout.axes[0][column]
-            text = "no bytes:\n" + "\n".join(silent)
+            phrase = "no bytes:\n" + "\n".join(silent)
             ax.text(
                 0.98,
                 0.98,
-                text,
+                phrase,
                 transform=ax.transAxes,
                 ha="right",
                 va="top",
@@ -177,18 +165,9 @@ def _lines(ax: Axes, group: pd.DataFrame, material: Material, *, x: str, y: str)
             markersize=3.2,
             markevery=(position * every // 5 + 1, every),
             zorder=2 + position * 0.1,
-            **_marker(look, hollow=cell.cell_id in hollow),
+            **marker_face(look, hollow=cell.cell_id in hollow),
         )
     return silent
-
-
-def _marker(look: Look, *, hollow: bool) -> dict[str, Any]:
-    """Hollow where a flag forbids a claim; the id lets a reader of the SVG (and a test) tell them
-    apart."""
-    return {
-        "markerfacecolor": "white" if hollow else look.color,
-        "gid": "hollow" if hollow else "filled",
-    }
 
 
 def _is_accuracy(target: Mapping[str, object]) -> bool:
@@ -238,7 +217,7 @@ def _style_y(ax: Axes, y: str, target: Mapping[str, object], *, first: bool) -> 
 def _style_x(ax: Axes, x: str, *, last: bool) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: labels.tick(value, "B" if x == "bytes" else ""))
+        FuncFormatter(lambda value, _: text.tick(value, "B" if x == "bytes" else ""))
     )
     ax.set_xlim(left=0)
     if last:
@@ -257,112 +236,3 @@ def _spread(counts: Sequence[int]) -> list[int]:
     """First, last and evenly between: what fits side by side."""
     step = (len(counts) - 1) / (MAX_COLUMNS - 1)
     return [counts[round(i * step)] for i in range(MAX_COLUMNS)]
-
-
-def throughput(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Samples per second and CPU time per sample against workers; a flagged point is hollow and
-    joined to nothing.
-
-    Of one number of workers: a row per strategy.
-    """
-    table = material.of(material.scaling, spec)
-    if table.empty:
-        return []
-    if table["replicas"].nunique() == 1:
-        return [arrivals.rates(spec, table.sort_values("order", kind="stable"), material)]
-    counts = sorted(set(table["replicas"]))
-    series = list(dict.fromkeys(table["series"]))
-    legend = [material.looks[name] for name in series]
-    layout = grid([1.9], 2, width=WIDE_IN, legend=legend)
-    for ax, column, scale, text in (
-        (layout.axes[0][0], "samples_per_s", 1.0, "samples per second, all workers together"),
-        (layout.axes[0][1], "cpu_s_per_sample", 1e3, "CPU milliseconds per sample, all ranks"),
-    ):
-        for position, name in enumerate(series):
-            shift = 0.5 * ((position + 0.5) / len(series) - 0.5)
-            points = table[table["series"] == name].sort_values("replicas")
-            _points(
-                ax,
-                points,
-                column,
-                scale,
-                material.looks[name],
-                {n: counts.index(n) + shift for n in counts},
-            )
-        ax.set_title(text, loc="left")
-        ax.set_xticks(range(len(counts)), [str(count) for count in counts])
-        ax.set_xlim(-0.5, len(counts) - 0.5)
-        ax.set_ylim(bottom=0)
-        ax.set_xlabel("workers")
-        ax.yaxis.set_major_locator(MaxNLocator(5))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        ax.grid(axis="y")
-    flagged = int((table["oversubscribed"] | table["contended"]).sum())
-    hollow = (
-        f" Hollow ({flagged} of {len(table)} points): oversubscribed or contended, so no line "
-        "joins them and no "
-        f"efficiency "
-        "is claimed."
-        if flagged
-        else ""
-    )
-    caption = (
-        "Left: total samples over total wall time after warm-up. Right: CPU time of all ranks, "
-        "servers included, per "
-        f"sample. Small dots: the runs; large mark: median; bar: range or interval.{hollow} "
-        f"{material.provenance(list(table['cell_id']))}"
-    )
-    return [
-        Drawing(
-            spec.name,
-            layout.figure,
-            caption,
-            list(table["cell_id"]),
-            legend,
-            layout.whole,
-            layout.columns,
-            alt="throughput and CPU time per sample against the number of workers",
-        )
-    ]
-
-
-def _points(
-    ax: Axes,
-    points: pd.DataFrame,
-    column: str,
-    scale: float,
-    look: Look,
-    place: Mapping[int, float],
-) -> None:
-    for stretch in runs_of_line(points):
-        xs = [place[int(n)] for n in stretch["replicas"]]
-        ys = [summary.center * scale for summary in stretch[column]]
-        ax.plot(xs, ys, color=look.color, linewidth=1.1, linestyle=look.line, zorder=2)
-    for point in points.to_dict("records"):
-        summary: Summary = point[column]
-        if summary.n == 0 or math.isnan(summary.center):
-            continue
-        x = place[int(point["replicas"])]
-        hollow = point["oversubscribed"] or point["contended"]
-        ax.vlines(
-            x, summary.low * scale, summary.high * scale, color=look.color, linewidth=1.0, zorder=2
-        )
-        if summary.n < 10:
-            ax.plot(
-                [x] * summary.n,
-                [p * scale for p in summary.points],
-                ".",
-                color=look.color,
-                markersize=2,
-                zorder=2,
-            )
-        ax.plot(
-            [x],
-            [summary.center * scale],
-            marker=look.marker,
-            linestyle="none",
-            color=look.color,
-            markersize=4.6,
-            zorder=3,
-            **_marker(look, hollow=bool(hollow)),
-        )

@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from benchsuite.report.figures.canvas import Entry
-from benchsuite.report.figures.style import Look
+from benchsuite.report.drawing.canvas import Entry
+from benchsuite.report.drawing.style import Look
 
 _SHAPES = {
     "o": '<circle cx="15" cy="6" r="3.2"/>',

@@ -11,59 +11,42 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from benchsuite.analysis.scaling import per_cell
 from benchsuite.analysis.statistics import Summary, summarize
+from benchsuite.report import text
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
+from benchsuite.report.printed import Column, Table, Value
 from benchsuite.report.spec import FigureSpec
 from benchsuite.report.words import labels
 
-
-@dataclass(frozen=True)
-class Column:
-    """One numeric column: where it comes from, how it is printed, what it means."""
-
-    key: str
-    heading: str
-    meaning: str
-    scale: float = 1.0
-    better: str = ""  # "max", "min" or "" = nothing is best
-    wall: bool = False  # a flagged row claims nothing here
-    si: bool = False  # bytes: printed with a decimal prefix
-
-
-@dataclass(frozen=True)
-class Value:
-    """One field: centre and spread as printed, and the number it sorts by."""
-
-    text: str
-    spread: str = ""
-    sort: float | str = ""
-    bold: bool = False
-
-    @property
-    def plain(self) -> str:
-        """`5,120 [4,800–5,440]`."""
-        spread = self.spread if self.spread.startswith("(") else f"[{self.spread}]"
-        return f"{self.text} {spread}" if self.spread else self.text
-
-
-@dataclass(frozen=True)
-class Table:
-    """A printed table: headings with their meanings, rows of values, and the numbers behind
-    them."""
-
-    name: str
-    caption: str
-    headings: list[tuple[str, str]]
-    rows: list[list[Value]]
-    breaks: list[bool]  # row -> it starts a group
-    numbers: pd.DataFrame
-    cell_ids: list[str] = field(default_factory=list)
+KIND = Kind(
+    title="All numbers",
+    clock="wall",
+    keys={
+        "columns": (
+            "samples_per_s",
+            "cpu_ms_per_sample",
+            "final_metric",
+            "samples_to_target",
+            "seconds_to_target",
+            "bytes_to_target",
+            "bytes_per_sample",
+            "bytes_per_step",
+            "wire_ratio",
+            "payload_minus_predicted",
+            "staleness",
+            "policy_lag",
+            "notes",
+        )
+    },
+    only_asked=("policy_lag",),
+    place=140,
+)
 
 
 COLUMNS: Mapping[str, Column] = {
@@ -177,11 +160,10 @@ _SOURCES = {
 _NONE = summarize([])
 
 
-def build(spec: FigureSpec, material: Material) -> Table:
-    """The table of one `kind = "table"` or `virtual_table` entry."""
-    virtual = spec.kind == "virtual_table"
+def tabulate(spec: FigureSpec, material: Material) -> Table:
+    """One row per cell of the material's clock."""
+    virtual = material.clock == "virtual"
     facts = _virtual_facts(material) if virtual else _facts(material)
-    material = material.in_virtual_time if virtual else material
     order = (
         ["spread", "link", "replicas", "straggler", "order"]
         if virtual
@@ -220,7 +202,7 @@ def build(spec: FigureSpec, material: Material) -> Table:
             + slowed
             + (f" ({name['by_size']})" if name["by_size"] else "")
         )
-        row += [Value(label), *(Value(name[key] or labels.EMPTY) for key in worlds)]
+        row += [Value(label), *(Value(name[key] or text.EMPTY) for key in worlds)]
         row += [Value(str(name["replicas"]), sort=float(name["replicas"]))] if sizes else []
         row.append(_count(name["cell_id"], material))
         for column in columns:
@@ -284,7 +266,7 @@ def _caption(
     )
     facts = " ".join(f"{each[:1].upper()}{each[1:]}." for each in (*same, stated))
     return (
-        f"{labels.spreads(shown).capitalize()}. {facts} A miss is infinite and stays in the "
+        f"{text.spreads(shown).capitalize()}. {facts} A miss is infinite and stays in the "
         "median: "
         "> budget (k of n) means that k of n runs did not arrive. Bold: best for that number of "
         "workers, and what its "
@@ -336,19 +318,19 @@ def _group(name: Mapping[Any, Any]) -> tuple[Any, ...]:
 def _value(column: Column, summary: Summary, n: int, *, bold: bool) -> Value:
     """One field; a value that fewer than the row's n runs have says how many."""
     if summary.n == 0:
-        return Value(labels.EMPTY, sort=math.inf)
+        return Value(text.EMPTY, sort=math.inf)
     factor, prefix = (
-        labels.prefix(summary.center) if column.si and math.isfinite(summary.center) else (1.0, "")
+        text.prefix(summary.center) if column.si and math.isfinite(summary.center) else (1.0, "")
     )
-    text, spread = labels.parts(summary, scale=column.scale / factor)
+    phrase, spread = text.parts(summary, scale=column.scale / factor)
     if column.si and math.isfinite(summary.center):
-        text = f"{text} {prefix}B"
+        phrase = f"{phrase} {prefix}B"
     if math.isinf(summary.center):
-        text, _, spread = text.partition(" (")
+        phrase, _, spread = phrase.partition(" (")
         spread = f"({spread}"
     elif summary.n < n:
         spread = f"{spread}, n = {summary.n}".removeprefix(", ")
-    return Value(text, spread, summary.center, bold)
+    return Value(phrase, spread, summary.center, bold)
 
 
 def _best(column: Column, records: list[tuple[Any, dict[str, Any]]]) -> set[str]:

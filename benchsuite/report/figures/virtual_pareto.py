@@ -18,22 +18,30 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchsuite.analysis.arrival import centers, front
 from benchsuite.analysis.statistics import Summary
-from benchsuite.report.figures.arrivals import by_straggler, setting, worlds
-from benchsuite.report.figures.canvas import Drawing, Margins, grid
-from benchsuite.report.figures.style import INK, SOFT, WIDE_IN, Look, families
+from benchsuite.report import text
+from benchsuite.report.drawing.canvas import Drawing, Margins, grid
+from benchsuite.report.drawing.strategy_rows import by_straggler, setting, worlds
+from benchsuite.report.drawing.style import INK, SOFT, WIDE_IN, Look, families
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
 from benchsuite.report.words import labels
 from benchsuite.report.words.sentences import listed, names
+
+KIND = Kind(
+    title="Which strategy is beaten by no other?",
+    clock="virtual",
+    keys={"goal": ("target", "easy", "hard")},
+    place=80,
+)
 
 PALE = 0.38  # opacity of what the front beats
 LINE_IN = 0.135  # a line of the list of names below a panel
 NEAR_PT = 7.5  # numbers nearer to each other than this are moved apart
 
 
-def pareto(spec: FigureSpec, material: Material) -> list[Drawing]:
+def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     """One drawing per world."""
-    material = material.in_virtual_time
     name = names(material, short=True)
     drawings = []
     for suffix, table in worlds(spec, material):
@@ -100,7 +108,7 @@ def _silent(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> st
     for slowed, part in parts:
         for row in part.to_dict("records"):
             if row["bytes"].center == 0:
-                time = f"{labels.slowed(slowed)} {labels.quantity(row['seconds'])}"
+                time = f"{labels.slowed(slowed)} {text.quantity(row['seconds'])}"
                 said.setdefault(name(str(row["series"])), []).append(time)
     return "".join(
         f"Nor is {who}: it sends nothing, its workers share one host's memory (virtual seconds: "
@@ -115,7 +123,7 @@ def _meaning(drawn: pd.DataFrame) -> str:
         "target. Numbered: the "
         "front, whom no other strategy beats on both; above and right of the line is what it beats "
         "(pale). Mark and "
-        f"bars: {labels.spreads(drawn['seconds'])}."
+        f"bars: {text.spreads(drawn['seconds'])}."
     )
 
 
@@ -125,7 +133,7 @@ def missed(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> str
     said = []
     for slowed, part in parts:
         late = [
-            f"{name(str(row['series']))} {labels.quantity(row['seconds'])}"
+            f"{name(str(row['series']))} {text.quantity(row['seconds'])}"
             for row in part.to_dict("records")
             if math.isinf(row["seconds"].center)
         ]
@@ -244,7 +252,7 @@ def _share(axes: Sequence[Axes]) -> None:
             scale.set_minor_locator(NullLocator())
             unit = ("", "B")[axis]
             scale.set_major_formatter(
-                FuncFormatter(lambda value, _, unit=unit: labels.tick(value, unit))
+                FuncFormatter(lambda value, _, unit=unit: text.tick(value, unit))
             )
 
 

@@ -18,10 +18,19 @@ from benchsuite.analysis.parallel import CODE_BYTES, GROUP, QUANTITIES, apart, i
 from benchsuite.analysis.statistics import Summary, summarize
 from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import Cell
+from benchsuite.report import text
+from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
+from benchsuite.report.printed import Column, Table, Value
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.tables.tables import Column, Table, Value
 from benchsuite.report.words import labels
+
+KIND = Kind(
+    title="Forms of parallelism at equal ranks: all numbers",
+    clock="wall",
+    place=130,
+    not_where_all={"model_parallel": 1},
+)
 
 MIB = 2**20
 ALONE = "one rank"
@@ -138,7 +147,7 @@ def kind(cell: Cell) -> str:
     return f"{cell.replicas} × {form}" if is_divided(cell) and cell.replicas > 1 else form
 
 
-def build(spec: FigureSpec, material: Material) -> Table:
+def tabulate(spec: FigureSpec, material: Material) -> Table:
     """The table of a `kind = "parallel_table"` entry."""
     everything = compared(material)
     table = material.of(everything, spec) if len(everything) else everything
@@ -158,7 +167,7 @@ def build(spec: FigureSpec, material: Material) -> Table:
         name = _workload(each.cell)
         order.setdefault(name, len(order))
         row = {"workload": name, "ranks": each.cell.num_workers, "n": 0}
-        empty = [Value(labels.EMPTY, sort=math.inf)] * len(COLUMNS)
+        empty = [Value(text.EMPTY, sort=math.inf)] * len(COLUMNS)
         note = Value(f"unsupported: {each.problems[0].rule}")
         rows.append(
             (
@@ -225,7 +234,7 @@ def mib(summary: Summary) -> tuple[str, str]:
     are the same."""
     width = 10.0 if summary.center >= 10 * MIB else 1.0
     center, low, high = (
-        labels.number(value / MIB, width=max(width, (summary.high - summary.low) / MIB))
+        text.number(value / MIB, width=max(width, (summary.high - summary.low) / MIB))
         for value in (summary.center, summary.low, summary.high)
     )
     return center, f"{low}–{high}" if low != high else ""
@@ -240,30 +249,30 @@ def _place(row: Mapping[Any, Any]) -> list[Value]:
 def _value(column: Column, row: Mapping[Any, Any], bold: set[str]) -> Value:
     summary: Summary = row[column.key]
     if summary.n == 0:
-        return Value(labels.EMPTY, sort=math.inf)
+        return Value(text.EMPTY, sort=math.inf)
     if column.wall and row["oversubscribed"]:
         return Value(
-            labels.EMPTY, f"({row['world_size']} ranks, {row['cores'] or 'fewer'} cores)", math.inf
+            text.EMPTY, f"({row['world_size']} ranks, {row['cores'] or 'fewer'} cores)", math.inf
         )
     if column.key == "held_parameters":
         share = summary.center / row["num_parameters"].center
         part = f"({100 * share:.0f} %)" if share < 0.995 else ""
-        return Value(labels.si(summary.center, "").strip(), part, summary.center)
-    factor, prefix = labels.prefix(summary.center) if column.si else (1.0, "")
-    text, spread = labels.parts(summary, scale=column.scale / factor)
+        return Value(text.si(summary.center, "").strip(), part, summary.center)
+    factor, prefix = text.prefix(summary.center) if column.si else (1.0, "")
+    phrase, spread = text.parts(summary, scale=column.scale / factor)
     if column.key == "peak_model_bytes":
-        text, spread = mib(summary)
-    text += f" {prefix}B" if column.si else ""
+        phrase, spread = mib(summary)
+    phrase += f" {prefix}B" if column.si else ""
     if summary.n < row["n"]:
         spread = f"{spread}, n = {summary.n}".removeprefix(", ")
-    return Value(text, spread, summary.center, row["cell_id"] in bold)
+    return Value(phrase, spread, summary.center, row["cell_id"] in bold)
 
 
 def _notes(row: Mapping[Any, Any], material: Material) -> str:
     runs = [run for run in material.runs if run.cell_id == row["cell_id"]]
     notes = ["PAYLOAD DIFFERS FROM PREDICTION"] if row["cell_id"] in _broken(material) else []
     servers = int(row["servers"])
-    notes += [f"and {labels.count_of(servers, 'server')}"] if servers else []
+    notes += [f"and {text.count_of(servers, 'server')}"] if servers else []
     if row["num_contended"]:
         notes.append(f"contended ({row['num_contended']} of {row['n']})")
     notes += sorted(
@@ -302,7 +311,7 @@ def _caption(
     ]
     what = f" {same[0]}." if same else ""
     return (
-        f"{labels.spreads(shown).capitalize()}.{what} Memory and parameters: the fullest rank. MiB "
+        f"{text.spreads(shown).capitalize()}.{what} Memory and parameters: the fullest rank. MiB "
         "are 1,048,576 bytes; "
         f"differences below {CODE_BYTES // MIB} MiB may be code that one library class touches and "
         "another does not. "

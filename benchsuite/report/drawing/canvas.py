@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchsuite.report.figures.style import INK, Look
+from benchsuite.report.drawing.style import INK, Look
 
 POINTS_PER_INCH = 72
 PNG_DPI = 200

@@ -1,0 +1,1 @@
+"""What several kinds of figures are drawn with: canvas, looks, legends, rows and lines."""
