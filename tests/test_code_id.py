@@ -27,7 +27,8 @@ from benchsuite.plan.cell import AXES, Budget, Cell, resolve
 from benchsuite.results import code_id
 from benchsuite.results.code_id import ROOTS, Tree
 from benchsuite.results.store import Store
-from benchsuite.run.runner import Setting, run_cells
+from benchsuite.running.runner import run_cells
+from benchsuite.running.setting import Setting
 from tests import import_recorder
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +119,7 @@ def lone_imports(run: Cell) -> list[tuple[str, str]]:
             importers.setdefault(of, []).append(module)
     named = set(itertools.chain.from_iterable(ROOTS.values()))
     named |= {f"{plugins.KINDS[axis][1]}.{getattr(run, axis)}" for axis in (*AXES, "cluster")}
+    named |= set(plugins.find("cluster", run.cluster).constants["processes"])
     return [(by[0], of) for of, by in sorted(importers.items()) if len(by) == 1 and of not in named]
 
 
@@ -166,7 +168,7 @@ def test_a_supervisor_imports_what_a_cell_under_torchrun_can_reach(tmp_path: Pat
     (modules,) = import_recorder.noted(
         tmp_path
     ).values()  # the door and the supervisor are one process
-    assert "benchsuite.cluster.supervisor" in modules
+    assert "benchsuite.cluster.rank_supervisor" in modules
     assert modules <= Tree().reach(cell(cluster="torchrun")), modules - Tree().reach(
         cell(cluster="torchrun")
     )
@@ -182,7 +184,7 @@ def test_a_supervisor_imports_what_a_cell_under_torchrun_can_reach(tmp_path: Pat
         (RING, "benchsuite.plan.placement"),
         (RING, "benchsuite.measure.window"),
         (RING, "benchsuite.results.assemble.lag"),
-        (RING, "benchsuite.cluster.classify"),
+        (RING, "benchsuite.cluster.cell_outcome"),
         (DILOCO, "benchsuite.compression.quantise"),
         (AGENT, "benchsuite.topology.direct"),
         (SIMULATED[0], "benchsuite.results.assemble.virtual"),
@@ -195,7 +197,7 @@ def test_a_helper_behind_an_import_counts(run: Cell, module: str) -> None:
 
 def test_members_of_other_cells_reports_and_the_command_line_do_not_count() -> None:
     for run in (*ON_RANKS, *SIMULATED):
-        for room in ("report", "analysis", "cli", "laws", "programs", "run", "rules"):
+        for room in ("report", "analysis", "cli", "laws", "programs", "running", "rules"):
             assert not [
                 name for name in Tree().reach(run) if name.startswith(f"benchsuite.{room}")
             ], run.label
@@ -268,9 +270,11 @@ def test_what_an_import_of_the_file_does_not_execute_does_not_count(
 
 def test_names_that_a_package_finds_when_asked_count_for_who_asks(tmp_path: Path) -> None:
     door = set(Tree().reach(users(tmp_path, "from benchsuite import load_results")))
-    assert "benchsuite.run.api" in door and not {name for name in door if "__getattr__" in name}
-    assert "benchsuite.run.api" in Tree().reach(users(tmp_path, "import benchsuite"))
-    assert "benchsuite.run.api" not in Tree().reach(users(tmp_path, "from benchsuite import plan"))
+    assert "benchsuite.running.api" in door and not {name for name in door if "__getattr__" in name}
+    assert "benchsuite.running.api" in Tree().reach(users(tmp_path, "import benchsuite"))
+    assert "benchsuite.running.api" not in Tree().reach(
+        users(tmp_path, "from benchsuite import plan")
+    )
 
 
 def test_relative_imports_are_followed() -> None:

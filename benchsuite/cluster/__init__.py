@@ -70,6 +70,11 @@ class Engine:
     started_by: ClassVar[str] = Declaration.started_by
     several_hosts: ClassVar[bool] = Declaration.several_hosts
     flags: ClassVar[Mapping[str, str]] = {}
+    processes: ClassVar[tuple[str, ...]] = ()
+    """Modules of this package that run as processes of their own, beside the ranks.
+
+    A cell's runs are missing again when one of them changes, as when the engine's file does.
+    """
 
     @classmethod
     def refusal(cls) -> str:
