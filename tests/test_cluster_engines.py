@@ -10,7 +10,7 @@ import pytest
 from benchsuite import cluster
 from benchsuite.cli import main
 from benchsuite.errors import UsageError
-from benchsuite.plan import plugins
+from benchsuite.plan import declared, plugins
 from benchsuite.results.code_id import Tree
 from benchsuite.results.record import Status
 from benchsuite.results.store import Store
@@ -145,9 +145,9 @@ def test_an_engine_in_the_folder_is_listed_with_its_first_sentence(
 
 def test_the_suites_engines_are_two_files() -> None:
     assert plugins.names("cluster") == ["local", "torchrun"]
-    assert cluster.declaration("local") == cluster.Declaration()
+    assert not declared.cluster("local").started_by
     assert (
-        cluster.declaration("torchrun").started_by and cluster.declaration("torchrun").several_hosts
+        declared.cluster("torchrun").started_by and declared.cluster("torchrun").several_hosts
     )
     for name in plugins.names("cluster"):
         assert issubclass(plugins.load("cluster", name), cluster.Engine)
@@ -171,7 +171,7 @@ def test_a_flag_that_is_no_dict_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = said(capsys, "run", *CELL, "--cluster", engine(tmp_path, FLAG_LIST))
-    assert code == 2 and "flags = ['hosts']: give a dict from a flag's name to its help" in err
+    assert code == 2 and "flags = ['hosts']: a table, e.g. flags = " in err
 
 
 @pytest.mark.parametrize(

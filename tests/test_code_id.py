@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from benchsuite import rules
+from benchsuite.plan import declared, plugins
 from benchsuite.plan import plan as plans
-from benchsuite.plan import plugins
 from benchsuite.plan.cell import AXES, Budget, Cell, resolve
 from benchsuite.results import code_id
 from benchsuite.results.code_id import ROOTS, Tree
@@ -119,7 +119,7 @@ def lone_imports(run: Cell) -> list[tuple[str, str]]:
             importers.setdefault(of, []).append(module)
     named = set(itertools.chain.from_iterable(ROOTS.values()))
     named |= {f"{plugins.KINDS[axis][1]}.{getattr(run, axis)}" for axis in (*AXES, "cluster")}
-    named |= set(plugins.find("cluster", run.cluster).constants["processes"])
+    named |= set(declared.cluster(run.cluster).processes)
     return [(by[0], of) for of, by in sorted(importers.items()) if len(by) == 1 and of not in named]
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from benchsuite.plan import plugins
+from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import AXES, Cell
 
 # Where a run starts, beside the files of its members: modules that become processes, and those that
@@ -139,9 +139,7 @@ class Tree:
 
     def _engine(self, reference: str) -> tuple[str, ...]:
         """The file of a cluster engine, and the modules that it says it starts as processes."""
-        engine = members.find("cluster", reference)
-        processes = () if engine is None else tuple(engine.constants.get("processes", ()))
-        return (*self._member("cluster", reference), *processes)
+        return (*self._member("cluster", reference), *declared.cluster(reference).processes)
 
     def _user_node(self, kind: str, path: Path) -> str:
         if path not in self._user_nodes:
