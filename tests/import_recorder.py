@@ -83,7 +83,7 @@ def _simulate(document: dict[str, Any]) -> None:
     """One cell as the simulator's process runs it; never returns."""
     code = 1
     try:
-        from benchsuite.cluster.simulator import Kept, answer
+        from benchsuite.cluster.simulator_process import Kept, answer
 
         with tempfile.TemporaryDirectory() as run_dir:
             said = answer(document, Path(run_dir), Kept())

@@ -14,7 +14,6 @@ import pytest
 
 from benchsuite.cluster import launcher_environment
 from benchsuite.cluster.supervisor_records import collect
-from benchsuite.cluster.torchrun import Cluster
 from benchsuite.errors import UsageError
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.results.record import Status
@@ -194,13 +193,3 @@ def test_a_process_that_no_launcher_started_says_so() -> None:
 
 def test_loopback_is_reached_through_lo() -> None:
     assert launcher_environment.interface_towards("127.0.0.1") == "lo"
-
-
-def test_the_command_line_starts_the_ranks_of_the_largest_cell() -> None:
-    line = Cluster().command(
-        [cell(0), cell(1, replicas=4)], Path("cells.json"), Path("run"), num_hosts=2
-    )
-    assert line == (
-        "torchrun --nproc-per-node 2 --nnodes 2 --node-rank i --master-addr ADDRESS_OF_HOST_0 --master-port 29500"
-        " -m benchsuite.worker --cells cells.json --out run"
-    )

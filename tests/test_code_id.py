@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from benchsuite import rules
+from benchsuite.plan import declared, plugins
 from benchsuite.plan import plan as plans
-from benchsuite.plan import plugins
 from benchsuite.plan.cell import AXES, Budget, Cell, resolve
 from benchsuite.results import code_id
 from benchsuite.results.code_id import ROOTS, Tree
@@ -119,6 +119,7 @@ def lone_imports(run: Cell) -> list[tuple[str, str]]:
             importers.setdefault(of, []).append(module)
     named = set(itertools.chain.from_iterable(ROOTS.values()))
     named |= {f"{plugins.KINDS[axis][1]}.{getattr(run, axis)}" for axis in (*AXES, "cluster")}
+    named |= set(declared.cluster(run.cluster).processes)
     return [(by[0], of) for of, by in sorted(importers.items()) if len(by) == 1 and of not in named]
 
 
@@ -167,7 +168,7 @@ def test_a_supervisor_imports_what_a_cell_under_torchrun_can_reach(tmp_path: Pat
     (modules,) = import_recorder.noted(
         tmp_path
     ).values()  # the door and the supervisor are one process
-    assert "benchsuite.cluster.supervisor" in modules
+    assert "benchsuite.cluster.rank_supervisor" in modules
     assert modules <= Tree().reach(cell(cluster="torchrun")), modules - Tree().reach(
         cell(cluster="torchrun")
     )
@@ -183,7 +184,7 @@ def test_a_supervisor_imports_what_a_cell_under_torchrun_can_reach(tmp_path: Pat
         (RING, "benchsuite.plan.placement"),
         (RING, "benchsuite.measure.window"),
         (RING, "benchsuite.results.assemble.lag"),
-        (RING, "benchsuite.cluster.classify"),
+        (RING, "benchsuite.cluster.cell_outcome"),
         (DILOCO, "benchsuite.compression.quantise"),
         (AGENT, "benchsuite.topology.direct"),
         (SIMULATED[0], "benchsuite.results.assemble.virtual"),
@@ -196,7 +197,7 @@ def test_a_helper_behind_an_import_counts(run: Cell, module: str) -> None:
 
 def test_members_of_other_cells_reports_and_the_command_line_do_not_count() -> None:
     for run in (*ON_RANKS, *SIMULATED):
-        for room in ("report", "analysis", "cli", "laws", "programs", "run", "rules"):
+        for room in ("report", "analysis", "cli", "laws", "programs", "running", "rules"):
             assert not [
                 name for name in Tree().reach(run) if name.startswith(f"benchsuite.{room}")
             ], run.label

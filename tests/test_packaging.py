@@ -23,9 +23,7 @@ def test_every_folder_with_code_is_listed_as_a_package() -> None:
         for path in (ROOT / "benchsuite").rglob("*.py")
     }
     beside = {"benchsuite.plans", "benchsuite.workloads", "benchsuite.results.schema"}
-    assert found | beside == set(
-        PROJECT["tool"]["setuptools"]["packages"]
-    )
+    assert found | beside == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
 def test_constraints_pin_every_requirement_to_one_public_version() -> None:
@@ -101,12 +99,13 @@ def test_the_wheel_holds_plans_templates_and_schema(tmp_path: Path) -> None:
     }
     assert (
         plans
-        and plans | code | templates | {"benchsuite/results/schema/run.schema.json", "benchsuite/py.typed"}
+        and plans
+        | code
+        | templates
+        | {"benchsuite/results/schema/run.schema.json", "benchsuite/py.typed"}
         <= names
     )
-    strays = {
-        name for name in names if not name.startswith(("benchsuite/", "benchsuite-"))
-    }
+    strays = {name for name in names if not name.startswith(("benchsuite/", "benchsuite-"))}
     assert not strays, strays
 
 

@@ -96,9 +96,9 @@ def _declared_flags(arguments: Sequence[str]) -> Mapping[str, str]:
         return {}
     if not reference:
         return {}
-    from benchsuite import cluster
+    from benchsuite.plan import declared
 
-    return cluster.declaration(reference).flags
+    return declared.cluster(reference).flags
 
 
 def flag(name: str) -> str:

@@ -12,50 +12,15 @@ there and complete.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
 from benchsuite.errors import UsageError
-from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Outcome
 
 Collected = list[tuple[Cell, Path, Outcome]]
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """What an engine's file says of it: literals of its class, read without importing the file."""
-
-    started_by: str = ""
-    """How the user starts the ranks, as a command; "" = the engine starts them itself."""
-    several_hosts: bool = False
-    """Whether the ranks of a cell can be on more than one host."""
-    flags: Mapping[str, str] = field(default_factory=dict)
-    """Flags of the command line that the engine takes, each with its line of help.
-
-    `flags = {"hosts": "hosts to start ranks on"}` makes `--hosts X` a flag of every command that
-    is given this engine with `--cluster`; the class is then called as `Cluster(hosts="X")`.
-    """
-
-
-def declaration(reference: str) -> Declaration:
-    """What the engine with this name or path declares. UsageError where there is no such engine."""
-    engine = plugins.find("cluster", reference)
-    declared = {
-        name: engine.constants[name]
-        for name in Declaration.__dataclass_fields__
-        if name in engine.constants
-    }
-    flags = declared.get("flags", {})
-    if not isinstance(flags, dict) or not all(str(name).isidentifier() for name in flags):
-        raise UsageError(
-            f"{engine.path}: flags = {flags!r}: give a dict from a flag's name to its help, e.g. "
-            '{"hosts": "hosts to start ranks on"}'
-        )
-    return Declaration(**declared)
 
 
 class Engine:
@@ -67,9 +32,12 @@ class Engine:
     (`started_by`) has no `run`; what its ranks left is read by `collect` later.
     """
 
-    started_by: ClassVar[str] = Declaration.started_by
-    several_hosts: ClassVar[bool] = Declaration.several_hosts
+    # Literals, read without importing the file: `benchsuite.plan.declared.Cluster` explains each.
+    started_by: ClassVar[str] = ""
+    several_hosts: ClassVar[bool] = False
+    shapes_links: ClassVar[bool] = False
     flags: ClassVar[Mapping[str, str]] = {}
+    processes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def refusal(cls) -> str:

@@ -28,7 +28,6 @@ from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Outcome, Status, now_iso
 from benchsuite.worker.job import EXIT_NO_NAMESPACE
 
-CELL_HOST = "benchsuite.cluster.cell_host"
 GRACE_S = 15.0  # the host is the judge of a cell's deadline; this much later it is lost itself
 START_S = 120.0  # a cold import of torch on a slow disk
 CLOSE_S = 10.0
@@ -45,6 +44,8 @@ class Cluster(Engine):
     before the first cell; None = torch, the worker and the built-in plug-ins. path: folders to
     import from besides the usual ones.
     """
+
+    processes = ("benchsuite.cluster.cell_host",)
 
     def __init__(
         self,
@@ -162,8 +163,9 @@ class Cluster(Engine):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the host; no name, so nothing is left
         self._buffer = b""
         try:
+            told = [str(outcomes_w), json.dumps(settings)]
             self._host = subprocess.Popen(
-                [sys.executable, "-P", "-m", CELL_HOST, str(outcomes_w), json.dumps(settings)],
+                [sys.executable, "-P", "-m", *self.processes, *told],
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,

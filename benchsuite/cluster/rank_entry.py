@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchsuite.cluster.lifeline import hold_lifeline
@@ -29,11 +30,11 @@ def warm_up() -> None:
     """Does nothing: that this ran means that the fork server has imported everything."""
 
 
-def main(job: RankJob, listener: socket.socket | None, entry: str) -> None:
+def main(job: RankJob, listener: socket.socket | None, entries: Sequence[str]) -> None:
     """The life of a rank's process; never returns.
 
-    listener: the bound socket where rank 0 hosts the store, None in the other ranks. entry:
-    `module:function`, called with the job.
+    listener: the bound socket where rank 0 hosts the store, None in the other ranks. entries:
+    `module:function`, called with the job one after the other.
     """
     hold_lifeline()
     code = jobs.EXIT_ERROR
@@ -42,7 +43,7 @@ def main(job: RankJob, listener: socket.socket | None, entry: str) -> None:
         if listener is not None:
             job = dataclasses.replace(job, store_listen_fd=listener.detach())
         _prepare(job)
-        code = _call(job, entry)
+        code = _call(job, entries)
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -83,17 +84,12 @@ def _prepare(job: RankJob) -> None:
     torch.set_num_threads(int(job.cell.get("threads", 1)))
 
 
-def _call(job: RankJob, entry: str) -> int:
-    """Calls `module:function` with the job and turns what comes out into an exit code."""
-    module, _, function = entry.partition(":")
+def _call(job: RankJob, entries: Sequence[str]) -> int:
+    """Calls each `module:function` with the job and turns what comes out into an exit code."""
     try:
-        if job.store_is_hosted:
-            # The ranks come one by one, each under a supervisor of its own. Imported here: it needs
-            # torch, and the process that forks the ranks has none.
-            from benchsuite.cluster import arrival
-
-            arrival.await_all_ranks(job)
-        getattr(importlib.import_module(module), function)(job)
+        for entry in entries:
+            module, _, function = entry.partition(":")
+            getattr(importlib.import_module(module), function)(job)
     except SystemExit as stop:
         return _exit_code(stop)
     except BaseException as error:  # noqa: BLE001  the outermost frame: recorded, then the end

@@ -92,11 +92,15 @@ def _choose_short_folder() -> None:
 
 
 class RankProcesses:
-    """The processes of some ranks of one cell, from start to end."""
+    """The processes of some ranks of one cell, from start to end.
 
-    def __init__(self, context: ForkServerContext, entry: str) -> None:
+    entry: what each rank calls with its job, `module:function`. first: what it calls before.
+    """
+
+    def __init__(self, context: ForkServerContext, entry: str, *, first: str = "") -> None:
         self._context = context
         self._entry = entry
+        self._entries = [first, entry] if first else [entry]
         self._ranks: list[_RankProcess] = []
         self._helpers: list[ForkServerProcess] = []  # each says goodbye for a lost worker
         self._batch = 0
@@ -109,7 +113,7 @@ class RankProcesses:
         if job.beat_path:
             beat.create(job.beat_path)
         process = self._context.Process(
-            target=rank_entry.main, args=(job, listener, self._entry), daemon=True
+            target=rank_entry.main, args=(job, listener, self._entries), daemon=True
         )
         process.start()
         self._ranks.append(_RankProcess(job, role, process))

@@ -36,6 +36,8 @@ from benchsuite.plan.cell import Cell
 from benchsuite.results.record import now_iso
 from benchsuite.worker.job import EXIT_PARENT_GONE, RankJob, write_atomic
 
+# A rank calls it before its entry: the others are started by other supervisors, one by one.
+AWAIT_ALL_RANKS = "benchsuite.cluster.arrival:await_all_ranks"
 RECORD_SCHEMA = 1  # of what a supervisor leaves
 # How long a rank waits for the others to arrive, beyond the previous cell's deadline.
 ARRIVAL_S = 120.0
@@ -115,7 +117,7 @@ class _Supervisor:
     def _wait_for(self, job: RankJob, cell: Cell, folder: Path, *, arrival_s: float) -> None:
         role = "worker" if job.rank < cell.num_workers else "server"
         expendable = (job.rank,) if role == "worker" and _survives(cell) else ()
-        ranks = RankProcesses(self._context, self._entry)
+        ranks = RankProcesses(self._context, self._entry, first=AWAIT_ALL_RANKS)
         started_at = now_iso()
         begin = time.monotonic()
         try:

@@ -21,6 +21,7 @@ class Cluster(Engine):
         "benchsuite collect RUNDIR"
     )
     several_hosts = True
+    processes = ("benchsuite.worker.__main__",)
 
     def collect(self, run_dir: Path) -> Collected:
         return supervisor_records.collect(run_dir)

@@ -81,8 +81,7 @@ def oversubscribed(cell: Cell, cores: int | None = None) -> bool:
     the virtual clock."""
     if cell.clock == "virtual" or cell.device != "cpu":
         return False
-    one_machine = cell.cluster in ("local", "namespaces")
-    ranks_here = cell.world_size if one_machine else math.ceil(cell.world_size / cell.hosts)
+    ranks_here = math.ceil(cell.world_size / cell.hosts)
     return ranks_here * cell.threads > (num_cores() if cores is None else cores)
 
 

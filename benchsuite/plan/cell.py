@@ -86,7 +86,7 @@ class Cell:
     gradients: str = "computed"  # none: virtual clock only, for staleness and waiting at any N
     straggler: Mapping[str, float] = field(default_factory=dict)  # worker -> slow-down factor
     batch_mode: str = "fixed_global"
-    # per_strategy: lr_factor is chosen by trials before the runs (`benchsuite/run/tune.py`)
+    # per_strategy: lr_factor is chosen by trials before the runs (`benchsuite/running/tune.py`)
     tuning: str = "same"
     lr_factor: float = (
         1.0  # the recipe's learning rate times this, for every strategy and workload alike

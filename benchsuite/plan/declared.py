@@ -230,12 +230,25 @@ class Workload(Declared):
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster(Declared):
-    """What a file in `cluster/` may declare to the rules."""
+    """What a file in `cluster/` may declare, to the rules and to whoever starts cells."""
 
+    started_by: str = ""
+    """How the user starts the ranks, as a command; "" = the engine starts them itself."""
     several_hosts: bool = False
     """It has ranks on more than this machine."""
     shapes_links: bool = False
     """It makes links as slow as the cell says."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Flags of the command line that the engine takes, each with its line of help.
+
+    `flags = {"account": "whose time it is"}` makes `--account X` a flag of every command that names
+    this engine with `--cluster`; the class is then called as `Cluster(account="X")`.
+    """
+    processes: tuple[str, ...] = ()
+    """Modules of the suite that run as processes of their own, beside the ranks.
+
+    A cell's runs are missing again when one of them changes, as when the engine's file does.
+    """
 
 
 KINDS: Mapping[str, type[Declared]] = MappingProxyType(
@@ -261,6 +274,11 @@ def of(kind: str, reference: str) -> Declared:
 def strategy(reference: str) -> Strategy:
     """`of` a sync strategy, in its own type."""
     return cast(Strategy, of("sync", reference))
+
+
+def cluster(reference: str) -> Cluster:
+    """`of` a cluster engine, in its own type."""
+    return cast(Cluster, of("cluster", reference))
 
 
 def topology(reference: str) -> Topology:

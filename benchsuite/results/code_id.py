@@ -16,7 +16,8 @@ Three kinds of imports are not followed, because importing the file does not exe
   its files: `from benchsuite import load_results` asks, `from benchsuite import plan` does not.
 
 Modules that are named by a string are not followed either. Members are loaded in this way, and the
-cell itself says which; all others that a run needs are in `ROOTS`. So the members that a cell does
+cell itself says which; a cluster engine says which modules it starts (`processes`), and all others
+that a run needs are in `ROOTS`. So the members that a cell does
 not use, the reports, the analyses and the command line do not count, unless a file that counts
 imports them. A file counts with all its bytes, comments included.
 """
@@ -31,7 +32,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from benchsuite.plan import plugins
+from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import AXES, Cell
 
 # Where a run starts, beside the files of its members: modules that become processes, and those that
@@ -39,17 +40,13 @@ from benchsuite.plan.cell import AXES, Cell
 ROOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "rank": ("benchsuite.worker.main",),  # the life of a real rank
-        "simulator": (
-            "benchsuite.cluster.simulator_process",
-        ),  # all ranks of a cell of the virtual clock
+        # all ranks of a cell of the virtual clock
+        "simulator": ("benchsuite.cluster.simulator_process",),
         "assembly": ("benchsuite.results.assemble",),  # makes one run of the files of real ranks
         "tuning": (
             "benchsuite.running.tune",
         ),  # how trials choose, for cells with tuning = per_strategy
         "rules": ("benchsuite.rules",),  # what refuses a cell
-        # Of each cluster engine: what starts the ranks of a cell, and what says how they ended.
-        "cluster local": ("benchsuite.cluster.cell_host",),
-        "cluster torchrun": ("benchsuite.worker.__main__", "benchsuite.cluster.supervisor_records"),
     }
 )
 
@@ -116,8 +113,7 @@ class Tree:
         if cell.clock == "virtual":
             begin += ROOTS["simulator"]
         else:
-            begin += ROOTS["rank"] + ROOTS["assembly"] + ROOTS.get(f"cluster {cell.cluster}", ())
-            begin += self._member("cluster", cell.cluster)
+            begin += ROOTS["rank"] + ROOTS["assembly"] + self._engine(cell.cluster)
         if cell.tuning == "per_strategy":
             begin += ROOTS["tuning"]
         return self._reach(begin)
@@ -140,6 +136,10 @@ class Tree:
         if not member.given_by_path:
             return (f"{plugins.KINDS[kind][1]}.{member.name}",)
         return tuple(self._user_node(kind, path) for path in _files_of_user(member))
+
+    def _engine(self, reference: str) -> tuple[str, ...]:
+        """The file of a cluster engine, and the modules that it says it starts as processes."""
+        return (*self._member("cluster", reference), *declared.cluster(reference).processes)
 
     def _user_node(self, kind: str, path: Path) -> str:
         if path not in self._user_nodes:

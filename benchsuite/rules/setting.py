@@ -254,7 +254,7 @@ def tuning(view: View) -> Problems:
             "set gradients = computed, or tuning = same",
         ),
         (
-            cell.cluster != "local",
+            cast(declared.Cluster, view.says("cluster")).started_by != "",
             f"cluster = {cell.cluster}",
             "trials are run by `benchsuite run`, on this machine",
             "set tuning = same, and lr_factor to what a local run of the cell chose (column "

@@ -1,5 +1,4 @@
-"""What `benchsuite plan` says before anything runs: ranks, predicted bytes, estimated time,
-refusals.
+"""What `benchsuite plan` says before anything runs: ranks, bytes, estimated time, refusals.
 
 The predicted bytes come from the strategy's own file and the parameters' shapes, so torch is
 imported for them.
@@ -21,48 +20,30 @@ from benchsuite.report import text
 from benchsuite.results.store import CodeId, Store
 from benchsuite.results.tuned import is_tuned
 from benchsuite.running import tune
-from benchsuite.running.runner import estimated_seconds, known_seconds, timed_as
+from benchsuite.running.runner import estimated_seconds, known_seconds, timed_as, total
 
 
 def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
-    """`{"plan", "question", "seeds", "cells", "refused", "runs", "trials", "missing",
-    "estimated_s", "notices"}`.
+    """A plan's forecast as one JSON document.
 
-    estimated_s: of one run, from stored runs of the same cell (or with another learning rate), else
-    None; in all: of the missing runs, None where one is unknown. predicted_bytes: of one run, all
-    ranks together. kept_bytes: by the strategy on a worker and on a server, beside parameters,
-    gradient and optimiser. runs and missing count the trials of tuned cells too: `trials` of all
-    runs; of a cell its missing ones. notices: what the numbers of some cells do not mean,
+    `{"plan", "question", "seeds", "cells", "refused", "runs", "trials", "missing", "estimated_s",
+    "notices"}`. runs and missing count the trials of tuned cells too. estimated_s: of the missing
+    runs, None where one of them is not known. notices: what the numbers of some cells do not mean,
     `[{"rule", "reason", "remedy", "cell_ids", "concerns"}]`.
     """
-    from benchsuite.worker.predict import kept, predicted
-
     known = estimated_seconds(store)
     missing_runs = store.missing(plan.cells, plan.seeds, code_id)
     untried = tune.untried(missing_runs, store, code_id)
-    missing, tried = (Counter(cell.id for cell in several) for several in (missing_runs, untried))
+    missing = Counter(cell.id for cell in missing_runs)
+    missing_trials = Counter(cell.id for cell in untried)
     num_trials = sum(len(tune.trials(cell)) for cell in plan.cells)
     cells = []
     for cell in plan.cells:
-        traffic = predicted(cell)
-        cells.append(
-            {
-                "cell_id": cell.id,
-                "label": cell.label,
-                "ranks": cell.world_size,
-                "workers": cell.num_workers,
-                "servers": cell.num_servers,
-                "samples": cell.budget.samples,
-                "missing": missing[cell.id],
-                "trials": sum(tried[trial.id] for trial in tune.trials(cell)),
-                "predicted_bytes": traffic.payload_bytes,
-                "predicted_messages": traffic.num_messages,
-                "busiest_port_bytes": traffic.busiest_port(ports(cell)),
-                "kept_bytes": kept(cell),
-                "estimated_s": known_seconds(known, timed_as(cell)),
-            }
-        )
-    left = [known_seconds(known, timed_as(cell)) for cell in (*untried, *missing_runs)]
+        entry = _predicted(cell)
+        entry["missing"] = missing[cell.id]
+        entry["trials"] = sum(missing_trials[trial.id] for trial in tune.trials(cell))
+        entry["estimated_s"] = known_seconds(known, timed_as(cell))
+        cells.append(entry)
     return {
         "plan": plan.name,
         "question": plan.question,
@@ -73,8 +54,33 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
         "runs": len(plan.cells) * len(plan.seeds) + num_trials,
         "trials": num_trials,
         "missing": len(missing_runs) + len(untried),
-        "estimated_s": None if None in left else sum(value for value in left if value is not None),
+        "estimated_s": total(
+            known_seconds(known, timed_as(cell)) for cell in (*untried, *missing_runs)
+        ),
         "notices": [_notice(notice) for notice in rules.noticed(plan.cells)],
+    }
+
+
+def _predicted(cell: Cell) -> dict[str, Any]:
+    """What is known of a cell without running it.
+
+    predicted_bytes: of one run, all ranks together. kept_bytes: what the strategy keeps on a worker
+    and on a server, beside parameters, gradient and optimiser.
+    """
+    from benchsuite.worker.predict import kept, predicted
+
+    traffic = predicted(cell)
+    return {
+        "cell_id": cell.id,
+        "label": cell.label,
+        "ranks": cell.world_size,
+        "workers": cell.num_workers,
+        "servers": cell.num_servers,
+        "samples": cell.budget.samples,
+        "predicted_bytes": traffic.payload_bytes,
+        "predicted_messages": traffic.num_messages,
+        "busiest_port_bytes": traffic.busiest_port(ports(cell)),
+        "kept_bytes": kept(cell),
     }
 
 
@@ -90,44 +96,44 @@ def table(document: dict[str, Any]) -> str:
         "kept by a worker",
         "estimated per run",
     )
-    rows = [
-        (
-            cell["cell_id"],
-            cell["label"],
-            f"{cell['workers']}+{cell['servers']}",
-            f"{cell['missing']}/{len(document['seeds'])}"
-            + (f" + {cell['trials']} trials" if cell["trials"] else ""),
-            text.binary(cell["predicted_bytes"]),
-            str(cell["predicted_messages"]),
-            ""
-            if cell["kept_bytes"]["worker"] is None
-            else text.binary(cell["kept_bytes"]["worker"]),
-            text.duration(cell["estimated_s"]),
-        )
-        for cell in document["cells"]
-    ]
+    rows = [_row(cell, len(document["seeds"])) for cell in document["cells"]]
     lines = [document["question"]] if document["question"] else []
     lines += text.aligned([header, *rows])
     for refusal in document["refused"]:
         lines.append(f"refused  {refusal['cell_id']}  {refusal['label']}")
-        lines += [
-            f"         {problem['reason']}: {problem['remedy']}" for problem in refusal["problems"]
-        ]
+        for problem in refusal["problems"]:
+            lines.append(f"         {problem['reason']}: {problem['remedy']}")
     for notice in document["notices"]:
         lines.append(f"notice   {notice['concerns']}")
         lines.append(f"         {notice['reason']}: {notice['remedy']}")
-    trials = (
-        f"; {document['trials']} of them trials of tuning, seed {tune.TRIAL_SEED}"
-        if document["trials"]
-        else ""
+    return "\n".join([*lines, _last_line(document)])
+
+
+def _row(cell: dict[str, Any], num_seeds: int) -> tuple[str, ...]:
+    trials = f" + {cell['trials']} trials" if cell["trials"] else ""
+    kept_bytes = cell["kept_bytes"]["worker"]
+    return (
+        cell["cell_id"],
+        cell["label"],
+        f"{cell['workers']}+{cell['servers']}",
+        f"{cell['missing']}/{num_seeds}{trials}",
+        text.binary(cell["predicted_bytes"]),
+        str(cell["predicted_messages"]),
+        "" if kept_bytes is None else text.binary(kept_bytes),
+        text.duration(cell["estimated_s"]),
     )
+
+
+def _last_line(document: dict[str, Any]) -> str:
+    trials = ""
+    if document["trials"]:
+        trials = f"; {document['trials']} of them trials of tuning, seed {tune.TRIAL_SEED}"
     seeds = ", ".join(map(str, document["seeds"]))
-    lines.append(
+    return (
         f"{document['runs']} runs ({len(document['cells'])} cells, seeds {seeds}{trials}), "
         f"{document['missing']} missing, estimated {text.duration(document['estimated_s'])}; "
         f"{len(document['refused'])} refused, {document['excluded']} excluded"
     )
-    return "\n".join(lines)
 
 
 def write_cells(plan: Plan, path: Path) -> str:
@@ -135,16 +141,13 @@ def write_cells(plan: Plan, path: Path) -> str:
 
     UsageError where no cell is left, one must be tuned, or the file cannot be written.
     """
-    tuned = [
-        cell for cell in (*plan.cells, *(each.cell for each in plan.refused)) if is_tuned(cell)
-    ]
+    all_cells = [*plan.cells, *(each.cell for each in plan.refused)]
+    tuned = [cell for cell in all_cells if is_tuned(cell)]
     if tuned:
         raise UsageError(
             f"{plan.name}: {tuned[0].label}: tuning = per_strategy needs trials, which only "
-            "`benchsuite run` makes: "
-            "write the others with --only 'tuning == same', or all with --set tuning=same, and an "
-            "lr_factor that a "
-            "local run chose (column tuned_lr_factor)"
+            "`benchsuite run` makes: write the others with --only 'tuning == same', or all with "
+            "--set tuning=same, and an lr_factor that a local run chose (column tuned_lr_factor)"
         )
     cells = plan.runs()
     if not cells:

@@ -1,5 +1,7 @@
-"""Progress on stderr: one line per finished cell, and on a terminal a live line with the remaining
-time."""
+"""Progress of a command on standard error, a line for each finished cell.
+
+On a terminal a live line below them says what runs now and how much time is left.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class Lines(Progress):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-        self.total = self.trials = 0
+        self.total = 0
+        self.trials = 0
         self.live: LiveLine | None = None
 
     def start(self, *, total: int, stored: int, refused: int, trials: int = 0) -> None:
@@ -85,6 +88,7 @@ def _outcome(run: Run) -> str:
         return f"{run.status}, {run.reason}"
     flags = f" ({', '.join(run.flags)})" if run.flags else ""
     for name, unit in (("wall_s", "s"), ("virtual_s", "virtual s")):
-        if (seconds := run.cost.get(name)) is not None:
+        seconds = run.cost.get(name)
+        if seconds is not None:
             return f"ok in {seconds:.1f} {unit}{flags}"
     return f"ok{flags}"

@@ -1,10 +1,9 @@
 """The loop behind `benchsuite run`: refuse, order, launch, store; one cell after the other.
 
-A refused cell becomes one `unsupported` row with rule and remedy; a failed one is recorded and the
+A refused cell becomes one `unsupported` run with rule and remedy. A failed one is recorded, and the
 rest runs. Cells are launched in blocks of one seed, in random order inside a block, so that a drift
 of the machine favours no strategy; the seed of that order and the position stand in the run file.
-What tuning must try comes first, as runs of their own (`tune.py`). The process that runs this has
-no torch.
+What tuning must try comes first, as runs of their own (`tune.py`). This process has no torch.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class Tally:
 
     stored: int = 0  # were there already
     counts: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
-    paths: list[Path] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)  # of the run files that were written
+    failures: list[str] = field(default_factory=list)  # one line each
     interrupted: bool = False
 
     def add(self, run: Run, path: Path) -> None:
@@ -83,17 +82,17 @@ def run_cells(
     """
     progress = progress or Progress()
     store.check_writable()
-    launched = list(cells)
-    recorded = [cell for cell, _ in refused]
-    num_cells = len(launched) + len(recorded)
-    recorded = store.missing(recorded, None, setting.rules_id)
-    if not fresh:
-        launched = store.missing(launched, None, setting.code_id)
-    tally = Tally(stored=num_cells - len(launched) - len(recorded))
+    asked = list(cells)
+    refused_cells = [cell for cell, _ in refused]
+    unrecorded = store.missing(refused_cells, None, setting.rules_id)
+    missing = asked if fresh else store.missing(asked, None, setting.code_id)
+    num_runs = len(unrecorded) + len(missing)
+    tally = Tally(stored=len(asked) + len(refused_cells) - num_runs)
+
     order_seed = secrets.randbelow(2**32)
-    tuner = tune.Tuner(launched, store, setting, fresh=fresh)
+    tuner = tune.Tuner(missing, store, setting, fresh=fresh)
     trials = interleaved(tuner.untried, order_seed)
-    launched = interleaved(launched, order_seed)
+    launched = interleaved(missing, order_seed)
     seconds = _Estimate(store, [*trials, *launched])
     progress.start(
         total=len(trials) + len(launched),
@@ -102,21 +101,18 @@ def run_cells(
         trials=len(trials),
     )
     try:
-        reasons = {cell.id: reason for cell, reason in refused}
-        for cell in {cell.id: cell for cell, _ in refused}.values():
-            progress.refuse(cell, reasons[cell.id])
-        for cell in recorded:
-            run = _unsupported(cell, reasons[cell.id], setting)
-            tally.add(run, store.write(run))
+        _record_refused(refused, unrecorded, store, setting, tally=tally, progress=progress)
+        launch_tuned = tuner.launching(launch)
+        simulate_tuned = tuner.simulating(simulate) if simulate is not None else None
+        order = itertools.chain(
+            _launches(trials, launch, simulate), _launches(launched, launch_tuned, simulate_tuned)
+        )
         started = time.monotonic()
-        tuned = tuner.launching(launch), simulate and tuner.simulating(simulate)
-        order = itertools.chain(_launches(trials, launch, simulate), _launches(launched, *tuned))
         for position, (cell, launching) in enumerate(order):
             progress.begin(cell, position, seconds.left())
             run = launching()
-            run = dataclasses.replace(
-                run, extra={**run.extra, "order": {"seed": order_seed, "position": position}}
-            )
+            placed = {"order": {"seed": order_seed, "position": position}}
+            run = dataclasses.replace(run, extra={**run.extra, **placed})
             tally.add(run, store.write(run))
             seconds.took(cell, time.monotonic() - started)
             progress.end(cell, run, position, seconds.left())
@@ -128,24 +124,56 @@ def run_cells(
     return tally
 
 
+def _record_refused(
+    refused: Sequence[tuple[Cell, str]],
+    unrecorded: Iterable[Cell],
+    store: Store,
+    setting: Setting,
+    *,
+    tally: Tally,
+    progress: Progress,
+) -> None:
+    """Says each refusal once, whatever the number of seeds, and stores those that are new."""
+    reasons = {cell.id: reason for cell, reason in refused}
+    for cell in {cell.id: cell for cell, _ in refused}.values():
+        progress.refuse(cell, reasons[cell.id])
+    for cell in unrecorded:
+        run = _unsupported(cell, reasons[cell.id], setting)
+        tally.add(run, store.write(run))
+
+
 def _launches(
     cells: Sequence[Cell],
     launch: Callable[[Cell], Run],
     simulate: Callable[[Sequence[Cell]], Iterable[tuple[Cell, Run]]] | None,
 ) -> Iterator[tuple[Cell, Callable[[], Run]]]:
-    """Cell by cell in `cells`' order; those of the virtual clock at the end, as they are done."""
-    virtual = [cell for cell in cells if cell.clock == "virtual"] if simulate is not None else []
-    for cell in cells:
-        if cell.clock == "wall" or simulate is None:
-            yield cell, functools.partial(launch, cell)
-    if simulate is not None and virtual:
-        for cell, run in simulate(virtual):
-            yield cell, functools.partial(lambda run: run, run)
+    """(cell, what gives its run), in the order in which they are to be begun.
+
+    The clock of a cell decides who runs it: cells of the wall clock come first, in the order given,
+    each launched when its turn comes; those of the virtual clock follow as their simulations end.
+    """
+    if simulate is None:
+        on_ranks = list(cells)
+        simulated = []
+    else:
+        on_ranks = [cell for cell in cells if cell.clock == "wall"]
+        simulated = [cell for cell in cells if cell.clock == "virtual"]
+    for cell in on_ranks:
+        yield cell, functools.partial(launch, cell)
+    if simulate is not None and simulated:
+        for cell, run in simulate(simulated):
+            yield cell, functools.partial(_finished, run)
+
+
+def _finished(run: Run) -> Run:
+    return run
 
 
 def interleaved(cells: Sequence[Cell], order_seed: int) -> list[Cell]:
-    """Blocks of one seed, in the order the seeds appear; inside a block a random order fixed by
-    `order_seed`."""
+    """Blocks of one seed, in the order in which the seeds appear.
+
+    Inside a block the order is random and fixed by `order_seed`.
+    """
     blocks: dict[int, list[Cell]] = {}
     for cell in cells:
         blocks.setdefault(cell.seed, []).append(cell)
@@ -157,31 +185,37 @@ def interleaved(cells: Sequence[Cell], order_seed: int) -> list[Cell]:
 
 
 def estimated_seconds(store: Store) -> dict[str, float]:
-    """Cell id -> median seconds of its stored runs (the training loop; launching adds some tenths).
+    """Cell id -> median seconds of its stored runs.
 
-    Of a simulation its share of a core's time: one runs on each core.
+    Under the wall clock that is the training loop; launching adds some tenths. Of a simulation it
+    is its share of the machine's time, since one runs on each core.
     """
     seconds: dict[str, list[float]] = {}
     for row in store.rows():
-        simulated = row["simulation_s"]
-        if (took := row["wall_s"] if simulated is None else simulated / num_cores()) is not None:
+        took = row["wall_s"]
+        if row["simulation_s"] is not None:
+            took = row["simulation_s"] / num_cores()
+        if took is not None:
             seconds.setdefault(row["cell_id"], []).append(took)
     return {cell_id: statistics.median(values) for cell_id, values in seconds.items()}
 
 
 def timed_as(cell: Cell) -> tuple[str, str]:
-    """Ids of cells that take as long, its own first."""
+    """Ids of cells whose runs take as long as this one's: its own, and that of another factor."""
     return cell.id, tune.as_long(cell).id
 
 
 def known_seconds(known: Mapping[str, float], ids: Iterable[str]) -> float | None:
-    """The first of `ids` that is known."""
+    """The seconds of the first of `ids` that is known; None where none is."""
     return next((known[cell_id] for cell_id in ids if cell_id in known), None)
 
 
 class _Estimate:
-    """Seconds left: stored runs of the same cell, else this command's, else the mean of this
-    command's."""
+    """How many seconds are left.
+
+    A cell takes as long as its stored runs did, else as its runs of this command, else as the mean
+    run of this command.
+    """
 
     def __init__(self, store: Store, launched: Sequence[Cell]) -> None:
         self.known: dict[str, float] = estimated_seconds(store)
@@ -196,11 +230,20 @@ class _Estimate:
         self.waiting.pop((cell.id, cell.seed), None)
 
     def left(self) -> float | None:
-        """None while nothing is known of a cell that is still to run."""
+        """Seconds; None while nothing is known of a cell that is still to run."""
         guess = statistics.fmean(self.taken) if self.taken else None
         known = [known_seconds(self.known, ids) for ids in self.waiting.values()]
-        left = [guess if seconds is None else seconds for seconds in known]
-        return None if None in left else sum(value for value in left if value is not None)
+        return total([guess if seconds is None else seconds for seconds in known])
+
+
+def total(seconds: Iterable[float | None]) -> float | None:
+    """The sum; None where one of them is not known."""
+    summed: float = 0
+    for value in seconds:
+        if value is None:
+            return None
+        summed += value
+    return summed
 
 
 def _unsupported(cell: Cell, reason: str, setting: Setting) -> Run:

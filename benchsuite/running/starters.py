@@ -14,12 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from benchsuite import cluster
 from benchsuite.cluster import Engine
 from benchsuite.cluster.simulator_pool import SimulatorPool, groups
 from benchsuite.errors import UsageError
 from benchsuite.measure.load import CpuMeter
-from benchsuite.plan import plugins
+from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.results.assemble import assemble
 from benchsuite.results.record import DIVERGED, TIMING_ONLY, Run
@@ -40,13 +39,13 @@ class Engines:
     def check(self, cells: Iterable[Cell]) -> None:
         """UsageError where the user starts the ranks of a cell, or the engine cannot do so here."""
         for cell in {cell.cluster: cell for cell in cells}.values():
-            declared = cluster.declaration(cell.cluster)
-            if declared.started_by:
+            engine = declared.cluster(cell.cluster)
+            if engine.started_by:
                 raise UsageError(
                     f"{cell.label}: cluster {cell.cluster!r} is started by your own command: "
-                    f"{declared.started_by}"
+                    f"{engine.started_by}"
                 )
-            unknown = [name for name in self._flags if name not in declared.flags]
+            unknown = [name for name in self._flags if name not in engine.flags]
             if unknown:
                 raise UsageError(
                     f"{cell.label}: cluster {cell.cluster!r} takes no --{unknown[0]}: leave it out"

@@ -1,18 +1,18 @@
-"""Tuning: the same learning rates and the same number of trials for every strategy, kept in
-results/. No torch.
+"""Tuning: the same learning rates and as many trials for every strategy, kept in the results.
 
-`tuning = "per_strategy"` in a cell: before its runs it is tried with every factor of `LR_FACTORS`
-on the recipe's learning rate, each with the cell's own budget and one seed that no plan may use
-(`TRIAL_SEED`); then it runs with the factor that did best. A trial is an ordinary cell with `tuning
-= "same"` and `lr_factor`, stored like every run: what is there is not tried again. The stored run
-keeps the cell as it was asked for, and its `result.tuning` says what was tried and chosen; what is
-chosen stays for all seeds of the cell, until its code changes or it is run with `--fresh`.
+A cell with `tuning = "per_strategy"` is tried before its runs with every factor of `LR_FACTORS` on
+the recipe's learning rate, each with the cell's own budget and one seed that no plan may use
+(`TRIAL_SEED`); then it runs with the factor that did best. A trial is an ordinary cell with
+`tuning = "same"` and `lr_factor`, stored like every run: what is there is not tried again. The
+stored run keeps the cell as it was asked for, and its `result.tuning` says what was tried and
+chosen. What is chosen stays for all seeds of the cell, until its code changes or it is run with
+`--fresh`.
 
 Best is the trial with the fewest samples to the target; where they are equal, or all miss, the one
 with the better final metric; then the factor nearest to 1, the smaller of two. One that diverged,
-or did not end ok, loses. Samples under both clocks: the trials of a cell differ in the learning
-rate alone, on which neither bytes nor seconds per sample depend. In virtual time seconds would put
-them in the same order, wall seconds would add noise.
+or did not end ok, loses. Samples count under both clocks, because the trials of a cell differ in
+the learning rate alone, on which neither bytes nor seconds per sample depend: in virtual time
+seconds would put them in the same order, and wall seconds would add noise.
 """
 
 from __future__ import annotations
@@ -44,28 +44,27 @@ Choice = Mapping[str, Any]
 
 
 def trials(cell: Cell) -> list[Cell]:
-    """What is run before a tuned cell, one per factor; of any other cell none."""
-    return (
-        [with_factor(cell, factor).with_seed(TRIAL_SEED) for factor in LR_FACTORS]
-        if is_tuned(cell)
-        else []
-    )
+    """What is run before a tuned cell, one per factor; before any other cell nothing."""
+    if not is_tuned(cell):
+        return []
+    return [with_factor(cell, factor).with_seed(TRIAL_SEED) for factor in LR_FACTORS]
 
 
 def as_long(cell: Cell) -> Cell:
-    """A cell that takes as long: the learning rate does not matter for that."""
+    """A cell whose runs take as long: the learning rate does not matter for that."""
     return with_factor(cell, 1.0)
 
 
 def check_seeds(cells: Iterable[Cell], seeds: Collection[int]) -> None:
-    """UsageError where a plan with tuned cells has the seed of the trials: what is reported is not
-    what chose."""
+    """UsageError where a plan with tuned cells has the seed of the trials.
+
+    The runs that are reported are not those that chose the learning rate.
+    """
     if TRIAL_SEED in seeds and any(is_tuned(cell) for cell in cells):
         raise UsageError(
             f"seeds contain {TRIAL_SEED}, which trials of tuning = per_strategy are run with, and "
-            "a run with the seed "
-            "that chose its learning rate would look better than it is: take another seed, or "
-            "tuning = same"
+            "a run with the seed that chose its learning rate would look better than it is: take "
+            "another seed, or tuning = same"
         )
 
 
@@ -84,7 +83,11 @@ def choose(tried: Sequence[tuple[Cell, Run | None]]) -> Choice:
 
 
 def _order(cell: Cell, run: Run) -> tuple[bool, float, float, float, float]:
-    """Smallest is best."""
+    """A key by which the best trial is the smallest.
+
+    (diverged, samples to the target, final metric with its sign such that less is better, distance
+    of the factor from 1 as a ratio, the factor).
+    """
     result = run.result
     samples = (result.get("samples_to") or {}).get("target")
     metric = result.get("final_metric")
@@ -96,8 +99,9 @@ def _order(cell: Cell, run: Run) -> tuple[bool, float, float, float, float]:
     if diverged:  # how far it came before says nothing
         samples = None
         metric = math.inf
-    factor = cell.lr_factor
-    return diverged, math.inf if samples is None else samples, metric, abs(math.log(factor)), factor
+    if samples is None:
+        samples = math.inf
+    return diverged, samples, metric, abs(math.log(cell.lr_factor)), cell.lr_factor
 
 
 def _stated(cell: Cell, run: Run | None) -> dict[str, Any]:
@@ -114,7 +118,12 @@ def _stated(cell: Cell, run: Run | None) -> dict[str, Any]:
 
 
 def _wanted(tuned: Mapping[str, Cell], known: Collection[str]) -> list[Cell]:
-    return [trial for key, cell in tuned.items() if key not in known for trial in trials(cell)]
+    """The trials of the cells whose factor is not known."""
+    wanted = []
+    for cell_id, cell in tuned.items():
+        if cell_id not in known:
+            wanted += trials(cell)
+    return wanted
 
 
 def _known(tuned: Mapping[str, Cell], store: Store, code_id: CodeId) -> dict[str, Choice]:
@@ -158,8 +167,11 @@ class Tuner:
         return launch_tuned
 
     def simulating(self, simulate: Simulate) -> Simulate:
-        """`simulate` that takes tuned cells too. In virtual time what is trained the same way is
-        simulated once."""
+        """`simulate` that takes tuned cells too.
+
+        What is trained in the same way, whoever asks for it, is simulated once: in virtual time a
+        second run would say the same.
+        """
 
         def simulate_tuned(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
             asked: dict[tuple[str, int], list[Cell]] = {}
@@ -179,14 +191,11 @@ class Tuner:
 
     @cached_property
     def _choices(self) -> Mapping[str, Choice]:
-        """Cell id -> what is chosen. First asked for when the trials are done."""
+        """Cell id -> what is chosen; first asked for when the trials are done."""
         tried = {key: trials(cell) for key, cell in self._cells.items() if key not in self._known}
-        codes = {
-            trial.id: self._setting.code_id(trial) for each in tried.values() for trial in each
-        }
-        runs = self._store.runs(
-            (trial for each in tried.values() for trial in each), seeds=[TRIAL_SEED]
-        )
+        all_trials = [trial for each in tried.values() for trial in each]
+        codes = {trial.id: self._setting.code_id(trial) for trial in all_trials}
+        runs = self._store.runs(all_trials, seeds=[TRIAL_SEED])
         ours = [run for run in runs if run.code_id == codes[run.cell_id]]
         found = {run.cell_id: run for run in sorted(ours, key=self._counts)}
         chosen = {
@@ -196,7 +205,7 @@ class Tuner:
         return {**self._known, **chosen}
 
     def _counts(self, run: Run) -> tuple[bool, bool, str, str]:
-        """Largest counts, where a trial has several runs: ok, of this machine, the newest."""
+        """Of several runs of a trial the largest counts: ok before not, of this machine, newest."""
         return (
             run.status is Status.OK,
             run.machine == self._setting.machine,
