@@ -60,8 +60,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         ax.set_axisbelow(True)
     caption = (
         "Share of the updates of a run by staleness = version at the update minus version that the "
-        "gradient was "
-        "computed with. Bar: median over the runs; line: range. "
+        "gradient was computed with. Bar: median over the runs; line: range. "
         f"{material.provenance(list(names['cell_id']))}"
     )
     return [

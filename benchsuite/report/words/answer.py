@@ -38,8 +38,10 @@ from benchsuite.report.words.sentences import (
 
 
 def answer(material: Material) -> list[Sentence]:
-    """What the runs say, in the order a reader asks; empty without runs. A law that is broken comes
-    before all."""
+    """What the runs say, in the order in which a reader asks; empty without runs.
+
+    A law that is broken comes before all.
+    """
     makers: list[Callable[[Material], list[Sentence]]] = [
         seeds.answer,
         _speed,
@@ -65,7 +67,7 @@ def _plain(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _broken(material: Material) -> list[Sentence]:
-    """Payload that is not what was predicted: then no byte on this page may be believed."""
+    """Payload that differs from its prediction: then no byte on the page may be believed."""
     said = []
     for world in (material, material.in_virtual_time):
         table = world.traffic if world.runs else world.names.assign(law="")
@@ -180,7 +182,7 @@ def _same_training(material: Material) -> list[Sentence]:
 
 
 def _bytes(material: Material) -> list[Sentence]:
-    """Payload per sample, exact, and the wire beside it."""
+    """Payload per sample, which is exact, and the bytes on the wire beside it."""
     table = _plain(material.traffic)
     rows = largest(table[table["payload_bytes_per_sample"].map(lambda s: s.n) > 0])
     if rows.empty:
@@ -219,7 +221,7 @@ def _bytes(material: Material) -> list[Sentence]:
 
 
 def _cpu(material: Material) -> list[Sentence]:
-    """CPU time per sample: may be said of oversubscribed cells too."""
+    """CPU time per sample, which may be compared where ranks share cores too."""
     table = _plain(material.scaling)
     rows = largest(table[table["cpu_s_per_sample"].map(lambda s: s.n) > 0])
     if rows.empty:
@@ -233,8 +235,10 @@ def _cpu(material: Material) -> list[Sentence]:
 
 
 def _straggler(material: Material) -> list[Sentence]:
-    """Asynchronous against synchronous with one worker slowed, and the blocked share that explains
-    it."""
+    """Asynchronous against synchronous training with one worker slowed.
+
+    The share of time in which the other workers are blocked explains the difference.
+    """
     table = material.scaling[material.scaling["straggler"] != ""]
     name = names(material)
     sentences = []
@@ -254,11 +258,9 @@ def _straggler(material: Material) -> list[Sentence]:
             Sentence(
                 "A slow worker",
                 f"With {words.workers(int(str(replicas)))}, {slowed} slower, the other workers "
-                "were blocked "
-                f"{_blocked(material, slow['cell_id'])} of the time when synchronous (they wait "
-                "for the slow one), "
-                f"{_blocked(material, fast['cell_id'])} when asynchronous. On this machine "
-                f"{name(fast['series'])} gave "
+                f"were blocked {_blocked(material, slow['cell_id'])} of the time when synchronous "
+                f"(they wait for the slow one), {_blocked(material, fast['cell_id'])} when "
+                f"asynchronous. On this machine {name(fast['series'])} gave "
                 f"{text.quantity(fast['samples_per_s'])} samples/s, {name(slow['series'])} "
                 f"{text.quantity(slow['samples_per_s'])} ({launches}){_gain(fast, slow)}.",
             )
@@ -267,8 +269,10 @@ def _straggler(material: Material) -> list[Sentence]:
 
 
 def _gain(fast: pd.Series, slow: pd.Series) -> str:
-    """The factor between two throughputs: only where no row is flagged and the ranges do not
-    touch."""
+    """The factor between two throughputs, or why there is none.
+
+    There is one only where no row is flagged and the ranges do not touch.
+    """
     if fast["oversubscribed"] or slow["oversubscribed"]:
         return "; more ranks than cores: observed, not a ranking"
     if fast["contended"] or slow["contended"]:
