@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchsuite.analysis import cells as naming
 from benchsuite.analysis import convergence, ranks, scaling, traffic, virtual
+from benchsuite.analysis.cells import describe
 from benchsuite.analysis.select import Selection
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.plan import Refused
@@ -50,7 +50,7 @@ class Material:
     @cached_property
     def names(self) -> pd.DataFrame:
         """What the plan's cells of this clock are called: `analysis.cells.describe`."""
-        described = naming.describe(self.cells)
+        described = describe(self.cells)
         return described[described["clock"] == self.clock] if len(described) else described
 
     @cached_property
@@ -102,7 +102,7 @@ class Material:
     @cached_property
     def looks(self) -> dict[str, Look]:
         """How each series of the plan is drawn, the same under both clocks."""
-        return looks(naming.describe(self.cells)["series"])
+        return looks(describe(self.cells)["series"])
 
     def wanted(self, spec: FigureSpec) -> list[str]:
         """Ids of the cells a figure may draw, in the plan's order."""

@@ -15,7 +15,7 @@ from benchsuite.report.drawing.style import INK, PARTS, WIDE_IN
 from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.words import labels as words
+from benchsuite.report.words import labels
 
 KIND = Kind(title="Where does each rank's time go?", clock="wall", place=50)
 
@@ -96,7 +96,7 @@ def _ranks(ax: Axes, rows: pd.DataFrame, bars: int, *, readable: float) -> None:
     There is room for `bars`, so that all panels of a line have equally thick ones. `readable` is
     the least share whose percentage is written into the bar.
     """
-    labels = []
+    called = []
     for place, row in enumerate(rows.to_dict("records")):
         left = 0.0
         for part, (color, _) in PARTS.items():
@@ -125,8 +125,8 @@ def _ranks(ax: Axes, rows: pd.DataFrame, bars: int, *, readable: float) -> None:
                 )
             left += share
         slowed = f" ({row['straggler']:g}x)" if row["straggler"] != 1 else ""
-        labels.append(f"{row['role']} {row['rank']}{slowed}")
-    ax.set_yticks(range(len(labels)), labels)
+        called.append(f"{row['role']} {row['rank']}{slowed}")
+    ax.set_yticks(range(len(called)), called)
     ax.set_ylim(bars - 0.5, -0.5)
     ax.set_xlim(0, 1)
     ax.set_xticks([0, 0.5, 1.0], ["0", "50 %", "100 %"])
@@ -138,7 +138,7 @@ def _split_title(ax: Axes, name: Mapping[Hashable, Any]) -> None:
     rate: Summary = name["samples_per_s"]
     mark = "°" if name["oversubscribed"] else ""
     slowed = f"{name['straggler']} slower, " if name["straggler"] else ""
-    first = f"{words.short(name['series'])}, {words.workers(name['replicas'])}"
+    first = f"{labels.short(name['series'])}, {labels.workers(name['replicas'])}"
     ax.set_title(
         f"{first}\n{slowed}{text.number(rate.center)} samples/s{mark}",
         loc="left",

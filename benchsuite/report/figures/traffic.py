@@ -17,7 +17,7 @@ from benchsuite.report.drawing.style import INK, SOFT, WIDE_IN
 from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.words import labels as words
+from benchsuite.report.words import labels
 
 KIND = Kind(title="How many bytes?", clock="wall", place=30)
 
@@ -36,8 +36,8 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         ("#6b7280", "dark: payload"),
         ("#c9ccd1", "light: wire"),
     ]
-    labels = [words.short(series) for series in table["series"]]
-    room = 0.056 * max(map(len, labels)) + 0.1
+    called = [labels.short(series) for series in table["series"]]
+    room = 0.056 * max(map(len, called)) + 0.1
     margins = Margins(left=min(max(0.92, room), MOST_LABEL_IN), right=0.24, top=0.24)
     layout = grid([height], 2, width=WIDE_IN, legend=legend, margins=margins)
     total, port = layout.axes[0]
@@ -50,7 +50,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         (port, "bytes per step through the busiest port"),
     ):
         ax.set_title(title, loc="left")
-        _frame(ax, places, labels, headings)
+        _frame(ax, places, called, headings)
     derived = int((table["payload_source"] == "derived").sum())
     caption = (
         "Dark: payload; light: what the kernel counted on the wire, with the ratio wire / (payload "
@@ -77,11 +77,11 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
 def _frame(
     ax: Axes,
     places: Sequence[float],
-    labels: Sequence[str],
+    called: Sequence[str],
     headings: Sequence[tuple[float, str]],
 ) -> None:
     """Names the rows and sets the axes of one panel."""
-    ax.set_yticks(places, labels)
+    ax.set_yticks(places, called)
     for place, heading in headings:
         ax.text(
             -0.01,
@@ -109,7 +109,7 @@ def _rows(table: pd.DataFrame) -> tuple[list[float], list[tuple[float, str]]]:
     at = -1.0
     before = None
     for count, slowed in zip(table["replicas"], table["straggler"], strict=True):
-        heading = words.workers(count) + (f", {slowed}" if slowed else "")
+        heading = labels.workers(count) + (f", {slowed}" if slowed else "")
         at += 1.0
         if heading != before:
             at += 0.5 if before is None else 1.3

@@ -17,9 +17,7 @@ from benchsuite.report import text
 from benchsuite.report.material import Material
 from benchsuite.report.tables import seeds
 from benchsuite.report.words import (
-    labels as words,
-)
-from benchsuite.report.words import (
+    labels,
     parallel_answer,
     straggler_answer,
     virtual_answer,
@@ -71,8 +69,8 @@ def _broken(material: Material) -> list[Sentence]:
     said = []
     for world in (material, material.in_virtual_time):
         table = world.traffic if world.runs else world.names.assign(law="")
-        labels = {cell.id: cell.label for cell in material.cells}
-        said += [labels[cell_id] for cell_id in table.loc[table["law"] == "broken", "cell_id"]]
+        called = {cell.id: cell.label for cell in material.cells}
+        said += [called[cell_id] for cell_id in table.loc[table["law"] == "broken", "cell_id"]]
     if not said:
         return []
     return [
@@ -102,12 +100,12 @@ def _speed(material: Material) -> list[Sentence]:
     count = int(rows["replicas"].iloc[0])
     crowded = table.loc[table["oversubscribed"] & (table["replicas"] > count), "replicas"]
     limit = (
-        f" With {words.workers(int(crowded.min()))} the cores are shared and rank nothing."
+        f" With {labels.workers(int(crowded.min()))} the cores are shared and rank nothing."
         if len(crowded)
         else ""
     )
     phrase = (
-        f"With {words.workers(count)} and a core for every rank: "
+        f"With {labels.workers(count)} and a core for every rank: "
         f"{versus(rows, ends, names(material))}"
     )
     efficiency = _efficiency(rows, names(material))
@@ -139,7 +137,7 @@ def _arrival(material: Material) -> list[Sentence]:
     said = []
     if len(arrived) > 1:
         said.append(
-            f"With {words.workers(int(rows['replicas'].iloc[0]))}, to {aim}: "
+            f"With {labels.workers(int(rows['replicas'].iloc[0]))}, to {aim}: "
             f"{versus(arrived, ends, name)}"
         )
     elif len(arrived) == 1:
@@ -170,7 +168,7 @@ def _same_training(material: Material) -> list[Sentence]:
         gap = convergence.largest_gap(material.curves, list(group["cell_id"]))
         if not math.isnan(gap):
             alike = "equal in every digit" if gap == 0 else f"at most {gap:.2g} apart"
-            said.append(f"{alike} with {words.workers(int(str(count)))}")
+            said.append(f"{alike} with {labels.workers(int(str(count)))}")
     if not said:
         return []
     return [
@@ -194,7 +192,7 @@ def _bytes(material: Material) -> list[Sentence]:
         for end in (amount.min(), amount.max())
     )
     phrase = (
-        f"With {words.workers(int(rows['replicas'].iloc[0]))}, per sample: "
+        f"With {labels.workers(int(rows['replicas'].iloc[0]))}, per sample: "
         f"{text.si(amount.min())} ({least})"
     )
     if amount.max() > amount.min():
@@ -228,7 +226,7 @@ def _cpu(material: Material) -> list[Sentence]:
         return []
     ends = Ends("cpu_s_per_sample", "min", "cheapest", "dearest", " ms", 1e3)
     phrase = (
-        f"With {words.workers(int(rows['replicas'].iloc[0]))}: "
+        f"With {labels.workers(int(rows['replicas'].iloc[0]))}: "
         f"{versus(rows, ends, names(material))}"
     )
     return [Sentence("CPU per sample", f"{phrase} ({number_of_launches(rows)}).")]
@@ -257,7 +255,7 @@ def _straggler(material: Material) -> list[Sentence]:
         sentences.append(
             Sentence(
                 "A slow worker",
-                f"With {words.workers(int(str(replicas)))}, {slowed} slower, the other workers "
+                f"With {labels.workers(int(str(replicas)))}, {slowed} slower, the other workers "
                 f"were blocked {_blocked(material, slow['cell_id'])} of the time when synchronous "
                 f"(they wait for the slow one), {_blocked(material, fast['cell_id'])} when "
                 f"asynchronous. On this machine {name(fast['series'])} gave "
