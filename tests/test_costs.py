@@ -110,7 +110,6 @@ def kinked(above: Link, *, noise: float = 0.0) -> Points:
             0.002 + 3 * 0.004,
         ),
         (costs.all_gather_s(LINK, num_workers=4, num_bytes=4000), 3 * 0.002),
-        (costs.gossip_s(LINK, num_neighbours=2, num_bytes=4000), 2 * 0.005),
     ],
 )
 def test_closed_forms_are_those_of_the_design(found: float, by_hand: float) -> None:

@@ -458,3 +458,10 @@ def test_the_plan_s_refusals_are_refused_by_these_rules(shipped: Plan) -> None:
         ("synchronous", "compression x parallel"),
         ("synchronous", "stages"),
     }
+
+
+def test_names_longer_than_half_a_page_leave_room_for_the_bars(tmp_path: Path) -> None:
+    """They once took more than the width there is, and matplotlib refused axes of less than none."""
+    runs = the_runs()
+    page.render(plan(runs, {"kind": "traffic"}), runs, tmp_path)
+    assert (tmp_path / "figures" / "traffic.svg").is_file()

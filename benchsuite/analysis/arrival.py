@@ -1,8 +1,7 @@
-"""What it took to arrive at a target: seconds, samples and bytes together, and whom nobody beats on
-two of them.
+"""What it took to arrive at a target in seconds, samples and bytes, and the front of two of them.
 
-Read from the run files, for either clock, so a table of these holds seconds of one clock only. A
-run that did not arrive is a miss: infinite in every quantity, kept in the median.
+Read from the run files of either clock, so a table of these holds seconds of one clock only. A run
+that did not arrive is a miss: infinite in every quantity, kept in the median.
 """
 
 from __future__ import annotations
@@ -67,16 +66,15 @@ def _facts(runs: Sequence[Run], goal: str) -> dict[str, Any]:
 
 
 def base(series: str, tuning: str) -> str:
-    """The series that a tuned cell shares with the one that runs with the recipe's learning
-    rate."""
+    """The series under its untuned name, which a tuned and an untuned cell share."""
     return series.removesuffix("tuned").strip() if tuning == TUNED else series
 
 
 def front(points: Mapping[Key, tuple[float, float]]) -> list[Key]:
-    """Whom nobody beats, by the first quantity, then the second: fewer is better in both.
+    """The keys of points that no other beats, fewest of the first quantity first.
 
-    A point is beaten by one that is nowhere worse and somewhere better; equal points do not beat
-    each other. One with an infinite quantity (a miss) never belongs.
+    Fewer is better in both. A point is beaten by one that is nowhere worse and somewhere better;
+    equal points do not beat each other. One with an infinite quantity (a miss) never belongs.
     """
     finite = {key: point for key, point in points.items() if all(map(math.isfinite, point))}
     unbeaten = [

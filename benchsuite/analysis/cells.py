@@ -1,5 +1,7 @@
-"""Names for cells: which series of a figure a cell belongs to, told apart only by what differs in
-this plan."""
+"""Names for cells: which series of a figure a cell belongs to.
+
+Cells are told apart only by what differs in their plan.
+"""
 
 from __future__ import annotations
 
@@ -93,14 +95,17 @@ def strategy_of(cell: Cell) -> str:
 
 
 def straggler_text(straggler: Mapping[str, float]) -> str:
-    """`worker 0: 4x`; empty where nobody is slowed."""
+    """Who is slowed, `worker 0: 4x`; empty where nobody is."""
     return ", ".join(
         f"worker {worker}: {factor:g}x" for worker, factor in sorted(straggler.items())
     )
 
 
 def link_text(cell: Cell) -> str:
-    """`100 Mbit/s, 50 us`; `free` where messages take no time; empty under the wall clock."""
+    """The links, `100 Mbit/s, 50 us`; `free` where messages take no time.
+
+    Empty under the wall clock.
+    """
     if cell.clock != "virtual":
         return ""
     rate = cell.link_mbit
@@ -112,8 +117,10 @@ def link_text(cell: Cell) -> str:
 
 
 def spread_text(table: Mapping[str, Any] | None) -> str:
-    """`gamma, cv 0.1`; `spells 8x slow (9%)` for markov; empty where real ranks took the time they
-    took."""
+    """The distribution of compute times: `gamma, cv 0.1`, `spells 8x slow (9%)` for markov.
+
+    Empty under the wall clock, where ranks take the time that they take.
+    """
     if table is None:
         return ""
     if table["kind"] == "markov":
@@ -125,10 +132,10 @@ def spread_text(table: Mapping[str, Any] | None) -> str:
 
 
 def _variants(cells: Sequence[Cell], *, within_size: bool) -> dict[str, str]:
-    """Cell id -> the fields in which cells of the same strategy, workload and clock differ, as
-    `key=value`.
+    """Cell id -> the fields in which cells of one strategy, workload and clock differ.
 
-    within_size: among those with the same number of workers; else among all.
+    Written as `key=value`. `within_size`: compared among cells with the same number of workers;
+    else among all.
     """
     groups: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for cell in cells:

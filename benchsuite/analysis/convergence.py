@@ -77,8 +77,10 @@ def curves(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _means(losses: Sequence[float | None], at: Sequence[int], stops: Sequence[int]) -> list[float]:
-    """Mean of the losses with `before < samples <= stop` for each stop; NaN for none, or one that
-    is not finite."""
+    """The mean of the losses with `before < samples <= stop`, for each stop.
+
+    NaN where there is none, or where one is not finite.
+    """
     means = []
     position = 0
     for stop in stops:
@@ -125,8 +127,10 @@ def to_target(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def largest_gap(curve: pd.DataFrame, cell_ids: Sequence[str], *, y: str = "loss") -> float:
-    """The largest difference of `y` between these cells at equal seed and samples; NaN where
-    nothing is shared."""
+    """The largest difference of `y` between these cells at equal seed and samples.
+
+    NaN where no two of them share a point.
+    """
     rows = curve[curve["cell_id"].isin(list(cell_ids))]
     spread = rows.groupby(["seed", "samples"])[y].agg(["min", "max", "count"])
     shared = spread[spread["count"] > 1]

@@ -1,5 +1,4 @@
-"""What an operation costs: the alpha-beta model of STRATEGIES section 3, and how far it may be
-trusted.
+"""What a collective operation costs: the alpha-beta model, and how far it may be trusted.
 
 Closed forms for N workers, vectors of M bytes and equal full-duplex ports: alpha seconds per
 message, beta seconds per byte. An `Extrapolation` carries the errors of the fit on message sizes
@@ -29,7 +28,7 @@ def ring_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
 
 
 def halving_doubling_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
-    """2 log2 N alpha + 2(N-1)/N M beta (Thakur et al. 2005).
+    """Recursive halving and doubling (Thakur et al. 2005): 2 log2 N alpha + 2(N-1)/N M beta.
 
     Off powers of two it runs on N' = 2^q < N, and the folded ranks send their vector before and get
     it back after.
@@ -48,8 +47,10 @@ def tree_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
 
 
 def direct_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
-    """Reduce-scatter and all-gather straight to and from the owners: 2 alpha + 2(N-1)/N M beta; 0
-    for one worker."""
+    """Reduce-scatter and all-gather straight to and from the owners.
+
+    2 alpha + 2(N-1)/N M beta; 0 for one worker.
+    """
     if num_workers == 1:
         return 0.0
     return 2 * link.alpha_s + 2 * (num_workers - 1) / num_workers * num_bytes * link.beta_s_per_byte
@@ -63,12 +64,12 @@ def parameter_server_first_s(
     num_servers: int = 1,
     with_workers: bool = False,
 ) -> float:
-    """A synchronous step, nothing under way before: 2 alpha + (2N + S - 1)/S M beta with servers on
-    own hosts.
+    """A synchronous step through S servers with nothing under way before.
 
-    Slices leave a worker one after the other: the last server's begin when S - 1 of them have left.
-    On the hosts of workers every server has one slice there already: (2N + S - 3)/S M beta, and (2N
-    + S - 4)/S where S = N.
+    With servers on hosts of their own 2 alpha + (2N + S - 1)/S M beta: slices leave a worker one
+    after the other, and the last server's begin when S - 1 of them have left. On the hosts of
+    workers every server has one slice there already: (2N + S - 3)/S M beta, and (2N + S - 4)/S
+    where S = N.
     """
     n = num_workers
     s = num_servers
@@ -86,12 +87,12 @@ def parameter_server_s(
     num_servers: int = 1,
     with_workers: bool = False,
 ) -> float:
-    """One of many such steps: 2 alpha + (N/S + 1) M beta with servers on own hosts, since replies
-    overlap pushes.
+    """One of many such steps in a row, whose replies overlap the next pushes.
 
-    The latencies do not overlap: whoever is answered last pushes last. On the hosts of workers (N +
-    2S - 2)/S M beta, since a server's replies and its worker's pushes share a port; for S > N - 2 >
-    0 that is a bound from above.
+    With servers on hosts of their own 2 alpha + (N/S + 1) M beta. The latencies do not overlap:
+    whoever is answered last pushes last. On the hosts of workers (N + 2S - 2)/S M beta, since a
+    server's replies and its worker's pushes share a port; for S > N - 2 > 0 that is a bound from
+    above.
     """
     if with_workers and num_workers == 1:
         return 0.0
@@ -102,8 +103,10 @@ def parameter_server_s(
 def busiest_port_bytes(
     *, num_workers: int, num_bytes: float, num_servers: int = 1, with_workers: bool = False
 ) -> float:
-    """Each way through the busiest port in such a step: max(M, N M/S) on own hosts, (N + S - 2) M/S
-    with workers."""
+    """Bytes each way through the busiest port in such a step.
+
+    With servers on hosts of their own max(M, N M/S); on the hosts of workers (N + S - 2) M/S.
+    """
     if with_workers:
         return (num_workers + num_servers - 2) * num_bytes / num_servers
     return max(num_bytes, num_workers * num_bytes / num_servers)
@@ -114,20 +117,16 @@ def all_gather_s(link: Link, *, num_workers: int, num_bytes: float) -> float:
     return (num_workers - 1) * link.seconds(num_bytes / num_workers)
 
 
-def gossip_s(link: Link, *, num_neighbours: int, num_bytes: float) -> float:
-    """One vector to each of d neighbours: d(alpha + M beta)."""
-    return num_neighbours * link.seconds(num_bytes)
-
-
 # -- a model that was fitted to messages -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Operation:
-    """`seconds(link, num_workers=, num_bytes=, [num_servers=])`; `message_bytes(N, M, S)`: of its
-    longest message.
+    """How one operation is priced.
 
-    both_ways: every rank sends and receives at once, so messages measured that way price it.
+    `seconds(link, num_workers=, num_bytes=, [num_servers=])` is its closed form and
+    `message_bytes(N, M, S)` the size of its longest message. `both_ways`: every rank sends and
+    receives at once, so messages measured that way price it.
     """
 
     seconds: Callable[..., float]
@@ -150,10 +149,10 @@ OPERATIONS: Mapping[str, Operation] = {
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """A modelled time in seconds with its interval and the errors of the fit on what it has not
-    seen (shares).
+    """A modelled time in seconds with its interval and the errors of the fit.
 
-    An error of None could not be had: nothing is shown then.
+    Errors are shares, on sizes and rates that the fit has not seen. One that could not be had is
+    None: nothing is shown then.
     """
 
     value_s: float
@@ -164,7 +163,7 @@ class Extrapolation:
 
     @property
     def error(self) -> float | None:
-        """The larger of the two; None where one could not be had."""
+        """The larger of both errors; None where one could not be had."""
         return (
             None
             if self.size_error is None or self.rate_error is None
@@ -173,20 +172,20 @@ class Extrapolation:
 
     @property
     def shown(self) -> float | None:
-        """The value in seconds; None above 25 % error."""
+        """The value in seconds; None where its error is above 25 %."""
         return self.value_s if self.error is not None and self.error <= LARGEST_ERROR else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers; `shown_s` null where there is nothing to be shown."""
+        """The same as plain numbers; `shown_s` is null where nothing is to be shown."""
         return {**vars(self), "error": self.error, "shown_s": self.shown, "provenance": "modelled"}
 
 
 @dataclass(frozen=True)
 class MessageModel:
-    """Messages of one kind: launches -> (bytes, seconds) points, and points over links of other
-    rates (Mbit/s).
+    """Messages of one kind: the points of each launch, and points over links of other rates.
 
-    tried_with: the model of the messages that rates were tried with, where it is not this one.
+    A point is (bytes, seconds); rates are in Mbit/s. `tried_with`: the model of the messages that
+    rates were tried with, where it is not this one.
     """
 
     launches: Sequence[Points]
@@ -195,17 +194,17 @@ class MessageModel:
 
     @functools.cached_property
     def points(self) -> Points:
-        """Of all launches."""
+        """The points of all launches together."""
         return [point for launch in self.launches for point in launch]
 
     @functools.cached_property
     def fit(self) -> MessageFit:
-        """To all launches."""
+        """The fit to the points of all launches."""
         return fits.fit_messages(self.points)
 
     @functools.cached_property
     def payload_share(self) -> float:
-        """What headers leave of a rate; 1 where no link was shaped."""
+        """What headers leave of a link's rate; 1 where no link was shaped."""
         if self.tried_with is not None:
             return self.tried_with.payload_share
         return fits.payload_share(self.fit, self.shaped) or 1.0
@@ -235,8 +234,10 @@ class MessageModel:
         mbit: float,
         num_servers: int = 1,
     ) -> Extrapolation:
-        """One operation on links of this rate. The interval: range over launches, widened by the
-        error."""
+        """One operation on links of this rate.
+
+        Its interval is the range over launches, widened by the error.
+        """
         message = operation.message_bytes(num_workers, num_bytes, num_servers)
         servers = {"num_servers": num_servers} if operation.has_servers else {}
 

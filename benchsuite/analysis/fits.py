@@ -1,12 +1,11 @@
-"""How long a message of so many bytes takes: a piecewise alpha-beta fit, and its errors on sizes
-and rates not seen.
+"""How long a message of so many bytes takes: a piecewise alpha-beta fit, and its errors.
 
 Inside a segment a message takes alpha + beta x bytes, both at least 0. Segments are few, each has
 at least three sizes, and they need not meet: a library changes its protocol at some size. The fit
-minimises the sum of
-|log(fit / measured)|, so that small messages count as much as large ones and one slow launch does
-not bend a line. A rate enters as beta = max(own beta, 8 / (payload share x rate)): what a host can
-copy, or what the link carries. Pure functions of numbers; numpy only.
+minimises the sum of |log(fit / measured)|, so that small messages count as much as large ones and
+one slow launch does not bend a line. A rate enters as beta = max(own beta, 8 / (payload share x
+rate)): what a host can copy, or what the link carries. Errors are of sizes and rates that a fit has
+not seen. Pure functions of numbers; numpy only.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ class Link:
         return math.inf if self.beta_s_per_byte == 0 else 8 / self.beta_s_per_byte / BITS_PER_MBIT
 
     def seconds(self, num_bytes: float) -> float:
-        """Of one message."""
+        """Seconds that a message of this size takes."""
         return self.alpha_s + self.beta_s_per_byte * num_bytes
 
     def shaped(self, mbit: float | None, payload_share: float = 1.0) -> Link:
-        """The same hosts on a link of this rate; payload_share: what headers leave of it."""
+        """The same hosts on a link of this rate, of which headers leave `payload_share`."""
         if mbit is None:
             return self
         return Link(
@@ -56,7 +55,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Segment:
-    """A link that holds up to `high_bytes` (exclusive; infinite for the last)."""
+    """A link that holds for messages up to `high_bytes` (exclusive; infinite for the last)."""
 
     high_bytes: float
     link: Link
@@ -64,21 +63,23 @@ class Segment:
 
 @dataclass(frozen=True)
 class MessageFit:
-    """Segments by size. `predict` never falls with the size, also where a segment begins lower than
-    one ended."""
+    """Segments by size.
+
+    `predict` never falls with the size, also where a segment begins lower than one ended.
+    """
 
     segments: tuple[Segment, ...]
     low_bytes: float  # smallest and largest size that was measured
     high_bytes: float
 
     def link(self, num_bytes: float) -> Link:
-        """The segment's that a message of this size lies in."""
+        """The link of the segment in which a message of this size lies."""
         return next(segment.link for segment in self.segments if num_bytes < segment.high_bytes)
 
     def predict(
         self, num_bytes: float, *, mbit: float | None = None, payload_share: float = 1.0
     ) -> float:
-        """Seconds of one message; mbit: of a shaped link."""
+        """Seconds that one message takes; `mbit`: on a link shaped to this rate."""
         seconds = self.link(num_bytes).shaped(mbit, payload_share).seconds(num_bytes)
         for segment in self.segments:
             if segment.high_bytes <= num_bytes:
@@ -88,7 +89,7 @@ class MessageFit:
         return seconds
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers; the last segment has no end (null)."""
+        """The same as plain numbers; the last segment has no end (null)."""
         segments = [
             {
                 "high_bytes": None if math.isinf(segment.high_bytes) else segment.high_bytes,
@@ -138,7 +139,7 @@ class LeftOut:
 
     @property
     def error(self) -> float:
-        """Relative, signed."""
+        """The relative error, signed."""
         return self.fitted_s / self.measured_s - 1
 
 
@@ -157,11 +158,9 @@ def left_out_sizes(points: Points) -> dict[float, LeftOut]:
 def error_near(
     left_out: Mapping[float, LeftOut], num_bytes: float, at_rate: Callable[[float], float]
 ) -> float | None:
-    """The worst relative error over left-out sizes within a factor of 4 of this one; None where
-    there is none.
+    """The worst relative error over left-out sizes within a factor of 4 of this one.
 
-    at_rate: size -> modelled seconds on the link asked about. Seconds by which a fit is wrong here
-    are as many there, and a smaller share of a message that takes longer.
+    None where there is none.
     """
     near = [
         abs(each.fitted_s - each.measured_s) / max(each.measured_s, at_rate(size))
@@ -172,11 +171,11 @@ def error_near(
 
 
 def error_beyond(points: Points, num_bytes: float) -> float | None:
-    """Relative error of reaching as far past the measured sizes as this one lies, tried where it
-    can be checked.
+    """Relative error of reaching as far past the measured sizes as this one lies.
 
-    A size twice the largest: the fit without all sizes above half of the largest is held against
-    those. 0 inside the measured range; None where too few sizes are left to try it.
+    It is tried where it can be checked: for a size twice the largest, the fit without all sizes
+    above half of the largest is held against those. 0 inside the measured range; None where too few
+    sizes are left to try it.
     """
     sizes = sorted({size for size, _ in points})
     low = sizes[0]
@@ -197,8 +196,10 @@ def error_beyond(points: Points, num_bytes: float) -> float | None:
 
 
 def left_out_rates(fitted: MessageFit, shaped: Mapping[float, Points]) -> dict[float, float]:
-    """Rate in Mbit/s -> its worst relative error, with the payload share taken from the other
-    rates. {} below 2."""
+    """Rate in Mbit/s -> its worst relative error, with the share taken from the other rates.
+
+    Empty below 2 rates.
+    """
     errors = {}
     for mbit, points in shaped.items():
         share = payload_share(
@@ -232,8 +233,10 @@ def payload_share(fitted: MessageFit, shaped: Mapping[float, Points]) -> float |
 
 
 class _Pieces:
-    """Lines over runs of neighbouring sizes, each fitted once; `cuts` are indices into the sizes,
-    first 0, last n."""
+    """Lines over runs of neighbouring sizes, each fitted once.
+
+    `cuts` are indices into the sizes, the first 0 and the last n.
+    """
 
     def __init__(self, x: _Floats, y: _Floats, sizes: _Floats) -> None:
         self._x = x
@@ -325,13 +328,15 @@ def _robust_line(x: _Floats, y: _Floats, rounds: int = 60) -> tuple[float, float
 
 
 def _border(last: float, first: float, before: Link, after: Link) -> float:
-    """Where a segment ends: where both lines meet, if that is between its last size and the next
-    one's first."""
+    """The size at which a segment ends.
+
+    Where both lines meet, if that is between its last size and the next one's first.
+    """
     slope = after.beta_s_per_byte - before.beta_s_per_byte
     meeting = (before.alpha_s - after.alpha_s) / slope if slope else math.inf
     return float(meeting) if last < meeting <= first else math.sqrt(last * first)
 
 
 def median_at(points: Points, size: float) -> float:
-    """Median seconds of a size."""
+    """The median of the seconds that a size took."""
     return float(np.median([seconds for at, seconds in points if at == size]))

@@ -1,5 +1,4 @@
-"""Divided replicas beside undivided ones at equal ranks: what a rank keeps, what is sent inside a
-replica and between.
+"""Divided replicas beside undivided ones on equally many ranks: what is kept, what is sent.
 
 Ranks are those that compute gradients, replicas x parts; a server is one more and is said, never
 counted among them.
@@ -47,10 +46,10 @@ def is_divided(cell: Cell) -> bool:
 
 
 def forms(cells: Sequence[Cell]) -> pd.DataFrame:
-    """One row per cell: cell_id, form (pipeline, ..; `data` of undivided ones), parts, ranks,
-    every_step.
+    """One row per cell: cell_id, form, parts, ranks, every_step.
 
-    every_step: replicas agree in every step, so that one process would do the same.
+    The form of undivided replicas is `data`. every_step: replicas agree in every step, so that one
+    process would do the same.
     """
     rows = [
         {
@@ -108,11 +107,10 @@ def apart(first: Summary, second: Summary, *, margin: float = 0.0) -> bool:
 
 
 def loss_gaps(runs: Sequence[Run]) -> tuple[float, float]:
-    """Largest difference of two runs' losses at equal seed: in the first step, and in any; NaN
-    where nobody shares one.
+    """The largest difference of two runs' losses at equal seed: in the first step, and in any.
 
-    In single precision the first step tells whether two forms do the same. Later sums in another
-    order may switch a ReLU or a maximum, and the difference jumps.
+    NaN where they share no seed. In single precision the first step tells whether two forms do the
+    same: later sums in another order may switch a ReLU or a maximum, and the difference jumps.
     """
     by_step: dict[tuple[int, int], list[float]] = defaultdict(list)
     for run in runs:

@@ -15,12 +15,12 @@ SPLIT_COLUMNS = ("cell_id", "seed", "rank", "role", "straggler", "wall_s", *PART
 
 
 def rank_split(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run and rank: each part as a share of the rank's wall time, columns
-    `SPLIT_COLUMNS`.
+    """One row per run and rank: each part as a share of the rank's wall time.
 
-    Runs of the virtual clock have no wall time and no rows. `separable` is False where compute and
-    communication overlap and could not be told apart: then `blocked` is 0 and `compute` holds both.
-    What is left of the wall time counts as idle, so that the shares add up to 1.
+    Columns: `SPLIT_COLUMNS`. Runs of the virtual clock have no wall time and no rows. `separable`
+    is False where compute and communication overlap and could not be told apart: then `blocked` is
+    0 and `compute` holds both. What is left of the wall time counts as idle, so that the shares add
+    up to 1.
     """
     rows = []
     for run in runs:
@@ -49,8 +49,10 @@ def rank_split(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def median_split(split: pd.DataFrame) -> pd.DataFrame:
-    """Median share over the runs of a cell, per rank, with `blocked_low` and `blocked_high` (the
-    range) and n."""
+    """The median share over the runs of a cell, per rank, with n.
+
+    `blocked_low` and `blocked_high` are its range.
+    """
     grouped = split.groupby(["cell_id", "rank", "role"], sort=False)
     table = grouped[list(PARTS)].median()
     table["straggler"] = grouped["straggler"].max()
@@ -61,8 +63,10 @@ def median_split(split: pd.DataFrame) -> pd.DataFrame:
 
 
 def staleness(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run and staleness value: cell_id, seed, staleness (versions), updates, share of
-    the run's updates."""
+    """One row per run and staleness value.
+
+    Columns: cell_id, seed, staleness (versions), updates, share of the run's updates.
+    """
     rows = []
     for run in runs:
         recorded = run.result.get("staleness")
@@ -79,8 +83,10 @@ def staleness(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def pooled_staleness(table: pd.DataFrame) -> pd.DataFrame:
-    """Per cell and staleness value: the median share over runs and its range; a value that a run
-    never saw counts 0."""
+    """Per cell and staleness value the median share over the runs, and its range.
+
+    A value that a run never saw counts 0.
+    """
     wide = table.pivot_table(
         index=["cell_id", "seed"], columns="staleness", values="share", fill_value=0.0
     )

@@ -1,12 +1,11 @@
-"""Two stored sets compared in what has no noise: cell ids, counts, bytes, losses. n = 1 is enough
-here.
+"""Two stored sets of runs compared in what has no noise, so that one run of each is enough.
 
 Counts (samples, updates, predicted and payload bytes, messages, pushes) are equal or they differ,
 on every machine. Losses of a cell whose result does not depend on timing are compared exactly on
 the same machine and torch version; elsewhere another CPU adds in another order, so relative to the
 larger value: 1e-8 for an fp64 cell, 1e-3 for fp32. Of a cell with asynchronous updates only what
-does not depend on timing is compared: no loss, no samples to target. Reads no wall clock: it has
-its own check. Virtual seconds (whole ns) and staleness are equal, or they differ.
+does not depend on timing is compared: no loss, no samples to target. Virtual seconds (whole ns) and
+staleness are equal, or they differ. No wall-clock time is compared.
 """
 
 from __future__ import annotations
@@ -165,7 +164,7 @@ def _compared(old: Run, new: Run, tolerance: float) -> list[Finding]:
 
 
 def _tuned(old: Run, new: Run, *, by_arrival: bool) -> list[Finding]:
-    """Where another learning rate was chosen, losses differ for that reason."""
+    """Compares the chosen learning rates: where they differ, losses differ for that reason."""
     a, b = ((run.result.get("tuning") or {}).get("lr_factor") for run in (old, new))
     if a is b is None:
         return []
@@ -175,8 +174,10 @@ def _tuned(old: Run, new: Run, *, by_arrival: bool) -> list[Finding]:
 
 
 def _loss(old: Run, new: Run, tolerance: float) -> Finding:
-    """The curve step by step; the finding names the first step that differs, with both its
-    numbers."""
+    """Compares the curve step by step.
+
+    The finding names the first step that differs, with both its numbers.
+    """
     a = list(old.result.get("loss", ()))
     b = list(new.result.get("loss", ()))
     if len(a) != len(b):
@@ -220,8 +221,10 @@ def _tolerance(old: Run, new: Run, *, same_build: SameBuild, chosen: float | Non
 
 
 def _by_arrival(run: Run) -> bool:
-    """Whether the result depends on which message came first. A single worker has nobody to race
-    with."""
+    """Whether the result depends on which message came first.
+
+    A single worker has nobody to race with.
+    """
     if run.cell.clock == "virtual" or run.cell.num_workers == 1:
         return False
     says = declared.where_known("sync", run.cell.sync)

@@ -18,8 +18,7 @@ QUANTITIES = ("samples_per_s", "cpu_s_per_sample")
 
 
 def per_cell(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """One row per cell_id: n, flag columns, and a `Summary` per column over the runs that have a
-    value.
+    """One row per cell_id: n, flags, and a `Summary` per column over the runs that have a value.
 
     `oversubscribed` and `contended` are True where any of the runs carries the flag;
     `num_contended` counts them.
@@ -43,7 +42,7 @@ def per_cell(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def values(frame: pd.DataFrame, column: str) -> list[float]:
-    """The numbers of a column, nulls left out."""
+    """The numbers of a column without its nulls."""
     return [float(value) for value in pd.to_numeric(frame[column]).dropna()]
 
 
@@ -82,8 +81,10 @@ def scaling(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def runs_of_line(points: pd.DataFrame) -> list[pd.DataFrame]:
-    """The stretches of one series that a line may join: neighbours in `replicas`, none of them
-    flagged."""
+    """The stretches of one series that a line may join.
+
+    They are neighbours in `replicas`, none of them flagged.
+    """
     stretches: list[pd.DataFrame] = []
     current: list[int] = []
     ordered = points.sort_values("replicas")

@@ -1,5 +1,4 @@
-"""Which runs speak for which cell: expected against stored, stale apart, every absence with its
-word.
+"""Which runs speak for which cell: what a plan expects against what is stored.
 
 The five words are `ok`, `failed`, `timeout`, `unsupported` and, where there is no file, `not run`.
 A run whose code differs from the newest code of its cell is stale: listed, never drawn with new
@@ -31,8 +30,7 @@ class Absence:
 
 @dataclass(frozen=True)
 class Selection:
-    """The runs of a plan: one per (cell, seed) at most, all of one machine and of the current
-    code."""
+    """The runs of a plan: at most one per (cell, seed), of one machine and the current code."""
 
     runs: tuple[Run, ...]  # status ok, in the order of the plan's cells, then by seed
     absent: tuple[Absence, ...]

@@ -1,11 +1,11 @@
-"""No number without n and a spread: summaries, ratios, censored medians, and when two sets may be
-compared.
+"""Summaries, ratios, medians with misses, and when two sets may be compared.
 
-The unit is the fresh launch (one value per run), never the pooled step. How wide a spread may claim
-to be depends on n: fewer than 5 launches give all points and their range, called `range`; 5 to 9 a
-t interval of the logs, around the geometric mean; from 10 on a percentile bootstrap of the median.
-A miss (a target that was not reached within the budget) is infinite: it stays in every median and
-is printed `> budget (k of n)`, k misses among n runs.
+No number is printed without n and a spread. The unit is the fresh launch (one value per run), never
+the pooled step. How wide a spread may claim to be depends on n: fewer than 5 launches give all
+points and their range, called `range`; 5 to 9 a t interval of the logs, around the geometric mean;
+from 10 on a percentile bootstrap of the median. A miss (a target that was not reached within the
+budget) is infinite: it stays in every median and is printed `> budget (k of n)`, k misses among n
+runs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Summary:
         return sum(math.isinf(point) for point in self.points)
 
     def times(self, factor: float) -> Summary:
-        """The same in another unit."""
+        """The same summary in another unit."""
         points = tuple(point * factor for point in self.points)
         return Summary(
             self.n, self.center * factor, self.low * factor, self.high * factor, self.kind, points
@@ -61,10 +61,10 @@ class Comparison:
 
 
 def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
-    """Centre and spread of one value per launch; infinities count, NaN is refused (leave a missing
-    value out).
+    """Centre and spread of one value per launch.
 
-    `exact` where all n >= 2 values are equal: a deterministic quantity has no spread.
+    Infinities count, NaN is refused: a missing value is left out. `exact` where all n >= 2 values
+    are equal: a deterministic quantity has no spread.
     """
     points = tuple(float(value) for value in values)
     if any(math.isnan(point) for point in points):
@@ -92,8 +92,10 @@ def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
 
 
 def bootstrap_median(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the median, censored values included; the same for the same values and
-    seed."""
+    """Percentile interval of the median, misses included.
+
+    The same values and seed give the same interval.
+    """
     points = np.sort(np.asarray(values, dtype=float))
     draws = np.random.default_rng(seed).integers(0, len(points), size=(RESAMPLES, len(points)))
     middle = np.sort(points[draws], axis=1)
@@ -147,8 +149,10 @@ def ratio(
 
 
 def compare(first: Sequence[float], second: Sequence[float], *, alpha: float = 0.05) -> Comparison:
-    """Two-sided Mann-Whitney. `too few` where even complete separation could not reach `alpha` (3
-    against 3: 0.10)."""
+    """Two-sided Mann-Whitney test of two sets of launches.
+
+    `too few` where even complete separation could not reach `alpha` (3 against 3: 0.10).
+    """
     a = len(first)
     b = len(second)
     smallest = 2 / math.comb(a + b, a) if a and b else 1.0
@@ -159,8 +163,10 @@ def compare(first: Sequence[float], second: Sequence[float], *, alpha: float = 0
 
 
 def lower_share(successes: int, trials: int) -> float:
-    """Lower 95 % bound on a share (Clopper and Pearson 1934, one-sided): 60 of 60 -> 0.951, 57 of
-    60 -> 0.876."""
+    """Lower 95 % bound on a share (Clopper and Pearson 1934, one-sided).
+
+    60 of 60 -> 0.951, 57 of 60 -> 0.876.
+    """
     return (
         float(stats.beta.ppf(1 - CONFIDENCE, successes, trials - successes + 1))
         if successes
@@ -169,8 +175,10 @@ def lower_share(successes: int, trials: int) -> float:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Values that a quarter and three quarters of the launches do not pass: observed ones, so
-    infinities count."""
+    """The values that a quarter and three quarters of the launches do not pass.
+
+    They are observed ones, so infinities count.
+    """
     ordered = sorted(values)
     n = len(ordered)
     return (

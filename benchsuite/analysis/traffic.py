@@ -1,5 +1,4 @@
-"""Bytes: predicted, counted (or derived), and seen by the kernel, per step, and at the busiest
-port."""
+"""Bytes per step and at the busiest port: predicted, counted or derived, and seen by the kernel."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ PER_STEP = (
 
 
 def traffic(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell with a `Summary` per quantity (bytes per step; per update where
-    asynchronous).
+    """One row per cell with a `Summary` per quantity.
 
-    Adds `payload_bytes_per_sample`, `wire_ratio` = wire / (payload + control) over the whole run,
+    Bytes are per step, or per update where updates are asynchronous. Adds
+    `payload_bytes_per_sample`, `wire_ratio` = wire / (payload + control) over the whole run,
     `payload_source`, and `law`: `holds` where payload equals predicted exactly in every counted
     run, `broken` where it does not, and empty for derived rows (a formula compared with itself
     proves nothing). A run that lost a worker says nothing: what that one sent is not known.

@@ -1,5 +1,7 @@
-"""What the virtual clock says of a cell: virtual seconds, waiting, staleness. Never joined with
-wall seconds."""
+"""What the virtual clock says of a cell: virtual seconds, waiting, staleness.
+
+These are never joined with wall seconds.
+"""
 
 from __future__ import annotations
 

@@ -1,2 +1,4 @@
-"""Figures, tables and the page of a plan, from stored results alone. seaborn lives only here; no
-torch."""
+"""The page of a plan: its figures, tables and sentences, made from stored results alone.
+
+Only this package imports matplotlib and seaborn. Nothing here imports torch.
+"""

@@ -1,5 +1,8 @@
-"""MANIFEST.json: sha256 of every input (runs, environments, the plan), of the code that rendered,
-of its outputs."""
+"""MANIFEST.json: a checksum of everything that went into a page, and of what came out.
+
+Inputs are the runs, their environments, the plan and the code that rendered; outputs are the page,
+its figures and its tables. Each is named with its sha256.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,10 @@ def write(
     *,
     epoch: int,
 ) -> None:
-    """Writes the manifest of what stands under `out_dir`. `epoch`: the one date that the outputs
-    carry."""
+    """Writes the manifest of what stands under `out_dir`.
+
+    `epoch`: the one date, in seconds since 1970, that the outputs carry.
+    """
     package = Path(__file__).resolve().parents[1]
     sources = sorted(
         p for folder in _FOLDERS for p in (package / folder).rglob("*") if p.suffix in _CODE
@@ -63,8 +68,10 @@ def write(
 
 
 def clear(out_dir: Path) -> None:
-    """Removes what an earlier rendering wrote here, by its manifest, so that no old figure stays
-    beside new ones."""
+    """Removes what an earlier rendering wrote here, by its manifest.
+
+    So no old figure stays beside new ones, and no file of somebody else's is touched.
+    """
     try:
         listed = json.loads((out_dir / NAME).read_text(encoding="utf-8"))["outputs"]
     except (OSError, ValueError, KeyError):

@@ -1,5 +1,4 @@
-"""What every figure, table and sentence of one page is made of: the selected runs and the tidy
-tables of them."""
+"""What a page is made of: the selected runs, and the tidy tables made of them."""
 
 from __future__ import annotations
 
@@ -11,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchsuite.analysis import cells as naming
 from benchsuite.analysis import convergence, ranks, scaling, traffic, virtual
+from benchsuite.analysis.cells import describe
 from benchsuite.analysis.select import Selection
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.plan import Refused
@@ -27,7 +26,7 @@ _TYPES = {"str": "string", "int": "Int64", "float": "Float64", "bool": "boolean"
 
 @dataclass(frozen=True)
 class Material:
-    """Tables are computed once and filtered per figure by cell id."""
+    """The runs of a plan under one clock; its tables are computed once, when first asked for."""
 
     cells: Sequence[Cell]  # of the plan, resolved
     seeds: Sequence[int]
@@ -45,14 +44,13 @@ class Material:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """The ok runs of this world's clock: virtual seconds never share a figure with wall
-        seconds."""
+        """The ok runs of this clock: virtual seconds never share a figure with wall seconds."""
         return [run for run in self.selection.runs if run.cell.clock == self.clock]
 
     @cached_property
     def names(self) -> pd.DataFrame:
-        """`cells.describe` of the plan's cells under this clock."""
-        described = naming.describe(self.cells)
+        """What the plan's cells of this clock are called: `analysis.cells.describe`."""
+        described = describe(self.cells)
         return described[described["clock"] == self.clock] if len(described) else described
 
     @cached_property
@@ -68,43 +66,43 @@ class Material:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """`convergence.curves`."""
+        """An evaluation per row: `analysis.convergence.curves`."""
         return convergence.curves(self.runs)
 
     @cached_property
     def scaling(self) -> pd.DataFrame:
-        """`scaling.scaling`."""
+        """Throughput and CPU time per cell: `analysis.scaling.scaling`."""
         return scaling.scaling(self.frame, self.names)
 
     @cached_property
     def targets(self) -> pd.DataFrame:
-        """`convergence.to_target`."""
+        """What the target took per cell: `analysis.convergence.to_target`."""
         return convergence.to_target(self.frame, self.names)
 
     @cached_property
     def virtual(self) -> pd.DataFrame:
-        """`virtual.virtual`, of the runs in virtual time."""
+        """What the virtual clock says per cell, also asked of the wall clock's material."""
         return virtual.virtual(self.in_virtual_time.frame, self.in_virtual_time.names)
 
     @cached_property
     def traffic(self) -> pd.DataFrame:
-        """`traffic.traffic`."""
+        """Bytes per cell: `analysis.traffic.traffic`."""
         return traffic.traffic(self.frame, self.names)
 
     @cached_property
     def split(self) -> pd.DataFrame:
-        """`ranks.median_split`."""
+        """Where each rank's time went: `analysis.ranks.median_split`."""
         return ranks.median_split(ranks.rank_split(self.runs))
 
     @cached_property
     def staleness(self) -> pd.DataFrame:
-        """`ranks.pooled_staleness`."""
+        """Shares of updates by staleness: `analysis.ranks.pooled_staleness`."""
         return ranks.pooled_staleness(ranks.staleness(self.runs))
 
     @cached_property
     def looks(self) -> dict[str, Look]:
-        """Series -> look, for all cells of the plan, in both worlds the same."""
-        return looks(naming.describe(self.cells)["series"])
+        """How each series of the plan is drawn, the same under both clocks."""
+        return looks(describe(self.cells)["series"])
 
     def wanted(self, spec: FigureSpec) -> list[str]:
         """Ids of the cells a figure may draw, in the plan's order."""

@@ -1,9 +1,9 @@
-"""One plan and its stored runs become `index.html` with figures/, tables/ and MANIFEST.json. Never
-runs a cell.
+"""The page of a plan, made from its stored runs; no cell is ever run here.
 
-The page is one file: figures are inlined SVG, styles and the few lines of script stand in it,
-nothing is fetched. Rendered twice from the same runs it is the same, byte for byte: the only date
-in it is that of the newest run (or SOURCE_DATE_EPOCH).
+`index.html` is one file: figures are inlined SVG, styles and the few lines of script stand in it,
+and nothing is fetched. Figures and tables lie beside it as files, with a manifest of checksums.
+Rendered twice from the same runs it is the same, byte for byte: the only date in it is that of the
+newest run (or SOURCE_DATE_EPOCH).
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def render_stored(
     code_id: Callable[[Cell], str] | None = None,
     machine: str | None = None,
 ) -> Path:
-    """`render` from a results folder. `code_id`: the current code of a cell; runs of other code are
-    stale."""
+    """Renders the runs of a results folder.
+
+    `code_id`: cell -> the id of its current code; a run of other code is stale.
+    """
     runs = store.runs(plan.cells, seeds=plan.seeds)
     used = {(run.machine, run.environment_id) for run in runs}
     environments = {identity: store.environment(where, identity) for where, identity in used}
@@ -81,7 +83,7 @@ def render(
     code_ids: Mapping[str, str] | None = None,
     machine: str | None = None,
 ) -> Path:
-    """Writes the page of `plan` under `out_dir`; returns the path of index.html.
+    """Writes the page of `plan` under `out_dir` and returns the path of index.html.
 
     `environments`: environment id -> stored environment. `code_ids`: cell id -> current code id
     (default: that of its newest run). `machine`: default that of the newest run. UsageError for a
@@ -117,8 +119,10 @@ def render(
 
 
 def _epoch(runs: Sequence[Run]) -> int:
-    """Seconds since 1970 that files may carry: SOURCE_DATE_EPOCH, else the newest run's start, else
-    0."""
+    """The seconds since 1970 that files may carry.
+
+    SOURCE_DATE_EPOCH, else the start of the newest run, else 0.
+    """
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     if given.isdecimal():
         return int(given)
@@ -169,8 +173,10 @@ def _placed(drawing: Drawing, out_dir: Path, *, number: int, epoch: int) -> dict
 
 
 def _panel(box: canvas.Box, labels: canvas.Box | None) -> dict[str, Any]:
-    """One panel for a phone; the names of its rows, which the whole picture has once, are cut out
-    beside it."""
+    """One panel for a phone.
+
+    The names of its rows stand in the whole picture once; here they are cut out beside the panel.
+    """
     if labels is None:
         return {"parts": [{"view": _view(box), "share": 1}], "width": _phone_width(box)}
     parts = [{"view": _view(part), "share": part[2]} for part in (labels, box)]
@@ -182,8 +188,10 @@ def _view(box: canvas.Box) -> str:
 
 
 def _phone_width(box: canvas.Box) -> int:
-    """CSS pixels of a panel on a phone: two narrow ones side by side, else one, its text at about
-    10 px or more."""
+    """CSS pixels of a panel on a phone: two narrow ones side by side, else one.
+
+    The factors keep its text at about 10 px or more.
+    """
     width = box[2]
     return round(width * (1.34 if width <= 130 else 1.95))
 
@@ -244,7 +252,7 @@ def _html(
 
 
 def _named(cell: Cell) -> str:
-    """A divided replica is called with its schedule, as in tables."""
+    """A cell's name in the list of absent runs; a divided replica's has its schedule."""
     if not is_divided(cell):
         return cell.label
     workload = cell.label.partition(" ")[0]
@@ -267,7 +275,7 @@ def _lede(plan: Plan, material: Material) -> str:
 
 
 def _trained(names: pd.DataFrame) -> str:
-    """`cnn/digits under 5 strategies by 1, 2, 4 workers, 15,360 samples each`."""
+    """What was trained: `cnn/digits under 5 strategies by 1, 2, 4 workers, 15,360 samples each`."""
     ranks = names["world_size"] - names["servers"]
     who = "by {} workers" if ranks.equals(names["replicas"]) else "on {} ranks"
     counts = [str(count) for count in sorted(set(ranks))]
@@ -284,7 +292,7 @@ def _trained(names: pd.DataFrame) -> str:
 
 
 def _facts(material: Material) -> list[tuple[str, str]]:
-    """What stands under the answer: where and when."""
+    """What stands under the answer: where and when the runs were made."""
     runs = material.selection.runs
     if not runs:
         return []
@@ -311,7 +319,7 @@ def _facts(material: Material) -> list[tuple[str, str]]:
 
 
 def _tally(plan: Plan, selection: Selection) -> str:
-    """Every (cell, seed) under one of the five words."""
+    """How many (cell, seed) pairs ended under each of the five status words."""
     counts = Counter({"ok": len(selection.runs)})
     counts.update(absence.status for absence in selection.absent)
     asked = sum(counts.values())
@@ -330,7 +338,10 @@ def _tally(plan: Plan, selection: Selection) -> str:
 
 
 def _asides(material: Material, *, drawn: Collection[str]) -> list[str]:
-    """drawn: the clocks that the plan has a figure or table for."""
+    """Sentences about runs that are not drawn, and about bytes that were not counted.
+
+    `drawn`: the clocks that the plan has a figure or table for.
+    """
     selection = material.selection
     said = []
     diverged: dict[str, list[Run]] = {}

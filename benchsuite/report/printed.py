@@ -1,4 +1,4 @@
-"""A table as files: csv (numbers), Markdown (as printed), TeX with booktabs."""
+"""A table of the page and its files: CSV (numbers), Markdown (as printed), TeX with booktabs."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ class Value:
 
     @property
     def plain(self) -> str:
-        """`5,120 [4,800–5,440]`."""
+        """Centre and spread in one text: `5,120 [4,800–5,440]`."""
         spread = self.spread if self.spread.startswith("(") else f"[{self.spread}]"
         return f"{self.text} {spread}" if self.spread else self.text
 
 
 @dataclass(frozen=True)
 class Table:
-    """A printed table: headings with their meanings, rows of values, and the numbers behind
-    them."""
+    """A table as it is printed, with the numbers behind it."""
 
     name: str
     caption: str
@@ -71,7 +70,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """booktabs by `Styler.to_latex(hrules=True)`; needs only the booktabs package."""
+    """A booktabs table by `Styler.to_latex(hrules=True)`; it needs only the booktabs package."""
     frame = pd.DataFrame([[value.plain for value in row] for row in table.rows])
     bold = pd.DataFrame(
         [["font-weight: bold" if value.bold else "" for value in row] for row in table.rows]

@@ -52,7 +52,7 @@ _SHARED = ("kind", "title", "name", "where")
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """One entry, checked and with its defaults."""
+    """One `[[figures]]` entry, checked and with its defaults filled in."""
 
     kind: str
     name: str
@@ -92,10 +92,10 @@ def _slowed(cell: Cell, wanted: Any) -> bool:
 
 
 def parse(entries: Iterable[Mapping[str, Any]], cells: Iterable[Cell] = ()) -> list[FigureSpec]:
-    """Checked entries with unique names; none at all means one of each kind that has something to
-    draw of `cells` (but `seeds`, which is for many).
+    """The checked entries, with unique names.
 
-    UsageError for an unknown kind, key or value (the nearest known one first).
+    Without entries: one of each kind of a plain page that has something to show of `cells`.
+    UsageError for an unknown kind, key or value, with the nearest known one first.
     """
     listed = list(entries) or [{"kind": kind} for kind in _worth_drawing(list(cells))]
     specs: list[FigureSpec] = []

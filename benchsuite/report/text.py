@@ -40,8 +40,10 @@ def aligned(
 
 
 def number(value: float, *, width: float = 0.0, digits: int = 3) -> str:
-    """The value with as many digits as its interval bears (two of the width), at least `digits`
-    where width is 0."""
+    """The value with as many digits as its interval bears: two digits of the width.
+
+    Where `width` is 0, at least `digits` digits.
+    """
     if math.isnan(value):
         return EMPTY
     if math.isinf(value):
@@ -61,18 +63,18 @@ def _decimals(value: float, width: float, digits: int) -> int:
 
 
 def quantity(summary: Summary, *, scale: float = 1.0) -> str:
-    """`5,120 [4,800–5,440]`; `1,310` where exact; `> budget (2 of 3)` for a median that was never
-    reached.
+    """A summary as text: `5,120 [4,800–5,440]`, or `1,310` where it is exact.
 
-    `scale` multiplies the values (1000 for milliseconds of seconds). A finite median with misses
-    says so: `9,600 [8,320–> budget (1 of 3)]`.
+    A median that was never reached is `> budget (2 of 3)`. A finite median with misses says so:
+    `9,600 [8,320–> budget (1 of 3)]`. `scale` multiplies the values (1000 for milliseconds of
+    seconds).
     """
     center, spread = parts(summary, scale=scale)
     return f"{center} [{spread}]" if spread else center
 
 
 def parts(summary: Summary, *, scale: float = 1.0) -> tuple[str, str]:
-    """Centre and spread of `quantity` apart; the spread is empty where there is none."""
+    """Centre and spread of `quantity`, apart; the spread is empty where there is none."""
     if summary.n == 0:
         return EMPTY, ""
     missed = f"> budget ({summary.misses} of {summary.n})"
@@ -92,14 +94,14 @@ def parts(summary: Summary, *, scale: float = 1.0) -> tuple[str, str]:
 
 
 def spreads(summaries: Iterable[Summary]) -> str:
-    """What centre and spread of these are: `median and range (n < 5)`."""
+    """What centre and spread of these summaries are: `median and range where n < 5`."""
     kinds = {summary.kind for summary in summaries}
     said = [text for kind, text in _SPREADS.items() if kind in kinds]
     return "; ".join([*said, f"median and range where {'runs missed or ' if said else ''}n < 5"])
 
 
 def si(value: float, unit: str = "B", digits: int = 3) -> str:
-    """Decimal prefixes: `si(101480) == "101 kB"` (k = 1000)."""
+    """The value with a decimal prefix (k = 1000): `si(101480) == "101 kB"`."""
     if math.isnan(value):
         return EMPTY
     for factor, name in _SCALES:
@@ -109,7 +111,7 @@ def si(value: float, unit: str = "B", digits: int = 3) -> str:
 
 
 def si_quantity(summary: Summary, unit: str = "B") -> str:
-    """`quantity` with a decimal prefix chosen by the centre."""
+    """`quantity` in bytes or another unit, with a decimal prefix chosen by the centre."""
     if summary.n == 0 or not math.isfinite(summary.center):
         return quantity(summary)
     factor, name = prefix(summary.center)
@@ -117,12 +119,12 @@ def si_quantity(summary: Summary, unit: str = "B") -> str:
 
 
 def prefix(value: float) -> tuple[float, str]:
-    """Decimal prefix for a value of this size: (1000.0, "k")."""
+    """The decimal prefix for a value of this size: (1000.0, "k")."""
     return next(((factor, name) for factor, name in _SCALES if abs(value) >= factor), (1.0, ""))
 
 
 def tick(value: float, unit: str = "") -> str:
-    """Short axis label: 0, 5k, 1.5 MB."""
+    """A short label for a tick of an axis: `0`, `5k`, `1.5 MB`."""
     if value == 0:
         return "0"
     text = si(value, unit).strip()
@@ -138,12 +140,12 @@ def _significant(value: float, digits: int) -> str:
 
 
 def count_of(n: int, what: str) -> str:
-    """`1 run`, `3 runs`."""
+    """A number and what is counted: `1 run`, `3 runs`."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def percent(share: float, *, digits: int = 0) -> str:
-    """`97 %`; with `digits` significant ones: `97.5 %`."""
+    """A share in percent: `97 %`; with `digits` significant digits: `97.5 %`."""
     return f"{100 * share:.{digits}g} %" if digits else f"{100 * share:.0f} %"
 
 
@@ -169,7 +171,7 @@ def binary(count: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`unknown`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
+    """A time for people: `unknown`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds is None:
         return "unknown"
     whole = round(seconds)

@@ -1,9 +1,8 @@
-"""Figures on a grid given in inches, saved as PDF, SVG and PNG that do not change when nothing has
-changed.
+"""Figures on a grid given in inches, saved as PDF, SVG and PNG.
 
-Every figure has a legend strip on top, for papers. The page leaves that strip out (its legend is
-HTML) and can cut the picture into its panels, so that on a phone they stand below each other at a
-readable size.
+A saved file stays the same, byte for byte, as long as the data do. Every figure has a legend strip
+on top, for papers. The page leaves that strip out (its legend is HTML) and can cut the picture into
+its panels, so that on a phone they stand below each other at a readable size.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Grid:
-    """Axes of a grid and where each column or cell lies."""
+    """The axes of a figure, and the rectangle that each column and each cell of the grid takes."""
 
     figure: Figure
     axes: list[list[Axes]]  # rows of columns
@@ -62,8 +61,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Margins:
-    """Inches around each single axes (labels live there). `between`: below all rows but the
-    last."""
+    """Inches around each single axes, where its labels stand.
+
+    `between` takes the place of `bottom` in all rows but the last.
+    """
 
     left: float = 0.56
     right: float = 0.1
@@ -81,11 +82,11 @@ def grid(
     margins: Margins | None = None,
     labels: float = 0.0,
 ) -> Grid:
-    """A figure `width` inches wide with axes of the given heights (inches) in `columns` equal
-    columns.
+    """Makes a figure `width` inches wide with axes in `columns` equal columns.
 
-    `legend`: what `Drawing.legend` will hold; the strip on top is made high enough for it.
-    `labels`: inches on the left for what belongs to all columns.
+    `rows` are the heights of the axes in inches. `legend` is what `Drawing.legend` will hold: the
+    strip on top is made high enough for it. `labels` are inches on the left for what belongs to all
+    columns.
     """
     m = margins or Margins()
     strip = LEGEND_ROW_IN * _legend_rows(legend, width)[0] + 0.06
@@ -135,7 +136,7 @@ def _box(x: float, y: float, width: float, height: float) -> Box:
 
 
 def add_legend(drawing: Drawing) -> None:
-    """The legend strip of the saved files."""
+    """Draws the legend strip that the saved files have on top."""
     handles = []
     for entry in drawing.legend:
         if isinstance(entry, Look):
@@ -167,8 +168,10 @@ def add_legend(drawing: Drawing) -> None:
 
 
 def save(drawing: Drawing, folder: Path, *, epoch: int) -> str:
-    """Writes name.pdf, .svg and .png under `folder`; returns the SVG text. `epoch`: seconds stamped
-    into the PDF."""
+    """Writes name.pdf, name.svg and name.png under `folder` and returns the SVG text.
+
+    `epoch`: the seconds since 1970 that are stamped into the PDF.
+    """
     add_legend(drawing)
     figure = drawing.figure
     when = datetime.fromtimestamp(epoch, UTC)
@@ -188,8 +191,11 @@ def save(drawing: Drawing, folder: Path, *, epoch: int) -> str:
 
 
 def inline(svg: str, prefix: str) -> str:
-    """The inner part of an SVG file for an HTML page: no prologue, no metadata, every id made
-    unique by `prefix`."""
+    """The inner part of an SVG file, to stand in an HTML page.
+
+    The prologue and the metadata are left out, and every id that something refers to begins with
+    `prefix`, so that two figures on a page have no id in common.
+    """
     body = svg[svg.index("<svg") :]
     body = body[body.index(">") + 1 : body.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)

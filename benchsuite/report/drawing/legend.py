@@ -1,5 +1,4 @@
-"""Legends of the page, as HTML: the marks, lines and areas that a figure's saved files show in a
-strip on top."""
+"""Legends of the page as HTML, where saved files have a strip on top of the picture."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ _SHAPES = {
 
 
 def entry(of: Entry) -> dict[str, Any]:
-    """What the template needs of one entry: label and swatch."""
+    """The label of one legend entry, and its mark, line or area as a small SVG."""
     if not isinstance(of, Look):
         color, label = of
         return {

@@ -1,8 +1,8 @@
-"""One row per strategy, one column per quantity, one mark per level inside a row: the picture for
-many strategies.
+"""A row per strategy, a column per quantity: the picture for many strategies.
 
-A mark is a median and its line a range or an interval. What was never reached stands open at the
-right edge with `k of n`; a line that is dashed up to there says that some runs did not arrive.
+Inside a row stands one mark per level (who is slowed, which tuning). A mark is a median and its
+line a range or an interval. What was never reached stands open at the right edge with `k of n`; a
+line that is dashed up to there says that some runs did not arrive.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SMALL = 6.3
 
 @dataclass(frozen=True)
 class Row:
-    """A strategy. `group`: a thin line is drawn where it changes."""
+    """One strategy. A thin line is drawn where `group` changes from one row to the next."""
 
     key: str
     label: str
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Mark:
-    """What is drawn of a row at one level; hollow where a flag forbids a claim."""
+    """The value of a row at one level; its mark is hollow where a flag forbids a claim."""
 
     summary: Summary
     hollow: bool = False
@@ -52,8 +52,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Column:
-    """A quantity: its marks by (row, level), texts that stand at the end of rows, lines between
-    levels."""
+    """One quantity: its marks by (row, level), its scale, and texts at the end of its rows."""
 
     title: str
     axis: str
@@ -71,9 +70,10 @@ def draw(
     *,
     shared: bool = False,
 ) -> Grid:
-    """`levels`: key -> how it is drawn, in the order in which they stand below each other in a row.
+    """Draws all columns side by side on one grid.
 
-    shared: all columns are of one quantity and have one scale.
+    `levels`: key -> how it is drawn, in the order in which they stand below each other in a row.
+    `shared`: all columns are of one quantity and have one scale.
     """
     labels = 0.1 + CHARACTER_IN * max(len(row.label) for row in rows)
     height = (ROW_IN + LEVEL_IN * len(levels)) * len(rows)
@@ -130,13 +130,15 @@ def _frame(ax: Axes, rows: Sequence[Row], column: Column, *, first: bool) -> Non
 
 
 def legend_of(levels: Mapping[str, Look]) -> list[Look]:
-    """Empty where there is nothing to tell apart."""
+    """The legend of these levels; empty where there is only one."""
     return list(levels.values()) if len(levels) > 1 else []
 
 
 def _scale(ax: Axes, columns: Sequence[Column]) -> None:
-    """Limits around all finite values, and few ticks: panels are narrow. A unit and its prefix
-    stand at the axis."""
+    """Sets limits around all finite values, and few ticks, since panels are narrow.
+
+    A unit and its decimal prefix stand at the axis, not at each tick.
+    """
     column = columns[0]
     ends = [
         end
@@ -169,7 +171,7 @@ def _scale(ax: Axes, columns: Sequence[Column]) -> None:
 
 
 def _edge(ax: Axes, inches: float) -> None:
-    """The strip for what was never reached."""
+    """Shades the strip at the right edge in which marks of misses stand."""
     width = (EDGE_IN - 0.04) / inches
     patch = Rectangle(
         (1 + 0.02 / inches, 0),
@@ -229,30 +231,7 @@ def _mark(ax: Axes, y: float, mark: Mark, look: Look, *, inches: float) -> None:
         "color": look.color,
         "markersize": 3.6,
     }
-    edge = ax.get_xlim()[1]
-    if summary.misses:
-        ax.plot(
-            [1 + AT_IN / inches],
-            [y],
-            transform=ax.get_yaxis_transform(),
-            clip_on=False,
-            markerfacecolor="white",
-            gid="missed",
-            zorder=3,
-            **plain,
-        )
-        if math.isfinite(summary.low):
-            ax.hlines(
-                y,
-                summary.low,
-                edge,
-                color=look.color,
-                linewidth=0.9,
-                linestyle=(0, (2, 1.2)),
-                zorder=2,
-            )
-    elif summary.high > summary.low:
-        ax.hlines(y, summary.low, summary.high, color=look.color, linewidth=0.9, zorder=2)
+    _spread(ax, y, summary, plain, inches=inches)
     if not math.isfinite(summary.center):
         return
     if summary.center <= 0 and column_is_log(ax):
@@ -287,15 +266,43 @@ def _mark(ax: Axes, y: float, mark: Mark, look: Look, *, inches: float) -> None:
     )
 
 
+def _spread(
+    ax: Axes, y: float, summary: Summary, plain: Mapping[str, Any], *, inches: float
+) -> None:
+    """The line from the lowest to the highest run.
+
+    Where some runs missed, it is dashed up to the edge, and an open mark stands beyond.
+    """
+    color = plain["color"]
+    if not summary.misses:
+        if summary.high > summary.low:
+            ax.hlines(y, summary.low, summary.high, color=color, linewidth=0.9, zorder=2)
+        return
+    ax.plot(
+        [1 + AT_IN / inches],
+        [y],
+        transform=ax.get_yaxis_transform(),
+        clip_on=False,
+        markerfacecolor="white",
+        gid="missed",
+        zorder=3,
+        **plain,
+    )
+    if math.isfinite(summary.low):
+        edge = ax.get_xlim()[1]
+        dashes = (0, (2, 1.2))
+        ax.hlines(y, summary.low, edge, color=color, linewidth=0.9, linestyle=dashes, zorder=2)
+
+
 def column_is_log(ax: Axes) -> bool:
-    """Whether nothing can stand at 0."""
+    """Whether the axis is logarithmic, so that nothing can stand at 0."""
     return ax.get_xscale() == "log"
 
 
 def _count_misses(
     ax: Axes, at: int, places: Mapping[str, float], drawn: Mapping[str, Summary], *, inches: float
 ) -> None:
-    """`k of n` beside the open marks: once for the row where it is the same for all of them."""
+    """Writes `k of n` beside the open marks, once for a row where all its levels agree."""
     counts = {level: f"{s.misses} of {s.n}" for level, s in drawn.items() if s.misses}
     style: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "color": INK}
     x = 1 + (AT_IN + 0.06) / inches

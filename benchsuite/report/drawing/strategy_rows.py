@@ -31,10 +31,10 @@ AXES = {  # quantity -> title of its column, axis, unit
 
 
 def worlds(spec: FigureSpec, material: Material) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Suffix of a file name, and `arrivals` of the cells that may be compared; `material` is of one
-    clock.
+    """The cells that may share one drawing, each group with the suffix of its file's name.
 
-    Where all are tuned, their series do not say so.
+    Each group is a table of `analysis.arrival.arrivals`. Where all cells are tuned, the names of
+    their series do not say so.
     """
     goal = spec.values.get("goal", ("target",))[0]
     wanted = material.of(material.names, spec)
@@ -47,18 +47,18 @@ def worlds(spec: FigureSpec, material: Material) -> Iterator[tuple[str, pd.DataF
 
 
 def both(table: pd.DataFrame) -> pd.DataFrame:
-    """The cells whose strategy and straggler were run with either tuning."""
+    """The rows whose strategy ran, with the same straggler, under either tuning."""
     kinds = table.groupby(["base", "straggler"])["tuning"].transform("nunique")
     return table[kinds == 2]
 
 
 def factors(row: Mapping[Any, Any]) -> str:
-    """`x2`; empty where no trial ended."""
+    """The chosen factors of the learning rate, `×2`; empty where no trial ended."""
     return ", ".join(f"×{factor:g}" for factor in row["lr_factors"])
 
 
 def stragglers(table: pd.DataFrame) -> list[str]:
-    """Who is slowed, nobody first, then by factor."""
+    """The texts of who is slowed: nobody first, then by factor."""
     pairs = {
         (float(s), str(who)) for s, who in zip(table["slowdown"], table["straggler"], strict=True)
     }
@@ -66,7 +66,7 @@ def stragglers(table: pd.DataFrame) -> list[str]:
 
 
 def listed(table: pd.DataFrame, material: Material) -> list[Row]:
-    """One row per series in the plan's order, those of a sync together."""
+    """One row per series in the plan's order; series of one synchronisation stand together."""
     name = names(material, short=True)
     groups: dict[str, list[Row]] = {}
     for one in dict.fromkeys(map(str, table["series"])):
@@ -86,12 +86,10 @@ def said_of_arrivals(spec: FigureSpec, table: pd.DataFrame, material: Material) 
     unit = f" {target['unit']}" if target.get("unit") else ""
     return (
         f"What it took until an evaluation first met {target['metric']} {sign} "
-        f"{target[goal]:g}{unit} (looked at every "
-        f"{target['evaluate_every']:,} samples): {seconds}; samples used by all workers; payload "
-        "of all ranks. "
-        f"Mark and line: {text.spreads(table['seconds'])}. Open mark at the right edge: k of n "
-        "runs did not arrive "
-        "within the budget, and a median of which half did not is not a number."
+        f"{target[goal]:g}{unit} (looked at every {target['evaluate_every']:,} samples): "
+        f"{seconds}; samples used by all workers; payload of all ranks. Mark and line: "
+        f"{text.spreads(table['seconds'])}. Open mark at the right edge: k of n runs did not "
+        "arrive within the budget, and a median of which half did not is not a number."
     )
 
 
@@ -101,7 +99,7 @@ def said_of_colours(slowed: Sequence[str]) -> str:
 
 
 def setting(table: pd.DataFrame, material: Material) -> str:
-    """Workers, and in virtual time the world; then where the numbers come from."""
+    """The end of a caption: workload, workers, in virtual time the world, then the provenance."""
     first = table.iloc[0]
     world = ""
     if material.clock == "virtual":
@@ -117,5 +115,5 @@ def setting(table: pd.DataFrame, material: Material) -> str:
 
 
 def by_straggler(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The cells of each straggler, nobody first."""
+    """The rows of each straggler, those without one first."""
     return [(who, table[table["straggler"] == who]) for who in stragglers(table)]

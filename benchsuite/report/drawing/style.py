@@ -1,5 +1,7 @@
-"""One look per strategy, the same in every figure, and the theme: paper size, colour-blind palette,
-embedded fonts."""
+"""How each strategy looks, the same in every figure, and the theme of all figures.
+
+The theme sets the paper's font sizes, a palette for colour-blind readers, and embedded fonts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,6 @@ from typing import Any
 import seaborn as sns
 
 from benchsuite.plan import declared
-from benchsuite.report.words import labels as words
 
 PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
@@ -67,10 +68,11 @@ class Look:
 
 
 def looks(series: Iterable[str]) -> dict[str, Look]:
-    """Series name -> look. Known strategies keep theirs, known syncs their colour; new ones get
-    free colours in order.
+    """Gives every series a colour, a mark and dashes.
 
-    A tuned series looks like the one that it was tuned from, with other dashes.
+    Known strategies keep theirs in every plan, other series of a known synchronisation its colour,
+    and new ones get free colours in order. A tuned series looks like the one that it was tuned
+    from, with other dashes.
     """
     given: dict[str, tuple[str, int, int]] = {}
     free = itertools.cycle(_FREE)
@@ -97,15 +99,17 @@ def looks(series: Iterable[str]) -> dict[str, Look]:
             given[name] = (color_of, marker, dash + 1)
     return {
         name: Look(
-            color, MARKERS[marker % len(MARKERS)], DASHES[dash % len(DASHES)], words.label(name)
+            color, MARKERS[marker % len(MARKERS)], DASHES[dash % len(DASHES)], labels.label(name)
         )
         for name, (color, marker, dash) in given.items()
     }
 
 
 def families(syncs: Iterable[str]) -> dict[str, Look]:
-    """Sync, or `sync compressed` -> how its points look, the same in every plan; unknown ones get
-    free colours."""
+    """How points look where only the synchronisation is told apart, the same in every plan.
+
+    Keys are a synchronisation or `sync compressed`; unknown ones get free colours.
+    """
     free = itertools.cycle(_FREE)
     found = {}
     for name in dict.fromkeys(syncs):
@@ -115,7 +119,7 @@ def families(syncs: Iterable[str]) -> dict[str, Look]:
         color = _colour(colour) if colour != "" else next(free)
         mark = _UNKNOWN if colour == "" else _mark(says) if sync == name else _COMPRESSED
         marker = MARKERS[mark % len(MARKERS)]
-        found[name] = Look(color, marker, SOLID, words.label(name), joined=False)
+        found[name] = Look(color, marker, SOLID, labels.label(name), joined=False)
     return found
 
 
@@ -130,8 +134,11 @@ def _mark(says: declared.Strategy) -> int:
 
 
 def forms(kinds: Iterable[str]) -> dict[str, Look]:
-    """`pipeline`, `2 × pipeline` -> how its points look: one colour, another mark; unknown ones get
-    free colours."""
+    """How the points of forms of parallelism look: `pipeline`, `2 × pipeline`.
+
+    One replica and several of a form share a colour and differ in the mark; unknown forms get free
+    colours.
+    """
     wanted = set(kinds)
     known = dict(_FORMS)
     for name in declared.members("parallel"):
@@ -153,8 +160,10 @@ def forms(kinds: Iterable[str]) -> dict[str, Look]:
 
 
 def levels(labels: Sequence[str]) -> list[Look]:
-    """Looks of what is ordered (1, 2, 4 times slower), from light to dark; no strategy has these
-    colours."""
+    """Looks of what is ordered (1, 2, 4 times slower), from light to dark.
+
+    No strategy has these colours.
+    """
     colors = sns.color_palette("flare", max(len(labels), 2)).as_hex()
     return [
         Look(colors[i], MARKERS[i % len(MARKERS)], SOLID, label) for i, label in enumerate(labels)
@@ -162,8 +171,10 @@ def levels(labels: Sequence[str]) -> list[Look]:
 
 
 def theme() -> dict[str, Any]:
-    """Settings for `matplotlib.rc_context`: 7 to 8 pt, fonts embedded as TrueType, ids that do not
-    change."""
+    """Settings for `matplotlib.rc_context`.
+
+    Letters of 7 to 8 pt, fonts embedded as TrueType, and ids that do not change between renderings.
+    """
     return {
         **sns.axes_style("ticks"),
         **sns.plotting_context("paper"),
@@ -206,8 +217,10 @@ def theme() -> dict[str, Any]:
 
 
 def marker_face(look: Look, *, hollow: bool) -> dict[str, Any]:
-    """Hollow where a flag forbids a claim; the id lets a reader of the SVG (and a test) tell them
-    apart."""
+    """The face of a mark: hollow where a flag forbids a claim.
+
+    The gid lets a reader of the SVG, and a test, tell hollow from filled.
+    """
     return {
         "markerfacecolor": "white" if hollow else look.color,
         "gid": "hollow" if hollow else "filled",

@@ -25,7 +25,7 @@ MISSED = 1.075  # of a panel's height, above it: where a median stands that was 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What can be drawn against workers."""
+    """A quantity that can be drawn against the number of workers."""
 
     label: str
     meaning: str
@@ -113,7 +113,7 @@ def draw_line(ax: Axes, points: pd.DataFrame, column: str, look: Look, shift: fl
 
 
 def _bar_to_the_edge(ax: Axes, x: float, low: float, color: str) -> None:
-    """From the lowest run to the upper edge, whatever the limits will be."""
+    """Draws a bar from the lowest run to the upper edge, whatever the limits will be."""
     ax.annotate(
         "",
         xy=(x, 2 * MISSED - 1.02),
@@ -158,7 +158,7 @@ def style_axes(ax: Axes, y: str, counts: Sequence[int], *, first: bool, last: bo
 
 
 def share_limits(axes: Sequence[Axes], y: str) -> None:
-    """Equal y ranges in all panels, with room above for what was never reached."""
+    """Gives all panels of a quantity equal y limits, with room above for medians never reached."""
     if QUANTITIES[y].scale == "share":
         return
     low = min(ax.get_ylim()[0] for ax in axes)
@@ -172,7 +172,7 @@ def share_limits(axes: Sequence[Axes], y: str) -> None:
 
 
 def said_of_worlds(table: pd.DataFrame) -> str:
-    """Compute times and links of these cells, in words."""
+    """The compute times and links of these cells, in words."""
     spreads, links = (list(dict.fromkeys(table[name])) for name in ("spread", "link"))
     return (
         f"{' / '.join(spreads)}; "

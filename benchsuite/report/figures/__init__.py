@@ -1,1 +1,1 @@
-"""The figures of a report: what they draw on, and one file per kind of figure."""
+"""The kinds of figures, one per file; what they draw with stands in `report.drawing`."""

@@ -46,8 +46,7 @@ MAX_COLUMNS = 4
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Loss and metric against samples, seconds, bytes: one figure per x and workload, one column
-    per worker count."""
+    """One figure per x and workload, one column of panels per number of workers."""
     drawings = []
     names = material.of(material.names, spec)
     names = names[names["cell_id"].isin(set(material.curves["cell_id"]))]
@@ -225,7 +224,7 @@ def _style_x(ax: Axes, x: str, *, last: bool) -> None:
 
 
 def _share_limits(rows: Sequence[Sequence[Axes]]) -> None:
-    """Equal y ranges along each row, so that columns can be compared."""
+    """Gives the panels of a row equal y limits, so that columns can be compared."""
     for row in rows:
         limits = [ax.get_ylim() for ax in row if ax.has_data()]
         for ax in row if limits else ():
@@ -233,6 +232,6 @@ def _share_limits(rows: Sequence[Sequence[Axes]]) -> None:
 
 
 def _spread(counts: Sequence[int]) -> list[int]:
-    """First, last and evenly between: what fits side by side."""
+    """As many counts as fit side by side: the first, the last and evenly between."""
     step = (len(counts) - 1) / (MAX_COLUMNS - 1)
     return [counts[round(i * step)] for i in range(MAX_COLUMNS)]

@@ -1,5 +1,4 @@
-"""The kind `parallel_costs`: memory per rank against bytes per step, one panel per workload and
-number of ranks.
+"""Memory per rank against bytes per step, a panel per workload and number of ranks.
 
 Numbered and named is the front: forms that nothing beats on both. A form that sends more stands on
 it only if it keeps clearly less: ranges apart, and by more than code may take.
@@ -96,11 +95,11 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
 
 
 def front(part: pd.DataFrame) -> list[list[str]]:
-    """Groups of cell ids that cannot be told apart, fewest bytes first: who keeps clearly less than
-    all that send less.
+    """The front of a panel: groups of cell ids that cannot be told apart, fewest bytes first.
 
-    Of those that send equally much, the one that keeps least and what is not apart from it. Only
-    forms that agree in every step.
+    A form stands on it that keeps clearly less than all that send less; of those that send equally
+    much the one that keeps least and what is not apart from it. Only forms that agree in every step
+    count.
     """
     rows = part[part["every_step"]]
     found: list[list[str]] = []
@@ -116,7 +115,7 @@ def front(part: pd.DataFrame) -> list[list[str]]:
 
 
 def _has_place(row: Mapping[Any, Any]) -> bool:
-    """Both are known, and a logarithmic axis has the bytes."""
+    """Whether both numbers are known, and the bytes are more than 0 for a logarithmic axis."""
     return bool(
         row["ranks"] > 1 and row["peak_model_bytes"].n and row["payload_bytes_per_step"].center > 0
     )
@@ -148,7 +147,7 @@ def _panel(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
 
 
 def _share(axes: Sequence[Axes], alone: pd.DataFrame) -> None:
-    """Equal limits in a row of panels, memory from 0; a line where one rank alone stands."""
+    """Gives a row of panels equal limits, and draws a line where one rank alone stands."""
     ends = [end for ax in axes for end in ax.dataLim.intervalx if math.isfinite(end)]
     single: Summary | None = next((each for each in alone["peak_model_bytes"] if each.n), None)
     tops = [float(ax.dataLim.y1) for ax in axes] + ([single.high / MIB] if single else [])
@@ -185,7 +184,7 @@ def _share(axes: Sequence[Axes], alone: pd.DataFrame) -> None:
 
 
 def _front(ax: Axes, part: pd.DataFrame, groups: Sequence[Sequence[str]]) -> None:
-    """1, 2, .. below and left of the front's points, and their names below the panel."""
+    """Writes 1, 2, .. left of the front's points, and what they are called below the panel."""
     rows = {row["cell_id"]: row for row in part.to_dict("records")}
     taken: list[tuple[float, float]] = []
     for position, group in enumerate(groups):
@@ -232,18 +231,15 @@ def _meaning(drawn: pd.DataFrame) -> str:
     )
     return (
         "Memory: highest resident set of building and training minus what was resident before, the "
-        "fullest rank of "
-        f"each run; mark and bar: {text.spreads(drawn['peak_model_bytes'])}. Several marks of "
-        "one kind: its "
-        "schedules, micro-batches or topologies. Numbered: the front; what sends more than another "
-        "is on it only if it "
-        f"keeps clearly less, ranges apart by more than {CODE_BYTES // MIB} MiB, which code alone "
-        f"may take.{seldom}"
+        f"fullest rank of each run; mark and bar: {text.spreads(drawn['peak_model_bytes'])}. "
+        "Several marks of one kind: its schedules, micro-batches or topologies. Numbered: the "
+        "front; what sends more than another is on it only if it keeps clearly less, ranges apart "
+        f"by more than {CODE_BYTES // MIB} MiB, which code alone may take.{seldom}"
     )
 
 
 def _missing(table: pd.DataFrame, drawn: pd.DataFrame) -> str:
-    """Who has no place, and why."""
+    """Names the forms that have no place on the picture, and says why."""
     left = table[(table["ranks"] > 1) & ~table["cell_id"].isin(set(drawn["cell_id"]))]
     if left.empty:
         return ""

@@ -15,14 +15,16 @@ from benchsuite.report.drawing.style import INK, PARTS, WIDE_IN
 from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.words import labels as words
+from benchsuite.report.words import labels
 
 KIND = Kind(title="Where does each rank's time go?", clock="wall", place=50)
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Share of each rank's wall time by what it did, one panel per cell; the title says what came
-    out of it."""
+    """Share of each rank's wall time by what it did, one panel per cell.
+
+    The title of a panel says what came out of it: samples per second.
+    """
     split = material.of(material.split, spec)
     names = material.of(material.scaling, spec)
     names = names[names["cell_id"].isin(set(split["cell_id"]))].sort_values(
@@ -51,6 +53,21 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
             readable=0.05 * columns,
         )
         _split_title(ax, name)
+    return [
+        Drawing(
+            spec.name,
+            layout.figure,
+            _caption(split, names, material),
+            list(names["cell_id"]),
+            used,
+            layout.whole,
+            boxes[: len(names)],
+            alt="share of wall time computing, blocked and idle for every rank",
+        )
+    ]
+
+
+def _caption(split: pd.DataFrame, names: pd.DataFrame, material: Material) -> str:
     crowded = (
         " ° oversubscribed: more ranks than cores, its samples/s rank nothing."
         if names["oversubscribed"].any()
@@ -66,32 +83,20 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         if not split["separable"].all()
         else ""
     )
-    caption = (
+    return (
         "Share of each rank's wall time (median over the runs). Blocked time on loopback is "
-        "CPU-bound waiting for "
-        f"other ranks and for the scheduler, not exposed network time.{slowed}{mixed}{crowded} "
-        f"{material.provenance(list(names['cell_id']))}"
+        "CPU-bound waiting for other ranks and for the scheduler, not exposed network "
+        f"time.{slowed}{mixed}{crowded} {material.provenance(list(names['cell_id']))}"
     )
-    return [
-        Drawing(
-            spec.name,
-            layout.figure,
-            caption,
-            list(names["cell_id"]),
-            used,
-            layout.whole,
-            boxes[: len(names)],
-            alt="share of wall time computing, blocked and idle for every rank",
-        )
-    ]
 
 
 def _ranks(ax: Axes, rows: pd.DataFrame, bars: int, *, readable: float) -> None:
-    """One bar per rank; room for `bars`, so that all panels of a line have equally thick ones.
+    """Draws one bar per rank.
 
-    `readable`: the least share whose percentage is written into the bar.
+    There is room for `bars`, so that all panels of a line have equally thick ones. `readable` is
+    the least share whose percentage is written into the bar.
     """
-    labels = []
+    called = []
     for place, row in enumerate(rows.to_dict("records")):
         left = 0.0
         for part, (color, _) in PARTS.items():
@@ -120,8 +125,8 @@ def _ranks(ax: Axes, rows: pd.DataFrame, bars: int, *, readable: float) -> None:
                 )
             left += share
         slowed = f" ({row['straggler']:g}x)" if row["straggler"] != 1 else ""
-        labels.append(f"{row['role']} {row['rank']}{slowed}")
-    ax.set_yticks(range(len(labels)), labels)
+        called.append(f"{row['role']} {row['rank']}{slowed}")
+    ax.set_yticks(range(len(called)), called)
     ax.set_ylim(bars - 0.5, -0.5)
     ax.set_xlim(0, 1)
     ax.set_xticks([0, 0.5, 1.0], ["0", "50 %", "100 %"])
@@ -133,7 +138,7 @@ def _split_title(ax: Axes, name: Mapping[Hashable, Any]) -> None:
     rate: Summary = name["samples_per_s"]
     mark = "°" if name["oversubscribed"] else ""
     slowed = f"{name['straggler']} slower, " if name["straggler"] else ""
-    first = f"{words.short(name['series'])}, {words.workers(name['replicas'])}"
+    first = f"{labels.short(name['series'])}, {labels.workers(name['replicas'])}"
     ax.set_title(
         f"{first}\n{slowed}{text.number(rate.center)} samples/s{mark}",
         loc="left",

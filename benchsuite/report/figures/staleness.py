@@ -13,7 +13,7 @@ from benchsuite.report.drawing.style import INK, NARROW_IN, WIDE_IN
 from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.words import labels as words
+from benchsuite.report.words import labels
 
 KIND = Kind(title="How stale are the gradients?", clock="wall", place=40)
 
@@ -60,8 +60,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         ax.set_axisbelow(True)
     caption = (
         "Share of the updates of a run by staleness = version at the update minus version that the "
-        "gradient was "
-        "computed with. Bar: median over the runs; line: range. "
+        "gradient was computed with. Bar: median over the runs; line: range. "
         f"{material.provenance(list(names['cell_id']))}"
     )
     return [
@@ -79,8 +78,8 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
 
 
 def _panel_title(name: Mapping[Hashable, Any], *, several: bool) -> str:
-    lines = [words.short(name["series"])] if several else []
-    lines.append(words.workers(name["replicas"]))
+    lines = [labels.short(name["series"])] if several else []
+    lines.append(labels.workers(name["replicas"]))
     if name["straggler"]:
         lines.append(f"{name['straggler']} slower")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ Where a plan has one number of workers only, every strategy has a row instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -29,10 +29,9 @@ KIND = Kind(title="How many samples per second, at how much CPU?", clock="wall",
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Samples per second and CPU time per sample against workers; a flagged point is hollow and
-    joined to nothing.
+    """Samples per second and CPU time per sample against workers.
 
-    Of one number of workers: a row per strategy.
+    A flagged point is hollow and joined to nothing. With one number of workers, a row per strategy.
     """
     table = material.of(material.scaling, spec)
     if table.empty:
@@ -43,7 +42,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     series = list(dict.fromkeys(table["series"]))
     legend = [material.looks[name] for name in series]
     layout = grid([1.9], 2, width=WIDE_IN, legend=legend)
-    for ax, column, scale, phrase in (
+    for ax, column, scale, title in (
         (layout.axes[0][0], "samples_per_s", 1.0, "samples per second, all workers together"),
         (layout.axes[0][1], "cpu_s_per_sample", 1e3, "CPU milliseconds per sample, all ranks"),
     ):
@@ -58,28 +57,19 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
                 material.looks[name],
                 {n: counts.index(n) + shift for n in counts},
             )
-        ax.set_title(phrase, loc="left")
-        ax.set_xticks(range(len(counts)), [str(count) for count in counts])
-        ax.set_xlim(-0.5, len(counts) - 0.5)
-        ax.set_ylim(bottom=0)
-        ax.set_xlabel("workers")
-        ax.yaxis.set_major_locator(MaxNLocator(5))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        ax.grid(axis="y")
+        ax.set_title(title, loc="left")
+        _frame(ax, counts)
     flagged = int((table["oversubscribed"] | table["contended"]).sum())
     hollow = (
         f" Hollow ({flagged} of {len(table)} points): oversubscribed or contended, so no line "
-        "joins them and no "
-        f"efficiency "
-        "is claimed."
+        "joins them and no efficiency is claimed."
         if flagged
         else ""
     )
     caption = (
         "Left: total samples over total wall time after warm-up. Right: CPU time of all ranks, "
-        "servers included, per "
-        f"sample. Small dots: the runs; large mark: median; bar: range or interval.{hollow} "
-        f"{material.provenance(list(table['cell_id']))}"
+        "servers included, per sample. Small dots: the runs; large mark: median; bar: range or "
+        f"interval.{hollow} {material.provenance(list(table['cell_id']))}"
     )
     return [
         Drawing(
@@ -93,6 +83,17 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
             alt="throughput and CPU time per sample against the number of workers",
         )
     ]
+
+
+def _frame(ax: Axes, counts: Sequence[int]) -> None:
+    """Axes with the numbers of workers as places, equally far apart."""
+    ax.set_xticks(range(len(counts)), [str(count) for count in counts])
+    ax.set_xlim(-0.5, len(counts) - 0.5)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("workers")
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    ax.grid(axis="y")
 
 
 def _points(
@@ -138,9 +139,9 @@ def _points(
 
 
 def _rates(spec: FigureSpec, table: pd.DataFrame, material: Material) -> Drawing:
-    """Throughput and CPU time per sample of one number of workers; `table`: `scaling.scaling`."""
+    """The rows of one number of workers; `table` comes from `analysis.scaling.scaling`."""
     slowed = sorted(dict.fromkeys(map(str, table["straggler"])))
-    looks = levels([labels.slowed(phrase) for phrase in slowed])
+    looks = levels([labels.slowed(title) for title in slowed])
     columns = []
     for title, column, scale, axis, claims in (
         ("throughput", "samples_per_s", 1.0, "samples per second, all workers", True),
@@ -165,11 +166,9 @@ def _rates(spec: FigureSpec, table: pd.DataFrame, material: Material) -> Drawing
     )
     caption = (
         "Left: total samples over total wall time after warm-up. Right: CPU time of all ranks, "
-        "servers included, per "
-        "sample. Mark and line: "
+        "servers included, per sample. Mark and line: "
         f"{text.spreads(mark.summary for each in columns for mark in each.marks.values())}. "
-        f"{said_of_colours(slowed)}{hollow}"
-        f"{labels.workers(int(table['replicas'].iloc[0]))}. "
+        f"{said_of_colours(slowed)}{hollow}{labels.workers(int(table['replicas'].iloc[0]))}. "
         f"{material.provenance(list(table['cell_id']))}"
     )
     return Drawing(

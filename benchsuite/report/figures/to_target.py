@@ -34,7 +34,7 @@ KIND = Kind(
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Columns: seconds, samples, bytes; colours: who is slowed."""
+    """One column per quantity; the colours tell who is slowed."""
     virtual = material.clock == "virtual"
     drawings = []
     for suffix, table in worlds(spec, material):
@@ -80,6 +80,5 @@ def _said_of_flags(table: pd.DataFrame, *, virtual: bool) -> str:
         return ""
     return (
         f"Hollow ({count} of {len(table)} cells): oversubscribed or contended, their seconds rank "
-        "nothing; samples and "
-        "bytes are counted all the same. "
+        "nothing; samples and bytes are counted all the same. "
     )

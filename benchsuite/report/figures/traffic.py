@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,14 +17,15 @@ from benchsuite.report.drawing.style import INK, SOFT, WIDE_IN
 from benchsuite.report.kinds import Kind
 from benchsuite.report.material import Material
 from benchsuite.report.spec import FigureSpec
-from benchsuite.report.words import labels as words
+from benchsuite.report.words import labels
 
 KIND = Kind(title="How many bytes?", clock="wall", place=30)
 
+MOST_LABEL_IN = 2.2  # names may take of half the width, so that an inch is left for the bars
+
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Predicted, payload and wire bytes per step side by side, and the busiest port; rows grouped
-    by workers."""
+    """Two panels: bytes of all ranks, and of the busiest port; rows grouped by workers."""
     table = material.of(material.traffic, spec).sort_values(["replicas", "order"], kind="stable")
     if table.empty:
         return []
@@ -35,8 +36,9 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         ("#6b7280", "dark: payload"),
         ("#c9ccd1", "light: wire"),
     ]
-    labels = [words.short(series) for series in table["series"]]
-    margins = Margins(left=max(0.92, 0.056 * max(map(len, labels)) + 0.1), right=0.24, top=0.24)
+    called = [labels.short(series) for series in table["series"]]
+    room = 0.056 * max(map(len, called)) + 0.1
+    margins = Margins(left=min(max(0.92, room), MOST_LABEL_IN), right=0.24, top=0.24)
     layout = grid([height], 2, width=WIDE_IN, legend=legend, margins=margins)
     total, port = layout.axes[0]
     for place, row in zip(places, table.to_dict("records"), strict=True):
@@ -48,39 +50,14 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         (port, "bytes per step through the busiest port"),
     ):
         ax.set_title(title, loc="left")
-        ax.set_yticks(places, labels)
-        for place, heading in headings:
-            ax.text(
-                -0.01,
-                place,
-                heading,
-                transform=ax.get_yaxis_transform(),
-                ha="right",
-                va="center",
-                fontweight="bold",
-            )
-        ax.set_ylim(max(places) + 0.8, -1.4)
-        ax.set_xlim(left=0)
-        ax.margins(x=0.12)
-        ax.xaxis.set_major_locator(MaxNLocator(4))
-        ax.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: text.si(value).replace("0 B", "0"))
-        )
-        ax.tick_params(axis="y", length=0)
-        ax.grid(axis="x")
-        ax.set_axisbelow(True)
+        _frame(ax, places, called, headings)
     derived = int((table["payload_source"] == "derived").sum())
     caption = (
         "Dark: payload; light: what the kernel counted on the wire, with the ratio wire / (payload "
-        "+ control); black "
-        "tick: "
-        "predicted from the cell alone. An asynchronous update is counted as a step: it is 1/N of "
-        "a synchronous one. "
-        f"{derived} of {len(table)} rows are derived (library collectives): their payload is a "
-        "formula, so only the "
-        f"wire "
-        "checks it. Busiest port: the most one rank sends, or receives. "
-        f"{material.provenance(list(table['cell_id']))}"
+        "+ control); black tick: predicted from the cell alone. An asynchronous update is counted "
+        f"as a step: it is 1/N of a synchronous one. {derived} of {len(table)} rows are derived "
+        "(library collectives): their payload is a formula, so only the wire checks it. Busiest "
+        f"port: the most one rank sends, or receives. {material.provenance(list(table['cell_id']))}"
     )
     return [
         Drawing(
@@ -97,14 +74,42 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     ]
 
 
+def _frame(
+    ax: Axes,
+    places: Sequence[float],
+    called: Sequence[str],
+    headings: Sequence[tuple[float, str]],
+) -> None:
+    """Names the rows and sets the axes of one panel."""
+    ax.set_yticks(places, called)
+    for place, heading in headings:
+        ax.text(
+            -0.01,
+            place,
+            heading,
+            transform=ax.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontweight="bold",
+        )
+    ax.set_ylim(max(places) + 0.8, -1.4)
+    ax.set_xlim(left=0)
+    ax.margins(x=0.12)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.si(value).replace("0 B", "0")))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    ax.set_axisbelow(True)
+
+
 def _rows(table: pd.DataFrame) -> tuple[list[float], list[tuple[float, str]]]:
-    """y of every row, with a gap and a heading before each number of workers."""
+    """The y of every row, with a gap and a heading before each number of workers."""
     places: list[float] = []
     headings = []
     at = -1.0
     before = None
     for count, slowed in zip(table["replicas"], table["straggler"], strict=True):
-        heading = words.workers(count) + (f", {slowed}" if slowed else "")
+        heading = labels.workers(count) + (f", {slowed}" if slowed else "")
         at += 1.0
         if heading != before:
             at += 0.5 if before is None else 1.3

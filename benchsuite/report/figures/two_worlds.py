@@ -27,8 +27,7 @@ KIND = Kind(
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Left what this machine could measure, right what the virtual clock says: two axes, two kinds
-    of seconds."""
+    """Left what was measured here, right what the virtual clock says of the same plan."""
     measured = material.of(material.scaling, spec)
     virtual = cells_of(spec, material)
     virtual = virtual[virtual["virtual_samples_per_s"].map(lambda s: s.n) > 0]

@@ -1,9 +1,8 @@
-"""The kind `virtual_pareto`: counted bytes to target against virtual seconds to target, one panel
-per slowed worker.
+"""Counted bytes to target against virtual seconds to target, one panel per slowed worker.
 
-Drawn and named is the front: whom nobody beats on both by their centres. All others are pale. Who
-missed the target is listed in words and has no place among numbers; so is who sends nothing, since
-its workers share the memory of one host.
+Drawn and named is the front: strategies that no other beats on both by their medians. All others
+are pale. A strategy that missed the target is listed in words and has no place among numbers; so is
+one that sends nothing, since its workers share the memory of one host.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ NEAR_PT = 7.5  # numbers nearer to each other than this are moved apart
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """One drawing per world."""
+    """One drawing per group of cells that may be compared (`strategy_rows.worlds`)."""
     name = names(material, short=True)
     drawings = []
     for suffix, table in worlds(spec, material):
@@ -95,14 +94,16 @@ def _family(strategy: object) -> str:
 
 
 def unbeaten(part: pd.DataFrame) -> list[str]:
-    """Cell ids of the front of one world and straggler, fastest first; whoever sends nothing is not
-    on it."""
+    """The cell ids of the front of one world and straggler, fastest first.
+
+    A strategy that sends nothing is not on it.
+    """
     points = centers(part, "seconds", "bytes")
     return front({cell_id: point for cell_id, point in points.items() if point[1] > 0})
 
 
 def _silent(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> str:
-    """Who sends nothing: on no axis of bytes, and no rival of those who do."""
+    """Names those who send nothing: they are on no axis of bytes, and no rival of who does."""
     name = names(material, short=True)
     said: dict[str, list[str]] = {}
     for slowed, part in parts:
@@ -120,15 +121,13 @@ def _silent(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> st
 def _meaning(drawn: pd.DataFrame) -> str:
     return (
         "Payload of all ranks against virtual seconds, both until an evaluation first met the "
-        "target. Numbered: the "
-        "front, whom no other strategy beats on both; above and right of the line is what it beats "
-        "(pale). Mark and "
-        f"bars: {text.spreads(drawn['seconds'])}."
+        "target. Numbered: the front, whom no other strategy beats on both; above and right of the "
+        f"line is what it beats (pale). Mark and bars: {text.spreads(drawn['seconds'])}."
     )
 
 
 def missed(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> str:
-    """`Not reached within the budget, no straggler: gossip > budget (2 of 3). `"""
+    """Names those whose median run did not arrive, straggler by straggler."""
     name = names(material, short=True)
     said = []
     for slowed, part in parts:
@@ -196,7 +195,7 @@ def _panel(
 
 
 def _stairs(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """The edge of what the front beats: right of a point and above it."""
+    """Draws the border of what the front beats: right of a point and above it."""
     if points:
         xs, ys = zip(*points, strict=True)
         ax.step(
@@ -233,7 +232,7 @@ def _ranges(ax: Axes, row: Mapping[Any, Any], look: Look) -> None:
 
 
 def _share(axes: Sequence[Axes]) -> None:
-    """Equal limits in all panels: a straggler moves points to the right, and that is to be seen."""
+    """Gives all panels equal limits: how far a straggler moves points is to be seen."""
     for axis in (0, 1):
         ends = [
             end
@@ -257,8 +256,10 @@ def _share(axes: Sequence[Axes]) -> None:
 
 
 def _numbers(ax: Axes, part: pd.DataFrame, on_front: Sequence[str]) -> None:
-    """1, 2, .. below and left of the front's points, where no other point can be; near ones moved
-    apart."""
+    """Writes 1, 2, .. below and left of the front's points, where no other point can be.
+
+    Numbers that would stand too near to each other are moved apart.
+    """
     spots = centers(part, "seconds", "bytes")
     taken: list[tuple[float, float]] = []
     for position, cell_id in enumerate(on_front):
@@ -288,6 +289,6 @@ def _numbers(ax: Axes, part: pd.DataFrame, on_front: Sequence[str]) -> None:
 
 
 def front_names(part: pd.DataFrame, material: Material) -> str:
-    """`asynchronous, k sync and diloco`: who stands on the front, fastest first."""
+    """The strategies of the front, fastest first: `asynchronous, k sync and diloco`."""
     name = names(material, short=True)
     return listed([name(one) for one in _series(part, unbeaten(part))])

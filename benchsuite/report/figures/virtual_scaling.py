@@ -47,7 +47,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One axes: which cells, which quantity."""
+    """What one panel shows: these cells, this quantity."""
 
     table: pd.DataFrame
     y: str
@@ -55,8 +55,10 @@ class Panel:
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Per workload one drawing of panels by compute times and links for each quantity, or, where
-    neither is told apart, one drawing with the quantities side by side."""
+    """One drawing per workload and quantity, its panels by compute times and links.
+
+    Where a plan asks to tell neither apart, one drawing has the quantities side by side.
+    """
     table = cells_of(spec, material)
     drawings = []
     workloads = list(dict.fromkeys(table["workload"]))
@@ -82,7 +84,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
 
 
 def _with(table: pd.DataFrame, y: str) -> pd.DataFrame:
-    """The cells that have this quantity."""
+    """The rows in which this quantity has a value."""
     return table[table[_COLUMNS.get(y, y)].map(lambda s: s.n) > 0]
 
 
@@ -180,16 +182,17 @@ def _caption(table: pd.DataFrame, material: Material, quantities: Sequence[str])
             goal = f" Target: {target['metric']} {sign} {target['target']:g}{unit}."
     timing = " Times only: no gradient was computed." if set(table["gradients"]) == {"none"} else ""
     return (
-        f"{meanings[0].upper()}{meanings[1:]}. Line: median, bar: range or interval."
-        f"{edge}{goal}{_by_size(table)}{timing} "
-        f"Compute times and links: {said_of_worlds(table)}. "
-        f"{material.in_virtual_time.provenance(list(table['cell_id']))}"
+        f"{meanings[0].upper()}{meanings[1:]}. Line: median, bar: range or "
+        f"interval.{edge}{goal}{_by_size(table)}{timing} Compute times and links: "
+        f"{said_of_worlds(table)}. {material.in_virtual_time.provenance(list(table['cell_id']))}"
     )
 
 
 def _by_size(table: pd.DataFrame) -> str:
-    """Options that go with the number of workers: `k sync: backup_workers = 1, 2 with 4, 16
-    workers.`"""
+    """Names options that go with the number of workers.
+
+    E.g. `k sync: backup_workers = 1, 2 with 4, 16 workers.`
+    """
     said = []
     for series, rows in table[table["by_size"] != ""].groupby("series", sort=False):
         pairs = sorted(
@@ -203,7 +206,7 @@ def _by_size(table: pd.DataFrame) -> str:
 
 
 def _lines(ax: Axes, table: pd.DataFrame, material: Material, column: str) -> bool:
-    """One line per series; whether a median was never reached."""
+    """Draws one line per series and returns whether a median was never reached."""
     missed = False
     series = list(dict.fromkeys(table["series"]))
     for position, name in enumerate(series):
@@ -216,7 +219,7 @@ def _lines(ax: Axes, table: pd.DataFrame, material: Material, column: str) -> bo
 
 
 def _theory(ax: Axes, y: str, table: pd.DataFrame, counts: Sequence[int]) -> None:
-    """Known closed forms, dotted."""
+    """Draws what is known in closed form as a dotted line."""
     style: dict[str, Any] = {
         "color": SOFT,
         "linewidth": 0.9,
@@ -232,7 +235,7 @@ def _theory(ax: Axes, y: str, table: pd.DataFrame, counts: Sequence[int]) -> Non
 
 
 def _strip(ax: Axes) -> None:
-    """Where the marks of medians stand that were never reached."""
+    """Shades the strip above a panel in which medians stand that were never reached."""
     strip = Rectangle(
         (0, 1.02),
         1,

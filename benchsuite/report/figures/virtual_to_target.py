@@ -20,5 +20,5 @@ KIND = Kind(
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """Columns: virtual seconds, samples, bytes; colours: who is slowed."""
+    """One column per quantity, its seconds virtual; the colours tell who is slowed."""
     return to_target.draw(spec, material)

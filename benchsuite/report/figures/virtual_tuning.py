@@ -32,8 +32,10 @@ KIND = Kind(
 
 
 def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
-    """The recipe's learning rate and that which trials chose for the strategy, one column per
-    slowed worker."""
+    """Two marks in a row: with the recipe's learning rate, and with the one that trials chose.
+
+    There is one column of panels per slowed worker.
+    """
     y = spec.values["y"][0]
     drawings = []
     for suffix, table in worlds(spec, material):
@@ -68,10 +70,9 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
             listed(pairs[pairs["tuning"] != TUNED], material), drawn, columns, shared=True
         )
         caption = (
-            f"{said_of_arrivals(spec, pairs, material)} "
-            "Every strategy had the same trials: each factor of the recipe's learning rate once, "
-            "with a seed of its own; the fewest samples to the target chose. "
-            f"{setting(pairs, material)}"
+            f"{said_of_arrivals(spec, pairs, material)} Every strategy had the same trials: each "
+            "factor of the recipe's learning rate once, with a seed of its own; the fewest samples "
+            f"to the target chose. {setting(pairs, material)}"
         )
         drawings.append(
             Drawing(

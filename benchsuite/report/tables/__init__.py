@@ -1,1 +1,1 @@
-"""The tables of a report, as HTML, CSV, Markdown and LaTeX."""
+"""The kinds of tables, one per file; `report.printed` writes them as CSV, Markdown and TeX."""

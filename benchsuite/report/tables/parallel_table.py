@@ -1,5 +1,4 @@
-"""The kind `parallel_table`: forms of parallelism at equal ranks: what a rank keeps, what is sent,
-bubble and speed.
+"""Forms of parallelism at equal ranks: what a rank keeps, what is sent, bubble and speed.
 
 One row per cell of the plan, also of those without a run and of those that a rule refuses. Bold is
 the best among the forms that do what one process would do, and what cannot be told from it.
@@ -96,8 +95,10 @@ _PIPELINE = (
 
 
 def compared(material: Material) -> pd.DataFrame:
-    """`analysis.parallel` with the cells' labels and kinds; at least one row of a divided replica,
-    else empty."""
+    """`analysis.parallel.parallel` with the cells' labels and kinds.
+
+    Empty where the plan has no divided replica under the wall clock.
+    """
     cells = [cell for cell in material.cells if cell.clock == "wall"]
     if not any(map(is_divided, cells)):
         return pd.DataFrame(columns=[*GROUP, *QUANTITIES])
@@ -115,7 +116,7 @@ def compared(material: Material) -> pd.DataFrame:
 
 
 def label(cell: Cell, variant: str = "") -> str:
-    """`2 × pipeline 1f1b m=4, ring`: how a cell is called among those of as many ranks."""
+    """What a cell is called among those of as many ranks: `2 × pipeline 1f1b m=4, ring`."""
     options = cell.options.get(plugins.stem(cell.parallel), {})
     rest = variant.split()
     said = plugins.stem(cell.parallel)
@@ -148,7 +149,7 @@ def kind(cell: Cell) -> str:
 
 
 def tabulate(spec: FigureSpec, material: Material) -> Table:
-    """The table of a `kind = "parallel_table"` entry."""
+    """One row per cell, and one per cell that a rule refuses."""
     everything = compared(material)
     table = material.of(everything, spec) if len(everything) else everything
     refused = [
@@ -199,8 +200,10 @@ def tabulate(spec: FigureSpec, material: Material) -> Table:
 
 
 def best(table: pd.DataFrame, column: Column) -> set[str]:
-    """Cell ids that are printed bold in a column: the best of every group and what cannot be told
-    from it."""
+    """The cell ids that are printed bold in a column.
+
+    They are the best of every group and what cannot be told from it.
+    """
     chosen: set[str] = set()
     if not column.better or table.empty:
         return chosen
@@ -218,8 +221,10 @@ def best(table: pd.DataFrame, column: Column) -> set[str]:
 
 
 def tied(members: Mapping[str, Summary], quantity: str, *, least: bool = True) -> list[str]:
-    """The best one first, then what cannot be told from it: ranges that touch, or memory that may
-    be code."""
+    """The best one first, then all that cannot be told from it.
+
+    Ranges that touch cannot be told apart, nor can memory that may be code.
+    """
     ordered = sorted(
         members, key=lambda each: members[each].center if least else -members[each].center
     )
@@ -230,8 +235,10 @@ def tied(members: Mapping[str, Summary], quantity: str, *, least: bool = True) -
 
 
 def mib(summary: Summary) -> tuple[str, str]:
-    """Centre and range in whole MiB: finer differences are not the form's. No range where both ends
-    are the same."""
+    """Centre and range in whole MiB, since finer differences are not the form's.
+
+    The range is empty where both its ends are printed alike.
+    """
     width = 10.0 if summary.center >= 10 * MIB else 1.0
     center, low, high = (
         text.number(value / MIB, width=max(width, (summary.high - summary.low) / MIB))
@@ -241,7 +248,7 @@ def mib(summary: Summary) -> tuple[str, str]:
 
 
 def _place(row: Mapping[Any, Any]) -> list[Value]:
-    """Workload, ranks, n."""
+    """The fields workload, ranks and n of a row."""
     counts = [Value(str(row[key]), sort=float(row[key])) for key in ("ranks", "n")]
     return [Value(str(row["workload"])), *counts]
 
@@ -312,17 +319,15 @@ def _caption(
     what = f" {same[0]}." if same else ""
     return (
         f"{text.spreads(shown).capitalize()}.{what} Memory and parameters: the fullest rank. MiB "
-        "are 1,048,576 bytes; "
-        f"differences below {CODE_BYTES // MIB} MiB may be code that one library class touches and "
-        "another does not. "
-        "Bold: best among forms on as many ranks that do what one process would do, and what "
-        "cannot be told from it; a "
-        f"server is one rank more. {material.provenance(ids)}"
+        f"are 1,048,576 bytes; differences below {CODE_BYTES // MIB} MiB may be code that one "
+        "library class touches and another does not. Bold: best among forms on as many ranks that "
+        "do what one process would do, and what cannot be told from it; a server is one rank more. "
+        f"{material.provenance(ids)}"
     )
 
 
 def _numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """The same as plain numbers for csv."""
+    """The same rows as plain numbers, for CSV."""
     rows = []
     for record in table.to_dict("records"):
         keys = (

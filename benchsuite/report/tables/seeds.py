@@ -1,5 +1,4 @@
-"""Many seeds of one cell: which share of them arrives, with the bound that so many seeds allow, and
-when they do.
+"""Many seeds of one cell: which share of them arrives at the target, and when.
 
 A share of k of n is printed with its lower 95 % bound (Clopper and Pearson, one-sided). Of the
 samples to the target there are the median with its interval, the middle half of the seeds and their
@@ -31,7 +30,7 @@ LEVELS = ("easy", "target", "hard")
 
 
 def tabulate(spec: FigureSpec, material: Material) -> Table:
-    """The table of a `kind = "seeds"` entry: a row per cell."""
+    """One row per cell."""
     names = material.of(material.names, spec).sort_values(["replicas", "order"], kind="stable")
     several = names["series"].nunique() > 1
     workers = names["replicas"].nunique() > 1
@@ -71,8 +70,7 @@ def tabulate(spec: FigureSpec, material: Material) -> Table:
 
 
 def answer(material: Material) -> list[Sentence]:
-    """A sentence per workload where the plan is of single processes: there is nothing else to
-    compare."""
+    """A sentence per workload, where the plan is of single processes and nothing is compared."""
     said: list[Sentence] = []
     if (material.names["replicas"] > 1).any():
         return said
@@ -89,17 +87,16 @@ def answer(material: Material) -> list[Sentence]:
             Sentence(
                 f"{name['workload']}: {k} of {n} seeds",
                 f"reached {goal(runs[0].result['target'])} ({text.at_least(k / n)}; at least "
-                f"{text.at_least(lower_share(k, n))} at "
-                f"95 % confidence), after {middle} samples in the median, "
-                f"{_between(low, high, ' to ')} "
-                f"in the middle half of them, {_between(min(at), max(at), ' to ')} in all.",
+                f"{text.at_least(lower_share(k, n))} at 95 % confidence), after {middle} samples "
+                f"in the median, {_between(low, high, ' to ')} in the middle half of them, "
+                f"{_between(min(at), max(at), ' to ')} in all.",
             )
         )
     return said
 
 
 def _arrivals(runs: Sequence[Run], level: str) -> list[float]:
-    """Samples to a level, seed by seed; infinite = missed."""
+    """Samples to a level, seed by seed; a miss is infinite."""
     found = [(run.result.get("samples_to") or {}).get(level) for run in runs]
     return [math.inf if samples is None else float(samples) for samples in found]
 
@@ -131,7 +128,7 @@ def _values(runs: Sequence[Run]) -> list[Value]:
 
 
 def _numbers(name: Mapping[Hashable, Any], runs: Sequence[Run]) -> dict[str, Any]:
-    """The same as plain numbers for csv."""
+    """The same row as plain numbers, for CSV."""
     row = {key: name[key] for key in ("cell_id", "workload", "series", "replicas")} | {
         "n": len(runs)
     }
@@ -170,7 +167,6 @@ def _caption(material: Material, names: pd.DataFrame, ids: list[str]) -> str:
             )
     return (
         f"{'; '.join(stated)}. A seed that did not arrive is infinite, and stays in median, middle "
-        "half "
-        "and range. Shares: lower 95 % bounds, one-sided (Clopper and Pearson). "
+        "half and range. Shares: lower 95 % bounds, one-sided (Clopper and Pearson). "
         f"{material.provenance(ids)}"
     )

@@ -1,5 +1,4 @@
-"""The table with n and ranges: one row per cell of the plan, also for cells without a run. As
-files: `printed`.
+"""All numbers with n and ranges: one row per cell of the plan, also for cells without a run.
 
 Best values, and those whose interval touches the best one's, are bold within one number of workers;
 a flagged row takes no part where the wall clock decides.
@@ -11,6 +10,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -170,78 +170,106 @@ def tabulate(spec: FigureSpec, material: Material) -> Table:
         else ["replicas", "straggler", "order"]
     )
     names = material.of(material.names, spec).sort_values(order, kind="stable")
-    columns = [COLUMNS[key] for key in spec.values["columns"] if key in COLUMNS]
-    with_notes = "notes" in spec.values["columns"]
-    several = names["workload"].nunique() > 1
     records = [
         (name, _possible(facts.get(name["cell_id"], {}), material.target(name["workload"])))
         for name in names.to_dict("records")
     ]
-    worlds = [key for key in WORLDS if virtual and names[key].nunique() > 1]
+    shape = _shape(spec, names, virtual=virtual)
+    bold = {column.key: _best(column, records) for column in shape.columns}
+    rows = []
+    groups = [_group(name) for name, _ in records]
+    breaks = [index > 0 and groups[index] != groups[index - 1] for index in range(len(groups))]
+    for name, fact in records:
+        row = [*_named(name, shape), _count(name["cell_id"], material)]
+        for column in shape.columns:
+            summary = fact.get(column.key, _NONE)
+            is_best = name["cell_id"] in bold[column.key]
+            row.append(_value(column, summary, fact.get("n", 0), bold=is_best))
+        if shape.with_notes:
+            row.append(Value(_notes(name["cell_id"], fact, material)))
+        rows.append(row)
+    ids = list(names["cell_id"])
+    shown = [
+        fact[column.key] for _, fact in records for column in shape.columns if column.key in fact
+    ]
+    return Table(
+        spec.name,
+        _caption(material, ids, _same(names, shape, virtual=virtual), shown),
+        _headings(names, shape, material),
+        rows,
+        breaks,
+        _numbers(records, shape.columns),
+        ids,
+    )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Which columns a table has; what is equal in all of its rows has none."""
+
+    columns: list[Column]
+    worlds: list[str]  # keys of WORLDS
+    with_workload: bool
+    with_workers: bool
+    with_notes: bool
+
+
+def _shape(spec: FigureSpec, names: pd.DataFrame, *, virtual: bool) -> _Shape:
+    return _Shape(
+        columns=[COLUMNS[key] for key in spec.values["columns"] if key in COLUMNS],
+        worlds=[key for key in WORLDS if virtual and names[key].nunique() > 1],
+        with_workload=names["workload"].nunique() > 1,
+        with_workers=names["replicas"].nunique() != 1,
+        with_notes="notes" in spec.values["columns"],
+    )
+
+
+def _same(names: pd.DataFrame, shape: _Shape, *, virtual: bool) -> list[str]:
+    """What is equal in all rows and said once, in the caption."""
     same = [
         f"{WORLDS[key][0]}: {names[key].iloc[0]}"
         for key in WORLDS
         if virtual and names[key].nunique() == 1 and names[key].iloc[0]
     ]
-    sizes = names["replicas"].nunique() != 1
-    if not sizes:
+    if not shape.with_workers:
         same.append(labels.workers(int(names["replicas"].iloc[0])))
-    bold = {column.key: _best(column, records) for column in columns}
-    rows = []
-    groups = [_group(name) for name, _ in records]
-    breaks = [index > 0 and groups[index] != groups[index - 1] for index in range(len(groups))]
-    for name, fact in records:
-        row = [Value(name["workload"])] if several else []
-        slowed = (
-            f" ({name['straggler']} slower)"
-            if name["straggler"] and "straggler" not in worlds
-            else ""
-        )
-        label = (
-            labels.label(name["series"])
-            + slowed
-            + (f" ({name['by_size']})" if name["by_size"] else "")
-        )
-        row += [Value(label), *(Value(name[key] or text.EMPTY) for key in worlds)]
-        row += [Value(str(name["replicas"]), sort=float(name["replicas"]))] if sizes else []
-        row.append(_count(name["cell_id"], material))
-        for column in columns:
-            summary = fact.get(column.key, _NONE)
-            row.append(
-                _value(column, summary, fact.get("n", 0), bold=name["cell_id"] in bold[column.key])
-            )
-        if with_notes:
-            row.append(Value(_notes(name["cell_id"], fact, material)))
-        rows.append(row)
-    headings = [("workload", "what is trained")] if several else []
-    headings += [("strategy", "sync, topology"), *(WORLDS[key] for key in worlds)]
-    headings += [("workers", "ranks that compute gradients")] if sizes else []
-    headings.append(("n", "seeds" if virtual else "fresh launches"))
+    return same
+
+
+def _headings(names: pd.DataFrame, shape: _Shape, material: Material) -> list[tuple[str, str]]:
+    """Heading and meaning of every column; the final metric has its own name where it has one."""
+    headings = [("workload", "what is trained")] if shape.with_workload else []
+    headings += [("strategy", "sync, topology"), *(WORLDS[key] for key in shape.worlds)]
+    headings += [("workers", "ranks that compute gradients")] if shape.with_workers else []
+    headings.append(("n", "seeds" if material.clock == "virtual" else "fresh launches"))
     metrics = {
         str(material.target(workload).get("metric", "final metric"))
         for workload in names["workload"]
     }
     final = metrics.pop() if len(metrics) == 1 else "final metric"
-    headings += [
-        (final if column.key == "final_metric" else column.heading, column.meaning)
-        for column in columns
-    ]
-    headings += [("notes", "flags, and what is missing")] if with_notes else []
-    ids = list(names["cell_id"])
-    shown = [fact[column.key] for _, fact in records for column in columns if column.key in fact]
-    return Table(
-        spec.name,
-        _caption(material, ids, same, shown),
-        headings,
-        rows,
-        breaks,
-        _numbers(records, columns),
-        ids,
-    )
+    for column in shape.columns:
+        heading = final if column.key == "final_metric" else column.heading
+        headings.append((heading, column.meaning))
+    headings += [("notes", "flags, and what is missing")] if shape.with_notes else []
+    return headings
+
+
+def _named(name: Mapping[Any, Any], shape: _Shape) -> list[Value]:
+    """The fields of a row that say which cell it is."""
+    row = [Value(name["workload"])] if shape.with_workload else []
+    label = labels.label(name["series"])
+    if name["straggler"] and "straggler" not in shape.worlds:
+        label += f" ({name['straggler']} slower)"
+    if name["by_size"]:
+        label += f" ({name['by_size']})"
+    row += [Value(label), *(Value(name[key] or text.EMPTY) for key in shape.worlds)]
+    if shape.with_workers:
+        row.append(Value(str(name["replicas"]), sort=float(name["replicas"])))
+    return row
 
 
 def _possible(fact: dict[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
-    """An interval of logs may pass 100 %, a share of right answers may not."""
+    """The facts with no accuracy above 100 %: an interval of logs may pass it."""
     metric: Summary = fact.get("final_metric", _NONE)
     if target.get("unit") != "%" or not metric.high > 100:
         return fact
@@ -251,7 +279,10 @@ def _possible(fact: dict[str, Any], target: Mapping[str, Any]) -> dict[str, Any]
 def _caption(
     material: Material, ids: list[str], same: Sequence[str], shown: Iterable[Summary]
 ) -> str:
-    """same: what is equal in all rows. shown: what is printed."""
+    """The caption below the table.
+
+    `same`: what is equal in all rows, said once. `shown`: the summaries that are printed.
+    """
     targets = {
         workload: material.target(workload)
         for workload in dict.fromkeys(material.names["workload"])
@@ -266,18 +297,15 @@ def _caption(
     )
     facts = " ".join(f"{each[:1].upper()}{each[1:]}." for each in (*same, stated))
     return (
-        f"{text.spreads(shown).capitalize()}. {facts} A miss is infinite and stays in the "
-        "median: "
+        f"{text.spreads(shown).capitalize()}. {facts} A miss is infinite and stays in the median: "
         "> budget (k of n) means that k of n runs did not arrive. Bold: best for that number of "
-        "workers, and what its "
-        "range touches; oversubscribed or contended rows take no part where the wall clock "
-        "decides. "
-        f"{material.provenance(ids)}"
+        "workers, and what its range touches; oversubscribed or contended rows take no part where "
+        f"the wall clock decides. {material.provenance(ids)}"
     )
 
 
 def _facts(material: Material) -> dict[str, dict[str, Any]]:
-    """Cell id -> column key -> Summary, and the flags."""
+    """Cell id -> column key -> `Summary`, and the flags of the cell."""
     tables = (material.scaling, material.targets, material.traffic)
     table = per_cell(material.frame, ["staleness_mean", "policy_lag_mean"]).set_index("cell_id")
     for other in tables:
@@ -298,7 +326,7 @@ def _facts(material: Material) -> dict[str, dict[str, Any]]:
 
 
 def _virtual_facts(material: Material) -> dict[str, dict[str, Any]]:
-    """The same for the virtual clock, whose runs are never crowded."""
+    """The same for the virtual clock, whose runs never share a core."""
     table = material.virtual.set_index("cell_id")
     table = table.join(
         material.in_virtual_time.traffic.set_index("cell_id")[["payload_minus_predicted", "law"]]
@@ -311,12 +339,12 @@ def _virtual_facts(material: Material) -> dict[str, dict[str, Any]]:
 
 
 def _group(name: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """Rows among which one can be best."""
+    """What rows have in common among which one can be best."""
     return tuple(name[key] for key in ("workload", "spread", "link", "replicas", "straggler"))
 
 
 def _value(column: Column, summary: Summary, n: int, *, bold: bool) -> Value:
-    """One field; a value that fewer than the row's n runs have says how many."""
+    """One field; where fewer than the row's n runs have a value, it says how many."""
     if summary.n == 0:
         return Value(text.EMPTY, sort=math.inf)
     factor, prefix = (
@@ -385,7 +413,11 @@ def _notes(cell_id: str, fact: Mapping[str, Any], material: Material) -> str:
 
 
 def _tuned(cell_id: str, material: Material) -> list[str]:
-    """`lr x0.5`, and whether a factor beyond those that were tried might have been better still."""
+    """The chosen learning rate, `lr x0.5 of 3 tried`.
+
+    It says so where the factor is the largest or smallest that was tried: one beyond might have
+    been better still.
+    """
     chosen = [
         run.result["tuning"]
         for run in material.runs
@@ -400,7 +432,7 @@ def _tuned(cell_id: str, material: Material) -> list[str]:
 
 
 def _numbers(records: list[tuple[Any, dict[str, Any]]], columns: list[Column]) -> pd.DataFrame:
-    """The same as plain numbers for csv: centre, low, high, kind of spread, misses per column."""
+    """The same rows as plain numbers, for CSV: centre, low, high, kind of spread, misses."""
     rows = []
     for name, fact in records:
         keys = ("cell_id", "workload", "series", "straggler", "spread", "link", "replicas")

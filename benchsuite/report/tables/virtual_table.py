@@ -1,4 +1,4 @@
-"""All numbers in virtual time: the table of `table`, of the virtual clock's runs."""
+"""All numbers in virtual time: the table that `table` prints of the wall clock."""
 
 from __future__ import annotations
 

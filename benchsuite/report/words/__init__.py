@@ -1,2 +1,1 @@
-"""The sentences of a report: labels, captions, answers to the question of a plan, and what the
-numbers do not say."""
+"""The sentences of a page: what the runs answer, and what the numbers do not say."""

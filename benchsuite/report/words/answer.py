@@ -17,9 +17,7 @@ from benchsuite.report import text
 from benchsuite.report.material import Material
 from benchsuite.report.tables import seeds
 from benchsuite.report.words import (
-    labels as words,
-)
-from benchsuite.report.words import (
+    labels,
     parallel_answer,
     straggler_answer,
     virtual_answer,
@@ -38,8 +36,10 @@ from benchsuite.report.words.sentences import (
 
 
 def answer(material: Material) -> list[Sentence]:
-    """What the runs say, in the order a reader asks; empty without runs. A law that is broken comes
-    before all."""
+    """What the runs say, in the order in which a reader asks; empty without runs.
+
+    A law that is broken comes before all.
+    """
     makers: list[Callable[[Material], list[Sentence]]] = [
         seeds.answer,
         _speed,
@@ -65,12 +65,12 @@ def _plain(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _broken(material: Material) -> list[Sentence]:
-    """Payload that is not what was predicted: then no byte on this page may be believed."""
+    """Payload that differs from its prediction: then no byte on the page may be believed."""
     said = []
     for world in (material, material.in_virtual_time):
         table = world.traffic if world.runs else world.names.assign(law="")
-        labels = {cell.id: cell.label for cell in material.cells}
-        said += [labels[cell_id] for cell_id in table.loc[table["law"] == "broken", "cell_id"]]
+        called = {cell.id: cell.label for cell in material.cells}
+        said += [called[cell_id] for cell_id in table.loc[table["law"] == "broken", "cell_id"]]
     if not said:
         return []
     return [
@@ -100,12 +100,12 @@ def _speed(material: Material) -> list[Sentence]:
     count = int(rows["replicas"].iloc[0])
     crowded = table.loc[table["oversubscribed"] & (table["replicas"] > count), "replicas"]
     limit = (
-        f" With {words.workers(int(crowded.min()))} the cores are shared and rank nothing."
+        f" With {labels.workers(int(crowded.min()))} the cores are shared and rank nothing."
         if len(crowded)
         else ""
     )
     phrase = (
-        f"With {words.workers(count)} and a core for every rank: "
+        f"With {labels.workers(count)} and a core for every rank: "
         f"{versus(rows, ends, names(material))}"
     )
     efficiency = _efficiency(rows, names(material))
@@ -137,7 +137,7 @@ def _arrival(material: Material) -> list[Sentence]:
     said = []
     if len(arrived) > 1:
         said.append(
-            f"With {words.workers(int(rows['replicas'].iloc[0]))}, to {aim}: "
+            f"With {labels.workers(int(rows['replicas'].iloc[0]))}, to {aim}: "
             f"{versus(arrived, ends, name)}"
         )
     elif len(arrived) == 1:
@@ -168,7 +168,7 @@ def _same_training(material: Material) -> list[Sentence]:
         gap = convergence.largest_gap(material.curves, list(group["cell_id"]))
         if not math.isnan(gap):
             alike = "equal in every digit" if gap == 0 else f"at most {gap:.2g} apart"
-            said.append(f"{alike} with {words.workers(int(str(count)))}")
+            said.append(f"{alike} with {labels.workers(int(str(count)))}")
     if not said:
         return []
     return [
@@ -180,7 +180,7 @@ def _same_training(material: Material) -> list[Sentence]:
 
 
 def _bytes(material: Material) -> list[Sentence]:
-    """Payload per sample, exact, and the wire beside it."""
+    """Payload per sample, which is exact, and the bytes on the wire beside it."""
     table = _plain(material.traffic)
     rows = largest(table[table["payload_bytes_per_sample"].map(lambda s: s.n) > 0])
     if rows.empty:
@@ -192,7 +192,7 @@ def _bytes(material: Material) -> list[Sentence]:
         for end in (amount.min(), amount.max())
     )
     phrase = (
-        f"With {words.workers(int(rows['replicas'].iloc[0]))}, per sample: "
+        f"With {labels.workers(int(rows['replicas'].iloc[0]))}, per sample: "
         f"{text.si(amount.min())} ({least})"
     )
     if amount.max() > amount.min():
@@ -219,22 +219,24 @@ def _bytes(material: Material) -> list[Sentence]:
 
 
 def _cpu(material: Material) -> list[Sentence]:
-    """CPU time per sample: may be said of oversubscribed cells too."""
+    """CPU time per sample, which may be compared where ranks share cores too."""
     table = _plain(material.scaling)
     rows = largest(table[table["cpu_s_per_sample"].map(lambda s: s.n) > 0])
     if rows.empty:
         return []
     ends = Ends("cpu_s_per_sample", "min", "cheapest", "dearest", " ms", 1e3)
     phrase = (
-        f"With {words.workers(int(rows['replicas'].iloc[0]))}: "
+        f"With {labels.workers(int(rows['replicas'].iloc[0]))}: "
         f"{versus(rows, ends, names(material))}"
     )
     return [Sentence("CPU per sample", f"{phrase} ({number_of_launches(rows)}).")]
 
 
 def _straggler(material: Material) -> list[Sentence]:
-    """Asynchronous against synchronous with one worker slowed, and the blocked share that explains
-    it."""
+    """Asynchronous against synchronous training with one worker slowed.
+
+    The share of time in which the other workers are blocked explains the difference.
+    """
     table = material.scaling[material.scaling["straggler"] != ""]
     name = names(material)
     sentences = []
@@ -253,12 +255,10 @@ def _straggler(material: Material) -> list[Sentence]:
         sentences.append(
             Sentence(
                 "A slow worker",
-                f"With {words.workers(int(str(replicas)))}, {slowed} slower, the other workers "
-                "were blocked "
-                f"{_blocked(material, slow['cell_id'])} of the time when synchronous (they wait "
-                "for the slow one), "
-                f"{_blocked(material, fast['cell_id'])} when asynchronous. On this machine "
-                f"{name(fast['series'])} gave "
+                f"With {labels.workers(int(str(replicas)))}, {slowed} slower, the other workers "
+                f"were blocked {_blocked(material, slow['cell_id'])} of the time when synchronous "
+                f"(they wait for the slow one), {_blocked(material, fast['cell_id'])} when "
+                f"asynchronous. On this machine {name(fast['series'])} gave "
                 f"{text.quantity(fast['samples_per_s'])} samples/s, {name(slow['series'])} "
                 f"{text.quantity(slow['samples_per_s'])} ({launches}){_gain(fast, slow)}.",
             )
@@ -267,8 +267,10 @@ def _straggler(material: Material) -> list[Sentence]:
 
 
 def _gain(fast: pd.Series, slow: pd.Series) -> str:
-    """The factor between two throughputs: only where no row is flagged and the ranges do not
-    touch."""
+    """The factor between two throughputs, or why there is none.
+
+    There is one only where no row is flagged and the ranges do not touch.
+    """
     if fast["oversubscribed"] or slow["oversubscribed"]:
         return "; more ranks than cores: observed, not a ranking"
     if fast["contended"] or slow["contended"]:

@@ -6,12 +6,15 @@ from benchsuite.plan import declared
 
 
 def label(series: str) -> str:
-    """`synchronous/parameter_server lock=none` -> `synchronous, parameter server (lock=none)`."""
+    """What a series is called.
+
+    `synchronous/parameter_server lock=none` becomes `synchronous, parameter server (lock=none)`.
+    """
     return _named(series, short=False, separator=", ")
 
 
 def short(series: str) -> str:
-    """The same for the axis of a small panel: `sync server`."""
+    """A shorter label, for the axis of a small panel: `sync server`."""
     return _named(series, short=True, separator=" ")
 
 
@@ -25,10 +28,10 @@ def _named(series: str, *, short: bool, separator: str) -> str:
 
 
 def slowed(straggler: str) -> str:
-    """`worker 0: 4x` -> `worker 0: 4x slower`; nobody -> `no straggler`."""
+    """Who is slowed: `worker 0: 4x slower`, or `no straggler`."""
     return f"{straggler} slower" if straggler else "no straggler"
 
 
 def workers(count: int) -> str:
-    """`1 worker`, `2 workers`."""
+    """A number of workers: `1 worker`, `2 workers`."""
     return f"{count} worker" if count == 1 else f"{count} workers"

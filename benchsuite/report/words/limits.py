@@ -1,5 +1,7 @@
-"""What the numbers of a page do not say, and what each quantity means. Only what applies to these
-runs is printed."""
+"""What the numbers of a page do not say, and what each quantity means.
+
+Only what applies to the runs of the page is printed.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,7 @@ DEFINITIONS = (
     (
         "throughput",
         "total samples over total wall time of the window after warm-up, summed over workers; "
-        "never a "
-        "mean of rates",
+        "never a mean of rates",
     ),
     (
         "step, update",
@@ -23,8 +24,7 @@ DEFINITIONS = (
     (
         "payload",
         "bytes of every send of our own topologies (counted), or for library collectives the calls "
-        "seen on one "
-        "untimed step times the algorithm's factor (derived)",
+        "seen on one untimed step times the algorithm's factor (derived)",
     ),
     (
         "predicted",
@@ -34,8 +34,7 @@ DEFINITIONS = (
     (
         "wire",
         "the kernel's counters of the run's private interface, transmit side, an idle reading "
-        "subtracted; "
-        "headers included",
+        "subtracted; headers included",
     ),
     ("busiest port", "the most payload that one rank sends, or receives"),
     (
@@ -47,16 +46,14 @@ DEFINITIONS = (
     (
         "to target",
         "at the first evaluation that meets the target, not interpolated; evaluation itself is off "
-        "the "
-        "clock",
+        "the clock",
     ),
     ("> budget (k of n)", "k of n runs did not arrive: infinite, and kept in the median"),
     ("front", "the strategies that no other beats on both quantities by their medians (means)"),
     (
         "tuned",
         "the learning rate that trials chose for the strategy: the same factors of the recipe's, "
-        "each tried once "
-        "with a seed of its own, the fewest samples to the target won",
+        "each tried once with a seed of its own, the fewest samples to the target won",
     ),
     (
         "virtual second",
@@ -71,9 +68,8 @@ DEFINITIONS = (
     (
         "memory per rank",
         "highest resident set while the model is built and trained, minus what was resident "
-        "before: "
-        "parameters, gradients, optimiser, activations, buffers, and code that is touched for the "
-        "first time; of the fullest rank",
+        "before: parameters, gradients, optimiser, activations, buffers, and code that is touched "
+        "for the first time; of the fullest rank",
     ),
     (
         "inside, between",
@@ -82,14 +78,12 @@ DEFINITIONS = (
     (
         "bubble",
         "share of a pipeline's slots in which a stage idles; a slot is a forward pass, or half a "
-        "backward pass, "
-        "of one micro-batch through one chunk, and transfers take no time",
+        "backward pass, of one micro-batch through one chunk, and transfers take no time",
     ),
     (
         "balance",
         "work of all stages (FLOPs, or parameters where a workload states none) over stages x the "
-        "largest one: "
-        "no schedule uses more of the stages' time",
+        "largest one: no schedule uses more of the stages' time",
     ),
     ("prefixes", "k, M, G are powers of 1000; a MiB is 1,048,576 bytes"),
 )
@@ -108,7 +102,7 @@ HEADINGS = {  # by the rule of a notice
 
 
 def limits(material: Material) -> list[tuple[str, str]]:
-    """(what, why) of everything a reader could take these numbers for and must not."""
+    """Pairs (what, why) of everything that a reader could take these numbers for and must not."""
     virtual = [*_noticed(material), *_virtual(material)]
     if not material.runs:
         return [*virtual, *_preview(material.in_virtual_time)]
@@ -126,8 +120,7 @@ def limits(material: Material) -> list[tuple[str, str]]:
             (
                 "Blocked is not network time.",
                 "On loopback a rank that is blocked waits for the other ranks' computation and for "
-                "the scheduler: it is "
-                "bound by the CPU.",
+                "the scheduler: it is bound by the CPU.",
             )
         )
     said += _preview(material)
@@ -150,7 +143,7 @@ def limits(material: Material) -> list[tuple[str, str]]:
 
 
 def _noticed(material: Material) -> Iterable[tuple[str, str]]:
-    """The notices of the rules, of the cells that have a run."""
+    """What the rules notice about cells that have a run."""
     with_runs = {run.cell_id for run in material.selection.runs}
     for notice in rules.noticed(cell for cell in material.cells if cell.id in with_runs):
         yield HEADINGS[notice.problem.rule], f"{notice.text}."
@@ -170,9 +163,8 @@ def _preview(material: Material) -> list[tuple[str, str]]:
         (
             "They are a preview.",
             f"n = {n} seeds per cell at most. The spread printed is the range of the runs, not a "
-            "confidence interval; "
-            "a published convergence figure has at least 5 seeds, and no rank test can tell 3 from "
-            "3 apart (p ≥ 0.10).",
+            "confidence interval; a published convergence figure has at least 5 seeds, and no rank "
+            "test can tell 3 from 3 apart (p ≥ 0.10).",
         )
     ]
 
@@ -185,11 +177,9 @@ def _virtual(material: Material) -> list[tuple[str, str]]:
         (
             "Virtual seconds are not wall seconds.",
             "Gradients and updates are real, clock and network are simulated: compute times from a "
-            "distribution, a "
-            "full-duplex port per rank, no switch, no lost packet, no operating system. They say "
-            "what waiting and "
-            "staleness do to training, not how fast a cluster is; they repeat exactly on any "
-            "machine.",
+            "distribution, a full-duplex port per rank, no switch, no lost packet, no operating "
+            "system. They say what waiting and staleness do to training, not how fast a cluster "
+            "is; they repeat exactly on any machine.",
         )
     ]
 
@@ -207,10 +197,9 @@ def _crowding(material: Material) -> Iterable[tuple[str, str]]:
         yield (
             "They rank no wall time beyond the cores.",
             f"{sizes} of {len(table)} ran more ranks (workers + servers) than the {machine} of "
-            f"this machine: {shown}. "
-            "Their samples/s and seconds say how long it took here, not which strategy is faster. "
-            "CPU time, bytes, "
-            "updates and staleness are counted and stay valid.",
+            f"this machine: {shown}. Their samples/s and seconds say how long it took here, not "
+            "which strategy is faster. CPU time, bytes, updates and staleness are counted and stay "
+            "valid.",
         )
     contended = int(table["num_contended"].sum())
     if contended:
@@ -222,7 +211,7 @@ def _crowding(material: Material) -> Iterable[tuple[str, str]]:
 
 
 def _congestion(material: Material) -> str:
-    """TCP congestion control moves loopback by a factor of 2, so it is named."""
+    """Names TCP's congestion control, which changes loopback by a factor of 2."""
     names = sorted(
         {
             str(value)

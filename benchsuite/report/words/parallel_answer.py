@@ -1,5 +1,4 @@
-"""The answer of a plan with divided replicas: who keeps and who sends least at equal ranks, and
-what the bubble costs.
+"""The answer of a plan with divided replicas: who keeps least, who sends least, at equal ranks.
 
 Replicas of several ranks are no workers: such a plan is compared by ranks, never by the number of
 its replicas. Of each form its best variant speaks (the schedule, micro-batches or topology of the
@@ -41,7 +40,7 @@ def applies(material: Material) -> bool:
 
 
 def answer(material: Material) -> list[Sentence]:
-    """Empty where nothing ran."""
+    """The sentences, with what the bubble costs; none where nothing ran."""
     if not material.runs:
         return []
     table = compared(material)
@@ -63,8 +62,10 @@ def answer(material: Material) -> list[Sentence]:
 
 
 def _groups(table: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
-    """(workload, ranks) -> the forms that ran and do what one process would do, where there are at
-    least two."""
+    """(workload, ranks) -> the forms that ran and do what one process would do.
+
+    Only groups with at least two forms.
+    """
     ran = table[(table["n"] > 0) & table["every_step"] & (table["ranks"] > 1)]
     groups = {}
     for workload in dict.fromkeys(ran["workload"]):
@@ -95,7 +96,7 @@ def _short(groups: Groups) -> Sentence:
 
 
 def _where(keys: Sequence[tuple[str, int]], groups: Groups) -> str:
-    """`cnn/comm, transformer/comm on 2 ranks`: ranks only where they differ."""
+    """Where a comparison holds: `cnn/comm on 2 ranks`, with ranks where they differ."""
     said = []
     for workload in dict.fromkeys(workload for workload, _ in keys):
         mine = [ranks for name, ranks in keys if name == workload]
@@ -107,7 +108,10 @@ def _where(keys: Sequence[tuple[str, int]], groups: Groups) -> str:
 
 
 def _ranked(part: pd.DataFrame, quantity: str) -> list[tuple[Row, bool]]:
-    """The best row of every kind, best kind first, and whether it cannot be told from the first."""
+    """The best row of every kind, best kind first.
+
+    Each with whether it cannot be told from the first.
+    """
     rows = {row["cell_id"]: row for row in part.to_dict("records") if row[quantity].n}
     if not rows:
         return []
@@ -119,7 +123,7 @@ def _ranked(part: pd.DataFrame, quantity: str) -> list[tuple[Row, bool]]:
 
 
 def _one(workload: str, table: pd.DataFrame, groups: Groups) -> Sentence:
-    """A workload: one rank alone, then the forms on each number of ranks, least first."""
+    """The sentence of a workload: one rank alone, then the forms on each number of ranks."""
     mine = table[table["workload"] == workload]
     said = [
         f"{text.si(row['num_parameters'].center, '').strip()} parameters; one rank alone takes "
@@ -139,8 +143,10 @@ def _one(workload: str, table: pd.DataFrame, groups: Groups) -> Sentence:
 
 
 def _list(part: pd.DataFrame, quantity: str, shown: Callable[[Summary], str]) -> str:
-    """`data 33.4 ≈ pipeline 33.8, fsdp 37.6`: ≈ stands before what cannot be told from the
-    first."""
+    """Kinds with their values, least first: `data 33.4 ≈ pipeline 33.8, fsdp 37.6`.
+
+    ≈ stands before what cannot be told from the first.
+    """
     ranked = _ranked(part, quantity)
     if not ranked:
         return "not known"
@@ -152,13 +158,13 @@ def _list(part: pd.DataFrame, quantity: str, shown: Callable[[Summary], str]) ->
 
 
 def _mib(summary: Summary) -> str:
-    """Centre, and its range where that is more than a rounding."""
+    """The centre in MiB, with its range where that is more than a rounding."""
     center, spread = mib(summary)
     return f"{center} [{spread}]" if spread else center
 
 
 def _bubble(table: pd.DataFrame) -> list[Sentence]:
-    """Slots in which a stage idles, by schedule, and what the most even cuts leave on top."""
+    """The share of slots in which a stage idles, by schedule, and what uneven cuts add."""
     rows = [
         row for row in table.to_dict("records") if row["bubble_slots"].n and row["replicas"] == 1
     ]
@@ -187,7 +193,7 @@ def _bubble(table: pd.DataFrame) -> list[Sentence]:
 
 
 def _used(rows: Sequence[Row]) -> str:
-    """The bubble and uneven stages together, by the best schedule of each workload."""
+    """Bubble and uneven stages together, by the best schedule of each workload."""
     found: dict[str, dict[int, tuple[float, float]]] = {}
     for row in rows:
         share = (1 - row["bubble_slots"].center) * row["balance"].center
@@ -208,7 +214,7 @@ def _used(rows: Sequence[Row]) -> str:
 
 
 def _between(table: pd.DataFrame) -> list[Sentence]:
-    """Of products: bytes between replicas where they agree less often, beside every step."""
+    """Bytes between replicas of several ranks: agreeing less often beside every step."""
     products = table[(table["n"] > 0) & (table["replicas"] > 1) & (table["parts"] > 1)]
     said = []
     for workload, part in products.groupby("workload", sort=False):
@@ -231,7 +237,7 @@ def _between(table: pd.DataFrame) -> list[Sentence]:
 
 
 def _way(row: Row) -> str:
-    """The topology of a strategy's name."""
+    """The topology in a strategy's name."""
     return str(row["strategy"]).rpartition("/")[2]
 
 
@@ -251,7 +257,7 @@ def _speed(table: pd.DataFrame) -> list[Sentence]:
 
 
 def _cpu(table: pd.DataFrame) -> list[Sentence]:
-    """On the fewest ranks: where many share a core, most of it is waiting for each other."""
+    """CPU time on the fewest ranks: where many share a core, most of it is waiting."""
     ran = table[(table["n"] > 0) & table["every_step"] & (table["ranks"] > 1)]
     ran = ran[ran["ranks"] == ran["ranks"].min()]
     said = _versus(ran, Ends("cpu_s_per_sample", "min", "cheapest", "dearest", " ms", 1e3))

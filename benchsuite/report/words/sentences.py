@@ -1,5 +1,4 @@
-"""What sentences about runs are made of: best and worst, whether their ranges touch, how strategies
-are called."""
+"""What sentences are made of: best and worst, whether ranges touch, how strategies are called."""
 
 from __future__ import annotations
 
@@ -34,10 +33,10 @@ def largest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def names(material: Material, *, short: bool = False) -> Callable[[str], str]:
-    """Series -> how a sentence calls it, or (short) a row of a figure.
+    """How a sentence calls a series or, with `short`, a row of a figure.
 
-    Without topology and compression where this plan has its sync with one of them only; with hosts
-    where several.
+    Topology and compression are left out where the plan has the synchronisation with one of them
+    only; hosts are named where there are several.
     """
     hosts_of = {cell.id: cell.hosts for cell in material.cells}
     hosts = {
@@ -59,7 +58,7 @@ def names(material: Material, *, short: bool = False) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class Ends:
-    """How the best and the worst of a comparison are called, and the unit."""
+    """What the best and the worst of a comparison are called, with the unit."""
 
     column: str
     better: str  # "max" or "min"
@@ -70,8 +69,10 @@ class Ends:
 
 
 def versus(rows: pd.DataFrame, ends: Ends, name: Callable[[str], str]) -> str:
-    """`ring fastest: 23,310 [..] samples/s; .. slowest: ..`, or that the ranges of all of them
-    touch."""
+    """Best and worst with their numbers, or that all ranges touch.
+
+    E.g. `ring fastest, 23,310 [..] samples/s; server slowest, ..`.
+    """
     pairs = [
         (name(str(s)), v) for s, v in zip(rows["series"], rows[ends.column], strict=True) if v.n
     ]
@@ -94,23 +95,23 @@ def versus(rows: pd.DataFrame, ends: Ends, name: Callable[[str], str]) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """`a, b and c`."""
+    """Names in a sentence: `a, b and c`."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def few(names: list[str]) -> str:
-    """`listed`, or how many there are where a reader would not finish the list."""
+    """The names, or how many there are where a reader would not finish the list."""
     return listed(names) if len(names) <= MANY else f"{len(names)} others"
 
 
 def goal(target: Mapping[str, Any], key: str = "target") -> str:
-    """`97.5 % test accuracy`."""
+    """A target in words: `97.5 % test accuracy`."""
     unit = f" {target['unit']}" if target.get("unit") else ""
     return f"{target[key]:g}{unit} {target['metric']}"
 
 
 def number_of_launches(rows: pd.DataFrame) -> str:
-    """`n = 3`, `n = 2 to 3`."""
+    """How many launches stand behind the rows: `n = 3`, `n = 2 to 3`."""
     low = int(rows["n"].min())
     high = int(rows["n"].max())
     return f"n = {low}" if low == high else f"n = {low} to {high}"

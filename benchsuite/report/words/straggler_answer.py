@@ -1,5 +1,4 @@
-"""The answer of a plan that slows a worker in virtual time: who arrives first, who moves the fewest
-bytes, who misses.
+"""The answer of a plan that slows a worker in virtual time: who arrives first, who misses.
 
 One short answer over all stragglers, then a sentence per straggler, what the straggler costs, and
 what tuning changes. Strategies are told apart only where their ranges do not touch.
@@ -33,7 +32,7 @@ Name = Callable[[str], str]
 
 
 def answer(material: Material) -> list[Sentence]:
-    """Empty where no worker of a virtual cell is slowed."""
+    """The sentences; none where no worker of a virtual cell is slowed."""
     virtual = material.in_virtual_time
     sentences = []
     for table in slowed_worlds(virtual):
@@ -48,7 +47,7 @@ def answer(material: Material) -> list[Sentence]:
 
 
 def slowed_worlds(virtual: Material) -> Iterator[pd.DataFrame]:
-    """`arrivals` of each world in which at least two strategies ran with a slowed worker."""
+    """The rows of each world in which at least two strategies ran with a slowed worker."""
     table = arrivals(virtual.runs, virtual.names)
     for _, group in table.groupby(list(WORLD), sort=False):
         if group.loc[group["straggler"] != "", "series"].nunique() > 1:
@@ -56,7 +55,7 @@ def slowed_worlds(virtual: Material) -> Iterator[pd.DataFrame]:
 
 
 def _short(parts: list[tuple[str, pd.DataFrame]], material: Material) -> Sentence:
-    """Who leads, who missed, over all stragglers."""
+    """Who leads and who missed, over all stragglers."""
     name = names(material, short=True)
     ever = [
         set(part.loc[part["seconds"].map(lambda s: s.misses > 0), "series"]) for _, part in parts
@@ -75,7 +74,7 @@ def _short(parts: list[tuple[str, pd.DataFrame]], material: Material) -> Sentenc
 
 
 def _leaders(parts: list[tuple[str, pd.DataFrame]], material: Material) -> str:
-    """Who is best on each quantity, straggler by straggler; one that always is, is said once."""
+    """Who is best on each quantity, straggler by straggler; who always is, is said once."""
     name = names(material, short=True)
     said = []
     for column, phrase in (("seconds", "First in virtual time"), ("bytes", "Fewest bytes")):
@@ -132,12 +131,12 @@ def _capital(phrase: str) -> str:
 
 
 def _on_links(part: pd.DataFrame) -> pd.DataFrame:
-    """Without those whose workers share the memory of one host: they have no rival on links."""
+    """Without those whose workers share the memory of one host: they use no link."""
     return part[part["bytes"].map(lambda s: s.center != 0)]
 
 
 def _ordered(part: pd.DataFrame, column: str) -> list[tuple[str, Summary]]:
-    """Series and summary of who arrived, fewest first."""
+    """The series that arrived with their summaries, fewest first."""
     pairs = [
         (str(s), v)
         for s, v in zip(part["series"], part[column], strict=True)
@@ -147,7 +146,7 @@ def _ordered(part: pd.DataFrame, column: str) -> list[tuple[str, Summary]]:
 
 
 def _best(ordered: list[tuple[str, Summary]], name: Name, column: str) -> str:
-    """`gossip, 0.087 [0.069-0.12] virtual s (in its range: 3 others)`."""
+    """The best with its number: `gossip, 0.087 [0.069-0.12] virtual s (in its range: 3 others)`."""
     who, best = ordered[0]
     amount = text.si_quantity(best) if column == "bytes" else f"{text.quantity(best)} virtual s"
     close = [name(one) for one, other in ordered[1:] if other.low <= best.high]
@@ -155,8 +154,10 @@ def _best(ordered: list[tuple[str, Summary]], name: Name, column: str) -> str:
 
 
 def _cost(parts: list[tuple[str, pd.DataFrame]], material: Material) -> list[Sentence]:
-    """Time to target with the slowest straggler over that without one, seed by seed, of who always
-    arrived."""
+    """What the slowest straggler costs: time to target over that without one, seed by seed.
+
+    Only of strategies that always arrived.
+    """
     (nobody, free), (slowed, worst) = parts[0], parts[-1]
     if nobody or not slowed:
         return []
@@ -178,9 +179,8 @@ def _cost(parts: list[tuple[str, pd.DataFrame]], material: Material) -> list[Sen
         Sentence(
             "What it costs",
             f"Virtual time to target, {labels.slowed(slowed)} over no straggler, seed by seed: "
-            f"grows least for {least}, "
-            f"{text.quantity(low)} times (n = {low.n}); most for {most}, {text.quantity(high)} "
-            f"times (n = {high.n}).",
+            f"grows least for {least}, {text.quantity(low)} times (n = {low.n}); most for {most}, "
+            f"{text.quantity(high)} times (n = {high.n}).",
         )
     ]
 
@@ -210,8 +210,10 @@ def _tuning(table: pd.DataFrame, material: Material) -> list[Sentence]:
 
 
 def _changes(part: pd.DataFrame, name: Name) -> tuple[list[str], list[str], list[str]]:
-    """Who was helped (most first), who was harmed, each with factor and both times, and by name who
-    was neither."""
+    """Who was helped (most first) and who was harmed, each with factor and both times.
+
+    Third come the names of those for whom no difference was seen.
+    """
     helped = []
     harmed = []
     alike = []

@@ -1,5 +1,7 @@
-"""What the virtual clock's runs say, in sentences for the top of the page. Virtual seconds meet
-virtual ones only."""
+"""What the virtual clock's runs say, in sentences for the top of the page.
+
+Virtual seconds are compared with virtual ones only.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ Name = Callable[[str], str]
 
 
 def answer(material: Material) -> list[Sentence]:
-    """Empty where the plan has no run of the virtual clock."""
+    """The sentences; none where the plan has no run of the virtual clock."""
     if not material.in_virtual_time.runs:
         return []
     name = names(material.in_virtual_time)
@@ -36,8 +38,10 @@ def answer(material: Material) -> list[Sentence]:
 
 
 def _waiting(material: Material, name: Name) -> list[Sentence]:
-    """Share of waiting and staleness at the largest number of workers, for the widest compute times
-    that were run."""
+    """Share of waiting and staleness at the largest number of workers.
+
+    Of the compute times that spread most among those that were run.
+    """
     table = material.virtual
     table = table[(table["link"] == "free") & (table["straggler"] == "")]
     if table.empty:
@@ -72,8 +76,10 @@ def _waiting(material: Material, name: Name) -> list[Sentence]:
 
 
 def _arrival(material: Material, name: Name) -> list[Sentence]:
-    """Who reaches the target first in virtual seconds: how often over all worlds, and the widest
-    margin."""
+    """Who reaches the target first in virtual seconds.
+
+    How often over all worlds, and in which world by the widest margin.
+    """
     table = material.virtual
     table = table[
         (table["virtual_seconds_to_target"].map(lambda s: s.n) > 0) & (table["straggler"] == "")
@@ -104,8 +110,10 @@ def _arrival(material: Material, name: Name) -> list[Sentence]:
 
 
 def _payload(material: Material) -> list[Sentence]:
-    """Bytes counted under the virtual clock against their prediction; a broken law is said on top
-    of the page."""
+    """Bytes counted under the virtual clock against their prediction.
+
+    A broken law is said on top of the page.
+    """
     table = material.in_virtual_time.traffic
     counted = table[table["law"] == "holds"]
     if counted.empty or (table["law"] == "broken").any():
@@ -120,7 +128,10 @@ def _payload(material: Material) -> list[Sentence]:
 
 
 def _firsts(worlds: list[pd.DataFrame], name: Name) -> str:
-    """`asynchronous first in 7 of 9 worlds (compute times x links)`; a tie is nobody's."""
+    """Who is first how often: `asynchronous first in 7 of 9 worlds (compute times x links)`.
+
+    A tie counts for nobody.
+    """
     firsts: Counter[str] = Counter()
     for world in worlds:
         pairs = sorted(_times(world, name), key=lambda pair: pair[1].center)
