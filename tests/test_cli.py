@@ -18,6 +18,7 @@ from benchsuite.plan import plan
 from benchsuite.plan.cell import Cell, from_json
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store, StoreError
+from benchsuite.rules import plans
 from benchsuite.running import api, forecast, starters
 from benchsuite.running.runner import Tally
 
@@ -186,7 +187,7 @@ def test_plan_prints_ranks_bytes_time_and_refusals(
         "topology": "ring,parameter_server",
         "replicas": "2",
     }
-    grid = plan.from_flags(flags, seeds=[0, 1])
+    grid = plans.from_flags(flags, seeds=[0, 1])
     store = Store(tmp_path)
     ring, server = grid.cells
     store.write(Run(cell=ring, code_id="c", status=Status.OK, machine="m", cost={"wall_s": 7.0}))
@@ -311,9 +312,8 @@ def test_refused_cells_beside_others_leave_the_exit_code_0(
 
 
 def test_compare_judges_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cell = plan.cell_from_flags(
-        {"workload": "cnn", "preset": "smoke", "topology": "ring", "replicas": "2"}
-    )
+    flags = {"workload": "cnn", "preset": "smoke", "topology": "ring", "replicas": "2"}
+    (cell,) = plans.from_flags(flags).cells
     result = {
         "loss": [2.0, 1.0],
         "final_loss": 1.0,

@@ -12,11 +12,11 @@ import jsonschema
 import pytest
 
 from benchsuite.analysis.regression import Comparison, compare
-from benchsuite.plan import plan
 from benchsuite.plan.cell import Cell
 from benchsuite.report.comparison import table
 from benchsuite.results.record import Run, Status
 from benchsuite.results.store import Store
+from benchsuite.rules import plans
 from benchsuite.running import api
 from tests.test_store import SCHEMA
 
@@ -200,7 +200,7 @@ def test_the_committed_reference_is_what_its_plan_asks_for_and_passes_against_it
     the commit."""
     reference = Path(__file__).parent.parent / "results" / "reference"
     runs = Store(reference).runs()
-    assert {run.cell_id for run in runs} == {cell.id for cell in plan.load("reference").cells}
+    assert {run.cell_id for run in runs} == {cell.id for cell in plans.load("reference").cells}
     assert all(run.cell.id == run.cell_id and run.status == Status.OK for run in runs)
     for run in runs:
         jsonschema.validate(run.to_json(), SCHEMA)

@@ -13,6 +13,7 @@ from benchsuite.plan.plan import Plan
 from benchsuite.plan.selection import Selection
 from benchsuite.results.store import Store
 from benchsuite.rules import Machine
+from benchsuite.rules import plans as judged
 from benchsuite.running import forecast
 
 QUICK = """
@@ -47,7 +48,7 @@ def make(tmp_path):
     def load(text: str, **how) -> Plan:
         path = tmp_path / "mine.toml"
         path.write_text(text)
-        return plans.load(path, **how)
+        return judged.load(path, **how)
 
     return load
 
@@ -359,14 +360,14 @@ def test_flags_describe_a_cell_and_its_id_is_that_of_the_plan(make):
         "replicas": "2",
         "servers": None,
     }
-    cell = plans.cell_from_flags(flags, settings=["budget.samples=15360", "budget.timeout_s=60"])
+    settings = ["budget.samples=15360", "budget.timeout_s=60"]
+    (cell,) = judged.from_flags(flags, settings=settings).cells
     assert cell.id in {c.id for c in make(QUICK).cells}
     assert len(plans.from_flags({**flags, "replicas": "1,2,4"}).cells) == 3
     assert plans.from_flags(flags, seeds=[3]).runs()[0].seed == 3
-    with pytest.raises(UsageError, match="2 cells, and one is asked for"):
-        plans.cell_from_flags({"replicas": "1,2"})
-    with pytest.raises(UsageError, match="64 % 3 = 1"):
-        plans.cell_from_flags({"replicas": 3})
+    (refused,) = judged.from_flags({"replicas": 3}).refused
+    assert "64 % 3 = 1" in refused.reason
+    assert plans.from_flags({"replicas": 3}).refused == (), "not judged"
 
 
 def test_the_machine_is_only_looked_at_where_it_matters(make):
@@ -374,9 +375,10 @@ def test_the_machine_is_only_looked_at_where_it_matters(make):
         raise AssertionError("nobody needs to look")
 
     plan = make("[cells]\nreplicas = [1, 2]\n")
-    assert plan.on(never) is plan
-    backends = make('[cells]\nbackend = ["gloo", "mpi"]\n').on(
-        lambda: Machine(torch="2.13.0", gloo=True, mpi=False)
+    assert judged.on_this_machine(plan, never) is plan
+    backends = judged.on_this_machine(
+        make('[cells]\nbackend = ["gloo", "mpi"]\n'),
+        lambda: Machine(torch="2.13.0", gloo=True, mpi=False),
     )
     assert [c.backend for c in backends.cells] == ["gloo"]
     assert [r.cell.backend for r in backends.refused] == [

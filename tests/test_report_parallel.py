@@ -17,7 +17,6 @@ from benchsuite import rules
 from benchsuite.analysis.parallel import CODE_BYTES, loss_gaps
 from benchsuite.analysis.select import select
 from benchsuite.analysis.statistics import summarize
-from benchsuite.plan import plan as plans
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.plan.plan import Plan, Refused
 from benchsuite.report import kinds, page, spec
@@ -29,6 +28,7 @@ from benchsuite.report.tables.parallel_table import compared, label, tied
 from benchsuite.report.words.answer import answer
 from benchsuite.results import columns
 from benchsuite.results.record import Run, Status
+from benchsuite.rules import plans
 from tests import synthetic_runs as made
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,7 +9,6 @@ import pytest
 
 from benchsuite import rules
 from benchsuite.analysis.select import select
-from benchsuite.plan import plan as plans
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.plan.plan import Plan
 from benchsuite.report import page, spec
@@ -17,6 +16,7 @@ from benchsuite.report.material import Material
 from benchsuite.report.tables import seeds
 from benchsuite.report.words.answer import answer
 from benchsuite.results.record import Run
+from benchsuite.rules import plans
 from tests import synthetic_runs as made
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,6 @@ from matplotlib import rc_context
 from benchsuite.analysis import cells as naming
 from benchsuite.analysis.arrival import arrivals, front
 from benchsuite.analysis.select import select
-from benchsuite.plan import plan as plans
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.plan.plan import Plan
 from benchsuite.report import kinds, page, spec
@@ -24,6 +23,7 @@ from benchsuite.report.drawing.canvas import Drawing
 from benchsuite.report.material import Material
 from benchsuite.report.words.answer import answer
 from benchsuite.results.record import Run
+from benchsuite.rules import plans
 from tests import synthetic_runs as made
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,7 +1,4 @@
-"""The legality table: every rule refuses its case, and the legal twin beside it passes.
-
-A twin whose member has no file in this version has exactly the problem "not built".
-"""
+"""The legality table: every rule refuses its case, and the legal twin beside it passes."""
 
 from __future__ import annotations
 
@@ -16,23 +13,10 @@ import pytest
 from benchsuite import rules
 from benchsuite.errors import UsageError
 from benchsuite.laws.harness.cases import TINY  # global batch 24, 9 layers
-from benchsuite.plan import members, plugins
+from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import AXES, Budget, Cell, resolve
-from benchsuite.rules import (
-    Machine,
-    Problem,
-    agents,
-    combinations,
-    numbers,
-    setting,
-    validate,
-)
-from benchsuite.rules import (
-    options as rules_options,
-)
-from benchsuite.rules import (
-    parallel as rules_parallel,
-)
+from benchsuite.rules import Machine, Problem, validate
+from benchsuite.rules.view import topologies
 
 SERVER = {"topology": "parameter_server"}
 VIRTUAL = {"clock": "virtual"}
@@ -69,10 +53,6 @@ def problems(**fields) -> list[Problem]:
         return found
     assert [p.rule for p in validate(resolved)] == [p.rule for p in found]
     return found
-
-
-def real(found: list[Problem]) -> list[Problem]:
-    return [problem for problem in found if problem.rule != "not built"]
 
 
 # rule, words of the reason, refused, legal twin
@@ -1392,7 +1372,7 @@ CASES = [
             "options": {"random_matching": {"seed": 1}},
         },
     ),
-    ("links", "nobody shapes", {"link_mbit": 100.0}, {"link_mbit": 100.0, "cluster": "namespaces"}),
+    ("links", "nobody shapes", {"link_mbit": 100.0}, {"link_mbit": 100.0, "clock": "virtual"}),
     ("links", "nobody shapes", {"link_latency_us": 50.0}, {"link_latency_us": 50.0, **VIRTUAL}),
     (
         "links",
@@ -1423,18 +1403,24 @@ def test_rule_refuses_its_case_and_passes_the_twin(rule, words, refused, twin):
     matching = [p for p in found if p.rule == rule and words in p.reason]
     assert matching, f"expected {rule}: {words!r}, found {found}"
     assert all(p.reason and p.remedy for p in found)
-    assert found[0].rule != "not built", "the rule that no later version lifts is named first"
-    assert real(problems(**twin)) == []
+    assert problems(**twin) == []
 
 
-@pytest.mark.parametrize("compression", combinations.COMPRESSION_ON)
 @pytest.mark.parametrize(
-    "sync", [name for name in members.KNOWN["sync"] if name != "actor_learner"]
+    "compression",
+    [
+        name
+        for name in declared.members("compression")
+        if declared.of("compression", name).travels_over
+    ],
+)
+@pytest.mark.parametrize(
+    "sync", [name for name in declared.members("sync") if name != "actor_learner"]
 )
 def test_a_topology_that_a_refusal_names_is_one_that_both_take(sync, compression):
     """Of a compression that does not travel over the topology: what the remedy names is not refused
     in its turn."""
-    for topology in combinations.TOPOLOGY_OF[sync].topologies:
+    for topology in topologies(declared.strategy(sync).topologies):
         fields = {"sync": sync, "topology": topology, "compression": compression, "replicas": 4}
         for problem in [p for p in problems(**fields) if p.rule == "compression x topology"]:
             named = re.match(
@@ -1452,25 +1438,23 @@ def test_a_topology_that_a_refusal_names_is_one_that_both_take(sync, compression
 
 def test_every_rule_has_a_case():
     """Each Problem in the sources names a rule that a test here refuses."""
-    named = set()
-    for module in (
-        rules,
-        agents,
-        combinations,
-        numbers,
-        rules_parallel,
-        rules_options,
-        setting,
-    ):
-        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
+    named = {
+        refusal.rule
+        for axis in AXES
+        for name in declared.members(axis)
+        for refusal in declared.of(axis, name).refuses
+    }
+    for path in (plugins.PACKAGE / "rules").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
                 and node.func.id == "Problem"
+                and isinstance(node.args[0], ast.Constant)
             ):
                 named.add(ast.literal_eval(node.args[0]))
     elsewhere = {
-        "not built",
+        "smallest",
         "muon",
         "environments",
         "cuda",
@@ -1482,13 +1466,13 @@ def test_every_rule_has_a_case():
     assert named == {case[0] for case in CASES} | elsewhere
 
 
-# what this version has no file for
+# every member
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in AXES for name in members.KNOWN[kind]]
+    ("kind", "name"), [(kind, name) for kind in AXES for name in declared.members(kind)]
 )
-def test_every_planned_member_resolves_and_is_not_built_or_legal(kind, name):
+def test_every_member_is_legal_with_its_companions(kind, name):
     companions = {
         "stale_synchronous": SERVER,
         "asynchronous": SERVER,
@@ -1503,49 +1487,32 @@ def test_every_planned_member_resolves_and_is_not_built_or_legal(kind, name):
         "tensor": {"model_parallel": 2},
         "fsdp": {"model_parallel": 2},
     }
-    found = problems(**{kind: name, "replicas": 2, **companions.get(name, {})})
-    assert real(found) == []
-    mentioned = [p for p in found if f"{kind} = {name} is known" in p.reason]
-    assert len(mentioned) == (0 if members.is_built(kind, name) else 1)
+    assert problems(**{kind: name, "replicas": 2, **companions.get(name, {})}) == []
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"clock": "virtual"},
-        {"tuning": "per_strategy"},
-        {"cluster": "kubernetes"},
-    ],
-)
-def test_settings_without_code_are_not_built(fields):
-    name, value = next(iter(fields.items()))
-    there = {
-        "clock": plugins.PACKAGE / "comm" / "virtual.py",
-        "tuning": plugins.PACKAGE / "tune.py",
-    }
-    if (name in there and there[name].exists()) or (
-        name == "cluster" and members.is_built(name, value)
-    ):
-        assert problems(**fields) == []
-    else:
-        assert [p.rule for p in problems(**fields)] == ["not built"]
+@pytest.mark.parametrize("name", ["kubernetes", "namespaces", "slurm"])
+def test_a_cluster_without_a_file_is_unknown(name):
+    with pytest.raises(UsageError, match=f"unknown cluster '{name}'.* known: "):
+        resolve(Cell(cluster=name))
+    with pytest.raises(UsageError, match=f"unknown cluster '{name}'.* known: "):
+        validate(Cell(cluster=name))
 
 
 @pytest.mark.parametrize("kind", [*AXES, "cluster"])
 def test_a_name_that_nobody_knows_is_a_usage_error_with_the_known_ones(kind):
     with pytest.raises(
-        UsageError, match=f"unknown {kind} 'nosuch'.* known: .*{members.KNOWN[kind][0]}"
+        UsageError, match=f"unknown {kind} 'nosuch'.* known: .*{declared.members(kind)[0]}"
     ):
         resolve(Cell(**{kind: "nosuch"}))
 
 
 def test_every_pair_of_sync_and_topology_is_answered():
-    """No crash, no gap: each pair is legal, not built, or refused with a reason and a remedy."""
+    """No crash, no gap: each pair is legal, or refused with a reason and a remedy."""
     legal = set()
-    for sync, topology in itertools.product(members.KNOWN["sync"], members.KNOWN["topology"]):
+    for sync, topology in itertools.product(declared.members("sync"), declared.members("topology")):
         found = validate(Cell(sync=sync, topology=topology, workload="rl_agent", replicas=2))
         assert all(p.reason and p.remedy for p in found)
-        if not real(found):
+        if not found:
             legal.add((sync, topology))
     reducing = 7 * 4  # synchronous, local_sgd, diloco, elastic_averaging
     assert (
@@ -1568,7 +1535,7 @@ def test_own_plugins_are_legal_whatever_their_file_is_called(tmp_path):
     own_sync = _own(tmp_path, "hogwild", "Strategy")
     assert problems(sync=own_sync, topology="ring", replicas=2) == []
     assert problems(sync=own_sync, **SERVER, replicas=2) == []
-    assert real(problems(sync=own_sync, parallel="tensor", model_parallel=2)) == []
+    assert problems(sync=own_sync, parallel="tensor", model_parallel=2) == []
 
 
 def test_own_plugins_obey_the_numbers(tmp_path):
@@ -1584,9 +1551,9 @@ def test_needs_topology_of_an_own_strategy_is_honoured(tmp_path):
     )
     assert problems(sync=pushes, **SERVER, replicas=2) == []
     graph = _own(tmp_path, "graph", "Strategy", '    needs_topology = "exponential"\n')
-    assert real(problems(sync=graph, topology="exponential", replicas=2)) == []
+    assert problems(sync=graph, topology="exponential", replicas=2) == []
     plain = _own(tmp_path, "plain", "Strategy")
-    assert real(problems(sync=plain, topology="exponential", replicas=2)) != []
+    assert problems(sync=plain, topology="exponential", replicas=2) != []
 
 
 def test_an_exact_topology_is_not_replaced_by_an_own_one(tmp_path):
@@ -1611,12 +1578,8 @@ def test_muon_needs_whole_matrices(tmp_path):
         tmp_path, "{'global_batch': 64, 'budget_samples': 640, 'optimizer': 'muon'}"
     )
     assert [p.rule for p in problems(workload=net, **SERVER, replicas=2)] == ["muon"]
-    assert [p.rule for p in real(problems(workload=net, parallel="fsdp", model_parallel=2))] == [
-        "muon"
-    ]
-    assert [p.rule for p in real(problems(workload=net, parallel="tensor", model_parallel=2))] == [
-        "muon"
-    ]
+    assert [p.rule for p in problems(workload=net, parallel="fsdp", model_parallel=2)] == ["muon"]
+    assert [p.rule for p in problems(workload=net, parallel="tensor", model_parallel=2)] == ["muon"]
     assert problems(workload=net, topology="ring", replicas=2) == []
     legal = ("synchronous", "local_sgd", "diloco", "elastic_averaging", "delayed", "ddp", "hogwild")
     for sync in legal:  # each replica steps its own whole tensors

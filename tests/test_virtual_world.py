@@ -13,10 +13,10 @@ import jsonschema
 import pytest
 
 from benchsuite import rules
-from benchsuite.plan import plan
 from benchsuite.plan.cell import Budget, Cell, identity, resolve, trajectory_key
 from benchsuite.results.columns import row
 from benchsuite.results.record import Run, Status, dumps
+from benchsuite.rules import plans
 from benchsuite.virtual import world
 from benchsuite.virtual.world import Kept, SimulationError, simulate
 from tests.bench import ROOT, TINY
@@ -224,7 +224,7 @@ def test_fields_that_came_later_do_not_change_the_ids_of_older_cells() -> None:
     plain = resolve(Cell(workload="cnn", topology="ring", replicas=2))
     assert "gradients" not in identity(plain) and "receive_cost" not in identity(plain)
     stored = {path.parent.name for path in (ROOT / "results" / "reference").glob("*/*/*.json")}
-    assert {made.id for made in plan.load("reference").cells} <= stored
+    assert {made.id for made in plans.load("reference").cells} <= stored
 
 
 # -- known answers ---------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class Parallel(parallel.Parallel):
     later = ("num_micro_batches",)
     autocast = True
     at_least = {"num_micro_batches": 1}
+    order = 0
     colour = 0
     marks = ("o", "o")
 

@@ -56,7 +56,7 @@ class Parallel(parallel.ModelParallel):
     divides = True
     colour = 1
     marks = ("^", "v")
-    order = 2
+    order = 3
     holds_slices = True
     divides_batch = True
     wall_only = "the library runs by the wall clock"

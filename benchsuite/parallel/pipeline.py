@@ -55,7 +55,7 @@ class Parallel(parallel.ModelParallel):
     divides = True
     colour = 2
     marks = ("s", "P")
-    order = 0
+    order = 1
     stages = True
     at_least = {"num_micro_batches": 1}
     wall_only = "the library runs by the wall clock"

@@ -55,7 +55,7 @@ class Parallel(parallel.ModelParallel):
     divides = True
     colour = 3
     marks = ("D", "X")
-    order = 1
+    order = 2
     holds_slices = True
     splits_weights = True
     wall_only = "the library runs by the wall clock"

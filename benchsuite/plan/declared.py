@@ -319,19 +319,10 @@ def labels(name: str, *, short: bool = False) -> str:
     """How reports write a member's name, of whatever kind; any other word has spaces for
     underscores."""
     for kind in KINDS:
-        found = _by_stem(kind, name)
+        found = by_stem(kind, name)
         if found is not None and (found.label or (short and found.short_label)):
             return (found.short_label if short else "") or found.label
     return name.replace("_", " ")
-
-
-def by_stem(name: str) -> Strategy | None:
-    """The declarations of the strategy that reports call `name`; None where its file is not known.
-
-    Reports know a user's file by its stem. It is found where a cell that names its path was read
-    before (`seen`).
-    """
-    return cast("Strategy | None", _by_stem("sync", name))
 
 
 def where_known(kind: str, reference: str) -> Declared | None:
@@ -344,8 +335,8 @@ def where_known(kind: str, reference: str) -> Declared | None:
 
 def label_with_topology(name: str, *, short: bool = False) -> str:
     """The label of a strategy and its topology together; "" = each has its own."""
-    says = by_stem(name)
-    if says is None:
+    says = by_stem("sync", name)
+    if not isinstance(says, Strategy):
         return ""
     return (says.short_label_with_topology if short else "") or says.label_with_topology
 
@@ -360,7 +351,11 @@ def seen(kind: str, reference: str) -> None:
         _SEEN[kind, plugins.stem(reference)] = reference
 
 
-def _by_stem(kind: str, name: str) -> Declared | None:
+def by_stem(kind: str, name: str) -> Declared | None:
+    """The declarations of a member that reports call by its stem; None where no file is known.
+
+    A user's file is known where a cell that names its path was described before (`seen`).
+    """
     reference = _SEEN.get((kind, name), name)
     if reference == name and not (plugins.KINDS[kind][0] / f"{name}.py").is_file():
         return None

@@ -80,7 +80,7 @@ def looks(series: Iterable[str]) -> dict[str, Look]:
     for name in sorted(set(series)):
         plain = name.removesuffix(" tuned")
         sync = name.partition("/")[0]
-        says = declared.by_stem(sync) or declared.Strategy()
+        says = _strategy(sync)
         topology = plain.removeprefix(f"{sync}/")
         if topology in says.looks:
             color, marker, dash = says.looks[topology]
@@ -114,13 +114,18 @@ def families(syncs: Iterable[str]) -> dict[str, Look]:
     found = {}
     for name in dict.fromkeys(syncs):
         sync = name.removesuffix(" compressed")
-        says = declared.by_stem(sync) or declared.Strategy()
+        says = _strategy(sync)
         colour = says.colour if sync == name else says.compressed_colour
         color = _colour(colour) if colour != "" else next(free)
         mark = _UNKNOWN if colour == "" else _mark(says) if sync == name else _COMPRESSED
         marker = MARKERS[mark % len(MARKERS)]
         found[name] = Look(color, marker, SOLID, labels.label(name), joined=False)
     return found
+
+
+def _strategy(name: str) -> declared.Strategy:
+    says = declared.by_stem("sync", name)
+    return says if isinstance(says, declared.Strategy) else declared.Strategy()
 
 
 def _colour(declared_colour: int | str) -> str:
@@ -140,11 +145,12 @@ def forms(kinds: Iterable[str]) -> dict[str, Look]:
     colours.
     """
     wanted = set(kinds)
-    known = dict(_FORMS)
-    for name in declared.members("parallel"):
-        says = declared.of("parallel", name)
+    known: dict[str, tuple[str, str, str]] = {}
+    for name in (*declared.members("parallel"), *sorted(wanted)):
+        says = declared.by_stem("parallel", name)
         if isinstance(says, declared.Parallel) and says.marks:
-            known[name] = (_colour(says.colour), says.marks[0], says.marks[1])
+            known[name] = (_colour(says.colour), says.marks[0], says.marks[-1])
+    known |= _FORMS
     free = dict(
         zip(
             sorted({kind.rpartition("× ")[2] for kind in wanted} - set(known)),
