@@ -361,6 +361,19 @@ def test_the_strategy_of_the_readme_runs_in_both_worlds_and_sends_what_it_predic
 
 @pytest.mark.procs
 @pytest.mark.timeout(200)
+def test_the_strategy_of_the_readme_obeys_the_laws_that_hold_for_every_strategy(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "my_idea.py").write_text(code_of("README.md", "my_idea.py"))
+    narrowed = ["--topology", "ring", "--replicas", "2", "--json"]
+    command = [sys.executable, "-m", "benchsuite", "verify", "--sync", "./my_idea.py", *narrowed]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["laws"], "no law was asked"
+
+
+@pytest.mark.procs
+@pytest.mark.timeout(200)
 def test_the_workload_of_the_docs_runs_in_both_worlds_and_reaches_its_target(
     tmp_path: Path,
 ) -> None:
