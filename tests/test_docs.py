@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests import test_imports
 from tests.bench import ROOT
 
 PAGES = (
@@ -148,6 +149,15 @@ def rows_of(page: str) -> list[list[str]]:
     """The cells of every table row of a page."""
     lines = [line for line in text_of(page).splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def test_the_rooms_are_listed_in_the_order_in_which_they_may_import() -> None:
+    named = [
+        Path(path).stem
+        for row in rows_of("CONTRIBUTING.md")
+        for path in re.findall(r"`((?:benchsuite/)?\w+(?:/|\.py))`", row[0])
+    ]
+    assert named == list(test_imports.ROOMS)
 
 
 @pytest.mark.parametrize("kind", ["sync", "topology", "compression", "parallel"])
