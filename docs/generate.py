@@ -131,7 +131,7 @@ def results_table(root: Path) -> str:
             "",
             f"A CNN on 1797 real digits, {workers} workers, median [range] of {seeds} seeds. "
             f"`>`: the budget of {int(budget):,} samples was used up first, in so many of them. "
-            "Nobody's learning rate was tuned.",
+            f"Links of {float(_one(runs, 'link_mbit')):,.0f} Mbit/s; no learning rate was tuned.",
             f"Machine `{_one(runs, 'machine')}`, commit `{_one(runs, 'commit')[:10]}`, plan "
             "[reports/readme.toml](reports/readme.toml).",
         ]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests import test_imports
 from tests.bench import ROOT
 
 PAGES = (
@@ -148,6 +149,15 @@ def rows_of(page: str) -> list[list[str]]:
     """The cells of every table row of a page."""
     lines = [line for line in text_of(page).splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def test_the_rooms_are_listed_in_the_order_in_which_they_may_import() -> None:
+    named = [
+        Path(path).stem
+        for row in rows_of("CONTRIBUTING.md")
+        for path in re.findall(r"`((?:benchsuite/)?\w+(?:/|\.py))`", row[0])
+    ]
+    assert named == list(test_imports.ROOMS)
 
 
 @pytest.mark.parametrize("kind", ["sync", "topology", "compression", "parallel"])
@@ -357,6 +367,19 @@ def test_the_strategy_of_the_readme_runs_in_both_worlds_and_sends_what_it_predic
         assert made["status"] == "ok" and made["result"]["events"]["means"] == [means] * workers
         sent = means * 2 * (workers - 1) * made["result"]["num_parameters"] * 4
         assert made["result"]["payload_bytes"] == made["result"]["predicted_bytes"] == sent
+
+
+@pytest.mark.procs
+@pytest.mark.timeout(200)
+def test_the_strategy_of_the_readme_obeys_the_laws_that_hold_for_every_strategy(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "my_idea.py").write_text(code_of("README.md", "my_idea.py"))
+    narrowed = ["--topology", "ring", "--replicas", "2", "--json"]
+    command = [sys.executable, "-m", "benchsuite", "verify", "--sync", "./my_idea.py", *narrowed]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["laws"], "no law was asked"
 
 
 @pytest.mark.procs

@@ -14,6 +14,7 @@ from typing import Any
 import seaborn as sns
 
 from benchsuite.plan import declared
+from benchsuite.report.words import labels
 
 PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
