@@ -169,11 +169,12 @@ def test_a_workload_without_presets_says_what_to_write(tmp_path):
 
 
 def test_cells_plans_rules_and_doctor_import_no_torch():
-    measure = [f"measure.{name}" for name in ("environment", "load", "wire", "memory", "code")]
+    modules = [f"measure.{name}" for name in ("environment", "load", "wire", "memory")]
+    modules += ["plan.cell", "plan.plan", "rules", "rules.plans", "programs.doctor"]
+    modules += ["results.code_id"]
     code = (
-        ";".join(
-            f"import benchsuite.{name}" for name in ["cell", "plan", "rules", "doctor", *measure]
-        )
+        ";".join(f"import benchsuite.{name}" for name in modules)
+        + ";from benchsuite import rules;rules.validate(benchsuite.plan.cell.Cell())"
         + ";import sys;print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

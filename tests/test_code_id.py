@@ -373,9 +373,15 @@ def edited(module: str) -> Tree:
 def test_a_refusal_depends_on_the_rules_what_they_import_and_the_cells_members() -> None:
     now = Tree().rules_id(RING)
     counting = (
-        "benchsuite.rules", "benchsuite.rules.numbers", "benchsuite.plan.compute_time", "benchsuite.plan.cell",
-        "benchsuite.measure.faults", "benchsuite.plan.members", "benchsuite.topology.ring",
-    )  # fmt: skip
+        "benchsuite.rules",
+        "benchsuite.rules.numbers",
+        "benchsuite.rules.refusals",
+        "benchsuite.plan.compute_time",
+        "benchsuite.plan.cell",
+        "benchsuite.plan.faults",
+        "benchsuite.plan.declared",
+        "benchsuite.topology.ring",
+    )
     for module in counting:
         assert edited(module).rules_id(RING) != now, module
     for module in ("benchsuite.topology.tree", "benchsuite.report.page", "benchsuite.comm.process"):

@@ -322,23 +322,20 @@ def test_what_this_machine_lacks_is_refused_with_its_remedy(
         "benchsuite.measure.torch_build.examine_torch",
         lambda: Machine(torch="2.13.0", gloo=True, nccl=False, mpi=False),
     )
-    assert (
-        main.main(
-            ["plan", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path), "--json"]
-        )
-        == 0
-    )
+    grid = ["--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path)]
+    several = [*grid, "--replicas", "1,2"]
+    assert main.main(["plan", *several, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["cells"] == []
-    ((problem,),) = (refused["problems"] for refused in document["refused"])
-    assert "torch 2.13.0 is built without MPI" in problem["reason"] and problem[
-        "remedy"
-    ].startswith("set backend = gloo")
-    assert (
-        main.main(["run", "--workload", "cnn", "--backend", "mpi", "--results", str(tmp_path)]) == 0
-    )
-    (run,) = Store(tmp_path).runs()
-    assert run.status is Status.UNSUPPORTED
+    for refused in document["refused"]:
+        (problem,) = refused["problems"]
+        assert "torch 2.13.0 is built without MPI" in problem["reason"]
+        assert problem["remedy"].startswith("set backend = gloo")
+    assert main.main(["run", *several]) == 0
+    assert [run.status for run in Store(tmp_path).runs()] == [Status.UNSUPPORTED] * 2
+    capsys.readouterr()
+    assert main.main(["run", *grid]) == 2, "one cell that was asked for alone"
+    assert "torch 2.13.0 is built without MPI" in capsys.readouterr().err
 
 
 def test_a_compression_of_ones_own_is_refused_where_it_would_be_ignored_and_else_used(

@@ -46,11 +46,11 @@ ROOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tuning": (
             "benchsuite.running.tune",
         ),  # how trials choose, for cells with tuning = per_strategy
-        "rules": ("benchsuite.rules",),  # what refuses a cell
     }
 )
 
 
+RULES = "benchsuite.rules"  # the folder with all that refuses a cell
 _ASKED = ".__getattr__"
 
 
@@ -102,7 +102,9 @@ class Tree:
         The files of the cell's members count too, since the rules read their class attributes.
         A refusal by older rules does not stand for a run.
         """
-        return f"rules-{self._digest(self._reach(ROOTS['rules']) | set(self._members(cell)))}"
+        # A rule is found by its file's name, so no import leads to it.
+        rules = [name for name in self._paths if f"{name}.".startswith(f"{RULES}.")]
+        return f"rules-{self._digest(self._reach(rules) | set(self._members(cell)))}"
 
     def reach(self, cell: Cell) -> frozenset[str]:
         """The modules that the cell's run can reach by import.

@@ -38,25 +38,32 @@ __all__ = [
     "validate",
 ]
 
-FOLDER = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
+FOLDERS = (HERE,)  # where files of rules are looked for
 Rule = Callable[[View], Problems]
 
 
 def validate(cell: Cell) -> list[Problem]:
     """Every problem of a cell; [] = it is legal and this version can run it."""
     view = View(cell)
-    return [problem for rule in found_in(FOLDER) for problem in rule(view)]
+    return [problem for rule in found_in(FOLDERS) for problem in rule(view)]
 
 
 @cache
-def found_in(folder: Path) -> tuple[Rule, ...]:
-    """The rules of every file of a folder that has RULES, by the file's PLACE, then its name."""
-    modules = []
-    for path in sorted(folder.glob("[!_]*.py")):
-        module: Any = plugins.module_of(__name__ if folder == FOLDER else "", path)
-        if hasattr(module, "RULES"):
-            modules.append((getattr(module, "PLACE", LAST), path.stem, module.RULES))
-    return tuple(rule for _, _, rules in sorted(modules, key=lambda m: m[:2]) for rule in rules)
+def found_in(folders: tuple[Path, ...]) -> tuple[Rule, ...]:
+    """The rules of every file of the folders that has RULES, by the file's PLACE, then its name."""
+    modules: list[Any] = []
+    for folder in folders:
+        package = __name__ if folder == HERE else ""
+        paths = sorted(folder.glob("[!_]*.py"))
+        modules += [plugins.module_of(package, path) for path in paths if _has_rules(path)]
+    modules.sort(key=lambda module: (getattr(module, "PLACE", LAST), module.__name__))
+    return tuple(rule for module in modules for rule in module.RULES)
+
+
+def _has_rules(path: Path) -> bool:
+    """Whether the file defines RULES; the others of the folder are what rules stand on."""
+    return "\nRULES" in path.read_text(encoding="utf-8")
 
 
 def machine_problems(cell: Cell, machine: Machine) -> list[Problem]:

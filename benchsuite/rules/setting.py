@@ -178,7 +178,8 @@ def device(view: View) -> Problems:
             "cuda",
             f"compression = {view.label('compression')} with device = {cell.device}: a codec works "
             "on the host",
-            "set compression = none, sync = ddp (the library's own hooks), or device = cpu",
+            f"set compression = none, sync = {one_of(names_of('sync', calls_library=True))} (the "
+            "library's own hooks), or device = cpu",
         )
 
 
