@@ -3,7 +3,6 @@ runs."""
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -153,8 +152,7 @@ def test_trajectories_join_where_they_meet() -> None:
 
 
 def test_a_worker_counts_its_own_trajectories() -> None:
-    strategy: Any = dataclasses.make_dataclass("S", [("batches_per_trajectory", int, 4)])()
-    strategy.snapshot_of = "servers"
+    strategy: Any = Strategy(batches_per_trajectory=4)
     batches = Batches(made(), strategy=strategy)
     lengths = [
         batches.fetch((index, 0, 2), model(made())).y.shape for index in (9, 2, 5)

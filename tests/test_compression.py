@@ -27,6 +27,7 @@ from benchsuite.laws.harness.ranks import thread_ranks
 from benchsuite.laws.harness.runs import remembered
 from benchsuite.laws.harness.virtual_ranks import virtual_ranks
 from benchsuite.plan.cell import Cell
+from benchsuite.topology import Topology
 from benchsuite.topology.native import Topology as Native
 from benchsuite.workload import Shapes
 from tests.law_cells import holds, lines, strict_ranks
@@ -77,7 +78,7 @@ def resnet18() -> Shapes:
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
-class Counting:
+class Counting(Topology):
     """A topology of one worker that counts the elements handed to its means."""
 
     num_workers = 1
@@ -181,7 +182,7 @@ def test_a_gradient_of_zeros_stays_zero_and_the_next_one_is_sent(compression: Co
     assert bool(torch.isfinite(flat).all()) and bool(flat.any())
 
 
-class Alone:
+class Alone(Topology):
     """All that a compression asks of the topology of one worker."""
 
     num_workers = 1
