@@ -1,9 +1,8 @@
-"""A benchmark suite for distributed training strategies: throughput, communication volume,
-convergence side by side.
+"""A benchmark suite for distributed training: throughput, bytes sent and convergence side by side.
 
-`run(plan_or_cell)` runs what is missing, `load_results(path)` is the tidy table of ECOSYSTEM.md
-section 2, `Cell` is one experiment. Importing the package imports neither torch nor pandas: names
-are resolved when first used.
+`run(plan_or_cell)` runs what is missing, `load_results(path)` is the tidy table of stored runs,
+`Cell` is one experiment. Importing the package imports neither torch nor pandas: names are resolved
+when they are first used.
 """
 
 from __future__ import annotations

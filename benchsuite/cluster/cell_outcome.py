@@ -1,9 +1,9 @@
-"""Who is to blame: from what was seen of each rank before anything was killed, to the outcome of
-the cell.
+"""From what was seen of each rank, before anything was killed, to the outcome of the cell.
 
-A pure function. In order: all files complete; a rank that cannot write; the fork server lost; a
-rank killed by a signal; exit 0 without a result; an error of a rank's own; the deadline; errors
-that only follow from a lost peer. A file proves success, an exit code proves nothing.
+`classify` is a pure function that says who is to blame. It looks, in this order, for: all records
+complete; a rank that cannot write; the fork server lost; a rank killed by a signal; exit code 0
+without a record; an error of a rank's own; the deadline; errors that only follow from a lost peer.
+A record proves success, an exit code proves nothing.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ class RankEnd:
     exit_code: int | None  # negative: the signal; None: it was still there
     state: str = ""  # of /proc/PID/stat while it was there: R, S, D, T ..
     pulse: Pulse = field(default_factory=Pulse)
-    complete: bool = False  # its file is there, whole
-    order: int = (
-        0  # 1 = the first whose end was noticed; equal where noticed at once; 0 = still there
-    )
+    complete: bool = False  # its record is there, whole
+    # 1 = the first whose end was noticed; equal where noticed at once; 0 = it was still there
+    order: int = 0
     error: str = ""  # last line of its traceback
 
 
@@ -56,19 +55,15 @@ def classify(
     """The outcome of a cell.
 
     timeout_s: the cell's deadline in seconds. at_deadline: it has passed. survives: the strategy
-    goes on without a lost worker. disk: what the run directory says to a write now, "" = it takes
-    it.
+    goes on without a lost worker. disk: why the run directory takes no more, "" = it does.
     """
     missing = [end for end in ends if not end.complete]
     if not missing:
         return Outcome(Status.OK)
     lost = [end for end in missing if _died(end) and end.role == "worker"]
-    if (
-        survives
-        and lost
-        and len(lost) == len(missing)
-        and any(end.complete and end.role == "worker" for end in ends)
-    ):
+    only_workers_lost = bool(lost) and len(lost) == len(missing)
+    some_worker_finished = any(end.complete and end.role == "worker" for end in ends)
+    if survives and only_workers_lost and some_worker_finished:
         first = min(lost, key=_died_first)
         return Outcome(
             Status.OK, culprit=_culprit(first, _signal_name(first)), flags=(LOST_WORKER,)
@@ -128,8 +123,11 @@ def _timeout(missing: list[RankEnd], timeout_s: float) -> Outcome:
 
 
 def _least_advanced(end: RankEnd) -> tuple[bool, bool, int, int, int]:
-    """A rank that runs or works holds up those that sleep in communication; among equals the one
-    furthest behind."""
+    """A key by which the rank that holds up the others is the smallest.
+
+    One that runs or works holds up those that sleep in communication; among equals it is the one
+    furthest behind.
+    """
     return (end.state != "R", end.pulse.phase in WAITING, *_progress(end))
 
 

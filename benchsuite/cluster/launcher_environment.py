@@ -1,7 +1,7 @@
-"""Which rank am I: the variables that torchrun, Slurm, Open MPI and PMI launchers set for each
-process.
+"""Which rank this process is, on which host: told by the variables that launchers set.
 
-The first launcher whose rank variable is set counts, so torchrun inside a Slurm job is torchrun.
+torchrun, Slurm, Open MPI and PMI launchers are known. The first one whose rank variable is set
+counts, so torchrun inside a Slurm job is torchrun.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LAUNCHERS: Mapping[str, _Variables] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """This process among those that the launcher started."""
+    """This process among those that the launcher started, and where they meet."""
 
     launcher: str
     rank: int
@@ -60,8 +60,10 @@ class Place:
 
 
 def resolve(environment: Mapping[str, str]) -> Place:
-    """This process' place. UsageError where no launcher started it, or none said where the ranks
-    meet."""
+    """The place of this process among the ranks.
+
+    UsageError where no launcher started it, or none said where the ranks meet.
+    """
     for launcher, names in LAUNCHERS.items():
         if names.rank not in environment:
             continue
@@ -85,6 +87,7 @@ def resolve(environment: Mapping[str, str]) -> Place:
             local_world_size=int(environment.get(names.local_world_size, world_size)),
             store_host=environment["MASTER_ADDR"],
             store_port=int(environment["MASTER_PORT"]),
+            # torchrun hosts a store in its agent; the other launchers host none
             agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             attempt=int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")),
         )
@@ -95,8 +98,10 @@ def resolve(environment: Mapping[str, str]) -> Place:
 
 
 def interface_towards(host: str) -> str:
-    """Name of the network interface through which this machine reaches `host`; `lo` for itself. ""
-    = unknown."""
+    """The network interface through which this machine reaches `host`; `lo` for itself.
+
+    "" where that is not known.
+    """
     try:
         address = socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0]
         if ipaddress.ip_address(address).is_loopback:

@@ -23,7 +23,7 @@ from benchsuite.cluster.rank_imports import RANK_ENTRY, preloaded_modules, pytho
 from benchsuite.cluster.signals import ignoring
 from benchsuite.errors import UsageError
 from benchsuite.measure import faults
-from benchsuite.plan import plugins
+from benchsuite.plan import declared
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Outcome, Status, now_iso
 from benchsuite.worker.job import EXIT_NO_NAMESPACE
@@ -82,6 +82,8 @@ class Cluster(Engine):
         if self._host is not None:
             return
         reason = self.network_reason
+        # The second time without a private network: the first host had left the machine's network
+        # and could not go on.
         for attempt in range(2):
             try:
                 self._spawn(network_reason=reason)
@@ -98,15 +100,15 @@ class Cluster(Engine):
             return
 
     def run(self, cell: Cell, run_dir: Path, *, entry: str = "") -> Outcome:
-        """Runs a resolved cell; its ranks leave their files in `run_dir`, which is created.
+        """Runs a resolved cell; its ranks leave their records in `run_dir`, which is created.
 
-        entry: what the ranks of this cell call; "" = the cluster's.
+        entry: what the ranks of this cell call; "" = what those of the other cells call.
         """
         begin = time.monotonic()
         started_at = now_iso()
         try:
             faults.check(cell.faults, cell.world_size)
-            survives = plugins.find("sync", cell.sync).constants.get("survives", "none")
+            survives = declared.strategy(cell.sync).survives
         except UsageError as error:
             return Outcome(Status.UNSUPPORTED, str(error), started_at=started_at)
         try:
@@ -139,7 +141,7 @@ class Cluster(Engine):
         return Outcome(**answer)
 
     def close(self) -> None:
-        """Ends the host and its ranks; ignores a Ctrl-C in the milliseconds that this takes."""
+        """Ends the host and its ranks; a Ctrl-C in the milliseconds that this takes is ignored."""
         if self._host is None:
             return
         with ignoring(signal.SIGINT, signal.SIGTERM):

@@ -31,7 +31,7 @@ from benchsuite.cluster.rank_imports import (
 from benchsuite.cluster.rank_processes import Ending, RankProcesses, start_fork_server
 from benchsuite.errors import UsageError
 from benchsuite.measure import faults
-from benchsuite.plan import plugins
+from benchsuite.plan import declared
 from benchsuite.plan.cell import Cell
 from benchsuite.results.record import now_iso
 from benchsuite.worker.job import EXIT_PARENT_GONE, RankJob, write_atomic
@@ -87,6 +87,7 @@ class _Supervisor:
             store.kill()
 
     def _run_cell(self, index: int, cell: Cell, *, arrival_s: float) -> None:
+        """This rank's part in one cell: none where the cell has fewer ranks than the job."""
         place = self._place
         folder = cell_folder(self._out, index, cell)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,6 +116,7 @@ class _Supervisor:
         self._wait_for(job, cell, folder, arrival_s=arrival_s)
 
     def _wait_for(self, job: RankJob, cell: Cell, folder: Path, *, arrival_s: float) -> None:
+        """Runs the rank, waits for it, records how it ended; tells the others of a bad end."""
         role = "worker" if job.rank < cell.num_workers else "server"
         expendable = (job.rank,) if role == "worker" and _survives(cell) else ()
         ranks = RankProcesses(self._context, self._entry, first=AWAIT_ALL_RANKS)
@@ -224,7 +226,7 @@ def _refusal(cell: Cell, started: int) -> str:
 
 
 def _survives(cell: Cell) -> bool:
-    return plugins.find("sync", cell.sync).constants.get("survives") == "worker"
+    return declared.strategy(cell.sync).survives == "worker"
 
 
 def _supervise(arguments: Sequence[str]) -> int:

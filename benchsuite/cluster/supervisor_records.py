@@ -14,7 +14,7 @@ from benchsuite.cluster import Collected
 from benchsuite.cluster.cell_outcome import RankEnd, classify
 from benchsuite.errors import UsageError
 from benchsuite.measure.beat import Pulse
-from benchsuite.plan import plugins
+from benchsuite.plan import declared
 from benchsuite.plan.cell import Cell, from_json
 from benchsuite.results.record import Outcome, Status
 from benchsuite.worker.job import rank_complete
@@ -58,7 +58,7 @@ def _outcome(cell: Cell, folder: Path) -> Outcome:
         ends,
         timeout_s=cell.budget.timeout_s,
         at_deadline=any(record["at_deadline"] for record in records.values()),
-        survives=plugins.find("sync", cell.sync).constants.get("survives") == "worker",
+        survives=declared.strategy(cell.sync).survives == "worker",
     )
     # A rank whose supervisor's record is missing is no culprit: its host's folder was not copied.
     unseen = [end.rank for end in ends if not end.complete and end.rank not in records]

@@ -107,21 +107,33 @@ def run_cells(
         order = itertools.chain(
             _launches(trials, launch, simulate), _launches(launched, launch_tuned, simulate_tuned)
         )
-        started = time.monotonic()
-        for position, (cell, launching) in enumerate(order):
-            progress.begin(cell, position, seconds.left())
-            run = launching()
-            placed = {"order": {"seed": order_seed, "position": position}}
-            run = dataclasses.replace(run, extra={**run.extra, **placed})
-            tally.add(run, store.write(run))
-            seconds.took(cell, time.monotonic() - started)
-            progress.end(cell, run, position, seconds.left())
-            started = time.monotonic()
+        for run, path in _stored(order, store, order_seed, seconds, progress):
+            tally.add(run, path)
     except KeyboardInterrupt:
         tally.interrupted = True
     finally:
         progress.stop()
     return tally
+
+
+def _stored(
+    order: Iterable[tuple[Cell, Callable[[], Run]]],
+    store: Store,
+    order_seed: int,
+    seconds: _Estimate,
+    progress: Progress,
+) -> Iterator[tuple[Run, Path]]:
+    """Runs cell after cell; yields each run with its file as soon as it is stored."""
+    started = time.monotonic()
+    for position, (cell, launching) in enumerate(order):
+        progress.begin(cell, position, seconds.left())
+        run = launching()
+        placed = {"order": {"seed": order_seed, "position": position}}
+        run = dataclasses.replace(run, extra={**run.extra, **placed})
+        yield run, store.write(run)
+        seconds.took(cell, time.monotonic() - started)
+        progress.end(cell, run, position, seconds.left())
+        started = time.monotonic()
 
 
 def _record_refused(
