@@ -25,9 +25,10 @@ Key = TypeVar("Key", bound=Hashable)
 def arrivals(runs: Sequence[Run], cells: pd.DataFrame, *, goal: str = "target") -> pd.DataFrame:
     """One row per cell with runs that state a target, in the order of `cells` (`cells.describe`).
 
-    Adds n, a `Summary` per `QUANTITIES`, base (the series without `tuned`, equal for both tunings),
-    slowdown (the largest factor of a slowed worker, else 1), hosts, lr_factors (of tuned cells: the
-    chosen ones), flagged (a run was oversubscribed or contended: its wall seconds rank nothing).
+    Adds n, a `Summary` per `QUANTITIES`, base (the series without `tuned`, equal for both
+    tunings), slowdown (the largest factor of a slowed worker, else 1), hosts, lr_factors (of
+    tuned cells: the chosen ones), flagged (a run was oversubscribed or contended: its wall
+    seconds are not compared).
     """
     found: dict[str, list[Run]] = defaultdict(list)
     for run in runs:

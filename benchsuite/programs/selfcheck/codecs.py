@@ -130,6 +130,7 @@ class Nowhere:
 
     num_workers = WORKERS
     rank = 0
+    scatters = True  # as `direct` does: chunks are sent to their owners
 
     def __init__(self) -> None:
         self.left_ns = self.back_ns = self.before_ns = 0

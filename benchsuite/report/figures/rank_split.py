@@ -69,7 +69,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
 
 def _caption(split: pd.DataFrame, names: pd.DataFrame, material: Material) -> str:
     crowded = (
-        " ° oversubscribed: more ranks than cores, its samples/s rank nothing."
+        " ° oversubscribed: more ranks than cores, its samples/s are not compared."
         if names["oversubscribed"].any()
         else ""
     )

@@ -160,7 +160,7 @@ def _rates(spec: FigureSpec, table: pd.DataFrame, material: Material) -> Drawing
     flagged = int((table["oversubscribed"] | table["contended"]).sum())
     hollow = (
         f"Hollow ({flagged} of {len(table)} cells): oversubscribed or contended, their samples/s "
-        "rank nothing. "
+        "are not compared. "
         if flagged
         else ""
     )

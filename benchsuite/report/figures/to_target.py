@@ -79,6 +79,6 @@ def _said_of_flags(table: pd.DataFrame, *, virtual: bool) -> str:
     if not count or virtual:
         return ""
     return (
-        f"Hollow ({count} of {len(table)} cells): oversubscribed or contended, their seconds rank "
-        "nothing; samples and bytes are counted all the same. "
+        f"Hollow ({count} of {len(table)} cells): oversubscribed or contended, their seconds are "
+        "not compared; samples and bytes are counted all the same. "
     )

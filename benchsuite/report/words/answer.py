@@ -92,15 +92,16 @@ def _speed(material: Material) -> list[Sentence]:
         return [
             Sentence(
                 "Throughput",
-                "No two strategies had a core for every rank to themselves: wall-clock times rank "
-                "nothing.",
+                "No two strategies had a core for every rank to themselves: wall-clock times are "
+                "not compared.",
             )
         ]
     ends = Ends("samples_per_s", "max", "fastest", "slowest", " samples/s")
     count = int(rows["replicas"].iloc[0])
     crowded = table.loc[table["oversubscribed"] & (table["replicas"] > count), "replicas"]
     limit = (
-        f" With {labels.workers(int(crowded.min()))} the cores are shared and rank nothing."
+        f" With {labels.workers(int(crowded.min()))} ranks share cores, and their times are not "
+        "compared."
         if len(crowded)
         else ""
     )

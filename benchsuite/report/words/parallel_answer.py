@@ -250,7 +250,7 @@ def _speed(table: pd.DataFrame) -> list[Sentence]:
     if not said:
         phrase = (
             "No two forms had a core for every rank, and that core to itself: wall-clock times "
-            "rank nothing."
+            "are not compared."
         )
         return [Sentence("Throughput", phrase)]
     return [Sentence("Throughput", f"With a core for every rank: {'; '.join(said)}.")]
