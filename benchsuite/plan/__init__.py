@@ -1,2 +1,4 @@
-"""The question: cells, the plans that list them, and the files of members that they name. Imports
-no torch."""
+"""The question: cells, plans that list them, and what the files of their members say.
+
+Imports no torch.
+"""

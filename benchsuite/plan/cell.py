@@ -178,8 +178,10 @@ def from_json(document: Mapping[str, Any]) -> Cell:
 
 
 def identity(cell: Cell) -> dict[str, Any]:
-    """What the id is a hash of: all fields but the seed; a plug-in given by path by its name and
-    content."""
+    """The document whose hash is the cell's id: every field but the seed.
+
+    A plug-in given by path stands in it by its name and a hash of its content.
+    """
     document = cell.to_json()
     document.pop("seed")
     for axis, digest in document.pop("sources").items():
@@ -193,11 +195,11 @@ def identity(cell: Cell) -> dict[str, Any]:
 
 
 def trajectory_key(cell: Cell) -> str | None:
-    """Equal for cells of the virtual clock that only times tell apart, and whose parameters do not
-    depend on these.
+    """A text that is equal for cells whose parameters are the same at every step.
 
-    Strategy and topology say so (`timing_free = True`); None where they do not, or where no
-    gradient is computed.
+    Such cells of the virtual clock differ in times only, and their strategy and topology declare
+    that times do not matter to the parameters (`timing_free`). None where they do not declare it,
+    under the wall clock, and where no gradient is computed.
     """
     if cell.clock == "wall" or cell.gradients == "none":
         return None
@@ -229,12 +231,12 @@ def canonical(document: Any) -> str:
 
 
 def resolve(cell: Cell) -> Cell:
-    """Fills in all that was left open: preset, options' defaults, servers, samples; hashes path
-    plug-ins.
+    """The cell with everything filled in that was left open.
 
-    Two cells that mean the same have the same id afterwards ("an omitted default equals the written
-    one"). Raises UsageError for an unknown member, preset or option (the known ones in the message,
-    nearest first).
+    That is the preset, the options' defaults, the number of servers, the budget in samples, and
+    a hash of every plug-in given by path. Two cells that mean the same have the same id afterwards:
+    an omitted default equals the written one. Raises UsageError for an unknown member, preset or
+    option; the message lists the known ones, the nearest first.
     """
     for name, allowed in CHOICES.items():
         if getattr(cell, name) not in allowed:
@@ -261,8 +263,10 @@ def resolve(cell: Cell) -> Cell:
 
 
 def _compute_time(cell: Cell) -> Mapping[str, Scalar] | None:
-    """Measured times are read into the cell; under the virtual clock what is left open is one
-    second per gradient."""
+    """The compute times with measured values read from their file.
+
+    Under the virtual clock a gradient takes one second where nothing is said.
+    """
     if cell.compute_time is None and cell.clock == "virtual":
         return dict(compute_time.DEFAULT)
     return compute_time.resolved(cell.compute_time)
@@ -284,11 +288,10 @@ def _preset(cell: Cell, workload: plugins.Plugin) -> tuple[str, Mapping[str, Any
 def _options(
     cell: Cell, found: Mapping[str, plugins.Plugin], preset: Mapping[str, Any]
 ) -> dict[str, dict[str, Scalar]]:
-    """Every option of every member with its value: default, then the preset's, then what the cell
-    says.
+    """Every option of every member: the default, overridden by the preset, then by the cell.
 
-    Options that came after the first stored runs (the class's `later`) are absent where they have
-    their default.
+    Options that came after the first stored runs (`later` in the class) are left out where they
+    have their default, so that the ids of older cells stay the same.
     """
     used = {axis: plugins.stem(getattr(cell, axis)) for axis in AXES}
     stray = sorted(set(cell.options) - set(used.values()))
@@ -335,17 +338,19 @@ def _global_batch(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any
 
 
 def global_batch(cell: Cell) -> int:
-    """Samples of one synchronous step (fixed_per_worker: replicas x the preset's); 0 = not
-    stated."""
+    """Samples of one synchronous step; 0 where the workload states none.
+
+    With batch_mode = fixed_per_worker that is replicas x the workload's global_batch.
+    """
     workload = plugins.find("workload", cell.workload)
     return _global_batch(cell, workload, _preset(cell, workload)[1])
 
 
 def num_layers(cell: Cell) -> int:
-    """Layers of the workload's chain as its preset states them (0 = not stated), or an option that
-    counts them.
+    """Layers of the workload's chain; 0 where the workload states none.
 
-    A class says `layers_beside = {"blocks": 2}` where its chain is so many layers and two more.
+    The preset states `num_layers`, or an option counts them: a class says
+    `layers_beside = {"blocks": 2}` where its chain has as many layers as blocks, and two more.
     """
     workload = plugins.find("workload", cell.workload)
     preset = _preset(cell, workload)[1]
@@ -358,8 +363,11 @@ def num_layers(cell: Cell) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings and sequences as dict and list; a float that is a whole number as int; paths as
-    text."""
+    """The value in types that JSON has, each number in one form only.
+
+    Mappings become dicts, sequences lists, paths text; a float that is a whole number becomes an
+    int, so that 4.0 and 4 give the same id.
+    """
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

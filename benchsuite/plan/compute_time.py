@@ -1,9 +1,8 @@
-"""How long a gradient takes under the virtual clock: kinds of distributions and their parameters.
-No torch, no numpy.
+"""How long a gradient takes under the virtual clock: distributions and their parameters.
 
 `compute_time = { kind = "gamma", mean_s = 1.0, cv = 0.1 }`. The mean is `mean_s`, or, as measured
 by `benchsuite calibrate`, a straight line over the batch of one worker: `overhead_s + per_sample_s
-x samples`. `virtual/streams.py` draws from it.
+x samples`. `benchsuite/virtual/streams.py` draws from it. Imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -171,10 +170,9 @@ def mean_s(table: Mapping[str, Any], samples: float) -> float | None:
 
 
 def resolved(table: Mapping[str, Any] | None, folder: Path | None = None) -> dict[str, Any] | None:
-    """The table with everything in it: the file that it names is read, so that a cell alone
-    rebuilds its run.
+    """The table with the values of the file that it names, so that a cell alone rebuilds its run.
 
-    UsageError where the file cannot be used.
+    Raises UsageError where the file cannot be used.
     """
     if table is None or PATH not in table:
         return None if table is None else dict(table)
@@ -187,8 +185,10 @@ def resolved(table: Mapping[str, Any] | None, folder: Path | None = None) -> dic
 
 
 def read(path: Path) -> list[float]:
-    """Seconds per gradient: of a run file (`raw.compute_s`, all workers), or a text file with a
-    number per line."""
+    """Seconds per gradient from a file.
+
+    A run file gives those of all workers (`raw.compute_s`), a text file one number per line.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -104,6 +104,8 @@ class Strategy(Declared):
     """Whether its replicas may be divided over several ranks."""
     by_arrival: bool = False
     """Updates are applied in the order of arrival, so that no two real runs are the same."""
+    answers_at_once: bool = False
+    """Its servers answer each push at once, so that their log tells a whole run."""
     every_step: bool = False
     """Replicas agree in every step, so that one process would do the same."""
     lag_by_one: bool = False
@@ -264,8 +266,11 @@ KINDS: Mapping[str, type[Declared]] = MappingProxyType(
 
 
 def of(kind: str, reference: str) -> Declared:
-    """What a member declares, by name or by path. PluginError where there is none, or one value is
-    not allowed."""
+    """What a member declares, found by name or by path.
+
+    Raises PluginError where there is no such member, or where it declares a value that the
+    vocabulary does not allow.
+    """
     plugin = plugins.find(kind, reference)
     reference = str(plugin.path) if plugin.given_by_path else plugin.name
     return _of(kind, reference, plugin.digest)
@@ -316,8 +321,10 @@ def _members(kind: str, folder: Path, mtime_ns: int) -> tuple[str, ...]:
 
 
 def labels(name: str, *, short: bool = False) -> str:
-    """How reports write a member's name, of whatever kind; any other word has spaces for
-    underscores."""
+    """How reports write a member's name, whatever its kind.
+
+    Any other word is written as it is, with spaces for underscores.
+    """
     for kind in KINDS:
         found = by_stem(kind, name)
         if found is not None and (found.label or (short and found.short_label)):

@@ -1,5 +1,7 @@
-"""The grid of a plan: its `[cells]`, `[[cells.also]]`, `[[exclude]]` and `[budget]` as resolved
-cells. No torch."""
+"""The grid of a plan: its tables `cells`, `cells.also`, `exclude` and `budget` made into cells.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ from benchsuite.plan.cell import AXES, Budget, Cell
 
 
 def check_shapes(document: Mapping[str, Any]) -> None:
-    """Tables where tables belong, and lists of tables; what stands in them is checked where it is
-    read."""
+    """Checks that tables and lists of tables stand where the plan needs them.
+
+    What stands inside them is checked where it is read.
+    """
     base = _table("cells", document.get("cells", {}), "[cells]")
     also = _tables_of("cells.also", base.get("also", []), "[[cells.also]]")
     excludes = _tables_of("exclude", document.get("exclude", []), "[[exclude]]")
@@ -52,8 +56,10 @@ def _tables_of(name: str, value: Any, example: str) -> Sequence[Mapping[str, Any
 
 
 def expand(document: Mapping[str, Any], folder: Path, used: set[str]) -> tuple[list[Cell], int]:
-    """Resolved cells of all blocks without duplicates, and how many the excludes took out; fills
-    `used` members."""
+    """Resolved cells of all blocks, each once, and how many the excludes took out.
+
+    The names of all members that a cell uses are added to `used`.
+    """
     base = dict(document.get("cells", {}))
     also = base.pop("also", [])
     for block in [base, *also]:
@@ -145,8 +151,10 @@ def _beside(reference: str, folder: Path) -> str:
 
 
 def _check_option_tables(block: Mapping[str, Any], base: Mapping[str, Any]) -> None:
-    """`[cells.options.<member>]` names a member that exists somewhere, even if no cell of this plan
-    uses it."""
+    """Checks that `[cells.options.<member>]` names a member that exists.
+
+    No cell of this plan need use it.
+    """
     known = {name for axis in AXES for name in plugins.names(axis)}
     for source in (base, block):
         known |= {

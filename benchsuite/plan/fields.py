@@ -1,7 +1,7 @@
-"""What may stand in each field of a cell, for values that a user wrote (a plan, `--set`, a flag).
-No torch.
+"""What may stand in each field of a cell, for values that a user wrote: a plan, `--set`, a flag.
 
-Every check names the value, what the field takes, and the known ones where there are any.
+Every check names the value, what the field takes, and the known values where there are any. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def check(name: str, value: Any) -> Any:
 
 
 def checked(cell: Cell) -> Cell:
-    """A cell made in Python with every value in its field's type; UsageError where one is of
-    another."""
+    """A cell made in Python, with every value in its field's type.
+
+    Raises UsageError where a value has another type.
+    """
     if not isinstance(cell, Cell):
         raise UsageError(f"a Cell is asked for, not {cell!r}")
     values = {name: getattr(cell, name) for name in FIELDS}
@@ -125,8 +127,10 @@ def read(text: str) -> Any:
 
 
 def assignment(text: str) -> tuple[Sequence[str], Any, str]:
-    """`options.asynchronous.lock=none` as (("options", "asynchronous", "lock"), value, text of the
-    value)."""
+    """The parts of an assignment: keys, value, and the value's text.
+
+    `options.k.lock=none` gives (("options", "k", "lock"), "none", "none").
+    """
     key, equals, value = text.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):

@@ -6,8 +6,11 @@ from benchsuite.plan.cell import Cell
 
 
 def hosts(cell: Cell) -> list[int]:
-    """Host number of each rank: in blocks; `with_worker`: workers in blocks, server j on the host
-    of worker j."""
+    """The host's number for each rank.
+
+    Ranks are placed in blocks. With `server_placement = with_worker` only the workers are, and
+    server j stands on the host of worker j.
+    """
     if cell.server_placement == "own_host":
         return [rank * cell.hosts // cell.world_size for rank in range(cell.world_size)]
     workers = [rank * cell.hosts // cell.num_workers for rank in range(cell.num_workers)]
@@ -15,9 +18,11 @@ def hosts(cell: Cell) -> list[int]:
 
 
 def replica_and_part(cell: Cell, rank: int) -> tuple[int, int]:
-    """Which replica a worker belongs to, and which part of it it holds. `replica_major`: the parts
-    of a replica are neighbours (worker rank = replica x model_parallel + part); `part_major`: the
-    same parts are."""
+    """Which replica a worker belongs to, and which part of it the worker holds.
+
+    With `replica_major` the parts of a replica have neighbouring ranks (worker rank = replica x
+    model_parallel + part), with `part_major` the replicas of a part have.
+    """
     if cell.rank_placement == "replica_major":
         return divmod(rank, cell.model_parallel)
     part, replica = divmod(rank, cell.replicas)
@@ -32,15 +37,19 @@ def ranks_of_replica(cell: Cell, replica: int) -> list[int]:
 
 
 def ranks_of_part(cell: Cell, part: int) -> list[int]:
-    """World ranks that hold one part, replica by replica; then the servers, which hold slices of
-    all parts."""
+    """World ranks that hold one part, replica by replica, and then the servers.
+
+    The servers are in every such list, because they hold slices of all parts.
+    """
     workers = [ranks_of_replica(cell, replica)[part] for replica in range(cell.replicas)]
     return [*workers, *range(cell.num_workers, cell.world_size)]
 
 
 def ports(cell: Cell) -> list[int]:
-    """The network port of each rank: its host's. hosts = 1 stands for one host per rank, servers
-    placed as it says."""
+    """The network port of each rank, which is that of its host.
+
+    `hosts = 1` stands for one host per rank here; servers stand where `server_placement` says.
+    """
     if cell.hosts > 1:
         return hosts(cell)
     alone = list(range(cell.world_size))

@@ -35,8 +35,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Refused:
-    """A cell that means nothing or that this version cannot run, with the reasons (at least
-    one)."""
+    """A cell that means nothing or that this version cannot run, with one reason or more."""
 
     cell: Cell
     problems: tuple[Problem, ...]
@@ -97,8 +96,10 @@ def load(
     only: str | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Plan:
-    """A plan by path, or by name: `quick` = reports/quick.toml here, else the one shipped.
-    UsageError says why not."""
+    """A plan by path, or by name: `quick` is reports/quick.toml here, else the one shipped.
+
+    Raises UsageError with the reason where it cannot be read.
+    """
     path = locate(str(reference))
     try:
         text = path.read_text(encoding="utf-8")
@@ -118,8 +119,7 @@ def from_flags(
     only: str | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Plan:
-    """A plan of the cell that `--workload cnn --sync asynchronous --replicas 2` describe (`None` =
-    not given).
+    """A plan of the cells that flags of the command line describe; None = a flag was not given.
 
     Text is read as `--set` reads it, so that `--replicas 1,2,4` gives three cells.
     """
@@ -129,8 +129,11 @@ def from_flags(
 
 
 def folders() -> list[Path]:
-    """Where plans are looked up by name, first one first: here, in the wheel, in the clone this
-    code runs from."""
+    """Folders where plans are looked up by name, in this order.
+
+    They are `reports` where the user stands, in the installed package, and in the clone that this
+    code runs from.
+    """
     return [Path.cwd() / "reports", plugins.PACKAGE / "plans", plugins.PACKAGE.parent / "reports"]
 
 

@@ -1,11 +1,11 @@
-"""Finds workloads, strategies, topologies ... by file name or path, and reads them without
-importing.
+"""Finds members (workloads, strategies, topologies ..) and reads their files without importing.
 
-A plug-in is ONE file that defines a class named after its folder (`Workload`, `Parallel`,
+A member is one file that defines a class named after its folder (`Workload`, `Parallel`,
 `Strategy`, `Topology`, `Compression`, `Cluster`). The fields of that class are its options: each
-with a type, a literal default and one line of help under it. A workload's `presets` is a dict
-literal of the module. All of that is read with `ast`, so that `list`, `plan` and cell ids need no
-torch. `load` imports the file.
+has a type, a literal default and one line of help under it. Its other literal attributes are what
+the member declares (`benchsuite/plan/declared.py`). A workload's `presets` is a dict literal of the
+module. All of that is read with `ast`, so that `list`, `plan` and cell ids need no torch; `load`
+imports the file.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ KINDS: Mapping[str, tuple[Path, str, str]] = MappingProxyType(
 
 
 class PluginError(UsageError):
-    """An unknown member or option, or a file that is not a plug-in. The message names what is
-    known."""
+    """An unknown member or option, or a file that is no plug-in; the message says what is known."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,10 @@ class Plugin:
     digest: str  # sha256 of the file's bytes
 
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Every option with its value, defaults filled in. PluginError names the fields for an
-        unknown one."""
+        """Every option with its value, defaults filled in.
+
+        Raises PluginError for an unknown option, with the known ones.
+        """
         for key in given:
             if key not in self.options:
                 raise PluginError(unknown("option", key, self.options, of=self.name))
@@ -122,8 +123,10 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, reference: str) -> Plugin:
-    """A member by file name (`ring`) or by path (`/home/me/my_net.py`). PluginError where there is
-    none."""
+    """A member by file name (`ring`) or by path (`/home/me/my_net.py`).
+
+    Raises PluginError where there is none.
+    """
     by_path = is_path(reference)
     path = _place(kind, reference, os.getcwd() if by_path else "")
     changed_ns = _changed_ns(path)
@@ -148,8 +151,10 @@ def _changed_ns(path: Path) -> int | None:
 
 @lru_cache(maxsize=1024)
 def _place(kind: str, reference: str, here: str) -> Path:
-    """Where a reference leads: asked a hundred thousand times, with links to be looked up. here:
-    for paths."""
+    """Where a reference leads; `here` is the working directory for paths, "" for names.
+
+    It is cached, because it is asked a hundred thousand times and follows symbolic links.
+    """
     return (
         (here / Path(reference).expanduser()).resolve()
         if here
@@ -215,8 +220,7 @@ def _execute(module_name: str, path: Path) -> Any:
 
 
 def is_path(reference: str) -> bool:
-    """Whether a reference is a path (`my_net.py`, `../nets/mine.py`) rather than a member's
-    name."""
+    """Whether a reference is a path (`my_net.py`, `nets/mine.py`) rather than a member's name."""
     return reference.endswith(".py") or "/" in reference
 
 
@@ -230,8 +234,10 @@ def _parse(path: Path, mtime_ns: int) -> ast.Module:
 
 
 def _defines(path: Path, class_name: str) -> bool:
-    """Whether a file defines the class at its top. Most that do not are told by their text: cheaper
-    than parsing."""
+    """Whether a file defines the class at its top level.
+
+    Most files that do not are told by their text, which is cheaper than parsing them.
+    """
     if f"\nclass {class_name}" not in "\n" + path.read_text(encoding="utf-8"):
         return False
     return _class_of(_parse(path, path.stat().st_mtime_ns), class_name) is not None

@@ -35,8 +35,10 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 
 class Selection:
-    """A parsed expression. UsageError for anything that is not one, with the fields, the nearest
-    first."""
+    """A parsed expression.
+
+    Raises UsageError for a text that is none; the message lists the fields, the nearest first.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text

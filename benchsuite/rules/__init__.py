@@ -95,8 +95,10 @@ def notices(cell: Cell) -> list[Problem]:
 
 
 def law_problems(cell: Cell) -> list[Problem]:
-    """What an equality law refuses beyond `validate`: dropout draws differ between shards, bfloat16
-    rounds."""
+    """What an equality law refuses beyond `validate`.
+
+    Dropout draws differ between shards, and bfloat16 rounds.
+    """
     return [*validate(cell), *_unequal(View(cell))]
 
 

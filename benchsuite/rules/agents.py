@@ -13,8 +13,10 @@ PLACE = 20
 
 
 def environments(view: View) -> Problems:
-    """Reinforcement learning: N divides the environments, so that their streams stay the same for
-    any N."""
+    """The number of replicas divides the environments of reinforcement learning.
+
+    So each environment's stream of states stays the same for any number of workers.
+    """
     environments = view.number("workload", "num_environments")
     together = view.cell.batch_mode == "fixed_global"  # else every worker has so many
     if environments and together and view.cell.replicas >= 1 and environments % view.cell.replicas:

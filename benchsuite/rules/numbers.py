@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable
 
 from benchsuite.errors import UsageError
+from benchsuite.plan.declared import SERVER
 from benchsuite.plan.faults import check
-from benchsuite.rules.view import Problem, Problems, View, names_of
+from benchsuite.rules.view import Problem, Problems, View, names_of, one_of
 
 PLACE = 30
 
@@ -40,7 +41,7 @@ def counts(view: View) -> Problems:
             "servers",
             f"servers = {cell.num_servers} with topology = {view.label('topology')}, which has "
             "none",
-            "set servers = 0, or topology = parameter_server",
+            f"set servers = 0, or topology = {one_of(names_of('topology', kind=SERVER))}",
         )
     if not view.topology.kind and cell.num_servers < 0:
         yield Problem(

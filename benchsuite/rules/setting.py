@@ -236,8 +236,10 @@ def cluster(view: View) -> Problems:
 
 
 def tuning(view: View) -> Problems:
-    """Trials choose one factor per cell from what was trained, and `benchsuite run` runs them
-    itself."""
+    """What trials cannot choose a learning rate for.
+
+    They choose one factor per cell from what was trained, and `benchsuite run` runs them itself.
+    """
     cell = view.cell
     if cell.tuning != "per_strategy":
         return

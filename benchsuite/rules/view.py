@@ -87,8 +87,10 @@ class View:
         return declared.COLLECTIVE in allowed or declared.GRAPH in allowed
 
     def option(self, axis: str, name: str) -> Any:
-        """An option: as the cell says, else as the preset says, else the file's default; None = not
-        known."""
+        """An option as the cell says, else as the preset says, else the file's default.
+
+        None where the member has no such option.
+        """
         given = self.cell.options.get(self.label(axis), {})
         if name in given:
             return given[name]

@@ -65,6 +65,7 @@ class Strategy(sync.Strategy):
         "step"
     )
     by_arrival = True
+    answers_at_once = True
     model_parallel = False
     takes_votes = False
     at_least = {"server_threads": 1}

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchsuite.errors import UsageError
+from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.results.assemble.virtual import sections
 from benchsuite.results.record import Run, Status, finite
 from benchsuite.results.tuned import trained
+from benchsuite.rules.view import names_of, one_of
 from benchsuite.virtual.world import Simulated, simulate
 
 TOLERANCE = {
@@ -61,15 +63,16 @@ class PushOrder:
 def in_virtual_time(cell: Cell) -> Cell:
     """The cell of a real run under the virtual clock. UsageError where its log does not tell it
     whole."""
+    answering = names_of("sync", answers_at_once=True)
     reasons = (
         (cell.clock != "wall", f"clock = {cell.clock}", "a run of the wall clock"),
         (
-            cell.sync != "asynchronous",
+            not declared.strategy(cell.sync).answers_at_once,
             f"sync = {cell.sync}",
-            "sync = asynchronous: others answer by a policy's rule",
+            f"sync = {one_of(answering)}: others answer by a policy's rule",
         ),
         (
-            cell.options.get("asynchronous", {}).get("lock") == "none",
+            cell.options.get(plugins.stem(cell.sync), {}).get("lock") == "none",
             "lock = none",
             "lock = exclusive: torn reads",
         ),
