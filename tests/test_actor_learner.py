@@ -19,8 +19,8 @@ from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.plan.plan import load
 from benchsuite.report.spec import parse
 from benchsuite.results.assemble import lag
-from benchsuite.sync.actor_learner import pack, unpack
 from benchsuite.sync.actor_learner import Strategy, pack, unpack
+from benchsuite.topology.server_log import ServerLog
 from benchsuite.worker.rollouts import Batches
 from benchsuite.worker.setup import Training
 from benchsuite.workload import Batch
