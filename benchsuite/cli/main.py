@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `benchsuite export csv | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001  outermost frame: Python's own code for it, 1, would mean "regression"
+    # The outermost frame: Python's own exit code for an error, 1, would mean "regression".
+    except Exception as error:  # noqa: BLE001
         from benchsuite.results.store import StoreError
 
         if not isinstance(error, StoreError):

@@ -40,6 +40,8 @@ STDIN = 0
 
 
 class _Host:
+    """Reads orders, runs one cell at a time, says how each ended."""
+
     def __init__(self, outcome_fd: int, settings: dict[str, Any]) -> None:
         self._outcome_fd = outcome_fd
         self._network_reason: str = settings["network_reason"]
@@ -47,6 +49,7 @@ class _Host:
         self._buffer = b""
 
     def serve(self, modules: list[str]) -> int:
+        """Runs cells until the input ends; returns the exit code."""
         start_fork_server(self._context, modules)
         self._say({"network_reason": self._network_reason, "scratch": util.get_temp_dir()})
         while (line := self._next_line()) is not None:
@@ -90,6 +93,7 @@ class _Host:
         return outcome, usable
 
     def _start(self, ranks: RankProcesses, cell: Cell, run_dir: Path) -> None:
+        """Starts all ranks; rank 0 is handed a bound socket, so that no port is lost to another."""
         document = cell.to_json()
         with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
             for rank in range(cell.world_size):
@@ -109,6 +113,7 @@ class _Host:
                 ranks.start(job, role=role, listener=listener if rank == 0 else None)
 
     def _next_line(self) -> bytes | None:
+        """The next order; None where nobody will give one any more."""
         while b"\n" not in self._buffer:
             select.select([STDIN], [], [])
             data = os.read(STDIN, 1 << 16)

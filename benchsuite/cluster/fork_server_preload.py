@@ -28,7 +28,8 @@ def _serve() -> None:
     for name in filter(None, os.environ.pop(MODULES_VARIABLE, "").split(",")):
         try:
             importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001  one broken plug-in must not cost all cells; its rank will say so
+        # One broken plug-in must not cost all cells; the rank that needs it will say so.
+        except Exception as error:  # noqa: BLE001
             print(f"preload: {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     gc.freeze()  # ranks share these pages; no collector walks (and copies) them
 

@@ -162,7 +162,8 @@ class Cluster(Engine):
             "modules": self._modules,
         }
         outcomes, outcomes_w = os.pipe()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the host; no name, so nothing is left
+        # It lives as long as the host, and has no name, so that nothing is left of it.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._buffer = b""
         try:
             told = [str(outcomes_w), json.dumps(settings)]

@@ -58,14 +58,14 @@ class _Simulator:
     popen: subprocess.Popen[bytes]
     outcomes: int  # descriptor that it writes to
     log: IO[bytes]
-    group: deque[Cell] = field(default_factory=deque)
-    cell: Cell | None = None
-    run_dir: Path = Path()
-    ready: bool = False
-    started_at: str = ""
-    begin: float = 0.0
-    deadline: float = 0.0
-    buffer: bytes = b""
+    group: deque[Cell] = field(default_factory=deque)  # what it will be handed next
+    cell: Cell | None = None  # what it simulates now
+    run_dir: Path = Path()  # of that cell
+    ready: bool = False  # it has said that it has imported everything
+    started_at: str = ""  # of that cell, as a date
+    begin: float = 0.0  # the same in seconds of time.monotonic
+    deadline: float = 0.0  # until then it must have answered, or must be ready
+    buffer: bytes = b""  # an answer whose end has not come yet
 
     @property
     def is_busy(self) -> bool:
@@ -77,16 +77,16 @@ class SimulatorPool:
     """Runs groups of resolved cells. Use it as a context manager; leaving it ends every process."""
 
     def __init__(self, num_processes: int | None = None) -> None:
-        self._most = num_processes or num_cores()
+        self._most = num_processes or num_cores()  # so many simulate at once
         self._simulators: list[_Simulator] = []
         self._folder = tempfile.TemporaryDirectory(prefix="benchsuite-")
-        self._number = 0
+        self._number = 0  # of the next cell: names its run directory
 
     def run(self, groups: Sequence[Sequence[Cell]]) -> Iterator[Ended]:
-        """(cell, sections of its run file, outcome) as they end. Never raises for what a simulation
-        does.
+        """Yields (cell, sections of its run file, outcome) as the simulations end.
 
-        sections: `{"result", "cost", "raw"}`, empty where the outcome is not ok.
+        sections: `{"result", "cost", "raw"}`, empty where the outcome is not ok. Never raises for
+        what a simulation does.
         """
         waiting = deque(deque(group) for group in groups if group)
         failures: deque[Ended] = deque()
@@ -193,14 +193,13 @@ class SimulatorPool:
                 return
             lost += waiting.popleft()
             reason = f"the simulator does not start: {reason}"
+        timed_out = at_deadline and simulator.ready
         for cell in lost:
-            status = Status.TIMEOUT if at_deadline and simulator.ready else Status.FAILED
-            said = (
-                f"deadline of {cell.budget.timeout_s:g} s" if status is Status.TIMEOUT else reason
-            )
-            seconds = time.monotonic() - simulator.begin
             outcome = Outcome(
-                status, said, started_at=simulator.started_at or now_iso(), seconds=seconds
+                Status.TIMEOUT if timed_out else Status.FAILED,
+                f"deadline of {cell.budget.timeout_s:g} s" if timed_out else reason,
+                started_at=simulator.started_at or now_iso(),
+                seconds=time.monotonic() - simulator.begin,
             )
             failures.append((cell, {}, outcome))
         if simulator.group:
@@ -209,7 +208,8 @@ class SimulatorPool:
     def _spawn(self) -> _Simulator:
         main_thread = threading.current_thread() is threading.main_thread()
         outcomes, outcomes_w = os.pipe()
-        log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process; no name, so nothing is left
+        # It lives as long as the process, and has no name, so that nothing is left of it.
+        log = tempfile.TemporaryFile()  # noqa: SIM115
         # 0 = not tied to this process: started by another thread, it would end with that thread.
         parent = os.getpid() if main_thread else 0
         try:

@@ -65,7 +65,8 @@ def answer(document: dict[str, Any], run_dir: Path, kept: Kept) -> dict[str, Any
         return {"status": "failed", "reason": str(error), "culprit": error.culprit}
     except CannotWrite as error:
         return _failed(f"{error.strerror}: {error.filename}")
-    except Exception as error:  # noqa: BLE001  the outermost frame of a cell: recorded, the next one runs
+    # The outermost frame of a cell: what went wrong is recorded, and the next cell is simulated.
+    except Exception as error:  # noqa: BLE001
         traceback.print_exc()
         lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
         return _failed(lines[0] if lines else repr(error))
