@@ -357,6 +357,18 @@ def _row(values: Sequence[str]) -> str:
     return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
 
+def kinds_of_figures(root: Path) -> str:
+    """Every kind of figure and table with its title, its clock and the keys of its own."""
+    del root  # read from the files of the kinds
+    kinds = importlib.import_module("benchsuite.report.kinds")
+    rows = []
+    for name in kinds.names():
+        kind = kinds.find(name).kind
+        keys = "; ".join(f"{key}: {', '.join(filter(None, kind.keys[key]))}" for key in kind.keys)
+        rows.append((f"`{name}`", kind.title, kind.clock, keys))
+    return "\n".join(markdown_table(("kind", "title", "clock", "keys of its own"), rows))
+
+
 PAGES: Mapping[str, Mapping[str, Block]] = {  # page -> its generated parts
     "README.md": {"results": results_table},
     "docs/strategies.md": {
@@ -368,6 +380,7 @@ PAGES: Mapping[str, Mapping[str, Block]] = {  # page -> its generated parts
         "options of parallel": options_of("parallel"),
     },
     "docs/workloads.md": {"options of workload": options_of("workload")},
+    "docs/results.md": {"kinds": kinds_of_figures},
     "docs/command-reference.md": {"verbs": verbs},
 }
 

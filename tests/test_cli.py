@@ -149,6 +149,8 @@ def test_list_names_members_with_options_and_file(capsys: pytest.CaptureFixture[
     text = said(capsys, "list", "sync")[1]
     assert "asynchronous" in text and "lock = 'exclusive'" in text
     assert "quick" in said(capsys, "list", "report")[1]
+    assert said(capsys, "list", "report")[1].startswith("report:\n")
+    assert said(capsys, "list")[1].startswith("workload\n")
 
 
 def test_plan_write_makes_the_cells_of_a_torchrun(

@@ -94,6 +94,19 @@ def test_a_file_that_is_no_kind_is_refused_with_what_it_lacks(
         spec.parse([{"kind": mine}])
 
 
+def test_the_figure_of_the_documentation_is_drawn(tmp_path: Path) -> None:
+    pages = (Path(__file__).resolve().parent.parent / "docs" / "results.md").read_text("utf-8")
+    (code,) = [
+        block.partition("```")[0]
+        for block in pages.split("```python\n")[1:]
+        if "KIND = Kind" in block
+    ]
+    (tmp_path / "my_ends.py").write_text(code, encoding="utf-8")
+    plan = _plan({"kind": str(tmp_path / "my_ends.py")})
+    html = page.render(plan, made.quick_runs((0,)), tmp_path / "page").read_text(encoding="utf-8")
+    assert ">How does every run end?</h2>" in html and "Figure 1. Final metric of " in html
+
+
 def test_a_path_without_a_file_is_refused_with_the_kinds_there_are() -> None:
     with pytest.raises(UsageError, match="no such file; .*staleness"):
         spec.parse([{"kind": "./nowhere.py"}])

@@ -29,7 +29,7 @@ def run(args: Namespace) -> int:
         print_json(listing)
         return 0
     for kind, members in listing.items():
-        print(f"{kind}:" if args.kind is None else kind)
+        print(kind if args.kind is None else f"{kind}:")
         rows = []
         for member in members:
             rows.append((member["name"], f"{member['summary']}  [{member['path']}]"))
