@@ -1,5 +1,7 @@
-"""Ranks for laws: threads of this process, each with its own gloo group, model and store view.
-Never timed."""
+"""Ranks for laws that are threads of this process.
+
+Each has its own gloo group, model and view of the store. They are never used to measure time.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,10 @@ def thread_ranks(
     hosts: Sequence[int] = (),
     timeout_s: float = 30.0,
 ) -> list[T]:
-    """Runs `body(comm)` on `size` thread ranks, returns what each returned; the first error is
-    raised.
+    """Runs `body(comm)` on `size` ranks that are threads and returns what each returned.
 
-    Each thread makes its own `Traffic`; groups meet in a store in memory.
+    The first error is raised. Each thread counts its own `Traffic`, and groups meet in a store in
+    memory.
     """
     _release_sockets()
     store = MemoryStore(timeout_s=timeout_s)
@@ -80,14 +82,19 @@ def thread_ranks(
 
 @functools.cache
 def _transport() -> Any:
-    """One for all: making and ending one takes 10 ms of waiting, and laws make thousands of
-    groups."""
+    """The gloo device that all groups share.
+
+    Making and ending a device takes 10 ms of waiting, and the laws make thousands of groups.
+    """
     return dist.ProcessGroupGloo.create_device(interface="lo")
 
 
 def _release_sockets() -> None:
-    """A group in a reference cycle keeps its sockets until Python looks for cycles: too late where
-    many ranks ran."""
+    """Frees the sockets of groups that have ended, where this process has many open files.
+
+    A group in a reference cycle keeps its sockets until Python looks for cycles, which is too late
+    where many ranks have run.
+    """
     with contextlib.suppress(OSError):
         if len(os.listdir("/proc/self/fd")) > MANY_FILES:
             gc.collect()

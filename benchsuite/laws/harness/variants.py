@@ -1,5 +1,6 @@
-"""What the grid of laws varies besides members and numbers: recipes of the workload, options of
-single members."""
+"""What the grid of laws varies besides members and sizes: recipes of the workload, members'
+options.
+"""
 
 from __future__ import annotations
 
