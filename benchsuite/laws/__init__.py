@@ -1,9 +1,9 @@
-"""What strategies must obey: laws, each with a broken twin that it must catch.
+"""What strategies must obey: laws, each with broken twins that it must catch.
 
-One file per family; its `LAWS` are found by file name (`families`). A law is called with ranks and
-a resolved cell and answers with a `Figure`: a value and the bound that it may not pass. Ranks are
-threads of this process (`ranks.thread_ranks`) or whatever runs `body(comm)` on so many ranks.
-Called by the tests and by `benchsuite verify`.
+There is one file per family of laws; its `LAWS` are found by the file's name (`families`). A law is
+called with ranks and a resolved cell and answers with a `Figure`: a value, and the bound that it
+may not pass. Ranks are threads of this process (`harness/ranks.py`) or anything else that runs
+`body(comm)` on so many ranks. Both the tests and `benchsuite verify` call the laws.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ T = TypeVar("T")
 
 
 class MakeRanks(Protocol):
-    """Runs `body(comm)` on `size` ranks, returns what each returned, raises the first error."""
+    """Runs `body(comm)` on `size` ranks and returns what each returned, or raises the first error."""
 
     def __call__(self, size: int, body: Callable[[ProcessComm], T], *, strict: str = "") -> list[T]:
-        """`strict = "nccl"`: refuses on gloo what NCCL cannot do."""
+        """With `strict = "nccl"` the ranks refuse on gloo what NCCL cannot do."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What a law found. It holds where the value is at most the bound; 0 as a bound means
-    exactly."""
+    """What a law found: it holds where the value is at most the bound.
+
+    A bound of 0 means that the law is exact. A value that is NaN never holds.
+    """
 
     value: float
     bound: float
@@ -39,6 +41,7 @@ class Figure:
 
     @property
     def holds(self) -> bool:
+        """Whether the value is a number and at most the bound."""
         return not math.isnan(self.value) and self.value <= self.bound
 
     def __str__(self) -> str:
@@ -53,7 +56,7 @@ Check = Callable[[MakeRanks, Cell], Figure]
 
 @dataclass(frozen=True)
 class Control:
-    """A negative control: the law, handed something broken, must not hold."""
+    """A negative control, also called a broken twin: the law must not hold for something broken."""
 
     broken: str  # what is broken
     check: Check
@@ -65,10 +68,10 @@ class Control:
 
 @dataclass(frozen=True)
 class Law:
-    """A statement, how it is checked, the cells that it speaks about, its negative controls.
+    """A statement, how it is checked, the cells that it speaks about, and its negative controls.
 
-    Which cells it is shown on, its file says: `CELLS`, one of those in `grid.py` (default: all
-    strategies).
+    Which cells it is shown on stands in its file as `CELLS`, one of those in `harness/cases.py`;
+    without `CELLS` it is shown on all strategies.
     """
 
     name: str
@@ -81,7 +84,7 @@ class Law:
 
 
 def families() -> dict[str, tuple[Law, ...]]:
-    """Family (file name) -> its laws."""
+    """Family, which is the name of its file -> its laws."""
     found = {}
     for module_info in pkgutil.iter_modules(__path__):
         laws = getattr(importlib.import_module(f"{__name__}.{module_info.name}"), "LAWS", None)

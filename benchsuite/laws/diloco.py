@@ -1,8 +1,8 @@
-"""Laws of diloco's `outer_bits`: the outer gradient is off by as much as so many bits allow, and
-sends their bytes.
+"""Laws of diloco's `outer_bits`: the outer gradient is as exact as its bits, and sends their bytes.
 
-Shown on everything that carries quantised vectors. Gradients are given, the outer lr is 1 without
-momentum, and nothing is delayed: the way of the outer copy is then the mean of what was decoded.
+They are shown on everything that carries quantised vectors. Gradients are given, the outer learning
+rate is 1 without momentum, and nothing is delayed: the way of the outer copy is then the mean of
+what was decoded.
 """
 
 from __future__ import annotations
@@ -47,11 +47,10 @@ Step = tuple[
 def within_half_a_step(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Each element of the outer step is that of the mean outer gradient, within half a step per
-    hop.
+    """Each element of an outer step is that of the mean outer gradient, within half a step per hop.
 
     A step is range / (2^bits - 1) of the tensor, the mean of the replicas'. On `direct` the mean
-    makes a second hop.
+    makes a second hop. The twin sends other bits than the option says.
     """
     steps = 2 ** int(option(cell, "diloco", "outer_bits")) - 1
     hops = 2 if cell.topology == "direct" else 1
@@ -69,8 +68,10 @@ def within_half_a_step(
 
 
 def has_levels(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Where one replica alone moves, a tensor of its outer gradient comes back with 2^bits values
-    at most."""
+    """Where one replica alone moves, a tensor of its outer gradient has 2^bits values at most.
+
+    The twin sends other bits than the option says.
+    """
     figures = []
     for where, (_, way) in _outer_steps(make_ranks, cell, both(_one_alone, change)):
         distinct = 1 + int((way.sort().values.diff() > SAME).sum())
@@ -81,8 +82,11 @@ def has_levels(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = Non
 
 
 def sends_its_bits(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Bytes and messages, the library's derived, are those that the file predicts for so many
-    bits."""
+    """Bytes and messages are those that the file predicts for so many bits.
+
+    What the library sends is derived from its calls. Bound: exact. The twin sends other bits than
+    the option says.
+    """
     result = run(make_ranks, cell, change=change)
     return compare(result.traffic + result.called, traffic.predicted(result), result.cell)
 
@@ -107,8 +111,7 @@ def _outer_steps(
 
 
 def _parts(result: Run, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Of the tensors in a fragment, cut at the borders of the servers' slices or the owners'
-    chunks."""
+    """The pieces of a fragment's tensors, cut where servers' slices or owners' chunks end."""
     owners = result.cell.num_servers or (
         result.cell.num_workers if result.cell.topology == "direct" else 1
     )
@@ -120,7 +123,7 @@ def _parts(result: Run, begin: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 class _Given(GivenGradient):
-    """Other numbers for every rank and step, which it remembers."""
+    """Gradients that are other numbers for every rank and step, and are remembered."""
 
     def __init__(self, part: Any, rank: int) -> None:
         super().__init__(part, self._next)
@@ -134,25 +137,27 @@ class _Given(GivenGradient):
 
 
 def _with_given_gradients(training: Training) -> Training:
+    """The change that gives a rank such gradients."""
     part = _Given(training.part, training.comm.rank)
     return rebuilt(training, part=part, recipe=plain_sgd(training.recipe))
 
 
 def _one_alone(training: Training) -> Training:
-    """All replicas but the last one stay where they are."""
+    """The change that leaves all replicas but the last where they are."""
     part: Any = training.part
     part.share = float(training.comm.rank == training.cell.num_workers - 1)
     return training
 
 
 def _gradients(training: Training) -> list[Tensor]:
+    """What the rank remembers of its gradients."""
     part: Any = training.part
     given: list[Tensor] = part.given
     return given
 
 
 def _sends(bits: int) -> Change:
-    """What travels has other bits than the option says."""
+    """The change in which what travels has other bits than the option says."""
 
     def change(training: Training) -> Training:
         strategy: Any = training.strategy
@@ -166,7 +171,7 @@ def _sends(bits: int) -> Change:
 
 
 def _cells(asked: Asked) -> list[Cell]:
-    """Every number of bits on everything that carries quantised vectors."""
+    """Every number of bits, on everything that carries quantised vectors."""
     if not asked.includes(sync="diloco", compression="none"):
         return []
     made = []
@@ -187,17 +192,19 @@ def _cells(asked: Asked) -> list[Cell]:
 
 
 def _on(topology: str, bits: int, **fields: Any) -> Mapping[str, Any]:
+    """Fields of a cell of diloco with so many outer bits."""
     options = {"diloco": {"local_steps": 5, "outer_bits": bits}}
     return {"sync": "diloco", "topology": topology, "replicas": 3, "options": options, **fields}
 
 
 def _control(law: Any, bits: int, sent: int, topology: str, **fields: Any) -> Control:
+    """A twin that sends `sent` bits where the option says `bits`."""
     broken = f"{bits} bits travel as {sent}, {topology}"
     return Control(broken, partial(law, change=_sends(sent)), _on(topology, bits, **fields))
 
 
 def _controls(law: Any, bits: int, sent: int) -> tuple[Control, ...]:
-    """One per way that quantised vectors travel."""
+    """One twin for each way in which quantised vectors travel."""
     ways: Mapping[str, Any] = {"native": {}, "direct": {}, "parameter_server": {"servers": 2}}
     return tuple(_control(law, bits, sent, topology, **fields) for topology, fields in ways.items())
 

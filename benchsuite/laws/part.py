@@ -1,5 +1,8 @@
-"""Laws of `Part.gradient`: announced slices are the gradient, in backward order; what the loss
-misses has 0; under bf16 it is rounded, but the float32 one."""
+"""Laws of `Part.gradient`: what is announced, what is unused, and what bf16 rounds.
+
+Announced slices are the gradient, in the order of the backward pass; a parameter that the loss
+misses has gradient 0; under bf16 the gradient is the float32 one, rounded.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def whole(part: Part) -> Any:
 
 
 class _Idle(nn.Module):
-    """Hands its input on; its parameter is never used."""
+    """A layer that hands its input on and has a parameter which is never used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,8 +68,10 @@ def _part(cell: Cell) -> tuple[Part, Batch]:
 
 
 def announced_is_the_gradient(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """With `ready` the vector, the loss and every slice when it is announced have the bits of the
-    plain gradient."""
+    """With `ready` the vector, the loss and every announced slice have the plain gradient's bits.
+
+    Bound: exact. The twins announce slices too early, or leave one out.
+    """
     cell = cells.resolve(cell)
     plain_part, batch = _part(cell)
     plain_loss = plain_part.gradient(batch)
@@ -89,8 +94,11 @@ def announced_is_the_gradient(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap =
 
 
 def slices_cover_backwards(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """The slices cover the vector once, and a used parameter comes before all that stand before it
-    in the vector."""
+    """The announced slices cover the vector once, from its end to its start.
+
+    A used parameter comes before all that stand before it in the vector. Bound: exact. The twins
+    announce forwards, or leave a slice out.
+    """
     cell = cells.resolve(cell)
     part, batch = _part(cell)
     slices: list[tuple[int, int]] = []
@@ -127,8 +135,10 @@ def _layer_starts(part: Part) -> list[int]:
 
 
 def unused_is_zero(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """A parameter that the loss does not reach has gradient 0, with `ready` and without, whatever
-    stood there."""
+    """A parameter that the loss does not reach has gradient 0, whatever stood there before.
+
+    It is so with `ready` and without. Bound: exact. The twin keeps old values.
+    """
     cell = cells.resolve(cell)
     wrong = 0
     for ready in (None, lambda start, stop: None):
@@ -150,11 +160,12 @@ def bf16_is_close(
     scale: float = 1.0,
     loss_scale: float = 1.0,
 ) -> Figure:
-    """Under autocast loss and gradient are float32's up to roundings to bfloat16, a few per layer,
-    and not its bits.
+    """Under autocast, loss and gradient are float32's up to roundings to bfloat16, and not its
+    bits.
 
-    Parameters and gradient stay in float32. Where nothing differs nothing was cast: as wrong as it
-    can be.
+    There are a few roundings per layer. Parameters and gradient stay in float32. Where nothing
+    differs nothing was cast, and that counts as the worst figure. In the twins autocast is off, or
+    the gradient or the loss is scaled.
     """
     cell = cells.resolve(dataclasses.replace(cell, precision="fp32"))
     workload = setup.start_workload(cell)
@@ -205,10 +216,12 @@ class _Broken:
 
 
 def _broken(how: str) -> Wrap:
+    """The wrapper that breaks a part in this way."""
     return lambda part: _Broken(part, how)
 
 
 def _data(cell: Cell) -> bool:
+    """Whether replicas are one rank each."""
     return cell.parallel == "data"
 
 

@@ -1,5 +1,7 @@
-"""`benchsuite doctor`: what this machine can do, and what is missing for what. No torch here: a
-subprocess looks."""
+"""`benchsuite doctor`: what this machine can do, and what is missing for what.
+
+This process imports no torch; a subprocess looks at torch's parts.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One finding. `remedy` is empty where nothing is missing."""
+    """One finding of the doctor; `remedy` is empty where nothing is missing."""
 
     what: str
     found: str
@@ -46,13 +48,15 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Nothing is missing."""
+        """Whether nothing is missing."""
         return not self.remedy
 
 
 def examine() -> dict[str, Any]:
-    """`{"benchsuite", "machine", "rows": [{what, found, needed_for, remedy, ok}]}`; takes seconds
-    (it starts torch)."""
+    """Looks at the machine, which takes seconds because torch is started.
+
+    Returns `{"benchsuite", "machine", "rows": [{what, found, needed_for, remedy, ok}]}`.
+    """
     rows = [*_machine(), *_torch(examine_torch()), *_network(), *_tools(), *_packages()]
     return {
         "benchsuite": VERSION,
@@ -74,7 +78,7 @@ def table(findings: Mapping[str, Any]) -> str:
 
 
 def private_network() -> str | None:
-    """Why a process cannot have a network of its own; None = it can."""
+    """The reason why a process cannot have a network of its own; None where it can."""
     answer = _run_python(_PROBE_NETWORK, timeout_s=30)
     if answer.returncode == 0:
         return None
@@ -142,7 +146,7 @@ def _torch(torch: Machine) -> Iterator[Row]:
 
 
 def _accelerators(torch: Machine) -> Iterator[Row]:
-    """GPUs and nccl: only a machine that has a GPU can miss something."""
+    """The rows on GPUs and nccl; only a machine that has a GPU can lack something here."""
     names = ", ".join(sorted(set(environment.gpus())))
     devices = torch.num_cuda_devices or 0
     if devices:

@@ -1,11 +1,11 @@
-"""What one would write without the suite: two training scripts, the baselines of `benchsuite
-selfcheck`.
+"""Two training scripts as one would write them without the suite: baselines of `selfcheck`.
 
-`flat_loop`: one flat gradient, the backend's all-reduce (what `synchronous` over `native` does).
-`ddp_loop`: DistributedDataParallel as its documentation shows it (what `ddp` does). Model, data and
-recipe are the workload's; the loops themselves use torch only: no beat, no clock rows but one time
-stamp per step, no counting, no snapshots. A rank's record is `{"steps": {"start_ns", "end_ns",
-"loss"}, "cpu_s"}`: what `selfcheck` reads of a real one.
+`flat_loop` keeps one flat gradient and calls the backend's all-reduce, as `synchronous` over
+`native` does. `ddp_loop` uses DistributedDataParallel as its documentation shows it, as `ddp` does.
+
+Model, data and recipe are the workload's. The loops themselves use torch only: one time stamp per
+step, no heartbeat, no other clock rows, no counting, no snapshots. A rank's record is `{"steps":
+{"start_ns", "end_ns", "loss"}, "cpu_s"}`, which is what `selfcheck` reads of a real rank's.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from benchsuite.workload import Recipe, Workload, seeded_layers
 
 
 def flat_loop(job: RankJob) -> None:
-    """Parameters and gradient are one vector each; the gradient is summed over the ranks and
-    divided."""
+    """Trains with parameters and gradient as one vector each.
+
+    The gradient is summed over the ranks and then divided.
+    """
     workload, recipe, steps = begin(job)
     rank = job.rank
     size = job.world_size
@@ -63,7 +65,7 @@ def flat_loop(job: RankJob) -> None:
 
 
 def ddp_loop(job: RankJob) -> None:
-    """zero_grad, forward, backward, step."""
+    """Trains with DistributedDataParallel: zero_grad, forward, backward, step."""
     workload, recipe, steps = begin(job)
     rank = job.rank
     size = job.world_size
@@ -92,7 +94,7 @@ def ddp_loop(job: RankJob) -> None:
 
 
 def begin(job: RankJob) -> tuple[Workload, Recipe, int]:
-    """Threads, process group, data: (workload, recipe, steps)."""
+    """Sets threads, process group and data; returns (workload, recipe, steps)."""
     torch.set_num_threads(int(job.cell["threads"]))
     timeout = timedelta(seconds=job.timeout_s)
     store = dist.TCPStore(
