@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class MakeRanks(Protocol):
-    """Runs `body(comm)` on `size` ranks and returns what each returned, or raises the first error."""
+    """Runs `body(comm)` on `size` ranks; returns what each returned or raises the first error."""
 
     def __call__(self, size: int, body: Callable[[ProcessComm], T], *, strict: str = "") -> list[T]:
         """With `strict = "nccl"` the ranks refuse on gloo what NCCL cannot do."""

@@ -114,8 +114,7 @@ def _num_gathered(part: Any) -> int:
 def units_travel_as_told(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Each unit is gathered before the forward pass, gathered before the backward pass, and
-    reduced.
+    """Each unit is gathered before the forward and the backward pass, and reduced once.
 
     A unit that stays gathered is not gathered again. An inference before a step changes nothing,
     and a rollout gathers once. Bound: exact, in calls too many or too few. The twins leave a unit

@@ -83,7 +83,7 @@ def second_modulus(cell: Cell) -> float:
 
 
 def _mode(training: Training) -> Training:
-    """The change in which replicas start along the slowest mode of W, so that it is what is seen."""
+    """The change in which replicas start along the slowest mode of W, which is then all there is."""
     changed = apart_without_gradients(training)
     matrix = mixing([seated(training.cell, rank) for rank in range(training.comm.size)], 0)
     values, vectors = torch.linalg.eigh(matrix)
@@ -145,8 +145,9 @@ def _unequal(training: Training) -> Training:
 
 
 def _leaks(training: Training) -> Training:
-    """The change in which a replica keeps a hundredth too much, so that the rows of W do not sum to
-    1.
+    """The change in which a replica keeps a hundredth too much.
+
+    The rows of W no longer sum to 1.
     """
     strategy: Any = training.strategy
     mix = strategy._mix

@@ -59,7 +59,10 @@ def _compared(
     change: Change | None,
     made: Callable[[Tensor, Shapes], Exchange],
 ) -> Figure:
-    """The largest relative error of any worker after any step, against the loop that `made` makes."""
+    """The largest relative error of any worker after any step.
+
+    The reference is a serial loop with the exchange that `made` makes.
+    """
     result = run(make_ranks, cell, change=change)
     path = gossiping(cell, made(result.workers[0].params[0], result.workers[0].shapes))
     value, where = worst(

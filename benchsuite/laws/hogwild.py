@@ -198,7 +198,7 @@ def _twofold(training: Training) -> Training:
 
 
 def _whole_rate(training: Training) -> Training:
-    """The change in which a step on batch/N samples goes with the learning rate of a whole batch."""
+    """The change in which a step on batch/N samples has the learning rate of a whole batch."""
     strategy: Any = training.strategy
     strategy._updater = Updater(strategy._shared, training.recipe)
     return training

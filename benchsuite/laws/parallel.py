@@ -201,7 +201,10 @@ def half_of_a_part(training: Training) -> Training:
 
 
 def own_loss(training: Training) -> Training:
-    """The change in which each part tells a sum that was not divided: its loss times their number."""
+    """The change in which each part tells a sum that was not divided.
+
+    It is the mean loss times the number of parts.
+    """
     part: Any = training.replica
     if part is not None:
         gradient = part.gradient

@@ -160,8 +160,7 @@ def bf16_is_close(
     scale: float = 1.0,
     loss_scale: float = 1.0,
 ) -> Figure:
-    """Under autocast, loss and gradient are float32's up to roundings to bfloat16, and not its
-    bits.
+    """Under autocast, loss and gradient are float32's up to bfloat16's roundings, not its bits.
 
     There are a few roundings per layer. Parameters and gradient stay in float32. Where nothing
     differs nothing was cast, and that counts as the worst figure. In the twins autocast is off, or

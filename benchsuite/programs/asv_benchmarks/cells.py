@@ -105,5 +105,5 @@ def samples(values: list[float]) -> Track:
 
 
 def _floats(column: Any) -> list[float]:
-    """The values as plain floats: asv pickles them and writes JSON, and cannot do so with numpy's."""
+    """The values as plain floats, because asv cannot pickle numpy's and write them as JSON."""
     return [float(value) for value in column.dropna()]

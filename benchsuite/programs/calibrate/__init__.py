@@ -1,1 +1,1 @@
-"""Small measurements of links and gradients, which the cost model and virtual clock are fitted to."""
+"""Small measurements of links and gradients, which cost model and virtual clock are fitted to."""
