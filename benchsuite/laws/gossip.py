@@ -83,7 +83,7 @@ def second_modulus(cell: Cell) -> float:
 
 
 def _mode(training: Training) -> Training:
-    """The change in which replicas start along the slowest mode of W, which is then all there is."""
+    """The change in which replicas start along the slowest mode of W and nowhere else."""
     changed = apart_without_gradients(training)
     matrix = mixing([seated(training.cell, rank) for rank in range(training.comm.size)], 0)
     values, vectors = torch.linalg.eigh(matrix)

@@ -40,8 +40,8 @@ def equals_its_loop(
 ) -> Figure:
     """Every worker's parameters after every step are those of the serial loop of N replicas.
 
-    Bound: a relative error of 1e-10. In the twins replicas never meet, forget to divide, average
-    gradients in the place of parameters, or delay nothing.
+    Bound: a relative error of 1e-10. Among the twins replicas never meet, the division by N is
+    missing, gradients are averaged instead of parameters, or nothing is delayed.
     """
     result = run(make_ranks, cell, change=change)
     path = LOOPS[loop or sync_of(cell)](result.cell)
@@ -76,7 +76,7 @@ def has_loop(cell: Cell) -> bool:
 def agree_together(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
     """Right after an agreement all replicas hold the same bits, and between two they do not.
 
-    Bound: exact. In the twins replicas never meet.
+    Bound: exact. In the twins replicas never meet, or one element is not averaged.
     """
     result = run(make_ranks, cell, change=change)
     steps = len(result.workers[0].params) - 1

@@ -75,8 +75,9 @@ def equals_one_process(
     """Every worker's parameters after every step are those of one process on the whole batch.
 
     `clip_norm` clips both, where the recipe does not. Bound: a relative error of 1e-10 in float64
-    and 1e-6 in float32. In the twins the division by N is missing, a backup worker's gradient is
-    dropped, or each replica's gradient is clipped instead of the mean.
+    and 1e-6 in float32. Among the twins the division by N is missing, nothing is synchronised, an
+    answer or a backup worker's gradient is dropped, or each replica's gradient is clipped instead
+    of the mean.
     """
     clipped = None if clip_norm is None else partial(with_clip_norm, clip_norm=clip_norm)
     result = run(make_ranks, cell, change=both(clipped, change), strict=strict)
@@ -102,7 +103,8 @@ def replicas_agree(
 ) -> Figure:
     """After every step all workers hold the same bits.
 
-    Bound: exact. The twins synchronise nothing, or leave one element unreduced.
+    Bound: exact. The twins synchronise nothing, leave one element unreduced, or let one worker drop
+    the answer.
     """
     result = run(make_ranks, cell, change=change, strict=strict)
     first = result.workers[0].params
@@ -123,7 +125,7 @@ def alone_is_the_plain_loop(
     """One worker is bit for bit the plain training loop.
 
     Clipped cells are left out, because torch takes a norm of norms, which rounds differently.
-    Bound: exact. The twin rounds once more.
+    Bound: exact. The twins round once more, or drop the answer.
     """
     result = run(make_ranks, cell, change=change)
     reference = one_process(result.cell)
@@ -142,7 +144,7 @@ def integers_are_exact(
     """Integer gradients give the bits of the serial sum, so all topologies give the same bits.
 
     They are float32, added first and divided once. Bound: exact. The twins divide before they add,
-    or round once more.
+    leave one element unreduced, or do not divide on the server.
     """
     cell = dataclasses.replace(cell, precision="fp32")
     result = run(make_ranks, cell, change=both(with_integer_gradients, change))
