@@ -32,8 +32,7 @@ from benchsuite.laws.harness.twins import late_gradient
 from benchsuite.laws.server_log import Read, as_written, reads_forgotten, tiling_residual
 from benchsuite.laws.topology import compare
 from benchsuite.laws.traffic import described
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.worker import predict, setup
 from benchsuite.worker.setup import Training
 from benchsuite.workload import seeded_layers
@@ -203,7 +202,7 @@ def _cells(asked: cases.Asked) -> Sequence[Cell]:
     if not asked.includes(sync="actor_learner", topology="parameter_server", compression="none"):
         return []
     made = [
-        cells.resolve(
+        resolve(
             Cell(
                 **{
                     **_ON,

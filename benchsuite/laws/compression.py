@@ -23,9 +23,8 @@ from benchsuite.laws.codecs import SHAPES, vector
 from benchsuite.laws.harness.cases import Asked, Cells, subject_of, tiny
 from benchsuite.laws.harness.runs import Change, count_different, run
 from benchsuite.laws.topology import compare, is_collective
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import Topology
 from benchsuite.worker import setup
 from benchsuite.worker.setup import Training
@@ -115,7 +114,7 @@ def same_bits_everywhere(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None
 
     Bound: exact. The twins synchronise nothing, or leave one element unreduced.
     """
-    ranks = means(make_ranks, cells.resolve(cell), mean=mean)
+    ranks = means(make_ranks, resolve(cell), mean=mean)
     different = sum(
         count_different(result, ranks[0].results[key])
         for rank in ranks[1:]
@@ -130,7 +129,7 @@ def counted_is_predicted(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None
     What the library sends is derived from its calls. Bound: exact. The twins synchronise or gather
     twice.
     """
-    ranks = means(make_ranks, cells.resolve(cell), mean=mean)
+    ranks = means(make_ranks, resolve(cell), mean=mean)
     return compare(sum((rank.traffic for rank in ranks), Traffic()), ranks[0].predicted, cell)
 
 
@@ -146,7 +145,7 @@ def stays_not_finite(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = N
             flat[len(flat) // 2] = float("nan")
         return flat
 
-    ranks = means(make_ranks, cells.resolve(cell), given=given, mean=mean)
+    ranks = means(make_ranks, resolve(cell), given=given, mean=mean)
     finite = sum(
         bool(torch.isfinite(result).all()) for rank in ranks for result in rank.results.values()
     )

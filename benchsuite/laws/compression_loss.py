@@ -29,9 +29,8 @@ from benchsuite.laws.compression import (
     random_vectors,
 )
 from benchsuite.laws.harness.runs import count_different, relative, with_options, worst
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import Topology
 from benchsuite.worker import setup
 
@@ -65,7 +64,7 @@ def feedback(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> 
 
     Bound: a relative error of 1e-12. The twins drop what is left over or do not divide by N.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     ranks = means(make_ranks, cell, mean=mean)
     figures: list[tuple[float, str]] = []
     for case in CASES:
@@ -88,7 +87,7 @@ def is_the_dense_mean(
     made: Callable[[], Any] | None = None,
 ) -> Figure:
     """Nothing is lost: every mean is that of the vectors themselves."""
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     value, where = worst(
         [
             (relative(result - dense, dense), f"{key}")
@@ -139,7 +138,7 @@ def within_roundings(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = N
     There is one rounding of what each rank puts in, N - 1 of sums, and one of the quotient. Bound:
     1, a share of what is allowed. The twins do not divide by N or leave one element unreduced.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     name = plugins.stem(cell.compression)
     size = cell.replicas
     figures = []
@@ -162,7 +161,7 @@ def within_two_hops(
     Bound: 0.501 steps for each hop, where the second's range is a little wider. The twins leave one
     element unreduced, or are judged by one bit too many.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     figures = []
     for rank in means(make_ranks, cell, mean=mean):
         for (case, round_), result in rank.results.items():
@@ -197,7 +196,7 @@ def is_the_majority(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = No
 
     Bound: exact. In the twins a tie counts as +1, or the sign of the mean is taken.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     different = 0
     ties = 0
     for rank in means(make_ranks, cell, mean=mean):
@@ -221,7 +220,7 @@ def is_scaled_signs(
     e <- e + g; sent is mean|e| sign(e) per tensor; e keeps the rest. The scale travels as float32.
     Bound: a relative error of 1e-12. The twins shrink the scale or use one for all tensors.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     ranks = means(make_ranks, cell, made=made)
     figures = []
     for case, shapes in CASES.items():

@@ -21,8 +21,7 @@ from benchsuite.comm import Comm
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
 from benchsuite.laws.harness.virtual_ranks import virtual_ranks
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.results.assemble.virtual import sections
 from benchsuite.topology import Topology
 from benchsuite.virtual.world import simulate
@@ -143,7 +142,7 @@ def served_steps(cell: Cell, steps: int) -> tuple[float, int, int]:
         options={"mlp": {"num_parameters": 20_000}},
     )
     with tempfile.TemporaryDirectory() as folder:
-        simulated = simulate(cells.resolve(small), folder)
+        simulated = simulate(resolve(small), folder)
     result, cost, _ = sections(small, simulated.records, simulated.facts)
     return cost["virtual_s"], result["busiest_port_bytes"], 4 * result["num_parameters"]
 

@@ -33,8 +33,7 @@ from benchsuite.laws.harness.runs import (
 )
 from benchsuite.laws.harness.variants import APART_RECIPES, VARIANTS
 from benchsuite.laws.topology import compare
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import bounds
 from benchsuite.worker.setup import Training
 
@@ -95,7 +94,7 @@ def _outer_steps(
     make_ranks: MakeRanks, cell: Cell, change: Change | None
 ) -> Iterator[tuple[str, Step]]:
     """Every outer step of every part of a tensor that has a range of its own."""
-    cell = cells.resolve(with_options(cell, "diloco", outer_lr=1.0, outer_momentum=0.0, delay=0))
+    cell = resolve(with_options(cell, "diloco", outer_lr=1.0, outer_momentum=0.0, delay=0))
     result = run(make_ranks, cell, change=both(_with_given_gradients, change), after=_gradients)
     every, fragments = (int(option(cell, "diloco", name)) for name in ("local_steps", "fragments"))
     first = result.workers[0].params

@@ -29,8 +29,7 @@ from benchsuite.laws.harness.runs import (
     with_options,
     worst,
 )
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.sync.elastic_averaging import Centre
 from benchsuite.worker.setup import Training
 
@@ -65,7 +64,7 @@ def factor_of_an_exchange(
     The gap is the mean of the replicas minus the centre, so the form is stable where moving_rate (N
     + 1) < 2. Bound: 1e-12. In the twin the centre moves by the mean of the pulls.
     """
-    cell = cells.resolve(with_options(cell, "elastic_averaging", period=1))
+    cell = resolve(with_options(cell, "elastic_averaging", period=1))
     result = run(make_ranks, cell, change=both(apart_without_gradients, change), after=centre_of)
     gap = torch.stack([worker.params[0] for worker in result.workers]).mean(0) - _first_centre(
         result
@@ -89,7 +88,7 @@ def each_exchange(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = 
     that the push met. Bound: a relative error of 1e-12. In the twins the centre takes half the
     moving rate, or the worker drops the answer.
     """
-    cell = cells.resolve(with_options(cell, "elastic_averaging", period=1))
+    cell = resolve(with_options(cell, "elastic_averaging", period=1))
     result = run(make_ranks, cell, change=both(apart_without_gradients, change))
     rate = float(option(cell, "elastic_averaging", "moving_rate"))
     figures = []

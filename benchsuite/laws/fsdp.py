@@ -27,8 +27,7 @@ from benchsuite.laws.parallel import held
 from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.parallel.pieces import join
 from benchsuite.parallel.shards import Unit, units_of
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.worker import model_parallel, setup
 from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import TrafficMode
@@ -120,7 +119,7 @@ def units_travel_as_told(
     and a rollout gathers once. Bound: exact, in calls too many or too few. The twins leave a unit
     gathered, free the root, or count an inference as a step.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     seen = _ran(make_ranks, cell, change)
     size = cell.model_parallel
     reshard = option(cell, "fsdp", "reshard")
@@ -150,7 +149,7 @@ def shards_make_the_whole(
 
     The padding is what the parts say they have. Bound: exact. In the twin padding is not told.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     seen = _ran(make_ranks, cell, change)
     whole = sum(p.numel() for p in trained_parameters(nn.Sequential(*_meta(cell))).values())
     kept = sum(each.params.numel() for each in seen)
@@ -172,7 +171,7 @@ def nothing_stays_gathered(
 
     Bound: exact. In the twin a backward pass frees nothing.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     seen = _ran(make_ranks, cell, change)
     gathered = max(each.num_gathered for each in seen)
     return Figure(gathered, 0, f"{gathered} parameters were whole, {cases.label(cell)}")
@@ -186,7 +185,7 @@ def computes_with_the_newest(
     Bound: a relative error of 1e-10. The twins add gradients up, gather once for all, or do not
     refresh padded shards.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     seen = _ran(make_ranks, cell, change)
     pieces, shapes = held(cell)
     params, grad = (
@@ -302,7 +301,7 @@ def _cells(asked: cases.Asked) -> list[Cell]:
     shapes = [on(options={"fsdp": given}) for given in VARIANTS["fsdp"]]
     shapes += [on(**TRANSFORMER, options={"fsdp": given}) for given in VARIANTS["fsdp"][:2]]
     shapes += [on(**UNEVEN), on(model_parallel=4), on(model_parallel=4, **TRANSFORMER)]
-    return [cells.resolve(cases.on(cases.tiny(), **shape)) for shape in shapes]
+    return [resolve(cases.on(cases.tiny(), **shape)) for shape in shapes]
 
 
 def _applies(cell: Cell) -> bool:

@@ -27,8 +27,7 @@ from benchsuite.laws.harness.runs import (
 )
 from benchsuite.laws.harness.serial import mixing, seated
 from benchsuite.laws.replicas import gradients_instead
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.worker.setup import Training
 
 CONSERVED = 1e-12
@@ -63,7 +62,7 @@ def contracts_by_modulus(
     W is constant and symmetric, and the learning rate is 0. Bound: a relative error of 1e-4. In the
     twin a replica keeps a hundredth too much.
     """
-    cell = cells.resolve(dataclasses.replace(cell, budget=Budget(steps=STEPS)))
+    cell = resolve(dataclasses.replace(cell, budget=Budget(steps=STEPS)))
     result = run(make_ranks, cell, change=both(_mode, change))
     before, after = (_disagreement(result, step) for step in (STEPS - 10, STEPS))
     modulus = second_modulus(cell)
@@ -107,7 +106,7 @@ def stays_together(make_ranks: MakeRanks, cell: Cell, *, change: Change | None =
     replica. The twin averages neighbours' gradients instead of parameters, which lets modes of W
     with a negative eigenvalue grow.
     """
-    cell = cells.resolve(dataclasses.replace(cell, budget=Budget(steps=STEPS_APART)))
+    cell = resolve(dataclasses.replace(cell, budget=Budget(steps=STEPS_APART)))
     result = run(make_ranks, cell, change=both(_unequal, change))
     last = torch.stack([worker.params[-1] for worker in result.workers])
     farthest = float(last.norm(dim=1).max() / _point(0, last.shape[1], last.dtype).norm())

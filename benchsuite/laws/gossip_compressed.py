@@ -20,9 +20,8 @@ from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.gossip import is_gossip
 from benchsuite.laws.harness.runs import Change, relative, run, with_options, worst
 from benchsuite.laws.harness.serial import Exchange, gossiping, mix
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.worker import setup
 from benchsuite.worker.setup import Training
 from benchsuite.workload import Shapes
@@ -37,7 +36,7 @@ def follows_choco(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = 
     Bound: a relative error of 1e-10. In the twins replicas never mix, the consensus rate is
     missing, or copies are forgotten.
     """
-    cell = cells.resolve(with_options(cell, "gossip", consensus_rate=RATE))
+    cell = resolve(with_options(cell, "gossip", consensus_rate=RATE))
     return _compared(make_ranks, cell, change, lambda start, shapes: Choco(cell, start, shapes))
 
 
@@ -50,7 +49,7 @@ def lossless_is_mixing(
     missing.
     """
     cell = with_options(with_options(cell, "gossip", consensus_rate=RATE), "topk", rho=1.0)
-    return _compared(make_ranks, cells.resolve(cell), change, lambda start, shapes: towards_mixing)
+    return _compared(make_ranks, resolve(cell), change, lambda start, shapes: towards_mixing)
 
 
 def _compared(

@@ -15,9 +15,8 @@ from torch import Tensor
 from benchsuite.comm import Comm
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import Graph
 from benchsuite.worker import setup
 
@@ -69,7 +68,7 @@ def is_doubly_stochastic(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whol
     Rows sum to 1 by definition. Bound: 1e-12. In the twins all listen to rank 0, or weights are too
     heavy.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     worst = 0.0
     where = ""
     for step, w in enumerate(matrices(told(make_ranks, cell, wrap))):
@@ -89,7 +88,7 @@ def says_one_thing(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
     Each edge is there once, in the order of ranks. Bound: exact. The twins send to the next step's
     listeners, or listen to others.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     per_rank = told(make_ranks, cell, wrap)
     wrong = 0
     where = ""
@@ -122,7 +121,7 @@ def mixes(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
     The second largest modulus of the eigenvalues of their product is below 1, with 1 - 1e-6 as the
     bound. In the twin the pairs never change.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     product = _product(matrices(told(make_ranks, cell, wrap)))
     modulus = float(torch.linalg.eigvals(product - 1 / cell.replicas).abs().max())
     return Figure(modulus, 1 - 1e-6, f"second largest modulus after {STEPS} steps, {cell.label}")
@@ -133,7 +132,7 @@ def agrees_after_q(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
 
     Their product is 1/N everywhere. Bound: 1e-12. In the twin the distance does not double.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     rounds = cell.replicas.bit_length() - 1
     found = matrices(told(make_ranks, cell, wrap))
     gaps = [

@@ -22,8 +22,7 @@ from benchsuite.laws.topology import (
     same_bits_everywhere,
     vector,
 )
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import Topology
 from benchsuite.topology.hierarchical import ranks_by_host
 from benchsuite.worker import setup
@@ -61,7 +60,7 @@ def on_hosts(
 ) -> Figure:
     """A law of a mean on every placement; the answer is the worst of its figures."""
     figures = [
-        (hosts, law(placed(make_ranks, hosts), cells.resolve(cell), mean=mean))
+        (hosts, law(placed(make_ranks, hosts), resolve(cell), mean=mean))
         for hosts in placements(cell.replicas)
     ]
     hosts, worst = max(figures, key=lambda pair: pair[1].value)
@@ -133,7 +132,7 @@ def lives_there_or_is_copied(
             different += int(outside.count_nonzero())
         return different
 
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     wrong = {
         str(hosts): sum(placed(make_ranks, hosts)(cell.replicas, body))
         for hosts in [[0] * cell.replicas, *placements(cell.replicas)]

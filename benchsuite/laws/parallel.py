@@ -24,9 +24,8 @@ from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.laws.topology import compare
 from benchsuite.laws.traffic import described
 from benchsuite.parallel.pieces import Piece, join
-from benchsuite.plan import cell as cells
 from benchsuite.plan import placement, plugins
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.worker import model_parallel, predict, setup
 from benchsuite.worker.setup import Training
 from benchsuite.workload import Batch, Shapes, seeded_layers, trained_parameters
@@ -304,10 +303,10 @@ def _of(name: str) -> list[Cell]:
         "precision": "fp64",
         "budget": short,
     }
-    made += [cells.resolve(Cell(workload=workload, **real)) for workload in REAL]
+    made += [resolve(Cell(workload=workload, **real)) for workload in REAL]
     # a tied matrix, clipped by two servers
     served: dict[str, Any] = {"replicas": 2, "topology": "parameter_server", "servers": 2}
-    made.append(cells.resolve(Cell(workload="transformer", **real, **served)))
+    made.append(resolve(Cell(workload="transformer", **real, **served)))
     return made
 
 

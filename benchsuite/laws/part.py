@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
 from benchsuite.laws.harness.runs import count_different, relative
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.worker import devices, setup
 from benchsuite.workload import Batch, Part, Workload, read_loss
 
@@ -72,7 +71,7 @@ def announced_is_the_gradient(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap =
 
     Bound: exact. The twins announce slices too early, or leave one out.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     plain_part, batch = _part(cell)
     plain_loss = plain_part.gradient(batch)
     part, batch = _part(cell)
@@ -99,7 +98,7 @@ def slices_cover_backwards(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = wh
     A used parameter comes before all that stand before it in the vector. Bound: exact. The twins
     announce forwards, or leave a slice out.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     part, batch = _part(cell)
     slices: list[tuple[int, int]] = []
     wrap(part).gradient(batch, lambda start, stop: slices.append((start, stop)))
@@ -139,7 +138,7 @@ def unused_is_zero(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
 
     It is so with `ready` and without. Bound: exact. The twin keeps old values.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     wrong = 0
     for ready in (None, lambda start, stop: None):
         part, batch = _part(cell)
@@ -166,7 +165,7 @@ def bf16_is_close(
     differs nothing was cast, and that counts as the worst figure. In the twins autocast is off, or
     the gradient or the loss is scaled.
     """
-    cell = cells.resolve(dataclasses.replace(cell, precision="fp32"))
+    cell = resolve(dataclasses.replace(cell, precision="fp32"))
     workload = setup.start_workload(cell)
     parallel = setup.make_parallel(cell)
     device = devices.current(cell)

@@ -24,9 +24,8 @@ from benchsuite.laws.harness.runs import Change, run
 from benchsuite.laws.harness.variants import VARIANTS, Fields
 from benchsuite.laws.parallel import equals_undivided
 from benchsuite.parallel import slots
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.worker import model_parallel, setup
 from benchsuite.worker.setup import Training
 from benchsuite.workload import Batch, micro_batches, seeded_layers, trained_parameters
@@ -250,7 +249,7 @@ def _cells(asked: cases.Asked) -> list[Cell]:
     if not asked.is_about("pipeline"):
         return []
     made = [
-        cells.resolve(Cell(**real, precision="fp64", **{**on(stages, **given), "budget": SHORT}))
+        resolve(Cell(**real, precision="fp64", **{**on(stages, **given), "budget": SHORT}))
         for real in REAL
         for given in VARIANTS["pipeline"]
         for stages in (2, 4)

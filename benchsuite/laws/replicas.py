@@ -29,8 +29,7 @@ from benchsuite.laws.harness.runs import (
 from benchsuite.laws.harness.serial import LOOPS
 from benchsuite.laws.synchronous import FLOAT64, equals_one_process
 from benchsuite.laws.topology import is_counted
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.update import state_vectors
 from benchsuite.worker.setup import Training
 
@@ -121,7 +120,7 @@ def bytes_are_a_share(make_ranks: MakeRanks, cell: Cell, *, change: Change | Non
     term counts once more for each of the optimiser's vectors of P. Bound: exact. The twin agrees
     twice.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     result = run(make_ranks, cell, change=change)
     recipe = recipe_of(cell)
     steps = recipe.budget // recipe.global_batch
@@ -178,7 +177,7 @@ def diloco_without_outer(
     options = {name: given for name, given in cell.options.items() if name != "diloco"}
     options["local_sgd"] = {"local_steps": every, "momentum": "local"}
     path = LOOPS["local_sgd"](
-        cells.resolve(dataclasses.replace(result.cell, sync="local_sgd", options=options))
+        resolve(dataclasses.replace(result.cell, sync="local_sgd", options=options))
     )
     value, where = worst(
         [

@@ -20,8 +20,7 @@ from torch import Tensor
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import twins
 from benchsuite.laws.harness.runs import Change, PushLog, option, run, sync_of
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, global_batch
 
 Read = Callable[[PushLog], PushLog]
 
@@ -96,7 +95,7 @@ def versions_are_pushes(
     result = run(make_ranks, cell, change=change)
     sent = sum(result.events["pushes"])
     budget = result.cell.budget.samples or 0
-    batches = budget * result.cell.num_workers // cells.global_batch(result.cell)
+    batches = budget * result.cell.num_workers // global_batch(result.cell)
     numbers = [
         (log.version, len(log.worker), sum(log.replies), sent, batches) for log in result.logs
     ]
@@ -136,9 +135,7 @@ def batches_are_used_once(
     """
     result = run(make_ranks, cell, change=change)
     due = range(
-        (result.cell.budget.samples or 0)
-        * result.cell.num_workers
-        // cells.global_batch(result.cell)
+        (result.cell.budget.samples or 0) * result.cell.num_workers // global_batch(result.cell)
     )
     gap = 0
     for log in result.logs:

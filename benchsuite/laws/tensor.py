@@ -24,8 +24,7 @@ from benchsuite.laws.harness.variants import Fields
 from benchsuite.laws.parallel import held
 from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.parallel.pieces import join
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, global_batch, resolve
 from benchsuite.worker import model_parallel, setup
 from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import TrafficMode
@@ -99,7 +98,7 @@ def a_block_is_four(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
     sizes = {
         name: option(result.cell, "transformer", name) for name in ("blocks", "context", "width")
     }
-    activation = cells.global_batch(result.cell) * sizes["context"] * sizes["width"]
+    activation = global_batch(result.cell) * sizes["context"] * sizes["width"]
     told = Counter({("allreduce", activation): PER_BLOCK * sizes["blocks"]})
     seen = [worker.after.calls for worker in result.workers]
     wrong = sum(abs(calls[name] - told[name]) for calls in seen for name in calls | told)
@@ -250,7 +249,7 @@ def _cells(asked: cases.Asked) -> list[Cell]:
         for size in (2, 4)
         for shape in shapes
     ]
-    return [cells.resolve(cell) for cell in made]
+    return [resolve(cell) for cell in made]
 
 
 def _applies(cell: Cell) -> bool:

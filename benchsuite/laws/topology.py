@@ -17,9 +17,8 @@ from benchsuite.comm import Comm, Traffic
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases, twins
 from benchsuite.laws.harness.runs import count_different, option, place
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import Topology, bounds
 from benchsuite.worker import setup
 from benchsuite.worker.traffic_mode import derived_total
@@ -87,7 +86,7 @@ def integer_mean(
 
     Bound: exact. In the twin the division by N is missing.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     body = partial(means, cell=cell, integers=True, mean=mean)
     different = 0
     for results, _, _ in make_ranks(cell.replicas, body, strict=strict):
@@ -106,7 +105,7 @@ def same_bits_everywhere(
 
     Bound: exact. In the twins nothing is synchronised, or one element is not reduced.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     per_rank = make_ranks(
         cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
     )
@@ -126,7 +125,7 @@ def ring_order(
 
     Chunk c starts at rank c. Bound: exact. The twins add in the order of ranks.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     different = 0
     for results, _, _ in make_ranks(
         cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
@@ -155,7 +154,7 @@ def in_rank_order(
 
     Bound: exact. The twin adds around a ring.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     different = 0
     for results, _, _ in make_ranks(
         cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
@@ -177,7 +176,7 @@ def counted_is_predicted(
 
     Bound: exact. The twin synchronises twice.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     per_rank = make_ranks(
         cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
     )

@@ -19,9 +19,8 @@ from typing import Any
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
 from benchsuite.laws.harness.runs import option, with_options
-from benchsuite.plan import cell as cells
 from benchsuite.plan import compute_time
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, global_batch, resolve
 from benchsuite.results.assemble.virtual import sections
 from benchsuite.virtual.world import simulate
 
@@ -43,7 +42,7 @@ def expected_update_s(cell: Cell) -> float | None:
     n = cell.num_workers
     table = cell.compute_time or compute_time.DEFAULT
     kind = table["kind"]
-    mean = compute_time.mean_s(table, cells.global_batch(cell) / n)
+    mean = compute_time.mean_s(table, global_batch(cell) / n)
     if mean is None or cell.straggler:
         return None
     if cell.sync == "asynchronous":
@@ -70,13 +69,13 @@ def expected_update_s(cell: Cell) -> float | None:
 
 def timed(cell: Cell, gradients: int = GRADIENTS) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """`result` and `cost` of the cell without gradients and links, over so many gradients."""
-    share = cells.global_batch(cell) // cell.num_workers
+    share = global_batch(cell) // cell.num_workers
     budget = Budget(samples=gradients * share, timeout_s=cell.budget.timeout_s)
     bare = dataclasses.replace(
         cell, gradients="none", budget=budget, link_mbit=None, link_latency_us=None
     )
     with tempfile.TemporaryDirectory() as folder:
-        simulated = simulate(cells.resolve(bare), folder)
+        simulated = simulate(resolve(bare), folder)
     result, cost, _ = sections(bare, simulated.records, simulated.facts)
     return result, cost
 
@@ -94,7 +93,7 @@ def updates_take(
     `instead` gives options of k_sync that run in the place of the cell's, which is what the twins
     do.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     expected = expected_update_s(cell)
     assert expected is not None
     result, cost = timed(
@@ -115,7 +114,7 @@ def staleness_is_geometric(
 
     Its standard deviation is sqrt(N (N - 1)), within 2 %. The twin expects one worker more.
     """
-    result, _ = timed(cells.resolve(cell), gradients)
+    result, _ = timed(resolve(cell), gradients)
     histogram = {int(value): count for value, count in result["staleness"]["histogram"].items()}
     total = sum(histogram.values())
     mean = sum(value * count for value, count in histogram.items()) / total
@@ -133,7 +132,7 @@ def equal_workers_take_turns(make_ranks: MakeRanks, cell: Cell, *, shift: int = 
 
     `shift` expects another number, which is what the twin does. Bound: exact.
     """
-    result, _ = timed(cells.resolve(cell), gradients=50 * cell.num_workers)
+    result, _ = timed(resolve(cell), gradients=50 * cell.num_workers)
     histogram = dict(result["staleness"]["histogram"])
     n = cell.num_workers
     for first in range(n):  # the first round starts from version 0
@@ -202,7 +201,7 @@ SHOWN: tuple[
 def timing_cell(sync: str, times: Mapping[str, Any], *, replicas: int = 8, **options: Any) -> Cell:
     """A cell without gradients; in k_sync half of the workers make a version."""
     given = {sync: {"backup_workers": replicas // 2, **options}} if sync == "k_sync" else {}
-    return cells.resolve(
+    return resolve(
         Cell(
             workload="mlp",
             sync=sync,

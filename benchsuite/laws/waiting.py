@@ -16,8 +16,7 @@ from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
 from benchsuite.laws.harness.runs import with_options
 from benchsuite.laws.virtual_times import harmonic, timed
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 
 SLACKS = (0, 1, 3, 8, 32)
 UNBOUNDED = -1
@@ -35,7 +34,7 @@ def efficiency_grows(
     so on. The value is the largest step back plus what the ends lack. Bound: 0.002. In the twin
     slack shrinks.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     found = [_efficiency(cell, slack, gradients) for slack in (*slacks, UNBOUNDED)]
     back = max(before - after for before, after in itertools.pairwise(found))
     synchronous = 1 / harmonic(cell.num_workers)
@@ -74,7 +73,7 @@ def _cells(asked: cases.Asked) -> list[Cell]:
     wanted = asked.includes(
         sync="stale_synchronous", topology="parameter_server", compression="none"
     )
-    return [cells.resolve(Cell(**_ON))] if wanted and asked.clock == "virtual" else []
+    return [resolve(Cell(**_ON))] if wanted and asked.clock == "virtual" else []
 
 
 CELLS = cases.Cells(_cells, cases.subject_of)

@@ -24,9 +24,8 @@ from benchsuite.laws.harness.variants import (
     Fields,
     Recipe,
 )
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import AXES, Budget, Cell, canonical, resolve
 from benchsuite.rules import Problem
 
 TINY = str(Path(__file__).with_name("tiny.py"))
@@ -50,9 +49,7 @@ def tiny(recipe: Recipe = RECIPES[0], *, options: Fields | None = None, **fields
     optimizer, lr, clip_norm = recipe
     workload: Fields = {"optimizer": optimizer, "lr": lr, "clip_norm": clip_norm}
     fields = {"precision": "fp64", **fields}
-    return cells.resolve(
-        Cell(workload=TINY, options={"tiny": workload, **(options or {})}, **fields)
-    )
+    return resolve(Cell(workload=TINY, options={"tiny": workload, **(options or {})}, **fields))
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ def _shown_once(shape: Fields) -> str:
     topology = plugins.load("topology", shape["topology"])
     if not _is_further(shape) or shape["sync"] == "synchronous" or hasattr(topology, "neighbours"):
         return ""
-    return cells.canonical(
+    return canonical(
         [shape["sync"], shape.get("compression"), shape["options"], hasattr(topology, "serve")]
     )
 
@@ -234,7 +231,7 @@ def once(asked: Asked) -> list[Cell]:
     largest: dict[str, Cell] = {}
     for cell in training(asked):
         options = {name: given for name, given in cell.options.items() if name != "tiny"}
-        largest[cells.canonical([cell.sync, cell.topology, cell.compression, options])] = cell
+        largest[canonical([cell.sync, cell.topology, cell.compression, options])] = cell
     return list(largest.values())
 
 
@@ -387,7 +384,7 @@ def cases(
         for cell in grid:
             if not only(law) or not law.applies(cell):
                 continue
-            shape = cells.canonical(on(cell, options={"tiny": {}}).to_json()) if law.own_run else ""
+            shape = canonical(on(cell, options={"tiny": {}}).to_json()) if law.own_run else ""
             if not law.own_run or shape not in seen:
                 seen.add(shape)
                 yield law, cell
@@ -401,7 +398,7 @@ def on(cell: Cell, **fields: Any) -> Cell:
     """
     options = {**cell.options, **fields.pop("options", {})}
     changed = dataclasses.replace(cell, **fields)
-    used = {plugins.stem(getattr(changed, axis)) for axis in cells.AXES}
+    used = {plugins.stem(getattr(changed, axis)) for axis in AXES}
     return dataclasses.replace(
         changed, options={name: given for name, given in options.items() if name in used}
     )

@@ -18,8 +18,7 @@ from benchsuite.comm import Traffic
 from benchsuite.comm.process import ProcessComm
 from benchsuite.laws import MakeRanks
 from benchsuite.laws.harness.runs import RankRun, one_rank
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, canonical, from_json
 from benchsuite.results.record import Outcome, Status
 from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rendezvous import connect, open_store
@@ -97,7 +96,7 @@ def together(make_ranks: MakeRanks, shown: Sequence[Cell]) -> MakeRanks:
 
 
 def _key(cell: Cell) -> str:
-    return cells.canonical(cell.to_json())
+    return canonical(cell.to_json())
 
 
 def one_after_another(
@@ -125,7 +124,7 @@ def call_body(job: RankJob) -> None:
     import torch
 
     torch.set_num_threads(1)
-    comm = connect(job, cells.from_json(job.cell), open_store(job), None)
+    comm = connect(job, from_json(job.cell), open_store(job), None)
     body = pickle.loads(Path(job.run_dir, "body").read_bytes())
     Path(job.run_dir, f"result{job.rank}").write_bytes(pickle.dumps(body(comm)))
     write_rank_file(job.run_dir, job.rank, "{}")

@@ -20,9 +20,8 @@ from torch import Tensor
 from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.comm.process import ProcessComm
 from benchsuite.laws import MakeRanks
-from benchsuite.plan import cell as cells
 from benchsuite.plan import placement, plugins
-from benchsuite.plan.cell import Cell, Scalar
+from benchsuite.plan.cell import Cell, Scalar, canonical, resolve
 from benchsuite.sync import Events, Work
 from benchsuite.topology import bounds
 from benchsuite.topology.server_log import ServerLog
@@ -166,7 +165,7 @@ def run(
     `change` is made on each rank before its first step; `after` is called on each rank at its end,
     and its answer is kept in `RankRun.after`.
     """
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     return Run(
         cell,
         make_ranks(
@@ -195,7 +194,7 @@ def remembered(make_ranks: MakeRanks) -> MakeRanks:
         looked = f"{after.__module__}.{after.__qualname__}" if inspect.isfunction(after) else ""
         if cell is None or given or "<" in looked or (after is not None and not looked):
             return make_ranks(size, body, strict=strict)
-        key = strict + looked + body.func.__module__ + cells.canonical(cell.to_json())  # type: ignore[attr-defined]
+        key = strict + looked + body.func.__module__ + canonical(cell.to_json())  # type: ignore[attr-defined]
         if key not in runs:
             runs[key] = make_ranks(size, body, strict=strict)
         found: list[Any] = runs[key]
@@ -375,7 +374,7 @@ def option(cell: Cell, member: str, name: str) -> Any:
 
 def recipe_of(cell: Cell) -> Recipe:
     """The recipe that the cell trains with."""
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     return setup.make_recipe(cell, setup.make_workload(cell))
 
 

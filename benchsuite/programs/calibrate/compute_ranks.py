@@ -14,7 +14,7 @@ from time import perf_counter_ns
 import torch
 
 from benchsuite.comm.process import ProcessComm
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.programs.bench import read_order
 from benchsuite.programs.calibrate.ranks import WARMUP, Times, connected, leave
 from benchsuite.update import Updater
@@ -50,7 +50,7 @@ class _Step:
     """Steps of the cell's workload without strategy and harness: batch, gradient, update."""
 
     def __init__(self, job: RankJob) -> None:
-        cell = cells.from_json(job.cell)
+        cell = from_json(job.cell)
         self._workload: Workload
         self._part: Part
         self._workload, self._part = setup.build_part(cell)

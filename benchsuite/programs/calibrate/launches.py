@@ -15,8 +15,7 @@ import numpy as np
 
 from benchsuite.analysis.fits import Points
 from benchsuite.measure.load import CpuMeter
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, global_batch
 from benchsuite.programs.bench import Bench
 
 MESSAGES = "benchsuite.programs.calibrate.ranks"
@@ -179,7 +178,7 @@ def take(
     what else belongs to it. `cell` is resolved and has one worker; the timed gradients are those of
     its workload and preset.
     """
-    whole = cells.global_batch(cell)
+    whole = global_batch(cell)
     found = Launches(batches=[whole // share for share in SHARES if whole % share == 0])
     for number in range(effort.launches):
         say(f"launches {number + 1} of {effort.launches}")

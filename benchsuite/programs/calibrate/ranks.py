@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchsuite.comm.process import ProcessComm
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.programs.bench import read_order
 from benchsuite.programs.shaped_link import BURST_BYTES, NotShaped, ShapedLoopback
 from benchsuite.worker.job import RankJob, write_rank_file
@@ -198,9 +198,7 @@ def _slow_link(job: RankJob, stack: contextlib.ExitStack) -> ShapedLoopback | st
 def connected(job: RankJob, store: Any = None) -> ProcessComm:
     """Connects as a worker does, with one thread."""
     torch.set_num_threads(1)
-    return connect(
-        job, cells.from_json(job.cell), open_store(job) if store is None else store, None
-    )
+    return connect(job, from_json(job.cell), open_store(job) if store is None else store, None)
 
 
 def leave(job: RankJob, comm: ProcessComm, record: Times) -> None:

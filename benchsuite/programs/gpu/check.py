@@ -34,9 +34,8 @@ from benchsuite.laws.micro_batches import accumulated
 from benchsuite.laws.part import bf16_is_close
 from benchsuite.laws.synchronous import equals_one_process
 from benchsuite.measure import environment
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.programs.gpu.loops import Rates, compared, rounded
 from benchsuite.results.record import Run, Status, now_iso
 from benchsuite.results.store import GPU_CHECKS, Store
@@ -240,7 +239,7 @@ def launched(wanted: Sequence[Cell]) -> Iterator[Run]:
     with tempfile.TemporaryDirectory(prefix="benchsuite-gpu-") as folder:
         api.run(list(wanted), results=folder)
         runs = {run.cell_id: run for run in Store(folder).runs()}
-    for cell in {cells.resolve(cell).id: cell for cell in wanted}:
+    for cell in {resolve(cell).id: cell for cell in wanted}:
         yield runs[cell]
 
 
@@ -299,9 +298,7 @@ def hand_written(found: Found, device: str) -> None:
         device=device,
         budget=Budget(steps=4 if small else 30),
     )
-    rates: Rates = compared(
-        cells.resolve(cell), rounds=2 if small else 7, warm_up=1 if small else 8
-    )
+    rates: Rates = compared(resolve(cell), rounds=2 if small else 7, warm_up=1 if small else 8)
     found.rates = rounded(rates)
     detail = (
         f"{rates.ratio:.4f} of {rates.median('hand'):,.1f} images/s, {len(rates.ours)} rounds "

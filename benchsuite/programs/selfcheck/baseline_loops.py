@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.worker import setup
 from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.workload import Recipe, Workload, seeded_layers
@@ -108,7 +108,7 @@ def begin(job: RankJob) -> tuple[Workload, Recipe, int]:
     dist.init_process_group(
         "gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
     )
-    cell = cells.from_json(job.cell)
+    cell = from_json(job.cell)
     workload = setup.start_workload(cell)
     recipe = setup.make_recipe(cell, workload)
     return workload, recipe, recipe.budget // recipe.global_batch

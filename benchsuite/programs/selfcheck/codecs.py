@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchsuite.compression import Compression
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.programs.bench import read_order
 from benchsuite.topology import ring_traffic
 from benchsuite.topology.direct import Topology as Direct
@@ -71,7 +71,7 @@ def codecs(job: RankJob) -> None:
 def wires(job: RankJob) -> None:
     """Times two ranks that exchange as many bytes as each compression sends: `{name: [ns, ..]}`."""
     torch.set_num_threads(1)
-    comm = connect(job, cells.from_json(job.cell), open_store(job), None)
+    comm = connect(job, from_json(job.cell), open_store(job), None)
     order = read_order(job.run_dir)
     peer = 1 - comm.rank
     names = sorted(order["sizes"])
@@ -95,7 +95,7 @@ def wires(job: RankJob) -> None:
 
 def _shapes(job: RankJob) -> Shapes:
     """The shapes of the cell's model, made without memory because nobody needs its numbers."""
-    workload = setup.make_workload(cells.from_json(job.cell))
+    workload = setup.make_workload(from_json(job.cell))
     with torch.device("meta"):
         model = torch.nn.Sequential(*workload.layers())
     return {name: parameter.shape for name, parameter in model.named_parameters()}

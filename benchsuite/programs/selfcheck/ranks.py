@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchsuite.comm.process import ProcessComm
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.programs.bench import read_order
 from benchsuite.topology.hierarchical import Topology as Hierarchical
 from benchsuite.topology.native import Topology as Native
@@ -259,7 +259,7 @@ def _no_updater() -> Any:
 
 def _connected(job: RankJob) -> ProcessComm:
     torch.set_num_threads(1)
-    cell = cells.from_json(job.cell)
+    cell = from_json(job.cell)
     return connect(job, cell, open_store(job), None)
 
 
