@@ -37,7 +37,7 @@ class Figure:
 
     value: float
     bound: float
-    detail: str = ""  # where the value was found, with both numbers
+    detail: str = ""  # where the value was found, with both numbers that were compared
 
     @property
     def holds(self) -> bool:
@@ -61,9 +61,8 @@ class Control:
     broken: str  # what is broken
     check: Check
     on: Mapping[str, Any] = field(default_factory=dict)  # fields of the cell that it is shown on
-    real_ranks: bool = (
-        False  # needs threads or processes: ranks of virtual time take turns and call no library
-    )
+    # Whether it needs threads or processes: ranks of virtual time take turns and call no library.
+    real_ranks: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,11 @@ class Law:
 
     name: str
     check: Check
-    applies: Callable[[Cell], bool]  # of a resolved, legal cell
+    applies: Callable[[Cell], bool]  # asked of resolved, legal cells only
     controls: tuple[Control, ...]
-    own_run: bool = (
-        False  # changes what is run, so it shares no run with other laws: one recipe is enough
-    )
+    # Whether the law changes what is run. It shares no run with other laws then, so that one recipe
+    # of each shape is enough.
+    own_run: bool = False
 
 
 def families() -> dict[str, tuple[Law, ...]]:

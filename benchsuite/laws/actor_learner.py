@@ -101,7 +101,9 @@ def replayed(result: Run, log: PushLog) -> list[Tensor]:
     for row, (actor, version) in enumerate(zip(log.worker, log.version_read, strict=True)):
         if not 0 <= version < len(versions):
             return versions
-        nn.utils.vector_to_parameters(versions[version].clone(), params)  # it takes the memory
+        nn.utils.vector_to_parameters(
+            versions[version].clone(), params
+        )  # the optimiser takes the memory as it is
         batch = workload.trajectory(
             torch.no_grad()(model.forward), actors[actor], played[actor], length
         )

@@ -18,7 +18,7 @@ from benchsuite.virtual.gradients import Graphs
 from benchsuite.virtual.replay import PushOrder
 
 FLOAT64 = 1e-10
-_traced: dict[str, Graphs] = {}  # a gradient is traced once for all cells that have it
+_traced: dict[str, Graphs] = {}  # each gradient is traced once for all cells that share it
 
 
 def replayed_is_real(make_ranks: MakeRanks, cell: Cell, *, read: Read = as_written) -> Figure:

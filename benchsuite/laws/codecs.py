@@ -34,9 +34,9 @@ SHAPES: Shapes = {
 }
 ROUNDS = 20
 FLOAT64 = 1e-12
-HALF_A_STEP = 0.501  # rounded to the nearest; the ranges travel as float32
+HALF_A_STEP = 0.501  # half a step is rounding to the nearest; the ranges travel as float32
 
-Twin = Callable[[Codec], Any]  # a codec -> a broken one
+Twin = Callable[[Codec], Any]  # makes a broken codec of a whole one
 
 
 def slices() -> Iterator[tuple[int, int]]:

@@ -33,10 +33,10 @@ from benchsuite.workload import Shapes, numel
 
 CASES: Mapping[str, Shapes] = {"odd": SHAPES, "one element": {"a": torch.Size([1])}}
 ROUNDS = 4
-Given = Callable[
-    [Cell, int, str, int], Tensor
-]  # (cell, rank, case, round) -> what the rank puts in
-Mean = Callable[[Any, Tensor, Topology], None]  # (compression, vector, topology): in place
+# (cell, rank, case, round) -> the vector that the rank puts in
+Given = Callable[[Cell, int, str, int], Tensor]
+# Takes the mean of a vector in place, over (compression, vector, topology).
+Mean = Callable[[Any, Tensor, Topology], None]
 
 
 @dataclass(frozen=True)

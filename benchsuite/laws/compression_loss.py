@@ -36,12 +36,10 @@ from benchsuite.worker import setup
 
 FLOAT64 = 1e-12
 LOSSLESS = 1e-10
-ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # relative, of one rounding
-SMALLEST = {
-    "fp16": 2.0**-24,
-    "bf16": 2.0**-133,
-}  # an absolute error of numbers below the format's normal ones
-QUANTISED_HOP = 0.501  # half a step
+ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # the relative error of one rounding
+# The absolute error of numbers that are smaller than the format's normal ones.
+SMALLEST = {"fp16": 2.0**-24, "bf16": 2.0**-133}
+QUANTISED_HOP = 0.501  # half a step, and a little for ranges that travel as float32
 
 
 def of_low_rank(cell: Cell, rank: int, case: str, round_: int) -> Tensor:
@@ -176,14 +174,13 @@ def within_two_hops(
                     float(each[number].max() - each[number].min()) / (2**bits - 1)
                     for each in vectors
                 ]
-                step = max(
-                    sum(steps) / len(steps), 1e-6
-                )  # of the mean the range is at most the mean range
+                # The range of a mean is at most the mean of the ranges.
+                step = max(sum(steps) / len(steps), 1e-6)
                 figures.append(
                     (float(piece.max()) / step / 2, f"{case}, tensor {number}, round {round_}")
                 )
     value, where = worst(figures)
-    # the second hop's range is that of a mean which is off by half a step at either end
+    # The second hop's range is that of a mean which is off by half a step at either end.
     return Figure(
         value,
         QUANTISED_HOP + 2 / (2**bits - 1),

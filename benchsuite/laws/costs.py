@@ -31,10 +31,10 @@ MBIT = 80.0
 LATENCY_US = 50.0
 LINK = Link(LATENCY_US * 1e-6, 8 / (MBIT * 1e6))
 TWO_PERCENT = 0.02
-STEPS = 20  # after the first one
+STEPS = 20  # steps after the first one
 
-# (most bytes that one rank sends / M, all bytes / M, most messages of one rank), by N; N' = 2^q <=
-# N
+# A row of the table of costs for a vector of M bytes: the most bytes that one rank sends / M, the
+# bytes of all ranks / M, and the most messages of one rank.
 Row = tuple[float, float, int]
 
 
@@ -75,7 +75,7 @@ def sends_the_table(make_ranks: MakeRanks, cell: Cell, *, times: int = 1, row: s
     everything twice or take a ring for a tree.
     """
     n = cell.replicas
-    numel = 4 * n * (1 << (n.bit_length() - 1))  # chunks of equal size in every topology
+    numel = 4 * n * (1 << (n.bit_length() - 1))  # a size whose chunks are equal in every topology
     traffic = make(cell).predicted_traffic(numel, 4, num_workers=n).times(times)
     found = (_most(traffic.payload), traffic.payload_bytes, _most(traffic.messages))
     busiest, total, messages = TABLE[row or cell.topology](n)

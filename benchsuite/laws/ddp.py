@@ -23,7 +23,8 @@ from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import Call, TrafficMode, derive, derived_run
 
 ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}
-# over ten steps of plain SGD: the gradient at parameters that are a little off is a little off too
+# How much roundings may grow over ten steps of plain SGD: the gradient at parameters that are a
+# little off is a little off too.
 GROWTH = 4.0
 
 

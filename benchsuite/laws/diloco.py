@@ -37,10 +37,9 @@ from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import bounds
 from benchsuite.worker.setup import Training
 
-SAME = 1e-9  # of numbers around 1: closer ones are one level
-Step = tuple[
-    list[Tensor], Tensor
-]  # of a tensor's part: the replicas' outer gradients, the way of the outer copy
+SAME = 1e-9  # numbers around 1 that are closer than this are one level
+# Of a part of a tensor: the replicas' outer gradients, and the way of the outer copy.
+Step = tuple[list[Tensor], Tensor]
 
 
 def within_half_a_step(
@@ -61,7 +60,7 @@ def within_half_a_step(
             (float((way - torch.stack(vectors).mean(0)).abs().max()) / step / hops, where)
         )
     value, where = worst(figures)
-    # the second hop's range is that of a mean which is off by half a step at either end
+    # The second hop's range is that of a mean which is off by half a step at either end.
     bound = HALF_A_STEP + (hops - 1) * 2 / steps
     return Figure(value, bound, f"steps off per hop at most, {where}, {cell.label}")
 

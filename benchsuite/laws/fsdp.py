@@ -33,7 +33,8 @@ from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import TrafficMode
 from benchsuite.workload import seeded_layers, trained_parameters
 
-# what parameters are multiplied by behind the library's back, as an optimiser or a snapshot would
+# Parameters are multiplied by this behind the library's back, as an optimiser or a loaded snapshot
+# changes them.
 SHRINK = 0.5
 Calls = Counter[tuple[str, int]]  # (name, elements of the whole vector) -> times
 
@@ -42,8 +43,8 @@ Calls = Counter[tuple[str, int]]  # (name, elements of the whole vector) -> time
 class Seen:
     """What one part found after a run."""
 
-    calls: list[Calls]  # of the library: in a gradient, and in one after an inference
-    num_gathers: int  # of the inferences of a rollout
+    calls: list[Calls]  # the library's, in a gradient and in one after an inference
+    num_gathers: int  # gathers during the inferences of a rollout
     num_gathered: int  # parameters that were whole after each of these
     facts: dict[str, Any]
     params: Tensor  # its vector when the last gradient was computed
@@ -309,7 +310,7 @@ def _applies(cell: Cell) -> bool:
     return cell.parallel == "fsdp" and cell.replicas == 1 and cell.precision == "fp64"
 
 
-UNEVEN: Fields = {"options": {"tiny": {"width": 7}}}  # 4 rows and 3
+UNEVEN: Fields = {"options": {"tiny": {"width": 7}}}  # parts of 4 rows and of 3
 GRADIENT_ONLY: Fields = {"options": {"fsdp": {"reshard": "gradient_only"}}}
 CELLS = cases.Cells(_cells, lambda cell: f"fsdp on {cell.model_parallel} ranks")
 LAWS = (

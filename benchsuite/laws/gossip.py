@@ -32,8 +32,8 @@ from benchsuite.worker.setup import Training
 
 CONSERVED = 1e-12
 CONTRACTS = 1e-4
-STEPS = 30  # disagreement is then far above rounding, and the slowest mode alone is left
-STEPS_APART = 100  # of unequal quadratics: 1.1^100 = 14,000
+STEPS = 30  # disagreement is still far above rounding, and only the slowest mode is left
+STEPS_APART = 100  # a mode that grows by 1.1 per step has grown to 14,000 by then
 
 
 def sum_is_conserved(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:

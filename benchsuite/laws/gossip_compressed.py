@@ -27,7 +27,7 @@ from benchsuite.worker.setup import Training
 from benchsuite.workload import Shapes
 
 FLOAT64 = 1e-10
-RATE = 0.5  # at 1 nobody would see that it is not looked at
+RATE = 0.5  # at 1 a strategy that ignores the rate would go unseen
 
 
 def follows_choco(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:

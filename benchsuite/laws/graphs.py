@@ -23,9 +23,8 @@ from benchsuite.worker import setup
 STEPS = 20
 ROUNDING = 1e-12
 Wrap = Callable[[Graph], Any]
-Told = tuple[
-    list[tuple[int, float]], list[int], list[tuple[int, int]]
-]  # neighbours, listeners, edges of a step
+# Neighbours, listeners and edges of a step.
+Told = tuple[list[tuple[int, float]], list[int], list[tuple[int, int]]]
 
 
 def whole(graph: Graph) -> Any:

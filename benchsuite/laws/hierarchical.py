@@ -28,8 +28,8 @@ from benchsuite.topology.hierarchical import ranks_by_host
 from benchsuite.worker import setup
 from benchsuite.worker.traffic_mode import derived_total
 
-NUMEL = 9240  # divides by 2, 3, .. 8, 10, 11, 12
-PARTS = ((0, NUMEL), (0, 1001), (1001, NUMEL))  # a vector whole, then as two buckets
+NUMEL = 9240  # divisible by 2 to 8 and by 10, 11 and 12
+PARTS = ((0, NUMEL), (0, 1001), (1001, NUMEL))  # the whole vector, then the same as two buckets
 
 
 def placements(num_ranks: int) -> list[list[int]]:

@@ -116,7 +116,7 @@ def _versions(result: Run, order: list[tuple[int, int]]) -> list[Tensor]:
     shared = replicas.params[0]
     read = replicas.record()
     replicas.params = [shared] * size
-    replicas.fresh_optimizers()  # one per worker, all of them on the one vector
+    replicas.fresh_optimizers()  # one optimiser per worker, all of them on the one vector
     versions = []
     for worker, step in order:
         index, shard, _ = result.workers[worker].work[step]
@@ -148,7 +148,7 @@ class _Watched:
 
     def __init__(self, whole: Comm) -> None:
         self._whole = whole
-        self.turns: list[int] = []  # this rank's
+        self.turns: list[int] = []  # the numbers of this rank's turns
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)

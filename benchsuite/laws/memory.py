@@ -22,7 +22,7 @@ from benchsuite.plan.cell import Cell
 from benchsuite.update import Updater
 from benchsuite.worker.setup import Training
 
-EXACT_TO = 64  # bytes: scalars, e.g. a step counter of an outer optimiser
+EXACT_TO = 64  # bytes for scalars, such as the step counter of an outer optimiser
 
 
 def held_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:

@@ -23,7 +23,7 @@ from benchsuite.worker import setup
 from benchsuite.workload import seeded_layers
 
 FLOAT64 = 1e-10
-NESTEROV = 1e-5  # on the parameters that workers are sent; float64 stays far below
+NESTEROV = 1e-5  # holds for the parameters that workers are sent; float64 stays far below
 
 
 def replays(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
@@ -164,9 +164,8 @@ def _is_own(cell: Cell) -> bool:
 
 def _on(form: str, replicas: int) -> dict[str, Any]:
     """Fields of a cell with this form of momentum."""
-    optimizer = (
-        "nesterov" if replicas == 1 else "momentum"
-    )  # of the tiny workload: without and with weight decay
+    # In the tiny workload the first has no weight decay, and the second has.
+    optimizer = "nesterov" if replicas == 1 else "momentum"
     recipe = {"optimizer": optimizer, "lr": 0.02, "schedule": False, "clip_norm": 0.0}
     options = {"asynchronous": {"momentum": form}, "tiny": recipe}
     place = {"topology": "parameter_server", "servers": 1, "replicas": replicas}

@@ -30,13 +30,10 @@ from benchsuite.worker import model_parallel, predict, setup
 from benchsuite.worker.setup import Training
 from benchsuite.workload import Batch, Shapes, seeded_layers, trained_parameters
 
-OUTER = ("local_sgd", "diloco", "elastic_averaging")  # what else stands on the replica axis
-REAL = (
-    "cnn",
-    "transformer",
-    "mlp",
-    "rl_agent",
-)  # as they ship, for so many steps: an agent's first two rollouts
+# Strategies between replicas that are crossed with divided ones, besides `synchronous`.
+OUTER = ("local_sgd", "diloco", "elastic_averaging")
+# Workloads as they ship, and how many steps they are run for: an agent's first two rollouts.
+REAL = ("cnn", "transformer", "mlp", "rl_agent")
 STEPS = 20
 TIME = Budget(timeout_s=60.0)
 

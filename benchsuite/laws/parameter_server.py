@@ -12,7 +12,12 @@ from benchsuite.laws.synchronous import is_synchronous
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 
-ELEMENTWISE = ("none", "fp16", "bf16", "sign")  # what becomes of an element depends on it alone
+ELEMENTWISE = (
+    "none",
+    "fp16",
+    "bf16",
+    "sign",
+)  # what these make of an element depends on that element alone
 
 
 def servers_do_not_matter(

@@ -148,7 +148,7 @@ def unused_is_zero(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
     return Figure(wrong, 0, f"{wrong} of 6 elements of an unused parameter are not 0")
 
 
-BF16_ROUNDING = 2.0**-8  # relative step of bfloat16's 8 bits
+BF16_ROUNDING = 2.0**-8  # the relative step of a number with 8 bits
 
 
 def bf16_is_close(
@@ -203,7 +203,7 @@ class _Broken:
             self._part.grad[:3] = kept
             return loss
         slices: list[tuple[int, int]] = []
-        if self._how == "early":  # announced before it is there
+        if self._how == "early":  # the slice is announced before its gradient is there
             for start, stop in ((0, self._part.grad.numel()),):
                 ready(start, stop)
             return self._part.gradient(batch)

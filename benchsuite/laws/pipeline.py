@@ -30,8 +30,8 @@ from benchsuite.worker import model_parallel, setup
 from benchsuite.worker.setup import Training
 from benchsuite.workload import Batch, micro_batches, seeded_layers, trained_parameters
 
-EXACT = 1e-12  # of fractions, in float64
-MICRO = (1, 4, 8)  # two stages: bubbles of 1/2, 1/5, 1/9
+EXACT = 1e-12  # for fractions in float64
+MICRO = (1, 4, 8)  # numbers of micro-batches; on two stages the bubbles are 1/2, 1/5 and 1/9
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Seen:
 
     facts: dict[str, Any]
     order: list[slots.Action]
-    num_held: int  # elements of its module's parameters
-    sent: int  # bytes that the library sent from here
+    num_held: int  # elements of the module's parameters
+    sent: int  # bytes that the library sent from this part
     batch: Batch
 
 

@@ -219,14 +219,14 @@ def _applies(cell: Cell) -> bool:
         or setup.make_recipe(cell, setup.make_workload(cell)).clip_norm is None
     )
     if is_asynchronous(cell):
-        plain = option(cell, "asynchronous", "momentum") == "shared"  # others: family `momentum`
+        plain = option(cell, "asynchronous", "momentum") == "shared"  # other forms: momentum.py
         return has_lock(cell) and plain and cell.compression == "none"
     if sync_of(cell) == "stale_synchronous":
         return cell.compression == "none" and (
             single or option(cell, "stale_synchronous", "apply") == "per_push"
         )
-    # a mean is clipped over all slices of one version; given-up gradients are part of the progress,
-    # not of the log
+    # A mean is clipped over all slices of one version, so one server must have them all. Gradients
+    # that were given up count as progress of the run but do not stand in the log.
     finished = sync_of(cell) == "k_sync" and option(cell, "k_sync", "late") == "finish"
     return finished and cell.compression == "none" and single
 

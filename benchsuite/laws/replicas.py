@@ -128,9 +128,8 @@ def bytes_are_a_share(make_ranks: MakeRanks, cell: Cell, *, change: Change | Non
     warmup = int(option(cell, "local_sgd", "warmup_steps"))
     averaged = option(cell, "local_sgd", "momentum") == "averaged"
     vectors = 1 + (len(state_vectors(recipe, result.workers[0].shapes)) if averaged else 0)
-    always = run(
-        make_ranks, with_options(cell, "local_sgd", warmup_steps=steps)
-    )  # every mean is of one vector
+    # Warm-up to the end is synchronous training, in which every mean is of one vector.
+    always = run(make_ranks, with_options(cell, "local_sgd", warmup_steps=steps))
     whole = always.traffic.payload_bytes
     found = result.traffic.payload_bytes * steps * every
     due = whole * (warmup * every + (steps - warmup) * vectors)
@@ -208,7 +207,7 @@ def gradients_instead(training: Training) -> Training:
         part.grad.copy_(part.params)
         part.params.copy_(params)
 
-    # nothing sets out before the gradient is there
+    # nothing is sent before the gradient is there
     strategy._mix = mixed
     strategy._set_out = list
     return training

@@ -35,7 +35,7 @@ from benchsuite.plan.cell import Cell
 from benchsuite.update import clip
 from benchsuite.worker.setup import Training
 
-# on real ranks the first worker takes so much longer; in virtual time the cell has a straggler
+# On real ranks the first worker takes so much longer; in virtual time the cell has a straggler.
 STRAGGLER_S = 0.01
 CLIPS_ALL = 0.5  # below the norm of every gradient of the run
 

@@ -35,7 +35,7 @@ from benchsuite.plan.cell import Budget, Cell
 from benchsuite.worker.setup import Training
 
 FLOAT64 = 1e-10
-FLOAT32 = 1e-6  # plain SGD over 10 steps; correct float32 code with AdamW drifts by 1e-4
+FLOAT32 = 1e-6  # for plain SGD over 10 steps; with AdamW, correct float32 code drifts by 1e-4
 
 
 def is_synchronous(cell: Cell) -> bool:

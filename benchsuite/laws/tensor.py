@@ -45,8 +45,8 @@ class Seen:
     calls: Counter[tuple[str, int]]  # (name, elements of the whole vector) -> times
     params: Tensor
     grad: Tensor
-    num_split: int  # elements at the beginning that only this part has
-    output: Tensor  # of an inference
+    num_split: int  # elements at the vector's beginning that only this part has
+    output: Tensor  # what an inference gave
 
 
 def _look(training: Training) -> Seen:

@@ -194,8 +194,9 @@ LAWS = (
             and not is_counted(cell)
             and cell.replicas > 1
             and cell.hosts == 1
+            # Buckets travel in another thread, which the dispatch mode does not see.
             and not option(cell, "synchronous", "bucket_mib")
-        ),  # buckets travel in another thread
+        ),
         (
             Control(
                 "nothing is synchronised",

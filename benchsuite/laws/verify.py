@@ -35,9 +35,10 @@ from benchsuite.plan.cell import Cell
 from benchsuite.virtual.gradients import Graphs
 
 KINDS = ("parallel", "sync", "topology", "compression")
-# a law that raises after so long waited for somebody: no other law waits for that strategy again
+# A law that raises after so long has waited for a rank in vain. No other law waits for that
+# strategy again.
 HANGS_S = 20.0
-BATCH = 24  # samples of a step of `laws/tiny.py`
+BATCH = 24  # samples of a step of `harness/tiny.py`
 
 Say = Callable[[str], None]
 
@@ -64,7 +65,7 @@ class Line:
 
     named: Named
     strategy: str
-    figure: Figure | None = None  # the worst
+    figure: Figure | None = None  # the worst one so far
     num_cells: int = 0
     error: str = ""
 

@@ -135,7 +135,7 @@ def equal_workers_take_turns(make_ranks: MakeRanks, cell: Cell, *, shift: int = 
     result, _ = timed(resolve(cell), gradients=50 * cell.num_workers)
     histogram = dict(result["staleness"]["histogram"])
     n = cell.num_workers
-    for first in range(n):  # the first round starts from version 0
+    for first in range(n):  # in the first round every worker starts from version 0
         histogram[str(first)] = histogram.get(str(first), 0) - 1
     wrong = sum(abs(count) for value, count in histogram.items() if int(value) != n - 1 + shift)
     return Figure(
@@ -171,7 +171,7 @@ _BASE: Mapping[str, Any] = {
 _ON = {**_BASE, "sync": "k_sync", "options": {"k_sync": {"backup_workers": 4, "late": "cancel"}}}
 _ASYNCHRONOUS = {**_BASE, "sync": "asynchronous"}
 _EQUAL = {**_ASYNCHRONOUS, "compute_time": {"kind": "fixed", "mean_s": 1.0}}
-_FEW = 20_000  # gradients that show a defect
+_FEW = 20_000  # enough gradients to show a defect
 
 
 def _control(broken: str, **instead: Any) -> Control:
@@ -183,9 +183,8 @@ EXPONENTIAL: Mapping[str, Any] = {"kind": "exponential", "mean_s": 1.0}
 GAMMA: Mapping[str, Any] = {"kind": "gamma", "mean_s": 1.0, "cv": 0.1}
 PARETO: Mapping[str, Any] = {"kind": "pareto", "mean_s": 1.0, "shape": 3.0}
 FIXED: Mapping[str, Any] = {"kind": "fixed", "mean_s": 1.0}
-SHOWN: tuple[
-    tuple[str, Mapping[str, Any], Mapping[str, Any]], ...
-] = (  # strategy, times, options of it
+# The cells that are timed: strategy, compute times, options of the strategy.
+SHOWN: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
     ("k_sync", EXPONENTIAL, {"late": "cancel"}),  # K-sync
     ("k_sync", EXPONENTIAL, {"late": "cancel", "batch": True}),  # K-batch-sync
     ("k_sync", EXPONENTIAL, {"wait": False}),  # K-async, equal to K-sync

@@ -21,8 +21,8 @@ from benchsuite.plan.cell import Cell, resolve
 SLACKS = (0, 1, 3, 8, 32)
 UNBOUNDED = -1
 GRADIENTS = 6_000
-FIRST_TO = 0.02  # of 1 / H_n
-LAST_TO = 0.05  # of 1: fast workers have used their budget before the slowest
+FIRST_TO = 0.02  # the first efficiency's distance from 1 / H_n
+LAST_TO = 0.05  # the last one's from 1: fast workers end before the slowest
 
 
 def efficiency_grows(

@@ -17,7 +17,7 @@ from benchsuite.analysis.statistics import summarize
 from benchsuite.measure.load import CONTENDED_ABOVE
 
 Verdict = Literal["pass", "miss", "too noisy", "not run", "-"]
-EXIT_CODES = {"miss": 1, "too noisy": 3}  # those of the command line; everything else is 0
+EXIT_CODES = {"miss": 1, "too noisy": 3}  # of the command line; all other verdicts give 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class Figure:
     quantity: str
     unit: str
     points: Sequence[float] = ()
-    bar: float | None = None  # None = information only
+    bar: float | None = None  # None: the figure is information only
     better: Literal["lower", "higher"] = "lower"
-    foreign: float | None = None  # share of the cores that others used meanwhile
-    note: str = ""  # what the figure is made of; where nothing was run, why
+    foreign: float | None = None  # the share of the cores that others used meanwhile
+    note: str = ""  # what the figure is made of, or why nothing was run
 
     @property
     def contended(self) -> bool:

@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from benchsuite.plan.plan import Plan
     from benchsuite.virtual.schedule import Event, Schedule
 
-NODE_TYPES = {"compute": 4, "send": 5, "receive": 6, "collective": 7}  # of NodeType
-# Of CollectiveCommType.
+NODE_TYPES = {"compute": 4, "send": 5, "receive": 6, "collective": 7}  # the schema's NodeType
+# The schema's CollectiveCommType.
 COLLECTIVES = {"all_reduce": 0, "all_gather": 2, "broadcast": 5, "reduce_scatter": 7, "barrier": 9}
-VERSION = "0.0.4"  # of GlobalMetadata, as mlcommons/chakra's own generators write it
+VERSION = "0.0.4"  # in GlobalMetadata; mlcommons/chakra's own generators write it too
 NS_PER_US = 1000
-ALL_RANKS = "world"  # name of the comm of all ranks
+ALL_RANKS = "world"  # the name of the comm that all ranks share
 
 # The part of the schema that is written: message -> (field, number, type); [] = repeated.
 FIELDS: Mapping[str, Sequence[tuple[str, int, str]]] = {

@@ -20,7 +20,7 @@ from benchsuite.measure.version import VERSION
 from benchsuite.report import text
 from benchsuite.rules import Machine
 
-# Ends with 0 where a process may have a network of its own; the same way in as the cell host's.
+# Ends with 0 where a process may have a network of its own; it gets there as the cell host does.
 _PROBE_NETWORK = """
 from benchsuite.cluster import private_network
 try:
@@ -139,7 +139,7 @@ def _torch(torch: Machine) -> Iterator[Row]:
     gloo = "" if torch.gloo else "install torch's wheel from pytorch.org: this build has no gloo"
     yield Row("gloo", _yes(torch.gloo), "backend = gloo, the default", gloo)
     yield from _accelerators(torch)
-    # Not called missing: no wheel of torch has it, so that no machine would ever be complete.
+    # Its absence is not called missing: no wheel of torch has it, so no machine would be complete.
     yield Row(
         "mpi", _yes(torch.mpi), "backend = mpi, in a torch that is built from source against MPI"
     )
@@ -211,12 +211,8 @@ def _yes(value: bool | None) -> str:
 
 
 def _run_python(code: str, *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        code,
-    ]  # -P: no file of the working directory shadows a module
+    # With -P no file of the working directory shadows a module.
+    command = [sys.executable, "-P", "-c", code]
     try:
         return subprocess.run(
             command,

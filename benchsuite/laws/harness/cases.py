@@ -30,8 +30,8 @@ from benchsuite.rules import Problem
 
 TINY = str(Path(__file__).with_name("tiny.py"))
 WORKERS = (1, 2, 3, 4)
-# A combination that one of these rules refuses is no strategy; any other reason depends on clock or
-# numbers.
+# A combination that one of these rules refuses is not a strategy at all. Every other rule refuses
+# it for its clock or its numbers.
 NO_STRATEGY = (
     "parallel x sync",
     "sync x topology",
@@ -102,7 +102,7 @@ class Cells:
     """
 
     of: Callable[[Asked], Sequence[Cell]]
-    subject: Callable[[Cell], str]  # what a cell is an instance of: the line of a table
+    subject: Callable[[Cell], str]  # the strategy that a cell is an instance of
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _sizes(fields: Fields, workers: Sequence[int]) -> Iterator[Fields]:
     """The numbers of workers and servers that these fields are shown with."""
     for replicas in workers:
         if replicas == 1 and fields["options"].get("asynchronous", {}).get("lock") == "none":
-            continue  # one worker, one thread: that is the lock
+            continue  # one worker has one thread, which is as good as the lock
         counts = [0]
         if fields["topology"] == "parameter_server":
             counts = (

@@ -21,7 +21,7 @@ from benchsuite.comm.process import ProcessComm
 from benchsuite.laws.harness.memory_store import MemoryStore
 
 T = TypeVar("T")
-MANY_FILES = 300  # of about 1000 that a process may open
+MANY_FILES = 300  # a process may open about 1000
 
 
 def thread_ranks(
@@ -41,16 +41,16 @@ def thread_ranks(
     store = MemoryStore(timeout_s=timeout_s)
     results: list[Any] = [None] * size
     errors: list[tuple[int, BaseException]] = []
-    ended = threading.Barrier(size)  # who sends nothing would hang up on those that still connect
+    # All ranks end together: one that sends nothing would hang up on those that still connect.
+    ended = threading.Barrier(size)
 
     def run(rank: int) -> None:
-        # each drops its own here: a socket that closes waits for its watcher's next turn, up to 10
-        # ms
+        # Each rank drops its own comm, in parallel: a socket that closes waits for the next turn
+        # of its watcher, up to 10 ms.
         comm = None
         try:
-            torch.set_num_threads(
-                1
-            )  # per thread: a pool of its own for each rank would spin on the others' cores
+            # The setting is per thread; a pool for each rank would spin on the others' cores.
+            torch.set_num_threads(1)
             world = World(
                 store, lambda: store, timeout_s=timeout_s, strict=strict, transport=_transport()
             )

@@ -39,20 +39,18 @@ class PushLog:
     """The log of one server as plain integers, with one entry per push in the order of arrival."""
 
     worker: list[int]
-    tag: list[int]  # number of the batch
+    tag: list[int]  # the number of its batch
     version_read: list[int]
-    version_before: list[
-        int
-    ]  # just before its apply, or at its arrival where it was not applied at once
-    version_next: list[int]  # of the answer to it; -1 = not answered
-    version: int  # updates in all
+    # The version just before the push was applied, or at its arrival where that was later.
+    version_before: list[int]
+    version_next: list[int]  # the version of the answer to it; -1 = not answered
+    version: int  # the number of updates in all
     replies: list[int]
     first_read: list[int]
     last_read: list[int]
     overlapped_replies: int
-    abandoned_versions: int = (
-        0  # sum over gradients that were given up: version read next minus version read
-    )
+    # The sum over gradients that were given up of (version read next - version read).
+    abandoned_versions: int = 0
     num_abandoned: int = 0
 
     @property
@@ -93,16 +91,15 @@ class RankRun:
 
     rank: int
     params: list[Tensor]
-    losses: list[float | None]  # None: given up
+    losses: list[float | None]  # None where the gradient was given up
     work: list[Work]
     traffic: Traffic
-    called: Traffic  # of the library's collectives that went through the comm, derived
+    called: Traffic  # of library collectives called through the comm, derived
     events: dict[str, int]
     shapes: Shapes
     log: PushLog | None
-    inside: Traffic = field(
-        default_factory=Traffic
-    )  # that the library sent from part to part of a replica, derived
+    # What the library sent from part to part of a replica, derived from its calls.
+    inside: Traffic = field(default_factory=Traffic)
     after: Any = None
 
 

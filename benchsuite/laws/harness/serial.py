@@ -20,8 +20,8 @@ from benchsuite.topology import Graph
 from benchsuite.worker import setup
 from benchsuite.workload import seeded_layers, trained_parameters, views
 
-Path = list[list[Tensor]]  # step (0 = the start) -> worker -> its parameters (P,)
-Exchange = Callable[[list[Tensor], Tensor], None]  # (replicas, in place; W of the step)
+Path = list[list[Tensor]]  # step, where 0 is the start -> worker -> its parameters (P,)
+Exchange = Callable[[list[Tensor], Tensor], None]  # changes the replicas in place by W of the step
 
 
 class Replicas:

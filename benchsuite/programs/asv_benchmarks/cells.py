@@ -10,7 +10,7 @@ import statistics
 import tempfile
 from typing import Any
 
-# parameter of the benchmarks -> what differs from a cell of cnn/smoke with two workers
+# Parameter of the benchmarks -> how its cell differs from cnn/smoke with two workers.
 CELLS: dict[str, dict[str, Any]] = {
     "synchronous/ring": {"sync": "synchronous", "topology": "ring"},
     "synchronous/native": {"sync": "synchronous", "topology": "native"},

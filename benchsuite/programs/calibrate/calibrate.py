@@ -69,9 +69,8 @@ def run(
             cells.measure(pairs, lambda cell: starters.launch(bench.cluster, cell, here))
 
         launches = take(bench, cell, effort, say=say, beside=beside)
-        load = (
-            meter.read()
-        )  # while the host is there: what its ranks used would be nobody's afterwards
+        # Read while the host lives: afterwards its ranks' share would seem to be somebody else's.
+        load = meter.read()
     models = cells.models_of(launches)
     say("virtual twins")
     cells.predict(pairs, launches, models, lambda cells: starters.simulate(cells, here))

@@ -39,7 +39,7 @@ class Models:
 
     one_way: MessageModel
     both_ways: MessageModel
-    copy_s_per_gib: float  # of adding in place what was received
+    copy_s_per_gib: float  # the time to add in place what was received
     incast: float  # how much longer a message takes to enter a port that another one is entering
 
 
@@ -49,7 +49,7 @@ class Pair:
 
     cell: Cell
     twin: Cell | None = None
-    reason: str = ""  # why there is none
+    reason: str = ""  # why there is no twin
     runs: list[Run] = field(default_factory=list)
     predicted: Run | None = None
 
@@ -148,12 +148,13 @@ def twin(cell: Cell, launches: Launches, models: Models) -> Cell:
     size = launches.vector_bytes
     link = models.one_way.fit.link(size)
     added = 0.0
-    if cell.topology == "parameter_server":  # it steps where others add, and the times contain that
+    if cell.topology == "parameter_server":
+        # A server steps where others add, and its times contain that.
         times = _answered(launches, models)
     elif cell.replicas == 1:
         times = _alone(launches)
     elif cell.topology == "ring":
-        # every second receive of a ring is added
+        # Of a ring's receives every second one is added, and the others are copied.
         link = busy_link(launches, models)
         added = 0.5
         times = _exchanging(launches, link)
@@ -251,8 +252,8 @@ def _answered(launches: Launches, models: Models) -> list[float]:
         statistics.median(launches.medians("messages", name))
         for name in ("counter", "ticket_call", "ticket")
     )
-    # the push is received when its ticket is there, and in virtual time that takes a message's
-    # latency only
+    # A push is received when its ticket is there. In virtual time a ticket takes the latency of a
+    # message only, so what it takes longer is added.
     late = max(0.0, ticket - models.one_way.fit.predict(launches.vector_bytes))
     rest += counter + call + late
     return [value + rest for value in gradients_s(launches, "steps", "one_gradient")]

@@ -23,7 +23,8 @@ from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rollouts import Batches
 from benchsuite.workload import Part, Recipe, Workload
 
-# batch sizes and kinds of steps take turns, so that a slow spell of the machine meets all of them
+# Batch sizes and kinds of steps take turns in so many blocks, so that a slow spell of the machine
+# meets all of them.
 BLOCKS = 4
 
 
@@ -57,9 +58,8 @@ class _Step:
         self._recipe: Recipe = setup.make_recipe(cell, self._workload)
         self._updater = Updater(self._part.params, self._recipe, shapes=self._part.shapes)
         self._number = 0
-        self._batches: dict[
-            tuple[int, int], Batches
-        ] = {}  # an agent of each share has environments of its own
+        # (shard, number of shards) -> batches: an agent has environments of its own for each share.
+        self._batches: dict[tuple[int, int], Batches] = {}
         self.vector_bytes = self._part.grad.numel() * self._part.grad.element_size()
 
     def run(

@@ -56,16 +56,15 @@ class Effort:
     sizes: Mapping[int, int] = field(default_factory=_sizes)
     controls: int = 200
     incast_sizes: Mapping[int, int] = field(default_factory=lambda: {MIB: 10, 8 * MIB: 5})
-    add_sizes: Mapping[int, int] = field(
-        default_factory=lambda: {MIB: 50, 16 * MIB: 10}
-    )  # and the cell's own vector
+    # The size of the cell's own vector is added to these.
+    add_sizes: Mapping[int, int] = field(default_factory=lambda: {MIB: 50, 16 * MIB: 10})
     gradients: int = 60  # per batch size and launch
-    rounds: int = 120  # steps of two ranks with an exchange, and of one with an answer
-    rates: Mapping[int, Mapping[int, int]] = field(default_factory=_rates)  # {} = no link is shaped
-    steps: int = 120  # of the cells that are predicted and measured
-    seconds: float = (
-        3.0  # a large model makes fewer gradients, rounds and steps: about so long for each
-    )
+    rounds: int = 120  # steps of two ranks with an exchange, and of one rank with an answer
+    # Without rates no link is shaped.
+    rates: Mapping[int, Mapping[int, int]] = field(default_factory=_rates)
+    steps: int = 120  # of each cell that is predicted and measured
+    # A large model makes fewer gradients, rounds and steps, so that each takes about so long.
+    seconds: float = 3.0
 
 
 @dataclass

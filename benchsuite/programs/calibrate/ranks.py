@@ -102,7 +102,7 @@ def _controls(comm: ProcessComm, repetitions: int) -> Times:
             counters.append(perf_counter_ns() - before)
         else:
             _, _, sent_ns = comm.next_ticket()
-            arrivals.append(perf_counter_ns() - sent_ns)  # one host, one clock
+            arrivals.append(perf_counter_ns() - sent_ns)  # both ranks read the clock of one host
             comm.ticket(0, repetition)
     return {
         "ticket_call": calls[WARMUP:],
@@ -166,16 +166,18 @@ def shaped(job: RankJob) -> None:
         if reason:
             write_rank_file(job.run_dir, job.rank, json.dumps({"reason": reason, "one_way": {}}))
             store.set(f"seen by {job.rank}", "")
-            store.get(f"seen by {1 - job.rank}")  # rank 0 hosts the store
+            store.get(
+                f"seen by {1 - job.rank}"
+            )  # rank 0 hosts the store, so it stays until the other has read
             return
-        comm = connected(job, store)  # after the packets have got their size
+        comm = connected(job, store)  # only now do packets have their size
         record: Times = {"reason": None, "one_way": {}}
         for rate, sizes in read_order(job.run_dir)["rates"].items():
             comm.barrier()
             if isinstance(link, ShapedLoopback):
                 link.set_rate(float(rate))
             comm.barrier()
-            _one_way(comm, 2 * BURST_BYTES, 1, warmup=0)  # empties the bucket
+            _one_way(comm, 2 * BURST_BYTES, 1, warmup=0)  # empties the bucket of the traffic shaper
             record["one_way"][rate] = {
                 size: _one_way(comm, int(size), repetitions, warmup=1)
                 for size, repetitions in sizes.items()

@@ -45,12 +45,13 @@ from benchsuite.worker import devices
 OK = 0
 FAILED = 1
 NO_DEVICE = 2
-# gpt2-small in bf16; ResNet-50 beside a hand-written loop
+# The least share of the matrix product's rate for gpt2-small in bf16, and the least ratio of
+# ResNet-50's rate to that of a hand-written loop.
 LEAST_MFU = 0.40
 LEAST_RATIO = 0.98
 UNITS = {"transformer": "tokens/s", "cnn": "images/s", "rl_agent": "frames/s"}
 DEADLINE_S = 240.0
-# workload, preset, precision; on the CPU what stands behind them
+# Workload, preset and precision of the cells that have the device to themselves.
 ALONE = (
     ("transformer", "gpu", "bf16"),
     ("transformer", "gpu_medium", "bf16"),
@@ -101,7 +102,7 @@ class Found:
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)  # what this version has no file or preset for
+    absent: list[str] = field(default_factory=list)  # checks that have no file or preset here
     rates: dict[str, Any] = field(default_factory=dict)
 
     def check(self, name: str, holds: bool, detail: str) -> None:

@@ -24,7 +24,7 @@ from benchsuite.programs.bench import Bench, Launch
 BASELINES = "benchsuite.programs.selfcheck.baseline_loops"
 RANKS = "benchsuite.programs.selfcheck.ranks"
 IDLE = Path(__file__).with_name("idle_strategy.py")
-NEVER = 10**9  # samples between snapshots
+NEVER = 10**9  # samples between snapshots, more than any run has
 MODULES = (BASELINES, RANKS)  # for the fork server to import
 LAUNCH_BAR_S = 0.4
 HARNESS_BAR = 0.97
@@ -38,12 +38,12 @@ class Effort:
     """How much is run; the tests run less."""
 
     launches: int = 5
-    # of short launches per launch, where step times are compared: what is compared stands close in
-    # time
+    # Where step times are compared, each launch is so many pairs of short ones, so that what is
+    # compared stands close in time.
     pairs: int = 3
-    steps: int = 80  # of each of them
-    warmup: int = 10  # of them not looked at
-    idle_steps: int = 2000  # of the cell that does nothing but be measured
+    steps: int = 80  # of each short launch
+    warmup: int = 10  # of these steps are not looked at
+    idle_steps: int = 2000  # of the cell whose strategy does nothing
     ring_repetitions: Mapping[int, int] = field(
         default_factory=lambda: {4 * MIB: 100, 16 * MIB: 30, 64 * MIB: 8}
     )

@@ -32,7 +32,7 @@ from benchsuite.workload import Shapes, numel
 WARMUP = 2
 WORKERS = 2
 ITEMSIZE = 4
-# compression -> the topology whose bytes it is given, of those that it may go over
+# compression -> the one of its topologies with which its bytes are counted
 OVER: dict[str, Any] = {
     "fp16": Ring,
     "bf16": Ring,
@@ -162,7 +162,9 @@ class Nowhere:
         return rows
 
     def _leave(self) -> None:
-        self.before_ns += self.back_ns - self.left_ns  # of the call before
+        self.before_ns += (
+            self.back_ns - self.left_ns
+        )  # what the topology itself took in the call before
         self.left_ns = time.perf_counter_ns()
 
     def _return(self) -> None:

@@ -27,13 +27,13 @@ GOALS = {"copied": 3.0, "in place": 5.0}
 OVERLAP_BAR = 1.10
 OVERLAP_SHARED_BAR = 0.85
 SHAPED = "benchsuite.programs.selfcheck.shaped"
-# both directions share the loopback: about 3 Gbit/s each way, sending takes as long as computing
+# Both directions share the loopback, so each has about 3 Gbit/s, at which sending takes as long as
+# computing.
 SHAPED_MBIT = 6000
 SHAPED_BUCKETS: Mapping[float, float | None] = {25.0: None, 10.0: 1.15}  # MiB -> bar
 SERVER_SHARE_BAR = 0.95
-SIDES: Mapping[
-    str, tuple[str, str, float, float | None]
-] = {  # name -> sync, topology, bucket_mib, bar
+# name -> sync, topology, bucket_mib, bar
+SIDES: Mapping[str, tuple[str, str, float, float | None]] = {
     "DDP": ("ddp", "native", 0.0, None),
     "buckets, native": ("synchronous", "native", 25.0, OVERLAP_BAR),
     "buckets, ring": ("synchronous", "ring", 25.0, OVERLAP_BAR),
@@ -49,10 +49,10 @@ class CollectiveEffort:
     repetitions: Mapping[int, int] = field(
         default_factory=lambda: {MIB: 60, 4 * MIB: 30, 16 * MIB: 12, 64 * MIB: 5}
     )
-    preset: str = "comm"  # ResNet-18 shapes
-    steps: int = 14  # of a training run of it
+    preset: str = "comm"  # which has the shapes of ResNet-18
+    steps: int = 14  # of one training run
     warmup: int = 4
-    updates: int = 60  # of a 13 MB server
+    updates: int = 60  # of a server with vectors of 13 MB
 
 
 def hierarchical(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:

@@ -19,7 +19,7 @@ from benchsuite.programs.bench import Bench
 
 ENTRY = "benchsuite.programs.selfcheck.codecs:codecs"
 WIRES = "benchsuite.programs.selfcheck.codecs:wires"
-REPETITIONS: Mapping[str, int] = {"digits": 200, "comm": 6}  # of a preset of `cnn`, within a launch
+REPETITIONS: Mapping[str, int] = {"digits": 200, "comm": 6}  # preset of `cnn` -> repetitions
 
 
 def compression(

@@ -21,13 +21,13 @@ BAR = 0.95
 SIZE = 2
 PRESET = "comm"
 
-# Parallelism, its script, workloads, its options.
+# A parallelism, its script, workloads and options.
 COMPARED: tuple[tuple[str, str, tuple[str, ...], Mapping[str, Any]], ...] = (
     ("fsdp", "fsdp_loop", ("transformer", "cnn"), {}),
     ("tensor", "tensor_loop", ("transformer",), {}),
     ("pipeline", "pipeline_loop", ("transformer", "cnn"), {}),
 )
-# of tenths of a second and more each
+# Few steps are enough, because each takes tenths of a second or more.
 STEPS = 8
 WARMUP = 2
 

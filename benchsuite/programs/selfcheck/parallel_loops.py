@@ -62,9 +62,8 @@ def fsdp_loop(job: RankJob) -> None:
         stamps[step + 1] = time.perf_counter_ns()
     cpu_s += time.process_time()
     common = torch.tensor(losses)
-    dist.all_reduce(
-        common
-    )  # of all shares, as the suite's: what is compared must have done the same work
+    # The mean loss of all shares, as in the suite: what is compared must have done the same work.
+    dist.all_reduce(common)
     end(job, stamps, (common / size).tolist(), cpu_s)
 
 
@@ -181,7 +180,6 @@ def pipeline_loop(job: RankJob) -> None:
         stamps[step + 1] = time.perf_counter_ns()
     cpu_s += time.process_time()
     common = torch.tensor(losses)
-    dist.broadcast(
-        common, size - 1
-    )  # of the last stage: what is compared must have done the same work
+    # The losses of the last stage: what is compared must have done the same work.
+    dist.broadcast(common, size - 1)
     end(job, stamps, common.tolist(), cpu_s)

@@ -27,7 +27,7 @@ from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rendezvous import connect, open_store
 
 WARMUP = 2
-BLOCKS = 4  # of updates: the two server loops take turns
+BLOCKS = 4  # blocks of updates, in which the two server loops take turns
 
 
 def empty(job: RankJob) -> None:
@@ -126,7 +126,7 @@ def server_profile(job: RankJob) -> None:
         topology.goodbye()
     else:
         watched = _Watched(comm)
-        topology._doors = [[watched]]  # a comm whose calls are timed
+        topology._doors = [[watched]]  # the server's door is a comm whose calls are timed
         policy = _TimedPolicy()
         comm.barrier()
         begin = time.perf_counter_ns()
@@ -185,7 +185,7 @@ def server(job: RankJob) -> None:
             comm.barrier()
             begin = time.perf_counter_ns()
             loop(comm, topology, mine, answer, count)
-            if block >= 2:  # the first of each warms up
+            if block >= 2:  # the first block of each loop warms up
                 record.setdefault(f"{name} {size}", []).append(
                     (time.perf_counter_ns() - begin) // count
                 )

@@ -31,13 +31,10 @@ SPREADS: dict[str, dict[str, Any]] = {
     "gamma": {"kind": "gamma", "cv": 0.1},
 }
 RING_PARAMETERS = 100_000
-STEPS = {
-    "mlp": 120,
-    "cnn": 100,
-    "cnn_4": 40,
-}  # of every worker; checks of agreement between groups are a small part
+# Steps of every worker: so many that checks of agreement between groups are a small part.
+STEPS = {"mlp": 120, "cnn": 100, "cnn_4": 40}
 BIG_WORLD = 1024  # workers whose memory is measured
-NEVER = 10**9  # samples between evaluations
+NEVER = 10**9  # samples between evaluations, more than any run has
 
 
 def mlp(repetitions: int) -> dict[str, float]:
@@ -119,9 +116,8 @@ def _rates(cell: Cell, steps: int, repetitions: int) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     kept = Kept()
     for times in SPREADS.values():
-        _simulate(
-            dataclasses.replace(cell, compute_time=times), steps, kept
-        )  # traces the sizes of groups that occur
+        # A first run traces graphs for the sizes of groups that occur.
+        _simulate(dataclasses.replace(cell, compute_time=times), steps, kept)
     for _ in range(repetitions):
         for name, times in SPREADS.items():
             spread = dataclasses.replace(cell, compute_time=times)

@@ -18,8 +18,8 @@ from benchsuite.programs.bars import Figure
 
 MODULE = "benchsuite.programs.selfcheck.simulations"
 MLP_BARS = {"exponential": 4_000, "gamma": 12_000}  # gradients per CPU second
-CNN_BARS = {"exponential": 1.2, "gamma": 2.0}  # times as many as one by one
-CNN_SAMPLES = {"cnn": 1, "cnn_4": 4}  # per push
+CNN_BARS = {"exponential": 1.2, "gamma": 2.0}  # gradients in batches over gradients one by one
+CNN_SAMPLES = {"cnn": 1, "cnn_4": 4}  # samples per push
 RING_BAR_MS = 100.0
 MEMORY_BAR_GIB = 1.5
 
