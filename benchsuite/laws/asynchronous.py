@@ -1,5 +1,7 @@
-"""Laws of asynchronous training that need the lock: with gradients of ones, every answer is one
-whole version."""
+"""The law of asynchronous training that needs the lock.
+
+With gradients of ones, every answer is one whole version of the parameters.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,13 @@ from benchsuite.plan.cell import Cell
 def answers_are_whole_versions(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Start vector 0, lr 1, every gradient 1: each pulled slice is constant, each of -1 .. -U is
-    pulled once, and the server ends at -U (exact while U < 2^24)."""
+    """With gradients of ones every answer is one whole version, and no update is lost.
+
+    Parameters start at 0 and the learning rate is 1, so version v is the constant -v. Each slice
+    that is pulled is constant, each of -1 to -U is pulled once, and the server ends at -U, where U
+    is the number of updates. Bound: exact, while U < 2^24. The twins tear answers, lose every
+    fourth update, make every update twice, or lose answers.
+    """
     cell = with_options(cell, "asynchronous", lr_rule="same")
     result = run(make_ranks, cell, change=both(from_zero_with_ones, change))
     updates = sum(result.events["pushes"])
@@ -57,7 +64,7 @@ _ON = {"sync": "asynchronous", "topology": "parameter_server", "servers": 1, "re
 
 
 class _Twofold(twins.Policy):
-    """Applies every gradient twice."""
+    """A server policy that applies every gradient twice."""
 
     def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
         super().apply(gradient, num_gradients=num_gradients, **where)

@@ -1,8 +1,7 @@
-"""The law between the two worlds: a real asynchronous run, replayed in virtual time from its push
-log, is the same run.
+"""The law between the two worlds: a real run, replayed in virtual time, is the same run.
 
-Real ranks make the log (threads, or processes); virtual ranks repeat it. Parameters of every
-version, who read what, and which batch went into which push must agree.
+Real ranks (threads or processes) make the push log of an asynchronous run, and virtual ranks repeat
+it. Parameters of every version, who read what, and which batch went into which push must agree.
 """
 
 from __future__ import annotations
@@ -19,11 +18,15 @@ from benchsuite.virtual.gradients import Graphs
 from benchsuite.virtual.replay import PushOrder
 
 FLOAT64 = 1e-10
-_traced: dict[str, Graphs] = {}  # a gradient is traced once for all cells that have it
+_traced: dict[str, Graphs] = {}  # each gradient is traced once for all cells that share it
 
 
 def replayed_is_real(make_ranks: MakeRanks, cell: Cell, *, read: Read = as_written) -> Figure:
-    """Every version of the server, and every answer, of the virtual run against the real one."""
+    """The virtual run has every version of the server and every answer of the real one.
+
+    Bound: 1e-10, the relative error of the parameters plus the number of entries that differ or
+    lack. In the twin two pushes change places.
+    """
     real = run(make_ranks, cell)
     log = real.logs[0]
     told = read(log)
@@ -58,7 +61,7 @@ def replayed_is_real(make_ranks: MakeRanks, cell: Cell, *, read: Read = as_writt
 
 
 def swapped(log: PushLog) -> PushLog:
-    """Two pushes of different workers in the middle change places."""
+    """The log in which two pushes of different workers, in the middle, have changed places."""
     middle = next(
         row
         for row in range(len(log.worker) // 2, len(log.worker) - 1)

@@ -1,5 +1,7 @@
-"""Laws of `Comm`: what every strategy leans on. Lanes, splits, shared memory, locks, counters,
-tickets, strict mode."""
+"""Laws of `Comm`, on which every strategy stands.
+
+They are about lanes, splits, shared memory, locks, counters, tickets and strict mode.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,17 @@ def whole(comm: ProcessComm) -> Any:
 def _total(
     make_ranks: MakeRanks, cell: Cell, body: Callable[..., int], wrap: Wrap, what: str
 ) -> Figure:
-    """Sum of what `body` counts on all ranks."""
+    """The sum of what `body` counts on all ranks."""
     size = max(2, cell.replicas)
     wrong = sum(make_ranks(size, lambda comm: body(wrap(comm))))
     return Figure(wrong, 0, f"{wrong} {what}, {size} ranks")
 
 
 def lock_loses_nothing(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """Read, wait, add one, write, under the lock: the shared number ends at ranks x times."""
+    """Under the lock no increment of a shared number is lost: it ends at ranks x times.
+
+    Each rank reads, waits, adds one and writes. Bound: exact. The twin has no lock.
+    """
 
     def body(comm: Any) -> int:
         number = comm.shared("number", 1, torch.int64)
@@ -55,7 +60,10 @@ def lock_loses_nothing(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole)
 def counter_gives_each_number_once(
     make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole
 ) -> Figure:
-    """fetch_add hands out 0, n, 2n, .. to somebody, each once."""
+    """`fetch_add` hands out 0, n, 2n and so on, each to one rank and once.
+
+    Bound: exact. In the twin every rank counts for itself.
+    """
     size = max(2, cell.replicas)
     taken = make_ranks(size, lambda comm: [wrap(comm).fetch_add("number", 3) for _ in range(TIMES)])
     wrong = len(
@@ -65,8 +73,10 @@ def counter_gives_each_number_once(
 
 
 def tickets_keep_their_order(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """The last rank gets every ticket, those of one source in their order, none before it was
-    sent."""
+    """The last rank gets every ticket, those of one source in order, and none before it was sent.
+
+    Bound: exact. In the twin tickets come two by two in the wrong order.
+    """
 
     def body(comm: Any) -> int:
         server = comm.size - 1
@@ -87,8 +97,11 @@ def tickets_keep_their_order(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = 
 def lane_runs_in_order_beside(
     make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole, strict: str = ""
 ) -> Figure:
-    """Lane calls run in calling order on a group of their own while the rank's own group works, and
-    return or raise."""
+    """A lane's calls run in the order of calling, on a group of their own.
+
+    Meanwhile the rank's own group works. Each call returns its result or raises its error. Bound:
+    exact. The twins give the lane no group of its own or drop its work.
+    """
 
     def body(comm: Any) -> int:
         order: list[int] = []
@@ -125,12 +138,16 @@ def lane_runs_in_order_beside(
 
 
 def _fails(lane: Any) -> None:
+    """Raises an error that the lane must hand on."""
     raise ZeroDivisionError
 
 
 def split_joins_its_ranks_only(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """Ranks outside get None, those inside are renumbered and sum among themselves; traffic keeps
-    the run's names."""
+    """A split joins the ranks that it names, and no others.
+
+    Ranks outside get None; those inside are renumbered and sum among themselves, while traffic
+    keeps the run's numbers of ranks. Bound: exact. In the twin a split is the whole comm.
+    """
 
     def body(comm: Any) -> int:
         members = [rank for rank in range(comm.size) if rank % 2 == 0][::-1]
@@ -177,7 +194,7 @@ def in_thread(call: Callable[[], None]) -> None:
 
 
 class _Twin:
-    """A comm with one method replaced: `name` calls `instead(comm, ...)`."""
+    """A comm with one method replaced: a call of `name` becomes `instead(comm, ...)`."""
 
     def __init__(self, comm: Any, name: str, instead: Callable[..., Any]) -> None:
         self._comm = comm
@@ -191,7 +208,7 @@ class _Twin:
 
 
 def with_instead(name: str, instead: Callable[..., Any]) -> Wrap:
-    """Replaces one method: `instead(comm, ...)` is called."""
+    """The wrapper that replaces one method of a comm, which becomes `instead(comm, ...)`."""
     return lambda comm: _Twin(comm, name, instead)
 
 
@@ -209,12 +226,13 @@ class _SameGroup:
 
 
 def _own_number(comm: Any, name: str, n: int) -> int:
+    """A counter that every rank keeps for itself."""
     comm.__dict__["numbers"] = comm.__dict__.get("numbers", -n) + n
     return int(comm.__dict__["numbers"])
 
 
 def _swapped(comm: Any) -> Any:
-    """Tickets two by two the wrong way round."""
+    """Tickets that come two by two in the wrong order."""
     kept = comm.__dict__.setdefault("kept", [])
     if not kept:
         kept += [comm.next_ticket(), comm.next_ticket()]
@@ -222,6 +240,8 @@ def _swapped(comm: Any) -> Any:
 
 
 def _drops_its_work(comm: Any, fn: Callable[..., Any], *args: Any) -> Any:
+    """A lane that leaves a call out and answers at once."""
+
     class Done:
         def wait(self) -> float:
             return 0.0
@@ -236,10 +256,12 @@ CELLS = cases.RANKS
 
 
 def _several(cell: Cell) -> bool:
+    """Whether the cell has several ranks on one host."""
     return cell.hosts == 1 and cell.replicas > 1
 
 
 def _law(name: str, check: Callable[..., Figure], *controls: tuple[str, dict[str, Any]]) -> Law:
+    """A law of comms, with its broken twins."""
     made = tuple(
         Control(broken, partial(check, **how), _ON, real_ranks=broken in _REAL)
         for broken, how in controls

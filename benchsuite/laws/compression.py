@@ -1,8 +1,8 @@
-"""Laws of compressed means: the same on all ranks, with the bytes that were told. (What is lost:
-compression_loss.py.)
+"""Laws of compressed means: the same on all ranks, with the bytes that were told before.
 
-Each compression on each topology that it goes with: vectors of tensors of odd sizes, and one of
-fewer elements than ranks, several means in a row, since residuals and factors are kept.
+What a compression loses is the subject of `compression_loss.py`. Each compression is shown on each
+topology that it goes with, on vectors of tensors of odd sizes and on one of fewer elements than
+ranks. Several means are taken in a row, because residuals and factors are kept between them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from benchsuite.laws.codecs import SHAPES, vector
 from benchsuite.laws.harness.cases import Asked, Cells, subject_of, tiny
 from benchsuite.laws.harness.runs import Change, count_different, run
 from benchsuite.laws.topology import compare, is_collective
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import Topology
 from benchsuite.worker import setup
 from benchsuite.worker.setup import Training
@@ -34,15 +33,15 @@ from benchsuite.workload import Shapes, numel
 
 CASES: Mapping[str, Shapes] = {"odd": SHAPES, "one element": {"a": torch.Size([1])}}
 ROUNDS = 4
-Given = Callable[
-    [Cell, int, str, int], Tensor
-]  # (cell, rank, case, round) -> what the rank puts in
-Mean = Callable[[Any, Tensor, Topology], None]  # (compression, vector, topology): in place
+# (cell, rank, case, round) -> the vector that the rank puts in
+Given = Callable[[Cell, int, str, int], Tensor]
+# Takes the mean of a vector in place, over (compression, vector, topology).
+Mean = Callable[[Any, Tensor, Topology], None]
 
 
 @dataclass(frozen=True)
 class Means:
-    """What one rank found. By (case, round); `left`: what it has not sent at the end, by case."""
+    """What one rank found, by (case, round); `left` is what it has not sent at the end, by case."""
 
     results: dict[tuple[str, int], Tensor]
     left: dict[str, Tensor | None]
@@ -51,7 +50,7 @@ class Means:
 
 
 def random_vectors(cell: Cell, rank: int, case: str, round_: int) -> Tensor:
-    """Other numbers for every rank and round."""
+    """Random vectors, others for every rank and round."""
     return vector(1000 * round_ + rank, numel(CASES[case]), setup.DTYPES[cell.precision])
 
 
@@ -63,8 +62,11 @@ def means(
     mean: Mean | None = None,
     made: Callable[[], Any] | None = None,
 ) -> list[Means]:
-    """All ranks' compressed means. `mean`: how one is taken instead; `made`: the compression,
-    instead of the cell's."""
+    """All ranks' compressed means.
+
+    `mean`, where given, takes the mean instead; `made` is the compression in the place of the
+    cell's.
+    """
     return make_ranks(
         cell.replicas, partial(one_rank, cell=cell, given=given, mean=mean, made=made)
     )
@@ -78,7 +80,7 @@ def one_rank(
     mean: Mean | None,
     made: Callable[[], Any] | None,
 ) -> Means:
-    """What a rank does."""
+    """The body of a rank: takes the means and notes what it sent."""
     topology: Topology = setup.make_topology(cell)
     topology.start(comm)
     results = {}
@@ -108,8 +110,11 @@ def one_rank(
 
 
 def same_bits_everywhere(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:
-    """A compressed mean has the same bits on all ranks."""
-    ranks = means(make_ranks, cells.resolve(cell), mean=mean)
+    """A compressed mean has the same bits on all ranks.
+
+    Bound: exact. The twins synchronise nothing, or leave one element unreduced.
+    """
+    ranks = means(make_ranks, resolve(cell), mean=mean)
     different = sum(
         count_different(result, ranks[0].results[key])
         for rank in ranks[1:]
@@ -119,14 +124,20 @@ def same_bits_everywhere(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None
 
 
 def counted_is_predicted(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:
-    """Bytes and messages of compressed means, the library's derived, are those that the files
-    predict."""
-    ranks = means(make_ranks, cells.resolve(cell), mean=mean)
+    """Bytes and messages of compressed means are the predicted ones.
+
+    What the library sends is derived from its calls. Bound: exact. The twins synchronise or gather
+    twice.
+    """
+    ranks = means(make_ranks, resolve(cell), mean=mean)
     return compare(sum((rank.traffic for rank in ranks), Traffic()), ranks[0].predicted, cell)
 
 
 def stays_not_finite(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = None) -> Figure:
-    """One NaN in one rank's vector: no rank raises, and every rank's mean is not finite."""
+    """One NaN in one rank's vector makes every rank's mean not finite, and raises nothing.
+
+    Bound: exact. The twin puts a number in its place.
+    """
 
     def given(cell: Cell, rank: int, case: str, round_: int) -> Tensor:
         flat = random_vectors(cell, rank, case, round_)
@@ -134,7 +145,7 @@ def stays_not_finite(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = N
             flat[len(flat) // 2] = float("nan")
         return flat
 
-    ranks = means(make_ranks, cells.resolve(cell), given=given, mean=mean)
+    ranks = means(make_ranks, resolve(cell), given=given, mean=mean)
     finite = sum(
         bool(torch.isfinite(result).all()) for rank in ranks for result in rank.results.values()
     )
@@ -144,8 +155,11 @@ def stays_not_finite(make_ranks: MakeRanks, cell: Cell, *, mean: Mean | None = N
 
 
 def server_is_gather(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Training over one server gives the bits of training by all-gather; a vote over several
-    servers too."""
+    """Training over one server gives the bits of training by all-gather.
+
+    A vote gives them over several servers too. Bound: exact. In the twins the server does not count
+    the votes, or halves what comes.
+    """
     different = 0
     votes = plugins.stem(cell.compression) == "sign"
     for servers in (1, cell.replicas) if votes else (1,):
@@ -166,7 +180,7 @@ def server_is_gather(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
 
 
 def after(change: Callable[[Any, Tensor, Topology], None]) -> Mean:
-    """The right mean, and something done to it."""
+    """The right mean, and then something done to it."""
 
     def mean(compression: Any, flat: Tensor, topology: Topology) -> None:
         compression.mean(flat, topology)
@@ -176,35 +190,35 @@ def after(change: Callable[[Any, Tensor, Topology], None]) -> Mean:
 
 
 def silent(compression: Any, flat: Tensor, topology: Topology) -> None:
-    """No synchronisation."""
+    """Does not synchronise."""
 
 
 def own_last(compression: Any, flat: Tensor, topology: Topology) -> None:
-    """One element keeps what this rank had."""
+    """Leaves this rank's own value in one element."""
     mine = flat[-1:].clone()
     compression.mean(flat, topology)
     flat[-1:] = mine
 
 
 def _twice(compression: Any, flat: Tensor, topology: Topology) -> None:
-    """Twice where once is enough."""
+    """Takes the mean twice where once is enough."""
     compression.mean(flat.clone(), topology)
     compression.mean(flat, topology)
 
 
 def _masked(compression: Any, flat: Tensor, topology: Topology) -> None:
-    """A number stands where none was."""
+    """Puts a number where there was none."""
     flat.nan_to_num_()
 
 
 def _no_vote(training: Training) -> Training:
-    """The server applies the mean of the votes, not the majority."""
+    """The change with a server that applies the mean of the votes, not the majority."""
     training.topology.settle = lambda mean: None  # type: ignore[attr-defined]
     return training
 
 
 def _own_scale(training: Training) -> Training:
-    """The server halves what it decodes."""
+    """The change with a server that halves what it decodes."""
     training.topology.settle = lambda mean: mean.mul_(0.5)  # type: ignore[attr-defined]
     return training
 
@@ -222,6 +236,7 @@ def _cells(asked: Asked) -> list[Cell]:
 
 
 def _all(asked: Asked) -> Iterator[Cell]:
+    """All cells of the compressions and topologies that are asked for."""
     for compression in asked.members("compression"):
         for topology in asked.members("topology"):
             for replicas in asked.workers if compression != "none" else ():
@@ -236,7 +251,7 @@ def _all(asked: Asked) -> Iterator[Cell]:
 
 
 def is_of(*names: str, least: int = 1, precision: str = "") -> Callable[[Cell], bool]:
-    """Of these compressions, on so many workers or more."""
+    """Whether a cell has one of these compressions and at least so many workers."""
 
     def applies(cell: Cell) -> bool:
         fits = not precision or cell.precision == precision

@@ -1,9 +1,8 @@
-"""Laws of costs: messages, bytes and, in virtual time on equal full-duplex ports, seconds of closed
-forms.
+"""Laws of costs: messages, bytes and, in virtual time, seconds are those of closed forms.
 
-Ports of 80 Mbit/s and 50 us: 100 ns per byte. Times are those of a mean that starts with nothing
-under way, and of a parameter server's first and later steps, with servers on hosts of their own and
-beside workers.
+Ports are equal and full-duplex, with 80 Mbit/s and 50 us: 100 ns per byte. Times are those of a
+mean that starts with nothing under way, and of a parameter server's first and later steps, with
+servers on hosts of their own and beside workers.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from benchsuite.comm import Comm
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
 from benchsuite.laws.harness.virtual_ranks import virtual_ranks
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.results.assemble.virtual import sections
 from benchsuite.topology import Topology
 from benchsuite.virtual.world import simulate
@@ -33,14 +31,15 @@ MBIT = 80.0
 LATENCY_US = 50.0
 LINK = Link(LATENCY_US * 1e-6, 8 / (MBIT * 1e6))
 TWO_PERCENT = 0.02
-STEPS = 20  # after the first one
+STEPS = 20  # steps after the first one
 
-# (most bytes that one rank sends / M, all bytes / M, most messages of one rank), by N; N' = 2^q <=
-# N
+# A row of the table of costs for a vector of M bytes: the most bytes that one rank sends / M, the
+# bytes of all ranks / M, and the most messages of one rank.
 Row = tuple[float, float, int]
 
 
 def _folded(n: int) -> Row:
+    """The row of halving-doubling, in which ranks beyond a power of two are folded in first."""
     rounds = int(math.log2(n))
     inside = 1 << rounds
     extra = int(inside < n)
@@ -63,16 +62,20 @@ SECONDS: Mapping[str, Callable[..., float]] = {
 
 
 def make(cell: Cell) -> Topology:
-    """The cell's topology with its default options: a chunk is one message."""
+    """The cell's topology with its default options, in which a chunk is one message."""
     topology: Topology = setup.make("topology", cell.topology, {})
     return topology
 
 
 def sends_the_table(make_ranks: MakeRanks, cell: Cell, *, times: int = 1, row: str = "") -> Figure:
-    """One mean's bytes of the busiest rank, of all, and messages. `times`: so many means; `row`:
-    another topology's."""
+    """One mean sends what the table of costs says.
+
+    Compared are the bytes of the busiest rank, the bytes of all, and the messages of the busiest.
+    `times` takes so many means; `row` reads another topology's row. Bound: exact. The twins send
+    everything twice or take a ring for a tree.
+    """
     n = cell.replicas
-    numel = 4 * n * (1 << (n.bit_length() - 1))  # chunks of equal size in every topology
+    numel = 4 * n * (1 << (n.bit_length() - 1))  # a size whose chunks are equal in every topology
     traffic = make(cell).predicted_traffic(numel, 4, num_workers=n).times(times)
     found = (_most(traffic.payload), traffic.payload_bytes, _most(traffic.messages))
     busiest, total, messages = TABLE[row or cell.topology](n)
@@ -84,6 +87,7 @@ def sends_the_table(make_ranks: MakeRanks, cell: Cell, *, times: int = 1, row: s
 
 
 def _most(counts: Mapping[tuple[int, int], int]) -> int:
+    """The most that one rank sends."""
     per_rank: dict[int, int] = {}
     for (source, _), count in counts.items():
         per_rank[source] = per_rank.get(source, 0) + count
@@ -93,11 +97,12 @@ def _most(counts: Mapping[tuple[int, int], int]) -> int:
 def mean_takes(
     make_ranks: MakeRanks, cell: Cell, *, workers: int | None = None, numel: int = 26_880
 ) -> Figure:
-    """Virtual seconds of one mean against theory. `workers`: so many in the theory.
+    """One mean takes the virtual seconds of its closed form, within 2 %.
 
-    Off powers of two a tree has idle branches: there its form is a bound from above; and the first
-    half that a partner sends may enter the port before the vector that is folded there: up to M/2
-    beta more than halving-doubling's form.
+    `workers` puts another number into the closed form, which is what the twin does. Off powers of
+    two the form is a bound from above: a tree has idle branches there, and in halving-doubling the
+    first half that a partner sends may enter the port before the vector that is folded there, up to
+    M/2 beta more.
     """
 
     def body(comm: Comm) -> int:
@@ -119,8 +124,7 @@ def mean_takes(
 
 
 def served_steps(cell: Cell, steps: int) -> tuple[float, int, int]:
-    """Virtual seconds, busiest port's bytes and vector's bytes of steps whose gradients take no
-    time."""
+    """Virtual seconds, bytes of the busiest port and of the vector, of steps without computing."""
     small = Cell(
         workload="mlp",
         preset="smoke",
@@ -138,7 +142,7 @@ def served_steps(cell: Cell, steps: int) -> tuple[float, int, int]:
         options={"mlp": {"num_parameters": 20_000}},
     )
     with tempfile.TemporaryDirectory() as folder:
-        simulated = simulate(cells.resolve(small), folder)
+        simulated = simulate(resolve(small), folder)
     result, cost, _ = sections(small, simulated.records, simulated.facts)
     return cost["virtual_s"], result["busiest_port_bytes"], 4 * result["num_parameters"]
 
@@ -146,8 +150,11 @@ def served_steps(cell: Cell, steps: int) -> tuple[float, int, int]:
 def served_step_takes(
     make_ranks: MakeRanks, cell: Cell, *, with_workers: bool | None = None
 ) -> Figure:
-    """A synchronous step over servers, the first one and the later ones, against theory
-    (`with_workers`: as if so)."""
+    """A synchronous step over servers takes the seconds of its closed form, within 2 %.
+
+    The first step and the later ones are compared. `with_workers` tells the form whether servers
+    stand beside workers; the twin tells it wrongly.
+    """
     beside = cell.server_placement == "with_worker" if with_workers is None else with_workers
     one, _, num_bytes = served_steps(cell, 1)
     many, _, _ = served_steps(cell, 1 + STEPS)
@@ -182,7 +189,10 @@ def served_step_takes(
 def served_port_carries(
     make_ranks: MakeRanks, cell: Cell, *, with_workers: bool | None = None
 ) -> Figure:
-    """Bytes of a step through the busiest port, each way, against theory."""
+    """The busiest port carries the bytes of its closed form in a step over servers, within 2 %.
+
+    Both directions count. The twin gives servers hosts of their own in the form only.
+    """
     beside = cell.server_placement == "with_worker" if with_workers is None else with_workers
     _, found, num_bytes = served_steps(cell, 1)
     theory = costs.busiest_port_bytes(
@@ -200,6 +210,7 @@ def served_port_carries(
 
 
 def _served(cell: Cell) -> bool:
+    """Whether the cell is synchronous training over parameter servers."""
     return (
         cell.clock == "virtual"
         and cell.sync == "synchronous"

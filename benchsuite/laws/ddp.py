@@ -1,5 +1,7 @@
-"""Laws of the library's own hooks, which stand beside our compressions and local steps. Ranks are
-processes."""
+"""Laws of the library's own hooks, which stand beside the suite's compressions and local steps.
+
+Their ranks are processes.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,20 @@ from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import Call, TrafficMode, derive, derived_run
 
 ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}
-# over ten steps of plain SGD: the gradient at parameters that are a little off is a little off too
+# How much roundings may grow over ten steps of plain SGD: the gradient at parameters that are a
+# little off is a little off too.
 GROWTH = 4.0
 
 
 def calls_are_predicted(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Every step of the run is watched: the library's calls cost what the file predicts; and so do
-    those of one cycle of each kind, after the run, that stand for all in a measured run.
+    """The library's calls of a whole run cost what the strategy's file predicts.
 
-    Left out is what DDP broadcasts once: the order of its buckets, some 80 bytes after the first
-    step.
+    Every step is watched. One cycle of each kind is watched again after the run, because in a
+    measured run it stands for all. What DDP broadcasts once is left out: the order of its buckets,
+    some 80 bytes after the first step. Bound: exact. In the twins the hook or
+    DistributedDataParallel is missing.
     """
     result = run(make_ranks, cell, change=both(change, _watched), after=_seen)
     told = predicted(result).payload_bytes
@@ -50,6 +54,7 @@ def calls_are_predicted(
 
 
 def _watched(training: Training) -> Training:
+    """The change that notes every call of the library in this rank's steps."""
     strategy: Any = training.strategy
     step = strategy.step
     calls: list[Call] = []
@@ -67,6 +72,7 @@ def _watched(training: Training) -> Training:
 
 
 def _seen(training: Training) -> tuple[list[Call], Traffic]:
+    """The calls of the run, and the traffic derived from one cycle of each kind after it."""
     strategy: Any = training.strategy
     calls = list(strategy.calls)
     size = training.topology.num_workers
@@ -77,8 +83,11 @@ def _seen(training: Training) -> tuple[list[Call], Traffic]:
 def half_follows_one_process(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Gradients in half precision: the way of the parameters is that of one process up to N + 1
-    roundings."""
+    """With gradients in half precision parameters follow one process, up to N + 1 roundings.
+
+    The roundings of ten steps may grow fourfold. In the twins the hook does not divide, or
+    DistributedDataParallel is missing.
+    """
     result = run(make_ranks, cell, change=change)
     reference = one_process(result.cell)
     allowed = GROWTH * (cell.replicas + 1) * ROUNDING[plugins.stem(cell.compression)]
@@ -99,8 +108,11 @@ def half_follows_one_process(
 def powersgd_begins_later(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """The library's PowerSGD is dense for two steps, those of one process, and lossy from then
-    on."""
+    """The library's PowerSGD is dense for two steps and lossy from then on.
+
+    The dense steps are those of one process, with a relative error of 1e-10 as the bound. In the
+    twin the hook is missing.
+    """
     result = run(make_ranks, cell, change=change)
     reference = one_process(result.cell)
     gaps = [
@@ -116,12 +128,12 @@ def powersgd_begins_later(
 
 
 def without_hook(training: Training) -> Training:
-    """DDP as it comes: gradients travel as they are."""
+    """The change that lets DDP send gradients as they are."""
     return rebuilt(training, compression=AsItIs())
 
 
 def _undivided(training: Training) -> Training:
-    """The hook forgets to divide."""
+    """The change with a hook that forgets to divide."""
     strategy: Any = training.strategy
     backward = strategy._part.backward
 
@@ -136,12 +148,14 @@ def _undivided(training: Training) -> Training:
 
 
 def _by_library(cell: Cell) -> bool:
+    """Whether the strategy calls the library by itself, on several replicas."""
     return (
         bool(plugins.find("sync", cell.sync).constants.get("calls_library")) and cell.replicas > 1
     )
 
 
 def _on(compression: str = "none", **options: Any) -> dict[str, Any]:
+    """Fields of a cell of DDP with this compression."""
     on = {"sync": "ddp", "topology": "native", "replicas": 2, "budget": Budget(timeout_s=60.0)}
     return {**on, "compression": compression, "options": options}
 

@@ -1,8 +1,8 @@
-"""Laws of diloco's `outer_bits`: the outer gradient is off by as much as so many bits allow, and
-sends their bytes.
+"""Laws of diloco's `outer_bits`: the outer gradient is as exact as its bits, and sends their bytes.
 
-Shown on everything that carries quantised vectors. Gradients are given, the outer lr is 1 without
-momentum, and nothing is delayed: the way of the outer copy is then the mean of what was decoded.
+They are shown on everything that carries quantised vectors. Gradients are given, the outer learning
+rate is 1 without momentum, and nothing is delayed: the way of the outer copy is then the mean of
+what was decoded.
 """
 
 from __future__ import annotations
@@ -33,25 +33,22 @@ from benchsuite.laws.harness.runs import (
 )
 from benchsuite.laws.harness.variants import APART_RECIPES, VARIANTS
 from benchsuite.laws.topology import compare
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import bounds
 from benchsuite.worker.setup import Training
 
-SAME = 1e-9  # of numbers around 1: closer ones are one level
-Step = tuple[
-    list[Tensor], Tensor
-]  # of a tensor's part: the replicas' outer gradients, the way of the outer copy
+SAME = 1e-9  # numbers around 1 that are closer than this are one level
+# Of a part of a tensor: the replicas' outer gradients, and the way of the outer copy.
+Step = tuple[list[Tensor], Tensor]
 
 
 def within_half_a_step(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Each element of the outer step is that of the mean outer gradient, within half a step per
-    hop.
+    """Each element of an outer step is that of the mean outer gradient, within half a step per hop.
 
     A step is range / (2^bits - 1) of the tensor, the mean of the replicas'. On `direct` the mean
-    makes a second hop.
+    makes a second hop. The twin sends other bits than the option says.
     """
     steps = 2 ** int(option(cell, "diloco", "outer_bits")) - 1
     hops = 2 if cell.topology == "direct" else 1
@@ -63,14 +60,16 @@ def within_half_a_step(
             (float((way - torch.stack(vectors).mean(0)).abs().max()) / step / hops, where)
         )
     value, where = worst(figures)
-    # the second hop's range is that of a mean which is off by half a step at either end
+    # The second hop's range is that of a mean which is off by half a step at either end.
     bound = HALF_A_STEP + (hops - 1) * 2 / steps
     return Figure(value, bound, f"steps off per hop at most, {where}, {cell.label}")
 
 
 def has_levels(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Where one replica alone moves, a tensor of its outer gradient comes back with 2^bits values
-    at most."""
+    """Where one replica alone moves, a tensor of its outer gradient has 2^bits values at most.
+
+    The twin sends other bits than the option says.
+    """
     figures = []
     for where, (_, way) in _outer_steps(make_ranks, cell, both(_one_alone, change)):
         distinct = 1 + int((way.sort().values.diff() > SAME).sum())
@@ -81,8 +80,11 @@ def has_levels(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = Non
 
 
 def sends_its_bits(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Bytes and messages, the library's derived, are those that the file predicts for so many
-    bits."""
+    """Bytes and messages are those that the file predicts for so many bits.
+
+    What the library sends is derived from its calls. Bound: exact. The twin sends other bits than
+    the option says.
+    """
     result = run(make_ranks, cell, change=change)
     return compare(result.traffic + result.called, traffic.predicted(result), result.cell)
 
@@ -91,7 +93,7 @@ def _outer_steps(
     make_ranks: MakeRanks, cell: Cell, change: Change | None
 ) -> Iterator[tuple[str, Step]]:
     """Every outer step of every part of a tensor that has a range of its own."""
-    cell = cells.resolve(with_options(cell, "diloco", outer_lr=1.0, outer_momentum=0.0, delay=0))
+    cell = resolve(with_options(cell, "diloco", outer_lr=1.0, outer_momentum=0.0, delay=0))
     result = run(make_ranks, cell, change=both(_with_given_gradients, change), after=_gradients)
     every, fragments = (int(option(cell, "diloco", name)) for name in ("local_steps", "fragments"))
     first = result.workers[0].params
@@ -107,8 +109,7 @@ def _outer_steps(
 
 
 def _parts(result: Run, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Of the tensors in a fragment, cut at the borders of the servers' slices or the owners'
-    chunks."""
+    """The pieces of a fragment's tensors, cut where servers' slices or owners' chunks end."""
     owners = result.cell.num_servers or (
         result.cell.num_workers if result.cell.topology == "direct" else 1
     )
@@ -120,7 +121,7 @@ def _parts(result: Run, begin: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 class _Given(GivenGradient):
-    """Other numbers for every rank and step, which it remembers."""
+    """Gradients that are other numbers for every rank and step, and are remembered."""
 
     def __init__(self, part: Any, rank: int) -> None:
         super().__init__(part, self._next)
@@ -134,25 +135,27 @@ class _Given(GivenGradient):
 
 
 def _with_given_gradients(training: Training) -> Training:
+    """The change that gives a rank such gradients."""
     part = _Given(training.part, training.comm.rank)
     return rebuilt(training, part=part, recipe=plain_sgd(training.recipe))
 
 
 def _one_alone(training: Training) -> Training:
-    """All replicas but the last one stay where they are."""
+    """The change that leaves all replicas but the last where they are."""
     part: Any = training.part
     part.share = float(training.comm.rank == training.cell.num_workers - 1)
     return training
 
 
 def _gradients(training: Training) -> list[Tensor]:
+    """What the rank remembers of its gradients."""
     part: Any = training.part
     given: list[Tensor] = part.given
     return given
 
 
 def _sends(bits: int) -> Change:
-    """What travels has other bits than the option says."""
+    """The change in which what travels has other bits than the option says."""
 
     def change(training: Training) -> Training:
         strategy: Any = training.strategy
@@ -166,7 +169,7 @@ def _sends(bits: int) -> Change:
 
 
 def _cells(asked: Asked) -> list[Cell]:
-    """Every number of bits on everything that carries quantised vectors."""
+    """Every number of bits, on everything that carries quantised vectors."""
     if not asked.includes(sync="diloco", compression="none"):
         return []
     made = []
@@ -187,17 +190,19 @@ def _cells(asked: Asked) -> list[Cell]:
 
 
 def _on(topology: str, bits: int, **fields: Any) -> Mapping[str, Any]:
+    """Fields of a cell of diloco with so many outer bits."""
     options = {"diloco": {"local_steps": 5, "outer_bits": bits}}
     return {"sync": "diloco", "topology": topology, "replicas": 3, "options": options, **fields}
 
 
 def _control(law: Any, bits: int, sent: int, topology: str, **fields: Any) -> Control:
+    """A twin that sends `sent` bits where the option says `bits`."""
     broken = f"{bits} bits travel as {sent}, {topology}"
     return Control(broken, partial(law, change=_sends(sent)), _on(topology, bits, **fields))
 
 
 def _controls(law: Any, bits: int, sent: int) -> tuple[Control, ...]:
-    """One per way that quantised vectors travel."""
+    """One twin for each way in which quantised vectors travel."""
     ways: Mapping[str, Any] = {"native": {}, "direct": {}, "parameter_server": {"servers": 2}}
     return tuple(_control(law, bits, sent, topology, **fields) for topology, fields in ways.items())
 

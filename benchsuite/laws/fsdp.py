@@ -1,9 +1,8 @@
-"""Laws of shards: what the library gathers and reduces in a step, and that it computes with the
-newest parameters.
+"""Laws of shards: what the library gathers and reduces, and that it computes with the newest.
 
-Ranks are processes. `tiny` is a chain of units, the last of which has an empty shard; the
-transformer's embedding and head share a matrix and are the root unit; rows that do not divide make
-a shard that the library pads and so copies.
+The ranks are processes. `tiny` is a chain of units, the last of which has an empty shard. The
+transformer's embedding and head share a matrix and are the root unit. Rows that do not divide make
+a shard that the library pads, and so copies.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from benchsuite.laws.parallel import held
 from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.parallel.pieces import join
 from benchsuite.parallel.shards import Unit, units_of
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.worker import model_parallel, setup
 from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import TrafficMode
 from benchsuite.workload import seeded_layers, trained_parameters
 
-# what parameters are multiplied by behind the library's back, as an optimiser or a snapshot would
+# Parameters are multiplied by this behind the library's back, as an optimiser or a loaded snapshot
+# changes them.
 SHRINK = 0.5
 Calls = Counter[tuple[str, int]]  # (name, elements of the whole vector) -> times
 
@@ -44,8 +43,8 @@ Calls = Counter[tuple[str, int]]  # (name, elements of the whole vector) -> time
 class Seen:
     """What one part found after a run."""
 
-    calls: list[Calls]  # of the library: in a gradient, and in one after an inference
-    num_gathers: int  # of the inferences of a rollout
+    calls: list[Calls]  # the library's, in a gradient and in one after an inference
+    num_gathers: int  # gathers during the inferences of a rollout
     num_gathered: int  # parameters that were whole after each of these
     facts: dict[str, Any]
     params: Tensor  # its vector when the last gradient was computed
@@ -54,7 +53,7 @@ class Seen:
 
 
 def _ran(make_ranks: MakeRanks, cell: Cell, change: Change | None) -> list[Seen]:
-    """What the parts found. Unchanged, the laws share a run (`runs.remembered`)."""
+    """What the parts of a run found; laws that change nothing share it (`runs.remembered`)."""
     body = (
         partial(_one_rank, cell=cell)
         if change is None
@@ -65,11 +64,17 @@ def _ran(make_ranks: MakeRanks, cell: Cell, change: Change | None) -> list[Seen]
 
 
 def _one_rank(comm: Comm, *, cell: Cell, change: Change | None = None) -> Seen:
+    """The run of one rank, and what it finds at its end."""
     seen: Seen = one_rank(comm, cell=cell, change=change, after=_look).after
     return seen
 
 
 def _look(training: Training) -> Seen:
+    """What this part finds: calls of the library, gathered parameters, gradients and metrics.
+
+    It takes two gradients, with an inference after each. Between them the parameters shrink behind
+    the library's back.
+    """
     part: Any = training.part
     batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
     calls = []
@@ -99,6 +104,7 @@ def _look(training: Training) -> Seen:
 
 
 def _num_gathered(part: Any) -> int:
+    """How many of the part's parameters are whole and not sharded."""
     return sum(not isinstance(parameter, DTensor) for parameter in part.module.parameters())
 
 
@@ -108,10 +114,13 @@ def _num_gathered(part: Any) -> int:
 def units_travel_as_told(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Each unit is one all-gather before the forward pass, one before the backward pass unless it
-    stays gathered, and one reduce-scatter; an inference before changes nothing; a rollout gathers
-    once. Value: calls too many or few."""
-    cell = cells.resolve(cell)
+    """Each unit is gathered before the forward and the backward pass, and reduced once.
+
+    A unit that stays gathered is not gathered again. An inference before a step changes nothing,
+    and a rollout gathers once. Bound: exact, in calls too many or too few. The twins leave a unit
+    gathered, free the root, or count an inference as a step.
+    """
+    cell = resolve(cell)
     seen = _ran(make_ranks, cell, change)
     size = cell.model_parallel
     reshard = option(cell, "fsdp", "reshard")
@@ -137,9 +146,11 @@ def units_travel_as_told(
 def shards_make_the_whole(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Shards of all parts sum to P; what the library reduces, to P and the padding that the parts
-    say they have."""
-    cell = cells.resolve(cell)
+    """The shards of all parts have P elements, and what the library reduces has P and the padding.
+
+    The padding is what the parts say they have. Bound: exact. In the twin padding is not told.
+    """
+    cell = resolve(cell)
     seen = _ran(make_ranks, cell, change)
     whole = sum(p.numel() for p in trained_parameters(nn.Sequential(*_meta(cell))).values())
     kept = sum(each.params.numel() for each in seen)
@@ -157,8 +168,11 @@ def shards_make_the_whole(
 def nothing_stays_gathered(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """After a step and after an inference all parameters are shards again."""
-    cell = cells.resolve(cell)
+    """After a step and after an inference all parameters are shards again.
+
+    Bound: exact. In the twin a backward pass frees nothing.
+    """
+    cell = resolve(cell)
     seen = _ran(make_ranks, cell, change)
     gathered = max(each.num_gathered for each in seen)
     return Figure(gathered, 0, f"{gathered} parameters were whole, {cases.label(cell)}")
@@ -167,9 +181,12 @@ def nothing_stays_gathered(
 def computes_with_the_newest(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Gradient and inference are those of one process at the parameters that stand in the flat
-    vectors."""
-    cell = cells.resolve(cell)
+    """Gradient and inference are those of one process at the parameters in the flat vectors.
+
+    Bound: a relative error of 1e-10. The twins add gradients up, gather once for all, or do not
+    refresh padded shards.
+    """
+    cell = resolve(cell)
     seen = _ran(make_ranks, cell, change)
     pieces, shapes = held(cell)
     params, grad = (
@@ -183,6 +200,7 @@ def computes_with_the_newest(
 
 
 def _one_process(cell: Cell, params: Tensor) -> tuple[Tensor, float]:
+    """(gradient, metric) of one process at these parameters."""
     workload = setup.start_workload(cell)
     model = nn.Sequential(*seeded_layers(workload, cell.seed)).double()
     trained = list(trained_parameters(model).values())
@@ -196,10 +214,12 @@ def _one_process(cell: Cell, params: Tensor) -> tuple[Tensor, float]:
 
 
 def _meta(cell: Cell) -> list[nn.Module]:
+    """The cell's model without memory."""
     return model_parallel.meta_layers(setup.start_workload(cell))
 
 
 def _units(cell: Cell) -> list[Unit]:
+    """The units that the cell's model is cut into."""
     return units_of(_meta(cell))
 
 
@@ -207,52 +227,55 @@ def _units(cell: Cell) -> list[Unit]:
 
 
 def _modules(training: Training) -> Iterator[Any]:
+    """The modules of this part that the library shards."""
     return (each for each in training.part.module.modules() if isinstance(each, FSDPModule))
 
 
 def _keeps(training: Training) -> Training:
-    """Parameters stay gathered after the backward pass."""
+    """The change in which parameters stay gathered after the backward pass."""
     for module in _modules(training):
         module.set_reshard_after_backward(False, recurse=False)
     return training
 
 
 def _sums(training: Training) -> Training:
-    """Gradients are added up and not divided."""
+    """The change in which gradients are added up and not divided."""
     for module in _modules(training):
         module.set_gradient_divide_factor(1.0)
     return training
 
 
 def _keeps_one(training: Training) -> Training:
-    """A unit is not freed between the passes."""
+    """The change in which one unit is not freed between the passes."""
     list(_modules(training))[-1].set_reshard_after_forward(False, recurse=False)
     return training
 
 
 def _frees_root(training: Training) -> Training:
-    """The root unit is freed, which may stay."""
+    """The change in which the root unit is freed, which may stay."""
     next(_modules(training)).set_reshard_after_forward(True, recurse=False)
     return training
 
 
 def _infers_with_hooks(training: Training) -> Training:
-    """Inference goes the way of a forward pass, and leaves behind what a backward pass would
-    clear."""
+    """The change in which inference is a forward pass with hooks.
+
+    It leaves behind what only a backward pass would clear.
+    """
     part: Any = training.part
     part.infer = torch.no_grad()(part.module)
     return training
 
 
 def _does_not_copy(training: Training) -> Training:
-    """The library's copies of what it pads are not refreshed."""
+    """The change in which the library's copies of what it pads are not refreshed."""
     part: Any = training.part
     part._copied = [], []
     return training
 
 
 def _loses_padding(training: Training) -> Training:
-    """The parts say that nothing is padded."""
+    """The change in which the parts say that nothing is padded."""
     part: Any = training.part
     part._facts = {**part._facts, "num_padded": 0}
     return training
@@ -273,19 +296,21 @@ def on(**fields: Any) -> Fields:
 
 
 def _cells(asked: cases.Asked) -> list[Cell]:
+    """The cells of fsdp that are asked for."""
     if not asked.is_about("fsdp"):
         return []
     shapes = [on(options={"fsdp": given}) for given in VARIANTS["fsdp"]]
     shapes += [on(**TRANSFORMER, options={"fsdp": given}) for given in VARIANTS["fsdp"][:2]]
     shapes += [on(**UNEVEN), on(model_parallel=4), on(model_parallel=4, **TRANSFORMER)]
-    return [cells.resolve(cases.on(cases.tiny(), **shape)) for shape in shapes]
+    return [resolve(cases.on(cases.tiny(), **shape)) for shape in shapes]
 
 
 def _applies(cell: Cell) -> bool:
+    """Whether the cell is sharded."""
     return cell.parallel == "fsdp" and cell.replicas == 1 and cell.precision == "fp64"
 
 
-UNEVEN: Fields = {"options": {"tiny": {"width": 7}}}  # 4 rows and 3
+UNEVEN: Fields = {"options": {"tiny": {"width": 7}}}  # parts of 4 rows and of 3
 GRADIENT_ONLY: Fields = {"options": {"fsdp": {"reshard": "gradient_only"}}}
 CELLS = cases.Cells(_cells, lambda cell: f"fsdp on {cell.model_parallel} ranks")
 LAWS = (

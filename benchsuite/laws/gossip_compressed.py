@@ -1,10 +1,9 @@
-"""Laws of compressed gossip: what moves a replica is what travelled, its neighbours' copies against
-its own (CHOCO).
+"""Laws of compressed gossip (CHOCO): copies of neighbours, moved by what travelled, move a replica.
 
-Koloskova et al. 2019, arXiv 1902.00340, written down once more as a serial loop: a copy per edge,
-moved by Q(x - copy), and x_i += consensus_rate sum_j W_ij (copy of j - copy of i). Where Q loses
-nothing, copies are the replicas themselves: a second loop, without copies, mixes by (1 -
-consensus_rate) I + consensus_rate W.
+Koloskova et al. 2019, arXiv 1902.00340, written down once more as a serial loop: there is a copy
+per edge, moved by Q(x - copy), and x_i += consensus_rate sum over j of W_ij (copy of j - copy of
+i). Where Q loses nothing the copies are the replicas themselves, so a second loop without copies
+mixes by (1 - consensus_rate) I + consensus_rate W.
 """
 
 from __future__ import annotations
@@ -21,29 +20,36 @@ from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.gossip import is_gossip
 from benchsuite.laws.harness.runs import Change, relative, run, with_options, worst
 from benchsuite.laws.harness.serial import Exchange, gossiping, mix
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.worker import setup
 from benchsuite.worker.setup import Training
 from benchsuite.workload import Shapes
 
 FLOAT64 = 1e-10
-RATE = 0.5  # at 1 nobody would see that it is not looked at
+RATE = 0.5  # at 1 a strategy that ignores the rate would go unseen
 
 
 def follows_choco(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Every worker's parameters after every step are those of the loop with copies."""
-    cell = cells.resolve(with_options(cell, "gossip", consensus_rate=RATE))
+    """Every worker's parameters after every step are those of the serial loop with copies.
+
+    Bound: a relative error of 1e-10. In the twins replicas never mix, the consensus rate is
+    missing, or copies are forgotten.
+    """
+    cell = resolve(with_options(cell, "gossip", consensus_rate=RATE))
     return _compared(make_ranks, cell, change, lambda start, shapes: Choco(cell, start, shapes))
 
 
 def lossless_is_mixing(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Top-k with k = P: every worker's parameters are those of mixing by (1 - rate) I + rate W."""
+    """Over top-k with k = P parameters are those of mixing by (1 - rate) I + rate W.
+
+    Bound: a relative error of 1e-10. In the twins replicas never mix, or the consensus rate is
+    missing.
+    """
     cell = with_options(with_options(cell, "gossip", consensus_rate=RATE), "topk", rho=1.0)
-    return _compared(make_ranks, cells.resolve(cell), change, lambda start, shapes: towards_mixing)
+    return _compared(make_ranks, resolve(cell), change, lambda start, shapes: towards_mixing)
 
 
 def _compared(
@@ -52,6 +58,10 @@ def _compared(
     change: Change | None,
     made: Callable[[Tensor, Shapes], Exchange],
 ) -> Figure:
+    """The largest relative error of any worker after any step.
+
+    The reference is a serial loop with the exchange that `made` makes.
+    """
     result = run(make_ranks, cell, change=change)
     path = gossiping(cell, made(result.workers[0].params[0], result.workers[0].shapes))
     value, where = worst(
@@ -71,7 +81,7 @@ def _compared(
 
 
 def towards_mixing(params: list[Tensor], weights: Tensor) -> None:
-    """By (1 - rate) I + rate W."""
+    """Mixes by (1 - rate) I + rate W."""
     mix(params, (1 - RATE) * torch.eye(len(params), dtype=weights.dtype) + RATE * weights)
 
 
@@ -111,7 +121,7 @@ class Choco:
 
 
 def _at_rate(given: Callable[[float], float]) -> Change:
-    """The replicas with another consensus rate than the option's."""
+    """The change that gives replicas another consensus rate than the option's."""
 
     def change(training: Training) -> Training:
         strategy: Any = training.strategy
@@ -123,7 +133,7 @@ def _at_rate(given: Callable[[float], float]) -> Change:
 
 
 def _forgets(training: Training) -> Training:
-    """Copies stay where they started."""
+    """The change in which copies stay where they started."""
     strategy: Any = training.strategy
     copies = strategy._copies
     move = strategy._copies._move

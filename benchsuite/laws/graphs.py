@@ -1,5 +1,7 @@
-"""Laws of gossip graphs: W, put together from what every rank says of itself, mixes and loses
-nothing."""
+"""Laws of gossip graphs: W mixes and loses nothing.
+
+W is put together from what every rank says of itself.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,16 @@ from torch import Tensor
 from benchsuite.comm import Comm
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import Graph
 from benchsuite.worker import setup
 
 STEPS = 20
 ROUNDING = 1e-12
 Wrap = Callable[[Graph], Any]
-Told = tuple[
-    list[tuple[int, float]], list[int], list[tuple[int, int]]
-]  # neighbours, listeners, edges of a step
+# Neighbours, listeners and edges of a step.
+Told = tuple[list[tuple[int, float]], list[int], list[tuple[int, int]]]
 
 
 def whole(graph: Graph) -> Any:
@@ -33,8 +33,7 @@ def whole(graph: Graph) -> Any:
 
 
 def told(make_ranks: MakeRanks, cell: Cell, wrap: Wrap) -> list[list[Told]]:
-    """[rank][step]: what each rank says of itself, and what a graph that was not started says of
-    all."""
+    """[rank][step]: what each rank says of itself, and what a graph not started says of all."""
 
     def graph() -> Any:
         return wrap(setup.make("topology", cell.topology, setup.options_for(cell, "topology")))
@@ -51,7 +50,7 @@ def told(make_ranks: MakeRanks, cell: Cell, wrap: Wrap) -> list[list[Told]]:
 
 
 def matrices(per_rank: list[list[Told]]) -> list[Tensor]:
-    """W of every step: W_ij is the weight of what i gets from j."""
+    """W of every step, where W_ij is the weight of what rank i gets from rank j."""
     size = len(per_rank)
     found = [torch.zeros(size, size, dtype=torch.float64) for _ in range(STEPS)]
     for rank, steps in enumerate(per_rank):
@@ -63,9 +62,12 @@ def matrices(per_rank: list[list[Told]]) -> list[Tensor]:
 
 
 def is_doubly_stochastic(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """No weight below 0, every column of W sums to 1 (rows do so by definition), in each of 20
-    steps."""
-    cell = cells.resolve(cell)
+    """In each of 20 steps no weight of W is below 0, and every column sums to 1.
+
+    Rows sum to 1 by definition. Bound: 1e-12. In the twins all listen to rank 0, or weights are too
+    heavy.
+    """
+    cell = resolve(cell)
     worst = 0.0
     where = ""
     for step, w in enumerate(matrices(told(make_ranks, cell, wrap))):
@@ -80,9 +82,12 @@ def is_doubly_stochastic(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whol
 
 
 def says_one_thing(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """Whom a rank gets from, whom it sends to and the edges of a prediction are the same, each
-    once, in rank order."""
-    cell = cells.resolve(cell)
+    """Whom a rank hears, whom it sends to and the edges of a prediction agree.
+
+    Each edge is there once, in the order of ranks. Bound: exact. The twins send to the next step's
+    listeners, or listen to others.
+    """
+    cell = resolve(cell)
     per_rank = told(make_ranks, cell, wrap)
     wrong = 0
     where = ""
@@ -110,18 +115,23 @@ def says_one_thing(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
 
 
 def mixes(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """20 steps shrink every disagreement: the second largest modulus of the eigenvalues of their
-    product is below 1."""
-    cell = cells.resolve(cell)
+    """Twenty steps shrink every disagreement.
+
+    The second largest modulus of the eigenvalues of their product is below 1, with 1 - 1e-6 as the
+    bound. In the twin the pairs never change.
+    """
+    cell = resolve(cell)
     product = _product(matrices(told(make_ranks, cell, wrap)))
     modulus = float(torch.linalg.eigvals(product - 1 / cell.replicas).abs().max())
     return Figure(modulus, 1 - 1e-6, f"second largest modulus after {STEPS} steps, {cell.label}")
 
 
 def agrees_after_q(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """The exponential graph, N = 2^q: any q steps in a row average exactly, their product is 1/N
-    everywhere."""
-    cell = cells.resolve(cell)
+    """On the exponential graph with N = 2^q, any q steps in a row average exactly.
+
+    Their product is 1/N everywhere. Bound: 1e-12. In the twin the distance does not double.
+    """
+    cell = resolve(cell)
     rounds = cell.replicas.bit_length() - 1
     found = matrices(told(make_ranks, cell, wrap))
     gaps = [
@@ -134,6 +144,7 @@ def agrees_after_q(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
 
 
 def _product(matrices: list[Tensor]) -> Tensor:
+    """The product of the matrices, the last step's on the left."""
     product = torch.eye(len(matrices[0]), dtype=torch.float64)
     for w in matrices:
         product = w @ product
@@ -144,7 +155,7 @@ def _product(matrices: list[Tensor]) -> Tensor:
 
 
 class _Twin:
-    """A graph with one of its answers replaced: `instead(graph, rank, step)`."""
+    """A graph with one of its answers replaced: it becomes `instead(graph, rank, step)`."""
 
     def __init__(self, graph: Graph, name: str, instead: Callable[[Graph, int, int], Any]) -> None:
         self._graph = graph
@@ -171,6 +182,7 @@ class _Twin:
 
 
 def _with(name: str, instead: Callable[[Graph, int, int], Any]) -> Wrap:
+    """The wrapper that replaces one answer of a graph."""
     return lambda graph: _Twin(graph, name, instead)
 
 
@@ -180,7 +192,7 @@ def _star(graph: Graph, rank: int, step: int) -> list[tuple[int, float]]:
 
 
 def _too_heavy(graph: Graph, rank: int, step: int) -> list[tuple[int, float]]:
-    """Symmetric, but what is left for oneself is below 0."""
+    """Weights that are symmetric, but leave less than 0 for the rank itself."""
     return [(other, 0.75) for other, _ in graph.neighbours(step)]
 
 
@@ -190,16 +202,20 @@ def _in_halves(graph: Graph, rank: int, step: int) -> list[tuple[int, float]]:
 
 
 def _next_step(graph: Graph, rank: int, step: int) -> list[int]:
+    """The listeners of the next step."""
     return graph.listeners(step + 1)
 
 
 def _always_the_next(graph: Graph, rank: int, step: int) -> list[tuple[int, float]]:
+    """Only the next rank is heard, in every step."""
     return [((rank + 1) % graph.num_workers, 0.5)]
 
 
 def is_graph(cell: Cell) -> bool:
-    """Whether its topology is a gossip graph of more than one worker (a matching: of an even
-    number)."""
+    """Whether the topology is a gossip graph of several workers.
+
+    A random matching needs an even number of them.
+    """
     odd = cell.topology == "random_matching" and cell.replicas % 2
     return (
         cell.replicas > 1

@@ -1,5 +1,4 @@
-"""Laws of a mean in two levels: over several hosts it is the same mean, and between them goes what
-theory says.
+"""Laws of a mean in two levels: over several hosts it is the same mean, with the bytes of theory.
 
 The ranks are put on two hosts, in blocks and in turns; an odd number makes one host larger.
 """
@@ -23,20 +22,21 @@ from benchsuite.laws.topology import (
     same_bits_everywhere,
     vector,
 )
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import Topology
 from benchsuite.topology.hierarchical import ranks_by_host
 from benchsuite.worker import setup
 from benchsuite.worker.traffic_mode import derived_total
 
-NUMEL = 9240  # divides by 2, 3, .. 8, 10, 11, 12
-PARTS = ((0, NUMEL), (0, 1001), (1001, NUMEL))  # a vector whole, then as two buckets
+NUMEL = 9240  # divisible by 2 to 8 and by 10, 11 and 12
+PARTS = ((0, NUMEL), (0, 1001), (1001, NUMEL))  # the whole vector, then the same as two buckets
 
 
 def placements(num_ranks: int) -> list[list[int]]:
-    """Host of each rank: 3 ranks as 2 + 1 and as first and last + middle, 4 as 2 + 2 and in
-    turns."""
+    """The hosts of the ranks, in two ways.
+
+    Three ranks are placed as 2 + 1, and as first and last + middle; four as 2 + 2, and in turns.
+    """
     blocks = [rank * 2 // num_ranks for rank in range(num_ranks)]
     turns = [rank % 2 for rank in range(num_ranks)]
     return [blocks] if blocks == turns else [blocks, turns]
@@ -58,9 +58,9 @@ def placed(make_ranks: MakeRanks, hosts: Sequence[int]) -> MakeRanks:
 def on_hosts(
     make_ranks: MakeRanks, cell: Cell, *, law: Callable[..., Figure], mean: twins.Mean | None = None
 ) -> Figure:
-    """A law of a mean, on every placement: the worst of its figures."""
+    """A law of a mean on every placement; the answer is the worst of its figures."""
     figures = [
-        (hosts, law(placed(make_ranks, hosts), cells.resolve(cell), mean=mean))
+        (hosts, law(placed(make_ranks, hosts), resolve(cell), mean=mean))
         for hosts in placements(cell.replicas)
     ]
     hosts, worst = max(figures, key=lambda pair: pair[1].value)
@@ -68,10 +68,10 @@ def on_hosts(
 
 
 def crosses_as_theory_says(make_ranks: MakeRanks, cell: Cell, *, topology: str = "") -> Figure:
-    """One mean: 2 (H-1) M between H hosts, 2 (n-1) M + (n-1)/n M in the memory of each, nothing
-    else.
+    """One mean sends 2 (H-1) M between H hosts, and nothing else leaves them.
 
-    `topology`: another one over the same hosts.
+    The memory of a host of n ranks carries 2 (n-1) M + (n-1)/n M. `topology` puts another one over
+    the same hosts. Bound: exact. The twin is a flat ring.
     """
 
     def body(comm: Comm) -> tuple[Traffic, Traffic]:
@@ -107,8 +107,10 @@ def crosses_as_theory_says(make_ranks: MakeRanks, cell: Cell, *, topology: str =
 def lives_there_or_is_copied(
     make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None
 ) -> Figure:
-    """A vector (and slices of it) in the topology's own memory gets the bits that any other vector
-    gets."""
+    """A vector in the topology's own memory gets the bits that any other vector gets.
+
+    So do slices of it. Bound: exact. The twins leave one element unreduced, or round once more.
+    """
 
     def body(comm: Comm) -> int:
         made: Topology = setup.make_topology(cell)
@@ -130,7 +132,7 @@ def lives_there_or_is_copied(
             different += int(outside.count_nonzero())
         return different
 
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     wrong = {
         str(hosts): sum(placed(make_ranks, hosts)(cell.replicas, body))
         for hosts in [[0] * cell.replicas, *placements(cell.replicas)]
@@ -143,6 +145,7 @@ def lives_there_or_is_copied(
 
 
 def _applies(cell: Cell) -> bool:
+    """Whether the cell is a mean in two levels."""
     return cell.topology == "hierarchical" and cell.replicas > 1
 
 
@@ -150,6 +153,7 @@ _ON = {"topology": "hierarchical", "replicas": 3}
 
 
 def _everywhere(name: str, law: Callable[..., Figure], mean: twins.Mean, broken: str) -> Law:
+    """A law of means that is shown on every placement, with its twin."""
     control = Control(broken, partial(on_hosts, law=law, mean=mean), _ON)
     return Law(f"{name}, over two hosts", partial(on_hosts, law=law), _applies, (control,))
 

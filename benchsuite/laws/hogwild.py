@@ -1,8 +1,8 @@
-"""Laws of hogwild: under the lock no increment is lost and the run can be made again, update by
-update, in one process; without it no increment is made up, and the lost share is said.
+"""Laws of hogwild: with its lock it loses nothing, without it makes nothing up.
 
-How many are lost without a lock is a matter of luck: it is reported, and never asserted to be more
-than none.
+Under the lock no increment is lost, and one process can make the run again, update by update.
+Without it no increment is made up, and the lost share is said. How many are lost is a matter of
+luck: it is reported, and never asserted to be more than none.
 """
 
 from __future__ import annotations
@@ -44,14 +44,20 @@ FLOAT64 = 1e-10
 
 
 def loses_nothing(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Start 0, lr 1, every gradient 1: the shared vector ends at -U exactly, U = updates of all (U
-    < 2^24)."""
+    """Under the lock no increment is lost: with gradients of ones the shared vector ends at -U.
+
+    It starts at 0 with learning rate 1, and U is the number of all updates. Bound: exact, while U <
+    2^24. The twins do not take the lock, or make every step twice.
+    """
     lost, updates = increments_lost(make_ranks, cell, change=change)
     return Figure(abs(lost), 0, f"{lost:g} increments of {updates} lost, {cell.label}")
 
 
 def makes_nothing_up(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """The same without a lock: never beyond -U."""
+    """Without a lock the shared vector never goes beyond -U, where gradients are ones.
+
+    Bound: exact. The twin makes every step twice.
+    """
     lost, updates = increments_lost(make_ranks, cell, change=change)
     text = f"{100 * lost / updates:.3g} % of {updates} increments lost without a lock, {cell.label}"
     return Figure(max(0.0, -lost), 0, text)
@@ -60,7 +66,7 @@ def makes_nothing_up(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
 def increments_lost(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> tuple[float, int]:
-    """(increments of an element that were lost, mean over the elements; updates made)."""
+    """(increments of an element that were lost, as a mean over the elements; updates made)."""
     cell = with_options(cell, "hogwild", lr_rule="same")
     result = run(make_ranks, cell, change=both(from_zero_with_ones, change))
     updates = sum(result.events["updates"])
@@ -69,8 +75,11 @@ def increments_lost(
 
 
 def locked_replay(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Every version of the shared vector, made again by one process in the order in which the lock
-    was taken."""
+    """One process makes every version of the shared vector again, in the order of the lock.
+
+    Bound: a relative error of 1e-10. In the twins steps go with lr instead of lr/N, gradients are
+    not clipped or one batch late.
+    """
     result = run(make_ranks, cell, change=both(_watch, change), after=_turns)
     turns = sorted(
         (turn, rank.rank, step) for rank in result.workers for step, turn in enumerate(rank.after)
@@ -95,8 +104,10 @@ def locked_replay(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = 
 
 
 def _versions(result: Run, order: list[tuple[int, int]]) -> list[Tensor]:
-    """The vector after each update by (worker, its how-many-eth), on what that worker read after
-    the one before."""
+    """The vector after each update of (worker, its how-many-eth).
+
+    Each gradient is computed on what that worker read after its update before.
+    """
     replicas = Replicas(result.cell)
     whole = replicas.recipe
     size = replicas.num_workers
@@ -105,7 +116,7 @@ def _versions(result: Run, order: list[tuple[int, int]]) -> list[Tensor]:
     shared = replicas.params[0]
     read = replicas.record()
     replicas.params = [shared] * size
-    replicas.fresh_optimizers()  # one per worker, all of them on the one vector
+    replicas.fresh_optimizers()  # one optimiser per worker, all of them on the one vector
     versions = []
     for worker, step in order:
         index, shard, _ = result.workers[worker].work[step]
@@ -137,7 +148,7 @@ class _Watched:
 
     def __init__(self, whole: Comm) -> None:
         self._whole = whole
-        self.turns: list[int] = []  # this rank's
+        self.turns: list[int] = []  # the numbers of this rank's turns
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)
@@ -147,15 +158,17 @@ class _Watched:
 
 
 def _watch(training: Training) -> Training:
+    """The change that lets a rank's locks number their turns."""
     return rebuilt(training, comm=_Watched(training.comm))
 
 
 def _turns(training: Training) -> list[int]:
+    """The numbers of the turns that this rank had."""
     return training.comm.turns  # type: ignore[attr-defined, no-any-return]
 
 
 class _Torn:
-    """An updater that reads, takes a break, and writes what it then makes of it."""
+    """An updater that reads, takes a break, and writes what it then makes of what it read."""
 
     def __init__(self, shared: Tensor) -> None:
         self._shared = shared
@@ -178,19 +191,21 @@ class _Twice:
 
 
 def _twofold(training: Training) -> Training:
+    """The change with an updater that makes every step twice."""
     strategy: Any = training.strategy
     strategy._updater = _Twice(strategy._updater)
     return training
 
 
 def _whole_rate(training: Training) -> Training:
-    """A step on batch/N samples goes with the lr of a whole batch."""
+    """The change in which a step on batch/N samples has the learning rate of a whole batch."""
     strategy: Any = training.strategy
     strategy._updater = Updater(strategy._shared, training.recipe)
     return training
 
 
 def _unguarded(training: Training) -> Training:
+    """The change in which the lock is not taken."""
     strategy: Any = training.strategy
     strategy._guard, strategy._updater = contextlib.nullcontext(), _Torn(strategy._shared)
     return training

@@ -1,9 +1,8 @@
-"""Laws of k_sync: a version is made of its first K = N - c gradients; with `wait` later ones are
-dropped and counted.
+"""Laws of k_sync: a version is made of its first K = N - c gradients.
 
-Without backup workers it is synchronous (family `synchronous`); its parameters are checked by
-`replay`, the identity by `server_log`. What each form costs in time is checked under the virtual
-clock (family `virtual_times`).
+With `wait` later gradients are dropped and counted. Without backup workers it is synchronous
+(`synchronous.py`). Its parameters are checked by `replay.py`, the tiling identity by
+`server_log.py`, and what each form costs in time by `virtual_times.py`.
 """
 
 from __future__ import annotations
@@ -23,9 +22,12 @@ from benchsuite.sync import Apply
 def versions_have_k(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written
 ) -> Figure:
-    """From the log alone: an update after every K gradients in time, and not before, until workers
-    leave; every push is in one update or dropped, never both. K different workers, unless gradients
-    are counted (`batch`)."""
+    """There is an update after every K gradients in time, and not before, until workers leave.
+
+    Every push is in one update or dropped, never both. The K gradients come from different workers
+    unless gradients are counted (`batch`). All is read from the log. Bound: exact. The twins end a
+    version one gradient early, take late gradients, or miscount the staleness.
+    """
     result = run(make_ranks, cell, change=change)
     form = {name: option(result.cell, "k_sync", name) for name in ("wait", "batch")}
     k = result.cell.num_workers - int(option(result.cell, "k_sync", "backup_workers"))
@@ -44,8 +46,10 @@ def versions_have_k(
 
 
 def _wrong_groups(log: PushLog, k: int, *, wait: bool, batch: bool) -> int:
-    """Versions that are not made of K gradients (of K workers). The last N - 1 may have fewer:
-    workers leave."""
+    """How many versions are not made of K gradients (of K workers).
+
+    The last N - 1 may have fewer, because workers leave.
+    """
     num_workers = len(log.last_read)
     groups: dict[int, list[int]] = {version: [] for version in range(log.version)}
     wrong = 0
@@ -62,7 +66,7 @@ def _wrong_groups(log: PushLog, k: int, *, wait: bool, batch: bool) -> int:
 
 
 class _Impatient(twins.Policy):
-    """Takes one gradient less than K per version."""
+    """A server policy that takes one gradient less than K per version."""
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._whole._k -= 1
@@ -70,7 +74,7 @@ class _Impatient(twins.Policy):
 
 
 class _Hospitable(twins.Policy):
-    """Takes late gradients as if they were in time."""
+    """A server policy that takes late gradients as if they were in time."""
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         return super().on_push(worker, self._whole._version, flat)

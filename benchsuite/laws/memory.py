@@ -1,8 +1,7 @@
-"""Law of memory: what a strategy keeps beside parameters, gradient and optimiser is what its file's
-formula says.
+"""The law of memory: a strategy keeps what its file's formula says.
 
-Counted are the tensors that can be reached from the strategy (on a server from its policy), each
-memory once.
+It counts what is kept beside parameters, gradient and optimiser: the tensors that can be reached
+from the strategy (on a server from its policy), each memory once.
 """
 
 from __future__ import annotations
@@ -23,12 +22,15 @@ from benchsuite.plan.cell import Cell
 from benchsuite.update import Updater
 from benchsuite.worker.setup import Training
 
-EXACT_TO = 64  # bytes: scalars, e.g. a step counter of an outer optimiser
+EXACT_TO = 64  # bytes for scalars, such as the step counter of an outer optimiser
 
 
 def held_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Bytes on the fullest worker against `state_bytes`; on the fullest server, whose room grows as
-    needed, at most."""
+    """The bytes that a strategy keeps are those of its `state_bytes`.
+
+    On the fullest worker they are equal, up to 64 bytes of scalars. On the fullest server, whose
+    room grows as needed, they are at most as many. The twin keeps one more copy of the parameters.
+    """
     result = run(make_ranks, cell, change=both(_with_policy_kept, change), after=_held)
     strategy, setting = described(result.cell)
     shapes = result.workers[0].shapes
@@ -47,13 +49,14 @@ def held_is_predicted(make_ranks: MakeRanks, cell: Cell, *, change: Change | Non
 
 
 def _with_policy_kept(training: Training) -> Training:
-    """The server's policy can be looked at afterwards."""
+    """The change that makes the server's policy available afterwards."""
     if training.is_server:
         training.strategy = twins.OtherPolicy(training.strategy, lambda whole: whole)
     return training
 
 
 def _held(training: Training) -> int:
+    """The bytes that this rank's strategy, or server policy, holds."""
     known = [training.part.params, training.part.grad]
     skipped = {tensor.untyped_storage().data_ptr() for tensor in known}
     root = getattr(training.strategy, "made", None) if training.is_server else training.strategy
@@ -66,8 +69,10 @@ def _held(training: Training) -> int:
 
 
 def _tensors(root: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Of our own objects and the containers in them, and of an optimiser that a strategy keeps
-    besides the recipe's."""
+    """The tensors of the suite's own objects and of the containers in them.
+
+    Those of an optimiser that a strategy keeps besides the recipe's count too.
+    """
     if id(root) in seen or isinstance(root, Updater):
         return
     seen.add(id(root))
@@ -89,12 +94,13 @@ def _tensors(root: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def _hoarding(training: Training) -> Training:
-    """Keeps one more copy of the parameters."""
+    """The change that keeps one more copy of the parameters."""
     training.strategy.hoard = training.part.params.clone()  # type: ignore[attr-defined]
     return training
 
 
 def _applies(cell: Cell) -> bool:
+    """Whether memory can be counted: no compression, and no library that keeps its own."""
     return cell.compression == "none" and not plugins.find("sync", cell.sync).constants.get(
         "calls_library"
     )

@@ -1,6 +1,6 @@
 """Laws of gradient accumulation: m micro-batches, one after the other, are the whole batch.
 
-The mean of equal pieces' mean gradients is the gradient of the mean loss, so training with them
+The mean of equal pieces' mean gradients is the gradient of the mean loss. So training with them
 equals one process on the whole batch under every form of the synchronous strategy, in buckets and
 through the library too.
 """
@@ -32,12 +32,12 @@ FORMS: tuple[dict[str, Any], ...] = (
 
 
 def accumulated(cell: Cell) -> int:
-    """Micro-batches of a share."""
+    """The number of micro-batches that a share is cut into."""
     return int(cell.options.get("data", {}).get("num_micro_batches", 1))
 
 
 def _cells(asked: Asked) -> Sequence[Cell]:
-    """m = 2 and 4 at every number of workers; the virtual clock has no accumulation."""
+    """Two and four micro-batches at every number of workers; virtual time has no accumulation."""
     if asked.clock != "wall" or not asked.is_everything:
         return []
     return [
@@ -72,7 +72,7 @@ class _Summed:
 
 
 class _LastOnly(_Summed):
-    """A part that keeps the last micro-batch's gradient alone."""
+    """A part that keeps the gradient of the last micro-batch alone."""
 
     def gradient(self, batch: Batch, ready: Ready | None = None, until: Any = None) -> float | None:
         last = micro_batches(batch, self._count)[-1]
@@ -81,11 +81,13 @@ class _LastOnly(_Summed):
 
 
 def _with(broken: type[_Summed], training: Training) -> Training:
+    """The change with a part of this kind."""
     part: Any = broken(training.part, accumulated(training.cell))
     return rebuilt(training, part=part)
 
 
 def _broken(part: type[_Summed], make_ranks: MakeRanks, cell: Cell) -> Figure:
+    """The law on ranks with such a part."""
     return equals_one_process(make_ranks, cell, change=partial(_with, part))
 
 

@@ -1,10 +1,9 @@
-"""Laws of momentum in asynchronous training: whose vector a gradient enters, and where an answer
-looks ahead.
+"""Laws of momentum in asynchronous training: whose vector a gradient enters, who looks ahead.
 
 From the push log alone the server's updates are computed again, line by line as in the paper (arXiv
 1907.11612, algorithm 4), with a sum over all workers' vectors in the place of the server's running
-one. With one worker DANA is Nesterov's momentum, which torch has. Speaks about `momentum =
-per_worker | dana`; `shared` is the recipe's optimiser (`replay`).
+one. With one worker DANA is Nesterov's momentum, which torch has. The laws speak about `momentum =
+per_worker | dana`; `shared` is the recipe's optimiser (`replay.py`).
 """
 
 from __future__ import annotations
@@ -24,12 +23,15 @@ from benchsuite.worker import setup
 from benchsuite.workload import seeded_layers
 
 FLOAT64 = 1e-10
-NESTEROV = 1e-5  # on the parameters that workers are sent; float64 stays far below
+NESTEROV = 1e-5  # holds for the parameters that workers are sent; float64 stays far below
 
 
 def replays(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Every version of the server's parameters, and every answer, computed again from the push
-    log."""
+    """Every version of the server's parameters, and every answer, follow from the push log.
+
+    Bound: a relative error of 1e-10. In the twins there is one vector for all workers, answers do
+    not look ahead or only by the worker's own vector, or gradients are one batch late.
+    """
     result = run(make_ranks, cell, change=change)
     versions, answers = _serial(result)
     figures = [
@@ -51,7 +53,10 @@ def replays(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) 
 
 
 def alone_is_nesterov(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """One worker: the parameters that it is sent are those of torch's SGD with nesterov = True."""
+    """One worker is sent the parameters of torch's SGD with nesterov = True.
+
+    Bound: a relative error of 1e-5. In the twin answers do not look ahead.
+    """
     result = run(make_ranks, cell, change=change)
     model = _Model(result.cell)
     recipe = recipe_of(result.cell)
@@ -69,7 +74,7 @@ def alone_is_nesterov(make_ranks: MakeRanks, cell: Cell, *, change: Change | Non
 
 
 class _Model:
-    """Gradients of single pushes, torch alone."""
+    """Gradients of single pushes, computed by torch alone."""
 
     def __init__(self, cell: Cell) -> None:
         dtype = setup.DTYPES[cell.precision]
@@ -80,7 +85,7 @@ class _Model:
         self.start = nn.utils.parameters_to_vector(self._parameters).detach()
 
     def gradient(self, params: Tensor, tag: int) -> Tensor:
-        """Of batch number `tag`, at these parameters (P,)."""
+        """The gradient of batch number `tag` at these parameters (P,)."""
         nn.utils.vector_to_parameters(params, self._parameters)
         index, shard = divmod(tag, self._num_workers)
         batch = self._workload.batch(index, shard=shard, num_shards=self._num_workers)
@@ -90,7 +95,7 @@ class _Model:
 
 
 def _serial(result: Run) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Versions of the server, and what each worker holds after each of its steps."""
+    """The server's versions, and what each worker holds after each of its steps."""
     cell = result.cell
     log = result.logs[0]
     recipe = recipe_of(result.cell)
@@ -117,7 +122,7 @@ def _serial(result: Run) -> tuple[list[Tensor], list[list[Tensor]]]:
 
 
 class _OneForAll(twins.Policy):
-    """Every gradient enters the same vector."""
+    """A server policy in which every gradient enters the same vector."""
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         super().on_push(0, version, flat)
@@ -129,7 +134,7 @@ class _OneForAll(twins.Policy):
 
 
 class _LooksBack(_OneForAll):
-    """Answers with where the parameters are, not where they will be."""
+    """A server policy that answers with where parameters are, not where they will be."""
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         return twins.Policy.on_push(self, worker, version, flat)
@@ -139,7 +144,7 @@ class _LooksBack(_OneForAll):
 
 
 class _AheadAlone(_LooksBack):
-    """Looks ahead by the worker's own vector only."""
+    """A server policy that looks ahead by the worker's own vector only."""
 
     def answer(self, worker: int) -> Tensor:
         whole = self._whole
@@ -148,6 +153,7 @@ class _AheadAlone(_LooksBack):
 
 
 def _is_own(cell: Cell) -> bool:
+    """Whether each worker has a momentum vector of its own."""
     form = option(cell, "asynchronous", "momentum")
     return (
         cell.num_servers == 1
@@ -157,9 +163,9 @@ def _is_own(cell: Cell) -> bool:
 
 
 def _on(form: str, replicas: int) -> dict[str, Any]:
-    optimizer = (
-        "nesterov" if replicas == 1 else "momentum"
-    )  # of the tiny workload: without and with weight decay
+    """Fields of a cell with this form of momentum."""
+    # In the tiny workload the first has no weight decay, and the second has.
+    optimizer = "nesterov" if replicas == 1 else "momentum"
     recipe = {"optimizer": optimizer, "lr": 0.02, "schedule": False, "clip_norm": 0.0}
     options = {"asynchronous": {"momentum": form}, "tiny": recipe}
     place = {"topology": "parameter_server", "servers": 1, "replicas": replicas}
@@ -169,12 +175,15 @@ def _on(form: str, replicas: int) -> dict[str, Any]:
 def _twin(
     law: Callable[..., Figure], policy: Any, broken: str, form: str, replicas: int = 3
 ) -> Control:
+    """A twin whose servers follow this policy."""
     return Control(broken, partial(law, change=twins.with_policy(policy)), _on(form, replicas))
 
 
 def _cells(asked: cases.Asked) -> list[Cell]:
-    """Both forms with both rules for the learning rate, by momentum; alone also without decay of
-    rate and weights."""
+    """Both forms with both rules for the learning rate, by momentum.
+
+    Alone, there is also one without decay of the rate and of the weights.
+    """
     if not asked.includes(sync="asynchronous", topology="parameter_server", compression="none"):
         return []
     fields: dict[str, Any] = {
@@ -230,8 +239,11 @@ LAWS = (
 
 
 def _decays_or_anneals(cell: Cell) -> bool:
-    """Nesterov looks ahead with the next step's rate, and decays where it looks: equal only without
-    both."""
+    """Whether rate or weights decay.
+
+    Nesterov looks ahead with the next step's rate and decays where it looks, so it equals DANA only
+    without both.
+    """
     recipe = recipe_of(cell)
     decay = recipe.make_optimizer([torch.zeros(1)]).param_groups[0].get("weight_decay", 0.0)
     return bool(decay) or len({recipe.lr(k / 7) for k in range(8)}) > 1

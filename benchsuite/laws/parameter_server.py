@@ -1,4 +1,4 @@
-"""Laws of parameter servers: the number of servers changes nothing."""
+"""The law of parameter servers: their number changes nothing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from benchsuite.laws.synchronous import is_synchronous
 from benchsuite.plan import plugins
 from benchsuite.plan.cell import Cell
 
-ELEMENTWISE = ("none", "fp16", "bf16", "sign")  # what becomes of an element depends on it alone
+ELEMENTWISE = (
+    "none",
+    "fp16",
+    "bf16",
+    "sign",
+)  # what these make of an element depends on that element alone
 
 
 def servers_do_not_matter(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Every worker pulls, after every step, the bits that one server would have answered.
+    """After every step every worker pulls the bits that one server would have answered.
 
-    Elementwise optimisers only, and without clipping: a norm over slices is added in another order.
-    The same for what is put on the wire: k of a slice, or a scale of it, are other ones than of the
-    whole.
+    This holds for elementwise optimisers without clipping, because a norm over slices is added in
+    another order. It also needs a compression that treats elements alone: k of a slice, or its
+    scale, differ from those of the whole. Bound: exact. In the twins the second server adds from
+    the last rank down, or does not divide.
     """
     one = run(make_ranks, dataclasses.replace(cell, servers=1))
     many = run(make_ranks, cell, change=change)
@@ -39,6 +45,7 @@ def servers_do_not_matter(
 
 
 def _applies(cell: Cell) -> bool:
+    """Whether the order of additions cannot depend on the number of servers."""
     elementwise = (
         recipe_of(cell).clip_norm is None and plugins.stem(cell.compression) in ELEMENTWISE
     )

@@ -1,5 +1,8 @@
-"""Laws of `Part.gradient`: announced slices are the gradient, in backward order; what the loss
-misses has 0; under bf16 it is rounded, but the float32 one."""
+"""Laws of `Part.gradient`: what is announced, what is unused, and what bf16 rounds.
+
+Announced slices are the gradient, in the order of the backward pass; a parameter that the loss
+misses has gradient 0; under bf16 the gradient is the float32 one, rounded.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,7 @@ from torch import Tensor, nn
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
 from benchsuite.laws.harness.runs import count_different, relative
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.worker import devices, setup
 from benchsuite.workload import Batch, Part, Workload, read_loss
 
@@ -30,7 +32,7 @@ def whole(part: Part) -> Any:
 
 
 class _Idle(nn.Module):
-    """Hands its input on; its parameter is never used."""
+    """A layer that hands its input on and has a parameter which is never used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,9 +67,11 @@ def _part(cell: Cell) -> tuple[Part, Batch]:
 
 
 def announced_is_the_gradient(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """With `ready` the vector, the loss and every slice when it is announced have the bits of the
-    plain gradient."""
-    cell = cells.resolve(cell)
+    """With `ready` the vector, the loss and every announced slice have the plain gradient's bits.
+
+    Bound: exact. The twins announce slices too early, or leave one out.
+    """
+    cell = resolve(cell)
     plain_part, batch = _part(cell)
     plain_loss = plain_part.gradient(batch)
     part, batch = _part(cell)
@@ -89,9 +93,12 @@ def announced_is_the_gradient(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap =
 
 
 def slices_cover_backwards(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """The slices cover the vector once, and a used parameter comes before all that stand before it
-    in the vector."""
-    cell = cells.resolve(cell)
+    """The announced slices cover the vector once, from its end to its start.
+
+    A used parameter comes before all that stand before it in the vector. Bound: exact. The twins
+    announce forwards, or leave a slice out.
+    """
+    cell = resolve(cell)
     part, batch = _part(cell)
     slices: list[tuple[int, int]] = []
     wrap(part).gradient(batch, lambda start, stop: slices.append((start, stop)))
@@ -127,9 +134,11 @@ def _layer_starts(part: Part) -> list[int]:
 
 
 def unused_is_zero(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """A parameter that the loss does not reach has gradient 0, with `ready` and without, whatever
-    stood there."""
-    cell = cells.resolve(cell)
+    """A parameter that the loss does not reach has gradient 0, whatever stood there before.
+
+    It is so with `ready` and without. Bound: exact. The twin keeps old values.
+    """
+    cell = resolve(cell)
     wrong = 0
     for ready in (None, lambda start, stop: None):
         part, batch = _part(cell)
@@ -139,7 +148,7 @@ def unused_is_zero(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> 
     return Figure(wrong, 0, f"{wrong} of 6 elements of an unused parameter are not 0")
 
 
-BF16_ROUNDING = 2.0**-8  # relative step of bfloat16's 8 bits
+BF16_ROUNDING = 2.0**-8  # the relative step of a number with 8 bits
 
 
 def bf16_is_close(
@@ -150,13 +159,13 @@ def bf16_is_close(
     scale: float = 1.0,
     loss_scale: float = 1.0,
 ) -> Figure:
-    """Under autocast loss and gradient are float32's up to roundings to bfloat16, a few per layer,
-    and not its bits.
+    """Under autocast, loss and gradient are float32's up to bfloat16's roundings, not its bits.
 
-    Parameters and gradient stay in float32. Where nothing differs nothing was cast: as wrong as it
-    can be.
+    There are a few roundings per layer. Parameters and gradient stay in float32. Where nothing
+    differs nothing was cast, and that counts as the worst figure. In the twins autocast is off, or
+    the gradient or the loss is scaled.
     """
-    cell = cells.resolve(dataclasses.replace(cell, precision="fp32"))
+    cell = resolve(dataclasses.replace(cell, precision="fp32"))
     workload = setup.start_workload(cell)
     parallel = setup.make_parallel(cell)
     device = devices.current(cell)
@@ -194,7 +203,7 @@ class _Broken:
             self._part.grad[:3] = kept
             return loss
         slices: list[tuple[int, int]] = []
-        if self._how == "early":  # announced before it is there
+        if self._how == "early":  # the slice is announced before its gradient is there
             for start, stop in ((0, self._part.grad.numel()),):
                 ready(start, stop)
             return self._part.gradient(batch)
@@ -205,10 +214,12 @@ class _Broken:
 
 
 def _broken(how: str) -> Wrap:
+    """The wrapper that breaks a part in this way."""
     return lambda part: _Broken(part, how)
 
 
 def _data(cell: Cell) -> bool:
+    """Whether replicas are one rank each."""
     return cell.parallel == "data"
 
 

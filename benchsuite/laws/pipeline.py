@@ -1,8 +1,8 @@
-"""Laws of layers over stages: every schedule makes the steps of one process, waits and keeps as
-much as its formula says, sends what crosses the cuts, and holds tied weights twice and all else
-once. Ranks are processes.
+"""Laws of layers over stages: steps, bubbles, memory and traffic are those of the formulas.
 
-The bubble is counted in slots from the orders in which the parts did their passes; times are not
+Every schedule makes the steps of one process, waits and keeps as much as its formula says, sends
+what crosses the cuts, and holds tied weights twice and all else once. The ranks are processes. The
+bubble is counted in slots, from the orders in which the parts did their passes; times are not
 looked at.
 """
 
@@ -24,15 +24,14 @@ from benchsuite.laws.harness.runs import Change, run
 from benchsuite.laws.harness.variants import VARIANTS, Fields
 from benchsuite.laws.parallel import equals_undivided
 from benchsuite.parallel import slots
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.worker import model_parallel, setup
 from benchsuite.worker.setup import Training
 from benchsuite.workload import Batch, micro_batches, seeded_layers, trained_parameters
 
-EXACT = 1e-12  # of fractions, in float64
-MICRO = (1, 4, 8)  # two stages: bubbles of 1/2, 1/5, 1/9
+EXACT = 1e-12  # for fractions in float64
+MICRO = (1, 4, 8)  # numbers of micro-batches; on two stages the bubbles are 1/2, 1/5 and 1/9
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,13 @@ class Seen:
 
     facts: dict[str, Any]
     order: list[slots.Action]
-    num_held: int  # elements of its module's parameters
-    sent: int  # bytes that the library sent from here
+    num_held: int  # elements of the module's parameters
+    sent: int  # bytes that the library sent from this part
     batch: Batch
 
 
 def _look(training: Training) -> Seen:
+    """Takes one more gradient on this part and notes passes, traffic and what it holds."""
     part: Any = training.part
     batch = training.fetch((0, training.comm.rank, training.topology.num_workers))
     assert training.replica is not None
@@ -61,8 +61,11 @@ def _look(training: Training) -> Seen:
 
 
 def bubble_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Slots without work, counted from what all parts did, are as many as the formula says. The run
-    file's number, from the library's plan, is the same."""
+    """The slots without work, counted from what all parts did, are those of the formula.
+
+    The run file's number, which comes from the library's plan, is the same. Bound: 1e-12. In the
+    twin another schedule runs.
+    """
     result = run(make_ranks, cell, change=change, after=_look)
     seen = [worker.after for worker in result.workers]
     facts = seen[0].facts
@@ -83,7 +86,11 @@ def bubble_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None =
 
 
 def in_flight_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Micro-batches that wait for their backward pass: m (gpipe), min(m, stages - stage) (1f1b)."""
+    """A stage keeps as many micro-batches for the backward pass as its formula says.
+
+    They are m under gpipe and min(m, stages - stage) under 1f1b. Bound: exact. In the twin another
+    schedule runs.
+    """
     result = run(make_ranks, cell, change=change, after=_look)
     schedule = _option(result.cell, "schedule", "1f1b")
     gap = 0
@@ -99,8 +106,11 @@ def in_flight_is_told(make_ranks: MakeRanks, cell: Cell, *, change: Change | Non
 
 
 def cuts_are_crossed(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """The library sends 2 (stages x V - 1) m activations a step, as large as those of the undivided
-    chain."""
+    """The library sends 2 (stages x V - 1) m activations a step.
+
+    They have the sizes of the undivided chain's. Bound: exact. In the twin every batch goes through
+    twice.
+    """
     result = run(make_ranks, cell, change=change, after=_look)
     seen = [worker.after for worker in result.workers]
     facts = seen[0].facts
@@ -115,7 +125,7 @@ def cuts_are_crossed(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
 
 
 def _activation_bytes(cell: Cell, seen: list[Seen]) -> list[int]:
-    """At each cut, of one micro-batch: the undivided chain computes them."""
+    """The bytes at each cut of one micro-batch, from the undivided chain."""
     workload = setup.start_workload(cell)
     layers = seeded_layers(workload, cell.seed)
     nn.Sequential(*layers).to(setup.DTYPES[cell.precision])
@@ -133,7 +143,10 @@ def _activation_bytes(cell: Cell, seen: list[Seen]) -> list[int]:
 def stages_hold_the_model(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Parameters of all stages together: P, and once more what is tied across them."""
+    """The stages together hold P parameters, and once more what is tied across them.
+
+    Bound: exact. In the twin a part keeps more.
+    """
     result = run(make_ranks, cell, change=change, after=_look)
     seen = [worker.after for worker in result.workers]
     layers = seeded_layers(setup.start_workload(result.cell), cell.seed)
@@ -155,6 +168,7 @@ def stages_hold_the_model(
 
 
 def _option(cell: Cell, name: str, default: Any) -> Any:
+    """An option of the cell's pipeline, or the default."""
     return cell.options.get("pipeline", {}).get(name, default)
 
 
@@ -162,14 +176,14 @@ def _option(cell: Cell, name: str, default: Any) -> Any:
 
 
 def _other_schedule(training: Training) -> Training:
-    """Runs GPipe, whatever it was told."""
+    """The change that runs GPipe, whatever was asked for."""
     part: Any = training.replica
     part._options = dataclasses.replace(part._options, schedule="gpipe")
     return training
 
 
 def _undivided_mean(training: Training) -> Training:
-    """Micro-batches' gradients are added up and not divided by m."""
+    """The change in which micro-batches' gradients are added up and not divided by m."""
     part: Any = training.replica
     gradient = part.gradient
 
@@ -183,14 +197,14 @@ def _undivided_mean(training: Training) -> Training:
 
 
 def _untied(training: Training) -> Training:
-    """Each holder of a tied parameter keeps its own gradient."""
+    """The change in which each holder of a tied parameter keeps its own gradient."""
     part: Any = training.replica
     part._tied = {}
     return training
 
 
 def _twice(training: Training) -> Training:
-    """Every batch goes through two times."""
+    """The change in which every batch goes through two times."""
     part: Any = training.replica
     gradient = part.gradient
 
@@ -203,7 +217,7 @@ def _twice(training: Training) -> Training:
 
 
 def _holds_more(training: Training) -> Training:
-    """A part keeps a tensor that nobody uses."""
+    """The change in which a part keeps a tensor that nobody uses."""
     part: Any = training.replica
     part.module.register_parameter("more", nn.Parameter(torch.zeros(1)))
     return training
@@ -220,7 +234,7 @@ REAL: tuple[Fields, ...] = (
 
 
 def on(stages: int = 2, *, tiny: Fields | None = None, **options: Any) -> Fields:
-    """Fields of a pipeline of `tiny`."""
+    """Fields of a pipeline of `tiny.py`."""
     given = {"pipeline": options} if options else {}
     return {
         "parallel": "pipeline",
@@ -231,10 +245,11 @@ def on(stages: int = 2, *, tiny: Fields | None = None, **options: Any) -> Fields
 
 
 def _cells(asked: cases.Asked) -> list[Cell]:
+    """The cells of the pipeline that are asked for."""
     if not asked.is_about("pipeline"):
         return []
     made = [
-        cells.resolve(Cell(**real, precision="fp64", **{**on(stages, **given), "budget": SHORT}))
+        resolve(Cell(**real, precision="fp64", **{**on(stages, **given), "budget": SHORT}))
         for real in REAL
         for given in VARIANTS["pipeline"]
         for stages in (2, 4)
@@ -251,23 +266,27 @@ def _cells(asked: cases.Asked) -> list[Cell]:
 
 
 def _applies(cell: Cell) -> bool:
+    """Whether the cell is one replica in stages, in float64."""
     return cell.parallel == "pipeline" and cell.replicas == 1 and cell.precision == "fp64"
 
 
 def _is_looked_at(cell: Cell) -> bool:
-    """All of `tiny`; of the others, whose cuts are unequal and whose weights are tied, the default
-    schedule."""
+    """Whether the parts are watched: all cells of `tiny.py`, and others with the default schedule.
+
+    The other workloads have unequal cuts and tied weights.
+    """
     return _applies(cell) and (
         plugins.stem(cell.workload) == "tiny" or _option(cell, "schedule", "1f1b") == "1f1b"
     )
 
 
 def _is_real(cell: Cell) -> bool:
-    """`tiny` is shown in `parallel.py`."""
+    """Whether the workload is a real one; `tiny.py` is shown in `parallel.py`."""
     return _applies(cell) and plugins.stem(cell.workload) != "tiny"
 
 
 def _has_formula(cell: Cell) -> bool:
+    """Whether micro-batches in flight have a formula under the cell's schedule."""
     return _is_looked_at(cell) and _option(cell, "schedule", "1f1b") in ("gpipe", "1f1b")
 
 

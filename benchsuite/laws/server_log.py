@@ -1,10 +1,10 @@
-"""Laws of a server's book-keeping, for any policy and any timing, per server: versions, staleness,
-the tiling identity.
+"""Laws of a server's book-keeping: versions, staleness and the tiling identity.
 
-The identity tiles each worker's way through the versions 0..T: from a version read to the one just
-before its push is applied (staleness), from there to the version of the answer, and from the last
-answer to T. Exact, in integers. It checks the book-keeping; that a gradient belongs to the version
-it claims is checked by `replay`.
+They hold for any policy and any timing, for each server. The identity tiles each worker's way
+through the versions 0..T: from a version read to the one just before its push is applied
+(staleness), from there to the version of the answer, and from the last answer to T. It is exact, in
+integers. It checks the book-keeping; that a gradient belongs to the version it claims is checked by
+`replay.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from torch import Tensor
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import twins
 from benchsuite.laws.harness.runs import Change, PushLog, option, run, sync_of
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, global_batch
 
 Read = Callable[[PushLog], PushLog]
 
@@ -34,10 +33,11 @@ def as_written(log: PushLog) -> PushLog:
 def tiling(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written
 ) -> Figure:
-    """sum of staleness + sum (next read - just before) + sum_i (T - last read_i) = N T - sum_i
-    first read_i.
+    """The steps of every worker through the versions cover 0..T without a gap or an overlap.
 
-    A gradient that was given up adds next read - version read on the left.
+    sum of staleness + sum (next read - just before) + sum_i (T - last read_i) = N T - sum_i first
+    read_i. A gradient that was given up adds next read - version read on the left. Bound: exact.
+    The twins forget reads.
     """
     result = run(make_ranks, cell, change=change)
     residuals = [tiling_residual(read(log)) for log in result.logs]
@@ -47,8 +47,10 @@ def tiling(
 
 
 def tiling_residual(log: PushLog) -> int:
-    """Left minus right side. A push that was never answered ends in the last term, so it does not
-    count."""
+    """Left minus right side of the identity.
+
+    A push that was never answered ends in the last term, so it does not count.
+    """
     answered = [row for row, version in enumerate(log.version_next) if version >= 0]
     stale = sum(log.staleness[row] for row in answered)
     held = sum(log.version_next[row] - log.version_before[row] for row in answered)
@@ -65,7 +67,11 @@ def tiling_residual(log: PushLog) -> int:
 def tiling_at_once(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written
 ) -> Figure:
-    """Applied at once, answered at once: sum of staleness + sum_i (T - last read_i) = T (N - 1)."""
+    """Where pushes are applied and answered at once, the identity has a shorter form.
+
+    sum of staleness + sum_i (T - last read_i) = T (N - 1). Bound: exact. In the twins staleness is
+    counted after the apply, a read is forgotten, or answers are held back.
+    """
     result = run(make_ranks, cell, change=change)
     sides = []
     for log in map(read, result.logs):
@@ -81,12 +87,15 @@ def tiling_at_once(
 def versions_are_pushes(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Every push is one update, with or without lock: versions = pushes taken = pushes sent =
-    batches of the budget."""
+    """Every push is one update, with or without a lock.
+
+    Versions, pushes taken, pushes sent and batches of the budget are as many. Bound: exact. In the
+    twins every fourth update is lost, or two pushes are one update.
+    """
     result = run(make_ranks, cell, change=change)
     sent = sum(result.events["pushes"])
     budget = result.cell.budget.samples or 0
-    batches = budget * result.cell.num_workers // cells.global_batch(result.cell)
+    batches = budget * result.cell.num_workers // global_batch(result.cell)
     numbers = [
         (log.version, len(log.worker), sum(log.replies), sent, batches) for log in result.logs
     ]
@@ -103,7 +112,10 @@ def versions_are_pushes(
 def histogram_sums_to_updates(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, read: Read = as_written
 ) -> Figure:
-    """The histogram of staleness has one entry per update, none negative, none of T or more."""
+    """The histogram of staleness has one entry per update, none negative and none of T or more.
+
+    Bound: exact. In the twin every fourth update is lost.
+    """
     result = run(make_ranks, cell, change=change)
     gap = 0
     for log in map(read, result.logs):
@@ -117,12 +129,13 @@ def histogram_sums_to_updates(
 def batches_are_used_once(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Every shard of every global batch of the budget is pushed once, whoever is fast."""
+    """Every shard of every global batch of the budget is pushed once, whoever is fast.
+
+    Bound: exact. The twin pushes twice.
+    """
     result = run(make_ranks, cell, change=change)
     due = range(
-        (result.cell.budget.samples or 0)
-        * result.cell.num_workers
-        // cells.global_batch(result.cell)
+        (result.cell.budget.samples or 0) * result.cell.num_workers // global_batch(result.cell)
     )
     gap = 0
     for log in result.logs:
@@ -135,12 +148,15 @@ def batches_are_used_once(
 
 
 def counted_after_the_apply(log: PushLog) -> PushLog:
-    """Staleness taken one version too late."""
+    """The log with staleness taken one version too late."""
     return dataclasses.replace(log, version_before=[version + 1 for version in log.version_before])
 
 
 def reads_forgotten(log: PushLog) -> PushLog:
-    """A worker's read is noted only when it pushes: the version read is that of the push before."""
+    """The log of a server that notes a read only at the next push.
+
+    The version read is then that of the push before.
+    """
     seen: dict[int, int] = {}
     reads = []
     for worker, read in zip(log.worker, log.version_read, strict=True):
@@ -150,7 +166,7 @@ def reads_forgotten(log: PushLog) -> PushLog:
 
 
 class _Held(twins.Policy):
-    """Holds each answer until the next push of somebody else, or goodbye."""
+    """A server policy that holds each answer until somebody else pushes or says goodbye."""
 
     _waiting: int | None = None
 
@@ -167,7 +183,7 @@ class _Held(twins.Policy):
 
 
 class _Batched(twins.Policy):
-    """Two pushes are one update."""
+    """A server policy in which two pushes are one update."""
 
     def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
         self._calls += 1
@@ -178,17 +194,17 @@ class _Batched(twins.Policy):
 
 
 def has_server_log(cell: Cell) -> bool:
-    """Whether its servers take single pushes (every strategy on parameter servers)."""
+    """Whether its servers take single pushes, as every strategy on parameter servers does."""
     return cell.num_servers > 0
 
 
 def is_asynchronous(cell: Cell) -> bool:
-    """Applied and answered at once."""
+    """Whether pushes are applied and answered at once."""
     return sync_of(cell) == "asynchronous"
 
 
 def has_lock(cell: Cell) -> bool:
-    """Asynchronous under the article's lock."""
+    """Whether it is asynchronous under the article's lock."""
     return is_asynchronous(cell) and option(cell, "asynchronous", "lock") == "exclusive"
 
 

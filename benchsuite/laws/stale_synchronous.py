@@ -1,8 +1,7 @@
-"""Laws of stale synchronous training: nobody starts more than `slack` steps ahead, and what the two
-ends of slack are.
+"""Laws of stale synchronous training: nobody starts more than `slack` steps ahead.
 
-Slack 0 with one step per clock is synchronous training (family `synchronous`); the push log replays
-(family `replay`), here with clipped pushes too.
+The other laws say what the two ends of slack are. Slack 0 with one step per clock is synchronous
+training (`synchronous.py`), and the push log replays (`replay.py`), here with clipped pushes too.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ from benchsuite.plan.cell import Cell
 from benchsuite.update import clip
 from benchsuite.worker.setup import Training
 
-# on real ranks the first worker takes so much longer; in virtual time the cell has a straggler
+# On real ranks the first worker takes so much longer; in virtual time the cell has a straggler.
 STRAGGLER_S = 0.01
 CLIPS_ALL = 0.5  # below the norm of every gradient of the run
 
 
 class Watched(twins.Policy):
-    """Counts for itself how far ahead a worker is when its next step is let go."""
+    """A server policy that counts for itself how far ahead a worker is when it may go on."""
 
     def __init__(self, whole: Any, *, num_workers: int) -> None:
         super().__init__(whole)
@@ -71,8 +70,10 @@ class Watched(twins.Policy):
 
 
 def start_gap(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Steps that a worker is ahead of the slowest one when it may start, behind a slow worker: at
-    most slack."""
+    """Behind a slow worker, a worker that may start is at most `slack` steps ahead of the slowest.
+
+    Bound: exact. In the twin workers start one step early.
+    """
     watch = partial(_watch, slow=cell.clock == "wall" and cell.num_workers > 1)
     result = run(make_ranks, cell, change=both(change, watch), after=_gaps)
     slack = int(option(cell, "stale_synchronous", "slack"))
@@ -83,6 +84,7 @@ def start_gap(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 
 
 def _watch(training: Training, *, slow: bool) -> Training:
+    """The change that watches the servers, and slows the first worker down if `slow`."""
     if training.is_server:
         workers = training.topology.num_workers
         training.strategy = twins.OtherPolicy(
@@ -109,15 +111,16 @@ class _Slow:
 
 
 def _gaps(training: Training) -> list[int]:
+    """The largest lead that this rank's policy saw."""
     return list(training.strategy.made.gaps) if training.is_server else []  # type: ignore[attr-defined]
 
 
 def unbounded_is_asynchronous(make_ranks: MakeRanks, cell: Cell, *, slack: int = -1) -> Figure:
-    """Without a bound, one step per push: the versions of `asynchronous` under the same times,
-    while nobody is done.
+    """Without a bound, and with one step per push, the versions are those of `asynchronous`.
 
-    Gradients depend on parameters and worker only, since asynchronous workers are handed other
-    batches.
+    Both run under the same times, and are compared while nobody is done. Gradients depend on
+    parameters and worker only, since asynchronous workers are handed other batches. Bound: exact.
+    The twin has a bound.
     """
     unbounded = _with(cell, "stale_synchronous", {"slack": slack, "apply": "per_push"})
     asynchronous = _with(dataclasses.replace(cell, sync="asynchronous"), "asynchronous", {})
@@ -141,6 +144,7 @@ def unbounded_is_asynchronous(make_ranks: MakeRanks, cell: Cell, *, slack: int =
 
 
 def _until_one_is_done(workers: list[int], steps: int) -> int:
+    """How many pushes come before the first worker has made all its steps."""
     counts: dict[int, int] = {}
     for row, worker in enumerate(workers):
         counts[worker] = counts.get(worker, 0) + 1
@@ -150,6 +154,7 @@ def _until_one_is_done(workers: list[int], steps: int) -> int:
 
 
 def _with(cell: Cell, member: str, values: Mapping[str, Any]) -> Cell:
+    """The cell with the options of this member in the place of the strategy's."""
     options = {
         name: given
         for name, given in cell.options.items()
@@ -159,8 +164,7 @@ def _with(cell: Cell, member: str, values: Mapping[str, Any]) -> Cell:
 
 
 class _Pulled:
-    """Takes the time of the real gradient; what it hands over pulls towards a point of the worker's
-    own."""
+    """A part that takes the time of the real gradient, and pulls towards a point of its worker."""
 
     def __init__(self, part: Any, worker: int) -> None:
         self._part = part
@@ -178,14 +182,17 @@ class _Pulled:
 
 
 def _pulled(training: Training) -> Training:
+    """The change with such a part."""
     if training.is_server:
         return training
     return rebuilt(training, part=_Pulled(training.part, training.comm.rank))
 
 
 def constant_rate_is_synchronous(make_ranks: MakeRanks, cell: Cell) -> Figure:
-    """`equals_one_process` at a constant learning rate: within a clock, a schedule would give each
-    push another one."""
+    """At a constant learning rate it equals one process on the whole batch.
+
+    Within a clock, a schedule would give each push another rate. The twin has momentum.
+    """
     return equals_one_process(
         make_ranks, with_options(cell, plugins.stem(cell.workload), schedule=False)
     )
@@ -194,17 +201,21 @@ def constant_rate_is_synchronous(make_ranks: MakeRanks, cell: Cell) -> Figure:
 def clipped_pushes_replay(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """`push_log_replay` where every push is clipped, whole, by its worker."""
+    """The push log replays where every push is clipped, whole, by its worker.
+
+    In the twins pushes are not clipped, or each server clips its slice.
+    """
     clipped = with_options(cell, plugins.stem(cell.workload), clip_norm=CLIPS_ALL)
     return push_log_replay(make_ranks, clipped, change=change)
 
 
 def is_stale(cell: Cell) -> bool:
-    """Whether the family speaks about it."""
+    """Whether the laws speak about this cell."""
     return sync_of(cell) == "stale_synchronous"
 
 
 def _is_plain_per_push(cell: Cell) -> bool:
+    """Whether it is plain SGD with slack 0 and one step per push, without clipping."""
     form = (option(cell, "stale_synchronous", "slack"), option(cell, "stale_synchronous", "apply"))
     recipe = (
         recipe_of(cell)
@@ -223,7 +234,7 @@ def _is_plain_per_push(cell: Cell) -> bool:
 
 
 def _clips_slices(training: Training) -> Training:
-    """The servers clip, each the slice that it has, and no worker does."""
+    """The change in which the servers clip, each its own slice, and no worker does."""
     if training.is_server:
         return twins.with_policy(partial(_ClipsSlice, clip_norm=training.recipe.clip_norm))(
             training
@@ -232,7 +243,7 @@ def _clips_slices(training: Training) -> Training:
 
 
 class _ClipsSlice(twins.Policy):
-    """Clips what it is about to apply."""
+    """A server policy that clips what it is about to apply."""
 
     def __init__(self, whole: Any, *, clip_norm: float | None) -> None:
         super().__init__(whole)
@@ -244,7 +255,7 @@ class _ClipsSlice(twins.Policy):
 
 
 class _OneMore(twins.Policy):
-    """Lets workers start one step too early."""
+    """A server policy that lets workers start one step too early."""
 
     def __init__(self, whole: Any) -> None:
         super().__init__(whole)

@@ -1,5 +1,7 @@
-"""Laws of strict mode: on gloo it refuses what NCCL cannot do, and nothing else: CPU tests prove
-GPU validity."""
+"""Laws of strict mode: on gloo it refuses what NCCL cannot do, and nothing else.
+
+So tests on a CPU prove that code is valid on GPUs.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,11 @@ from benchsuite.plan.cell import Cell
 
 
 def strict_refuses(make_ranks: MakeRanks, cell: Cell, *, strict: str = "nccl") -> Figure:
-    """What gloo takes and NCCL cannot do raises: tags, any source, two threads, a send behind an
-    open receive."""
+    """Strict mode raises for what gloo takes and NCCL cannot do.
+
+    These are tags, any source, two threads, and a send behind an open receive. Bound: exact. In the
+    twin strict mode is off.
+    """
 
     def body(comm: ProcessComm) -> list[str]:
         other = 1 - comm.rank
@@ -44,8 +49,11 @@ def strict_refuses(make_ranks: MakeRanks, cell: Cell, *, strict: str = "nccl") -
 
 
 def strict_takes_what_is_legal(make_ranks: MakeRanks, cell: Cell, *, wrap: Wrap = whole) -> Figure:
-    """Rounds of sendrecv, sends before receives, collectives, lanes and splits: legal on NCCL,
-    accepted."""
+    """Strict mode accepts what is legal on NCCL.
+
+    These are rounds of sendrecv, sends before receives, collectives, lanes and splits. Bound:
+    exact. In the twin a sendrecv receives first.
+    """
 
     def body(comm: Any) -> int:
         x = torch.full((3,), float(comm.rank))
@@ -86,7 +94,7 @@ def _pair(
 
 
 def _receive_first(comm: ProcessComm, other: int, x: Tensor, y: Tensor) -> None:
-    """The receive is taken in the end, so that nothing is left over."""
+    """Posts a receive before its send; it is taken in the end, so that nothing is left over."""
     receiving = comm.irecv(y, other)
     try:
         comm.isend(x, other).wait()
@@ -98,11 +106,12 @@ def _receive_first(comm: ProcessComm, other: int, x: Tensor, y: Tensor) -> None:
 
 
 def _answer_first(comm: ProcessComm, x: Tensor, dst: int, y: Tensor, src: int) -> None:
-    """A sendrecv that posts its receive, then sends: on two ranks one waits for the other."""
+    """A sendrecv that receives before it sends, so that of two ranks each waits for the other."""
     _receive_first(comm, dst, x, y)
 
 
 def _several(cell: Cell) -> bool:
+    """Whether the cell has several ranks."""
     return cell.replicas > 1
 
 

@@ -1,9 +1,9 @@
-"""Laws of layers split by weight: what is sent in a step, slices compute the whole gradient, copies
-are equal.
+"""Laws of layers split by weight: what is sent in a step, and that slices compute the whole.
 
-Ranks are processes. `tiny` gathers after every layer, `mlp` has one pair of matrices, `cnn` pairs
-of convolutions with a GroupNorm between them, the transformer two pairs per block, with and without
-tokens that are cut; the agent's networks are two side by side, or convolutions with biases.
+The ranks are processes. `tiny` gathers after every layer; `mlp` has one pair of matrices; `cnn` has
+pairs of convolutions with a GroupNorm between them; the transformer has two pairs per block, with
+and without tokens that are cut; the agent's networks are two side by side, or convolutions with
+biases.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from benchsuite.laws.harness.variants import Fields
 from benchsuite.laws.parallel import held
 from benchsuite.laws.synchronous import FLOAT64
 from benchsuite.parallel.pieces import join
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, global_batch, resolve
 from benchsuite.worker import model_parallel, setup
 from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import TrafficMode
@@ -46,11 +45,12 @@ class Seen:
     calls: Counter[tuple[str, int]]  # (name, elements of the whole vector) -> times
     params: Tensor
     grad: Tensor
-    num_split: int  # elements at the beginning that only this part has
-    output: Tensor  # of an inference
+    num_split: int  # elements at the vector's beginning that only this part has
+    output: Tensor  # what an inference gave
 
 
 def _look(training: Training) -> Seen:
+    """Takes one more gradient and one inference on this part, and notes the library's calls."""
     part: Any = training.part
     batch = training.fetch((0, 0, 1))
     with TrafficMode() as seen:
@@ -67,8 +67,10 @@ def _look(training: Training) -> Seen:
 def collectives_are_told(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """The library's calls in one gradient are those that the plan tells. Value: too many or too
-    few."""
+    """The library's calls in one gradient are those that the plan tells.
+
+    Bound: exact, in calls too many or too few. The twins leave sums out.
+    """
     result = run(make_ranks, cell, change=change, after=_look)
     workload = setup.start_workload(result.cell)
     layers = model_parallel.meta_layers(workload)
@@ -88,12 +90,15 @@ def collectives_are_told(
 
 
 def a_block_is_four(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """A transformer's gradient is 4 all-reduces of (B, T, d) per block, and nothing else."""
+    """A transformer's gradient is 4 all-reduces of (B, T, d) per block, and nothing else.
+
+    Bound: exact. The twins leave sums out, or cut tokens.
+    """
     result = run(make_ranks, cell, change=change, after=_look)
     sizes = {
         name: option(result.cell, "transformer", name) for name in ("blocks", "context", "width")
     }
-    activation = cells.global_batch(result.cell) * sizes["context"] * sizes["width"]
+    activation = global_batch(result.cell) * sizes["context"] * sizes["width"]
     told = Counter({("allreduce", activation): PER_BLOCK * sizes["blocks"]})
     seen = [worker.after.calls for worker in result.workers]
     wrong = sum(abs(calls[name] - told[name]) for calls in seen for name in calls | told)
@@ -107,10 +112,11 @@ def a_block_is_four(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
 def slices_compute_the_whole(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None, alter: Alter | None = None
 ) -> Figure:
-    """Gradient and inference are those of one process at the parameters that the parts hold after a
-    run.
+    """Gradient and inference are those of one process at the parameters that the parts hold.
 
-    `alter`: what a change does to the model is done to that of the one process too.
+    `alter` does to the model of the one process what a change does to the parts' model. Bound: a
+    relative error of 1e-10. The twins leave sums out, or split queries, keys and values in blocks
+    instead of by head.
     """
     result = run(make_ranks, cell, change=change, after=_look)
     workload = setup.start_workload(result.cell)
@@ -137,7 +143,10 @@ def slices_compute_the_whole(
 
 
 def copies_are_equal(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """What stands on every part has the same bits on all after a run, and its gradient too."""
+    """What stands on every part has the same bits on all after a run, and so has its gradient.
+
+    Bound: exact. The twins leave sums out.
+    """
     result = run(make_ranks, cell, change=change, after=_look)
     seen = [worker.after for worker in result.workers]
     copies = [(each.params[each.num_split :], each.grad[each.num_split :]) for each in seen]
@@ -155,18 +164,22 @@ def copies_are_equal(make_ranks: MakeRanks, cell: Cell, *, change: Change | None
 
 
 def _split(training: Training, how: str) -> list[Any]:
-    """Modules that the plan splits in one way."""
+    """The modules that the plan splits in this way."""
     found = training.workload.tensor_plan().items()
     return [training.part.module.get_submodule(name) for name, each in found if each == how]
 
 
 def _local(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+    """This part's own share of an output."""
     local: Tensor = output.to_local()
     return local
 
 
 def _adds_nothing(training: Training) -> Training:
-    """Behind rows each part goes on with its own sum: the forward all-reduce is left out."""
+    """The change that leaves out the forward all-reduce.
+
+    Behind rows each part goes on with its own sum.
+    """
     for module in _split(training, "rows"):
         module._forward_hooks.clear()
         module.register_forward_hook(_local)
@@ -174,7 +187,7 @@ def _adds_nothing(training: Training) -> Training:
 
 
 def _keeps_its_gradient(training: Training) -> Training:
-    """Before a convolution split by its outputs the backward all-reduce is left out."""
+    """The change that leaves out the backward all-reduce of a convolution split by outputs."""
     for module in _split(training, "columns"):
         if isinstance(module, nn.Conv2d):
             module._forward_pre_hooks.clear()
@@ -182,26 +195,30 @@ def _keeps_its_gradient(training: Training) -> Training:
 
 
 def _sums_no_tokens(training: Training) -> Training:
-    """The gradient of a norm is that of a part's own tokens."""
+    """The change in which the gradient of a norm is that of a part's own tokens."""
     part: Any = training.part
     part._partial = part.grad[:0]
     return training
 
 
 def _by_kind(model: nn.Module) -> None:
-    """Rows of the one matrix are read as ({q, k, v}, head, head_dim): the slices of a part are no
-    heads."""
+    """Reads the rows of the one matrix as ({q, k, v}, head, head_dim).
+
+    The slices of a part are then no heads.
+    """
     blocks: list[Any] = [module for module in model.modules() if hasattr(module, "qkv")]
     for block in blocks:
         block._attend = partial(_attend_by_kind, block._attend, block._head_dim)
 
 
 def _attend_by_kind(attend: Callable[[Tensor], Tensor], head_dim: int, qkv: Tensor) -> Tensor:
+    """Attention whose rows are in the order of kinds."""
     by_head = qkv.unflatten(-1, (3, -1, head_dim)).transpose(-3, -2)
     return attend(by_head.flatten(-3))
 
 
 def _reads_by_kind(training: Training) -> Training:
+    """The change in which the rows of the one matrix are read in the order of kinds."""
     _by_kind(training.part.module)
     return training
 
@@ -223,6 +240,7 @@ def on(**fields: Any) -> Fields:
 
 
 def _cells(asked: cases.Asked) -> list[Cell]:
+    """The cells of split layers that are asked for."""
     if not asked.is_about("tensor"):
         return []
     shapes: tuple[Fields, ...] = ({}, MLP, CNN, TRANSFORMER, CUT_TOKENS, AGENT, FRAMES)
@@ -231,14 +249,16 @@ def _cells(asked: cases.Asked) -> list[Cell]:
         for size in (2, 4)
         for shape in shapes
     ]
-    return [cells.resolve(cell) for cell in made]
+    return [resolve(cell) for cell in made]
 
 
 def _applies(cell: Cell) -> bool:
+    """Whether the cell's layers are split."""
     return cell.parallel == "tensor" and cell.replicas == 1 and cell.precision == "fp64"
 
 
 def _has_whole_tokens(cell: Cell) -> bool:
+    """Whether it is a transformer whose tokens are not cut."""
     cuts = option(cell, "tensor", "sequence_parallel")
     return _applies(cell) and cell.workload == "transformer" and not cuts
 

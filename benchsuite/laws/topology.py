@@ -1,8 +1,8 @@
-"""Laws of collective topologies: one mean, whatever the size, and its traffic. Parameter servers
-have their own.
+"""Laws of collective topologies: there is one mean, whatever the size, with predicted traffic.
 
-A size smaller than the number of ranks leaves chunks empty; sizes just above a segment make chunks
-of unequal numbers of segments; each vector is reduced twice, since plans are kept.
+Parameter servers have laws of their own. A size smaller than the number of ranks leaves chunks
+empty; sizes just above a segment make chunks of unequal numbers of segments. Each vector is reduced
+twice, because plans are kept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from benchsuite.comm import Comm, Traffic
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases, twins
 from benchsuite.laws.harness.runs import count_different, option, place
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 from benchsuite.topology import Topology, bounds
 from benchsuite.worker import setup
 from benchsuite.worker.traffic_mode import derived_total
@@ -28,8 +27,7 @@ ROUNDS = 2
 
 
 def sizes(num_ranks: int, longest: int) -> list[int]:
-    """One element, fewer than ranks, odd, and the first chunk one segment longer than the
-    others."""
+    """One element, fewer than ranks, odd, and one with a first chunk that is a segment longer."""
     return [
         1,
         max(1, num_ranks - 1),
@@ -51,8 +49,11 @@ def vector(rank: int, numel: int, round_: int, *, integers: bool) -> Tensor:
 def means(
     comm: Comm, *, cell: Cell, integers: bool, mean: twins.Mean | None = None
 ) -> tuple[dict[tuple[int, int], Tensor], Traffic, Traffic]:
-    """On one rank: (size, round) -> its mean; counted (and the library's derived) traffic; that
-    predicted for all."""
+    """The body of a rank: takes all means.
+
+    Returns (size, round) -> its mean, the counted traffic with what is derived of the library, and
+    the traffic that is predicted for all.
+    """
     place(comm, cell)
     topology: Topology = setup.make_topology(cell)
     topology.start(comm)
@@ -73,7 +74,7 @@ def means(
 
 
 def longest(cell: Cell) -> int:
-    """Elements of the longest message, where the topology cuts its vectors; else some number."""
+    """The elements of the longest message where the topology cuts its vectors, else some number."""
     kib = option(cell, plugins.stem(cell.topology), "segment_kib")
     return min(int(kib) * 256 if kib else 256, 4096)
 
@@ -81,8 +82,11 @@ def longest(cell: Cell) -> int:
 def integer_mean(
     make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = ""
 ) -> Figure:
-    """Integer-valued float32 vectors: every rank ends with the bits of sum / N."""
-    cell = cells.resolve(cell)
+    """Of integer float32 vectors every rank gets the bits of sum / N.
+
+    Bound: exact. In the twin the division by N is missing.
+    """
+    cell = resolve(cell)
     body = partial(means, cell=cell, integers=True, mean=mean)
     different = 0
     for results, _, _ in make_ranks(cell.replicas, body, strict=strict):
@@ -97,8 +101,11 @@ def integer_mean(
 def same_bits_everywhere(
     make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = ""
 ) -> Figure:
-    """Any vectors: the mean has the same bits on all ranks."""
-    cell = cells.resolve(cell)
+    """The mean of any vectors has the same bits on all ranks.
+
+    Bound: exact. In the twins nothing is synchronised, or one element is not reduced.
+    """
+    cell = resolve(cell)
     per_rank = make_ranks(
         cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
     )
@@ -114,9 +121,11 @@ def same_bits_everywhere(
 def ring_order(
     make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = ""
 ) -> Figure:
-    """The ring's result is, bit for bit, the serial sum in the ring's own order: chunk c starts at
-    rank c."""
-    cell = cells.resolve(cell)
+    """The ring's result is, bit for bit, the serial sum in the ring's own order.
+
+    Chunk c starts at rank c. Bound: exact. The twins add in the order of ranks.
+    """
+    cell = resolve(cell)
     different = 0
     for results, _, _ in make_ranks(
         cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
@@ -127,6 +136,7 @@ def ring_order(
 
 
 def _serial_ring(numel: int, round_: int, num_ranks: int) -> Tensor:
+    """The mean, added serially in the order of the ring."""
     rows = [vector(rank, numel, round_, integers=False) for rank in range(num_ranks)]
     chunks = []
     for chunk, (start, stop) in enumerate(bounds(numel, num_ranks)):
@@ -140,8 +150,11 @@ def _serial_ring(numel: int, round_: int, num_ranks: int) -> Tensor:
 def in_rank_order(
     make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = ""
 ) -> Figure:
-    """The mean is, bit for bit, rank 0's vector plus rank 1's plus .., divided once."""
-    cell = cells.resolve(cell)
+    """The mean is, bit for bit, rank 0's vector plus rank 1's and so on, divided once.
+
+    Bound: exact. The twin adds around a ring.
+    """
+    cell = resolve(cell)
     different = 0
     for results, _, _ in make_ranks(
         cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
@@ -159,9 +172,11 @@ def in_rank_order(
 def counted_is_predicted(
     make_ranks: MakeRanks, cell: Cell, *, mean: twins.Mean | None = None, strict: str = ""
 ) -> Figure:
-    """Bytes and messages of the means, per (source, destination), are those that the file
-    predicts."""
-    cell = cells.resolve(cell)
+    """Bytes and messages of the means, per (source, destination), are the predicted ones.
+
+    Bound: exact. The twin synchronises twice.
+    """
+    cell = resolve(cell)
     per_rank = make_ranks(
         cell.replicas, partial(means, cell=cell, integers=False, mean=mean), strict=strict
     )
@@ -170,8 +185,7 @@ def counted_is_predicted(
 
 
 def compare(counted: Traffic, predicted: Traffic, cell: Cell) -> Figure:
-    """Bytes and messages that differ, summed over the edges; the first edge that differs with both
-    numbers."""
+    """(how many bytes and messages differ, the first edge that differs with both numbers)."""
     difference = 0
     where = ""
     for what in ("payload", "messages", "shm"):
@@ -189,21 +203,23 @@ def compare(counted: Traffic, predicted: Traffic, cell: Cell) -> Figure:
 
 
 def is_collective(cell: Cell) -> bool:
-    """Whether its topology reduces without servers (a gossip graph has no mean)."""
+    """Whether the topology reduces without servers; a gossip graph has no mean."""
     return cell.num_servers == 0 and hasattr(plugins.load("topology", cell.topology), "mean")
 
 
 def is_counted(cell: Cell) -> bool:
-    """Whether our own sends are counted (the library's are derived)."""
+    """Whether the suite's own sends are counted, where the library's are derived."""
     strategy = plugins.find("sync", cell.sync).constants.get("payload_source")
     return "derived" not in (strategy, setup.make_topology(cell).payload_source)
 
 
 def _control(law: Callable[..., Figure], mean: twins.Mean, broken: str) -> Control:
+    """A twin of a mean on a ring of three ranks."""
     return Control(broken, partial(law, mean=mean), {"topology": "ring", "replicas": 3})
 
 
 def _several(cell: Cell) -> bool:
+    """Whether several ranks reduce without servers."""
     return is_collective(cell) and cell.replicas > 1
 
 

@@ -1,5 +1,7 @@
-"""Laws of traffic: what a whole run sent is what its strategy's file predicts from shapes and
-recorded events."""
+"""Laws of traffic: a whole run sends what its strategy's file predicts.
+
+The prediction is made from shapes and recorded events.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,11 @@ from benchsuite.worker.traffic_mode import Call, TrafficMode, derive
 def counted_is_predicted(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """Bytes and messages per (source, destination), over the whole run, the servers' agreement on
-    norms included."""
+    """Bytes and messages per (source, destination) of a whole run are the predicted ones.
+
+    The servers' agreement on norms is included. Bound: exact. The twins synchronise or push twice,
+    or predict without clipping.
+    """
     result = run(make_ranks, cell, change=change)
     return compare(result.traffic, predicted(result), result.cell)
 
@@ -48,8 +53,11 @@ def described(cell: Cell) -> tuple[Strategy, Setting]:
 def undisturbed_is_expected(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """An undisturbed run's total bytes are those announced before it ran (who is fast decides the
-    edges)."""
+    """An undisturbed run sends the total bytes that were announced before it ran.
+
+    Who is fast decides the edges, so only the total is compared. Bound: exact. The twin
+    synchronises twice.
+    """
     result = run(make_ranks, cell, change=change)
     strategy, setting = described(result.cell)
     recipe = recipe_of(result.cell)
@@ -67,17 +75,20 @@ def undisturbed_is_expected(
 def called_is_predicted(
     make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None
 ) -> Figure:
-    """The same where the library's collectives carry it: their calls and sizes, over the whole run,
-    are those told."""
+    """Where the library's collectives carry a run, their calls and sizes are the predicted ones.
+
+    Bound: exact. The twins synchronise twice, or not at all.
+    """
     result = run(make_ranks, cell, change=change)
     return compare(result.traffic + result.called, predicted(result), result.cell)
 
 
 def library_is_seen(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """One more step under the dispatch mode: the library's all-reduces carry the whole gradient
-    once, and nothing else.
+    """In one more step the library's all-reduces carry the whole gradient once, and nothing else.
 
-    Our own counters saw nothing. The value is what is missing or too much, in elements and bytes.
+    A dispatch mode watches that step; the suite's own counters saw nothing. The value is what is
+    missing or too much, in elements and bytes. Bound: exact. The twins synchronise nothing, or
+    twice.
     """
     result = run(make_ranks, cell, change=change, after=_one_step_seen)
     strategy, setting = described(result.cell)
@@ -101,6 +112,7 @@ def library_is_seen(make_ranks: MakeRanks, cell: Cell, *, change: Change | None 
 
 
 def _one_step_seen(training: Training) -> list[Call]:
+    """The library's calls in one more step."""
     mode = TrafficMode()
     with mode:
         training.strategy.step(
@@ -110,8 +122,11 @@ def _one_step_seen(training: Training) -> list[Call]:
 
 
 def _times_decide(cell: Cell) -> bool:
-    """How many gradients are given up, or how often a worker meets the centre when batches are
-    handed out."""
+    """Whether the total depends on times.
+
+    Times decide how many gradients are given up, or how often a worker meets the centre where
+    batches are handed out.
+    """
     period = option(cell, "elastic_averaging", "period") if cell.num_servers else None
     return option(cell, "k_sync", "late") == "cancel" or (period or 1) > 1
 
@@ -179,8 +194,9 @@ LAWS = (
             and not is_counted(cell)
             and cell.replicas > 1
             and cell.hosts == 1
+            # Buckets travel in another thread, which the dispatch mode does not see.
             and not option(cell, "synchronous", "bucket_mib")
-        ),  # buckets travel in another thread
+        ),
         (
             Control(
                 "nothing is synchronised",

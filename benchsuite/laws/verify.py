@@ -1,9 +1,9 @@
-"""`benchsuite verify`: every law of `laws/` on every strategy that it speaks about, then every
-broken twin.
+"""`benchsuite verify`: every law on every strategy that it speaks about, then every broken twin.
 
-A line is a law and a strategy (sync, topology, compression): the worst figure over all its cells.
-By the wall clock ranks are threads of this process, or processes where a strategy calls the library
-by itself; else ranks of virtual time. Laws that look at the same run share it.
+A line is a law and a strategy (sync, topology, compression), with the worst figure over all its
+cells. Under the wall clock the ranks are threads of this process, or processes where a strategy
+calls the library by itself; otherwise they are ranks of virtual time. Laws that look at the same
+run share it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from benchsuite.plan.cell import Cell
 from benchsuite.virtual.gradients import Graphs
 
 KINDS = ("parallel", "sync", "topology", "compression")
-# a law that raises after so long waited for somebody: no other law waits for that strategy again
+# A law that raises after so long has waited for a rank in vain. No other law waits for that
+# strategy again.
 HANGS_S = 20.0
-BATCH = 24  # samples of a step of `laws/tiny.py`
+BATCH = 24  # samples of a step of `harness/tiny.py`
 
 Say = Callable[[str], None]
 
@@ -55,16 +56,16 @@ class Named:
 
 
 class NoProcesses(Exception):
-    """Ranks that are processes cannot be had here."""
+    """Ranks that are processes cannot be started here."""
 
 
 @dataclass
 class Line:
-    """A law on a strategy."""
+    """One line of the answer: a law on a strategy."""
 
     named: Named
     strategy: str
-    figure: Figure | None = None  # the worst
+    figure: Figure | None = None  # the worst one so far
     num_cells: int = 0
     error: str = ""
 
@@ -73,7 +74,7 @@ class Line:
         return not self.error and self.figure is not None and self.figure.holds
 
     def add(self, figure: Figure) -> None:
-        """One more cell."""
+        """Counts one more cell, and keeps its figure if it is the worst."""
         self.num_cells += 1
         if self.figure is None or _badness(figure) > _badness(self.figure):
             self.figure = figure
@@ -91,7 +92,7 @@ class Line:
 
 @dataclass
 class Twins:
-    """The broken twins of a law."""
+    """The broken twins of a law, and those of them that the law missed."""
 
     named: Named
     num: int = 0
@@ -103,11 +104,11 @@ class Twins:
 
 
 def run(asked: Asked, *, say: Say = lambda _: None) -> dict[str, Any]:
-    """`{"clock", "replicas", "laws": [..], "twins": [..], "unsupported": [..], "exit_code",
-    "seconds"}`.
+    """Shows the laws that are asked for; returns the answer as plain data.
 
-    Exit code 0: every line holds and every broken twin is caught; else 1. `say` is told what is
-    being run.
+    The keys are `{"clock", "replicas", "laws": [..], "twins": [..], "unsupported": [..],
+    "exit_code", "seconds"}`. The exit code is 0 where every line holds and every broken twin is
+    caught, else 1. `say` is told what is being run.
     """
     for kind in KINDS:
         for name in asked.members(kind):
@@ -137,7 +138,7 @@ def run(asked: Asked, *, say: Say = lambda _: None) -> dict[str, Any]:
 
 
 class _Ranks:
-    """Whoever runs a cell of this clock."""
+    """What runs the cells of this clock; it keeps runs that several laws look at."""
 
     def __init__(self, asked: Asked, stack: contextlib.ExitStack) -> None:
         self._asked = asked
@@ -149,11 +150,14 @@ class _Ranks:
         self.forget()
 
     def forget(self) -> None:
-        """What was run is kept for the laws of one strategy."""
+        """Forgets all kept runs, because only the laws of one strategy share them."""
         self._kept: dict[str, MakeRanks] = {}
 
     def of(self, cell: Cell) -> MakeRanks:
-        """NoProcesses where they would be processes and none can be started."""
+        """The ranks for this cell.
+
+        NoProcesses where they must be processes and none can be started.
+        """
         by_library = self._clock == "wall" and cases.in_processes(cell)
         kind = "processes" if by_library else self._clock
         if kind not in self._kept:
@@ -166,7 +170,7 @@ class _Ranks:
         return thread_ranks if kind == "wall" else partial(virtual_ranks, graphs=self._graphs)
 
     def _by_cluster(self) -> MakeRanks:
-        """One cluster for all."""
+        """The ranks of one cluster, which is started once for all cells."""
         if self._processes is None and not self._no_processes:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="benchsuite-"))
             cluster = self._stack.enter_context(Cluster())
@@ -209,7 +213,7 @@ class _Verdict:
         ]
 
     def show_laws(self) -> None:
-        """Strategy by strategy, since laws share its runs."""
+        """Shows the laws strategy by strategy, because laws share its runs."""
         subjects = _subjects(self._laws, self._asked)
         if not subjects:
             reasons = [f"{told['strategy']}: {told['reason']}" for told in self._unsupported]
@@ -233,7 +237,11 @@ class _Verdict:
                 )
 
     def _show(self, subject: str, cells: Sequence[Cell], laws: list[Named], hangs: str) -> str:
-        """`hangs`: why nobody waits for this strategy again; returned too."""
+        """Shows laws on the cells of one strategy.
+
+        `hangs` says why nobody waits for this strategy again, if so; it is returned for the next
+        call.
+        """
         for named in laws:
             line = Line(named, subject)
             begin = time.monotonic()
@@ -253,7 +261,7 @@ class _Verdict:
         return hangs
 
     def show_twins(self) -> None:
-        """Of the laws that were shown on something."""
+        """Shows the broken twins of those laws that were shown on something."""
         shown = {line.named for line in self._lines}
         laws = [named for named in self._laws if named in shown]
         self._say(f"broken twins of {len(laws)} laws")
@@ -265,6 +273,7 @@ class _Verdict:
             self._twins.append(twins)
 
     def _try(self, twins: Twins, control: Control) -> None:
+        """Shows one broken twin, and notes it where the law holds for it."""
         cell = self._twin_cell(control)
         try:
             figure = control.check(self._ranks.of(cell), cell)
@@ -277,8 +286,10 @@ class _Verdict:
         twins.num += 1
 
     def _can_be_shown(self, control: Control) -> bool:
-        """Whether the ranks of this clock can show a twin: a law without one is worth nothing
-        there."""
+        """Whether the ranks of this clock can show a twin.
+
+        A law without a twin that can be shown is worth nothing under that clock.
+        """
         by_library = cases.in_processes(self._twin_cell(control))
         return self._asked.clock == "wall" or not (control.real_ranks or by_library)
 
@@ -314,7 +325,7 @@ def _laws(asked: Asked) -> list[Named]:
 
 
 def _subjects(laws: list[Named], asked: Asked) -> dict[str, list[tuple[list[Cell], list[Named]]]]:
-    """Strategy -> its cells in each of the places where laws are shown, with these laws."""
+    """Strategy -> its cells in each place where laws are shown, with the laws of that place."""
     places: dict[Cells, list[Named]] = {}
     for named in laws:
         places.setdefault(named.place, []).append(named)
@@ -329,6 +340,7 @@ def _subjects(laws: list[Named], asked: Asked) -> dict[str, list[tuple[list[Cell
 
 
 def _described(asked: Asked) -> str:
+    """What was asked for, in one line."""
     given = [f"{kind} {' '.join(getattr(asked, kind))}" for kind in KINDS if getattr(asked, kind)]
     return ", ".join(
         [*given, f"replicas {','.join(map(str, asked.workers))}", f"clock {asked.clock}"]
@@ -336,6 +348,7 @@ def _described(asked: Asked) -> str:
 
 
 def _badness(figure: Figure) -> tuple[bool, bool, float]:
+    """The order of figures, the worst last: a broken bound, then NaN, then the value."""
     return (
         not figure.holds,
         math.isnan(figure.value),
@@ -344,4 +357,5 @@ def _badness(figure: Figure) -> tuple[bool, bool, float]:
 
 
 def _finite(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
     return value if math.isfinite(value) else None

@@ -1,10 +1,10 @@
-"""Laws of time and staleness under the virtual clock, where theory has a closed form: no gradients,
-free links.
+"""Laws of time and staleness under the virtual clock, where theory has a closed form.
 
-Times of an update (Dutta et al. 2018, section 4; m = mean compute time, X_(K:n) the K-th smallest
-of n): synchronous E[X_(n:n)], K-sync E[X_(K:n)], K-batch-async K m / n for any distribution,
-asynchronous m / n. For exponential times E[X_(K:n)] = (H_n - H_(n-K)) m, and by their lack of
-memory K-async equals K-sync, and K-batch-sync K m / n.
+There are no gradients, and links are free. Times of an update are those of Dutta et al. 2018,
+section 4, where m is the mean compute time and X_(K:n) the K-th smallest of n: synchronous
+E[X_(n:n)], K-sync E[X_(K:n)], K-batch-async K m / n for any distribution, asynchronous m / n. For
+exponential times E[X_(K:n)] = (H_n - H_(n-K)) m, and by their lack of memory K-async equals K-sync,
+and K-batch-sync takes K m / n.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from typing import Any
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
 from benchsuite.laws.harness.runs import option, with_options
-from benchsuite.plan import cell as cells
 from benchsuite.plan import compute_time
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, global_batch, resolve
 from benchsuite.results.assemble.virtual import sections
 from benchsuite.virtual.world import simulate
 
@@ -36,12 +35,14 @@ def harmonic(n: int) -> float:
 
 
 def expected_update_s(cell: Cell) -> float | None:
-    """Mean virtual seconds between two updates of the server (or steps of all), None where no
-    closed form is known."""
+    """The mean virtual seconds between two updates of the server, or steps of all workers.
+
+    None where no closed form is known.
+    """
     n = cell.num_workers
     table = cell.compute_time or compute_time.DEFAULT
     kind = table["kind"]
-    mean = compute_time.mean_s(table, cells.global_batch(cell) / n)
+    mean = compute_time.mean_s(table, global_batch(cell) / n)
     if mean is None or cell.straggler:
         return None
     if cell.sync == "asynchronous":
@@ -68,13 +69,13 @@ def expected_update_s(cell: Cell) -> float | None:
 
 def timed(cell: Cell, gradients: int = GRADIENTS) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """`result` and `cost` of the cell without gradients and links, over so many gradients."""
-    share = cells.global_batch(cell) // cell.num_workers
+    share = global_batch(cell) // cell.num_workers
     budget = Budget(samples=gradients * share, timeout_s=cell.budget.timeout_s)
     bare = dataclasses.replace(
         cell, gradients="none", budget=budget, link_mbit=None, link_latency_us=None
     )
     with tempfile.TemporaryDirectory() as folder:
-        simulated = simulate(cells.resolve(bare), folder)
+        simulated = simulate(resolve(bare), folder)
     result, cost, _ = sections(bare, simulated.records, simulated.facts)
     return result, cost
 
@@ -87,9 +88,12 @@ def updates_take(
     bound: float = ONE_PERCENT,
     instead: Mapping[str, Any] | None = None,
 ) -> Figure:
-    """Mean time between updates against theory. `instead`: options of k_sync to be run in the place
-    of the cell's."""
-    cell = cells.resolve(cell)
+    """The mean time between updates is that of theory, within 1 or 2 %.
+
+    `instead` gives options of k_sync that run in the place of the cell's, which is what the twins
+    do.
+    """
+    cell = resolve(cell)
     expected = expected_update_s(cell)
     assert expected is not None
     result, cost = timed(
@@ -106,9 +110,11 @@ def updates_take(
 def staleness_is_geometric(
     make_ranks: MakeRanks, cell: Cell, *, gradients: int = GRADIENTS, workers: int | None = None
 ) -> Figure:
-    """Exponential times: staleness is geometric with p = 1/N, so its standard deviation is sqrt(N
-    (N - 1))."""
-    result, _ = timed(cells.resolve(cell), gradients)
+    """With exponential times staleness is geometric with p = 1/N.
+
+    Its standard deviation is sqrt(N (N - 1)), within 2 %. The twin expects one worker more.
+    """
+    result, _ = timed(resolve(cell), gradients)
     histogram = {int(value): count for value, count in result["staleness"]["histogram"].items()}
     total = sum(histogram.values())
     mean = sum(value * count for value, count in histogram.items()) / total
@@ -122,12 +128,14 @@ def staleness_is_geometric(
 
 
 def equal_workers_take_turns(make_ranks: MakeRanks, cell: Cell, *, shift: int = 0) -> Figure:
-    """Equal fixed times: after the first N updates every gradient is N - 1 versions old. `shift`:
-    another number."""
-    result, _ = timed(cells.resolve(cell), gradients=50 * cell.num_workers)
+    """With equal fixed times every gradient after the first N updates is N - 1 versions old.
+
+    `shift` expects another number, which is what the twin does. Bound: exact.
+    """
+    result, _ = timed(resolve(cell), gradients=50 * cell.num_workers)
     histogram = dict(result["staleness"]["histogram"])
     n = cell.num_workers
-    for first in range(n):  # the first round starts from version 0
+    for first in range(n):  # in the first round every worker starts from version 0
         histogram[str(first)] = histogram.get(str(first), 0) - 1
     wrong = sum(abs(count) for value, count in histogram.items() if int(value) != n - 1 + shift)
     return Figure(
@@ -138,10 +146,12 @@ def equal_workers_take_turns(make_ranks: MakeRanks, cell: Cell, *, shift: int = 
 
 
 def _is_virtual(cell: Cell) -> bool:
+    """Whether the cell is timed without gradients."""
     return cell.clock == "virtual"
 
 
 def _exponential_asynchronous(cell: Cell) -> bool:
+    """Whether the cell is asynchronous with exponential times and no straggler."""
     kind = (cell.compute_time or {}).get("kind")
     return (
         _is_virtual(cell)
@@ -161,10 +171,11 @@ _BASE: Mapping[str, Any] = {
 _ON = {**_BASE, "sync": "k_sync", "options": {"k_sync": {"backup_workers": 4, "late": "cancel"}}}
 _ASYNCHRONOUS = {**_BASE, "sync": "asynchronous"}
 _EQUAL = {**_ASYNCHRONOUS, "compute_time": {"kind": "fixed", "mean_s": 1.0}}
-_FEW = 20_000  # gradients that show a defect
+_FEW = 20_000  # enough gradients to show a defect
 
 
 def _control(broken: str, **instead: Any) -> Control:
+    """A twin that runs other options than the cell's."""
     return Control(broken, partial(updates_take, gradients=_FEW, instead=instead), _ON)
 
 
@@ -172,9 +183,8 @@ EXPONENTIAL: Mapping[str, Any] = {"kind": "exponential", "mean_s": 1.0}
 GAMMA: Mapping[str, Any] = {"kind": "gamma", "mean_s": 1.0, "cv": 0.1}
 PARETO: Mapping[str, Any] = {"kind": "pareto", "mean_s": 1.0, "shape": 3.0}
 FIXED: Mapping[str, Any] = {"kind": "fixed", "mean_s": 1.0}
-SHOWN: tuple[
-    tuple[str, Mapping[str, Any], Mapping[str, Any]], ...
-] = (  # strategy, times, options of it
+# The cells that are timed: strategy, compute times, options of the strategy.
+SHOWN: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
     ("k_sync", EXPONENTIAL, {"late": "cancel"}),  # K-sync
     ("k_sync", EXPONENTIAL, {"late": "cancel", "batch": True}),  # K-batch-sync
     ("k_sync", EXPONENTIAL, {"wait": False}),  # K-async, equal to K-sync
@@ -188,9 +198,9 @@ SHOWN: tuple[
 
 
 def timing_cell(sync: str, times: Mapping[str, Any], *, replicas: int = 8, **options: Any) -> Cell:
-    """A cell without gradients; of k_sync half the workers make a version."""
+    """A cell without gradients; in k_sync half of the workers make a version."""
     given = {sync: {"backup_workers": replicas // 2, **options}} if sync == "k_sync" else {}
-    return cells.resolve(
+    return resolve(
         Cell(
             workload="mlp",
             sync=sync,
@@ -206,7 +216,7 @@ def timing_cell(sync: str, times: Mapping[str, Any], *, replicas: int = 8, **opt
 
 
 def _cells(asked: cases.Asked) -> list[Cell]:
-    """Eight workers, whatever numbers are asked for: a closed form is one of n and K."""
+    """Cells of eight workers, whatever numbers are asked for: a closed form is one of n and K."""
     shown = [
         each
         for each in SHOWN

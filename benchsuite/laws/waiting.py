@@ -1,9 +1,8 @@
-"""Law of waiting under the virtual clock: the more workers may run ahead, the less they wait, down
-to nothing.
+"""The law of waiting under the virtual clock: with more slack workers wait less, down to nothing.
 
-Exponential compute times, no gradients, free links: with slack 0 a step takes the slowest of n, the
-efficiency is 1 / H_n (Dutta et al. 2018); the same draws with more slack never take longer; without
-a bound nobody waits for anybody.
+Compute times are exponential, there are no gradients, and links are free. With slack 0 a step takes
+as long as the slowest of n, and the efficiency is 1 / H_n (Dutta et al. 2018). The same draws with
+more slack never take longer, and without a bound nobody waits for anybody.
 """
 
 from __future__ import annotations
@@ -17,22 +16,25 @@ from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
 from benchsuite.laws.harness.runs import with_options
 from benchsuite.laws.virtual_times import harmonic, timed
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, resolve
 
 SLACKS = (0, 1, 3, 8, 32)
 UNBOUNDED = -1
 GRADIENTS = 6_000
-FIRST_TO = 0.02  # of 1 / H_n
-LAST_TO = 0.05  # of 1: fast workers have used their budget before the slowest
+FIRST_TO = 0.02  # the first efficiency's distance from 1 / H_n
+LAST_TO = 0.05  # the last one's from 1: fast workers end before the slowest
 
 
 def efficiency_grows(
     make_ranks: MakeRanks, cell: Cell, *, slacks: Sequence[int] = SLACKS, gradients: int = GRADIENTS
 ) -> Figure:
-    """Efficiency = computing share of the workers' time inside the window, over slack 0, 1, 2 ..:
-    never less, from 1 / H_n to 1. The value is the largest step back, or what the ends lack."""
-    cell = cells.resolve(cell)
+    """Efficiency never falls with slack, and goes from 1 / H_n to 1.
+
+    It is the share of the workers' time inside the window that they compute, over slack 0, 1, 3 and
+    so on. The value is the largest step back plus what the ends lack. Bound: 0.002. In the twin
+    slack shrinks.
+    """
+    cell = resolve(cell)
     found = [_efficiency(cell, slack, gradients) for slack in (*slacks, UNBOUNDED)]
     back = max(before - after for before, after in itertools.pairwise(found))
     synchronous = 1 / harmonic(cell.num_workers)
@@ -45,6 +47,7 @@ def efficiency_grows(
 
 
 def _efficiency(cell: Cell, slack: int, gradients: int) -> float:
+    """The efficiency with this slack."""
     form = "per_push" if slack == UNBOUNDED else "per_clock"
     _, cost = timed(with_options(cell, "stale_synchronous", slack=slack, apply=form), gradients)
     return 1.0 - float(cost["idle_share"])
@@ -66,11 +69,11 @@ _ON: Mapping[str, Any] = {
 
 
 def _cells(asked: cases.Asked) -> list[Cell]:
-    """Eight exponential workers, whatever numbers are asked for."""
+    """One cell of eight exponential workers, whatever numbers are asked for."""
     wanted = asked.includes(
         sync="stale_synchronous", topology="parameter_server", compression="none"
     )
-    return [cells.resolve(Cell(**_ON))] if wanted and asked.clock == "virtual" else []
+    return [resolve(Cell(**_ON))] if wanted and asked.clock == "virtual" else []
 
 
 CELLS = cases.Cells(_cells, cases.subject_of)

@@ -1,9 +1,8 @@
-"""Laws of optimisers that look at whole tensors (Muon): every replica steps its tensors by their
-names.
+"""Laws of optimisers that look at whole tensors (Muon): replicas step tensors by their names.
 
-Shown wherever a replica holds whole tensors and steps them itself: on collectives and graphs, and
-by the library. Orthogonal steps are computed in bf16, the rest in float64: gradients that differ in
-their last bit give equal ones, but for one element in some 10^13.
+They are shown wherever a replica holds whole tensors and steps them itself: on collectives and
+graphs, and by the library. Orthogonal steps are computed in bf16 and the rest in float64, so
+gradients that differ in their last bit give equal steps, but for one element in some 10^13.
 """
 
 from __future__ import annotations
@@ -35,22 +34,27 @@ TOPOLOGIES = ("native", "ring", "ring_neighbours")
 
 
 def steps_by_name(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """One process where replicas are alike, else the serial loop of N replicas, on torch's own
-    tensors."""
+    """Parameters follow one process, or the serial loop of N replicas, on torch's own tensors.
+
+    In the twins nothing is synchronised, tensors bear other names, the flat vector is stepped, or
+    only the first vector of the optimiser's state is averaged.
+    """
     check = equals_one_process if is_exact(cell) else equals_its_loop
     return check(make_ranks, cell, change=change)
 
 
 def sends_its_state(make_ranks: MakeRanks, cell: Cell, *, change: Change | None = None) -> Figure:
-    """Bytes and messages, the library's derived, are the predicted ones, those of momentum vectors
-    included."""
+    """Bytes and messages, those of momentum vectors included, are the predicted ones.
+
+    What the library sends is derived from its calls. Bound: exact. The twin sends only the first
+    vector of the state.
+    """
     result = run(make_ranks, cell, change=change)
     return compare(result.traffic + result.called, traffic.predicted(result), result.cell)
 
 
 def _cells(asked: Asked) -> list[Cell]:
-    """One collective that is the library's, one of messages, one graph; every form of every
-    strategy."""
+    """Every form of every strategy, on one library collective, one of messages and one graph."""
     made: list[Cell] = []
     if not asked.includes(compression="none"):
         return made
@@ -74,7 +78,10 @@ def _cells(asked: Asked) -> list[Cell]:
 
 
 def _renamed(training: Training) -> Training:
-    """Each tensor bears the name of the one before it: biases and matrices change places."""
+    """The change in which each tensor bears the name of the one before it.
+
+    Biases and matrices change places.
+    """
     make = training.recipe.make_optimizer
 
     def moved(named: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
@@ -85,8 +92,10 @@ def _renamed(training: Training) -> Training:
 
 
 def _flat(training: Training) -> Training:
-    """The vector is stepped as one tensor, as an elementwise optimiser would: nothing in it is a
-    matrix."""
+    """The change that steps the vector as one tensor, as an elementwise optimiser would.
+
+    Nothing in it is a matrix.
+    """
     make = training.recipe.make_optimizer
     recipe = dataclasses.replace(
         training.recipe,
@@ -97,7 +106,7 @@ def _flat(training: Training) -> Training:
 
 
 def _averages_one(training: Training) -> Training:
-    """Only the first of the optimiser's vectors is averaged."""
+    """The change in which only the first of the optimiser's vectors is averaged."""
     updater: Any = training.strategy._updater  # type: ignore[attr-defined]
     whole = updater.state
     updater.state = lambda: whole()[:1]
@@ -105,6 +114,7 @@ def _averages_one(training: Training) -> Training:
 
 
 def _on(sync: str, **own: Any) -> Mapping[str, Any]:
+    """Fields of a cell of this strategy that trains with Muon."""
     options: Fields = {"tiny": {"optimizer": "muon", "lr": 0.01}, **({sync: own} if own else {})}
     return {"sync": sync, "topology": "ring", "replicas": 3, "options": options}
 

@@ -1,8 +1,8 @@
-"""A figure of `benchsuite selfcheck` and what is said of it: pass, miss, too noisy. Pure functions.
+"""The figures of `benchsuite selfcheck` and their verdicts: pass, miss or too noisy.
 
-The unit is the fresh launch (or process start), and a bar is held against the median over launches.
-A contended machine gives no verdict against the suite: there only an interval that clears the bar
-is a pass, all else is `too noisy`.
+The unit is the fresh launch (or the start of a process), and a bar is compared with the median over
+launches. A contended machine gives no verdict against the suite: there only an interval that lies
+wholly on the right side of the bar is a pass, and all else is `too noisy`. All functions are pure.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from benchsuite.analysis.statistics import summarize
 from benchsuite.measure.load import CONTENDED_ABOVE
 
 Verdict = Literal["pass", "miss", "too noisy", "not run", "-"]
-EXIT_CODES = {"miss": 1, "too noisy": 3}  # those of the command line; everything else is 0
+EXIT_CODES = {"miss": 1, "too noisy": 3}  # of the command line; all other verdicts give 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One quantity: a value per fresh launch, in the order taken."""
+    """One measured quantity: a value per fresh launch, in the order in which they were taken."""
 
     item: str
     quantity: str
     unit: str
     points: Sequence[float] = ()
-    bar: float | None = None  # None = information only
+    bar: float | None = None  # None: the figure is information only
     better: Literal["lower", "higher"] = "lower"
-    foreign: float | None = None  # share of the cores that others used meanwhile
-    note: str = ""  # what the figure is made of; where nothing was run, why
+    foreign: float | None = None  # the share of the cores that others used meanwhile
+    note: str = ""  # what the figure is made of, or why nothing was run
 
     @property
     def contended(self) -> bool:
-        """Others used more than 5 % of the cores."""
+        """Whether other processes used more than 5 % of the cores meanwhile."""
         return self.foreign is not None and self.foreign > CONTENDED_ABOVE
 
     @property
     def verdict(self) -> Verdict:
-        """See `judge`; "-" without a bar, "not run" without a value."""
+        """What `judge` says; "-" where there is no bar, "not run" where there is no value."""
         if not self.points:
             return "not run"
         if self.bar is None:
@@ -48,7 +48,7 @@ class Figure:
         return judge(self.points, self.bar, better=self.better, contended=self.contended)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, with median, interval and verdict."""
+        """All fields, with the median, the interval and the verdict."""
         document: dict[str, Any] = {
             name: value for name, value in vars(self).items() if name != "points"
         }
@@ -66,16 +66,16 @@ class Figure:
 
 
 def interval(points: Sequence[float]) -> tuple[float, float, str]:
-    """(low, high, what it is): a 95 % interval from 5 launches on, else the range."""
+    """(low, high, which kind): a 95 % interval from 5 launches on, the range of fewer."""
     summary = summarize(points)
     return summary.low, summary.high, summary.kind
 
 
 def judge(points: Sequence[float], bar: float, *, better: str, contended: bool = False) -> Verdict:
-    """What one value per launch says of a bar: `pass` or `miss` by the median on a quiet machine.
+    """Says what one value per launch means for a bar.
 
-    On a contended one: `pass` where the whole interval is on the right side of the bar, else `too
-    noisy`.
+    On a quiet machine the median decides between `pass` and `miss`. On a contended one the answer
+    is `pass` where the whole interval is on the right side of the bar, and `too noisy` elsewhere.
     """
     if not points or any(math.isnan(point) for point in points):
         raise ValueError("a verdict needs values, none of them NaN")
@@ -89,6 +89,6 @@ def judge(points: Sequence[float], bar: float, *, better: str, contended: bool =
 
 
 def exit_code(verdicts: Sequence[str]) -> int:
-    """1 where a bar is missed, else 3 where one could not be told, else 0."""
+    """1 where a bar is missed, else 3 where a verdict was too noisy, else 0."""
     codes = [EXIT_CODES.get(verdict, 0) for verdict in verdicts]
     return 1 if 1 in codes else max(codes, default=0)

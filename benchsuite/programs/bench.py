@@ -1,8 +1,7 @@
-"""Micro-measurements through the cell host: fresh processes in a private network, with an entry of
-their own. No torch.
+"""Launches small measurements as cells: fresh processes in a private network, with their own entry.
 
-What the ranks are to do beyond their cell stands in `order.json` of the run directory; each leaves
-one record.
+What the ranks are to do beyond their cell stands in `order.json` of the run directory, and each
+rank leaves one record. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -25,8 +24,11 @@ ORDER_FILE = "order.json"
 
 
 class Bench:
-    """A cluster whose cells may have entries of their own. `modules`: for its fork server to import
-    besides."""
+    """A cluster whose cells may have entries of their own.
+
+    Its fork server imports `modules` besides what a rank needs, so that a launch does not wait for
+    them.
+    """
 
     def __init__(self, modules: Sequence[str] = ()) -> None:
         self.cluster = Cluster(modules=[*preloaded_modules(), *modules])
@@ -46,8 +48,10 @@ class Bench:
     def launch(
         self, cell: Cell, entry: str = RANK_ENTRY, order: Mapping[Any, Any] | None = None
     ) -> Launch:
-        """One fresh launch. `order`: for the ranks, as JSON. RuntimeError where it does not end
-        well."""
+        """Runs one fresh launch, whose ranks read `order` as JSON.
+
+        RuntimeError where it does not end well.
+        """
         run_dir = Path(self._folder.name) / str(self._launches)
         self._launches += 1
         run_dir.mkdir(mode=0o700)
@@ -64,7 +68,10 @@ class Bench:
 
 @dataclass(frozen=True)
 class Launch:
-    """The ranks' records, and when the cell was ordered and reported (ns of the ranks' clock)."""
+    """The ranks' records, and when the cell was ordered and when its end was reported.
+
+    Both times are in ns of the clock that the ranks read.
+    """
 
     ranks: Sequence[Mapping[str, Any]]
     begin_ns: int
@@ -72,6 +79,6 @@ class Launch:
 
 
 def read_order(run_dir: str) -> dict[str, Any]:
-    """On a rank: what it was told to do."""
+    """Reads, on a rank, what it was told to do."""
     order: dict[str, Any] = json.loads((Path(run_dir) / ORDER_FILE).read_text(encoding="utf-8"))
     return order

@@ -1,11 +1,10 @@
-"""The schedule of a virtual cell as Chakra execution traces, for ASTRA-sim and its packet-level
-back ends.
+"""Writes the schedule of a virtual cell as Chakra execution traces, for ASTRA-sim.
 
 Chakra: Sridharan et al. 2023, arXiv:2305.14516. `export` writes one file `<cell id>.<rank>.et` per
-rank and one JSON file beside them. Format: mlcommons/chakra `schema/protobuf/et_def.proto`, package
-ChakraProtoMsg, as at f5124d7 and 6dc63e1 (what is used here is the same in both); each message
-after its length as a varint, GlobalMetadata first, then nodes. Attributes have the names and value
-types that `src/feeder/et_feeder_node.cpp` of mlcommons/chakra (02da5d0) reads and
+rank and one JSON file beside them. The format is the package ChakraProtoMsg of mlcommons/chakra,
+`schema/protobuf/et_def.proto`, as at f5124d7 and 6dc63e1 (what is used here is the same in both):
+each message after its length as a varint, GlobalMetadata first, then nodes. Attributes have the
+names and value types that `src/feeder/et_feeder_node.cpp` of mlcommons/chakra (02da5d0) reads and
 `astra-sim/workload/feeder_v3` of astra-sim (2aa2bbd) converts:
 
     every node   is_cpu_op (bool, false: true is its default there), start_ns, duration_ns (uint64)
@@ -13,17 +12,17 @@ types that `src/feeder/et_feeder_node.cpp` of mlcommons/chakra (02da5d0) reads a
     collective   comm_type (int64, CollectiveCommType), comm_size (what a rank puts in), comm_tag,
       pg_name (string)
 
-The schema's times are whole microseconds: begin and end are rounded down, each, so that nothing
-begins before what it waits for ends. `start_ns` and `duration_ns` are exact; no feeder looks at
-them. Tags number the messages of an edge, so that a receive has one send whatever reads it.
-`pg_name` is left out for all ranks, else it is a number of `<cell id>.groups.json`, which is what
-ASTRA-sim calls its comm-group configuration. Tickets are messages of `TICKET_BYTES` of their own:
-without them a server would answer a goodbye that nobody has said.
+The schema's times are whole microseconds. Begin and end are rounded down separately, so that
+nothing begins before what it waits for ends. `start_ns` and `duration_ns` are exact, though no
+feeder looks at them. Tags number the messages of an edge, so that a receive has exactly one send
+for every reader. `pg_name` is left out where all ranks take part; otherwise it is a number of
+`<cell id>.groups.json`, which ASTRA-sim calls its comm-group configuration. Tickets are messages of
+their own with `TICKET_BYTES`: without them a server would answer a goodbye that nobody has said.
 
-What waits for what stands in `ctrl_deps` (program order of a rank's tasks) and again in
-`data_deps`: a rank's vectors are one state that goes from each event to the next, and the feeder of
-mlcommons/chakra looks at `data_deps` only. What needs data from elsewhere is what follows a
-COMM_RECV_NODE. Computing takes the times of the virtual run (ASTRA-sim: leave `roofline-enabled`
+`ctrl_deps` says what waits for what, in the program order of a rank's tasks. `data_deps` repeats
+it, because the feeder of mlcommons/chakra looks at `data_deps` only and a rank's vectors are one
+state that goes from each event to the next. A node that needs data from elsewhere follows a
+COMM_RECV_NODE. Computing takes the times of the virtual run (in ASTRA-sim, leave `roofline-enabled`
 off). A barrier is the schema's BARRIER, which ASTRA-sim does not simulate.
 """
 
@@ -45,12 +44,12 @@ if TYPE_CHECKING:
     from benchsuite.plan.plan import Plan
     from benchsuite.virtual.schedule import Event, Schedule
 
-NODE_TYPES = {"compute": 4, "send": 5, "receive": 6, "collective": 7}  # of NodeType
-# Of CollectiveCommType.
+NODE_TYPES = {"compute": 4, "send": 5, "receive": 6, "collective": 7}  # the schema's NodeType
+# The schema's CollectiveCommType.
 COLLECTIVES = {"all_reduce": 0, "all_gather": 2, "broadcast": 5, "reduce_scatter": 7, "barrier": 9}
-VERSION = "0.0.4"  # of GlobalMetadata, as mlcommons/chakra's own generators write it
+VERSION = "0.0.4"  # in GlobalMetadata; mlcommons/chakra's own generators write it too
 NS_PER_US = 1000
-ALL_RANKS = "world"  # name of the comm of all ranks
+ALL_RANKS = "world"  # the name of the comm that all ranks share
 
 # The part of the schema that is written: message -> (field, number, type); [] = repeated.
 FIELDS: Mapping[str, Sequence[tuple[str, int, str]]] = {
@@ -98,7 +97,7 @@ LEFT_OUT = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `about`: the content of the JSON file."""
+    """What was written; `about` is the content of the JSON file."""
 
     traces: tuple[Path, ...]
     path: Path
@@ -106,8 +105,10 @@ class Exported:
 
 
 def one_cell(plan: Plan) -> Cell:
-    """The one virtual cell of a plan with its seed. UsageError where it is another, none, or more
-    than one."""
+    """The one virtual cell of a plan with its seed.
+
+    UsageError where the plan has none or more than one, or where its cell is not virtual.
+    """
     found = [*plan.cells, *(each.cell for each in plan.refused)]
     if len(found) * len(plan.seeds) != 1:
         shown = f", the first of them {found[0].label}" if found else ""
@@ -127,8 +128,7 @@ def one_cell(plan: Plan) -> Cell:
 
 
 def export(cell: Cell, folder: str | Path) -> Exported:
-    """Runs a resolved cell of the virtual clock without gradients, in this process, and writes its
-    schedule.
+    """Runs a resolved virtual cell without gradients, in this process, and writes its schedule.
 
     UsageError where protobuf is missing; OSError where `folder` cannot be written.
     """
@@ -157,7 +157,10 @@ def export(cell: Cell, folder: str | Path) -> Exported:
 
 
 class Format:
-    """Message classes of the schema, made at run time. UsageError where protobuf is missing."""
+    """The message classes of the schema, made at run time.
+
+    UsageError where protobuf is missing.
+    """
 
     def __init__(self) -> None:
         try:
@@ -199,7 +202,10 @@ class Format:
         )
 
     def trace(self, cell: Cell, schedule: Schedule, rank: int, groups: Mapping[str, str]) -> bytes:
-        """The file of a rank. groups: comm of a collective -> `pg_name`."""
+        """The content of one rank's file.
+
+        `groups` maps the comm of a collective to its `pg_name`.
+        """
         head = self._metadata(version=VERSION)
         head.attr.add(name="producer", string_val=f"benchsuite {version.VERSION}")
         head.attr.add(name="cell", string_val=cell.label)
@@ -243,16 +249,20 @@ class Format:
 
 
 def _put_in(event: Event, schedule: Schedule) -> int:
-    """Bytes that one rank gives to a collective: ASTRA-sim makes the whole of an all-gather from
-    these (Ring.cc)."""
+    """The bytes that one rank gives to a collective.
+
+    ASTRA-sim makes the whole of an all-gather from these (`Ring.cc`).
+    """
     return event.num_bytes // (
         len(schedule.groups[event.group]) if event.name == "all_gather" else 1
     )
 
 
 def _delimited(message: bytes) -> bytes:
-    """After its length as a varint: seven bits per byte, the lowest first, the eighth says that
-    more follow."""
+    """The message after its length as a varint.
+
+    A varint has seven bits per byte, the lowest first; the eighth bit says that more follow.
+    """
     length = bytearray()
     left = len(message)
     while left > 0x7F:
@@ -268,8 +278,10 @@ def _about(
     traces: Sequence[Path],
     groups: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The JSON file. AssertionError where the trace does not hold the bytes that the run
-    counted."""
+    """The content of the JSON file.
+
+    AssertionError where the trace does not hold the bytes that the run counted.
+    """
     messages = _edges(schedule, control=False)
     tickets = _edges(schedule, control=True)
     counted = Traffic.total(Traffic.from_json(record["traffic"]) for record in records)
@@ -318,7 +330,7 @@ def _about(
 
 
 def _edges(schedule: Schedule, *, control: bool) -> dict[Edge, list[int]]:
-    """(source, destination) -> [bytes, messages] of what was sent."""
+    """(source, destination) -> [bytes, messages] of everything that was sent."""
     found: dict[Edge, list[int]] = {}
     for events in schedule.events:
         for event in events:

@@ -1,5 +1,7 @@
-"""`benchsuite doctor`: what this machine can do, and what is missing for what. No torch here: a
-subprocess looks."""
+"""`benchsuite doctor`: what this machine can do, and what is missing for what.
+
+This process imports no torch; a subprocess looks at torch's parts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from benchsuite.measure.version import VERSION
 from benchsuite.report import text
 from benchsuite.rules import Machine
 
-# Ends with 0 where a process may have a network of its own; the same way in as the cell host's.
+# Ends with 0 where a process may have a network of its own; it gets there as the cell host does.
 _PROBE_NETWORK = """
 from benchsuite.cluster import private_network
 try:
@@ -37,7 +39,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One finding. `remedy` is empty where nothing is missing."""
+    """One finding of the doctor; `remedy` is empty where nothing is missing."""
 
     what: str
     found: str
@@ -46,13 +48,15 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Nothing is missing."""
+        """Whether nothing is missing."""
         return not self.remedy
 
 
 def examine() -> dict[str, Any]:
-    """`{"benchsuite", "machine", "rows": [{what, found, needed_for, remedy, ok}]}`; takes seconds
-    (it starts torch)."""
+    """Looks at the machine, which takes seconds because torch is started.
+
+    Returns `{"benchsuite", "machine", "rows": [{what, found, needed_for, remedy, ok}]}`.
+    """
     rows = [*_machine(), *_torch(examine_torch()), *_network(), *_tools(), *_packages()]
     return {
         "benchsuite": VERSION,
@@ -74,7 +78,7 @@ def table(findings: Mapping[str, Any]) -> str:
 
 
 def private_network() -> str | None:
-    """Why a process cannot have a network of its own; None = it can."""
+    """The reason why a process cannot have a network of its own; None where it can."""
     answer = _run_python(_PROBE_NETWORK, timeout_s=30)
     if answer.returncode == 0:
         return None
@@ -135,14 +139,14 @@ def _torch(torch: Machine) -> Iterator[Row]:
     gloo = "" if torch.gloo else "install torch's wheel from pytorch.org: this build has no gloo"
     yield Row("gloo", _yes(torch.gloo), "backend = gloo, the default", gloo)
     yield from _accelerators(torch)
-    # Not called missing: no wheel of torch has it, so that no machine would ever be complete.
+    # Its absence is not called missing: no wheel of torch has it, so no machine would be complete.
     yield Row(
         "mpi", _yes(torch.mpi), "backend = mpi, in a torch that is built from source against MPI"
     )
 
 
 def _accelerators(torch: Machine) -> Iterator[Row]:
-    """GPUs and nccl: only a machine that has a GPU can miss something."""
+    """The rows on GPUs and nccl; only a machine that has a GPU can lack something here."""
     names = ", ".join(sorted(set(environment.gpus())))
     devices = torch.num_cuda_devices or 0
     if devices:
@@ -207,12 +211,8 @@ def _yes(value: bool | None) -> str:
 
 
 def _run_python(code: str, *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        code,
-    ]  # -P: no file of the working directory shadows a module
+    # With -P no file of the working directory shadows a module.
+    command = [sys.executable, "-P", "-c", code]
     try:
         return subprocess.run(
             command,

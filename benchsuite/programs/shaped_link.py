@@ -1,23 +1,25 @@
-"""A slow link on one machine: the loopback of a private network, with Ethernet's packets and a
-rate. No torch.
+"""A slow link on one machine: a private network's loopback, with a rate and Ethernet's packets.
 
-Found out (kernel 6.18, iproute2 6.1), and built on here:
-- `ip link set lo mtu 1500` first, and before a connection is made: loopback's 64 KiB packets would
-  be charged one header per 64 KiB, and no network carries them. 1448 of 1514 bytes are payload
-  then: 0.956 of the rate arrives.
-- `tc qdisc replace dev lo root tbf rate R burst B limit L` shapes what `lo` transmits, and that is
-  both directions: data one way, acknowledgements the other. So only one message may be under way at
-  a time; both ways at once would share the rate, which a full-duplex port does not.
-- tbf cuts TCP's super-packets at its burst. With 32 or 64 KiB a share of 0.938 arrives at 100 to
-  400 Mbit/s, from 128 KiB on 0.956 to 0.957 from 100 to 1600 Mbit/s: 128 KiB it is.
-- A full bucket lets one burst through at memory speed. While messages follow each other it stays
-  empty: two bursts go ahead of what is timed, and what is timed is at least two bursts long.
-- `limit` holds more than TCP keeps under way, so nothing is dropped, whatever the congestion
-  control.
-- netem (added latency) is not in every kernel, and is not used.
-Where `tc` and `ip` may not do this (no CAP_NET_ADMIN: an ordinary user's namespace loses it when a
-program is started), the reason is reported. The machine's own loopback is never touched: without a
-private network it is refused.
+What was found with kernel 6.18 and iproute2 6.1, and is relied on here:
+
+    - `ip link set lo mtu 1500` comes first, before a connection is made. The loopback's packets of
+      64 KiB would be charged one header per 64 KiB, and no network carries them. With 1500, 1448 of
+      1514 bytes are payload, so 0.956 of the rate arrives.
+    - `tc qdisc replace dev lo root tbf rate R burst B limit L` shapes what `lo` transmits, and that
+      is both directions: data one way, acknowledgements the other. So only one message may be under
+      way at a time; both ways at once would share the rate, which a full-duplex port does not.
+    - tbf cuts TCP's super-packets at its burst. With 32 or 64 KiB a share of 0.938 arrives at 100
+      to 400 Mbit/s; from 128 KiB on it is 0.956 to 0.957 from 100 to 1600 Mbit/s, so the burst is
+      128 KiB.
+    - A full bucket lets one burst through at memory speed. While messages follow each other it
+      stays empty: two bursts go ahead of what is timed, and that is at least two bursts long.
+    - `limit` holds more than TCP keeps under way, so nothing is dropped, whatever the congestion
+      control.
+    - netem (added latency) is not in every kernel, and is not used.
+
+Where `tc` and `ip` may not do this, the reason is reported: an ordinary user's namespace loses
+CAP_NET_ADMIN when a program is started. The machine's own loopback is never touched; without a
+private network shaping is refused. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ WAIT_S = 10.0
 
 
 class NotShaped(RuntimeError):
-    """Why there is no shaped link."""
+    """No link can be shaped here; the text of the error says why."""
 
 
 class ShapedLoopback:
-    """A context in which `lo` has Ethernet's packets and the rate last set; afterwards it is as it
-    was."""
+    """A context in which `lo` has Ethernet's packets and the rate last set.
+
+    Afterwards `lo` is as it was before.
+    """
 
     def __init__(self, *, private_network: bool, network_reason: str = "") -> None:
         self._private = private_network
@@ -47,7 +51,10 @@ class ShapedLoopback:
         self._mtu_before = ""
 
     def __enter__(self) -> Self:
-        """NotShaped where it cannot be done; nothing is changed then."""
+        """Shapes the loopback.
+
+        NotShaped where that cannot be done, and then nothing has been changed.
+        """
         if not self._private:
             raise NotShaped(
                 f"the machine's own loopback is not shaped: {self._reason or 'no private network'}"
@@ -75,7 +82,10 @@ class ShapedLoopback:
         _run("ip", "link", "set", "lo", "mtu", self._mtu_before)
 
     def set_rate(self, mbit: float | None) -> None:
-        """In 10^6 bits per second, headers included; None = as fast as it can."""
+        """Sets the rate in 10^6 bits per second, headers included.
+
+        None is as fast as the machine can.
+        """
         if mbit is None:
             if "tbf" in _run("tc", "qdisc", "show", "dev", "lo"):
                 _run("tc", "qdisc", "del", "dev", "lo", "root")

@@ -1,2 +1,5 @@
-"""What the laws stand on: cells to show them on, ranks to run them with, broken twins and serial
-references."""
+"""The ground that the laws stand on.
+
+Cells to show the laws on, ranks to run them with, broken twins that they must catch, and serial
+references that they compare with.
+"""

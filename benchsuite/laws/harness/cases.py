@@ -1,8 +1,7 @@
-"""The cells that laws are shown on: everything legal that stands in sync/, topology/ and
-compression/, on `tiny.py`.
+"""The cells that the laws are shown on: every legal combination of members, with the tiny workload.
 
-A new file in one of the folders is in the grid without an edit here; what is legal, the rules
-decide.
+A new file in `sync/`, `topology/` or `compression/` joins this grid without an edit here, because
+the rules decide which combinations are legal.
 """
 
 from __future__ import annotations
@@ -25,15 +24,14 @@ from benchsuite.laws.harness.variants import (
     Fields,
     Recipe,
 )
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import AXES, Budget, Cell, canonical, resolve
 from benchsuite.rules import Problem
 
 TINY = str(Path(__file__).with_name("tiny.py"))
 WORKERS = (1, 2, 3, 4)
-# A combination that one of these rules refuses is no strategy; any other reason depends on clock or
-# numbers.
+# A combination that one of these rules refuses is not a strategy at all. Every other rule refuses
+# it for its clock or its numbers.
 NO_STRATEGY = (
     "parallel x sync",
     "sync x topology",
@@ -47,19 +45,19 @@ NO_STRATEGY = (
 
 
 def tiny(recipe: Recipe = RECIPES[0], *, options: Fields | None = None, **fields: Any) -> Cell:
-    """A resolved cell of `tiny.py` in float64."""
+    """A resolved cell of `tiny.py` in float64, with this recipe and other fields as given."""
     optimizer, lr, clip_norm = recipe
     workload: Fields = {"optimizer": optimizer, "lr": lr, "clip_norm": clip_norm}
     fields = {"precision": "fp64", **fields}
-    return cells.resolve(
-        Cell(workload=TINY, options={"tiny": workload, **(options or {})}, **fields)
-    )
+    return resolve(Cell(workload=TINY, options={"tiny": workload, **(options or {})}, **fields))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be shown: members by name or path (() = all in the folder), numbers of workers,
-    the clock."""
+    """What `verify` was asked to show: which members, which numbers of workers, which clock.
+
+    Members are names or paths of files; an empty tuple stands for all members of the folder.
+    """
 
     sync: tuple[str, ...] = ()
     topology: tuple[str, ...] = ()
@@ -70,16 +68,16 @@ class Asked:
 
     @property
     def is_everything(self) -> bool:
-        """Of the replica axis, with replicas of one rank."""
+        """Whether all strategies are asked for, on replicas that are one rank each."""
         return not (self.sync or self.topology or self.compression) and self.undivided
 
     @property
     def undivided(self) -> bool:
-        """Whether replicas of one rank are asked for."""
+        """Whether replicas that are one rank each (parallelism `data`) are asked for."""
         return not self.parallel or "data" in self.parallel
 
     def is_about(self, parallel: str) -> bool:
-        """Whether all laws of this division of a replica are asked for."""
+        """Whether all laws about replicas that are divided in this way are asked for."""
         return (
             self.clock == "wall"
             and not (self.sync or self.topology or self.compression)
@@ -87,38 +85,44 @@ class Asked:
         )
 
     def includes(self, **members: str) -> bool:
-        """Whether all of these are among what is asked for."""
+        """Whether each of these members is among those that are asked for."""
         return all(name in self.members(kind) for kind, name in members.items())
 
     def members(self, kind: str) -> tuple[str, ...]:
-        """Those that are asked for, or all."""
+        """The members of this kind that are asked for, which are all of its folder unless some are
+        named.
+        """
         return getattr(self, kind) or tuple(plugins.names(kind))
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Where laws are shown."""
+    """Where a family of laws is shown: its cells, and the name that a line of the table gives to
+    each.
+    """
 
     of: Callable[[Asked], Sequence[Cell]]
-    subject: Callable[[Cell], str]  # what a cell is an instance of: the line of a table
+    subject: Callable[[Cell], str]  # the strategy that a cell is an instance of
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A combination that cannot run as it was asked for."""
+    """A strategy that cannot run as it was asked for, with the problem that a rule found."""
 
     subject: str
     problem: Problem
 
 
 def shapes(asked: Asked = Asked(), *, by_library: bool = False) -> Iterator[Fields]:
-    """Legal cells as fields: every sync x topology x N x S; further options and compressions on
-    fewer of them.
+    """The legal cells as fields: every strategy x topology x number of workers x number of servers.
 
-    `synchronous` is shown on every topology with everything. Of the others, options beyond the
-    first ones and compressions are shown on one collective, on servers and on every graph, with one
-    S for each N. by_library: the strategies that call the library past `Comm` instead of all
-    others; their ranks are processes.
+    `synchronous` is shown on every topology with all its options and compressions. The other
+    strategies show their first options on every topology; their further options and the
+    compressions are shown on one collective, on servers and on every graph, with one number of
+    servers for each number of workers.
+
+    With `by_library` the answer is the strategies that call the library past `Comm` (their ranks
+    are processes); without it the answer is all others.
     """
     shown: set[str] = set()
     for sized in _candidates(asked) if asked.undivided else ():
@@ -132,7 +136,7 @@ def shapes(asked: Asked = Asked(), *, by_library: bool = False) -> Iterator[Fiel
 
 
 def refused(asked: Asked) -> Iterator[Refused]:
-    """What is a strategy, but none of its N x S can run under this clock or with these numbers."""
+    """The strategies of which no size can run under this clock or with these numbers of workers."""
     for sized in _candidates(asked) if asked.undivided else ():
         found = [rules.validate(tiny(**shape)) for shape in sized]
         if all(found) and not any(problem.rule in NO_STRATEGY for problem in found[0]):
@@ -142,7 +146,7 @@ def refused(asked: Asked) -> Iterator[Refused]:
 
 
 def _candidates(asked: Asked) -> Iterator[list[Fields]]:
-    """N x S of each sync x topology x compression x options, whether they mean something or not."""
+    """All sizes of each combination of members and options, one list each, legal or not."""
     topologies = sorted(asked.members("topology"), key=lambda name: name != "native")
     for compression in sorted(asked.members("compression"), key=lambda name: name != "none"):
         workers: Sequence[int] = asked.workers
@@ -163,7 +167,10 @@ def _candidates(asked: Asked) -> Iterator[list[Fields]]:
 
 
 def _variants(sync: str, compression: str) -> list[Fields]:
-    """Options of the strategy; under a compression its first ones with those of the compression."""
+    """The options that a strategy is shown with.
+
+    Under a compression the strategy has its first options, and the compression varies.
+    """
     own = [{sync: given} if given else {} for given in VARIANTS.get(sync, ({},))]
     if compression == "none":
         return own
@@ -174,31 +181,33 @@ def _variants(sync: str, compression: str) -> list[Fields]:
 
 
 def _is_further(shape: Fields) -> bool:
-    """A compression, or options that are not the strategy's first ones."""
+    """Whether this shape has a compression, or options that are not the strategy's first ones."""
     first = _variants(shape["sync"], "none")[0]
     return "compression" in shape or shape["options"] != first
 
 
 def _shown_once(shape: Fields) -> str:
-    """What is shown on one topology of a kind; "" = on all."""
+    """A key of which only the first topology is shown; the empty string means that every one is
+    shown.
+    """
     topology = plugins.load("topology", shape["topology"])
     if not _is_further(shape) or shape["sync"] == "synchronous" or hasattr(topology, "neighbours"):
         return ""
-    return cells.canonical(
+    return canonical(
         [shape["sync"], shape.get("compression"), shape["options"], hasattr(topology, "serve")]
     )
 
 
 def _thinned(shapes: list[Fields]) -> list[Fields]:
-    """The most S for each N."""
+    """One shape for each number of workers: the one with the most servers."""
     return list({shape["replicas"]: shape for shape in shapes}.values())
 
 
 def _sizes(fields: Fields, workers: Sequence[int]) -> Iterator[Fields]:
-    """N x S."""
+    """The numbers of workers and servers that these fields are shown with."""
     for replicas in workers:
         if replicas == 1 and fields["options"].get("asynchronous", {}).get("lock") == "none":
-            continue  # one worker, one thread: that is the lock
+            continue  # one worker has one thread, which is as good as the lock
         counts = [0]
         if fields["topology"] == "parameter_server":
             counts = (
@@ -209,7 +218,7 @@ def _sizes(fields: Fields, workers: Sequence[int]) -> Iterator[Fields]:
 
 @cache
 def training(asked: Asked) -> tuple[Cell, ...]:
-    """All strategies, each shape with its recipes."""
+    """All strategies, each shape with all its recipes: what most laws are shown on."""
     made = []
     for by_library, budget in ((False, Budget()), (True, Budget(timeout_s=60.0))):
         for shape in shapes(asked, by_library=by_library):
@@ -218,16 +227,19 @@ def training(asked: Asked) -> tuple[Cell, ...]:
 
 
 def once(asked: Asked) -> list[Cell]:
-    """All strategies, the same options once: with the most workers and servers."""
+    """Every combination of members and options once, with the most workers and servers it has."""
     largest: dict[str, Cell] = {}
     for cell in training(asked):
         options = {name: given for name, given in cell.options.items() if name != "tiny"}
-        largest[cells.canonical([cell.sync, cell.topology, cell.compression, options])] = cell
+        largest[canonical([cell.sync, cell.topology, cell.compression, options])] = cell
     return list(largest.values())
 
 
 def means(asked: Asked) -> list[Cell]:
-    """Every topology x N, in segments too, without a strategy."""
+    """A cell for every topology and number of workers, also with vectors cut into segments.
+
+    The strategy of these cells does not matter: the laws of topologies call the mean alone.
+    """
     if asked.sync or asked.compression or not asked.undivided:
         return []
     made = []
@@ -244,7 +256,7 @@ def means(asked: Asked) -> list[Cell]:
 
 
 def subject_of(cell: Cell, *, told: Fields | None = None) -> str:
-    """Strategy, topology, compression; `told`: options to be named too."""
+    """The name of a strategy in a table: sync, topology, compression and the options in `told`."""
     names = [
         plugins.stem(name)
         for name in (cell.sync, cell.topology, cell.compression)
@@ -276,27 +288,33 @@ ONE_REPLICA = Cells(
 
 
 def cells_of(family: str) -> Cells:
-    """Where the laws of a file are shown: as it says, else on all strategies."""
+    """The place that a family's file names as its `CELLS`, which is all strategies unless it names
+    one.
+    """
     found: Cells = getattr(importlib.import_module(f"benchsuite.laws.{family}"), "CELLS", TRAINING)
     return found
 
 
 def calls_library(sync: str) -> bool:
-    """Whether a strategy uses torch's default group, which thread ranks do not have."""
+    """Whether the strategy uses torch's default group, which ranks that are threads do not have."""
     return bool(plugins.find("sync", sync).constants.get("calls_library"))
 
 
 def in_processes(cell: Cell) -> bool:
-    """Whether its ranks are processes: with a library that uses torch's default group, which thread
-    ranks lack."""
+    """Whether the ranks of this cell must be processes of their own.
+
+    They must where a strategy or a divided replica lets the library use torch's default group, of
+    which a process has only one.
+    """
     return calls_library(cell.sync) or cell.parallel != "data"
 
 
 def recipes(shape: Fields) -> tuple[Recipe, ...]:
-    """What a shape is trained with: all optimisers where three workers work over `native` or up to
-    two servers.
+    """The recipes that a shape is trained with.
 
-    A strategy given by path: all optimisers everywhere.
+    All of its kind are used where one or three workers run over `native` or over at most two
+    servers, a few of them elsewhere. A strategy that is given by path is trained with all recipes
+    everywhere.
     """
     if "compression" in shape:
         return RECIPES[:1]
@@ -317,7 +335,9 @@ def recipes(shape: Fields) -> tuple[Recipe, ...]:
 
 
 def label(cell: Cell) -> str:
-    """What tells the cells of the grid apart."""
+    """A text that tells the cells of the grid apart, for the names of tests and the details of
+    figures.
+    """
     told: Fields = dict(cell.options.get("tiny", {}))
     options = [
         f"{key}={value}" for name in _members(cell) for key, value in _variant(cell, name).items()
@@ -347,7 +367,7 @@ def _members(cell: Cell) -> list[str]:
 
 
 def _variant(cell: Cell, name: str) -> Fields:
-    """The member's options that some variant names."""
+    """Those of the member's options that some variant of it sets."""
     named = {key for variant in VARIANTS.get(name, ()) for key in variant}
     return {key: value for key, value in cell.options.get(name, {}).items() if key in named}
 
@@ -355,25 +375,30 @@ def _variant(cell: Cell, name: str) -> Fields:
 def cases(
     laws: Iterable[Law], grid: Sequence[Cell], *, only: Callable[[Law], bool] = lambda law: True
 ) -> Iterator[tuple[Law, Cell]]:
-    """Each law on the cells that it speaks about; one that shares no run with others, on one recipe
-    of each shape."""
+    """Each law paired with the cells that it speaks about.
+
+    A law that shares no run with other laws is shown on one recipe of each shape only.
+    """
     for law in laws:
         seen: set[str] = set()
         for cell in grid:
             if not only(law) or not law.applies(cell):
                 continue
-            shape = cells.canonical(on(cell, options={"tiny": {}}).to_json()) if law.own_run else ""
+            shape = canonical(on(cell, options={"tiny": {}}).to_json()) if law.own_run else ""
             if not law.own_run or shape not in seen:
                 seen.add(shape)
                 yield law, cell
 
 
 def on(cell: Cell, **fields: Any) -> Cell:
-    """The cell with other fields; options are added to its own, those of members that it has no
-    more are dropped."""
+    """The cell with other fields.
+
+    Options are added to those that the cell has; options of members that the changed cell no longer
+    has are dropped.
+    """
     options = {**cell.options, **fields.pop("options", {})}
     changed = dataclasses.replace(cell, **fields)
-    used = {plugins.stem(getattr(changed, axis)) for axis in cells.AXES}
+    used = {plugins.stem(getattr(changed, axis)) for axis in AXES}
     return dataclasses.replace(
         changed, options={name: given for name, given in options.items() if name in used}
     )

@@ -1,8 +1,9 @@
-"""A torch.distributed store inside one process, for thread ranks.
+"""A `torch.distributed` store inside one process, where ranks that are threads meet.
 
-Why not torch's own: TCPStore formats every connection's address with a reverse look-up of
-::ffff:127.0.0.1, which costs 5 s where the resolver is slow (processes run in a private network
-namespace, where it fails at once); HashStore wakes one waiter only, so that tickets get lost.
+torch's own stores do not fit. TCPStore formats the address of every connection with a reverse
+look-up of ::ffff:127.0.0.1, which takes 5 s where the resolver is slow (the suite's processes run
+in a private network namespace, where the look-up fails at once). HashStore wakes one waiter only,
+so tickets get lost.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 
 class _Shared:
-    """What all prefixed views of one store share."""
+    """The content of one store, which all its prefixed views share."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -24,7 +25,9 @@ class _Shared:
 
 
 class MemoryStore(dist.Store):
-    """set, get, add, wait and queues over a dictionary. `prefixed` gives a view of a part of it."""
+    """A store over a dictionary with set, get, add, wait and queues; `prefixed` gives a view of a
+    part.
+    """
 
     def __init__(
         self, *, timeout_s: float, prefix: str = "", shared: _Shared | None = None
@@ -35,7 +38,7 @@ class MemoryStore(dist.Store):
         self._shared = shared if shared is not None else _Shared()
 
     def prefixed(self, prefix: str) -> MemoryStore:
-        """The same store under `prefix/`."""
+        """A view of the same store in which every key starts with `prefix/`."""
         return MemoryStore(
             timeout_s=self._timeout_s, prefix=f"{self._prefix}{prefix}/", shared=self._shared
         )

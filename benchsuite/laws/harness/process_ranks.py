@@ -1,7 +1,7 @@
-"""Ranks for laws that are real processes: a cell host's ranks are handed a body and write back what
-it returned.
+"""Ranks for laws that are real processes.
 
-For strategies that call the library by itself: it has one default group per process.
+They are for strategies that call the library by themselves, because the library has one default
+group per process. A cluster's rank is handed a body to call and writes back what it returned.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from benchsuite.comm import Traffic
 from benchsuite.comm.process import ProcessComm
 from benchsuite.laws import MakeRanks
 from benchsuite.laws.harness.runs import RankRun, one_rank
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, canonical, from_json
 from benchsuite.results.record import Outcome, Status
 from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rendezvous import connect, open_store
@@ -28,16 +27,16 @@ ENTRY = "benchsuite.laws.harness.process_ranks:call_body"
 
 
 class Cluster(Protocol):
-    """Who starts the processes (`cluster/local.py`)."""
+    """What starts the processes; `cluster/local.py` is one."""
 
     def run(self, cell: Cell, run_dir: Path, *, entry: str = "") -> Outcome:
-        """Runs a cell; its ranks call `entry`."""
+        """Runs a cell in `run_dir`; each of its ranks calls `entry`."""
 
 
 def process_ranks(cluster: Cluster, folder: Path) -> MakeRanks:
-    """Ranks that are fresh processes of `cluster`, with their files in `folder`.
+    """Ranks that are fresh processes of `cluster` and keep their files in `folder`.
 
-    The body must be a partial with a `cell`, and pickle.
+    The body that they run must be a `functools.partial` with a keyword `cell`, and must pickle.
     """
     runs = itertools.count()
 
@@ -56,9 +55,12 @@ def process_ranks(cluster: Cluster, folder: Path) -> MakeRanks:
 
 
 def together(make_ranks: MakeRanks, shown: Sequence[Cell]) -> MakeRanks:
-    """The same ranks, started once for all of these cells that have one world size: their unchanged
-    runs follow one another, each on a group of its own. A run that fails is told to who asks for
-    it."""
+    """The same ranks, but started once for all cells of `shown` that have one world size.
+
+    Starting processes takes longer than such a run, so the unchanged runs of these cells follow one
+    another in the same processes, each on a group of its own. Where one of them fails, its error is
+    raised for the caller who asks for that run; the others are not affected.
+    """
     found: dict[str, list[Any]] = {}
     by_size: dict[int, dict[str, Cell]] = {}
     for cell in shown:
@@ -94,14 +96,16 @@ def together(make_ranks: MakeRanks, shown: Sequence[Cell]) -> MakeRanks:
 
 
 def _key(cell: Cell) -> str:
-    return cells.canonical(cell.to_json())
+    return canonical(cell.to_json())
 
 
 def one_after_another(
     comm: ProcessComm, *, cell: Cell, shown: Sequence[Cell]
 ) -> list[RankRun | str]:
-    """What a rank does for `together`: the runs, or why there is none. cell: for which the ranks
-    were started."""
+    """The body that a rank runs for `together`: one result per cell, or the text of its error.
+
+    `cell` is the one for which the ranks were started; the cells that are run are those in `shown`.
+    """
     results: list[RankRun | str] = []
     for each in shown:
         own = comm.split(range(comm.size))
@@ -116,11 +120,11 @@ def one_after_another(
 
 
 def call_body(job: RankJob) -> None:
-    """What a rank does."""
+    """The entry of a rank: connects, calls the pickled body, and writes what it returned."""
     import torch
 
     torch.set_num_threads(1)
-    comm = connect(job, cells.from_json(job.cell), open_store(job), None)
+    comm = connect(job, from_json(job.cell), open_store(job), None)
     body = pickle.loads(Path(job.run_dir, "body").read_bytes())
     Path(job.run_dir, f"result{job.rank}").write_bytes(pickle.dumps(body(comm)))
     write_rank_file(job.run_dir, job.rank, "{}")

@@ -1,5 +1,7 @@
-"""Ranks for laws: threads of this process, each with its own gloo group, model and store view.
-Never timed."""
+"""Ranks for laws that are threads of this process.
+
+Each has its own gloo group, model and view of the store. They are never used to measure time.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from benchsuite.comm.process import ProcessComm
 from benchsuite.laws.harness.memory_store import MemoryStore
 
 T = TypeVar("T")
-MANY_FILES = 300  # of about 1000 that a process may open
+MANY_FILES = 300  # a process may open about 1000
 
 
 def thread_ranks(
@@ -30,25 +32,25 @@ def thread_ranks(
     hosts: Sequence[int] = (),
     timeout_s: float = 30.0,
 ) -> list[T]:
-    """Runs `body(comm)` on `size` thread ranks, returns what each returned; the first error is
-    raised.
+    """Runs `body(comm)` on `size` ranks that are threads and returns what each returned.
 
-    Each thread makes its own `Traffic`; groups meet in a store in memory.
+    The first error is raised. Each thread counts its own `Traffic`, and groups meet in a store in
+    memory.
     """
     _release_sockets()
     store = MemoryStore(timeout_s=timeout_s)
     results: list[Any] = [None] * size
     errors: list[tuple[int, BaseException]] = []
-    ended = threading.Barrier(size)  # who sends nothing would hang up on those that still connect
+    # All ranks end together: one that sends nothing would hang up on those that still connect.
+    ended = threading.Barrier(size)
 
     def run(rank: int) -> None:
-        # each drops its own here: a socket that closes waits for its watcher's next turn, up to 10
-        # ms
+        # Each rank drops its own comm, in parallel: a socket that closes waits for the next turn
+        # of its watcher, up to 10 ms.
         comm = None
         try:
-            torch.set_num_threads(
-                1
-            )  # per thread: a pool of its own for each rank would spin on the others' cores
+            # The setting is per thread; a pool for each rank would spin on the others' cores.
+            torch.set_num_threads(1)
             world = World(
                 store, lambda: store, timeout_s=timeout_s, strict=strict, transport=_transport()
             )
@@ -80,14 +82,19 @@ def thread_ranks(
 
 @functools.cache
 def _transport() -> Any:
-    """One for all: making and ending one takes 10 ms of waiting, and laws make thousands of
-    groups."""
+    """The gloo device that all groups share.
+
+    Making and ending a device takes 10 ms of waiting, and the laws make thousands of groups.
+    """
     return dist.ProcessGroupGloo.create_device(interface="lo")
 
 
 def _release_sockets() -> None:
-    """A group in a reference cycle keeps its sockets until Python looks for cycles: too late where
-    many ranks ran."""
+    """Frees the sockets of groups that have ended, where this process has many open files.
+
+    A group in a reference cycle keeps its sockets until Python looks for cycles, which is too late
+    where many ranks have run.
+    """
     with contextlib.suppress(OSError):
         if len(os.listdir("/proc/self/fd")) > MANY_FILES:
             gc.collect()

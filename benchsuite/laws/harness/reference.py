@@ -1,7 +1,7 @@
-"""The plain loop on one process that strategies are held against: torch alone, nothing of the
-suite's strategies.
+"""The plain training loop on one process that strategies are compared with.
 
-torch's own modules, optimiser and clipping on the model's own tensors, one whole batch per step.
+It uses torch alone and nothing of the suite's strategies: torch's own modules, optimiser and
+clipping on the model's own tensors, with one whole batch per step.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from benchsuite.workload import seeded_layers, trained_parameters
 
 
 def one_process(cell: Cell, *, clip_norm: float | None = None) -> list[Tensor]:
-    """Flat parameters (P,) at the start and after every step of the budget. `clip_norm` in place of
-    the recipe's."""
+    """The flat parameters (P,) at the start and after every step of the budget.
+
+    `clip_norm`, where given, takes the place of the recipe's.
+    """
     dtype = setup.DTYPES[cell.precision]
     workload = setup.start_workload(cell)
     recipe = setup.make_recipe(cell, workload)

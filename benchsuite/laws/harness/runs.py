@@ -1,8 +1,8 @@
-"""A cell, run on ranks for the laws: parameters after every step, losses, traffic, events, the
-servers' push logs.
+"""Runs a cell on the ranks of a law and keeps everything that laws look at.
 
-What is run can be changed on each rank by a `Change` (another recipe, given gradients, a broken
-twin). Everything that is handed over is plain data, so that ranks may be threads or processes.
+Kept are the parameters after every step, losses, traffic, events and the servers' push logs. A
+`Change` may alter what each rank runs: another recipe, given gradients, a broken twin. All that is
+handed over is plain data, so that ranks may be threads or processes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from torch import Tensor
 from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.comm.process import ProcessComm
 from benchsuite.laws import MakeRanks
-from benchsuite.plan import cell as cells
 from benchsuite.plan import placement, plugins
-from benchsuite.plan.cell import Cell, Scalar
+from benchsuite.plan.cell import Cell, Scalar, canonical, resolve
 from benchsuite.sync import Events, Work
 from benchsuite.topology import bounds
 from benchsuite.topology.server_log import ServerLog
@@ -37,27 +36,26 @@ Change = Callable[[Training], Training]
 
 @dataclass(frozen=True)
 class PushLog:
-    """A server's log as plain integers; one entry per push in the order of arrival."""
+    """The log of one server as plain integers, with one entry per push in the order of arrival."""
 
     worker: list[int]
-    tag: list[int]  # number of the batch
+    tag: list[int]  # the number of its batch
     version_read: list[int]
-    version_before: list[
-        int
-    ]  # just before its apply, or at its arrival where it was not applied at once
-    version_next: list[int]  # of the answer to it; -1 = not answered
-    version: int  # updates in all
+    # The version just before the push was applied, or at its arrival where that was later.
+    version_before: list[int]
+    version_next: list[int]  # the version of the answer to it; -1 = not answered
+    version: int  # the number of updates in all
     replies: list[int]
     first_read: list[int]
     last_read: list[int]
     overlapped_replies: int
-    abandoned_versions: int = (
-        0  # sum over gradients that were given up: version read next minus version read
-    )
+    # The sum over gradients that were given up of (version read next - version read).
+    abandoned_versions: int = 0
     num_abandoned: int = 0
 
     @property
     def staleness(self) -> list[int]:
+        """Of each push: how many versions its parameters were behind when it was applied."""
         return [
             before - read
             for before, read in zip(self.version_before, self.version_read, strict=True)
@@ -65,7 +63,7 @@ class PushLog:
 
 
 def push_log(log: ServerLog) -> PushLog:
-    """The log of a server that has ended."""
+    """The log of a server that has ended, as plain integers."""
     columns = log.columns()
     return PushLog(
         worker=columns["worker"],
@@ -85,27 +83,29 @@ def push_log(log: ServerLog) -> PushLog:
 
 @dataclass(frozen=True)
 class RankRun:
-    """What one rank left behind. `params`: at the start and after every step (a server: its slice,
-    per version)."""
+    """What one rank left behind.
+
+    `params` holds the parameters at the start and after every step; on a server it is the server's
+    slice at the start and after every version.
+    """
 
     rank: int
     params: list[Tensor]
-    losses: list[float | None]  # None: given up
+    losses: list[float | None]  # None where the gradient was given up
     work: list[Work]
     traffic: Traffic
-    called: Traffic  # of the library's collectives that went through the comm, derived
+    called: Traffic  # of library collectives called through the comm, derived
     events: dict[str, int]
     shapes: Shapes
     log: PushLog | None
-    inside: Traffic = field(
-        default_factory=Traffic
-    )  # that the library sent from part to part of a replica, derived
+    # What the library sent from part to part of a replica, derived from its calls.
+    inside: Traffic = field(default_factory=Traffic)
     after: Any = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """All ranks of one run."""
+    """All ranks of one run, workers first."""
 
     cell: Cell
     ranks: list[RankRun]
@@ -124,17 +124,19 @@ class Run:
 
     @property
     def traffic(self) -> Traffic:
-        """Sum over the ranks."""
+        """What all ranks sent through `Comm`, added up."""
         return sum((rank.traffic for rank in self.ranks), Traffic())
 
     @property
     def called(self) -> Traffic:
-        """Sum over the ranks."""
+        """What the library's collectives that were called through `Comm` sent, added up over the
+        ranks.
+        """
         return sum((rank.called for rank in self.ranks), Traffic())
 
     @property
     def inside(self) -> Traffic:
-        """Sum over the ranks."""
+        """What the library sent between the parts of each replica, added up over the ranks."""
         return sum((rank.inside for rank in self.ranks), Traffic())
 
     @property
@@ -143,7 +145,7 @@ class Run:
 
     @property
     def slices(self) -> list[tuple[int, int]]:
-        """Range of the flat vector that each server owns."""
+        """The range of the flat vector that each server owns."""
         return bounds(self.workers[0].params[0].numel(), max(1, self.cell.num_servers))
 
 
@@ -155,9 +157,12 @@ def run(
     after: Callable[[Training], Any] | None = None,
     strict: str = "",
 ) -> Run:
-    """Runs the cell to its budget. `change` is made on each rank before its first step, `after`
-    called at its end."""
-    cell = cells.resolve(cell)
+    """Runs the cell to the end of its budget.
+
+    `change` is made on each rank before its first step; `after` is called on each rank at its end,
+    and its answer is kept in `RankRun.after`.
+    """
+    cell = resolve(cell)
     return Run(
         cell,
         make_ranks(
@@ -167,11 +172,11 @@ def run(
 
 
 def remembered(make_ranks: MakeRanks) -> MakeRanks:
-    """The same ranks; a cell that they ran unchanged is not run again: several laws look at one
-    run.
+    """The same ranks, which do not repeat a cell that they have run unchanged.
 
-    Unchanged: the body is a partial with a `cell`, perhaps a function of a module `after` it, and
-    None for the rest.
+    Several laws look at one run. A run counts as unchanged where its body is a partial with a
+    keyword `cell`, perhaps with a function of a module as `after`, and with None for all other
+    keywords.
     """
     runs: dict[str, Any] = {}
 
@@ -186,7 +191,7 @@ def remembered(make_ranks: MakeRanks) -> MakeRanks:
         looked = f"{after.__module__}.{after.__qualname__}" if inspect.isfunction(after) else ""
         if cell is None or given or "<" in looked or (after is not None and not looked):
             return make_ranks(size, body, strict=strict)
-        key = strict + looked + body.func.__module__ + cells.canonical(cell.to_json())  # type: ignore[attr-defined]
+        key = strict + looked + body.func.__module__ + canonical(cell.to_json())  # type: ignore[attr-defined]
         if key not in runs:
             runs[key] = make_ranks(size, body, strict=strict)
         found: list[Any] = runs[key]
@@ -196,7 +201,7 @@ def remembered(make_ranks: MakeRanks) -> MakeRanks:
 
 
 def place(comm: Comm, cell: Cell) -> None:
-    """Puts the ranks on the cell's hosts: laws run on one machine."""
+    """Tells the comm which hosts the cell's ranks are on, since laws run on one machine."""
     if cell.hosts > 1:
         comm.hosts = placement.hosts(cell)
 
@@ -204,7 +209,9 @@ def place(comm: Comm, cell: Cell) -> None:
 def one_rank(
     comm: Comm, *, cell: Cell, change: Change | None, after: Callable[[Training], Any] | None
 ) -> RankRun:
-    """The life of one rank, without measuring."""
+    """The life of one rank without any measuring: build, train or serve, and collect what it
+    leaves.
+    """
     place(comm, cell)
     training = build(cell, comm)
     if change is not None:
@@ -247,7 +254,7 @@ def one_rank(
 
 
 def _copy(vector: Tensor) -> Tensor:
-    """On the CPU, where it is compared."""
+    """A copy of the vector on the CPU, which is where laws compare."""
     return vector.detach().to("cpu", copy=True)
 
 
@@ -255,8 +262,10 @@ def _copy(vector: Tensor) -> Tensor:
 
 
 def rebuilt(training: Training, **pieces: Any) -> Training:
-    """The same rank with other pieces (started, where they need it) and, unless given, a fresh
-    strategy on them."""
+    """The same rank with other pieces, which must be started where they need to be.
+
+    Unless a strategy is among the pieces, a fresh one is made and started on them.
+    """
     strategy = setup.make_strategy(training.cell, training.workload)
     changed = dataclasses.replace(training, **{"strategy": strategy, **pieces})
     changed.strategy.start(
@@ -266,7 +275,7 @@ def rebuilt(training: Training, **pieces: Any) -> Training:
 
 
 def both(first: Change | None, second: Change | None) -> Change | None:
-    """One change after the other."""
+    """The change that makes first the one and then the other; None stands for no change."""
     if first is None or second is None:
         return first or second
     return partial(_both, first=first, second=second)
@@ -277,7 +286,7 @@ def _both(training: Training, *, first: Change, second: Change) -> Training:
 
 
 class GivenGradient:
-    """A part whose gradient is given instead of computed: `fill(grad, step)`."""
+    """A part whose gradient is not computed: `fill(grad, step)` writes it."""
 
     def __init__(self, part: Part, fill: Callable[[Tensor, int], None]) -> None:
         self._part = part
@@ -305,7 +314,10 @@ class GivenGradient:
 
 
 def plain_sgd(recipe: Recipe, lr: float = 1.0) -> Recipe:
-    """Every update is -lr times the gradient: no momentum, no schedule, no clipping."""
+    """The recipe with plain SGD: every update is -lr times the gradient.
+
+    There is no momentum, no schedule and no clipping.
+    """
     return dataclasses.replace(
         recipe,
         make_optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
@@ -315,7 +327,11 @@ def plain_sgd(recipe: Recipe, lr: float = 1.0) -> Recipe:
 
 
 def from_zero_with_ones(training: Training) -> Training:
-    """Start 0, every gradient 1: after U updates with lr 1 every parameter is -U."""
+    """Starts all parameters at 0 and makes every gradient 1.
+
+    After U updates with learning rate 1 every parameter is -U, which float32 holds exactly up to
+    2^24.
+    """
     training.part.params.zero_()
     return rebuilt(
         training, part=GivenGradient(training.part, _one), recipe=plain_sgd(training.recipe)
@@ -337,15 +353,17 @@ def with_options(cell: Cell, member: str, **values: Scalar) -> Cell:
 
 
 def sync_of(cell: Cell) -> str:
-    """Whose laws the cell's strategy obeys: its name; of a user's file what its class says, `obeys
-    = "synchronous"`."""
+    """The name of the strategy whose laws the cell's strategy obeys.
+
+    A member obeys its own. A user's file says so in its class, as `obeys = "synchronous"`.
+    """
     if not plugins.is_path(cell.sync):
         return cell.sync
     return str(plugins.find("sync", cell.sync).constants.get("obeys", ""))
 
 
 def option(cell: Cell, member: str, name: str) -> Any:
-    """An option's value in a resolved cell, None where it has no such option."""
+    """The value of an option in a resolved cell, None where it has no such option."""
     if member not in cell.options and member == sync_of(cell):
         member = plugins.stem(cell.sync)
     return cell.options.get(member, {}).get(name)
@@ -353,7 +371,7 @@ def option(cell: Cell, member: str, name: str) -> Any:
 
 def recipe_of(cell: Cell) -> Recipe:
     """The recipe that the cell trains with."""
-    cell = cells.resolve(cell)
+    cell = resolve(cell)
     return setup.make_recipe(cell, setup.make_workload(cell))
 
 
@@ -363,17 +381,17 @@ def with_servers(cell: Cell) -> bool:
 
 
 def count_different(one: Tensor, other: Tensor) -> int:
-    """Elements whose values differ (a NaN differs from everything)."""
+    """The number of elements whose values differ; a NaN differs from everything."""
     return int((one != other).sum())
 
 
 def relative(difference: Tensor, reference: Tensor) -> float:
-    """||difference|| / ||reference||."""
+    """The relative error ||difference|| / ||reference|| in the 2-norm."""
     return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference))
 
 
 def worst(figures: Sequence[tuple[float, str]]) -> tuple[float, str]:
-    """The largest value with where it was found; a NaN is larger than all."""
+    """The largest value and where it was found; a NaN counts as larger than all numbers."""
     return max(
         figures,
         key=lambda pair: (pair[0] != pair[0], pair[0]),

@@ -1,9 +1,9 @@
-"""Strategies whose replicas differ, written down once more as plain serial loops: what they are
-held against.
+"""Serial loops of the strategies whose replicas differ: the references of the laws in
+`replicas.py`.
 
-All replicas in one process, one after the other, on torch's own modules and optimisers: N flat
-vectors, N optimisers, and the papers' equations between them. No comm, no topology, nothing of
-`sync/`.
+All replicas live in one process and step one after the other, on torch's own modules and
+optimisers. There are N flat vectors, N optimisers and the papers' equations between them; no comm,
+no topology and nothing of `sync/` is used.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from benchsuite.topology import Graph
 from benchsuite.worker import setup
 from benchsuite.workload import seeded_layers, trained_parameters, views
 
-Path = list[list[Tensor]]  # step (0 = the start) -> worker -> its parameters (P,)
-Exchange = Callable[[list[Tensor], Tensor], None]  # (replicas, in place; W of the step)
+Path = list[list[Tensor]]  # step, where 0 is the start -> worker -> its parameters (P,)
+Exchange = Callable[[list[Tensor], Tensor], None]  # changes the replicas in place by W of the step
 
 
 class Replicas:
-    """N replicas of the cell's model that step one by one."""
+    """N replicas of the cell's model, each with its own parameters and optimiser."""
 
     def __init__(self, cell: Cell) -> None:
         dtype = setup.DTYPES[cell.precision]
@@ -41,7 +41,7 @@ class Replicas:
         self.num_steps = self.recipe.budget // self.recipe.global_batch
 
     def fresh_optimizers(self) -> None:
-        """Forgets all momentum."""
+        """Gives every replica a new optimiser, which forgets all momentum."""
         self.stepped = [
             {"": flat} if self.recipe.elementwise else views(flat, self.shapes)
             for flat in self.params
@@ -49,14 +49,17 @@ class Replicas:
         self.optimizers = [self.recipe.optimizer_of(named) for named in self.stepped]
 
     def gradient(self, worker: int, step: int, at: Tensor | None = None) -> Tensor:
-        """Of the worker's shard of this global batch, at its own parameters unless given."""
+        """The gradient (P,) of the worker's shard of this global batch.
+
+        It is taken at the worker's own parameters unless `at` gives others.
+        """
         nn.utils.vector_to_parameters(self.params[worker] if at is None else at, self._parameters)
         batch = self._workload.batch(step, shard=worker, num_shards=self.num_workers)
         loss = self._workload.loss(self._model(batch.x), batch)
         return torch.cat([piece.flatten() for piece in torch.autograd.grad(loss, self._parameters)])
 
     def clip(self, gradient: Tensor) -> Tensor:
-        """By the recipe, with torch's own function."""
+        """Clips the gradient in place by the recipe's norm, with torch's own function."""
         if self.recipe.clip_norm is not None:
             holder = nn.Parameter(torch.zeros_like(gradient))
             holder.grad = gradient
@@ -64,7 +67,7 @@ class Replicas:
         return gradient
 
     def update(self, worker: int, gradient: Tensor, step: int) -> None:
-        """One optimiser step of one replica, by the learning rate of this step's samples."""
+        """Makes one optimiser step of one replica, with the learning rate of this step."""
         optimizer = self.optimizers[worker]
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr(step * self.recipe.global_batch / self.recipe.budget)
@@ -74,28 +77,30 @@ class Replicas:
         optimizer.step()
 
     def step_alone(self, step: int) -> None:
-        """Every replica on its own shard."""
+        """Lets every replica make one step on its own shard."""
         for worker in range(self.num_workers):
             self.update(worker, self.clip(self.gradient(worker, step)), step)
 
     def mean(self) -> Tensor:
-        """Of the parameters."""
+        """The mean of the replicas' parameters, (P,)."""
         return torch.stack(self.params).mean(0)
 
     def mean_gradient(self, step: int) -> Tensor:
-        """Of all shards, each at its own replica's parameters; clipped."""
+        """The mean of all shards' gradients, each at its own replica's parameters; clipped."""
         rows = [self.gradient(worker, step) for worker in range(self.num_workers)]
         return self.clip(torch.stack(rows).mean(0))
 
     def record(self) -> list[Tensor]:
-        """Copies of all parameters."""
+        """Copies of all replicas' parameters."""
         return [flat.clone() for flat in self.params]
 
 
 def local_sgd(cell: Cell) -> Path:
-    """Lin et al. 2020: synchronous for a while, then H local steps and the mean of the parameters.
+    """Local SGD, Lin et al. 2020: warm-up steps are synchronous, then parameters are averaged every
+    H.
 
-    Of `ddp` with the library's hook too, which leaves momentum to the replicas.
+    It is also the loop of `ddp` with the library's averaging hook, which leaves momentum to the
+    replicas.
     """
     replicas = Replicas(cell)
     steps, warmup, form = (
@@ -122,6 +127,9 @@ def local_sgd(cell: Cell) -> Path:
 
 
 def _average_states(replicas: Replicas) -> None:
+    """Replaces every vector of optimiser state that has its parameter's shape by its mean over
+    replicas.
+    """
     for tensor, of in replicas.stepped[0].items():
         pairs = zip(replicas.optimizers, replicas.stepped, strict=True)
         states = [optimizer.state[named[tensor]] for optimizer, named in pairs]
@@ -133,8 +141,11 @@ def _average_states(replicas: Replicas) -> None:
 
 
 def diloco(cell: Cell) -> Path:
-    """Douillard et al. 2023 and 2025: outer Nesterov SGD on the common way, fragment by fragment,
-    late by `delay`."""
+    """DiLoCo and its streaming form, Douillard et al. 2023 and 2025.
+
+    An outer Nesterov SGD steps on the mean way of the replicas, fragment by fragment; each
+    fragment's outer step arrives `delay` inner steps after it set out.
+    """
     names = ("local_steps", "outer_lr", "outer_momentum", "fragments", "delay")
     every, lr, momentum, fragments, delay = (option(cell, "diloco", name) for name in names)
     replicas = Replicas(cell)
@@ -173,8 +184,10 @@ def diloco(cell: Cell) -> Path:
 
 
 def elastic_averaging(cell: Cell) -> Path:
-    """Zhang et al. 2015, synchronous form: x_i -= d_i, c += sum d_i, d_i = moving_rate (x_i -
-    c)."""
+    """Elastic averaging SGD in its synchronous form, Zhang et al. 2015.
+
+    With d_i = moving_rate (x_i - c) an exchange is x_i -= d_i and c += sum over i of d_i.
+    """
     replicas = Replicas(cell)
     period = option(cell, "elastic_averaging", "period")
     rate = option(cell, "elastic_averaging", "moving_rate")
@@ -192,18 +205,21 @@ def elastic_averaging(cell: Cell) -> Path:
 
 
 def gossip(cell: Cell) -> Path:
-    """Lian et al. 2017: x_i <- sum_j W_ij x_j - lr g_i(x_i)."""
+    """D-PSGD, Lian et al. 2017: x_i <- sum over j of W_ij x_j, minus lr g_i(x_i)."""
     return gossiping(cell, mix)
 
 
 def mix(params: list[Tensor], weights: Tensor) -> None:
-    """x <- W x, in place."""
+    """Replaces the replicas x by W x in place, computed in float64."""
     for flat, mixed in zip(params, weights @ torch.stack(params).double(), strict=True):
         flat.copy_(mixed)
 
 
 def gossiping(cell: Cell, exchange: Exchange) -> Path:
-    """x_i <- exchanged x_i - lr g_i(x_i), whatever moves replicas between gradient and update."""
+    """Steps x_i <- exchanged x_i - lr g_i(x_i).
+
+    `exchange` is whatever moves the replicas between their gradient and their update.
+    """
     replicas = Replicas(cell)
     graphs = [seated(cell, worker) for worker in range(replicas.num_workers)]
     path = [replicas.record()]
@@ -220,21 +236,23 @@ def gossiping(cell: Cell, exchange: Exchange) -> Path:
 
 @dataclass(frozen=True)
 class Seat:
-    """All that a graph looks at when it is started."""
+    """The part of a comm that a graph looks at when it is started: its rank and the number of
+    ranks.
+    """
 
     rank: int
     size: int
 
 
 def seated(cell: Cell, rank: int) -> Graph:
-    """The cell's graph as this rank sees it."""
+    """The cell's gossip graph, started as this rank sees it."""
     graph: Graph = setup.make("topology", cell.topology, setup.options_for(cell, "topology"))
     graph.start(Seat(rank, cell.num_workers))  # type: ignore[arg-type]
     return graph
 
 
 def mixing(graphs: Sequence[Graph], step: int) -> Tensor:
-    """W of a step, (N, N) float64, from what each rank says of itself."""
+    """The mixing matrix W (N, N) of a step in float64, from what each rank says of itself."""
     matrix = torch.eye(len(graphs), dtype=torch.float64)
     for rank, graph in enumerate(graphs):
         for source, weight in graph.neighbours(step):
@@ -244,8 +262,11 @@ def mixing(graphs: Sequence[Graph], step: int) -> Tensor:
 
 
 def delayed(cell: Cell) -> Path:
-    """Li et al. 2018: after step k the mean gradient of step k-1 is applied; the last step waits
-    for its own too."""
+    """Delayed synchronous SGD, Li et al. 2018 (Pipe-SGD).
+
+    After step k the mean gradient of step k - 1 is applied; the last step waits for its own as
+    well.
+    """
     replicas = Replicas(cell)
     path = [replicas.record()]
     before: Tensor | None = None

@@ -1,7 +1,7 @@
-"""A small MLP chain for laws: 9 layers with parameters, widths divisible by 4, an odd number of
-parameters.
+"""The workload of the laws: a small chain of dense layers that regresses random targets.
 
-Global batch 24 divides by 1, 2, 3, 4, 6, 8, 12. Regression on fixed random data, so that shards
+It has 9 layers with parameters, widths that divide by 4 and an odd number of parameters. The global
+batch of 24 divides by 1, 2, 3, 4, 6, 8 and 12. Its data are fixed and random, so that shards
 differ.
 """
 
@@ -23,7 +23,7 @@ presets = {
 
 
 class Residual(nn.Module):
-    """x + tanh(W x): keeps gradients alive through the chain."""
+    """A layer x + tanh(W x), whose shortcut keeps gradients alive through the chain."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Residual(nn.Module):
 
 @dataclass
 class Workload:
-    """Teacher-free regression of random targets."""
+    """Regression of random targets from random inputs; no teacher network stands behind them."""
 
     width: int = 8
     """Hidden width."""

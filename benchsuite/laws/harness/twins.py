@@ -1,8 +1,8 @@
-"""Broken twins for negative controls: one defect each, as wrappers around what works.
+"""Broken twins for negative controls: each wraps something that works and adds one defect.
 
-The defects are those that this field's codes have had: no divide, a synchronisation without effect,
-an answer whose result is dropped, an addition in another order, a server that does not wait for
-all.
+The defects are those that codes of this field have had: no division by N, a synchronisation without
+effect, an answer whose result is dropped, an addition in another order, a server that does not wait
+for all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ Mean = Callable[[Topology, Tensor], None]
 
 
 class OtherMean:
-    """A topology whose mean is another function of the whole one."""
+    """A topology whose mean is computed by another function, which may call the whole topology's
+    own.
+    """
 
     def __init__(self, whole: Topology, mean: Mean) -> None:
         self._whole = whole
@@ -37,42 +39,42 @@ class OtherMean:
         self._mean(self._whole, flat)
 
     def second(self) -> OtherMean:
-        """For a lane."""
+        """A second instance with the same defect, which a lane needs for a group of its own."""
         return OtherMean(self._whole.second(), self._mean)
 
 
 def silent(whole: Topology, flat: Tensor) -> None:
-    """No synchronisation: every replica keeps its own."""
+    """Does not synchronise: every replica keeps its own vector."""
 
 
 def sum_only(whole: Topology, flat: Tensor) -> None:
-    """The divide by N is missing."""
+    """Forgets the division by N."""
     whole.mean(flat)
     flat.mul_(whole.num_workers)
 
 
 def divided_first(whole: Topology, flat: Tensor) -> None:
-    """Divides before it adds, as DistributedDataParallel does: other roundings."""
+    """Divides before it adds, as DistributedDataParallel does, which rounds differently."""
     flat.div_(whole.num_workers)
     whole.mean(flat)
     flat.mul_(whole.num_workers)
 
 
 def detour(whole: Topology, flat: Tensor) -> None:
-    """Rounds once more than needed."""
+    """Makes one rounding more than needed."""
     whole.mean(flat)
     flat.mul_(1.1).div_(1.1)
 
 
 def chunk_skipped(whole: Topology, flat: Tensor) -> None:
-    """One element keeps what this rank had."""
+    """Leaves in one element what this rank had before."""
     mine = flat[-1:].clone()
     whole.mean(flat)
     flat[-1:] = mine
 
 
 def rank_order(whole: Topology, flat: Tensor) -> None:
-    """The right mean in another order: gathered, then added from rank 0 on."""
+    """Computes the right mean in another order: it adds the vectors from rank 0 on."""
     comm = whole._comm  # type: ignore[attr-defined]
     rows = torch.empty(comm.size * flat.numel(), dtype=flat.dtype)
     comm.all_gather(rows, flat)
@@ -83,25 +85,25 @@ def rank_order(whole: Topology, flat: Tensor) -> None:
 
 
 def twice(whole: Topology, flat: Tensor) -> None:
-    """Synchronises twice where once is enough."""
+    """Synchronises twice where once is enough, which sends twice the bytes."""
     whole.mean(flat)
     whole.mean(flat)
 
 
 def with_mean(mean: Mean) -> Change:
-    """The replicas with this mean."""
+    """The change that lets the replicas use this mean."""
     return lambda training: rebuilt(training, topology=OtherMean(training.topology, mean))
 
 
 class Deaf(ParameterServer):
-    """Drops the answer: the worker goes on with what it had."""
+    """A parameter server whose answer is dropped, so that the worker goes on with what it had."""
 
     def exchange(self, push: Tensor, pull: Tensor, *, tag: int) -> None:
         super().exchange(push, torch.empty_like(pull), tag=tag)
 
 
 class Repeating(ParameterServer):
-    """Pushes everything twice."""
+    """A parameter server to which everything is pushed twice."""
 
     def exchange(self, push: Tensor, pull: Tensor, *, tag: int) -> None:
         super().exchange(push, pull, tag=tag)
@@ -109,7 +111,7 @@ class Repeating(ParameterServer):
 
 
 def with_server(twin: Callable[[], ParameterServer], *, from_rank: int = 0) -> Change:
-    """The ranks from number `from_rank` on with this parameter server."""
+    """The change that gives the ranks from number `from_rank` on this parameter server."""
 
     def change(training: Training) -> Training:
         if training.comm.rank < from_rank:
@@ -122,7 +124,7 @@ def with_server(twin: Callable[[], ParameterServer], *, from_rank: int = 0) -> C
 
 
 class OtherPolicy:
-    """A strategy whose servers follow another policy, made from the whole one."""
+    """A strategy whose servers follow another policy, made from the whole strategy's own."""
 
     def __init__(self, whole: Any, policy: Callable[[Any], Any]) -> None:
         self._whole = whole
@@ -137,8 +139,10 @@ class OtherPolicy:
 
 
 class Policy:
-    """Does as the whole policy does; twins change one thing. Never starts an update with
-    `num_gradients` missing."""
+    """A server policy that does as the whole one does; its twins override one method.
+
+    It never passes an update on without `num_gradients`.
+    """
 
     def __init__(self, whole: Any) -> None:
         self._whole = whole
@@ -168,14 +172,14 @@ class Policy:
 
 
 class Undivided(Policy):
-    """The server forgets to divide by the number of gradients."""
+    """A server that forgets to divide by the number of gradients."""
 
     def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
         super().apply(gradient.mul_(num_gradients), num_gradients=num_gradients, **where)
 
 
 class Forgetful(Policy):
-    """Every fourth update is not made."""
+    """A server that leaves out every fourth update."""
 
     def apply(self, gradient: Tensor, *, num_gradients: int = 1, **where: Any) -> None:
         self._calls += 1
@@ -184,7 +188,7 @@ class Forgetful(Policy):
 
 
 class Torn(Policy):
-    """Answers half from the version before: what a reader without a lock may see."""
+    """A server that answers half from the version before, as a reader without a lock may see it."""
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         super().start(shard, apply)
@@ -200,7 +204,9 @@ class Torn(Policy):
 
 
 class Early(Policy):
-    """Applies the mean of N - 1 gradients before the last one is in, and drops that."""
+    """A server that applies the mean of N - 1 gradients before the last one is in, and drops that
+    one.
+    """
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         super().start(shard, apply)
@@ -222,7 +228,7 @@ class Early(Policy):
 
 
 class Backwards(Policy):
-    """Adds the gradients from the last rank down."""
+    """A server that adds the gradients from the last rank down."""
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         super().start(shard, apply)
@@ -233,7 +239,7 @@ class Backwards(Policy):
 
 
 def with_policy(policy: Callable[[Any], Any], *, from_server: int = 0) -> Change:
-    """The servers from number `from_server` on follow this policy."""
+    """The change that lets the servers from number `from_server` on follow this policy."""
 
     def change(training: Training) -> Training:
         if (
@@ -248,7 +254,7 @@ def with_policy(policy: Callable[[Any], Any], *, from_server: int = 0) -> Change
 
 
 class ClipsEach:
-    """A part that clips every replica's gradient instead of the mean."""
+    """A part that clips its own replica's gradient, where the mean of all should be clipped."""
 
     def __init__(self, part: Any, clip_norm: float | None) -> None:
         self._part = part
@@ -264,7 +270,7 @@ class ClipsEach:
 
 
 def clips_each(training: Training) -> Training:
-    """Each replica clips its own gradient."""
+    """The change that lets each replica clip its own gradient."""
     return rebuilt(training, part=ClipsEach(training.part, training.recipe.clip_norm))
 
 
@@ -287,12 +293,12 @@ class Late:
 
 
 def late_gradient(training: Training) -> Training:
-    """Every worker is one batch behind with its gradients."""
+    """The change that puts every worker one batch behind with its gradients."""
     return rebuilt(training, part=Late(training.part))
 
 
 class Unwrapped:
-    """A part that takes no wrapper."""
+    """A part that drops the wrapper which a strategy puts around its module."""
 
     def __init__(self, part: Any) -> None:
         part.wrap(lambda module: module)
@@ -302,9 +308,11 @@ class Unwrapped:
         return getattr(self._part, name)
 
     def wrap(self, wrapper: object) -> None:
-        """Stays as it is."""
+        """Ignores the wrapper, so that the module stays as it is."""
 
 
 def without_wrapper(training: Training) -> Training:
-    """A replica whose module DistributedDataParallel never sees: nothing is synchronised."""
+    """The change that hides the module from DistributedDataParallel, so that nothing is
+    synchronised.
+    """
     return rebuilt(training, part=Unwrapped(training.part))

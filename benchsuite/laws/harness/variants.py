@@ -1,15 +1,17 @@
-"""What the grid of laws varies besides members and numbers: recipes of the workload, options of
-single members."""
+"""What the grid of laws varies besides members and sizes: recipes of the workload, members'
+options.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 Recipe = tuple[str, float, float]  # optimizer, lr, clip norm
-Fields = dict[str, Any]  # of a cell
+Fields = dict[str, Any]  # fields of a cell
 
-# Where pushes are stale or replicas differ, rates are smaller: a run that diverges would amplify
-# roundings (each of 12 replicas steps on 2 samples). 0.5 clips every step of this workload.
+# Where pushes are stale or replicas differ, learning rates are smaller, because a run that diverges
+# would amplify roundings (each of 12 replicas steps on 2 samples). A clip norm of 0.5 clips every
+# step of this workload.
 RECIPES: tuple[Recipe, ...] = (
     ("sgd", 0.05, 0.0),
     ("sgd", 0.05, 0.5),
@@ -28,10 +30,10 @@ APART_RECIPES: tuple[Recipe, ...] = (
 )
 STALE_RECIPES = (*APART_RECIPES[:3], APART_RECIPES[4])
 
-# Options worth a cell of their own; the budget is 10 steps. A compression is shown with a
-# strategy's first ones.
+# Options of members that are worth a cell of their own, in a budget of 10 steps. A compression is
+# shown with the first options of a strategy.
 VARIANTS: dict[str, tuple[Fields, ...]] = {
-    "synchronous": ({}, {"bucket_mib": 0.001}),  # five buckets
+    "synchronous": ({}, {"bucket_mib": 0.001}),  # which cuts the gradient into five buckets
     "asynchronous": ({"lock": "exclusive"}, {"lock": "none"}),
     "k_sync": (
         *({"backup_workers": count} for count in range(3)),
@@ -65,7 +67,8 @@ VARIANTS: dict[str, tuple[Fields, ...]] = {
     ),
     "elastic_averaging": ({"period": 2}, {"period": 1}),
     "ddp": ({}, {"local_steps": 5}, {"local_steps": 2, "warmup_steps": 4}),
-    "powersgd": ({"rank": 1},),  # of 8 x 8 matrices: the library's would leave them alone at rank 2
+    # The library's PowerSGD would leave matrices of 8 x 8 as they are at rank 2.
+    "powersgd": ({"rank": 1},),
     "pipeline": (
         {},
         {"schedule": "gpipe"},

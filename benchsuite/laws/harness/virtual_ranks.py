@@ -1,8 +1,8 @@
-"""Ranks for laws in virtual time: greenlets of this thread on a simulated network, with replicas of
-`virtual/part.py`.
+"""Ranks for laws in virtual time: greenlets of this thread on a simulated network.
 
-A body that runs a cell (`runs.one_rank`) gets replicas whose gradients are computed together and
-take random times, so that asynchronous workers part; any other body runs as it is.
+A body that runs a cell (`runs.one_rank`) gets replicas of `virtual/part.py`, whose gradients are
+computed together and take random times, so that asynchronous workers drift apart. Any other body
+runs as it is.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ def virtual_ranks(
     graphs: dict[str, Graphs] | None = None,
     order: PushOrder | None = None,
 ) -> list[T]:
-    """Runs `body(comm)` on `size` ranks, returns what each returned; the first error is raised.
+    """Runs `body(comm)` on `size` ranks of virtual time and returns what each returned.
 
-    strict = "nccl": receives are not posted ahead. Every rank is a host of its own on the network;
-    `hosts` is what the comm says. start_order: the ranks in the order in which they are started.
-    graphs: gradients that were traced before. order: brings the pushes of a recorded run about, in
-    the place of `compute_time`.
+    The first error is raised. `strict = "nccl"` means that receives are not posted ahead. On the
+    network every rank is a host of its own; `hosts` is what the comm tells about them.
+    `start_order` gives the ranks in the order in which they are started. `graphs` holds gradients
+    that were traced before. `order`, in the place of `compute_time`, brings about the pushes of a
+    recorded run.
     """
     clock = VirtualClock()
     network = Network(clock, range(size), link_mbit=link_mbit, latency_us=latency_us)
@@ -78,7 +79,7 @@ def _with_virtual_parts(
     *,
     batching: bool,
 ) -> Callable[[Any], T]:
-    """The body with one more change, before its own: the rank's part is one of a common pool."""
+    """The body with one more change before its own: the rank's part is one of a common pool."""
     if not isinstance(body, functools.partial) or body.func is not runs.one_rank:
         return body
     cell: Cell = body.keywords["cell"]

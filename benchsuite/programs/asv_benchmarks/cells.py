@@ -1,5 +1,7 @@
-"""Three small cells, each launched a few times by the harness; every `track_*` reads from that one
-set of runs."""
+"""Three small cells for asv, each launched a few times by the harness.
+
+Every `track_*` method reads its figure from that one set of runs.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import statistics
 import tempfile
 from typing import Any
 
-# parameter of the benchmarks -> what differs from a cell of cnn/smoke with two workers
+# Parameter of the benchmarks -> how its cell differs from cnn/smoke with two workers.
 CELLS: dict[str, dict[str, Any]] = {
     "synchronous/ring": {"sync": "synchronous", "topology": "ring"},
     "synchronous/native": {"sync": "synchronous", "topology": "native"},
@@ -22,18 +24,17 @@ Track = dict[str, Any] | float
 
 
 class Cells:
-    """Two workers on this machine. n = 3 fresh launches per cell."""
+    """Two workers on this machine, with a fresh launch per seed for every cell."""
 
     params = list(CELLS)
     param_names = ["cell"]
     timeout = 300
 
     def setup_cache(self) -> Figures:
-        """Runs the cells once; asv keeps what is returned (a pickle of plain floats) and hands it
-        to every method.
+        """Runs the cells once and returns their figures, which asv hands to every method.
 
-        The ranks' output goes to files: no child of ours holds asv's pipes, and all of them have
-        ended on return.
+        asv keeps a pickle, so they are plain floats. The ranks' output goes to files: no child of
+        ours holds asv's pipes, and all of them have ended on return.
         """
         from benchsuite.plan.cell import Cell
         from benchsuite.running import api
@@ -62,8 +63,11 @@ class Cells:
         return figures
 
     def setup(self, figures: Figures, cell: str) -> None:
-        """n/a, not a failure, where the machine cannot run the cell: asv skips what raises
-        NotImplementedError here."""
+        """Skips a cell that this machine cannot run.
+
+        asv skips what raises NotImplementedError here and shows "n/a", where another error would
+        show a failure.
+        """
         if not figures[cell]["payload_bytes"]:
             raise NotImplementedError(
                 f"{cell} has no ok run on this machine; see benchsuite doctor"
@@ -91,13 +95,15 @@ class Cells:
 
 
 def samples(values: list[float]) -> Track:
-    """What asv makes an interval of: one value per fresh launch (undocumented; tests/test_asv.py
-    guards it)."""
+    """The form from which asv makes an interval: one value per fresh launch.
+
+    asv does not document that form; tests/test_asv.py notices where it changes.
+    """
     if not values:
         return math.nan
     return {"samples": values, "number": 1} if len(values) > 1 else statistics.median(values)
 
 
 def _floats(column: Any) -> list[float]:
-    """Plain floats: asv pickles and writes JSON, numpy scalars are neither."""
+    """The values as plain floats, because asv cannot pickle numpy's and write them as JSON."""
     return [float(value) for value in column.dropna()]

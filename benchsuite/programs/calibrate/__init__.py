@@ -1,2 +1,1 @@
-"""Micro-measurements of links and gradients, which the cost model and the virtual clock are fitted
-to."""
+"""Small measurements of links and gradients, which cost model and virtual clock are fitted to."""

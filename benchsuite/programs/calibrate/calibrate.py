@@ -1,10 +1,9 @@
-"""`benchsuite calibrate`: what messages, additions and gradients take on this machine, and what
-follows from it.
+"""`benchsuite calibrate`: how long messages, additions and gradients take on this machine.
 
-Measures through the cell host (fresh processes, one value per launch), fits the alpha-beta model,
-and holds it against what it has not seen: left-out message sizes, left-out rates of shaped links,
-and the step time of real cells, predicted under the virtual clock. Nothing here gates a change. No
-torch in this process.
+It measures with fresh processes, one value per launch, and fits the alpha-beta model. It then
+compares the model with what it has not seen: left-out message sizes, left-out rates of shaped
+links, and the step time of real cells, predicted under the virtual clock. No change is refused for
+these figures. This process imports no torch.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ def run(
     results: str | Path = "results",
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """Measures, fits, predicts, stores; returns the stored document with its `path`. Under two
-    minutes on two cores.
+    """Measures, fits, predicts and stores; returns the stored document with its `path`.
 
-    UsageError for a workload that is not there, StoreError where `results` cannot be written.
+    It takes less than two minutes on two cores. UsageError for a workload that is not there,
+    StoreError where `results` cannot be written.
     """
     from benchsuite.running import setting, starters
 
@@ -70,9 +69,8 @@ def run(
             cells.measure(pairs, lambda cell: starters.launch(bench.cluster, cell, here))
 
         launches = take(bench, cell, effort, say=say, beside=beside)
-        load = (
-            meter.read()
-        )  # while the host is there: what its ranks used would be nobody's afterwards
+        # Read while the host lives: afterwards its ranks' share would seem to be somebody else's.
+        load = meter.read()
     models = cells.models_of(launches)
     say("virtual twins")
     cells.predict(pairs, launches, models, lambda cells: starters.simulate(cells, here))
@@ -111,7 +109,7 @@ def run(
 
 
 def _quantities(launches: Launches, models: Models) -> Iterator[Figure]:
-    """One value per launch."""
+    """The measured quantities, each with one value per launch."""
 
     def figure(
         kind: str,
@@ -214,8 +212,10 @@ def _fit(model: MessageModel) -> dict[str, Any]:
 
 
 def _compute(launches: Launches) -> dict[str, Any]:
-    """overhead_s + per_sample_s x samples of one gradient, for batches that were not measured; its
-    left-out errors."""
+    """Fits overhead_s + per_sample_s x samples to the time of one gradient, with errors.
+
+    The errors are those on batch sizes that were left out of the fit.
+    """
     times = {
         batch: launches.medians("gradients", "gradient", str(batch)) for batch in launches.batches
     }
@@ -241,8 +241,11 @@ def _compute(launches: Launches) -> dict[str, Any]:
 
 
 def _shaped(launches: Launches, model: MessageModel) -> dict[str, Any]:
-    """What arrived of each rate. Provenance `emulated`: real processes, a shaped link, no other
-    latency."""
+    """How much of each link's rate arrived.
+
+    The provenance is `emulated`: the processes are real, the link is shaped, and no latency is
+    added.
+    """
     rows = []
     for mbit, points in launches.shaped_points().items():
         size = max(size for size, _ in points)
@@ -267,7 +270,7 @@ def _shaped(launches: Launches, model: MessageModel) -> dict[str, Any]:
 
 
 def _modelled(models: Models) -> Iterator[dict[str, Any]]:
-    """One mean of a vector over links that this machine has not."""
+    """The time of one mean of a vector over links that this machine does not have."""
     for mbit in MODELLED_MBIT:
         for num_bytes in MODELLED_BYTES:
             for name in MODELLED_OPERATIONS:

@@ -1,15 +1,15 @@
-"""Cells whose step time is predicted under the virtual clock, from what was measured, and measured
-as well.
+"""Cells whose step time is measured, and also predicted under the virtual clock from calibration.
 
 The virtual world knows gradients, messages and what a receiver copies. All else that a step takes
-is measured as its rest, and added to its gradients: the batch and the optimiser's step (a server's
-too: with one worker nobody else waits for it), a worker's counter and ticket, and what a step of
-two ranks takes beyond its gradient and its messages. That last one is large where two ranks, with
-two threads each, share two cores: after computing, gloo's thread waits for a core, for up to a tick
-of the scheduler, whatever the message's size. It is common to the workers of a step, so it is added
-as a median and not drawn for each. Each further message that a rank's own thread starts in such a
-step waits too, though less: a ring's messages have that latency, the library's rounds inside one
-all-reduce have not.
+is measured as a rest and added to its gradients: fetching the batch; the optimiser's step (a
+server's too, since with one worker nobody else waits for it); a worker's counter and ticket; and
+what a step of two ranks takes beyond its gradient and its messages.
+
+That last rest is large where two ranks with two threads each share two cores: after computing,
+gloo's thread waits for a core, up to one tick of the scheduler, whatever the message's size. The
+workers of a step have it in common, so it is added as a median and not drawn for each. Each further
+message that a rank's own thread starts in such a step waits too, though less: the messages of a
+ring have that latency, the library's rounds inside one all-reduce do not.
 """
 
 from __future__ import annotations
@@ -35,39 +35,41 @@ MOST_MBIT = 1e7
 
 @dataclass(frozen=True)
 class Models:
-    """Messages that travel alone, and messages of ranks that send and receive at once."""
+    """Fitted times of messages that travel alone, and of messages that ranks exchange at once."""
 
     one_way: MessageModel
     both_ways: MessageModel
-    copy_s_per_gib: float  # of adding in place what was received
+    copy_s_per_gib: float  # the time to add in place what was received
     incast: float  # how much longer a message takes to enter a port that another one is entering
 
 
 @dataclass
 class Pair:
-    """A cell and its virtual twin; `runs` of the wall clock, one per launch, and the one of the
-    virtual clock."""
+    """A cell and its virtual twin: the wall clock's runs, one per launch, and the virtual run."""
 
     cell: Cell
     twin: Cell | None = None
-    reason: str = ""  # why there is none
+    reason: str = ""  # why there is no twin
     runs: list[Run] = field(default_factory=list)
     predicted: Run | None = None
 
     @property
     def measured_s(self) -> list[float]:
-        """Median step time of each launch, in wall seconds; none of launches that failed."""
+        """The median step time of each launch in wall seconds, without launches that failed."""
         return [run.cost["step_time_s_median"] for run in self.runs if run.status is Status.OK]
 
     @property
     def predicted_s(self) -> float | None:
-        """Median step time in virtual seconds."""
+        """The median step time in virtual seconds."""
         return self.predicted.cost.get("step_time_s_median") if self.predicted else None
 
     @property
     def difference(self) -> float | None:
-        """Predicted / median measured - 1; None where ranks share cores or one of them is
-        missing."""
+        """The relative error: predicted / measured - 1.
+
+        Measured is the median over launches. None where ranks share cores or where a time is
+        missing.
+        """
         flags = {flag for run in self.runs for flag in run.flags}
         if self.predicted_s is None or not self.measured_s or OVERSUBSCRIBED in flags:
             return None
@@ -94,7 +96,7 @@ class Pair:
 
 
 def pairs(workload: str, preset: str, steps: int) -> list[Pair]:
-    """One worker; two over a ring, and over gloo's own all-reduce; one with a parameter server."""
+    """The cells to predict: one worker, two over a ring and over gloo, and one with a server."""
     base: dict[str, Any] = {
         "workload": workload,
         "preset": preset,
@@ -116,7 +118,7 @@ def pairs(workload: str, preset: str, steps: int) -> list[Pair]:
 
 
 def measure(pairs: Iterable[Pair], launch: Callable[[Cell], Run]) -> None:
-    """One more launch of each under the wall clock."""
+    """Launches each cell once more under the wall clock."""
     for pair in pairs:
         if not pair.reason:
             pair.runs.append(launch(pair.cell))
@@ -128,7 +130,7 @@ def predict(
     models: Models,
     simulate: Callable[[Sequence[Cell]], Iterator[tuple[Cell, Run]]],
 ) -> None:
-    """Makes the virtual twins and runs them. `simulate`: (cell, run) as they end."""
+    """Makes the virtual twins and runs them; `simulate` yields (cell, run) as they end."""
     for pair in pairs:
         if not pair.reason:
             pair.twin = twin(pair.cell, launches, models)
@@ -139,17 +141,20 @@ def predict(
 
 
 def twin(cell: Cell, launches: Launches, models: Models) -> Cell:
-    """The same cell under the virtual clock, with what was measured for its gradients, links and
-    receivers."""
+    """The same cell under the virtual clock.
+
+    It has the measured times of gradients, links and receivers.
+    """
     size = launches.vector_bytes
     link = models.one_way.fit.link(size)
     added = 0.0
-    if cell.topology == "parameter_server":  # it steps where others add, and the times contain that
+    if cell.topology == "parameter_server":
+        # A server steps where others add, and its times contain that.
         times = _answered(launches, models)
     elif cell.replicas == 1:
         times = _alone(launches)
     elif cell.topology == "ring":
-        # every second receive of a ring is added
+        # Of a ring's receives every second one is added, and the others are copied.
         link = busy_link(launches, models)
         added = 0.5
         times = _exchanging(launches, link)
@@ -175,8 +180,10 @@ def twin(cell: Cell, launches: Launches, models: Models) -> Cell:
 
 
 def rests(launches: Launches, models: Models) -> Mapping[str, list[float]]:
-    """What a step takes beyond gradient and messages, in seconds, per launch: of one rank, and of
-    two in two ways."""
+    """What a step takes beyond its gradient and its messages, in seconds per launch.
+
+    There is one rest for a step of one rank and two for a step of two ranks.
+    """
     whole = str(launches.batches[0])
     found = {
         "alone": _differences(launches, "gradients", ("step", whole), ("gradient", whole), 0.0)
@@ -194,8 +201,11 @@ def rests(launches: Launches, models: Models) -> Mapping[str, list[float]]:
 def _differences(
     launches: Launches, kind: str, whole: Sequence[str], part: Sequence[str], known_s: float
 ) -> list[float]:
-    """Median of all less median of the gradient less messages alone: the medians of a step's parts
-    do not add up."""
+    """Median of the whole less the median of the gradient, less the messages alone.
+
+    The medians are subtracted because the medians of a step's parts do not add up to that of the
+    step.
+    """
     pairs = zip(launches.medians(kind, *whole), launches.medians(kind, *part), strict=True)
     return [max(0.0, all_s - gradient_s - known_s) for all_s, gradient_s in pairs]
 
@@ -209,7 +219,7 @@ def _alone(launches: Launches) -> list[float]:
 
 
 def second_message(launches: Launches) -> list[float]:
-    """Per launch: seconds by which one more message each way makes a step of two ranks longer."""
+    """How many seconds one more message each way adds to a step of two ranks, per launch."""
     pairs = zip(
         launches.medians("steps", "twice_step"), launches.medians("steps", "both_step"), strict=True
     )
@@ -217,8 +227,10 @@ def second_message(launches: Launches) -> list[float]:
 
 
 def busy_link(launches: Launches, models: Models) -> Link:
-    """What a message each way is like where the ranks have just computed: never better than
-    alone."""
+    """The link as messages each way find it where the ranks have just computed.
+
+    It is never better than the link that messages find alone.
+    """
     size = launches.vector_bytes / 2
     alone = models.both_ways.fit.link(size)
     waited = statistics.median(second_message(launches)) - alone.seconds(size)
@@ -226,7 +238,7 @@ def busy_link(launches: Launches, models: Models) -> Link:
 
 
 def _exchanging(launches: Launches, link: Link) -> list[float]:
-    """The rest is what one message of such a link does not explain."""
+    """The rest of a step that one message over such a link does not explain."""
     message = link.seconds(launches.vector_bytes / 2)
     rest = statistics.median(
         _differences(launches, "steps", ("both_step",), ("both_gradient",), message)
@@ -240,8 +252,8 @@ def _answered(launches: Launches, models: Models) -> list[float]:
         statistics.median(launches.medians("messages", name))
         for name in ("counter", "ticket_call", "ticket")
     )
-    # the push is received when its ticket is there, and in virtual time that takes a message's
-    # latency only
+    # A push is received when its ticket is there. In virtual time a ticket takes the latency of a
+    # message only, so what it takes longer is added.
     late = max(0.0, ticket - models.one_way.fit.predict(launches.vector_bytes))
     rest += counter + call + late
     return [value + rest for value in gradients_s(launches, "steps", "one_gradient")]
@@ -268,7 +280,7 @@ def _resampled(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def models_of(launches: Launches) -> Models:
-    """Fits of what was measured."""
+    """The models fitted to what was measured."""
     one_way = MessageModel(launches.points("messages", "one_way"), launches.shaped_points())
     size = str(launches.vector_bytes)
     add_s = statistics.median(launches.medians("additions", "add", size))
@@ -281,8 +293,10 @@ def models_of(launches: Launches) -> Models:
 
 
 def incast(launches: Launches) -> list[float]:
-    """Per launch, of the largest size: two messages at once over one after the other is (1 +
-    incast) / 2."""
+    """How much two messages that arrive at once disturb each other, per launch.
+
+    At the largest size, two at once take (1 + incast) / 2 of the time that they take in turn.
+    """
     size = list(launches.records["incast"][0][0]["at_once"])[-1]
     at_once, in_turn = (launches.medians("incast", name, size) for name in ("at_once", "in_turn"))
     return [2 * a / b - 1 for a, b in zip(at_once, in_turn, strict=True)]

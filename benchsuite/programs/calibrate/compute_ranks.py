@@ -1,8 +1,8 @@
-"""What the ranks of `benchsuite calibrate` do to gradients: `additions` (1 rank), `gradients` (1),
-`steps` (2).
+"""What the ranks of `benchsuite calibrate` do to measure computing.
 
-Steps are those of the cell's workload without strategy and harness: batch, gradient, messages,
-update. Each entry does what `order.json` says and leaves lists of ns as its record.
+Entries are `additions` and `gradients`, of one rank each, and `steps` of two. A step is the one of
+the cell's workload without strategy and harness: batch, gradient, messages, update. Each entry does
+what `order.json` says and leaves lists of ns as its record.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from time import perf_counter_ns
 import torch
 
 from benchsuite.comm.process import ProcessComm
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.programs.bench import read_order
 from benchsuite.programs.calibrate.ranks import WARMUP, Times, connected, leave
 from benchsuite.update import Updater
@@ -23,13 +23,16 @@ from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rollouts import Batches
 from benchsuite.workload import Part, Recipe, Workload
 
-# batch sizes and kinds of steps take turns, so that a slow spell of the machine meets all of them
+# Batch sizes and kinds of steps take turns in so many blocks, so that a slow spell of the machine
+# meets all of them.
 BLOCKS = 4
 
 
 def additions(job: RankJob) -> None:
-    """ns of `x.add_(y)`, what a receiver does with what has come. Order: {"sizes": {bytes:
-    repetitions}}."""
+    """Times `x.add_(y)`, which is what a receiver does with a vector that has come.
+
+    Order: {"sizes": {bytes: repetitions}}.
+    """
     _quiet_torch()
     record: Times = {"add": {}}
     for size, repetitions in read_order(job.run_dir)["sizes"].items():
@@ -45,26 +48,27 @@ def additions(job: RankJob) -> None:
 
 
 class _Step:
-    """Batch, gradient, update of the cell's workload without strategy and harness."""
+    """Steps of the cell's workload without strategy and harness: batch, gradient, update."""
 
     def __init__(self, job: RankJob) -> None:
-        cell = cells.from_json(job.cell)
+        cell = from_json(job.cell)
         self._workload: Workload
         self._part: Part
         self._workload, self._part = setup.build_part(cell)
         self._recipe: Recipe = setup.make_recipe(cell, self._workload)
         self._updater = Updater(self._part.params, self._recipe, shapes=self._part.shapes)
         self._number = 0
-        self._batches: dict[
-            tuple[int, int], Batches
-        ] = {}  # an agent of each share has environments of its own
+        # (shard, number of shards) -> batches: an agent has environments of its own for each share.
+        self._batches: dict[tuple[int, int], Batches] = {}
         self.vector_bytes = self._part.grad.numel() * self._part.grad.element_size()
 
     def run(
         self, batch: int, *, shard: int = 0, between: Callable[[], None] = lambda: None
     ) -> tuple[int, int]:
-        """(ns of the gradient, ns of all) of one step on so many samples; between: gradient and
-        update."""
+        """Makes one step on so many samples; returns (ns of the gradient, ns of the whole step).
+
+        `between` is called after the gradient and before the update.
+        """
         num_shards = self._recipe.global_batch // batch
         begin = perf_counter_ns()
         batches = self._batches.setdefault((shard, num_shards), Batches(self._workload))
@@ -79,10 +83,10 @@ class _Step:
 
 
 def gradients(job: RankJob) -> None:
-    """`gradient` and `step` (batch, gradient, update) by batch size, and `vector_bytes` of a
-    gradient.
+    """Times `gradient` and `step` (batch, gradient, update) by batch size.
 
-    Order: {"batches": {samples: repetitions}, "seconds": about how long a batch size may take}.
+    The record also holds `vector_bytes`, the size of a gradient. Order: {"batches": {samples:
+    repetitions}, "seconds": about how long a batch size may take}.
     """
     _quiet_torch()
     step = _Step(job)
@@ -108,15 +112,17 @@ def gradients(job: RankJob) -> None:
 
 
 def steps(job: RankJob) -> None:
-    """Steps with messages between gradient and update, in the ways in which ranks share a machine's
-    cores.
+    """Times steps that send messages between gradient and update, in three ways.
 
-    `both`: two ranks compute, then send and receive `both_bytes` at once; `twice`: and do so once
-    more. `one`: rank 0 computes, rank 1 waits and answers a message of `one_bytes` with another.
+    `both`: two ranks compute, then send and receive `both_bytes` at once. `twice`: they do so a
+    second time. `one`: rank 0 computes, rank 1 waits and answers a message of `one_bytes` with
+    another.
+
+    A rank has two threads, its own and gloo's, and after computing the latter waits for a core;
+    ranks share the machine's cores here. Messages that are timed alone do not show that.
+
     Order: {"rounds": n, "both_batch": samples, "both_bytes": n, "one_batch": samples, "one_bytes":
-    n}; without `both_batch` the first two are left out. A rank has two threads, its own and gloo's;
-    after computing, the latter waits for a core. Messages that are timed alone know nothing of
-    that.
+    n}; without `both_batch` the first two ways are left out.
     """
     comm = connected(job)
     order = read_order(job.run_dir)
@@ -137,6 +143,7 @@ def steps(job: RankJob) -> None:
 def _exchanging(
     comm: ProcessComm, step: _Step, record: Times, name: str, order: Times, count: int
 ) -> None:
+    """Steps of two ranks that compute and then exchange messages, once or twice."""
     other = 1 - comm.rank
     numel = order["both_bytes"] // 4
     times = 2 if name == "twice" else 1
@@ -159,6 +166,7 @@ def _exchanging(
 
 
 def _answered(comm: ProcessComm, step: _Step, record: Times, order: Times, count: int) -> None:
+    """Steps of rank 0, which asks rank 1 for an answer as a worker asks its server."""
     numel = order["one_bytes"] // 4
     mine = torch.ones(numel)
     theirs = torch.zeros(numel)
@@ -181,7 +189,7 @@ def _answered(comm: ProcessComm, step: _Step, record: Times, order: Times, count
 
 
 def _quiet_torch() -> None:
-    """As a worker sets it."""
+    """Sets torch as a worker does."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property

@@ -1,8 +1,7 @@
 """The launches of `benchsuite calibrate`: what is measured how often, and the records put in order.
-No torch here.
 
 Every launch is fresh, and each round of launches takes every kind once, so that a slow spell of the
-machine meets all.
+machine affects all kinds. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import numpy as np
 
 from benchsuite.analysis.fits import Points
 from benchsuite.measure.load import CpuMeter
-from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, global_batch
 from benchsuite.programs.bench import Bench
 
 MESSAGES = "benchsuite.programs.calibrate.ranks"
@@ -34,41 +32,47 @@ Record = Mapping[str, Any]
 
 
 def _sizes() -> dict[int, int]:
-    """1 KiB to 64 MiB by factors of 2 -> repetitions: about as many bytes per size, 40 at most."""
+    """Sizes of 1 KiB to 64 MiB by factors of 2, each with its repetitions.
+
+    Each size moves about as many bytes in all, with 40 repetitions at most.
+    """
     return {KIB << k: max(5, min(40, 64 * MIB // (KIB << k))) for k in range(17)}
 
 
 def _rates() -> dict[int, dict[int, int]]:
-    """Mbit/s -> bytes -> repetitions. At least two bursts each; the slow ones are long enough as
-    they are."""
+    """Rate in Mbit/s -> bytes -> repetitions.
+
+    What is timed is at least two bursts long; the slow links take long enough with few repetitions.
+    """
     sizes = {256 * KIB: 3, MIB: 3}
     return {100: {256 * KIB: 2, MIB: 2}, 200: sizes, 400: sizes, 800: sizes, 1600: sizes}
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is run; smaller in tests."""
+    """How much is run; the tests run less."""
 
     launches: int = 3
     sizes: Mapping[int, int] = field(default_factory=_sizes)
     controls: int = 200
     incast_sizes: Mapping[int, int] = field(default_factory=lambda: {MIB: 10, 8 * MIB: 5})
-    add_sizes: Mapping[int, int] = field(
-        default_factory=lambda: {MIB: 50, 16 * MIB: 10}
-    )  # and the cell's own vector
+    # The size of the cell's own vector is added to these.
+    add_sizes: Mapping[int, int] = field(default_factory=lambda: {MIB: 50, 16 * MIB: 10})
     gradients: int = 60  # per batch size and launch
-    rounds: int = 120  # steps of two ranks with an exchange, and of one with an answer
-    rates: Mapping[int, Mapping[int, int]] = field(default_factory=_rates)  # {} = no link is shaped
-    steps: int = 120  # of the cells that are predicted and measured
-    seconds: float = (
-        3.0  # a large model makes fewer gradients, rounds and steps: about so long for each
-    )
+    rounds: int = 120  # steps of two ranks with an exchange, and of one rank with an answer
+    # Without rates no link is shaped.
+    rates: Mapping[int, Mapping[int, int]] = field(default_factory=_rates)
+    steps: int = 120  # of each cell that is predicted and measured
+    # A large model makes fewer gradients, rounds and steps, so that each takes about so long.
+    seconds: float = 3.0
 
 
 @dataclass
 class Launches:
-    """All records: kind -> launch -> rank's record; the share of the cores that others used, by
-    kind and launch."""
+    """All records, as kind -> launch -> record of each rank.
+
+    Beside them stands the share of the cores that other processes used, by kind and launch.
+    """
 
     batches: Sequence[int] = ()  # samples of one gradient, the global batch first
     records: dict[str, list[Sequence[Record]]] = field(default_factory=dict)
@@ -76,22 +80,24 @@ class Launches:
 
     @property
     def vector_bytes(self) -> int:
-        """Of the workload's gradient."""
+        """The bytes of the workload's gradient."""
         return int(self.records["gradients"][0][0]["vector_bytes"])
 
     def foreign_share(self, kind: str) -> float | None:
-        """The worst launch's."""
+        """The largest share of the cores that others used during a launch."""
         return max(
             (share for share in self.foreign.get(kind, []) if share is not None), default=None
         )
 
     def medians(self, kind: str, *path: str) -> list[float]:
-        """Per launch: the median in seconds of the slowest rank's times, or of those of the one
-        rank that has them."""
+        """The median time of each launch in seconds.
+
+        Of several ranks that have such times the slowest counts, repetition by repetition.
+        """
         return [float(np.median(slowest(ranks, *path))) * NS for ranks in self.records[kind]]
 
     def points(self, kind: str, name: str) -> list[Points]:
-        """Per launch: (bytes, median seconds) by size."""
+        """Per launch the pairs (bytes, median seconds), by size."""
         sizes = list(self.records[kind][0][0][name])
         columns = {float(size): self.medians(kind, name, size) for size in sizes}
         return [
@@ -111,12 +117,12 @@ class Launches:
 
     @property
     def num_launches(self) -> int:
-        """Rounds that were made."""
+        """The number of rounds that were made."""
         return len(self.records["gradients"])
 
     @property
     def shaped_reason(self) -> str | None:
-        """Why no link was shaped; None = links were."""
+        """Why no link was shaped; None where links were shaped."""
         if "shaped" not in self.records:
             return "not asked for"
         return next(
@@ -124,8 +130,7 @@ class Launches:
         )
 
     def shaped_points(self) -> dict[float, Points]:
-        """Rate in Mbit/s -> (bytes, median seconds) of all launches; {} where no link was
-        shaped."""
+        """Rate in Mbit/s -> (bytes, median seconds) of all launches; empty without shaped links."""
         if self.shaped_reason is not None:
             return {}
         rates = self.records["shaped"][0][0]["one_way"]
@@ -144,8 +149,10 @@ class Launches:
 
 
 def slowest(ranks: Sequence[Record], *path: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Times at this path of the records, element by element the largest over the ranks that have
-    any."""
+    """The times at this path of the records, repetition by repetition of the slowest rank.
+
+    Ranks that have no such times are left out.
+    """
     rows = []
     for rank in ranks:
         found: Any = rank
@@ -164,11 +171,13 @@ def take(
     say: Callable[[str], None],
     beside: Callable[[Launches], None],
 ) -> Launches:
-    """All rounds. `beside(found so far)`: what else belongs to a round, before its slow link.
+    """Makes all rounds of launches.
 
-    cell: resolved, of one worker; its workload and preset are what gradients are timed of.
+    `beside` is called in each round with what was found so far, before the slow link, and measures
+    what else belongs to it. `cell` is resolved and has one worker; the timed gradients are those of
+    its workload and preset.
     """
-    whole = cells.global_batch(cell)
+    whole = global_batch(cell)
     found = Launches(batches=[whole // share for share in SHARES if whole % share == 0])
     for number in range(effort.launches):
         say(f"launches {number + 1} of {effort.launches}")

@@ -1,8 +1,8 @@
-"""What the ranks of `benchsuite calibrate` do to messages: `messages` (2 ranks), `incast` (3),
-`shaped` (2).
+"""What the ranks of `benchsuite calibrate` do to measure messages.
 
-Each entry is called with a job, connects as a worker does, does what `order.json` says and leaves
-lists of ns as its record. What they do to gradients: `calibrate_compute_ranks.py`.
+Entries are `messages` of two ranks, `incast` of three and `shaped` of two. Each is called with a
+job, connects as a worker does, does what `order.json` says and leaves lists of ns as its record.
+What ranks do to measure computing is in `compute_ranks.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchsuite.comm.process import ProcessComm
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.programs.bench import read_order
 from benchsuite.programs.shaped_link import BURST_BYTES, NotShaped, ShapedLoopback
 from benchsuite.worker.job import RankJob, write_rank_file
@@ -26,11 +26,11 @@ Times = dict[str, Any]
 
 
 def messages(job: RankJob) -> None:
-    """`one_way` (half a round trip, one message under way), `both_ways` (each sends and receives at
-    once); controls.
+    """Times messages of two ranks by size, and the controls of `_controls`.
 
-    Order: {"sizes": {bytes: repetitions}, "controls": n}. Receives are posted ahead, as our
-    topologies do.
+    `one_way` is half of a round trip, with one message under way at a time; for `both_ways` each
+    rank sends and receives at once. Receives are posted ahead, as the suite's topologies do. Order:
+    {"sizes": {bytes: repetitions}, "controls": n}.
     """
     comm = connected(job)
     order = read_order(job.run_dir)
@@ -45,7 +45,7 @@ def messages(job: RankJob) -> None:
 
 
 def _one_way(comm: ProcessComm, size: int, repetitions: int, warmup: int = WARMUP) -> list[int]:
-    """On rank 0: half of each round trip. Rank 1 answers."""
+    """Half of each round trip in ns, measured on rank 0; rank 1 answers."""
     mine = torch.ones(size // 4)
     theirs = torch.zeros(size // 4)
     times = []
@@ -65,6 +65,7 @@ def _one_way(comm: ProcessComm, size: int, repetitions: int, warmup: int = WARMU
 
 
 def _both_ways(comm: ProcessComm, size: int, repetitions: int) -> list[int]:
+    """The ns of each exchange, in which this rank sends and receives at once."""
     mine = torch.ones(size // 4)
     theirs = torch.zeros(size // 4)
     other = 1 - comm.rank
@@ -81,8 +82,11 @@ def _both_ways(comm: ProcessComm, size: int, repetitions: int) -> list[int]:
 
 
 def _controls(comm: ProcessComm, repetitions: int) -> Times:
-    """Rank 0: `ticket_call` (what sending a ticket costs), `counter` (fetch_add). Rank 1: `ticket`,
-    until it came."""
+    """Times the small calls with which a worker and a server agree.
+
+    On rank 0 these are `ticket_call`, what sending a ticket costs, and `counter`, one fetch_add. On
+    rank 1 it is `ticket`, the time until the ticket came.
+    """
     calls = []
     arrivals = []
     counters = []
@@ -98,7 +102,7 @@ def _controls(comm: ProcessComm, repetitions: int) -> Times:
             counters.append(perf_counter_ns() - before)
         else:
             _, _, sent_ns = comm.next_ticket()
-            arrivals.append(perf_counter_ns() - sent_ns)  # one host, one clock
+            arrivals.append(perf_counter_ns() - sent_ns)  # both ranks read the clock of one host
             comm.ticket(0, repetition)
     return {
         "ticket_call": calls[WARMUP:],
@@ -108,10 +112,10 @@ def _controls(comm: ProcessComm, repetitions: int) -> Times:
 
 
 def incast(job: RankJob) -> None:
-    """On rank 0: `at_once`, two messages that ranks 1 and 2 send together; `in_turn`, one after the
-    other.
+    """Times two messages to rank 0: `at_once`, sent together by ranks 1 and 2, and `in_turn`.
 
-    Order: {"sizes": {bytes: repetitions}}. Each begins with a word of 4 bytes from the receiver.
+    Each message is sent when a word of 4 bytes from the receiver asks for it. Order: {"sizes":
+    {bytes: repetitions}}.
     """
     comm = connected(job)
     order = read_order(job.run_dir)
@@ -127,7 +131,7 @@ def incast(job: RankJob) -> None:
 
 
 def _gather(comm: ProcessComm, numel: int, *, together: bool) -> int:
-    """Rank 0 receives a vector from each of the others; ns on rank 0."""
+    """The ns in which rank 0 receives a vector from each of the others; 0 on the others."""
     word = torch.zeros(1)
     if comm.rank != 0:
         mine = torch.ones(numel)
@@ -149,7 +153,7 @@ def _gather(comm: ProcessComm, numel: int, *, together: bool) -> int:
 
 
 def shaped(job: RankJob) -> None:
-    """`one_way` by rate and size over a slow link; `reason` where there is none.
+    """Times `one_way` by rate and size over a slow link, or leaves the `reason` why there is none.
 
     Order: {"rates": {Mbit/s: {bytes: repetitions}}}.
     """
@@ -162,16 +166,18 @@ def shaped(job: RankJob) -> None:
         if reason:
             write_rank_file(job.run_dir, job.rank, json.dumps({"reason": reason, "one_way": {}}))
             store.set(f"seen by {job.rank}", "")
-            store.get(f"seen by {1 - job.rank}")  # rank 0 hosts the store
+            store.get(
+                f"seen by {1 - job.rank}"
+            )  # rank 0 hosts the store, so it stays until the other has read
             return
-        comm = connected(job, store)  # after the packets have got their size
+        comm = connected(job, store)  # only now do packets have their size
         record: Times = {"reason": None, "one_way": {}}
         for rate, sizes in read_order(job.run_dir)["rates"].items():
             comm.barrier()
             if isinstance(link, ShapedLoopback):
                 link.set_rate(float(rate))
             comm.barrier()
-            _one_way(comm, 2 * BURST_BYTES, 1, warmup=0)  # empties the bucket
+            _one_way(comm, 2 * BURST_BYTES, 1, warmup=0)  # empties the bucket of the traffic shaper
             record["one_way"][rate] = {
                 size: _one_way(comm, int(size), repetitions, warmup=1)
                 for size, repetitions in sizes.items()
@@ -183,7 +189,7 @@ def shaped(job: RankJob) -> None:
 
 
 def _slow_link(job: RankJob, stack: contextlib.ExitStack) -> ShapedLoopback | str:
-    """The link, which `stack` puts back; else why there is none."""
+    """The shaped link, which `stack` puts back at its end, or the reason why there is none."""
     link = ShapedLoopback(private_network=job.private_network, network_reason=job.network_reason)
     try:
         return stack.enter_context(link)
@@ -192,14 +198,12 @@ def _slow_link(job: RankJob, stack: contextlib.ExitStack) -> ShapedLoopback | st
 
 
 def connected(job: RankJob, store: Any = None) -> ProcessComm:
-    """As a worker connects, with one thread."""
+    """Connects as a worker does, with one thread."""
     torch.set_num_threads(1)
-    return connect(
-        job, cells.from_json(job.cell), open_store(job) if store is None else store, None
-    )
+    return connect(job, from_json(job.cell), open_store(job) if store is None else store, None)
 
 
 def leave(job: RankJob, comm: ProcessComm, record: Times) -> None:
-    """Hands the record in; nobody goes while a peer still needs the store."""
+    """Hands the record in, and stays until no peer needs the store any more."""
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
     comm.barrier()

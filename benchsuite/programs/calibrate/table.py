@@ -176,7 +176,7 @@ def _modelled(document: Document) -> Iterator[str]:
 
 
 def _worst(row: Sequence[Document]) -> str:
-    """The largest errors of a row, of sizes and of rates."""
+    """The largest errors in a row, those on sizes and those on rates."""
     errors = [
         [cell[name] for cell in row if cell[name] is not None]
         for name in ("size_error", "rate_error")
@@ -186,7 +186,7 @@ def _worst(row: Sequence[Document]) -> str:
 
 
 def _extrapolated(row: Document) -> str:
-    """A number with its interval and errors, or why there is none."""
+    """A number with its interval and errors, or the reason why there is none."""
     if row["error"] is None:
         return "- not tried"
     if row["shown_s"] is None:

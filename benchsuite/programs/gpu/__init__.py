@@ -1,1 +1,1 @@
-"""The check of a machine with a CUDA device: laws, rates and memory measured there."""
+"""The check of a machine with a CUDA device: laws, rates and memory that are measured there."""

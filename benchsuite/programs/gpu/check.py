@@ -1,13 +1,15 @@
-"""`make gpu-check`: what a machine with one CUDA device does, measured in minutes; installs
-nothing.
+"""`make gpu-check`: measures in minutes what a machine with one CUDA device does.
 
-Runs under whatever Python and torch (>= 2.8) are there, from the repository's root, with the
-standard library, torch and numpy. Four parts: the gpu presets as ordinary cells (tokens, images and
-frames per second, peak memory, share of a measured matrix product), ranks that share the device
-through gloo, ResNet-50 beside a hand-written loop in alternation, and laws on the device. One JSON
-file comes out, with machine, torch and commit; the exit code is 0 where every check passed, 1 where
-one did not, 2 where there is no device. `--cpu-dry-run` goes the same way on the CPU with tiny
-presets: its figures mean nothing, and bounds on speed are not checked.
+It installs nothing. It runs from the repository's root under any Python with torch (>= 2.8) and
+numpy, and needs nothing else outside the standard library. It has four parts: the gpu presets as
+ordinary cells (tokens, images and frames per second, peak memory, share of a measured matrix
+product); ranks that share the device through gloo; ResNet-50 in alternation with a hand-written
+loop; and laws on the device.
+
+One JSON file comes out, with the machine, the version of torch and the commit. The exit code is 0
+where every check passed, 1 where one did not, and 2 where there is no device. `--cpu-dry-run` does
+the same on the CPU with tiny presets: its figures mean nothing, and bounds on speed are not
+checked.
 """
 
 from __future__ import annotations
@@ -32,9 +34,8 @@ from benchsuite.laws.micro_batches import accumulated
 from benchsuite.laws.part import bf16_is_close
 from benchsuite.laws.synchronous import equals_one_process
 from benchsuite.measure import environment
-from benchsuite.plan import cell as cells
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.programs.gpu.loops import Rates, compared, rounded
 from benchsuite.results.record import Run, Status, now_iso
 from benchsuite.results.store import GPU_CHECKS, Store
@@ -44,12 +45,13 @@ from benchsuite.worker import devices
 OK = 0
 FAILED = 1
 NO_DEVICE = 2
-# gpt2-small in bf16; ResNet-50 beside a hand-written loop
+# The least share of the matrix product's rate for gpt2-small in bf16, and the least ratio of
+# ResNet-50's rate to that of a hand-written loop.
 LEAST_MFU = 0.40
 LEAST_RATIO = 0.98
 UNITS = {"transformer": "tokens/s", "cnn": "images/s", "rl_agent": "frames/s"}
 DEADLINE_S = 240.0
-# workload, preset, precision; on the CPU what stands behind them
+# Workload, preset and precision of the cells that have the device to themselves.
 ALONE = (
     ("transformer", "gpu", "bf16"),
     ("transformer", "gpu_medium", "bf16"),
@@ -87,7 +89,7 @@ LAWS: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was asked, whether it holds, with both numbers."""
+    """One line of the report: what was asked, whether it holds, and both numbers."""
 
     name: str
     holds: bool
@@ -96,21 +98,21 @@ class Check:
 
 @dataclass
 class Found:
-    """What the file is made of."""
+    """Everything that the file is made of."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)  # what this version has no file or preset for
+    absent: list[str] = field(default_factory=list)  # checks that have no file or preset here
     rates: dict[str, Any] = field(default_factory=dict)
 
     def check(self, name: str, holds: bool, detail: str) -> None:
-        """Notes one check and says it."""
+        """Notes one check and prints it."""
         self.checks.append(Check(name, holds, detail))
         print(f"{'pass' if holds else 'FAIL'}  {name}: {detail}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Runs all parts and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchsuite.gpu_check", description=__doc__.splitlines()[0]
     )
@@ -145,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(folder: Path, found: Found, *, started_at: str, device: str, passed: bool) -> Path:
-    """The result file."""
+    """Writes the result file."""
     folder.mkdir(parents=True, exist_ok=True)
     commit, dirty = environment.code_version()
     name = torch.cuda.get_device_name() if device == "cuda" else "none (dry run)"
@@ -174,7 +176,7 @@ def write(folder: Path, found: Found, *, started_at: str, device: str, passed: b
 
 
 def presets(found: Found, device: str) -> None:
-    """The gpu presets, each alone on the device."""
+    """Measures the gpu presets, each alone on the device."""
     wanted = []
     for workload, preset, precision in ALONE:
         known = plugins.find("workload", workload).presets
@@ -209,8 +211,10 @@ def presets(found: Found, device: str) -> None:
 
 
 def shared(found: Found, device: str) -> None:
-    """Two ranks on one device, through gloo, over several topologies; every byte is as
-    predicted."""
+    """Runs two ranks on one device, through gloo and over several topologies.
+
+    Every byte that they send must be as predicted.
+    """
     cells_ = [
         Cell(
             workload="transformer",
@@ -232,16 +236,16 @@ def shared(found: Found, device: str) -> None:
 
 
 def launched(wanted: Sequence[Cell]) -> Iterator[Run]:
-    """Ordinary launches: fresh processes per cell, their run files read back."""
+    """Runs cells as ordinary launches, each in fresh processes, and reads their run files back."""
     with tempfile.TemporaryDirectory(prefix="benchsuite-gpu-") as folder:
         api.run(list(wanted), results=folder)
         runs = {run.cell_id: run for run in Store(folder).runs()}
-    for cell in {cells.resolve(cell).id: cell for cell in wanted}:
+    for cell in {resolve(cell).id: cell for cell in wanted}:
         yield runs[cell]
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """What the file keeps of a run."""
+    """The figures of a run that the file keeps."""
     rate = run.cost.get("env_steps_per_s") or run.cost.get("samples_per_s")
     unit = UNITS.get(run.cell.workload, "")
     if unit == "tokens/s" and rate:
@@ -264,7 +268,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """One line of a run."""
+    """A run as one printed line."""
     parts = [f"{row['rate']:,.0f} {row['unit']}" if row["rate"] else "no rate"]
     if row["mfu"]:
         parts.append(
@@ -279,8 +283,10 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def hand_written(found: Found, device: str) -> None:
-    """ResNet-50 on synthetic images: the suite's loop and one that a user would write, in turn, in
-    this process."""
+    """Trains ResNet-50 on synthetic images by the suite's loop and by one that a user would write.
+
+    The two take turns in this process.
+    """
     small = device == "cpu"
     known = plugins.find("workload", "cnn").presets
     if not small and "gpu" not in known:
@@ -293,9 +299,7 @@ def hand_written(found: Found, device: str) -> None:
         device=device,
         budget=Budget(steps=4 if small else 30),
     )
-    rates: Rates = compared(
-        cells.resolve(cell), rounds=2 if small else 7, warm_up=1 if small else 8
-    )
+    rates: Rates = compared(resolve(cell), rounds=2 if small else 7, warm_up=1 if small else 8)
     found.rates = rounded(rates)
     detail = (
         f"{rates.ratio:.4f} of {rates.median('hand'):,.1f} images/s, {len(rates.ours)} rounds "
@@ -307,8 +311,10 @@ def hand_written(found: Found, device: str) -> None:
 
 
 def laws(found: Found, device: str) -> None:
-    """Training on the device equals one process on the CPU, in float64; a bf16 gradient is rounded,
-    and is close."""
+    """Checks two laws on the device.
+
+    Training in float64 equals one process on the CPU, and a gradient in bf16 is rounded but close.
+    """
     for fields in LAWS:
         cell = tiny(device=device, **fields)
         pieces = f", {accumulated(cell)} micro-batches" if accumulated(cell) > 1 else ""
@@ -325,7 +331,7 @@ def laws(found: Found, device: str) -> None:
 
 
 def asked(found: Found, name: str, law: Callable[[], Figure]) -> None:
-    """One law."""
+    """Checks one law and notes its figure."""
     figure = law()
     found.check(name, figure.holds, str(figure))
 

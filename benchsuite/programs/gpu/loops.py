@@ -1,9 +1,9 @@
-"""The suite's loop and a hand-written one on the same model and data, in turn: what the suite costs
-on a device.
+"""The suite's loop in turn with a hand-written one, on the same model and data of a device.
 
-Both sides are timed alike: an event at the end of every step, read when a round is over, the first
-steps dropped. The hand-written loop is what one writes without the suite: autocast, `zero_grad`,
-`backward`, the recipe's optimiser on the model's own parameters, and no look at the loss.
+Their ratio is what the suite costs. Both sides are timed alike: an event at the end of every step,
+read when a round is over, with the first steps dropped. The hand-written loop is what one writes
+without the suite: autocast, `zero_grad`, `backward`, the recipe's optimiser on the model's own
+parameters, and no look at the loss.
 """
 
 from __future__ import annotations
@@ -36,31 +36,33 @@ from benchsuite.workload import seeded_layers, to_device
 
 @dataclass
 class Rates:
-    """Samples per second of each round."""
+    """Samples per second of each round, on both sides."""
 
     ours: list[float] = field(default_factory=list)
     hand: list[float] = field(default_factory=list)
 
     def median(self, side: str) -> float:
-        """Of one side."""
+        """The median over the rounds of one side."""
         return statistics.median(self.ours if side == "ours" else self.hand)
 
     @property
     def ratio(self) -> float:
-        """Ours over the hand-written loop's: the median of the rounds' own ratios."""
+        """The suite's rate over the hand-written loop's: the median of the rounds' ratios."""
         return statistics.median(
             ours / hand for ours, hand in zip(self.ours, self.hand, strict=True)
         )
 
 
 def rounded(rates: Rates) -> dict[str, Any]:
-    """For a file."""
+    """The rates as the result file has them."""
     return {"ours": rates.ours, "hand": rates.hand, "ratio": rates.ratio, "unit": "samples/s"}
 
 
 def compared(cell: Cell, *, rounds: int, warm_up: int) -> Rates:
-    """`rounds` rounds of the cell's budget on each side, who begins alternates; the first round of
-    all is not kept."""
+    """Runs rounds of the cell's budget on each side; the two take turns to begin.
+
+    The first round of all warms the device up and is not kept.
+    """
     rates = Rates()
     for number in range(rounds + 1):
         order = ("ours", "hand") if number % 2 else ("hand", "ours")
@@ -73,7 +75,7 @@ def compared(cell: Cell, *, rounds: int, warm_up: int) -> Rates:
 
 
 def _ours(cell: Cell, warm_up: int) -> float:
-    """One rank's life without its process: build, loop, rows."""
+    """The rate of one rank's life in the suite, without its process: build, loop, rows."""
 
     def body(comm: ProcessComm) -> float:
         timer = _timer(cell)
@@ -101,7 +103,7 @@ def _ours(cell: Cell, warm_up: int) -> float:
 
 
 def _hand(cell: Cell, warm_up: int) -> float:
-    """The loop that one would write. In a thread, as ours is."""
+    """The rate of the loop that one would write, in a thread because the suite's runs in one."""
 
     def body(comm: ProcessComm) -> float:
         device = devices.current(cell)

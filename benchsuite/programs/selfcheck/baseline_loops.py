@@ -1,11 +1,11 @@
-"""What one would write without the suite: two training scripts, the baselines of `benchsuite
-selfcheck`.
+"""Two training scripts as one would write them without the suite: baselines of `selfcheck`.
 
-`flat_loop`: one flat gradient, the backend's all-reduce (what `synchronous` over `native` does).
-`ddp_loop`: DistributedDataParallel as its documentation shows it (what `ddp` does). Model, data and
-recipe are the workload's; the loops themselves use torch only: no beat, no clock rows but one time
-stamp per step, no counting, no snapshots. A rank's record is `{"steps": {"start_ns", "end_ns",
-"loss"}, "cpu_s"}`: what `selfcheck` reads of a real one.
+`flat_loop` keeps one flat gradient and calls the backend's all-reduce, as `synchronous` over
+`native` does. `ddp_loop` uses DistributedDataParallel as its documentation shows it, as `ddp` does.
+
+Model, data and recipe are the workload's. The loops themselves use torch only: one time stamp per
+step, no heartbeat, no other clock rows, no counting, no snapshots. A rank's record is `{"steps":
+{"start_ns", "end_ns", "loss"}, "cpu_s"}`, which is what `selfcheck` reads of a real rank's.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.worker import setup
 from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.workload import Recipe, Workload, seeded_layers
 
 
 def flat_loop(job: RankJob) -> None:
-    """Parameters and gradient are one vector each; the gradient is summed over the ranks and
-    divided."""
+    """Trains with parameters and gradient as one vector each.
+
+    The gradient is summed over the ranks and then divided.
+    """
     workload, recipe, steps = begin(job)
     rank = job.rank
     size = job.world_size
@@ -63,7 +65,7 @@ def flat_loop(job: RankJob) -> None:
 
 
 def ddp_loop(job: RankJob) -> None:
-    """zero_grad, forward, backward, step."""
+    """Trains with DistributedDataParallel: zero_grad, forward, backward, step."""
     workload, recipe, steps = begin(job)
     rank = job.rank
     size = job.world_size
@@ -92,7 +94,7 @@ def ddp_loop(job: RankJob) -> None:
 
 
 def begin(job: RankJob) -> tuple[Workload, Recipe, int]:
-    """Threads, process group, data: (workload, recipe, steps)."""
+    """Sets threads, process group and data; returns (workload, recipe, steps)."""
     torch.set_num_threads(int(job.cell["threads"]))
     timeout = timedelta(seconds=job.timeout_s)
     store = dist.TCPStore(
@@ -106,7 +108,7 @@ def begin(job: RankJob) -> tuple[Workload, Recipe, int]:
     dist.init_process_group(
         "gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
     )
-    cell = cells.from_json(job.cell)
+    cell = from_json(job.cell)
     workload = setup.start_workload(cell)
     recipe = setup.make_recipe(cell, workload)
     return workload, recipe, recipe.budget // recipe.global_batch

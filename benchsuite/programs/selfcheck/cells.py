@@ -1,8 +1,7 @@
-"""The checks of `benchsuite selfcheck` that start ranks: launching, the harness, the ring, the
-server loop.
+"""The checks of `benchsuite selfcheck` that start ranks: launching, harness, ring, server loop.
 
-All cells run in one fork server, every launch is fresh, and whatever is compared takes turns. No
-torch here.
+All cells run in one fork server, every launch is fresh, and whatever is compared takes turns. This
+module imports no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from benchsuite.programs.bench import Bench, Launch
 BASELINES = "benchsuite.programs.selfcheck.baseline_loops"
 RANKS = "benchsuite.programs.selfcheck.ranks"
 IDLE = Path(__file__).with_name("idle_strategy.py")
-NEVER = 10**9  # samples between snapshots
+NEVER = 10**9  # samples between snapshots, more than any run has
 MODULES = (BASELINES, RANKS)  # for the fork server to import
 LAUNCH_BAR_S = 0.4
 HARNESS_BAR = 0.97
@@ -36,15 +35,15 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is run; smaller in tests."""
+    """How much is run; the tests run less."""
 
     launches: int = 5
-    # of short launches per launch, where step times are compared: what is compared stands close in
-    # time
+    # Where step times are compared, each launch is so many pairs of short ones, so that what is
+    # compared stands close in time.
     pairs: int = 3
-    steps: int = 80  # of each of them
-    warmup: int = 10  # of them not looked at
-    idle_steps: int = 2000  # of the cell that does nothing but be measured
+    steps: int = 80  # of each short launch
+    warmup: int = 10  # of these steps are not looked at
+    idle_steps: int = 2000  # of the cell whose strategy does nothing
     ring_repetitions: Mapping[int, int] = field(
         default_factory=lambda: {4 * MIB: 100, 16 * MIB: 30, 64 * MIB: 8}
     )
@@ -57,8 +56,10 @@ class Effort:
 
 
 def launching(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Two ranks that do nothing, and two that train for five steps, after the first cell of each
-    kind."""
+    """Times cells of two ranks that do nothing, and of two that train for five steps.
+
+    The first cell of each kind is not counted.
+    """
     cell = resolve(
         Cell(workload="cnn", preset="smoke", topology="ring", replicas=2, budget=Budget(steps=5))
     )
@@ -97,8 +98,10 @@ def launching(bench: Bench, effort: Effort) -> Iterator[Figure]:
 
 
 def phases(launch: Launch) -> dict[str, float]:
-    """Where a cell's time goes outside its loop, in seconds; a phase ends when its last rank ends
-    it."""
+    """Where a cell's time goes outside its loop, in seconds.
+
+    A phase ends when its last rank ends it.
+    """
     marks = [
         dict(rank["marks_ns"], start=rank["start_ns"], end=rank["end_ns"]) for rank in launch.ranks
     ]
@@ -125,7 +128,10 @@ def _phases_text(launches: Sequence[Launch]) -> str:
 
 
 def harness(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """The worker against hand-written loops of the same work; first its own book-keeping alone."""
+    """Compares the worker with hand-written loops of the same work.
+
+    First comes its own book-keeping alone.
+    """
     yield from bookkeeping(bench, effort)
     for sync, script, replicas in (
         ("synchronous", "flat_loop", 1),
@@ -145,8 +151,10 @@ def harness(bench: Bench, effort: Effort) -> Iterator[Figure]:
 
 
 def bookkeeping(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """The worker's loop around a strategy that does nothing, less the batch: beats, clock, rows,
-    snapshots offered."""
+    """The time of the worker's loop around a strategy that does nothing, less that of the batch.
+
+    What is left are heartbeats, clock, rows and snapshots.
+    """
     idle = resolve(
         Cell(
             workload="cnn",
@@ -181,9 +189,9 @@ def against_script(
     item: str = "harness",
     bar: float = HARNESS_BAR,
 ) -> Iterator[Figure]:
-    """Pairs of fresh launches, ours and the script's, in the order ABBA from a random begin.
+    """Launches the cell and the script in pairs, in the order ABBA from a random begin.
 
-    script: a function of `baseline_loops`, or an entry of its own.
+    `script` names a function of `baseline_loops`, or is an entry of its own.
     """
     sides: dict[str, list[float]] = {
         RANK_ENTRY: [],
@@ -236,7 +244,7 @@ def against_script(
 
 
 def step_us(ranks: Sequence[Mapping[str, Any]], warmup: int) -> float:
-    """Median step time of a launch in us; a step's time is the maximum over its ranks."""
+    """The median step time of a launch in us; a step takes as long as its slowest rank."""
     start, end = (
         np.array([rank["steps"][name] for rank in ranks], dtype=float)
         for name in ("start_ns", "end_ns")
@@ -248,8 +256,10 @@ def step_us(ranks: Sequence[Mapping[str, Any]], warmup: int) -> float:
 
 
 def ring(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Both give the mean; gloo's bare sum, which the article's step has to divide, stands
-    beside."""
+    """Times the suite's ring and gloo's mean; both give the mean.
+
+    Beside them stands gloo's bare sum, which training would still have to divide.
+    """
     cell = resolve(Cell(workload="cnn", preset="smoke", topology="ring", replicas=2))
     foreign, launches = _launches(
         bench, cell, f"{RANKS}:ring", effort.launches, effort.ring_repetitions
@@ -276,7 +286,7 @@ def ring(bench: Bench, effort: Effort) -> Iterator[Figure]:
 
 
 def server(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Updates per second of the one server loop, against a loop that needs no tickets."""
+    """Updates per second of the suite's server loop, against a loop that needs no tickets."""
     cell = resolve(
         Cell(
             workload="cnn",
@@ -316,8 +326,10 @@ def server(bench: Bench, effort: Effort) -> Iterator[Figure]:
 def _launches(
     bench: Bench, cell: Cell, entry: str, count: int, sizes: Mapping[int, int]
 ) -> tuple[float | None, list[Launch]]:
-    """(share of the cores that others used meanwhile, launches); their seeds differ, and with them
-    the order inside."""
+    """Returns (share of the cores that others used meanwhile, launches).
+
+    The launches' seeds differ, and with them the order of what each measures.
+    """
     meter = CpuMeter()
     launches = [bench.launch(cell.with_seed(seed), entry, sizes) for seed in range(count)]
     return meter.read().foreign_share, launches

@@ -1,9 +1,9 @@
-"""What ranks of `benchsuite selfcheck --only compression` do: every compression's own work on a
-gradient, its transfer.
+"""What the ranks of `benchsuite selfcheck --only compression` do.
 
-`codecs`: `mean` of two workers on a topology that moves nothing: what is left is encoding and
-decoding; leaves `{name: {"encode": [ns, ..], "decode": [ns, ..], "wire_bytes", "dense_bytes",
-"nominal_ratio"}}`.
+`codecs` times the work of every compression on a gradient. It calls `mean` of two workers on a
+topology that moves nothing, so that only encoding and decoding are left, and leaves `{name:
+{"encode": [ns, ..], "decode": [ns, ..], "wire_bytes", "dense_bytes", "nominal_ratio"}}`. `wires`
+times the transfer of as many bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchsuite.compression import Compression
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.programs.bench import read_order
 from benchsuite.topology import ring_traffic
 from benchsuite.topology.direct import Topology as Direct
@@ -32,7 +32,7 @@ from benchsuite.workload import Shapes, numel
 WARMUP = 2
 WORKERS = 2
 ITEMSIZE = 4
-# compression -> the topology whose bytes it is given, of those that it may go over
+# compression -> the one of its topologies with which its bytes are counted
 OVER: dict[str, Any] = {
     "fp16": Ring,
     "bf16": Ring,
@@ -45,7 +45,7 @@ OVER: dict[str, Any] = {
 
 
 def codecs(job: RankJob) -> None:
-    """All compressions in turn, in another order each time."""
+    """Times all compressions in turn, in another order each time."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # as a worker does
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
@@ -69,9 +69,9 @@ def codecs(job: RankJob) -> None:
 
 
 def wires(job: RankJob) -> None:
-    """Two ranks give each other as many bytes as each compression sends: `{name: [ns, ..]}`."""
+    """Times two ranks that exchange as many bytes as each compression sends: `{name: [ns, ..]}`."""
     torch.set_num_threads(1)
-    comm = connect(job, cells.from_json(job.cell), open_store(job), None)
+    comm = connect(job, from_json(job.cell), open_store(job), None)
     order = read_order(job.run_dir)
     peer = 1 - comm.rank
     names = sorted(order["sizes"])
@@ -94,15 +94,18 @@ def wires(job: RankJob) -> None:
 
 
 def _shapes(job: RankJob) -> Shapes:
-    """Of the cell's model, whose numbers nobody needs."""
-    workload = setup.make_workload(cells.from_json(job.cell))
+    """The shapes of the cell's model, made without memory because nobody needs its numbers."""
+    workload = setup.make_workload(from_json(job.cell))
     with torch.device("meta"):
         model = torch.nn.Sequential(*workload.layers())
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def _described(name: str, compression: Compression, shapes: Shapes) -> dict[str, Any]:
-    """Bytes that leave a worker of two for one mean, encoded and (by a ring) as they are."""
+    """A record with the bytes that leave one of two workers for one mean.
+
+    `wire_bytes` is encoded; `dense_bytes` is what a ring sends of the vector as it is.
+    """
     compression.start(shapes, seed=0)
     size = numel(shapes)
     wire = compression.predicted_traffic(shapes, ITEMSIZE, OVER[name](), num_workers=WORKERS)
@@ -117,7 +120,7 @@ def _described(name: str, compression: Compression, shapes: Shapes) -> dict[str,
 
 
 def _timed(compression: Compression, flat: Tensor) -> tuple[int, int]:
-    """ns until the last vector has set out, and from then on."""
+    """(ns until the last vector has set out, ns from its return on)."""
     nowhere = Nowhere()
     begin = time.perf_counter_ns()
     compression.mean(flat, nowhere)  # type: ignore[arg-type]  # all of a topology that a compression asks for
@@ -126,7 +129,10 @@ def _timed(compression: Compression, flat: Tensor) -> tuple[int, int]:
 
 
 class Nowhere:
-    """Rank 0 of two, whose peer sent the same. What it does itself is not counted."""
+    """A topology that moves nothing: rank 0 of two workers, whose peer sent the same.
+
+    The time that it needs itself is not counted.
+    """
 
     num_workers = WORKERS
     rank = 0
@@ -137,19 +143,19 @@ class Nowhere:
         self._pieces: list[Tensor] = []
 
     def mean(self, flat: Tensor) -> None:
-        """Of two that are alike."""
+        """The mean of two vectors that are equal, which is the vector itself."""
         self._leave()
         self._return()
 
     def gather(self, wire: Tensor, sizes: Sequence[int] = ()) -> list[Tensor]:
-        """The own one, and one that lies elsewhere."""
+        """This worker's bytes, and a copy of them that lies elsewhere."""
         self._leave()
         rows = [wire, self._pieces[1] if sizes else wire.clone()]
         self._return()
         return rows
 
     def scatter(self, pieces: Sequence[Tensor]) -> list[Tensor]:
-        """The own chunk, and the peer's."""
+        """This worker's own chunk, and the peer's."""
         self._leave()
         self._pieces = [piece.clone() for piece in pieces]
         rows = [pieces[0], self._pieces[0]]
@@ -157,7 +163,9 @@ class Nowhere:
         return rows
 
     def _leave(self) -> None:
-        self.before_ns += self.back_ns - self.left_ns  # of the call before
+        self.before_ns += (
+            self.back_ns - self.left_ns
+        )  # what the topology itself took in the call before
         self.left_ns = time.perf_counter_ns()
 
     def _return(self) -> None:

@@ -1,7 +1,6 @@
-"""The checks of `benchsuite selfcheck` on collectives: shared memory, buckets, where a server's
-time goes.
+"""The checks of `benchsuite selfcheck` on collectives: shared memory, buckets, a server's time.
 
-All launches are fresh, and whatever is compared takes turns. No torch here.
+All launches are fresh, and whatever is compared takes turns. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ GOALS = {"copied": 3.0, "in place": 5.0}
 OVERLAP_BAR = 1.10
 OVERLAP_SHARED_BAR = 0.85
 SHAPED = "benchsuite.programs.selfcheck.shaped"
-# both directions share the loopback: about 3 Gbit/s each way, sending takes as long as computing
+# Both directions share the loopback, so each has about 3 Gbit/s, at which sending takes as long as
+# computing.
 SHAPED_MBIT = 6000
 SHAPED_BUCKETS: Mapping[float, float | None] = {25.0: None, 10.0: 1.15}  # MiB -> bar
 SERVER_SHARE_BAR = 0.95
-SIDES: Mapping[
-    str, tuple[str, str, float, float | None]
-] = {  # name -> sync, topology, bucket_mib, bar
+# name -> sync, topology, bucket_mib, bar
+SIDES: Mapping[str, tuple[str, str, float, float | None]] = {
     "DDP": ("ddp", "native", 0.0, None),
     "buckets, native": ("synchronous", "native", 25.0, OVERLAP_BAR),
     "buckets, ring": ("synchronous", "ring", 25.0, OVERLAP_BAR),
@@ -45,19 +44,22 @@ SIDES: Mapping[
 
 @dataclass(frozen=True)
 class CollectiveEffort:
-    """How much is run; smaller in tests."""
+    """How much is run; the tests run less."""
 
     repetitions: Mapping[int, int] = field(
         default_factory=lambda: {MIB: 60, 4 * MIB: 30, 16 * MIB: 12, 64 * MIB: 5}
     )
-    preset: str = "comm"  # ResNet-18 shapes
-    steps: int = 14  # of a training run of it
+    preset: str = "comm"  # which has the shapes of ResNet-18
+    steps: int = 14  # of one training run
     warmup: int = 4
-    updates: int = 60  # of a 13 MB server
+    updates: int = 60  # of a server with vectors of 13 MB
 
 
 def hierarchical(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
-    """Shared memory against gloo's all_reduce (a bare sum), by 2 and 4 ranks on this host."""
+    """Compares the mean through shared memory with gloo's all_reduce, on 2 and 4 ranks.
+
+    All ranks are on this host. gloo's all_reduce is a bare sum, which is not divided.
+    """
     for ranks in (2, 4):
         cell = resolve(
             Cell(workload="cnn", preset="smoke", topology="hierarchical", replicas=ranks)
@@ -93,7 +95,7 @@ def hierarchical(bench: Bench, launches: int, effort: CollectiveEffort) -> Itera
 
 
 def overlap(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
-    """A step of ResNet-18 shapes, 4 images per rank, 2 ranks, against DistributedDataParallel's."""
+    """Compares a step of two ranks with DistributedDataParallel's: ResNet-18, 4 images per rank."""
     cells = {name: _step_cell(*side[:3], effort=effort) for name, side in SIDES.items()}
     meter = CpuMeter()
     found = _in_turns(
@@ -119,11 +121,10 @@ def overlap(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[F
 
 
 def _hidden(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
-    """What buckets hide where sending is waiting and not work: one vector against buckets on a
-    shaped link.
+    """What buckets hide where sending is waiting and not work: on a shaped link.
 
-    DDP's 25 MiB are most of the 42.6 MiB: the first bucket leaves late. Buckets of 10 MiB show what
-    can be hidden.
+    One whole vector is compared with buckets. DDP's default of 25 MiB is most of the 42.6 MiB of
+    this model, so its first bucket leaves late; buckets of 10 MiB show what can be hidden.
     """
     figures = {
         mib: Figure(
@@ -167,7 +168,7 @@ def _hidden(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[F
 def _in_turns(
     sides: Mapping[Side, Cell], launches: int, measure: Callable[[Cell], float]
 ) -> dict[Side, list[float]]:
-    """So many values of each side; another one goes first in every round."""
+    """So many values of each side; another side goes first in every round."""
     found: dict[Side, list[float]] = {side: [] for side in sides}
     order = list(sides)
     for _ in range(launches):
@@ -195,7 +196,7 @@ def _step_cell(sync: str, topology: str, bucket_mib: float, *, effort: Collectiv
 
 
 def _step_ms(ranks: Sequence[Mapping[str, Any]], warmup: int) -> float:
-    """Median step time of a launch; a step's time is the maximum over its ranks."""
+    """The median step time of a launch in ms; a step takes as long as its slowest rank."""
     start, end = (
         np.array([rank["steps"][name] for rank in ranks], dtype=float)
         for name in ("start_ns", "end_ns")
@@ -204,8 +205,10 @@ def _step_ms(ranks: Sequence[Mapping[str, Any]], warmup: int) -> float:
 
 
 def server_profile(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[Figure]:
-    """Where a busy server's time goes at 13 MB: receiving, applying, sending; the rest is our
-    loop."""
+    """Where a busy server's time goes with vectors of 13 MB: receiving, applying, sending.
+
+    The rest is the suite's own loop.
+    """
     cell = resolve(
         Cell(
             workload="cnn",
@@ -252,7 +255,7 @@ def medians(launches: Sequence[Launch], name: str) -> list[float]:
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
-    """Launch by launch."""
+    """The quotient of two figures, launch by launch."""
     return [a / b for a, b in zip(numerator, denominator, strict=True)]
 
 

@@ -1,10 +1,9 @@
-"""The check of `benchsuite selfcheck` on compressions: work, bytes, and the link on which they are
-worth it. No torch.
+"""The check of `benchsuite selfcheck` on compressions: work, bytes, and links that pay for them.
 
-Two workers, each of which sends M bytes per mean by a dense ring. A compression sends C bytes and
-works c seconds besides (encode, decode, add): on a link of r bit/s it is faster where c + 8 C / r <
-8 M / r, so below the break-even rate 8 (M - C) / c. Sent while others wait: nothing is hidden
-behind a backward pass.
+Each of two workers sends M bytes per mean by a dense ring. A compression sends C bytes and works c
+seconds besides (encode, decode, add). On a link of r bit/s it is faster where c + 8 C / r < 8 M /
+r, which is below the break-even rate 8 (M - C) / c. This holds for what is sent while others wait;
+nothing is hidden behind a backward pass. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -20,14 +19,16 @@ from benchsuite.programs.bench import Bench
 
 ENTRY = "benchsuite.programs.selfcheck.codecs:codecs"
 WIRES = "benchsuite.programs.selfcheck.codecs:wires"
-REPETITIONS: Mapping[str, int] = {"digits": 200, "comm": 6}  # of a preset of `cnn`, within a launch
+REPETITIONS: Mapping[str, int] = {"digits": 200, "comm": 6}  # preset of `cnn` -> repetitions
 
 
 def compression(
     bench: Bench, launches: int, repetitions: Mapping[str, int] = REPETITIONS
 ) -> Iterator[Figure]:
-    """Encode, wire, decode and break-even rate of every compression, on gradients of 101 kB and
-    44.7 MB."""
+    """Measures encode, wire, decode and break-even rate of every compression.
+
+    The gradients have 101 kB and 44.7 MB.
+    """
     for preset, times in repetitions.items():
         cell = resolve(Cell(workload="cnn", preset=preset))
         meter = CpuMeter()
@@ -50,7 +51,7 @@ def compression(
 def _figures(
     name: str, records: list[Mapping[str, Any]], foreign: float | None
 ) -> Iterator[Figure]:
-    """One value per launch: the median over its repetitions."""
+    """One value per launch, which is the median over its repetitions."""
     dense = records[0]["dense_bytes"]
     wire = records[0]["wire_bytes"]
     where = f"{name}, {dense / 1e6:.3g} MB"
@@ -83,7 +84,7 @@ def _figures(
 def _wire(
     name: str, sizes: Mapping[str, float], launches: list[list[list[int]]], foreign: float | None
 ) -> Figure:
-    """Per launch the median over its repetitions of the slower rank's time."""
+    """Per launch the median over repetitions of the slower rank's time."""
     points = [statistics.median(map(max, zip(*ranks, strict=True))) / 1e6 for ranks in launches]
     return Figure(
         item="compression",
@@ -96,7 +97,10 @@ def _wire(
 
 
 def break_even_mbit(dense_bytes: float, wire_bytes: float, work_ms: float) -> float:
-    """Rate of a link below which the work is worth the bytes; 0 where none are saved."""
+    """The rate of a link in Mbit/s below which the work is worth the bytes.
+
+    It is 0 where no bytes are saved.
+    """
     return max(0.0, 8 * (dense_bytes - wire_bytes) / 1e6 / (work_ms / 1e3))
 
 

@@ -24,8 +24,10 @@ PLAN = "quick"
 
 
 def commands(launches: int) -> Iterator[Figure]:
-    """Fresh processes, after one that leaves Python's compiled files behind (a user's second
-    call)."""
+    """Times commands in fresh processes, as a user's second call would be.
+
+    A first one leaves Python's compiled files behind and is not counted.
+    """
     for verb in ("--help", "list"):
         with tempfile.TemporaryDirectory(prefix="benchsuite-") as compiled:
             environment = {
@@ -60,8 +62,7 @@ def _started(command: list[str], environment: dict[str, str]) -> float:
 
 
 def store(num_runs: int) -> Iterator[Figure]:
-    """A folder of made-up runs: its table, for the first time and from then on (an index is
-    kept)."""
+    """Times the table of a folder of made-up runs, the first time and with its index."""
     with tempfile.TemporaryDirectory(prefix="benchsuite-") as folder:
         _write_runs(Path(folder), num_runs)
         meter = CpuMeter()
@@ -107,8 +108,10 @@ def _write_runs(folder: Path, num_runs: int) -> None:
 
 
 def page(results: str | Path) -> Iterator[Figure]:
-    """The page of the plan `quick` from stored runs, imports included; nothing where there are
-    none."""
+    """Times the page of the plan `quick` from stored runs, imports included.
+
+    Nothing is measured where no runs are stored.
+    """
     from benchsuite.results import code_id
 
     quantity = f"benchsuite report {PLAN}, from stored runs"

@@ -1,5 +1,7 @@
-"""A strategy that does nothing, given by path to `selfcheck`: what is left of a step is the harness
-itself."""
+"""A strategy that does nothing, so that what is left of a step is the harness itself.
+
+`selfcheck` gives it to cells by its path.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ class Strategy:
         return 0.0
 
     def finish(self) -> None:
-        """Nothing is under way."""
+        """Does nothing, because nothing is under way."""
 
     def snapshot(self) -> Tensor:
         params: Tensor = self._part.params

@@ -1,6 +1,7 @@
 """The items of `benchsuite selfcheck`, in the order in which they are measured.
 
-In a file of its own, which imports nothing: the command line names them in its help.
+They have a file of their own, which imports nothing, because the command line names them in its
+help.
 """
 
 ITEMS = (

@@ -1,7 +1,7 @@
-"""The check of `benchsuite selfcheck` on divided replicas: each parallelism against a script that
-uses the same class.
+"""The check of `benchsuite selfcheck` on divided replicas.
 
-Two ranks on the presets that load links, in fresh launches that take turns. No torch here.
+Each parallelism is compared with a script that uses the same class of the library, on two ranks and
+the presets that load links. Launches are fresh and take turns. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ BAR = 0.95
 SIZE = 2
 PRESET = "comm"
 
-# Parallelism, its script, workloads, its options.
+# A parallelism, its script, workloads and options.
 COMPARED: tuple[tuple[str, str, tuple[str, ...], Mapping[str, Any]], ...] = (
     ("fsdp", "fsdp_loop", ("transformer", "cnn"), {}),
     ("tensor", "tensor_loop", ("transformer",), {}),
     ("pipeline", "pipeline_loop", ("transformer", "cnn"), {}),
 )
-# of tenths of a second and more each
+# Few steps are enough, because each takes tenths of a second or more.
 STEPS = 8
 WARMUP = 2
 
 
 def parallel(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Step times of the cell and of the script, interleaved."""
+    """Measures the step times of the cell and of the script in turn."""
     effort = replace(
         effort, pairs=1, steps=min(effort.steps, STEPS), warmup=min(effort.warmup, WARMUP)
     )

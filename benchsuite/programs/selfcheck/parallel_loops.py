@@ -1,10 +1,9 @@
-"""What one would write without the suite to divide a replica: training scripts that use the
-library's own class.
+"""Training scripts that divide a replica with the library's own class, as one would write them.
 
-`fsdp_loop`: `fully_shard` as its documentation shows it, on every layer with parameters and on the
-whole. `tensor_loop`: `parallelize_module` on the matrices of a transformer's blocks.
-`pipeline_loop`: two `PipelineStage`s and `Schedule1F1B`. The baselines of `benchsuite selfcheck
---only parallel`; the records are those of `baseline_loops.py`.
+`fsdp_loop` calls `fully_shard` as its documentation shows it, on every layer with parameters and on
+the whole. `tensor_loop` calls `parallelize_module` on the matrices of a transformer's blocks.
+`pipeline_loop` uses two `PipelineStage`s and `Schedule1F1B`. They are the baselines of `benchsuite
+selfcheck --only parallel`; their records are those of `baseline_loops.py`.
 """
 
 from __future__ import annotations
@@ -27,8 +26,10 @@ from benchsuite.workload import Batch, seeded_layers
 
 
 def fsdp_loop(job: RankJob) -> None:
-    """zero_grad, forward, backward, clip, step: on DTensors. Layers that share a parameter are left
-    to the whole."""
+    """Trains with `fully_shard`: zero_grad, forward, backward, clip, step, on DTensors.
+
+    Layers that share a parameter are left to the `fully_shard` of the whole model.
+    """
     workload, recipe, steps = begin(job)
     rank = job.rank
     size = job.world_size
@@ -61,18 +62,16 @@ def fsdp_loop(job: RankJob) -> None:
         stamps[step + 1] = time.perf_counter_ns()
     cpu_s += time.process_time()
     common = torch.tensor(losses)
-    dist.all_reduce(
-        common
-    )  # of all shares, as the suite's: what is compared must have done the same work
+    # The mean loss of all shares, as in the suite: what is compared must have done the same work.
+    dist.all_reduce(common)
     end(job, stamps, (common / size).tolist(), cpu_s)
 
 
 def tensor_loop(job: RankJob) -> None:
-    """zero_grad, forward, backward, clip, step: of a transformer. The norm of plain and of split
-    parameters together.
+    """Trains a transformer with `parallelize_module`: zero_grad, forward, backward, clip, step.
 
-    A group of parameters each: torch's loops over many tensors refuse lists that mix DTensors with
-    plain ones.
+    Plain and split parameters are clipped by the norm of both together. They are two groups,
+    because torch's loops over many tensors refuse lists that mix DTensors with plain tensors.
     """
     workload, recipe, steps = begin(job)
     batch_size = recipe.global_batch
@@ -122,8 +121,10 @@ def tensor_loop(job: RankJob) -> None:
 
 
 def pipeline_loop(job: RankJob) -> None:
-    """zero_grad, a step of the schedule, what is tied, clip, step. The chain is cut at half of its
-    operations."""
+    """Trains with `Schedule1F1B`: zero_grad, a step of the schedule, tied gradients, clip, step.
+
+    The chain is cut at half of its operations.
+    """
     workload, recipe, steps = begin(job)
     rank = job.rank
     size = job.world_size
@@ -179,7 +180,6 @@ def pipeline_loop(job: RankJob) -> None:
         stamps[step + 1] = time.perf_counter_ns()
     cpu_s += time.process_time()
     common = torch.tensor(losses)
-    dist.broadcast(
-        common, size - 1
-    )  # of the last stage: what is compared must have done the same work
+    # The losses of the last stage: what is compared must have done the same work.
+    dist.broadcast(common, size - 1)
     end(job, stamps, common.tolist(), cpu_s)

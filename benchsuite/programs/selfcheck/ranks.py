@@ -1,8 +1,7 @@
-"""What the ranks of `benchsuite selfcheck` do where no training is asked for: nothing, all-reduce,
-server loops.
+"""What the ranks of `benchsuite selfcheck` do where they do not train.
 
-Each entry is called with a job, connects as a worker does, and leaves `{name: [ns, ..]}` as its
-record.
+They do nothing, reduce vectors or run server loops. Each entry is called with a job, connects as a
+worker does, and leaves `{name: [ns, ..]}` as its record.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchsuite.comm.process import ProcessComm
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.programs.bench import read_order
 from benchsuite.topology.hierarchical import Topology as Hierarchical
 from benchsuite.topology.native import Topology as Native
@@ -28,7 +27,7 @@ from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rendezvous import connect, open_store
 
 WARMUP = 2
-BLOCKS = 4  # of updates: the two server loops take turns
+BLOCKS = 4  # blocks of updates, in which the two server loops take turns
 
 
 def empty(job: RankJob) -> None:
@@ -37,8 +36,11 @@ def empty(job: RankJob) -> None:
 
 
 def ring(job: RankJob) -> None:
-    """`all_reduce` (gloo's own, a sum), `native` (the same, divided: the mean), `ring` (the mean),
-    in random order."""
+    """Times three reductions in random order: `all_reduce`, `native` and `ring`.
+
+    `all_reduce` is gloo's own sum, `native` the same with the division, so the mean, and `ring` the
+    suite's mean.
+    """
     comm = _connected(job)
     order = random.Random(job.cell["seed"])  # the same on every rank
     record: dict[str, list[int]] = {}
@@ -66,6 +68,7 @@ def ring(job: RankJob) -> None:
 
 
 def _timed(comm: ProcessComm, operation: Callable[[Tensor], None], x: Tensor) -> int:
+    """The ns that the operation takes on this rank, from a barrier on."""
     comm.barrier()
     begin = time.perf_counter_ns()
     operation(x)
@@ -73,8 +76,11 @@ def _timed(comm: ProcessComm, operation: Callable[[Tensor], None], x: Tensor) ->
 
 
 def hierarchical(job: RankJob) -> None:
-    """`all_reduce` (gloo's, a sum) and the mean through shared memory: `copied` in and out, or `in
-    place`."""
+    """Times gloo's sum (`all_reduce`) and the mean through shared memory.
+
+    The mean is taken of a vector that is `copied` in and out, and of one that lies there (`in
+    place`).
+    """
     comm = _connected(job)
     order = random.Random(job.cell["seed"])  # the same on every rank
     record: dict[str, list[int]] = {}
@@ -102,8 +108,10 @@ def hierarchical(job: RankJob) -> None:
 
 
 def server_profile(job: RankJob) -> None:
-    """On the server: ns of its loop in all, and in tickets, receiving, applying (`add_`),
-    sending."""
+    """The ns of a server's loop in all, and in tickets, receiving, applying (`add_`) and sending.
+
+    A worker leaves an empty record.
+    """
     comm = _connected(job)
     ((size, updates),) = _sizes(job).items()
     topology = ParameterServer()
@@ -118,7 +126,7 @@ def server_profile(job: RankJob) -> None:
         topology.goodbye()
     else:
         watched = _Watched(comm)
-        topology._doors = [[watched]]  # a comm whose calls are timed
+        topology._doors = [[watched]]  # the server's door is a comm whose calls are timed
         policy = _TimedPolicy()
         comm.barrier()
         begin = time.perf_counter_ns()
@@ -132,7 +140,7 @@ def server_profile(job: RankJob) -> None:
 
 
 class _Watched:
-    """A comm that notes how long its calls take."""
+    """A comm that adds up how long its calls take."""
 
     def __init__(self, comm: ProcessComm) -> None:
         self._comm = comm
@@ -158,10 +166,10 @@ class _Watched:
 
 
 def server(job: RankJob) -> None:
-    """ns per update of the suite's loop (`tickets`) and of one that knows the order of its pushes
-    (`known order`).
+    """Times an update of the suite's server loop (`tickets`) and of a plain one (`known order`).
 
-    Rank 0 is the worker, rank 1 the server; each update is a push, `add_`, and an answer.
+    Rank 0 is the worker and rank 1 the server; each update is a push, `add_` and an answer. The
+    plain loop knows the order of its pushes.
     """
     comm = _connected(job)
     record: dict[str, list[int]] = {}
@@ -177,7 +185,7 @@ def server(job: RankJob) -> None:
             comm.barrier()
             begin = time.perf_counter_ns()
             loop(comm, topology, mine, answer, count)
-            if block >= 2:  # the first of each warms up
+            if block >= 2:  # the first block of each loop warms up
                 record.setdefault(f"{name} {size}", []).append(
                     (time.perf_counter_ns() - begin) // count
                 )
@@ -188,6 +196,7 @@ def server(job: RankJob) -> None:
 def _by_ticket(
     comm: ProcessComm, topology: ParameterServer, mine: Tensor, answer: Tensor, count: int
 ) -> None:
+    """Makes `count` updates with the suite's loop, in which a ticket tells who has pushed."""
     if comm.rank == 0:
         for update in range(count):
             topology.exchange(mine, answer, tag=update)
@@ -199,6 +208,7 @@ def _by_ticket(
 def _in_order(
     comm: ProcessComm, topology: ParameterServer, mine: Tensor, answer: Tensor, count: int
 ) -> None:
+    """Makes `count` updates with a loop that knows the order of its pushes."""
     for _ in range(count):
         if comm.rank == 0:
             receiving = comm.irecv(answer, 1)
@@ -211,7 +221,7 @@ def _in_order(
 
 
 class AddAndAnswer(ServerPolicy):
-    """The cheapest policy: what is left is the loop and the wire."""
+    """The cheapest policy, so that what is left is the loop and the wire."""
 
     def start(self, shard: Tensor, apply: Any) -> None:
         self._shard = shard
@@ -231,7 +241,7 @@ class AddAndAnswer(ServerPolicy):
 
 
 class _TimedPolicy(AddAndAnswer):
-    """Notes how long adding takes."""
+    """The cheapest policy, which adds up how long adding takes."""
 
     def __init__(self) -> None:
         self.spent = 0
@@ -249,7 +259,7 @@ def _no_updater() -> Any:
 
 def _connected(job: RankJob) -> ProcessComm:
     torch.set_num_threads(1)
-    cell = cells.from_json(job.cell)
+    cell = from_json(job.cell)
     return connect(job, cell, open_store(job), None)
 
 

@@ -1,9 +1,8 @@
-"""`benchsuite selfcheck`: what the suite itself costs on this machine, held against what its design
-asks for.
+"""`benchsuite selfcheck`: what the suite itself costs on this machine, compared with its bars.
 
-One value per fresh launch or process, medians with intervals, whatever is compared takes turns.
-Nothing here gates a change: a busy machine is no defect, and says `too noisy`. No torch in this
-process.
+There is one value per fresh launch or process; medians are given with intervals, and whatever is
+compared takes turns. No change is refused for these figures: a busy machine is no defect of the
+suite, and says `too noisy`. This process imports no torch.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ def run(
     results: str | Path = "results",
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """`{"figures": [..], "exit_code"}`; all items take about twenty minutes on two cores.
+    """Measures the items and returns `{"figures": [..], "exit_code"}`.
 
-    only: one of ITEMS. launches: fresh launches per quantity, at least 2. say: is told what is
-    being measured.
+    All items take about twenty minutes on two cores. `only` is one of ITEMS, `launches` the number
+    of fresh launches per quantity (at least 2); `say` is told what is being measured.
     """
     if only is not None and only not in ITEMS:
         raise UsageError(plugins.unknown("item", only, ITEMS, of="selfcheck"))

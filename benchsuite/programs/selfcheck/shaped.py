@@ -1,8 +1,8 @@
-"""Another entry's rank on a slow link: the loopback is shaped before anybody connects, and set free
-afterwards.
+"""Runs the rank of another entry on a slow link.
 
-Two busy cores cannot show overlap: on loopback sending is work for the same cores. On a shaped link
-it is waiting, and a core that waits can compute.
+The loopback is shaped before anybody connects, and set free afterwards. Two busy cores cannot show
+overlap: on the plain loopback, sending is work for the same cores. On a shaped link sending is
+waiting, and a core that waits can compute.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ WAIT_S = 20.0
 
 
 def around(job: RankJob) -> None:
-    """Runs the order's `entry` at its `mbit`; rank 0 shapes the link for all. RuntimeError where it
-    does not."""
+    """Runs the order's `entry` at its rate `mbit`; rank 0 shapes the link for all ranks.
+
+    RuntimeError where it does not.
+    """
     order = read_order(job.run_dir)
     module, _, name = str(order["entry"]).partition(":")
     entry = getattr(importlib.import_module(module), name)
@@ -42,7 +44,7 @@ def around(job: RankJob) -> None:
 
 
 def probe(job: RankJob) -> None:
-    """Leaves the reason why links cannot be shaped here as its record; "" = they can."""
+    """Leaves the reason why links cannot be shaped here as its record; "" where they can."""
     reason = ""
     try:
         with _loopback(job):

@@ -1,7 +1,8 @@
-"""What `benchsuite selfcheck --only virtual` measures, a fresh process per launch: NAME REPETITIONS
-in, JSON out.
+"""The simulations of `benchsuite selfcheck --only virtual`: a fresh process for each launch.
 
-Rates are per CPU second of the simulation, graphs traced before; batched and one by one take turns.
+The process is given a name and a number of repetitions, and prints JSON. Rates are per CPU second
+of the simulation, with graphs that were traced before; batched gradients and single ones take
+turns.
 """
 
 from __future__ import annotations
@@ -30,33 +31,32 @@ SPREADS: dict[str, dict[str, Any]] = {
     "gamma": {"kind": "gamma", "cv": 0.1},
 }
 RING_PARAMETERS = 100_000
-STEPS = {
-    "mlp": 120,
-    "cnn": 100,
-    "cnn_4": 40,
-}  # of every worker; checks of agreement between groups are a small part
+# Steps of every worker: so many that checks of agreement between groups are a small part.
+STEPS = {"mlp": 120, "cnn": 100, "cnn_4": 40}
 BIG_WORLD = 1024  # workers whose memory is measured
-NEVER = 10**9  # samples between evaluations
+NEVER = 10**9  # samples between evaluations, more than any run has
 
 
 def mlp(repetitions: int) -> dict[str, float]:
-    """1,441 parameters, 16 samples per push."""
+    """An MLP of 1,441 parameters, with 16 samples per push."""
     return _rates(_cell("mlp", {}, batch_mode="fixed_per_worker"), STEPS["mlp"], repetitions)
 
 
 def cnn(repetitions: int) -> dict[str, float]:
-    """25,370 parameters, 1 sample per push: a global batch of 64."""
+    """A CNN of 25,370 parameters with 1 sample per push, which is a global batch of 64."""
     return _rates(_cell("cnn", {"global_batch": WORKERS}), STEPS["cnn"], repetitions)
 
 
 def cnn_4(repetitions: int) -> dict[str, float]:
-    """The same, 4 samples per push."""
+    """The same CNN with 4 samples per push."""
     return _rates(_cell("cnn", {"global_batch": 4 * WORKERS}), STEPS["cnn_4"], repetitions)
 
 
 def ring(repetitions: int) -> dict[str, float]:
-    """An all-reduce of 64 workers, message by message: milliseconds of real time, on free links and
-    slow ones."""
+    """An all-reduce of 64 workers, message by message: milliseconds of real time.
+
+    It is simulated on free links and on slow ones.
+    """
     found = {}
     links: dict[str, dict[str, Any]] = {
         "free": {},
@@ -83,7 +83,7 @@ def ring(repetitions: int) -> dict[str, float]:
 
 
 def memory(repetitions: int) -> dict[str, float]:
-    """The most memory of a process that trains 49,665 parameters on 1,024 workers, GiB."""
+    """The most memory of a process that trains 49,665 parameters on 1,024 workers, in GiB."""
     cell = _cell("mlp", {}, preset="wide", replicas=BIG_WORLD, batch_mode="fixed_per_worker")
     _simulate(cell, 1 + repetitions, Kept())
     return {"exponential": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
@@ -109,13 +109,15 @@ def _cell(workload: str, options: dict[str, Any], **fields: Any) -> Cell:
 
 
 def _rates(cell: Cell, steps: int, repetitions: int) -> dict[str, float]:
-    """Gradients per CPU second by spread, together and (`.. alone`) one by one."""
+    """Gradients per CPU second, by spread of compute times.
+
+    They are computed together and, as `.. alone`, one by one.
+    """
     found: dict[str, list[float]] = {}
     kept = Kept()
     for times in SPREADS.values():
-        _simulate(
-            dataclasses.replace(cell, compute_time=times), steps, kept
-        )  # traces the sizes of groups that occur
+        # A first run traces graphs for the sizes of groups that occur.
+        _simulate(dataclasses.replace(cell, compute_time=times), steps, kept)
     for _ in range(repetitions):
         for name, times in SPREADS.items():
             spread = dataclasses.replace(cell, compute_time=times)

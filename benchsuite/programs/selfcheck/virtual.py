@@ -1,7 +1,6 @@
 """The check of `benchsuite selfcheck` that simulates: gradients per CPU second, messages, memory.
-No torch here.
 
-Every launch is a fresh process of `selfcheck_simulations`.
+Every launch is a fresh process of `simulations.py`. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from benchsuite.programs.bars import Figure
 
 MODULE = "benchsuite.programs.selfcheck.simulations"
 MLP_BARS = {"exponential": 4_000, "gamma": 12_000}  # gradients per CPU second
-CNN_BARS = {"exponential": 1.2, "gamma": 2.0}  # times as many as one by one
-CNN_SAMPLES = {"cnn": 1, "cnn_4": 4}  # per push
+CNN_BARS = {"exponential": 1.2, "gamma": 2.0}  # gradients in batches over gradients one by one
+CNN_SAMPLES = {"cnn": 1, "cnn_4": 4}  # samples per push
 RING_BAR_MS = 100.0
 MEMORY_BAR_GIB = 1.5
 
 
 def virtual(launches: int, repetitions: int = 3) -> Iterator[Figure]:
-    """repetitions: of what is measured within a launch, whose median counts."""
+    """Measures the simulations; the median over the `repetitions` within a launch is its value."""
     yield from _mlp(launches, repetitions)
     for name, samples in CNN_SAMPLES.items():
         yield from _cnn(name, samples, launches, repetitions)
@@ -87,8 +86,10 @@ def _cnn(name: str, samples: int, launches: int, repetitions: int) -> Iterator[F
 def _launch(
     name: str, launches: int, repetitions: int
 ) -> tuple[list[dict[str, float]], float | None]:
-    """(what each fresh process found, share of the cores that others used). UsageError where one
-    fails."""
+    """Returns (what each fresh process found, share of the cores that others used).
+
+    UsageError where one fails.
+    """
     environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", MODULE, name, str(repetitions)]
     meter = CpuMeter()
