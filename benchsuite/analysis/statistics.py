@@ -79,6 +79,7 @@ def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
     high = max(points)
     if n >= 2 and low == high:
         return Summary(n, center, low, high, "exact", points)
+    # Logs need positive, finite values: with a miss or a zero there is a range only.
     censored = math.isinf(high)
     if n >= FEW and n < MANY and low > 0 and not censored:
         mean, half = _log_t(points)
@@ -210,6 +211,7 @@ def _welch(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 def _order_interval(values: np.ndarray) -> tuple[float, float]:
     """Central interval by order statistics (no interpolation, so infinite values are allowed)."""
     ordered = np.sort(values)
+    # No interpolation: between a number and infinity there is no number.
     tail = (1 - CONFIDENCE) / 2
     last = len(ordered) - 1
     return float(ordered[math.floor(tail * last)]), float(ordered[math.ceil((1 - tail) * last)])

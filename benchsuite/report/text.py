@@ -56,6 +56,7 @@ def number(value: float, *, width: float = 0.0, digits: int = 3) -> str:
 def _decimals(value: float, width: float, digits: int) -> int:
     if value == int(value) and width == 0 and abs(value) < 1e7:
         return 0
+    # Decimals that show `digits` significant digits; an interval may ask for fewer, or 2 more.
     size = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
     if width > 0 and math.isfinite(width):
         return min(1 - math.floor(math.log10(width)), size + 2)
@@ -105,6 +106,7 @@ def si(value: float, unit: str = "B", digits: int = 3) -> str:
     if math.isnan(value):
         return EMPTY
     for factor, name in _SCALES:
+        # 999,999 is printed as 1 M: what rounds up to the next prefix takes it.
         if abs(value) >= factor * (1 - 0.5 * 10**-digits):
             return f"{_significant(value / factor, digits)} {name}{unit}"
     return f"{_significant(value, digits)} {unit}"

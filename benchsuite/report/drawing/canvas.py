@@ -124,6 +124,7 @@ def _legend_rows(entries: Sequence[Entry], width: float) -> tuple[int, int]:
         return 0, 1
     columns = len(lengths)
     while columns > 1:
+        # Inches: about 0.06 per letter at 7 pt, and 0.42 for the mark and the gap of a column.
         widest = sum(max(lengths[start::columns]) * 0.06 + 0.42 for start in range(columns))
         if widest <= width:
             break
@@ -198,6 +199,7 @@ def inline(svg: str, prefix: str) -> str:
     """
     body = svg[svg.index("<svg") :]
     body = body[body.index(">") + 1 : body.rindex("</svg>")]
+    # matplotlib states its version there: the page would change with it.
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     referred = set(re.findall(r"(?:xlink:href=\"#|url\(#)([^\")]+)", body))
     body = re.sub(

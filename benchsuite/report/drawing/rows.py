@@ -149,10 +149,12 @@ def _scale(ax: Axes, columns: Sequence[Column]) -> None:
     ]
     low, high = (min(ends), max(ends)) if ends else (1.0, 1.0)
     if column.log:
+        # Room beside the outermost marks, as a factor, since the axis is logarithmic.
         room = max((high / low) ** 0.06, 1.06)
         ax.set_xscale("log")
         ax.set_xlim(low / room, high * room)
         ax.xaxis.set_minor_locator(NullLocator())
+        # A narrow panel bears about four ticks: the fewer decades, the finer the steps in each.
         decades = math.log10(high / low) + 2 * math.log10(room)
         steps = (1.0,) if decades > 2.2 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
         ax.xaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=12))
@@ -199,6 +201,7 @@ def _edge(ax: Axes, inches: float) -> None:
 def _row(
     ax: Axes, at: int, row: Row, levels: Mapping[str, Look], column: Column, *, inches: float
 ) -> None:
+    # Rows are 1 apart, so inches become shares of a row; 1.35 spreads the marks within it.
     step = LEVEL_IN / (ROW_IN + LEVEL_IN * len(levels)) * 1.35
     places = {
         level: at + step * (position - (len(levels) - 1) / 2)

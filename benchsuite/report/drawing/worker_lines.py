@@ -163,7 +163,8 @@ def share_limits(axes: Sequence[Axes], y: str) -> None:
         return
     low = min(ax.get_ylim()[0] for ax in axes)
     high = max(ax.get_ylim()[1] for ax in axes)
-    high *= 1.4 if QUANTITIES[y].scale == "count" else 1.0  # marks on the edge would be cut
+    # Marks that stand on the upper edge would be cut in half.
+    high *= 1.4 if QUANTITIES[y].scale == "count" else 1.0
     steps = (1.0, 3.0) if high > 20 * low else (1.0, 2.0, 5.0)
     for ax in axes:
         ax.set_ylim(low, high)

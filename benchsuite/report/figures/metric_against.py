@@ -187,6 +187,7 @@ def _style_y(ax: Axes, y: str, target: Mapping[str, object], *, first: bool) -> 
     if first:
         ax.set_ylabel(f"{target.get('metric', 'metric')}{unit}")
     if _is_accuracy(target):
+        # Spaced by the logarithm of the error 100 - accuracy, which must not become 0.
         floor = 0.2
         ax.set_yscale(
             "function",

@@ -268,6 +268,7 @@ def _numbers(ax: Axes, part: pd.DataFrame, on_front: Sequence[str]) -> None:
         )
         dx = -5.0
         dy = -5.0
+        # Down and to the left there are no other points: whoever stood there would beat this one.
         while any(math.hypot(x + dx - a, y + dy - b) < NEAR_PT for a, b in taken):
             dx = dx - 3.0
             dy = dy - 3.0

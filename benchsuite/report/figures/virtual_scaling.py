@@ -228,6 +228,7 @@ def _theory(ax: Axes, y: str, table: pd.DataFrame, counts: Sequence[int]) -> Non
     }
     if y == "staleness":
         ax.plot(counts, [n - 1 for n in counts], **style)
+    # The slowest of N exponential times takes H_N = 1 + 1/2 + .. + 1/N means, a gradient one.
     elif y == "waiting" and set(table["spread"]) == {"exponential"}:
         ax.plot(
             counts, [1 - 1 / math.fsum(1 / k for k in range(1, n + 1)) for n in counts], **style
