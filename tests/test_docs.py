@@ -354,29 +354,39 @@ def runs_of(page: str, name: str) -> list[list[str]]:
 
 @pytest.mark.procs
 @pytest.mark.timeout(200)
-def test_the_strategy_of_the_readme_runs_in_both_worlds_and_sends_what_it_predicts(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("page", "name", "event"),
+    [
+        ("README.md", "my_idea.py", "synchronisations"),
+        ("docs/strategies.md", "my_way.py", "means"),
+    ],
+)
+def test_the_strategies_of_the_pages_run_in_both_worlds_and_send_what_they_predict(
+    tmp_path: Path, page: str, name: str, event: str
 ) -> None:
-    (tmp_path / "my_idea.py").write_text(code_of("README.md", "my_idea.py"))
-    lines = runs_of("README.md", "my_idea.py")
+    (tmp_path / name).write_text(code_of(page, name))
+    lines = runs_of(page, name)
     assert len(lines) == 2
     for arguments in lines:
         made = run(tmp_path, *arguments, "--preset", "smoke")
         workers, steps = made["cell"]["replicas"], made["result"]["steps"]
         means = steps.bit_length()  # after 1, 2, 4, .. steps
-        assert made["status"] == "ok" and made["result"]["events"]["means"] == [means] * workers
+        assert made["status"] == "ok" and made["result"]["events"][event] == [means] * workers
         sent = means * 2 * (workers - 1) * made["result"]["num_parameters"] * 4
         assert made["result"]["payload_bytes"] == made["result"]["predicted_bytes"] == sent
 
 
 @pytest.mark.procs
 @pytest.mark.timeout(200)
-def test_the_strategy_of_the_readme_obeys_the_laws_that_hold_for_every_strategy(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("page", "name"), [("README.md", "my_idea.py"), ("docs/strategies.md", "my_way.py")]
+)
+def test_the_strategies_of_the_pages_obey_the_laws_that_hold_for_every_strategy(
+    tmp_path: Path, page: str, name: str
 ) -> None:
-    (tmp_path / "my_idea.py").write_text(code_of("README.md", "my_idea.py"))
+    (tmp_path / name).write_text(code_of(page, name))
     narrowed = ["--topology", "ring", "--replicas", "2", "--json"]
-    command = [sys.executable, "-m", "benchsuite", "verify", "--sync", "./my_idea.py", *narrowed]
+    command = [sys.executable, "-m", "benchsuite", "verify", "--sync", f"./{name}", *narrowed]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout
     assert json.loads(done.stdout)["laws"], "no law was asked"

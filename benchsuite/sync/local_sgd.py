@@ -108,10 +108,15 @@ class Strategy(sync.Strategy):
             self.events["gradient_means"] += 1
         clip_part(self._part, self._recipe.clip_norm)
         self._updater.step(self._part.grad, samples=self._step * self._recipe.global_batch)
-        if local >= 0 and (local + 1) % self.local_steps == 0:
+        if local >= 0 and self.is_due(local + 1):
             self._agree()
         self._step += 1
         return loss
+
+    def is_due(self, local_steps: int) -> bool:
+        """Whether replicas agree after so many local steps; a strategy of one's own may override
+        it."""
+        return local_steps % self.local_steps == 0
 
     def _agree(self) -> None:
         params = self._part.params
@@ -144,7 +149,7 @@ class Strategy(sync.Strategy):
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         warm = min(self.warmup_steps, num_batches)
-        agreements = (num_batches - warm) // self.local_steps
+        agreements = sum(self.is_due(step) for step in range(1, num_batches - warm + 1))
         states = agreements if self.momentum == "averaged" else 0
         counts = {"synchronisations": agreements, "gradient_means": warm, "state_means": states}
         return {name: [number] * setting.num_workers for name, number in counts.items()}
