@@ -34,7 +34,7 @@ class Encoding(Protocol):
         """For a vector of consecutive tensors of these sizes: a slice that a server owns, or an
         edge of a graph.
 
-        feedback: False where the caller keeps account of what was not sent itself (gossip's
+        feedback: False where the caller keeps account of what was not sent itself (a strategy's
         copies).
         """
 

@@ -344,10 +344,10 @@ class PipelinePart:
         return shard, num_shards
 
     def wrap(self, wrapper: Any) -> None:
-        raise AssertionError("ddp with a pipeline: refused by the rules")
+        raise AssertionError("a library's wrapper with a pipeline: refused by the rules")
 
     def backward(self, batch: Batch) -> float:
-        raise AssertionError("ddp with a pipeline: refused by the rules")
+        raise AssertionError("a library's wrapper with a pipeline: refused by the rules")
 
     @property
     def executed(self) -> Sequence[slots.Action]:

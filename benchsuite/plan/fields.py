@@ -17,11 +17,6 @@ from benchsuite.plan import plugins
 from benchsuite.plan.cell import AXES, CHOICES, Budget, Cell
 
 _TYPES = {f.name: f.type for f in dataclasses.fields(Cell)}
-TABLES = (
-    "straggler",
-    "compute_time",
-    "receive_cost",
-)  # a value is a table; several are a list of tables
 _EXAMPLES = {
     "compute_time": 'kind = "gamma", mean_s = 1.0, cv = 0.1',
     "receive_cost": "copy_s_per_gib = 0.2, incast = 1.1",

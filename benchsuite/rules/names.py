@@ -18,24 +18,25 @@ CELL_NAMES = (
 )
 
 
+def unknown(owner: str, attribute: str) -> str:
+    """Says that nobody has such a name; "" where somebody may."""
+    if not attribute:
+        return ""  # an option of the member itself: known since its file was read
+    if owner in AXES:
+        return ""  # another member may have the option or not
+    if owner not in ("cell", "default"):
+        return plugins.unknown("name", owner, ("cell", "default", *AXES))
+    if attribute not in CELL_NAMES:
+        return plugins.unknown("field", attribute, CELL_NAMES, of=owner)
+    return ""
+
+
 class Names:
     """Looks up the names of a member's conditions in a cell."""
 
     def __init__(self, view: View, axis: str) -> None:
         self._view = view
         self._axis = axis
-
-    def unknown(self, owner: str, attribute: str) -> str:
-        """Says that nobody has such a name; "" where somebody may."""
-        if not attribute:
-            return ""  # an option of the member itself: known since its file was read
-        if owner in AXES:
-            return ""  # another member may have the option or not
-        if owner not in ("cell", "default"):
-            return plugins.unknown("name", owner, ("cell", "default", *AXES))
-        if attribute not in CELL_NAMES:
-            return plugins.unknown("field", attribute, CELL_NAMES, of=owner)
-        return ""
 
     def __call__(self, owner: str, attribute: str) -> Any:
         """The value of `owner.attribute`. None = not known: no order and no sum, and false."""

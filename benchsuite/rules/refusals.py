@@ -7,10 +7,12 @@ here they are evaluated. Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 
 from benchsuite.plan import declared
 from benchsuite.plan.plugins import PluginError
-from benchsuite.rules.names import Names
+from benchsuite.rules.names import Names, unknown
 from benchsuite.rules.view import Problem, Problems, View
 
 PLACE = 35  # after the numbers of the cell
@@ -20,15 +22,23 @@ ORDER = ("sync", "topology", "compression", "workload", "parallel")
 def refused(view: View) -> Problems:
     """Every condition of a member that holds, with the member's own sentences."""
     for axis in ORDER:
-        path = view.file(axis).path
-        for refusal in view.says(axis).refuses:
-            names = Names(view, axis)
-            for owner, attribute in declared.names_in(refusal):
-                problem = names.unknown(owner, attribute)
-                if problem:
-                    raise PluginError(f"{path}: refuses {refusal.rule!r}: {problem}")
+        refusals = view.says(axis).refuses
+        if refusals:
+            _check_names(refusals, view.file(axis).path)
+        names = Names(view, axis)
+        for refusal in refusals:
             if refusal.when.holds(names):
                 yield Problem(refusal.rule, refusal.reason.said(names), refusal.remedy.said(names))
+
+
+@lru_cache(maxsize=256)
+def _check_names(refusals: tuple[declared.Refusal, ...], path: Path) -> None:
+    """PluginError for a name that nobody has, whether its condition is reached or not."""
+    for refusal in refusals:
+        for owner, attribute in declared.names_in(refusal):
+            problem = unknown(owner, attribute)
+            if problem:
+                raise PluginError(f"{path}: refuses {refusal.rule!r}: {problem}")
 
 
 def at_least(view: View) -> Problems:

@@ -27,6 +27,7 @@ class View:
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self._files: dict[str, plugins.Plugin] = {}
+        self._says: dict[str, declared.Declared] = {}
 
     def label(self, axis: str) -> str:
         """The name that the user knows the member by."""
@@ -40,7 +41,9 @@ class View:
 
     def says(self, axis: str) -> declared.Declared:
         """What the member on an axis declares of itself."""
-        return declared.of(axis, getattr(self.cell, axis))
+        if axis not in self._says:
+            self._says[axis] = declared.of(axis, getattr(self.cell, axis))
+        return self._says[axis]
 
     @cached_property
     def sync(self) -> declared.Strategy:
