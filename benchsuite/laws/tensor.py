@@ -30,9 +30,9 @@ from benchsuite.worker.setup import Training
 from benchsuite.worker.traffic_mode import TrafficMode
 from benchsuite.workload import Batch, seeded_layers, trained_parameters
 
-PER_BLOCK = (
-    4  # two pairs, an all-reduce forward and one backward each (Shoeybi et al. 2019, section 3)
-)
+# Two pairs of matrices, each with an all-reduce forward and one backward (Shoeybi et al. 2019,
+# section 3).
+PER_BLOCK = 4
 KINDS = {"all_reduce": "allreduce", "all_gather": "allgather", "reduce_scatter": "reduce_scatter"}
 Alter = Callable[[nn.Module], None]
 

@@ -70,13 +70,6 @@ class MemoryStore(dist.Store):
             if not self._shared.changed.wait_for(lambda: self.check(keys), limit):
                 raise dist.DistStoreError(f"{keys} not set within {limit} s")
 
-    def delete_key(self, key: str) -> bool:
-        with self._shared.changed:
-            return self._shared.values.pop(self._prefix + key, None) is not None
-
-    def num_keys(self) -> int:
-        return len(self._shared.values)
-
     def queue_push(self, key: str, value: str | bytes) -> None:
         item = value.encode() if isinstance(value, str) else value
         with self._shared.changed:

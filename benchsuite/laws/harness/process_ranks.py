@@ -41,7 +41,8 @@ def process_ranks(cluster: Cluster, folder: Path) -> MakeRanks:
     runs = itertools.count()
 
     def make_ranks(size: int, body: Callable[..., Any], *, strict: str = "") -> list[Any]:
-        cell = getattr(body, "keywords", {})["cell"]
+        assert isinstance(body, partial)
+        cell = body.keywords["cell"]
         assert not strict and cell.world_size == size
         run_dir = folder / str(next(runs))
         run_dir.mkdir()
@@ -67,15 +68,11 @@ def together(make_ranks: MakeRanks, shown: Sequence[Cell]) -> MakeRanks:
         by_size.setdefault(cell.world_size, {})[_key(cell)] = cell
 
     def call(size: int, body: Callable[..., Any], *, strict: str = "") -> list[Any]:
-        arguments = getattr(body, "keywords", {})
+        assert isinstance(body, partial)
+        arguments = body.keywords
         key = _key(arguments["cell"])
         unchanged = all(arguments.get(name) is None for name in ("change", "after"))
-        if (
-            strict
-            or not unchanged
-            or getattr(body, "func", None) is not one_rank
-            or key not in by_size.get(size, {})
-        ):
+        if strict or not unchanged or body.func is not one_rank or key not in by_size.get(size, {}):
             return make_ranks(size, body, strict=strict)
         if key not in found:
             all_of_size = tuple(by_size[size].values())

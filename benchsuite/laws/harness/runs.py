@@ -181,17 +181,15 @@ def remembered(make_ranks: MakeRanks) -> MakeRanks:
     runs: dict[str, Any] = {}
 
     def call(size: int, body: Callable[[ProcessComm], Any], *, strict: str = "") -> list[Any]:
-        given = {
-            name: value
-            for name, value in getattr(body, "keywords", {}).items()
-            if value is not None
-        }
+        keywords = body.keywords if isinstance(body, partial) else {}
+        given = {name: value for name, value in keywords.items() if value is not None}
         cell = given.pop("cell", None)
         after = given.pop("after", None)
         looked = f"{after.__module__}.{after.__qualname__}" if inspect.isfunction(after) else ""
         if cell is None or given or "<" in looked or (after is not None and not looked):
             return make_ranks(size, body, strict=strict)
-        key = strict + looked + body.func.__module__ + canonical(cell.to_json())  # type: ignore[attr-defined]
+        assert isinstance(body, partial)  # it has a cell
+        key = strict + looked + body.func.__module__ + canonical(cell.to_json())
         if key not in runs:
             runs[key] = make_ranks(size, body, strict=strict)
         found: list[Any] = runs[key]
@@ -373,11 +371,6 @@ def recipe_of(cell: Cell) -> Recipe:
     """The recipe that the cell trains with."""
     cell = resolve(cell)
     return setup.make_recipe(cell, setup.make_workload(cell))
-
-
-def with_servers(cell: Cell) -> bool:
-    """Whether the cell has parameter servers."""
-    return cell.num_servers > 0
 
 
 def count_different(one: Tensor, other: Tensor) -> int:

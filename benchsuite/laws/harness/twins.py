@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchsuite.laws.harness.runs import Change, rebuilt
-from benchsuite.sync import Apply
+from benchsuite.sync import Apply, ServerPolicy
 from benchsuite.topology import Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.update import clip
@@ -138,15 +138,20 @@ class OtherPolicy:
         return self.made
 
 
-class Policy:
+class Policy(ServerPolicy):
     """A server policy that does as the whole one does; its twins override one method.
 
     It never passes an update on without `num_gradients`.
     """
 
-    def __init__(self, whole: Any) -> None:
-        self._whole = whole
-        self.applies_later = getattr(whole, "applies_later", False)
+    def __init__(self, whole: ServerPolicy) -> None:
+        self._whole: Any = whole  # twins look at private parts of the policies that they know
+        self.several_steps = whole.several_steps
+        self.applies_later = whole.applies_later
+        self.reads_ahead = whole.reads_ahead
+        # Lists and counts that the whole policy fills while it runs.
+        self.losses = whole.losses
+        self.events = whole.events
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._shard = shard
@@ -169,6 +174,10 @@ class Policy:
     def answer(self, worker: int) -> Tensor:
         answer: Tensor = self._whole.answer(worker)
         return answer
+
+    def snapshot(self) -> Tensor:
+        snapshot: Tensor = self._whole.snapshot()
+        return snapshot
 
 
 class Undivided(Policy):

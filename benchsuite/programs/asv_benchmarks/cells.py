@@ -16,8 +16,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "synchronous/native": {"sync": "synchronous", "topology": "native"},
     "asynchronous/parameter_server": {"sync": "asynchronous", "topology": "parameter_server"},
 }
-SEEDS = (0, 1, 2)
-NUM_LAUNCHES = len(SEEDS)  # a fresh launch is the unit, never a pooled step
+SEEDS = (0, 1, 2)  # a fresh launch each, which is the unit, and never a pooled step
 
 Figures = dict[str, dict[str, list[float]]]
 Track = dict[str, Any] | float
