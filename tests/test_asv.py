@@ -93,7 +93,10 @@ def test_asv_run_and_publish_show_the_three_cells(tmp_path: Path) -> None:
     pytest.importorskip("asv")
     configuration = json.loads((ROOT / "asv.conf.json").read_text())
     places = {name: str(tmp_path / name) for name in ("env_dir", "results_dir", "html_dir")}
-    places |= {"repo": str(ROOT), "benchmark_dir": str(ROOT / "benchsuite" / "asv_benchmarks")}
+    places |= {
+        "repo": str(ROOT),
+        "benchmark_dir": str(ROOT / "benchsuite" / "programs" / "asv_benchmarks"),
+    }
     path = tmp_path / "asv.conf.json"
     path.write_text(json.dumps(configuration | places))
 

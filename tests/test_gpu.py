@@ -40,7 +40,7 @@ from benchsuite.worker.device_figures import HostEvent, matmul_ceiling, training
 from benchsuite.worker.loop import Loop
 from benchsuite.worker.rank_record import Measured
 from benchsuite.worker.snapshots import Snapshots
-from benchsuite.workload import Batch, DeviceLoss, mapped, micro_batches, to_device
+from benchsuite.workload import Batch, DeviceLoss, Workload, mapped, micro_batches, to_device
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason=f"torch {torch.__version__} sees no CUDA device"
@@ -362,6 +362,10 @@ def test_the_ceiling_is_operations_over_the_median_time() -> None:
     )
 
 
+class Silent(Workload):
+    """A workload that states no operations."""
+
+
 def test_training_takes_three_forward_passes() -> None:
     class Known:
         def layer_flops(self) -> list[int]:
@@ -369,7 +373,7 @@ def test_training_takes_three_forward_passes() -> None:
 
     known: Any = Known()
     assert training_flops(known) == 90
-    unknown: Any = object()
+    unknown: Any = Silent()
     assert training_flops(unknown) is None
 
 
@@ -427,7 +431,7 @@ def test_ranks_that_share_a_device_are_flagged(
 
 def test_a_rank_measures_what_its_workload_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_figures, "matmul_ceiling", lambda precision: 5.0)
-    unknown: Any = object()
+    unknown: Any = Silent()
     found = device_figures.arithmetic(Cell(), unknown, measures=True)
     assert found == {"flops_per_sample": None, "matmul_ceiling_flop_per_s": 5.0}
     assert (
@@ -439,11 +443,12 @@ def test_a_rank_measures_what_its_workload_states(monkeypatch: pytest.MonkeyPatc
 _FAKED = """
 import json, socket, sys
 import torch
-from benchsuite import cell as cells, devices, worker
+from benchsuite.plan import cell as cells
+from benchsuite.worker import devices, main as worker
 from benchsuite.results.assemble import costs, results
 from benchsuite.plan.cell import Budget, Cell
 from benchsuite.worker.job import RankJob
-from benchsuite.measure import device_figures
+from benchsuite.worker import device_figures
 from benchsuite.measure.device_time import DeviceTimer
 
 devices.choose = lambda cell, local_rank: torch.device("cuda", 0)

@@ -77,7 +77,9 @@ def _seen(training: Training) -> tuple[list[Call], Traffic]:
     calls = list(strategy.calls)
     size = training.topology.num_workers
     batch = training.workload.batch(0, shard=training.comm.rank, num_shards=size)
-    return calls, derived_run(lambda: strategy.plain_step(batch), strategy.cycles(), size)
+    num_steps = training.recipe.budget // training.recipe.global_batch
+    cycles = strategy.cycles(num_steps)
+    return calls, derived_run(lambda: strategy.plain_step(batch), cycles, size)
 
 
 def half_follows_one_process(
