@@ -69,9 +69,14 @@ def recorded(folder: Path, *arguments: str, said: str = "") -> str:
     import_recorder.prepare(folder)
     path = os.pathsep.join([str(folder), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, input=said, text=True,
-        capture_output=True, timeout=110,
-    )  # fmt: skip
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        input=said,
+        text=True,
+        capture_output=True,
+        timeout=110,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
