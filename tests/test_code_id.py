@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def cell(**fields: Any) -> Cell:
-    """Four steps of a legal cell, on two ranks or in two parts."""
+    """Four steps of a cell on two ranks or in two parts."""
     fields = {"replicas": 2, "preset": "smoke", "budget": Budget(steps=4, timeout_s=60)} | fields
     made = resolve(Cell(**fields))
     assert rules.validate(made) == []
