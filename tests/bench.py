@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def cell(*, steps: int | None = None, timeout_s: float = 20.0, **fields: Any) -> Cell:
-    """A resolved, legal cell of the tiny workload; `options` of it as `tiny = {..}`."""
+    """A resolved cell that no rule refuses of the tiny workload; `options` of it as `tiny = {..}`."""
     tiny = fields.pop("tiny", {})
     options = {**({"tiny": tiny} if tiny else {}), **fields.pop("options", {})}
     fields.setdefault("workload", TINY)

@@ -60,9 +60,15 @@ def ranks(cells: list[dict[str, Any]], folder: Path) -> None:
                 outcome = cluster.run(cell, Path(run_dir))
                 load = meter.read()
                 run = assemble(
-                    cell, Path(run_dir), outcome, code_id="c", machine="m", environment_id="e", cores=load.cores,
+                    cell,
+                    Path(run_dir),
+                    outcome,
+                    code_id="c",
+                    machine="m",
+                    environment_id="e",
+                    cores=load.cores,
                     foreign_cpu_share=load.foreign_share,
-                )  # fmt: skip
+                )
             assert run.status == "ok", run.reason
             print_modules([modules for pid, modules in noted(folder).items() if pid not in before])
 

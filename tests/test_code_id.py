@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def cell(**fields: Any) -> Cell:
-    """Four steps of a legal cell, on two ranks or in two parts."""
+    """Four steps of a cell on two ranks or in two parts."""
     fields = {"replicas": 2, "preset": "smoke", "budget": Budget(steps=4, timeout_s=60)} | fields
     made = resolve(Cell(**fields))
     assert rules.validate(made) == []
@@ -69,9 +69,14 @@ def recorded(folder: Path, *arguments: str, said: str = "") -> str:
     import_recorder.prepare(folder)
     path = os.pathsep.join([str(folder), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, input=said, text=True,
-        capture_output=True, timeout=110,
-    )  # fmt: skip
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        input=said,
+        text=True,
+        capture_output=True,
+        timeout=110,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -443,24 +443,22 @@ def test_a_rank_measures_what_its_workload_states(monkeypatch: pytest.MonkeyPatc
 _FAKED = """
 import json, socket, sys
 import torch
-from benchsuite.plan import cell as cells
-from benchsuite.worker import devices, main as worker
-from benchsuite.results.assemble import costs, results
-from benchsuite.plan.cell import Budget, Cell
+from benchsuite.worker import device_figures, devices, main
+from benchsuite.results.assemble import cost as costs, result as results
+from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.worker.job import RankJob
-from benchsuite.worker import device_figures
 from benchsuite.measure.device_time import DeviceTimer
 
 devices.choose = lambda cell, local_rank: torch.device("cuda", 0)
 devices.current = lambda cell: torch.device("cpu")
-worker.DeviceTimer = lambda: DeviceTimer(device_figures.HostEvent, lambda: None)
+main.DeviceTimer = lambda: DeviceTimer(device_figures.HostEvent, lambda: None)
 device_figures.peaks = lambda: {"name": "fake", "index": 0, "peak_allocated_bytes": 5, "peak_reserved_bytes": 6}
 device_figures.matmul_ceiling = lambda precision: 1e9
 with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
-cell = cells.resolve(Cell(workload="transformer", preset="smoke", device="cuda", budget=Budget(steps=8)))
+cell = resolve(Cell(workload="transformer", preset="smoke", device="cuda", budget=Budget(steps=8)))
 job = RankJob(cell=cell.to_json(), rank=0, world_size=1, run_dir=sys.argv[1], store_port=port, timeout_s=60.0)
-worker.run_rank(job)
+main.run_rank(job)
 rank = json.load(open(sys.argv[1] + "/rank0.json"))
 result = results.deterministic(cell, [rank])
 cost, _ = costs.measured(cell, [rank], result)

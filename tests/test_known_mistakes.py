@@ -1,5 +1,4 @@
-"""What other benchmark suites got wrong (MEASUREMENT.md section 7), each as a test that this one
-does not.
+"""Mistakes that other benchmark suites make, each as a test that this one does not make it.
 
 Elsewhere: throughput against steps, warm-up and Student's t in test_window.py; machine-wide
 interface counters in test_measure.py. Not applicable yet: reading a stop time before a device is

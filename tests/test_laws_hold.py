@@ -1,4 +1,4 @@
-"""The laws on the whole grid of what is built: every legal strategy, topology and compression, 1 to
+"""The laws on the whole grid of what is built: every allowed strategy, topology and compression, 1 to
 4 workers. Float64."""
 
 from __future__ import annotations

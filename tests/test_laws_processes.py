@@ -1,4 +1,4 @@
-"""Laws of what uses torch's default process group (`ddp`, divided replicas): real processes, from
+"""Laws of what uses torch's default process group (`ddp`, model-parallel replicas): real processes, from
 one cell host."""
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from benchsuite.rules import plans
 from benchsuite.sync import synchronous
 from benchsuite.topology import ring
 from benchsuite.virtual.world import simulate
+from tests.user_files import user_file
 
 DECLARES = """
     label = "Polite mean"
@@ -142,27 +143,10 @@ def test_a_compression_of_ones_own_says_where_it_travels(tmp_path: Path) -> None
     assert reasons(compression=path, topology="native", replicas=2) == []
 
 
-RULE = '''"""Nobody works in threes."""
-
-from benchsuite.rules.view import Problem
-
-PLACE = 1
-
-
-def no_threes(view):
-    """Refuses three workers."""
-    if view.cell.replicas == 3:
-        yield Problem("threes", "replicas = 3: a crowd", "set replicas = 2 or 4")
-
-
-RULES = (no_threes,)
-'''
-
-
 def test_a_new_rule_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = rules.validate(Cell(replicas=3))
     assert "threes" not in [problem.rule for problem in shipped]
-    (tmp_path / "no_threes.py").write_text(RULE)
+    (tmp_path / "no_threes.py").write_text(user_file("no_threes"))
     monkeypatch.setattr(rules, "FOLDERS", (rules.HERE, tmp_path))
     found = rules.validate(Cell(replicas=3))
     assert [problem.rule for problem in found] == ["threes", *(each.rule for each in shipped)]

@@ -208,9 +208,7 @@ def test_the_answer_and_the_table_are_the_golden_ones(tmp_path: Path) -> None:
     )
 
 
-def test_all_that_undivided_replicas_send_goes_between_them_and_the_two_sum_to_the_payload() -> (
-    None
-):
+def test_all_that_whole_replicas_send_goes_between_them_and_the_two_sum_to_the_payload() -> None:
     table = compared(material(the_runs())).set_index("cell_id")
     for cell_id, row in table[table["n"] > 0].iterrows():
         inside = row["inside_bytes_per_step"].center
@@ -418,7 +416,7 @@ def test_names_say_replicas_form_options_sync_and_topology() -> None:
     assert label(GPIPE, "num_micro_batches=4 schedule=gpipe") == "pipeline gpipe m=4"
 
 
-def test_kinds_of_divided_replicas_are_left_out_where_a_plan_has_none() -> None:
+def test_kinds_of_model_parallel_replicas_are_left_out_where_a_plan_has_none() -> None:
     listed = {entry.kind for entry in spec.parse([], [RING])}
     assert not listed & {"parallel_costs", "parallel_table"}
     assert {"parallel_costs", "parallel_table"} <= {

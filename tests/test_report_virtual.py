@@ -243,7 +243,7 @@ def test_a_plan_without_entries_gets_those_of_its_clocks() -> None:
         "seeds",
         "parallel_costs",
         "parallel_table",
-    }  # by name, or where a plan has divided replicas
+    }  # by name, or where a plan has model-parallel replicas
     drawn = [
         {entry.kind for entry in spec.parse([], cells)}
         for cells in (wall, simulated, [*wall, *simulated])

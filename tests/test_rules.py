@@ -1,4 +1,4 @@
-"""The legality table: every rule refuses its case, and the legal twin beside it passes."""
+"""Every rule refuses its case, and the allowed twin beside it passes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def problems(**fields) -> list[Problem]:
     return found
 
 
-# rule, words of the reason, refused, legal twin
+# rule, words of the reason, refused, allowed twin
 CASES = [
     # parallel x sync
     (
@@ -300,10 +300,10 @@ CASES = [
             "compression x topology",
             "is not k-sparse",
             {"topology": topology, "compression": compression},
-            {"topology": legal, "compression": compression},
+            {"topology": allowed, "compression": compression},
         )
         for compression in ("topk", "sign", "ef_sign")
-        for topology, legal in (
+        for topology, allowed in (
             ("ring", "native"),
             ("tree", "parameter_server"),
             ("halving_doubling", "native"),
@@ -314,9 +314,9 @@ CASES = [
             "compression x topology",
             "100 + 100 = -56",
             {"topology": topology, "compression": "int8"},
-            {"topology": legal, "compression": "int8"},
+            {"topology": allowed, "compression": "int8"},
         )
-        for topology, legal in (
+        for topology, allowed in (
             ("ring", "direct"),
             ("native", "parameter_server"),
             ("hierarchical", "direct"),
@@ -348,9 +348,9 @@ CASES = [
             "topk",
             f"rho = {rho:g}",
             {"compression": "topk", "options": {"topk": {"rho": rho}}},
-            {"compression": "topk", "options": {"topk": {"rho": legal}}},
+            {"compression": "topk", "options": {"topk": {"rho": allowed}}},
         )
-        for rho, legal in ((0.0, 1e-6), (1.5, 1.0))
+        for rho, allowed in ((0.0, 1e-6), (1.5, 1.0))
     ],
     (
         "powersgd",
@@ -437,9 +437,9 @@ CASES = [
             "outer step",
             f"{name} = {value:g}",
             {"sync": "diloco", "options": {"diloco": {name: value}}},
-            {"sync": "diloco", "options": {"diloco": {name: legal}}},
+            {"sync": "diloco", "options": {"diloco": {name: allowed}}},
         )
-        for name, value, legal in (
+        for name, value, allowed in (
             ("outer_lr", 0.0, 1.0),
             ("outer_momentum", 1.0, 0.0),
             ("outer_momentum", -0.1, 0.9),
@@ -450,9 +450,9 @@ CASES = [
             "outer bits",
             "never summed",
             {"sync": "diloco", "topology": topology, "options": {"diloco": {"outer_bits": 4}}},
-            {"sync": "diloco", "topology": legal, "options": {"diloco": {"outer_bits": 4}}},
+            {"sync": "diloco", "topology": allowed, "options": {"diloco": {"outer_bits": 4}}},
         )
-        for topology, legal in (
+        for topology, allowed in (
             ("ring", "direct"),
             ("hierarchical", "native"),
             ("tree", "parameter_server"),
@@ -1472,7 +1472,7 @@ def test_every_rule_has_a_case():
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind in AXES for name in declared.members(kind)]
 )
-def test_every_member_is_legal_with_its_companions(kind, name):
+def test_every_member_is_allowed_with_its_companions(kind, name):
     companions = {
         "stale_synchronous": SERVER,
         "asynchronous": SERVER,
@@ -1507,16 +1507,16 @@ def test_a_name_that_nobody_knows_is_a_usage_error_with_the_known_ones(kind):
 
 
 def test_every_pair_of_sync_and_topology_is_answered():
-    """No crash, no gap: each pair is legal, or refused with a reason and a remedy."""
-    legal = set()
+    """No crash, no gap: each pair is allowed, or refused with a reason and a remedy."""
+    allowed = set()
     for sync, topology in itertools.product(declared.members("sync"), declared.members("topology")):
         found = validate(Cell(sync=sync, topology=topology, workload="rl_agent", replicas=2))
         assert all(p.reason and p.remedy for p in found)
         if not found:
-            legal.add((sync, topology))
+            allowed.add((sync, topology))
     reducing = 7 * 4  # synchronous, local_sgd, diloco, elastic_averaging
     assert (
-        len(legal) == reducing + 3 + 1 + 6 + 3 + 2
+        len(allowed) == reducing + 3 + 1 + 6 + 3 + 2
     )  # async x 3, actor_learner, delayed, gossip, hogwild and ddp
 
 
@@ -1529,7 +1529,7 @@ def _own(tmp_path: Path, name: str, class_name: str, body: str = "    pass\n") -
     return str(path)
 
 
-def test_own_plugins_are_legal_whatever_their_file_is_called(tmp_path):
+def test_own_plugins_are_allowed_whatever_their_file_is_called(tmp_path):
     own_ring = _own(tmp_path, "ring", "Topology")
     assert problems(topology=own_ring, compression="topk", sync="gossip", replicas=2) == []
     own_sync = _own(tmp_path, "hogwild", "Strategy")
@@ -1581,8 +1581,16 @@ def test_muon_needs_whole_matrices(tmp_path):
     assert [p.rule for p in problems(workload=net, parallel="fsdp", model_parallel=2)] == ["muon"]
     assert [p.rule for p in problems(workload=net, parallel="tensor", model_parallel=2)] == ["muon"]
     assert problems(workload=net, topology="ring", replicas=2) == []
-    legal = ("synchronous", "local_sgd", "diloco", "elastic_averaging", "delayed", "ddp", "hogwild")
-    for sync in legal:  # each replica steps its own whole tensors
+    allowed = (
+        "synchronous",
+        "local_sgd",
+        "diloco",
+        "elastic_averaging",
+        "delayed",
+        "ddp",
+        "hogwild",
+    )
+    for sync in allowed:  # each replica steps its own whole tensors
         assert problems(workload=net, sync=sync, replicas=2, budget=Budget(steps=16)) == [], sync
     for sync in ("asynchronous", "stale_synchronous", "k_sync"):  # servers step slices
         assert [p.rule for p in problems(workload=net, sync=sync, **SERVER, replicas=2)] == [

@@ -541,7 +541,7 @@ def test_twice_the_factor_is_twice_the_learning_rate_bit_for_bit(optimizer: str)
 
 
 def _companions(sync: str) -> Cell | None:
-    """A legal cell of the virtual clock with this strategy."""
+    """A cell of the virtual clock with this strategy."""
     for topology in declared.members("topology"):
         made_ = trained(
             0.01,

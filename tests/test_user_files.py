@@ -24,120 +24,7 @@ from benchsuite.results.record import Status
 from benchsuite.results.store import Store
 from benchsuite.rules import Machine
 from tests.bench import ROOT
-
-MY_NET = '''"""Two layers that learn the sign of a sum."""
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-
-from benchsuite.workload import Batch, Recipe, Target
-
-presets = {"default": {"global_batch": 16, "num_layers": 3, "budget_samples": 160}}
-
-
-@dataclass
-class Workload:
-    """Signs of sums."""
-
-    width: int = 12
-    """Hidden width."""
-    lr: float = 0.1
-    """Of plain SGD."""
-    global_batch: int = 16
-    """Samples per step."""
-
-    target = Target("accuracy", easy=50.0, target=60.0, hard=99.0, evaluate_every=80, unit="%")
-
-    def start(self, *, seed, dtype):
-        self.dtype, self.seed = dtype, seed
-
-    def layers(self):
-        return [nn.Linear(4, self.width), nn.Tanh(), nn.Linear(self.width, 1)]
-
-    def tensor_plan(self):
-        return {}
-
-    def recipe(self):
-        def make(params):
-            return torch.optim.SGD(params, lr=1.0)
-        return Recipe(make_optimizer=make, lr=lambda progress: self.lr, global_batch=self.global_batch, budget=160)
-
-    def _data(self, count, index):
-        x = torch.randn(count, 4, generator=torch.Generator().manual_seed(1000 * self.seed + index), dtype=self.dtype)
-        return x, (x.sum(1, keepdim=True) > 0).to(self.dtype)
-
-    def batch(self, index, *, shard, num_shards):
-        share = self.global_batch // num_shards
-        x, y = self._data(self.global_batch, index)
-        return Batch(x[shard * share : (shard + 1) * share], y[shard * share : (shard + 1) * share], share)
-
-    def loss(self, output, batch):
-        return nn.functional.binary_cross_entropy_with_logits(output, batch.y)
-
-    def evaluate(self, infer):
-        x, y = self._data(64, 999)
-        return 100.0 * float(((infer(x) > 0) == (y > 0.5)).double().mean())
-'''
-
-MY_SYNC = '''"""Agrees every second step only: the mean of the parameters."""
-from dataclasses import dataclass
-
-from benchsuite.sync import count
-from benchsuite.update import Updater
-
-
-@dataclass
-class Strategy:
-    """Averages parameters every so often."""
-
-    every: int = 2
-    """Steps between two means."""
-
-    survives = "none"
-    snapshot_of = "replica"
-    clips_mean = False
-    needs_topology = ("ring", "native")
-
-    def start(self, comm, part, recipe, topology, compression):
-        self.comm, self.part, self.recipe, self.topology = comm, part, recipe, topology
-        self.steps, self.done = recipe.budget // recipe.global_batch, 0
-        self.updater = Updater(part.params, recipe)
-        self.events = {"means": 0}
-
-    def next_index(self):
-        return (self.done, self.comm.rank, self.topology.num_workers) if self.done < self.steps else None
-
-    def step(self, batch):
-        loss = self.part.gradient(batch)
-        self.updater.step(self.part.grad, samples=self.done * self.recipe.global_batch)
-        self.done += 1
-        if self.done % self.every == 0:
-            self.topology.mean(self.part.params)
-            self.events["means"] += 1
-        return loss
-
-    def finish(self):
-        pass
-
-    def snapshot(self):
-        return self.part.params
-
-    def policy(self):
-        return None
-
-    def num_pushes(self):
-        return 0
-
-    def expected_events(self, num_batches, setting):
-        return {"means": [num_batches // self.every] * setting.num_workers}
-
-    def predicted_traffic(self, shapes, events, setting):
-        one = setting.compression.predicted_traffic(
-            shapes, setting.itemsize, setting.topology, num_workers=setting.num_workers
-        )
-        return one.times(count(events, "means", 0))
-'''
+from tests.user_files import user_file
 
 PLAN = """
 question = "Does my net train with my strategy?"
@@ -153,8 +40,8 @@ topology = ["ring"]
 def user(tmp_path: Path) -> Path:
     """A folder with a plan, beside one with the user's two files."""
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "my_net.py").write_text(MY_NET)
-    (tmp_path / "elsewhere" / "my_sync.py").write_text(MY_SYNC)
+    (tmp_path / "elsewhere" / "my_net.py").write_text(user_file("my_net"))
+    (tmp_path / "elsewhere" / "my_sync.py").write_text(user_file("my_sync"))
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "mine.toml").write_text(PLAN)
     return tmp_path

@@ -1,5 +1,7 @@
-"""Ports: alpha + M beta where nobody is in the way, N M beta on a server's port; STRATEGIES section
-3 within 2 %."""
+"""Ports cost alpha + M beta where nobody is in the way, N M beta on a server's port.
+
+The closed forms of the collectives are met within 2 %.
+"""
 
 from __future__ import annotations
 

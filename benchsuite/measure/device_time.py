@@ -1,5 +1,4 @@
-"""Times on a device's stream: events are recorded on the way and read once, after the window
-(MEASUREMENT section 2).
+"""Times on a device's stream: events are recorded on the way and read once, after the window.
 
 A host that hands work to a device runs ahead of it, so its clock says nothing about a step, and
 asking after each step would make the device wait. Every step ends with an event; so do the spans in

@@ -79,6 +79,17 @@ def expand(document: Mapping[str, Any], folder: Path, used: set[str]) -> tuple[l
     return list(made.values()), len(excluded)
 
 
+def beside(reference: str, folder: Path) -> str:
+    """A file given by path, relative to here, or where there is none, to the plan's folder."""
+    if (
+        plugins.is_path(reference)
+        and not Path(reference).expanduser().is_file()
+        and (folder / reference).is_file()
+    ):
+        return str(folder / reference)
+    return reference
+
+
 def _cross(block: Mapping[str, Any], shared_budget: Any, folder: Path) -> Iterator[Cell]:
     """Every cell of a block: lists crossed, options only for the members that a cell uses."""
     options = block.get("options", {})
@@ -87,9 +98,9 @@ def _cross(block: Mapping[str, Any], shared_budget: Any, folder: Path) -> Iterat
     values = [[fields.check(name, value) for value in _values(name, block[name])] for name in names]
     for point in itertools.product(*values):
         chosen = dict(zip(names, point, strict=True))
-        for axis in AXES:
+        for axis in (*AXES, "cluster"):
             if axis in chosen:
-                chosen[axis] = _beside(chosen[axis], folder)
+                chosen[axis] = beside(chosen[axis], folder)
         chosen["compute_time"] = compute_time.resolved(chosen.get("compute_time"), folder)
         plain = Cell(**chosen)
         used = [
@@ -137,17 +148,6 @@ def _budgets(shared: Any, own: Any) -> list[Budget]:
             drop_other(merged, [key])
         merged.update(own)
     return [fields.budget(table) for table in _tables(merged)]
-
-
-def _beside(reference: str, folder: Path) -> str:
-    """A path plug-in relative to here, or where there is none, to the plan's folder."""
-    if (
-        plugins.is_path(reference)
-        and not Path(reference).expanduser().is_file()
-        and (folder / reference).is_file()
-    ):
-        return str(folder / reference)
-    return reference
 
 
 def _check_option_tables(block: Mapping[str, Any], base: Mapping[str, Any]) -> None:

@@ -217,7 +217,8 @@ def _expand(
     expand.check_shapes(document)
     expand.known_keys(document, KEYS, "a plan")
     used: set[str] = set()
-    made, num_excluded = expand.expand(document, path.parent if path else Path(), used)
+    folder = path.parent if path else Path()
+    made, num_excluded = expand.expand(document, folder, used)
     for setting in settings:
         keys = fields.assignment(setting)[0]
         if keys[0] == "options" and len(keys) > 1 and keys[1] not in used:
@@ -236,9 +237,19 @@ def _expand(
         cells=tuple(made),
         refused=(),
         num_excluded=num_excluded,
-        figures=tuple(document.get("figures", ())),
+        figures=tuple(_placed(figure, folder) for figure in document.get("figures", ())),
         text=text,
     )
+
+
+def _placed(figure: Any, folder: Path) -> Any:
+    """A `[[figures]]` entry whose kind, where it is a path, leads to the file from anywhere.
+
+    Whatever is no table with a kind is left as it is: `report/spec.py` says what is wrong with it.
+    """
+    if not isinstance(figure, Mapping) or not isinstance(figure.get("kind"), str):
+        return figure
+    return {**figure, "kind": expand.beside(figure["kind"], folder)}
 
 
 def _selected(made: list[Cell], only: str) -> list[Cell]:

@@ -128,7 +128,8 @@ def find(kind: str, reference: str) -> Plugin:
     Raises PluginError where there is none.
     """
     by_path = is_path(reference)
-    path = _place(kind, reference, os.getcwd() if by_path else "")
+    folder = os.getcwd() if by_path else str(KINDS[kind][0])
+    path = _place(reference, folder, by_path)
     changed_ns = _changed_ns(path)
     if by_path and changed_ns is None:
         known = ", ".join(names(kind))
@@ -150,16 +151,14 @@ def _changed_ns(path: Path) -> int | None:
 
 
 @lru_cache(maxsize=1024)
-def _place(kind: str, reference: str, here: str) -> Path:
-    """Where a reference leads; `here` is the working directory for paths, "" for names.
+def _place(reference: str, folder: str, by_path: bool) -> Path:
+    """Where a reference leads from a folder: the working directory for paths, a kind's for names.
 
     It is cached, because it is asked a hundred thousand times and follows symbolic links.
     """
-    return (
-        (here / Path(reference).expanduser()).resolve()
-        if here
-        else KINDS[kind][0] / f"{reference}.py"
-    )
+    if by_path:
+        return (folder / Path(reference).expanduser()).resolve()
+    return Path(folder, f"{reference}.py")
 
 
 def load(kind: str, reference: str) -> type[Any]:

@@ -4,7 +4,7 @@ A message of M bytes leaves its sender's port first in, first out, is under way 
 enters the receiver's port first in, first out: alpha + M beta where nobody is in the way, and N M
 beta on the port of a server that N workers push to. Bytes pass through both ports at once
 (cut-through), so an idle path costs M beta once. A library's collective is one rendezvous, priced
-like its textbook algorithm on equal ports (STRATEGIES section 3).
+like its textbook algorithm on equal ports.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def made_run(cell: Any, seed: int) -> Any:
     run = _as_its_workload_says(run)
     run = _with_lag(run, draw)
     if cell.model_parallel > 1:
-        run = _divided(run, draw)
+        run = _model_parallel(run, draw)
     if cell.tuning == "per_strategy":
         run = _tuned(run, draw)
     if cell.clock == "virtual":
@@ -138,7 +138,7 @@ def _with_lag(run: Any, draw: Random) -> Any:
     return dataclasses.replace(run, result=result)
 
 
-def _divided(run: Any, draw: Random) -> Any:
+def _model_parallel(run: Any, draw: Random) -> Any:
     """A replica of several parts: what each holds, what goes between them, how long they idle."""
     cell, result, cost = run.cell, dict(run.result), dict(run.cost)
     parts = cell.model_parallel

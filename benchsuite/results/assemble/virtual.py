@@ -113,8 +113,7 @@ def thinned(losses: Sequence[float | None], samples: Sequence[int]) -> dict[str,
 
 
 def tiling_residual(server: Mapping[str, Any]) -> int:
-    """Left minus right side of the tiling identity (STRATEGIES section 4), in integers; 0 for any
-    policy and timing."""
+    """Left minus right side of the tiling identity, in integers: 0 for any policy and timing."""
     log = server["log"]
     versions = server["versions"]
     tiles = 0

@@ -97,15 +97,15 @@ def test_a_server_keeps_something_for_every_part():
 
 
 def test_a_replica_of_two_sends_what_each_part_sends_and_what_is_sent_inside():
-    undivided = predicted(tiny(replicas=2, topology="ring"))
+    whole_replicas = predicted(tiny(replicas=2, topology="ring"))
     product = predicted(tiny(parallel="fsdp", model_parallel=2, replicas=2, topology="ring"))
     between = sum(count for (a, b), count in product.payload.items() if a // 2 != b // 2)
-    assert between == undivided.payload_bytes and product.payload_bytes > between
+    assert between == whole_replicas.payload_bytes and product.payload_bytes > between
 
 
 @pytest.mark.procs
 @pytest.mark.timeout(120)
-def test_the_result_of_a_divided_replica_is_the_same_again_and_its_times_stand_elsewhere(
+def test_the_result_of_model_parallel_replicas_is_the_same_again_and_its_times_stand_elsewhere(
     tmp_path: Path,
 ):
     again = dataclasses.replace(PRODUCT, topology="ring", servers=None, replicas=1)
