@@ -1,5 +1,6 @@
 """When replicas agree: `Strategy`, and `ServerPolicy`, all that a parameter-server strategy
-supplies."""
+supplies.
+"""
 
 from __future__ import annotations
 
@@ -78,11 +79,13 @@ class Strategy(Protocol):
 
     timing_free: bool = False
     """Whether the parameters do not depend on who is fast. The virtual clock then trains such a
-    cell once, and only times it again under other links and compute times."""
+    cell once, and only times it again under other links and compute times.
+    """
 
     apart: bool = False
     """Whether workers do not step together, so that batches are handed out. A strategy whose
-    servers own the parameters is so by itself."""
+    servers own the parameters is so by itself.
+    """
 
     alone_is_plain: bool = True
     """Whether one worker makes the steps of the plain training loop."""
@@ -101,12 +104,14 @@ class Strategy(Protocol):
 
     batches_per_trajectory: int = 0
     """Global batches that a trajectory stands for, where workers act and hand over trajectories in
-    the place of gradients (0 = they do not)."""
+    the place of gradients (0 = they do not).
+    """
 
     @property
     def snapshot_of(self) -> str:
         """Whose parameters count: "replica" (any; rank 0's is taken), "servers" (their slices) or
-        "mean" (over replicas)."""
+        "mean" (over replicas).
+        """
 
     @property
     def clips_mean(self) -> bool:
@@ -115,12 +120,14 @@ class Strategy(Protocol):
     @property
     def goes_on(self) -> bool:
         """Whether a replica that diverged goes on to the end of the budget: replicas differ, and
-        others wait for it."""
+        others wait for it.
+        """
         return False
 
     def expect(self, shape: TrajectoryShape) -> None:
         """Called before `start` where `batches_per_trajectory` > 0: what a trajectory looks
-        like."""
+        like.
+        """
 
     def num_threads(self, num_workers: int) -> int:
         """Threads of a server that serve at once, each some of the workers."""
@@ -128,7 +135,8 @@ class Strategy(Protocol):
 
     def cycles(self, num_steps: int) -> list[Cycle]:
         """What a run of so many steps was made of, where `calls_library`: by default steps that are
-        all alike."""
+        all alike.
+        """
         return [Cycle(num_steps)]
 
     def start(
@@ -164,7 +172,8 @@ class Strategy(Protocol):
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         """Memory formula: bytes of the vectors that the strategy keeps on a worker (or server),
-        beyond parameters, gradient, optimiser state, and what topology and compression keep."""
+        beyond parameters, gradient, optimiser state, and what topology and compression keep.
+        """
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         """The counts of an undisturbed run over `num_batches` global batches, for a dry run."""
@@ -180,6 +189,7 @@ def hand_out(comm: Comm, num_workers: int, total: int) -> tuple[int, Work | None
     Every sample of the budget is used once, whoever is fast.
     """
     number = comm.fetch_add("next batch", 1)
+
     return number, None if number >= total else (
         number // num_workers,
         number % num_workers,

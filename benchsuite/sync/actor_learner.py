@@ -44,11 +44,13 @@ class Strategy(sync.Strategy):
     """Global batches whose samples a trajectory stands for, an actor's share of each."""
     ahead: int = 1
     """Trajectories of an actor that may be under way while it plays another (0 = it waits for its
-    own answer)."""
+    own answer).
+    """
 
     steps_per_trajectory: int = 8
     """Steps that the learner makes on a trajectory, one after the other; V-trace corrects the later
-    ones too."""
+    ones too.
+    """
 
     survives = "worker"
     snapshot_of = "servers"
@@ -159,15 +161,18 @@ class Strategy(sync.Strategy):
         """The next trajectory, to be played with the newest parameters that are due."""
         self._wait(self.ahead)
         self._index, work = hand_out(self._comm, self._num_workers, self._num_pushes)
+
         return work
 
     def _wait(self, most: int) -> None:
         """Takes answers until at most so many are out. Each has a vector of its own: it may come
-        during play."""
+        during play.
+        """
         while len(self._under_way) > most:
             _, answer, handles = self._under_way.popleft()
             for handle in handles:
                 handle.wait()
+
             self._part.params.copy_(answer[:-1])
             self._version = int(answer[-1])
             self.events["replies"] += 1
@@ -185,6 +190,7 @@ class Strategy(sync.Strategy):
         )  # nccl: a pair's operations run in posting order
         self._under_way.append((packed, answer, [*sending, *receiving]))
         self.events["pushes"] += 1
+
         return 0.0
 
     def finish(self) -> None:
@@ -210,6 +216,7 @@ class Strategy(sync.Strategy):
             total // setting.num_workers + (worker < total % setting.num_workers)
             for worker in range(setting.num_workers)
         ]
+
         return {"pushes": each, "replies": each}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
@@ -252,14 +259,17 @@ class Learner(ServerPolicy):
             raise RuntimeError(
                 f"a trajectory of version {acted} from worker {worker}, whose log says {version}"
             )
+
         for step in range(self._steps):
             loss = self._part.gradient(batch)
             assert loss is not None
             if step == 0:
                 self.losses.append(loss)
+
             clip(self._part.grad, self._clip_norm)
             self._apply(self._part.grad)
             self._version += 1
+
         return [worker]
 
     def on_goodbye(self, worker: int) -> list[int]:
@@ -280,6 +290,7 @@ def pack(version: int, batch: Batch) -> Tensor:
         batch.y,
         batch.x,
     ]
+
     return torch.cat([piece.contiguous().flatten().view(torch.uint8) for piece in pieces])
 
 
@@ -289,4 +300,5 @@ def unpack(flat: Tensor, shape: TrajectoryShape) -> tuple[int, Batch]:
     version = int(flat[:HEADER_BYTES].view(torch.float64))
     y = flat[HEADER_BYTES:middle].view(shape.y_dtype)
     x = flat[middle:].view(shape.x_dtype)
+
     return version, Batch(x.view(shape.x), y.view(shape.y), shape.num_samples)

@@ -46,10 +46,12 @@ class Strategy(sync.Strategy):
     """Threads per server when lock = none."""
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
     """A push is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous
-    lr."""
+    lr.
+    """
     momentum: Literal["shared", "per_worker", "dana"] = "shared"
     """Whose momentum the server keeps (SGD with momentum; `shared` takes any optimiser). `dana`:
-    answers look ahead."""
+    answers look ahead.
+    """
 
     survives = "worker"
     snapshot_of = "servers"
@@ -119,7 +121,8 @@ class Strategy(sync.Strategy):
 
     def num_threads(self, num_workers: int) -> int:
         """Threads of each server; whoever says goodbye for a lost worker knocks at their doors
-        too."""
+        too.
+        """
         return min(self.server_threads, num_workers) if self.lock == "none" else 1
 
     def make_updater(self, params: Tensor) -> Updater:
@@ -128,12 +131,15 @@ class Strategy(sync.Strategy):
         if self.momentum != "shared":  # the policy keeps it
             for group in updater.optimizer.param_groups:
                 group.update(momentum=0.0, nesterov=False, weight_decay=0.0)
+
         self._server_group = updater.optimizer.param_groups[0]
+
         return updater
 
     def next_index(self) -> Work | None:
         """Batches are handed out, so that every sample of the budget is used once whoever is
-        fast."""
+        fast.
+        """
         self._index, work = hand_out(self._comm, self._num_workers, self._num_pushes)
         return work
 
@@ -145,6 +151,7 @@ class Strategy(sync.Strategy):
         self._topology.exchange(part.grad, part.params, tag=self._index)
         self.events["pushes"] += 1
         self.events["replies"] += 1
+
         return loss
 
     def finish(self) -> None:
@@ -156,6 +163,7 @@ class Strategy(sync.Strategy):
     def policy(self) -> ApplyAtOnce:
         if self.momentum == "shared":
             return ApplyAtOnce()
+
         factor, decay = self._momentum_and_decay()
         return MomentumPerWorker(self._num_workers, factor, decay, lr=self._look_ahead_lr)
 
@@ -179,6 +187,7 @@ class Strategy(sync.Strategy):
                 f"{group.get('dampening')}): set the workload's momentum above 0 (SGD), or "
                 "momentum = shared"
             )
+
         return float(group["momentum"]), float(group["weight_decay"])
 
     def num_pushes(self) -> int:
@@ -191,6 +200,7 @@ class Strategy(sync.Strategy):
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if not server or self.momentum == "shared":
             return 0
+
         return (setting.num_workers + 2) * largest_slice(
             shapes, setting
         )  # one per worker, their sum, the answer
@@ -228,7 +238,8 @@ class ApplyAtOnce(ServerPolicy):
 
 class MomentumPerWorker(ApplyAtOnce):
     """v_i = m v_i + g_i per worker; `lr` > 0 lets answers look ahead by lr m times the sum of all
-    v_j."""
+    v_j.
+    """
 
     def __init__(
         self, num_workers: int, momentum: float, weight_decay: float, *, lr: Callable[[], float]
@@ -250,10 +261,12 @@ class MomentumPerWorker(ApplyAtOnce):
         mine.mul_(self._momentum).add_(flat)
         if self._weight_decay:
             mine.add_(self._shard, alpha=self._weight_decay)
+
         self._sum.add_(mine)
         self._apply(
             self._ahead.copy_(mine)
         )  # a copy: the optimiser may keep or change what it is given
+
         return [worker]
 
     def answer(self, worker: int) -> Tensor:

@@ -31,7 +31,8 @@ class Averager:
     @property
     def differences_only(self) -> bool:
         """Whether what travels is compressed: then gradients and differences may, and parameters
-        may not."""
+        may not.
+        """
         return is_compressed(self._compression)
 
     def __call__(self, flat: Tensor) -> None:
@@ -39,6 +40,7 @@ class Averager:
             self._server.exchange(flat, flat, tag=self._number)
         else:
             self._compression.mean(flat, self._topology)
+
         self._number += 1
 
     def goodbye(self) -> None:
@@ -57,9 +59,11 @@ def means_traffic(shapes: Shapes, times: int, setting: Setting) -> Traffic:
     if setting.num_servers:
         each = [times] * setting.num_workers
         return push_pull_traffic(shapes, setting, pushes=each, replies=each)
+
     one = setting.compression.predicted_traffic(
         shapes, setting.itemsize, setting.topology, num_workers=setting.num_workers
     )
+
     return one.times(times)
 
 

@@ -19,17 +19,21 @@ FIRST_BYTES = 1 * MIB
 
 def bucket_ranges(shapes: Shapes, itemsize: int, bucket_mib: float) -> list[tuple[int, int]]:
     """(start, stop) of each bucket of the flat vector, in the order in which they set out. A tensor
-    is never cut."""
+    is never cut.
+    """
     ranges = []
     stop = numel(shapes)
     start = stop
     limit = min(FIRST_BYTES, bucket_mib * MIB)
+
     for shape in reversed(list(shapes.values())):
         if start < stop and (stop - start + shape.numel()) * itemsize > limit:
             ranges.append((start, stop))
             stop = start
             limit = bucket_mib * MIB
+
         start -= shape.numel()
+
     return [*ranges, (start, stop)] if start < stop else ranges
 
 
@@ -59,6 +63,7 @@ class Buckets:
         for number in range(self._next, len(self._ranges)):
             low, high = self._ranges[number]
             self._missing[number] -= max(0, min(stop, high) - max(start, low))
+
         while self._next < len(self._ranges) and self._missing[self._next] == 0:
             self._under_way.append(self._comm.lane(self._mean, self._next))
             self._next += 1
@@ -71,6 +76,7 @@ class Buckets:
         """Until the means of all buckets are in."""
         under_way = self._under_way
         self._begin()
+
         for handle in under_way:
             handle.wait()
 

@@ -49,13 +49,15 @@ Hook = Callable[[Any, Any], torch.futures.Future[Tensor]]
 @dataclass
 class Strategy(sync.Strategy):
     """DistributedDataParallel around the module; the optimiser on its parameters, tensor by
-    tensor."""
+    tensor.
+    """
 
     bucket_cap_mb: int = 25
     """DDP's own option: bytes of a bucket in units of 2**20."""
     local_steps: int = 1
     """H, optimiser steps between two means of the parameters (1 = gradients agree in every
-    step)."""
+    step).
+    """
     warmup_steps: int = 0
     """Synchronous steps before the local ones."""
 
@@ -148,7 +150,9 @@ class Strategy(sync.Strategy):
                 start_powerSGD_iter=DENSE_STEPS,
                 min_compression_rate=LEAST_RATE,
             )
+
             wrapped.register_comm_hook(self._state, powerSGD_hook)
+
         return wrapped
 
     def make_updater(self, params: Tensor) -> Updater:
@@ -157,20 +161,24 @@ class Strategy(sync.Strategy):
     def next_index(self) -> Work | None:
         if self._step == self._steps:
             return None
+
         return self._step, self._rank, self._num_workers
 
     def step(self, batch: Batch) -> float:
         loss = self._part.backward(batch)
         if self._recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._params, self._recipe.clip_norm)
+
         self._updater.step(None, samples=self._step * self._recipe.global_batch)
         if self._averager is not None:
             self._average(self._averager)
+
         self._step += 1
         if self._step <= self._num_gradient_means(self._steps):
             self.events["gradient_means"] += 1
         elif self.local_steps == 1 or (self._step - self.warmup_steps) % self.local_steps == 0:
             self.events["synchronisations"] += 1
+
         return loss
 
     def _average(self, averager: PeriodicModelAverager) -> None:
@@ -208,10 +216,12 @@ class Strategy(sync.Strategy):
         if self.local_steps > 1:
             warmup = self.events["gradient_means"]
             means = self.events["synchronisations"]
+
             return [
                 Cycle(warmup, rewind=lambda: self._rewind(0)),
                 Cycle(means, self.local_steps, rewind=lambda: self._rewind(self.warmup_steps)),
             ]
+
         steps = self.events["synchronisations"]
         if isinstance(self._state, PowerSGDState):
             dense = min(DENSE_STEPS, steps)
@@ -219,6 +229,7 @@ class Strategy(sync.Strategy):
                 Cycle(dense, rewind=lambda: self._rewind(0)),
                 Cycle(steps - dense, rewind=lambda: self._rewind(DENSE_STEPS)),
             ]
+
         return [Cycle(steps)]
 
     def _rewind(self, step: int) -> None:
@@ -230,18 +241,23 @@ class Strategy(sync.Strategy):
         warmup = self._num_gradient_means(num_batches)
         means = (num_batches - warmup) // self.local_steps
         counts = {"synchronisations": means, "gradient_means": warmup}
+
         return {name: [counts[name]] * setting.num_workers for name in self._counted}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         """The library's buckets, beside the gradients of the parameters; what is cast; errors, a
-        copy and factors of PowerSGD; the averager's vector."""
+        copy and factors of PowerSGD; the averager's vector.
+        """
         if setting.num_workers == 1:
             return 0
+
         whole = numel(shapes) * setting.itemsize
         if isinstance(setting.compression, (Float16, BFloat16)):
             return whole + numel(shapes) * HALF_BYTES
+
         if isinstance(setting.compression, PowerSGD):
             return 3 * whole + setting.itemsize * compressed_numel(shapes, setting.compression.rank)
+
         return 2 * whole if self.local_steps > 1 else whole
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
@@ -256,8 +272,10 @@ class Strategy(sync.Strategy):
                 setting, compressed_numel(shapes, setting.compression.rank), itemsize
             )
             return _all_reduce(setting, size, itemsize).times(dense) + sent.times(means - dense)
+
         if isinstance(setting.compression, (Float16, BFloat16)):
             itemsize = HALF_BYTES
+
         return _all_reduce(setting, size, itemsize).times(dense + means)
 
 
@@ -265,17 +283,20 @@ def bf16_hook(group, bucket):  # type: ignore[no-untyped-def]  # DDP looks at th
     """Mean of a bucket in bfloat16."""
     short = bucket.buffer().to(torch.bfloat16).div_(dist.get_world_size(group))
     reduced = dist.all_reduce(short, group=group, async_op=True).get_future()
+
     return reduced.then(lambda future: bucket.buffer().copy_(future.value()[0]))
 
 
 def compressed_numel(shapes: Shapes, rank: int) -> int:
     """Elements that the library's PowerSGD sends per step: two factors where they are less than
-    half of the matrix."""
+    half of the matrix.
+    """
     total = 0
     for shape in shapes.values():
         n, m = (shape[0], columns(shape)) if shape else (1, 1)
         factors = min(n, m, rank) * (n + m)
         total += factors if factors * LEAST_RATE < n * m else n * m
+
     return total
 
 

@@ -77,13 +77,16 @@ class Strategy(sync.Strategy):
         self._step += 1
         if self._step == self._steps:
             self._apply_what_travels()
+
         return loss
 
     def _apply_what_travels(self) -> None:
         """The gradient of the step before, by the learning rate of the samples it was computed
-        after."""
+        after.
+        """
         if self._under_way is None:
             return
+
         self._under_way.wait()
         self._under_way = None
         clip(self._travelling, self._recipe.clip_norm)
@@ -97,6 +100,7 @@ class Strategy(sync.Strategy):
         if self._topology is None:
             self._topology = self._make_topology.second()
             self._topology.start(lane)
+
         self._compression.mean(self._travelling, self._topology)
 
     def finish(self) -> None:

@@ -156,9 +156,12 @@ class Strategy(sync.Strategy):
         self.events = {f"fragment {number}": 0 for number in range(self.fragments)}
         if isinstance(topology, ParameterServer) and self.outer_bits:
             topology.use_compression(Quantised(self.outer_bits), part.shapes, part.params.dtype)
+
         if comm.rank >= self._num_workers:
             return
+
         self._updater = Updater(part.params, recipe, shapes=part.shapes)
+
         self._fragments = [
             _Fragment(
                 self,
@@ -168,6 +171,7 @@ class Strategy(sync.Strategy):
             )
             for start, stop in bounds(part.params.numel(), self.fragments)
         ]
+
         self._lane_topology: Topology | None = None
 
     def _compression(
@@ -176,8 +180,10 @@ class Strategy(sync.Strategy):
         """Of one fragment: the cell's, or its own quantiser."""
         if not self.outer_bits:
             return given
+
         own: Compression = Quantised(self.outer_bits)
         own.start(_pieces(shapes, start, stop), seed=0)
+
         return own
 
     def make_updater(self, params: Tensor) -> Load:
@@ -193,14 +199,17 @@ class Strategy(sync.Strategy):
         self._updater.step(self._part.grad, samples=self._step * self._recipe.global_batch)
         self._step += 1
         last = self._step == self._steps
+
         for number, fragment in enumerate(self._fragments):
             if fragment.started_at is not None and (
                 last or self._step - fragment.started_at >= self.delay
             ):
                 fragment.load(self._step)
+
             if self._is_due(number) or (last and fragment.loaded_at != self._step):
                 fragment.begin(self._step, wait=last or not self.delay)
                 self.events[f"fragment {number}"] += 1
+
         return loss
 
     def _is_due(self, number: int) -> bool:
@@ -218,6 +227,7 @@ class Strategy(sync.Strategy):
         if self._lane_topology is None:
             self._lane_topology = self._topology.second()
             self._lane_topology.start(lane)
+
         compression.mean(flat, self._lane_topology)
 
     def finish(self) -> None:
@@ -239,11 +249,13 @@ class Strategy(sync.Strategy):
             turns = range(first, num_batches + 1, self.local_steps)
             once_more = not turns or num_batches - turns[-1] > self.delay
             events[f"fragment {number}"] = [len(turns) + once_more] * setting.num_workers
+
         return events
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if server:
             return averaging_server_bytes(shapes, setting)
+
         return (3 if self.outer_momentum else 2) * numel(shapes) * setting.itemsize
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
@@ -253,7 +265,9 @@ class Strategy(sync.Strategy):
             return push_pull_traffic(
                 shapes, setting, pushes=each, replies=each, compression=compression
             )
+
         each_fragment = []
+
         for number, (start, stop) in enumerate(bounds(numel(shapes), self.fragments)):
             one = compression.predicted_traffic(
                 _pieces(shapes, start, stop) if self.fragments > 1 else shapes,
@@ -261,7 +275,9 @@ class Strategy(sync.Strategy):
                 setting.topology,
                 num_workers=setting.num_workers,
             )
+
             each_fragment.append(one.times(count(events, f"fragment {number}", 0)))
+
         return Traffic.total(each_fragment)
 
 
@@ -279,8 +295,10 @@ class _Fragment:
         self._gradient = torch.empty_like(params)
         momentum = strategy.outer_momentum
         chunks = in_chunks(self.outer)
+
         for chunk, gradient in zip(chunks, in_chunks(self._gradient), strict=True):
             chunk.grad = gradient
+
         self._optimizer = torch.optim.SGD(
             chunks, strategy.outer_lr, momentum, nesterov=momentum > 0
         )
@@ -302,6 +320,7 @@ class _Fragment:
         """The outer step, and everybody starts from it."""
         if self._under_way is not None:
             self._under_way.wait()
+
         self._optimizer.step()
         self._params.copy_(self.outer)
         self._under_way = None

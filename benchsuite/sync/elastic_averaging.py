@@ -107,6 +107,7 @@ class Strategy(sync.Strategy):
         self.events = {"synchronisations": 0}
         if comm.rank < self._num_workers:
             self._updater = Updater(part.params, recipe, shapes=part.shapes)
+
         if self._server is None:
             self.centre = part.params.clone()
             self._pull = torch.empty_like(part.params)
@@ -119,6 +120,7 @@ class Strategy(sync.Strategy):
             return (
                 None if self._step == self._steps else (self._step, self._rank, self._num_workers)
             )
+
         self._index, work = hand_out(self._comm, self._num_workers, self._steps * self._num_workers)
         return work
 
@@ -132,6 +134,7 @@ class Strategy(sync.Strategy):
         if self._step % self.period == 0:
             self._exchange()
             self.events["synchronisations"] += 1
+
         return loss
 
     def _exchange(self) -> None:
@@ -139,6 +142,7 @@ class Strategy(sync.Strategy):
         if self._server is not None:
             self._server.exchange(params, params, tag=self._index)
             return
+
         torch.sub(params, self.centre, out=self._pull).mul_(self.moving_rate)
         params.sub_(self._pull)
         self._compression.mean(self._pull, self._topology)
@@ -164,11 +168,13 @@ class Strategy(sync.Strategy):
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if server:
             return 2 * largest_slice(shapes, setting)  # d and the answer
+
         return 0 if setting.num_servers else 2 * numel(shapes) * setting.itemsize
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         if not setting.num_servers:
             return means_traffic(shapes, count(events, "synchronisations", 0), setting)
+
         each = [count(events, "synchronisations", worker) for worker in range(setting.num_workers)]
         return push_pull_traffic(shapes, setting, pushes=each, replies=each)
 
@@ -189,6 +195,7 @@ class Centre(ServerPolicy):
         torch.sub(flat, self._shard, out=self._pull).mul_(self._moving_rate)
         torch.sub(flat, self._pull, out=self._answer)
         self._apply(self._pull.add_(self._shard))  # c + d becomes the slice
+
         return [worker]
 
     def on_goodbye(self, worker: int) -> list[int]:

@@ -91,19 +91,24 @@ class Strategy(sync.Strategy):
         self._updater.step(part.grad, samples=self._step * self._recipe.global_batch)
         self._step += 1
         self.events["synchronisations"] += 1
+
         return loss
 
     def _set_out(self) -> list[Handle]:
         """Posts the receives and sends of this step; the parameters do not change before they are
-        waited for."""
+        waited for.
+        """
         neighbours = self._graph.neighbours(self._step)
         listeners = self._graph.listeners(self._step)
+
         while len(self._arrivals) < len(neighbours):
             self._arrivals.append(torch.empty_like(self._part.params))
+
         waiting: list[Handle] = [
             self._comm.irecv(arrival, rank)
             for arrival, (rank, _) in zip(self._arrivals, neighbours, strict=False)
         ]
+
         return waiting + [self._comm.isend(self._part.params, rank) for rank in listeners]
 
     def _mix(self, under_way: list[Handle] | None) -> None:
@@ -111,20 +116,25 @@ class Strategy(sync.Strategy):
         if self._copies is not None:
             self._copies.exchange(self._step, self.consensus_rate)
             return
+
         neighbours = self._graph.neighbours(self._step)
         if under_way is None:
             self._exchange_in_rounds(neighbours)
         else:
             for handle in under_way:
                 handle.wait()
+
         torch.mul(params, 1.0 - sum(weight for _, weight in neighbours), out=self._mixed)
+
         for arrival, (_, weight) in zip(self._arrivals, neighbours, strict=False):
             self._mixed.add_(arrival, alpha=weight)
+
         params.copy_(self._mixed)
 
     def _exchange_in_rounds(self, neighbours: list[tuple[int, float]]) -> None:
         while len(self._arrivals) < len(neighbours):
             self._arrivals.append(torch.empty_like(self._part.params))
+
         pairs = dict(zip((rank for rank, _ in neighbours), self._arrivals, strict=False))
         in_rounds(
             self._comm, dict.fromkeys(self._graph.listeners(self._step), self._part.params), pairs
@@ -144,6 +154,7 @@ class Strategy(sync.Strategy):
         graph: Graph = setting.topology  # type: ignore[assignment]
         steps = range(2 * setting.num_workers)
         edges = {edge for step in steps for edge in graph.edges(step, setting.num_workers)}
+
         most = max(
             (
                 sum(edge[1] == 0 for edge in graph.edges(step, setting.num_workers))
@@ -151,17 +162,21 @@ class Strategy(sync.Strategy):
             ),
             default=0,
         )
+
         copies = sum(0 in edge for edge in edges)
         vectors = 2 + copies if is_compressed(setting.compression) else 1 + most
+
         return vectors * numel(shapes) * setting.itemsize
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         traffic = Traffic()
         graph: Graph = setting.topology  # type: ignore[assignment]
         size = setting.compression.wire_bytes(pieces_of(shapes), setting.itemsize)
+
         for step in range(count(events, "synchronisations", 0)):
             for source, destination in graph.edges(step, setting.num_workers):
                 traffic.add(source, destination, size)
+
         return traffic
 
 
@@ -184,22 +199,31 @@ class Copies:
         params = self._part.params
         outgoing = {}
         incoming = {}
+
         for rank in graph.listeners(step):
             copy, codec = self._edge(self._known_to, rank)
             outgoing[rank] = codec.encode(torch.sub(params, copy, out=self._difference))
+
         neighbours = graph.neighbours(step)
+
         for rank, _ in neighbours:
             _, codec = self._edge(self._known_of, rank)
             incoming[rank] = torch.empty(codec.num_bytes, dtype=torch.uint8)
+
         in_rounds(self._strategy._comm, outgoing, incoming)
+
         for rank, wire in outgoing.items():
             self._move(self._known_to[rank], wire)
+
         for rank, wire in incoming.items():
             self._move(self._known_of[rank], wire)
+
         weight = _the_weight(neighbours)
+
         # every edge takes from one end what it gives to the other: the sum over replicas is kept
         for rank in incoming:
             params.add_(self._known_of[rank][0], alpha=rate * weight)
+
         for rank in outgoing:
             params.sub_(self._known_to[rank][0], alpha=rate * weight)
 
@@ -207,6 +231,7 @@ class Copies:
         if rank not in edges:
             codec = self._compression.codec(self._pieces, self._start.dtype, feedback=False)
             edges[rank] = (self._start.clone(), codec)
+
         return edges[rank]
 
     def _move(self, edge: tuple[Tensor, Codec], wire: Tensor) -> None:
@@ -217,7 +242,8 @@ class Copies:
 
 def _the_weight(neighbours: list[tuple[int, float]]) -> float:
     """What a replica gives to a listener is what it takes from a neighbour: only where all weights
-    are one."""
+    are one.
+    """
     weights = {weight for _, weight in neighbours}
     if len(weights) > 1:
         raise UsageError(
@@ -225,12 +251,14 @@ def _the_weight(neighbours: list[tuple[int, float]]) -> float:
             "all neighbours; use "
             " compression = none, or another graph"
         )
+
     return weights.pop() if weights else 0.0
 
 
 def in_rounds(comm: Comm, outgoing: dict[int, Tensor], incoming: dict[int, Tensor]) -> None:
     """Exchanges with several ranks at once, legal on every backend: distance by distance around the
-    circle."""
+    circle.
+    """
     for distance in range(1, comm.size):
         to = (comm.rank + distance) % comm.size
         source = (comm.rank - distance) % comm.size

@@ -34,7 +34,8 @@ class Strategy(sync.Strategy):
     """`exclusive`: one worker at a time reads or writes."""
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
     """A step is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous
-    lr."""
+    lr.
+    """
 
     snapshot_of = "replica"
     clips_mean = False
@@ -88,6 +89,7 @@ class Strategy(sync.Strategy):
         )
         if comm.rank == 0:
             self._shared.copy_(part.params)
+
         comm.barrier()
         scale = 1 / self._num_workers if self.lr_rule == "equal_sample" else 1.0
         self._updater = Updater(self._shared, recipe, shapes=part.shapes, lr_scale=scale)
@@ -104,12 +106,15 @@ class Strategy(sync.Strategy):
         loss = part.gradient(batch)
         assert loss is not None
         clip(part.grad, self._recipe.clip_norm)
+
         with self._guard:
             self._updater.step(
                 part.grad, samples=self._index // self._num_workers * self._recipe.global_batch
             )
             part.params.copy_(self._shared)
+
         self.events["updates"] += 1
+
         return loss
 
     def finish(self) -> None:

@@ -46,16 +46,20 @@ class Strategy(sync.Strategy):
     """c: a step is the mean of N - c gradients (0 = synchronous)."""
     late: Literal["finish", "cancel"] = "finish"
     """A gradient whose version is over: `finish` computes it (it is dropped); `cancel`: virtual
-    clock only."""
+    clock only.
+    """
     batch: bool = False
     """Counts gradients instead of workers: a worker that is done goes on at once, and may be in a
-    step twice."""
+    step twice.
+    """
     wait: bool = True
     """False: no gradient is too late, stale ones enter the step that they come in time for
-    (K-async)."""
+    (K-async).
+    """
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
     """With wait = false there are N/K times as many steps: `equal_sample` takes lr K/N, `same` the
-    synchronous lr."""
+    synchronous lr.
+    """
 
     snapshot_of = "servers"
     clips_mean = True
@@ -118,6 +122,7 @@ class Strategy(sync.Strategy):
                 "must be at least 1; "
                 f"set backup_workers to at most {self._num_workers - 1}"
             )
+
         self._k = self._num_workers - self.backup_workers
         self._num_pushes = recipe.budget // recipe.global_batch * self._num_workers
         self._index = 0
@@ -143,19 +148,23 @@ class Strategy(sync.Strategy):
     def step(self, batch: Batch) -> float | None:
         if self._cancels:
             return self._step_unless_over(batch)
+
         part = self._part
         loss = part.gradient(batch)
         assert loss is not None
         self._topology.exchange(part.grad, part.params, tag=self._index)
         self.events["pushes"] += 1
         self.events["replies"] += 1
+
         return loss
 
     def _step_unless_over(self, batch: Batch) -> float | None:
         """The answer to this step is on its way as soon as its version is over; then the gradient
-        is given up."""
+        is given up.
+        """
         if not self._answer:
             self._answer = self._topology.expect(self._newest)
+
         loss = self._part.gradient(batch, until=self._answer[0])
         if loss is None:
             self._topology.abandon()
@@ -163,13 +172,17 @@ class Strategy(sync.Strategy):
         else:
             for sending in self._topology.push(self._part.grad, tag=self._index):
                 sending.wait()
+
             self.events["pushes"] += 1
+
         self._take_answer()
+
         return loss
 
     def _take_answer(self) -> None:
         for receiving in self._answer:
             receiving.wait()
+
         self._part.params.copy_(self._newest)
         self._answer = self._topology.expect(self._newest)
         self.events["replies"] += 1
@@ -192,7 +205,8 @@ class Strategy(sync.Strategy):
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         """Exact in bytes unless `late = cancel`: how many gradients are given up only the times
-        decide."""
+        decide.
+        """
         num_workers = setting.num_workers
         k = max(1, num_workers - self.backup_workers)
         steps = num_batches * num_workers // k
@@ -203,6 +217,7 @@ class Strategy(sync.Strategy):
             )
             pushes = -(-steps * k // num_workers)
             replies = num_batches
+
         return {
             "pushes": [pushes] * num_workers,
             "replies": [replies] * num_workers,
@@ -212,6 +227,7 @@ class Strategy(sync.Strategy):
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if not server:
             return numel(shapes) * setting.itemsize if self.late == "cancel" and self.wait else 0
+
         most = setting.num_workers - self.backup_workers + 1  # K gradients and their mean
         return most * largest_slice(shapes, setting)
 
@@ -223,7 +239,9 @@ class Strategy(sync.Strategy):
             pushes=[count(events, "pushes", worker) for worker in workers],
             replies=[count(events, "replies", worker) for worker in workers],
         )
+
         updates = count(events, "updates", setting.num_workers) if setting.clip else 0
+
         return traffic + clip_traffic(setting.num_workers, setting.num_servers, updates)
 
 
@@ -252,32 +270,40 @@ class FirstK(ServerPolicy):
         if self._wait and version < self._version:
             self.events["drops"] += 1
             return self._answered([] if self._cancels else [worker])  # cancel: it has its answer
+
         if len(self._slots) == len(self._arrived):
             self._slots.append(torch.empty_like(self._shard))
+
         self._slots[len(self._arrived)].copy_(flat)
         self._arrived.append(worker)
         closed = self._close()
         if not closed and self._batch:
             return self._answered([worker])
+
         return closed
 
     def on_goodbye(self, worker: int) -> list[int]:
         self._active.discard(worker)
         if self._cancels:
             self._comm.ticket(worker, self._num_sent[worker])
+
         return self._close()
 
     def _close(self) -> list[int]:
         """Ends the version when K gradients are in, or all that can still come; returns whom to
-        answer."""
+        answer.
+        """
         due = len(self._arrived)
+
         whole = (
             due >= self._k
             if self._batch and self._active
             else due >= min(self._k, len(self._active))
         )
+
         if not due or not whole:
             return []
+
         order = sorted(range(due), key=lambda slot: self._arrived[slot])  # by rank, then by arrival
         rank_order_sum([self._slots[slot] for slot in order], self._mean)
         self._mean.div_(due)
@@ -288,13 +314,16 @@ class FirstK(ServerPolicy):
         self._arrived.clear()
         if self._cancels:
             return self._answered(sorted(self._active))
+
         if self._batch:  # the others were answered when they came
             return self._answered([last] if last in self._active else [])
+
         return self._answered(held)
 
     def _answered(self, workers: list[int]) -> list[int]:
         for worker in workers:
             self._num_sent[worker] += 1
+
         return workers
 
     def answer(self, worker: int) -> Tensor:

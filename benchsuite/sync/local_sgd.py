@@ -38,7 +38,8 @@ class Strategy(sync.Strategy):
     """Synchronous steps at the beginning."""
     momentum: Literal["local", "averaged", "reset"] = "local"
     """What an agreement does to the optimiser's vectors: nothing, their mean too, or a fresh
-    start."""
+    start.
+    """
 
     timing_free = True
     snapshot_of = "mean"
@@ -106,16 +107,20 @@ class Strategy(sync.Strategy):
         if local < 0:
             self._average(self._part.grad)
             self.events["gradient_means"] += 1
+
         clip_part(self._part, self._recipe.clip_norm)
         self._updater.step(self._part.grad, samples=self._step * self._recipe.global_batch)
         if local >= 0 and self.is_due(local + 1):
             self._agree()
+
         self._step += 1
+
         return loss
 
     def is_due(self, local_steps: int) -> bool:
         """Whether replicas agree after so many local steps; a strategy of one's own may override
-        it."""
+        it.
+        """
         return local_steps % self.local_steps == 0
 
     def _agree(self) -> None:
@@ -127,10 +132,12 @@ class Strategy(sync.Strategy):
             self._average(params)
             self._agreed.add_(params)
             params.copy_(self._agreed)
+
         self.events["synchronisations"] += 1
         if self.momentum == "averaged":
             for vector in self._updater.state():
                 self._average(vector)
+
             self.events["state_means"] += 1
         elif self.momentum == "reset":
             self._updater.forget_state()
@@ -152,11 +159,13 @@ class Strategy(sync.Strategy):
         agreements = sum(self.is_due(step) for step in range(1, num_batches - warm + 1))
         states = agreements if self.momentum == "averaged" else 0
         counts = {"synchronisations": agreements, "gradient_means": warm, "state_means": states}
+
         return {name: [number] * setting.num_workers for name, number in counts.items()}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if server:
             return averaging_server_bytes(shapes, setting)
+
         return numel(shapes) * setting.itemsize if is_compressed(setting.compression) else 0
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
@@ -165,4 +174,5 @@ class Strategy(sync.Strategy):
         if states := count(events, "state_means", 0):
             for length in setting.state_vectors(shapes):
                 traffic += means_traffic({"state": torch.Size([length])}, states, setting)
+
         return traffic

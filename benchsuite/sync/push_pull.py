@@ -21,12 +21,14 @@ def push_pull_traffic(
     compression: Compression | None = None,
 ) -> Traffic:
     """Traffic of so many pushes and replies of each worker. compression: in the place of the
-    setting's."""
+    setting's.
+    """
     slices = bounds(numel(shapes), setting.num_servers)
     how = compression or setting.compression
     encoded = [
         how.wire_bytes(pieces_of(shapes, start, stop), setting.itemsize) for start, stop in slices
     ]
+
     return sized_traffic(
         encoded,
         [(stop - start) * setting.itemsize for start, stop in slices],

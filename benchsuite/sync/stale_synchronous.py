@@ -107,12 +107,14 @@ class Strategy(sync.Strategy):
         assert loss is not None
         if self.apply == "per_push":
             clip(part.grad, self._recipe.clip_norm)
+
         self._topology.exchange(
             part.grad, part.params, tag=self._step * self._num_workers + self._rank
         )
         self._step += 1
         self.events["pushes"] += 1
         self.events["replies"] += 1
+
         return loss
 
     def finish(self) -> None:
@@ -130,6 +132,7 @@ class Strategy(sync.Strategy):
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         each = [num_batches] * setting.num_workers
         updates = num_batches * (1 if self.apply == "per_clock" else setting.num_workers)
+
         return {
             "pushes": each,
             "replies": each,
@@ -139,6 +142,7 @@ class Strategy(sync.Strategy):
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if not server or self.apply == "per_push":
             return 0
+
         ahead = max(self.slack, 0) + 1
         return (setting.num_workers * ahead + 1) * largest_slice(shapes, setting)
 
@@ -150,15 +154,18 @@ class Strategy(sync.Strategy):
             pushes=[count(events, "pushes", worker) for worker in workers],
             replies=[count(events, "replies", worker) for worker in workers],
         )
+
         updates = (
             count(events, "updates", setting.num_workers) if setting.clip and self.clips_mean else 0
         )
+
         return traffic + clip_traffic(setting.num_workers, setting.num_servers, updates)
 
 
 class BoundedAhead(ServerPolicy):
     """Applies clocks or pushes; answers who is at most `slack` steps ahead of the slowest, holds
-    the others."""
+    the others.
+    """
 
     def __init__(self, num_workers: int, slack: int, *, per_clock: bool) -> None:
         self._slack = slack
@@ -184,10 +191,12 @@ class BoundedAhead(ServerPolicy):
             self._apply_whole_clocks()
         else:
             self._apply(flat)
+
         self._finished[worker] += 1
         self._held.add(worker)
         answers = self._released()
         self.events["held"] += worker not in answers
+
         return answers
 
     def on_goodbye(self, worker: int) -> list[int]:
@@ -204,6 +213,7 @@ class BoundedAhead(ServerPolicy):
             gradients = [slot for slot in slots if slot is not None]
             if len(gradients) < len(slots):
                 return
+
             rank_order_sum(gradients, self._mean)
             self._mean.div_(len(gradients))
             self._apply(self._mean, num_gradients=len(gradients), oldest_of=range(len(gradients)))
@@ -214,12 +224,15 @@ class BoundedAhead(ServerPolicy):
     def _released(self) -> list[int]:
         """Whoever may start its next step, in rank order."""
         slowest = min((self._finished[worker] for worker in self._active), default=0)
+
         answers = sorted(
             worker
             for worker in self._held
             if self._slack == UNBOUNDED or self._finished[worker] - slowest <= self._slack
         )
+
         self._held.difference_update(answers)
+
         return answers
 
     def answer(self, worker: int) -> Tensor:

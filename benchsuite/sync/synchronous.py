@@ -112,6 +112,7 @@ class Strategy(sync.Strategy):
     def next_index(self) -> Work | None:
         if self._step == self._steps:
             return None
+
         return self._step, self._rank, self._num_workers
 
     def step(self, batch: Batch) -> float:
@@ -121,6 +122,7 @@ class Strategy(sync.Strategy):
             if self._buckets is None
             else self._overlapped(self._buckets, batch)
         )
+
         assert loss is not None
         if self._server is not None:
             self._server.exchange(part.grad, part.params, tag=self._step)
@@ -128,10 +130,13 @@ class Strategy(sync.Strategy):
             assert self._updater is not None
             if self._buckets is None:
                 self._compression.mean(part.grad, self._topology)
+
             clip_part(part, self._recipe.clip_norm)
             self._updater.step(part.grad, samples=self._step * self._recipe.global_batch)
+
         self._step += 1
         self.events["synchronisations"] += 1
+
         return loss
 
     def _overlapped(self, buckets: Buckets, batch: Batch) -> float | None:
@@ -172,6 +177,7 @@ class Strategy(sync.Strategy):
             return traffic + clip_traffic(
                 setting.num_workers, setting.num_servers, max(steps) if setting.clip else 0
             )
+
         if self.bucket_mib:
             step = buckets_traffic(
                 setting.topology,
@@ -180,16 +186,20 @@ class Strategy(sync.Strategy):
                 self.bucket_mib,
                 num_workers=setting.num_workers,
             )
+
             return step.times(max(steps))
+
         one = setting.compression.predicted_traffic(
             shapes, setting.itemsize, setting.topology, num_workers=setting.num_workers
         )
+
         return one.times(max(steps))
 
 
 class ServerMean(ServerPolicy):
     """Waits for all N gradients of a version, adds them in rank order, divides once, applies,
-    answers all."""
+    answers all.
+    """
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
@@ -206,10 +216,12 @@ class ServerMean(ServerPolicy):
         self._arrived.add(worker)
         if len(self._arrived) < self._num_workers:
             return []
+
         rank_order_sum(self._slots, self._mean)
         self._mean.div_(self._num_workers)
         self._apply(self._mean, num_gradients=self._num_workers)
         self._arrived.clear()
+
         return list(range(self._num_workers))
 
     def on_goodbye(self, worker: int) -> list[int]:

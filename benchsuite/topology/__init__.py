@@ -60,7 +60,8 @@ class Topology(Protocol):
 
     def mean(self, flat: Tensor) -> None:
         """Replaces `flat` by its mean over the workers, in place, the same bits on all. Sums first,
-        divides once."""
+        divides once.
+        """
 
     def gather(self, wire: Tensor) -> list[Tensor]:
         """Every worker's vector of bytes (all of one size), in rank order. Only where `gathers`."""
@@ -85,7 +86,8 @@ class Topology(Protocol):
 
 class Graph(Protocol):
     """Who mixes with whom in a step of gossip. W is doubly stochastic: W_ij is the weight of what i
-    gets from j, and W_ii = 1 minus the others."""
+    gets from j, and W_ii = 1 minus the others.
+    """
 
     payload_source: str = "counted"
     timing_free: bool = False
@@ -99,7 +101,8 @@ class Graph(Protocol):
 
     def neighbours(self, step: int) -> list[tuple[int, float]]:
         """(rank, weight) of those whose parameters come to this rank in this step, in rank
-        order."""
+        order.
+        """
 
     def listeners(self, step: int) -> list[int]:
         """The ranks to which this rank's parameters go in this step, in rank order."""
@@ -110,7 +113,8 @@ class Graph(Protocol):
 
 def lend_memory(topology: Topology, part: Part) -> None:
     """Lets the gradient of a real replica live in the memory of a topology that has some: for who
-    reduces gradients."""
+    reduces gradients.
+    """
     if topology.owns_buffer and hasattr(part, "use_grad_buffer"):
         part.use_grad_buffer(topology.buffer(part.grad.numel(), like=part.grad))
 
@@ -124,10 +128,12 @@ def bounds(numel: int, parts: int) -> list[tuple[int, int]]:
     quotient, remainder = divmod(numel, parts)
     result = []
     start = 0
+
     for part in range(parts):
         stop = start + quotient + (1 if part < remainder else 0)
         result.append((start, stop))
         start = stop
+
     return result
 
 
@@ -138,9 +144,11 @@ def segments(start: int, stop: int, length: int) -> list[tuple[int, int]]:
 
 def rank_order_sum(rows: Sequence[Tensor], out: Tensor) -> None:
     """`out` = rows[0] + rows[1] + ... in that order, so that results repeat bit for bit. `out` may
-    be rows[0]."""
+    be rows[0].
+    """
     if out is not rows[0]:
         out.copy_(rows[0])
+
     for row in rows[1:]:
         out.add_(row)
 
@@ -162,12 +170,16 @@ def sum_number(
         comm.send(mine, first)
         comm.recv(mine, first)
         return float(mine)
+
     other = torch.empty_like(mine)
+
     for rank in others:
         comm.recv(other, rank)
         mine.add_(other)
+
     for rank in others:
         comm.send(mine, rank)
+
     return float(mine)
 
 
@@ -177,6 +189,7 @@ def sum_number_traffic(ranks: Sequence[int]) -> Traffic:
     for rank in ranks[1:]:
         traffic.add(rank, ranks[0], NUMBER_BYTES)
         traffic.add(ranks[0], rank, NUMBER_BYTES)
+
     return traffic
 
 
@@ -190,13 +203,16 @@ def collective_traffic(
     """
     if kind == "all_reduce" or (kind == "reduce_scatter" and backend == "gloo"):
         return ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))
+
     return spread_traffic(numel, itemsize, num_workers)
 
 
 def spread_traffic(numel: int, itemsize: int, num_workers: int) -> Traffic:
     """A gather of so many elements in all, or their broadcast: half of a ring all-reduce, on the
-    same edges."""
+    same edges.
+    """
     both = ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))
+
     return Traffic(
         {edge: num_bytes // 2 for edge, num_bytes in both.payload.items()},
         {edge: -(-count // 2) for edge, count in both.messages.items()},
@@ -210,6 +226,7 @@ def ring_traffic(numel: int, itemsize: int, num_workers: int, *, longest: int) -
     """
     traffic = Traffic()
     ranges = bounds(numel, num_workers)
+
     for rank in range(num_workers if num_workers > 1 else 0):
         # reduce-scatter sends all chunks but rank+1 (which ends here); all-gather all but rank+2
         for kept in (rank + 1, rank + 2):
@@ -219,4 +236,5 @@ def ring_traffic(numel: int, itemsize: int, num_workers: int, *, longest: int) -
                     traffic.add(
                         rank, (rank + 1) % num_workers, (stop - start) * itemsize, num_messages
                     )
+
     return traffic

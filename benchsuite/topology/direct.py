@@ -43,6 +43,7 @@ class Topology(topology.Topology):
     def mean(self, flat: Tensor) -> None:
         if self.num_workers == 1:
             return
+
         ranges = bounds(flat.numel(), self.num_workers)
         chunks = [flat[start:stop] for start, stop in ranges]
         mine = chunks[self._comm.rank]
@@ -62,21 +63,25 @@ class Topology(topology.Topology):
         rows = [self._row("scatter", rank, mine.numel(), mine) for rank in range(self.num_workers)]
         rows[self._comm.rank] = mine
         self._exchange(pieces, rows)
+
         return rows
 
     def gather(self, wire: Tensor, sizes: Sequence[int] = ()) -> list[Tensor]:
         """Every worker's vector, in rank order; `sizes`: their lengths, where they differ. Good
-        until the next one."""
+        until the next one.
+        """
         lengths = sizes or [wire.numel()] * self.num_workers
         rows = [self._row("gather", rank, length, wire) for rank, length in enumerate(lengths)]
         rows[self._comm.rank] = wire
         self._exchange([wire] * self.num_workers, rows)
+
         return rows
 
     def _row(self, half: str, rank: int, numel: int, like: Tensor) -> Tensor:
         key = (half, rank, numel, like.dtype)
         if key not in self._scratch:
             self._scratch[key] = torch.empty(numel, dtype=like.dtype, device=like.device)
+
         return self._scratch[key]
 
     def _exchange(self, outgoing: Sequence[Tensor], incoming: Sequence[Tensor]) -> None:
@@ -95,7 +100,9 @@ class Topology(topology.Topology):
             sending = [comm.isend(outgoing[dst], dst) for dst, _ in rounds if outgoing[dst].numel()]
             for handle in (*receiving, *sending):
                 handle.wait()
+
             return
+
         for dst, src in rounds:
             if outgoing[dst].numel() and incoming[src].numel():
                 comm.sendrecv(outgoing[dst], dst, incoming[src], src)
@@ -118,7 +125,8 @@ class Topology(topology.Topology):
 
     def predicted_gather(self, num_bytes: int | Sequence[int], *, num_workers: int) -> Traffic:
         """Traffic of ONE gather of so many bytes from every worker, or num_bytes[r] from worker
-        r."""
+        r.
+        """
         sizes = [num_bytes] * num_workers if isinstance(num_bytes, int) else num_bytes
         return _straight(sizes, to_owner=False)
 
@@ -130,4 +138,5 @@ def _straight(num_bytes: Sequence[int], *, to_owner: bool) -> Traffic:
         for other in range(len(num_bytes) if count else 0):
             if other != owner:
                 traffic.add(*((other, owner) if to_owner else (owner, other)), count)
+
     return traffic

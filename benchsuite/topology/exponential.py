@@ -33,16 +33,19 @@ class Topology(topology.Graph):
     def neighbours(self, step: int) -> list[tuple[int, float]]:
         if self.num_workers == 1:
             return []
+
         return [((self._rank + distance(step, self.num_workers)) % self.num_workers, 0.5)]
 
     def listeners(self, step: int) -> list[int]:
         if self.num_workers == 1:
             return []
+
         return [(self._rank - distance(step, self.num_workers)) % self.num_workers]
 
     def edges(self, step: int, num_workers: int) -> list[tuple[int, int]]:
         if num_workers == 1:
             return []
+
         apart = distance(step, num_workers)
         return [((rank + apart) % num_workers, rank) for rank in range(num_workers)]
 

@@ -46,24 +46,31 @@ class Topology(topology.Topology):
         inside = self._inside
         if self.num_workers == 1:
             return
+
         if comm.rank >= inside:
             comm.send(flat, comm.rank - inside)
             comm.recv(flat, comm.rank - inside)
             return
+
         folded = comm.rank + inside if comm.rank + inside < self.num_workers else None
         scratch = self._scratch_for(flat)
         if folded is not None:
             comm.recv(scratch, folded)
             flat.add_(scratch)
+
         rounds = halves(comm.rank, flat.numel(), inside)
+
         for partner, keep, give in rounds:
             partial = scratch[keep[0] : keep[1]]
             self._exchange(flat[give[0] : give[1]], partial, partner)
             flat[keep[0] : keep[1]].add_(partial)
+
         start, stop = bounds(flat.numel(), inside)[comm.rank]
         flat[start:stop].div_(self.num_workers)
+
         for partner, keep, give in reversed(rounds):
             self._exchange(flat[keep[0] : keep[1]], flat[give[0] : give[1]], partner)
+
         if folded is not None:
             comm.send(flat, folded)
 
@@ -71,6 +78,7 @@ class Topology(topology.Topology):
         key = (flat.numel(), flat.dtype)
         if key not in self._scratch:
             self._scratch[key] = torch.empty_like(flat)
+
         return self._scratch[key]
 
     def _exchange(self, outgoing: Tensor, incoming: Tensor, partner: int) -> None:
@@ -92,9 +100,11 @@ class Topology(topology.Topology):
                 for start, stop in ranges:
                     if stop > start:
                         traffic.add(rank, partner, (stop - start) * itemsize)
+
         for folded in range(inside, num_workers if numel else inside):
             traffic.add(folded, folded - inside, numel * itemsize)
             traffic.add(folded - inside, folded, numel * itemsize)
+
         return traffic
 
 
@@ -105,13 +115,15 @@ def power_of_two(num_workers: int) -> int:
 
 def halves(rank: int, numel: int, inside: int) -> list[tuple[int, Range, Range]]:
     """(partner, range kept, range given away) of the rounds of the reduce-scatter among `inside` =
-    2^q ranks."""
+    2^q ranks.
+    """
     ranges = bounds(numel, inside)
     # chunks that are still summed here
     first = 0
     last = inside
     rounds = []
     distance = inside // 2
+
     while distance:
         middle = first + distance
         low = (ranges[first][0], ranges[middle][0])
@@ -122,5 +134,7 @@ def halves(rank: int, numel: int, inside: int) -> list[tuple[int, Range, Range]]
         else:
             rounds.append((rank ^ distance, low, high))
             last = middle
+
         distance //= 2
+
     return rounds

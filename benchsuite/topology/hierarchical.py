@@ -57,13 +57,15 @@ class Topology(topology.Topology):
 
     def place(self, hosts: Sequence[int]) -> None:
         """Host number of each rank, for predictions of an instance that is not started. Else all
-        are on one host."""
+        are on one host.
+        """
         self._hosts = tuple(hosts)
 
     @property
     def payload_source(self) -> str:
         """The ring's sends are counted, the backend's all-reduce is derived; one host sends
-        nothing."""
+        nothing.
+        """
         return "derived" if self.across == "native" and len(set(self._hosts)) > 1 else "counted"
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
@@ -83,9 +85,11 @@ class Topology(topology.Topology):
 
     def buffer(self, numel: int, like: Tensor) -> Tensor:
         """Memory that the host shares: a vector (or a slice of it) that lives here is neither
-        copied in nor out."""
+        copied in nor out.
+        """
         if self._memory is None:
             return torch.zeros(numel, dtype=like.dtype, device=like.device)
+
         return self._memory.slot(numel, like.dtype)
 
     def mean(self, flat: Tensor) -> None:
@@ -109,10 +113,13 @@ class Topology(topology.Topology):
         traffic = Traffic()
         for ranks in groups if numel else []:
             traffic += host_traffic(numel, itemsize, ranks, alone=len(groups) == 1)
+
         between = self._make_across().predicted_traffic(numel, itemsize, num_workers=len(groups))
+
         for (source, destination), num_bytes in between.payload.items():
             messages = between.messages[source, destination]
             traffic.add(groups[source][0], groups[destination][0], num_bytes, messages)
+
         return traffic
 
 
@@ -121,4 +128,5 @@ def ranks_by_host(hosts: Sequence[int]) -> list[list[int]]:
     groups: dict[int, list[int]] = {}
     for rank, host in enumerate(hosts):
         groups.setdefault(host, []).append(rank)
+
     return list(groups.values())

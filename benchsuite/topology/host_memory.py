@@ -38,7 +38,8 @@ class _InPlace(NamedTuple):
 
 class _Chunk(NamedTuple):
     """One chunk of a vector, its views of the shared memory made once. Ranges are those of the
-    vector."""
+    vector.
+    """
 
     into: list[tuple[int, int, Tensor]]  # others' parts: where this rank's share of them is put
     own: tuple[int, int]
@@ -51,7 +52,8 @@ class _Chunk(NamedTuple):
 
 class HostMemory:
     """Of the ranks of `comm`, which share a host. All of them call the same methods in the same
-    order."""
+    order.
+    """
 
     def __init__(self, comm: Comm) -> None:
         self._comm = comm
@@ -72,6 +74,7 @@ class HostMemory:
         slots = self._shared("slots", self._size, numel, dtype)
         mine = slots[self._rank]
         self._owned.append((mine.data_ptr(), slots))
+
         return mine
 
     def total(self, flat: Tensor, *, divisor: int, across: Across | None) -> None:
@@ -90,6 +93,7 @@ class HostMemory:
         address = flat.data_ptr()
         numel = flat.numel()
         itemsize = flat.element_size()
+
         for number, (begin, slots) in enumerate(self._owned):
             start = (address - begin) // itemsize
             if 0 <= start <= slots.shape[1] - numel and slots.dtype == flat.dtype:
@@ -98,28 +102,36 @@ class HostMemory:
                     rows = [slot[start : start + numel] for slot in slots]
                     own = own_ranges(numel, itemsize, self._size, self._rank)
                     self._places[key] = _InPlace(rows, [[row[a:b] for row in rows] for a, b in own])
+
                 return self._places[key]
+
         return None
 
     def _in_place(self, place: _InPlace, divisor: int, across: Across | None) -> None:
         comm = self._comm
         first = place.rows[0]
         comm.barrier()
+
         for total, *others in place.own:
             for share in others:
                 total.add_(share)
+
             if across is None:
                 total.div_(divisor)
                 for share in others:
                     share.copy_(total)
+
         comm.barrier()
         if across is None:
             return
+
         if self._rank == 0:
             across(first)
+
         comm.barrier()
         if self._rank > 0:
             place.rows[self._rank].copy_(first)
+
         comm.barrier()  # nobody changes what others still copy
 
     def _staged(self, flat: Tensor, divisor: int, across: Across | None) -> None:
@@ -129,25 +141,34 @@ class HostMemory:
         if key not in self._chunks:
             ranges = segments(0, flat.numel(), chunk_length(flat.element_size()))
             self._chunks[key] = [self._chunk(stage[:, start:stop], start) for start, stop in ranges]
+
         chunks = self._chunks[key]
+
         for chunk in chunks:
             self._copy_in(flat, chunk)
+
         comm.barrier()
+
         for chunk in chunks:
             self._add(flat, chunk, divisor if across is None else 1)
+
         comm.barrier()
         if across is not None:
             if self._rank == 0:
                 across(stage[self._size])
+
             comm.barrier()
             flat.copy_(stage[self._size])
+
             return
+
         for chunk in chunks:
             self._copy_out(flat, chunk)
 
     def _pipelined(self, flat: Tensor, divisor: int) -> None:
         """Two chunks' worth of memory: what step k writes was read for the last time in step
-        k-1."""
+        k-1.
+        """
         length = chunk_length(flat.element_size())
         stage = self._stage(2 * length, flat.dtype)
         key = (flat.numel(), flat.dtype)
@@ -156,14 +177,19 @@ class HostMemory:
                 self._chunk(stage.narrow(1, number % 2 * length, stop - start), start)
                 for number, (start, stop) in enumerate(segments(0, flat.numel(), length))
             ]
+
         chunks = self._chunks[key]
+
         for step in range(len(chunks) + 2):
             if step:
                 self._comm.barrier()
+
             if step < len(chunks):
                 self._copy_in(flat, chunks[step])
+
             if 1 <= step <= len(chunks):
                 self._add(flat, chunks[step - 1], divisor)
+
             if step >= 2:
                 self._copy_out(flat, chunks[step - 2])
 
@@ -175,6 +201,7 @@ class HostMemory:
         result = stage[self._size]
         low, high = bounds(stage.shape[1], self._size)[self._rank]
         others = [(a, b) for a, b in ((0, low), (high, stage.shape[1])) if b > a]
+
         return _Chunk(
             into=[(start + a, start + b, mine[a:b]) for a, b in others],
             own=(start + low, start + high),
@@ -195,10 +222,13 @@ class HostMemory:
         total = chunk.total
         first, second, *others = (mine if share is None else share for share in chunk.shares)
         torch.add(first, second, out=total)
+
         for share in others:
             total.add_(share)
+
         if divisor > 1:
             total.div_(divisor)
+
         mine.copy_(total)
 
     def _copy_out(self, flat: Tensor, chunk: _Chunk) -> None:
@@ -212,6 +242,7 @@ class HostMemory:
         if key not in self._counts:
             mine = host_traffic(*key, self._comm.world_ranks, alone=alone, of=[self._rank])
             self._counts[key] = list(mine.shm.items())
+
         for edge, num_bytes in self._counts[key]:
             self._comm.traffic.add_shm(*edge, num_bytes)
 
@@ -219,12 +250,14 @@ class HostMemory:
         key = (length, dtype)
         if key not in self._stages:
             self._stages[key] = self._shared("stage", self._size + 1, length, dtype)
+
         return self._stages[key]
 
     def _shared(self, name: str, count: int, numel: int, dtype: torch.dtype) -> Tensor:
         """(count, numel), every row on pages of its own."""
         page = PAGE_BYTES // dtype.itemsize
         stride = -(-numel // page) * page
+
         return self._comm.shared(name, count * stride, dtype).view(count, stride)[:, :numel]
 
 
@@ -240,6 +273,7 @@ def own_ranges(numel: int, itemsize: int, size: int, rank: int) -> list[tuple[in
         low, high = bounds(stop - start, size)[rank]
         if high > low:
             found.append((start + low, start + high))
+
     return found
 
 
@@ -263,12 +297,16 @@ def host_traffic(
     traffic = Traffic()
     size = len(ranks)
     parts = part_bytes(numel, itemsize, size)
+
     for i in range(size) if of is None else of:
         for j in range(size if parts[i] else 0):
             if i != j:
                 traffic.add_shm(ranks[j], ranks[i], parts[i])
+
             if i != j and (alone or j == 0):
                 traffic.add_shm(ranks[i], ranks[j], parts[i])
+
         if i and not alone and numel:
             traffic.add_shm(ranks[0], ranks[i], numel * itemsize)
+
     return traffic

@@ -42,6 +42,7 @@ class Topology(topology.Topology):
         """Replaces `flat` by its sum over the workers, divided once."""
         if self.num_workers > 1:
             self._comm.all_reduce(flat)
+
         if divisor > 1:
             flat.div_(divisor)
 
@@ -52,12 +53,14 @@ class Topology(topology.Topology):
 
     def predicted_gather(self, num_bytes: int, *, num_workers: int) -> Traffic:
         """The backend's all-gather: (N-1) vectors of `num_bytes` leave each rank, as around a
-        ring."""
+        ring.
+        """
         traffic = Traffic()
         for rank in range(num_workers if num_workers > 1 and num_bytes else 0):
             traffic.add(
                 rank, (rank + 1) % num_workers, (num_workers - 1) * num_bytes, num_workers - 1
             )
+
         return traffic
 
     def predicted_traffic(

@@ -56,7 +56,8 @@ class Topology(topology.Topology):
 
     def one_of_parts(self, owned: int, total: Callable[[float], float]) -> None:
         """On a server of divided replicas: the first `owned` elements of this slice count for
-        norms, and `total` adds up what the servers of the other parts have."""
+        norms, and `total` adds up what the servers of the other parts have.
+        """
         self._owned = owned
         self._sum_over_parts = total
 
@@ -81,7 +82,8 @@ class Topology(topology.Topology):
 
     def settle(self, mean: Tensor) -> None:
         """What becomes of a mean of pushes before it is applied: a majority's vote is made of
-        it."""
+        it.
+        """
         if self._compression is not None:
             self._compression.settle(mean)
 
@@ -94,14 +96,17 @@ class Topology(topology.Topology):
         """
         self.num_threads = num_threads
         self._doors: list[list[Comm | None]] = []  # [server][thread]
+
         for server in range(self.num_servers):
             if num_threads == 1:
                 self._doors.append([self._comm])
                 continue
+
             ranks = [
                 [w for w in range(self.num_workers) if w % num_threads == t]
                 for t in range(num_threads)
             ]
+
             self._doors.append(
                 [self._comm.split([*workers, self.num_workers + server]) for workers in ranks]
             )
@@ -123,12 +128,14 @@ class Topology(topology.Topology):
         waiting += self.push(push, tag=tag)
         if not ahead:  # nccl: a pair's operations run in posting order
             waiting += self.expect(pull)
+
         for handle in waiting:
             handle.wait()
 
     def push(self, flat: Tensor, *, tag: int) -> list[Handle]:
         """Sends a whole vector, and does not wait: it may not change before the handles are
-        done."""
+        done.
+        """
         sending = []
         for server, (start, stop) in enumerate(bounds(flat.numel(), self.num_servers)):
             door, dst = self._door(server)
@@ -138,6 +145,7 @@ class Topology(topology.Topology):
                 sending.append(
                     door.isend(self._codecs[server].encode(piece) if self._codecs else piece, dst)
                 )
+
         return sending
 
     def expect(self, pull: Tensor) -> list[Handle]:
@@ -147,6 +155,7 @@ class Topology(topology.Topology):
             door, dst = self._door(server)
             if stop > start:
                 receiving.append(door.irecv(pull[start:stop], dst))
+
         return receiving
 
     def abandon(self) -> None:
@@ -205,26 +214,34 @@ class Topology(topology.Topology):
             on_update=on_update,
             survives=survives,
         )
+
         comms = [comm for comm in self._doors[self.server] if comm is not None and comm.size > 1]
         threads = [
             threading.Thread(target=loop.guarded, args=(comm,), daemon=True) for comm in comms[1:]
         ]
+
         for thread in threads:
             thread.start()
+
         loop.guarded(comms[0])
+
         for thread in threads:
             thread.join()
+
         loop.close()
         if loop.errors:
             raise loop.errors[0]
+
         loop.log.events = dict(policy.events or {})
         loop.log.losses = policy.losses
+
         return loop.log
 
     def square_sum(self, gradient: Tensor) -> float:
         """Of the whole mean gradient, of which `gradient` is this server's slice."""
         owned = gradient[: self._owned]
         servers = range(self.num_workers, self._comm.size)
+
         return self._sum_over_parts(sum_number(self._comm, servers, float(torch.dot(owned, owned))))
 
     # -- costs -------------------------------------------------------------------------------------
@@ -235,6 +252,7 @@ class Topology(topology.Topology):
         """One exchange of every worker: 2 N M bytes in all."""
         ones = [1] * num_workers
         size = [(stop - start) * itemsize for start, stop in bounds(numel, num_servers)]
+
         return sized_traffic(size, size, pushes=ones, replies=ones)
 
 
@@ -246,16 +264,20 @@ def sized_traffic(
     replies: Sequence[int],
 ) -> Traffic:
     """Of pushes and replies of so many bytes to and from each server; an empty slice is not
-    sent."""
+    sent.
+    """
     traffic = Traffic()
     num_workers = len(pushes)
+
     for server, (push, reply) in enumerate(zip(push_bytes, reply_bytes, strict=True)):
         for worker in range(num_workers if reply else 0):
             rank = num_workers + server
             if pushes[worker]:
                 traffic.add(worker, rank, push * pushes[worker], pushes[worker])
+
             if replies[worker]:
                 traffic.add(rank, worker, reply * replies[worker], replies[worker])
+
     return traffic
 
 

@@ -23,7 +23,8 @@ class Apply(Protocol):
     ) -> None:
         """`num_gradients`: how many pushes are in it. Version += 1. oldest_of: of a policy that
         `applies_later`, the workers whose oldest push of those not yet applied is in it: its
-        staleness ends here, not at its arrival."""
+        staleness ends here, not at its arrival.
+        """
 
 
 class ServerPolicy(Protocol):
@@ -50,7 +51,8 @@ class ServerPolicy(Protocol):
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         """`shard` is the server's slice; `apply(gradient)` is one optimiser step on it and version
-        += 1."""
+        += 1.
+        """
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         """Takes a gradient computed on `version`; returns the workers to answer now."""

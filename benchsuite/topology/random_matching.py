@@ -63,6 +63,7 @@ class Topology(topology.Graph):
     def _partner(self, step: int) -> int:
         if self._drawn[0] != step:
             self._drawn = (step, self._partners(step, self.num_workers))
+
         return self._drawn[1][self._rank]
 
     def _partners(self, step: int, num_workers: int) -> list[int]:
@@ -70,4 +71,5 @@ class Topology(topology.Graph):
         order = np.random.default_rng([self.seed, step]).permutation(num_workers).reshape(-1, 2)
         partners = np.empty(num_workers, dtype=np.int64)
         partners[order[:, 0]], partners[order[:, 1]] = order[:, 1], order[:, 0]
+
         return [int(rank) for rank in partners]

@@ -26,7 +26,8 @@ class Topology(topology.Topology):
 
     segment_kib: int = 2048
     """Longest message in KiB; a chunk is cut into such segments so that adding overlaps
-    receiving."""
+    receiving.
+    """
 
     timing_free = True
     kind = "collective"
@@ -47,14 +48,18 @@ class Topology(topology.Topology):
 
     def total(self, flat: Tensor, *, divisor: int) -> None:
         """Replaces `flat` by its sum over the workers, divided once, by whom a chunk is whole at
-        first."""
+        first.
+        """
         if self.num_workers == 1:
             if divisor > 1:
                 flat.div_(divisor)
+
             return
+
         key = (flat.data_ptr(), flat.numel(), flat.dtype)
         if key not in self._plans:
             self._plans[key] = _Plan(flat, self._comm, self._longest(flat.element_size()))
+
         if self._comm.posts_ahead:
             self._total_ahead(self._plans[key], divisor)
         else:
@@ -84,6 +89,7 @@ class Topology(topology.Topology):
         arriving = [[comm.irecv(piece, left) for piece in pieces] for pieces in plan.scratch]
         finished = [[comm.irecv(piece, left) for piece in pieces] for pieces in plan.final]
         last = len(plan.scratch) - 1
+
         for round_, (handles, pieces) in enumerate(zip(arriving, plan.scratch, strict=True)):
             for handle, partial, mine in zip(handles, pieces, plan.mine[round_], strict=True):
                 handle.wait()
@@ -94,11 +100,13 @@ class Topology(topology.Topology):
                     sending.append(comm.isend(mine, right))
                 else:
                     sending.append(comm.isend(partial.add_(mine), right))
+
         for round_, (handles, pieces) in enumerate(zip(finished, plan.final, strict=True)):
             for handle, piece in zip(handles, pieces, strict=True):
                 handle.wait()
                 if round_ < last:
                     sending.append(comm.isend(piece, right))
+
         for send in sending:
             send.wait()
 
@@ -108,6 +116,7 @@ class Topology(topology.Topology):
         left = (self._comm.rank - 1) % self.num_workers
         last = len(plan.scratch) - 1
         outgoing = plan.own
+
         for round_, pieces in enumerate(plan.scratch):
             self._exchange(outgoing, right, pieces, left)
             for partial, mine in zip(pieces, plan.mine[round_], strict=True):
@@ -115,7 +124,9 @@ class Topology(topology.Topology):
                     mine.add_(partial).div_(divisor)
                 else:
                     partial.add_(mine)
+
             outgoing = plan.mine[round_] if round_ == last else pieces
+
         for pieces in plan.final:
             self._exchange(outgoing, right, pieces, left)
             outgoing = pieces

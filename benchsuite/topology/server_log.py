@@ -1,5 +1,6 @@
 """What a parameter server notes of every push: the log that staleness, lock waits and lost updates
-are read from."""
+are read from.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +57,13 @@ class ServerLog:
             self._claimed = self._claimed + 1
             if row >= len(self._rows):
                 self._rows = np.concatenate([self._rows, np.full_like(self._rows, -1)])
+
         reads = self._reads[worker]
         read = reads.popleft() if reads else self.last_read[worker]
         answered = (
             reads[0] if reads else -1
         )  # its version was over, and its answer sent, before it came
+
         self._rows[row] = (
             worker,
             tag,
@@ -72,9 +75,11 @@ class ServerLog:
             -1,
             self.num_abandoned,
         )
+
         self._open_row[worker] = row if answered < 0 else -1
         if self._waiting is not None:
             self._waiting[worker].append(row)
+
         return row
 
     def keep_waiting(self) -> None:
@@ -83,7 +88,8 @@ class ServerLog:
 
     def read_ahead(self, pushes: int) -> None:
         """A worker sends so many pushes more than it has read answers: they too are about its first
-        version."""
+        version.
+        """
         for reads in self._reads:
             reads.extend([0] * pushes)
 
@@ -124,6 +130,7 @@ class ServerLog:
         for worker in oldest_of:
             assert self._waiting is not None
             self._rows[self._waiting[worker].popleft(), 3] = self.version
+
         with self._lock:
             self.version += 1
 

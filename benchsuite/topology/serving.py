@@ -38,7 +38,8 @@ class ServedTopology(Protocol):
 
 class _Inbox:
     """What a server's thread receives pushes into: small ones before their tickets come
-    (`Comm.early_bytes`)."""
+    (`Comm.early_bytes`).
+    """
 
     def __init__(self, comm: Comm, shard: Tensor, codec: Codec | None, *, push_bytes: int) -> None:
         self._comm = comm
@@ -64,6 +65,7 @@ class _Inbox:
                 source not in self._open
             ):  # it could not be posted: the connection was broken, and says so here
                 self.expect(source)
+
             self._open.pop(source).wait()
         elif not self._empty:
             self._comm.recv(self._late, source)
@@ -73,13 +75,16 @@ class _Inbox:
         wire = self._wires.get(source, self._late)
         if self._codec is None:
             return wire
+
         if not self._empty:
             self._codec.decode(wire, self._decoded)
+
         return self._decoded
 
     def close(self, source: int) -> None:
         """Receives the farewell of a worker that sends no more: no receive may be left over for a
-        later message."""
+        later message.
+        """
         if source in self._open:
             self._open.pop(source).wait()
         elif self._comm.early_bytes:
@@ -88,7 +93,8 @@ class _Inbox:
 
 class ServerLoop:
     """State of one `serve`. Several threads may run it at once: then nothing but the log's counter
-    is locked."""
+    is locked.
+    """
 
     def __init__(
         self,
@@ -120,12 +126,14 @@ class ServerLoop:
         self.errors: list[BaseException] = []
         if policy.applies_later:
             self.log.keep_waiting()
+
         self.log.read_ahead(policy.reads_ahead)
         policy.start(shard, self.apply)
 
     def close(self) -> None:
         """Lets go of the policy, which holds `apply`: a cycle would keep the comm's sockets until
-        Python finds it."""
+        Python finds it.
+        """
         del self._policy
 
     def guarded(self, comm: Comm) -> None:
@@ -146,17 +154,21 @@ class ServerLoop:
         inbox = _Inbox(
             comm, self._shard, self._topology.codec, push_bytes=self._topology.push_bytes
         )
+
         for position, worker in enumerate(names):
             if worker in active:
                 self._reached(partial(inbox.expect, position))
+
         while active:
             source, tag, sent_ns = comm.next_ticket()
             worker = names[source]
             if worker not in active:
                 continue  # found lost before: this goodbye comes from whoever found it dead
+
             if tag == ABANDONED:
                 log.abandoned(worker)
                 continue
+
             if tag == GOODBYE or not self._reached(partial(inbox.take, source)):
                 self._reached(partial(inbox.close, source))
                 active.discard(worker)
@@ -168,7 +180,9 @@ class ServerLoop:
                 log.done(row, comm.now_ns())
                 if self._several_steps:
                     self._tell_update()
+
                 self._reached(partial(inbox.expect, source))
+
             for answered in answers:
                 self._answer(comm, answered, local[self._topology.world_ranks[answered]])
 
@@ -179,18 +193,22 @@ class ServerLoop:
         applying = self._applying
         if self._shard.numel():
             self._reached(partial(comm.send, self._policy.answer(worker), dst))
+
         if applying or self._applying or log.version != started:
             log.overlapped_replies += 1
 
     def _reached(self, transfer: Callable[[], None]) -> bool:
         """Does the transfer; False where the worker is lost and is survived: somebody will say its
-        goodbye."""
+        goodbye.
+        """
         try:
             transfer()
         except RuntimeError:
             if not self._survives:
                 raise
+
             return False
+
         return True
 
     def apply(
@@ -203,6 +221,7 @@ class ServerLoop:
             factor = clip_factor(self._topology.square_sum(gradient) ** 0.5, self._clip_norm)
             if factor < 1.0:
                 gradient.mul_(factor)
+
         self._count_applying(+1)
         self._step(gradient, max(samples, 0))
         self._count_applying(-1)
@@ -216,7 +235,8 @@ class ServerLoop:
 
     def _step(self, gradient: Tensor, samples: int) -> None:
         """Each thread has an updater of its own; parameters and, from the first step on, state are
-        shared."""
+        shared.
+        """
         updater: Any = getattr(self._updaters, "mine", None)
         if updater is None:
             updater = self._updaters.mine = self._make_updater()
@@ -226,7 +246,9 @@ class ServerLoop:
                         updater.step(gradient, samples=samples)
                         self._first_updater = updater
                         return
+
                 updater.share_state(self._first_updater)
+
         updater.step(gradient, samples=samples)
 
     def _count_applying(self, change: int) -> None:

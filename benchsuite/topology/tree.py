@@ -38,6 +38,7 @@ class Topology(topology.Topology):
         comm = self._comm
         if self.num_workers == 1:
             return
+
         below = children(comm.rank, self.num_workers)
         above = parent(comm.rank)
         if below:
@@ -45,11 +46,13 @@ class Topology(topology.Topology):
             for child in below:
                 comm.recv(partial, child)
                 flat.add_(partial)
+
         if above is None:
             flat.div_(self.num_workers)
         else:
             comm.send(flat, above)
             comm.recv(flat, above)
+
         for child in reversed(below):
             comm.send(flat, child)
 
@@ -57,6 +60,7 @@ class Topology(topology.Topology):
         key = (flat.numel(), flat.dtype)
         if key not in self._scratch:
             self._scratch[key] = torch.empty_like(flat)
+
         return self._scratch[key]
 
     def predicted_traffic(
@@ -68,6 +72,7 @@ class Topology(topology.Topology):
             assert above is not None
             traffic.add(rank, above, numel * itemsize)
             traffic.add(above, rank, numel * itemsize)
+
         return traffic
 
 
@@ -78,11 +83,15 @@ def parent(rank: int) -> int | None:
 
 def children(rank: int, size: int) -> list[int]:
     """Ranks with one bit more, below the lowest set one; the nearest, whose subtree is the
-    smallest, first."""
+    smallest, first.
+    """
     found = []
     bit = 1
+
     while bit < size and not rank & bit:
         if rank + bit < size:
             found.append(rank + bit)
+
         bit <<= 1
+
     return found
