@@ -180,12 +180,15 @@ class HostMemory:
         for chunk in chunks:
             self._copy_in(flat, chunk)
 
-        comm.barrier()
+        comm.barrier()  # all shares are in the stage
 
         for chunk in chunks:
             self._add(flat, chunk, divisor if across is None else 1)
 
-        comm.barrier()
+        comm.barrier()  # all parts of the result are there
+
+        # No barrier is needed behind the copies below: the next total's first writes go to shares,
+        # which nobody reads any more, and its results come after its own first barrier.
         if across is not None:
             if self._rank == 0:
                 across(stage[self._size])
@@ -215,6 +218,8 @@ class HostMemory:
 
         chunks = self._chunks[key]
 
+        # Two steps more than chunks: the last chunk is added one step after it was copied in, and
+        # copied out one step later.
         for step in range(len(chunks) + 2):
             if step:
                 self._comm.barrier()
