@@ -1,4 +1,7 @@
-"""What pushes to a parameter server and its replies put on the wire."""
+"""What pushes to a parameter server, and its replies, put on the wire.
+
+Pushes travel encoded, one slice to each server; replies are slices of the parameters as they are.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,9 @@ def push_pull_traffic(
     replies: Sequence[int],
     compression: Compression | None = None,
 ) -> Traffic:
-    """Traffic of so many pushes and replies of each worker. compression: in the place of the
-    setting's.
+    """Predicts the traffic of pushes and replies, whose numbers are given by worker.
+
+    `compression`, where it is given, takes the place of the setting's.
     """
     slices = bounds(numel(shapes), setting.num_servers)
     how = compression or setting.compression
