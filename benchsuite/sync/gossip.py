@@ -90,8 +90,8 @@ class Strategy(sync.Strategy):
         """Computes g_i on x_i, mixes x_i with its neighbours', then steps by g_i."""
         part = self._part
 
-        # x_i sets out before the gradient, which does not change it. Compressed differences do
-        # not: encoding them is work that would delay the gradient.
+        # x_i sets out before the gradient, which does not change it. Compressed differences are
+        # exchanged in rounds, after it.
         under_way = self._set_out() if self._comm.posts_ahead and self._copies is None else None
 
         loss = part.gradient(batch)
@@ -172,7 +172,7 @@ class Strategy(sync.Strategy):
         """
         graph: Graph = setting.topology  # type: ignore[assignment]
 
-        # Every graph repeats itself, or has shown all of rank 0's edges, after so many steps.
+        # More steps than the period of any graph that repeats itself.
         steps = range(2 * setting.num_workers)
         edges = {edge for step in steps for edge in graph.edges(step, setting.num_workers)}
 
