@@ -45,12 +45,15 @@ class Strategy(sync.Strategy):
 
     lock: Literal["exclusive", "none"] = "exclusive"
     """`none`: `server_threads` threads apply without a lock; torn reads are allowed and counted."""
+
     server_threads: int = 2
     """Threads per server when lock = none."""
+
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
     """A push is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous
     lr.
     """
+
     momentum: Literal["shared", "per_worker", "dana"] = "shared"
     """Whose momentum the server keeps (SGD with momentum; `shared` takes any optimiser). `dana`:
     answers look ahead.
@@ -106,6 +109,8 @@ class Strategy(sync.Strategy):
         },
     )
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
@@ -114,9 +119,13 @@ class Strategy(sync.Strategy):
         self._part = part
         self._recipe = recipe
         self._topology = topology
+
         self._num_workers = topology.num_workers
+
+        # Shards of the budget in all, and the one that this worker has taken.
         self._num_pushes = recipe.budget // recipe.global_batch * self._num_workers
         self._index = 0
+
         self.events = {"pushes": 0, "replies": 0}
         topology.use_threads(self.num_threads(self._num_workers))
 
@@ -201,6 +210,8 @@ class Strategy(sync.Strategy):
 
     def num_pushes(self) -> int:
         return self._num_pushes
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         # Each worker's count is that of equally fast workers; the total is exact for any.

@@ -63,10 +63,12 @@ class Strategy(sync.Strategy):
 
     bucket_cap_mb: int = 25
     """DDP's own option: bytes of a bucket in units of 2**20."""
+
     local_steps: int = 1
     """H, optimiser steps between two means of the parameters (1 = gradients agree in every
     step).
     """
+
     warmup_steps: int = 0
     """Synchronous steps before the local ones."""
 
@@ -117,16 +119,22 @@ class Strategy(sync.Strategy):
         """Says that a replica which diverges alone goes on, because others wait for it."""
         return self.local_steps > 1
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
         self._comm = comm
         self._part = part
         self._recipe = recipe
+
         self._rank = comm.rank
         self._num_workers = topology.num_workers
+
+        # Global batches of the budget, and how many of them are done.
         self._steps = recipe.budget // recipe.global_batch
         self._step = 0
+
         self.events = dict.fromkeys(self._counted, 0)
 
         # State of the communication hook, and what averages parameters after local steps.
@@ -259,6 +267,8 @@ class Strategy(sync.Strategy):
         self._state.iter = step
         if self._averager is not None:
             self._averager.step = step
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         warmup = self._num_gradient_means(num_batches)

@@ -44,6 +44,8 @@ class Strategy(sync.Strategy):
     takes_votes = False
     lag_by_one = True
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
@@ -51,10 +53,14 @@ class Strategy(sync.Strategy):
         self._part = part
         self._recipe = recipe
         self._compression = compression
+
         self._rank = comm.rank
         self._num_workers = topology.num_workers
+
+        # Global batches of the budget, and how many of them are done.
         self._steps = recipe.budget // recipe.global_batch
         self._step = 0
+
         self.events = {"synchronisations": 0}
         self._updater = Updater(part.params, recipe, shapes=part.shapes)
 
@@ -70,7 +76,11 @@ class Strategy(sync.Strategy):
         raise AssertionError("rules: delayed needs a collective")
 
     def next_index(self) -> Work | None:
-        return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+        # Every worker has its own shard of the next global batch.
+        if self._step == self._steps:
+            return None
+
+        return self._step, self._rank, self._num_workers
 
     def step(self, batch: Batch) -> float:
         """Computes g_k while the mean of g_(k-1) travels, then applies that mean."""
@@ -121,6 +131,8 @@ class Strategy(sync.Strategy):
 
     def snapshot(self) -> Tensor:
         return self._part.params
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"synchronisations": [num_batches] * setting.num_workers}

@@ -61,6 +61,8 @@ class Strategy(sync.Strategy):
         },
     )
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
@@ -69,10 +71,14 @@ class Strategy(sync.Strategy):
         self._recipe = recipe
         self._compression = compression
         self._graph: Graph = topology  # type: ignore[assignment]  # rules: gossip needs a graph
+
         self._rank = comm.rank
         self._num_workers = comm.size
+
+        # Global batches of the budget, and how many of them are done.
         self._steps = recipe.budget // recipe.global_batch
         self._step = 0
+
         self.events = {"synchronisations": 0}
         self._updater = Updater(part.params, recipe, shapes=part.shapes)
 
@@ -84,7 +90,11 @@ class Strategy(sync.Strategy):
         raise AssertionError("rules: gossip has no server")
 
     def next_index(self) -> Work | None:
-        return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+        # Every worker has its own shard of the next global batch.
+        if self._step == self._steps:
+            return None
+
+        return self._step, self._rank, self._num_workers
 
     def step(self, batch: Batch) -> float:
         """Computes g_i on x_i, mixes x_i with its neighbours', then steps by g_i."""
@@ -160,6 +170,8 @@ class Strategy(sync.Strategy):
 
     def snapshot(self) -> Tensor:
         return self._part.params
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"synchronisations": [num_batches] * setting.num_workers}

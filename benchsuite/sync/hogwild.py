@@ -33,6 +33,7 @@ class Strategy(sync.Strategy):
 
     lock: Literal["none", "exclusive"] = "none"
     """`exclusive`: one worker at a time reads or writes."""
+
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
     """A step is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous
     lr.
@@ -74,15 +75,21 @@ class Strategy(sync.Strategy):
     )
     payload_source = "counted"
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
         self._comm = comm
         self._part = part
         self._recipe = recipe
+
         self._num_workers = comm.size
+
+        # Shards of the budget in all, and the one that this worker has taken.
         self._num_steps = recipe.budget // recipe.global_batch * self._num_workers
         self._index = 0
+
         self.events = {"updates": 0}
 
         # The one vector of parameters, (P,); `part.params` is this worker's last read of it.
@@ -131,6 +138,8 @@ class Strategy(sync.Strategy):
 
     def snapshot(self) -> Tensor:
         return self._shared
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"updates": [num_batches] * setting.num_workers}

@@ -48,18 +48,22 @@ class Strategy(sync.Strategy):
 
     backup_workers: int = 1
     """c: a step is the mean of N - c gradients (0 = synchronous)."""
+
     late: Literal["finish", "cancel"] = "finish"
     """A gradient whose version is over: `finish` computes it (it is dropped); `cancel`: virtual
     clock only.
     """
+
     batch: bool = False
     """Counts gradients instead of workers: a worker that is done goes on at once, and may be in a
     step twice.
     """
+
     wait: bool = True
     """False: no gradient is too late, stale ones enter the step that they come in time for
     (K-async).
     """
+
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
     """With wait = false there are N/K times as many steps: `equal_sample` takes lr K/N, `same` the
     synchronous lr.
@@ -111,6 +115,8 @@ class Strategy(sync.Strategy):
         },
     )
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
@@ -119,17 +125,20 @@ class Strategy(sync.Strategy):
         self._part = part
         self._recipe = recipe
         self._topology = topology
+
         self._num_workers = topology.num_workers
         if not 0 <= self.backup_workers < self._num_workers:
             raise UsageError(
                 f"backup_workers = {self.backup_workers} of {self._num_workers} workers: K = N - c "
-                "must be at least 1; "
-                f"set backup_workers to at most {self._num_workers - 1}"
+                f"must be at least 1; set backup_workers to at most {self._num_workers - 1}"
             )
 
         self._k = self._num_workers - self.backup_workers
+
+        # Shards of the budget in all, and the one that this worker has taken.
         self._num_pushes = recipe.budget // recipe.global_batch * self._num_workers
         self._index = 0
+
         self.events = {"pushes": 0, "replies": 0}
         self._cancels = self.late == "cancel" and self.wait
         if self._cancels and comm.rank < self._num_workers:
@@ -213,6 +222,8 @@ class Strategy(sync.Strategy):
 
     def num_pushes(self) -> int:
         return self._num_pushes
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         """Gives counts that are exact in bytes, unless `late = cancel`.

@@ -35,8 +35,10 @@ class Strategy(sync.Strategy):
 
     local_steps: int = 8
     """H, optimiser steps between two agreements."""
+
     warmup_steps: int = 0
     """Synchronous steps at the beginning."""
+
     momentum: Literal["local", "averaged", "reset"] = "local"
     """What an agreement does to the optimiser's vectors: nothing, their mean too, or a fresh
     start.
@@ -79,16 +81,22 @@ class Strategy(sync.Strategy):
         },
     )
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
         self._part = part
         self._recipe = recipe
         self._topology = topology
+
         self._rank = comm.rank
         self._num_workers = topology.num_workers
+
+        # Global batches of the budget, and how many of them are done.
         self._steps = recipe.budget // recipe.global_batch
         self._step = 0
+
         self.events = {"synchronisations": 0, "gradient_means": 0, "state_means": 0}
         if comm.rank < self._num_workers:
             self._updater = Updater(part.params, recipe, shapes=part.shapes)
@@ -101,7 +109,11 @@ class Strategy(sync.Strategy):
         return Load(params)
 
     def next_index(self) -> Work | None:
-        return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+        # Every worker has its own shard of the next global batch.
+        if self._step == self._steps:
+            return None
+
+        return self._step, self._rank, self._num_workers
 
     def step(self, batch: Batch) -> float:
         """Makes one step of this replica, then agrees if it is time to."""
@@ -138,8 +150,8 @@ class Strategy(sync.Strategy):
         if self._agreed is None:
             self._average(params)
         else:
-            # All replicas know the same p: the mean of their differences moves it alike on all,
-            # and what the compression lost is lost to all alike.
+            # All replicas know the same p, and the mean of their differences moves it alike on
+            # all of them.
             params.sub_(self._agreed)
             self._average(params)
             self._agreed.add_(params)
@@ -165,6 +177,8 @@ class Strategy(sync.Strategy):
 
     def num_pushes(self) -> int:
         return self._steps * self._num_workers
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         # `is_due` is asked, not H: a strategy that overrides it is predicted as well.

@@ -90,6 +90,8 @@ class Strategy(sync.Strategy):
         },
     )
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
@@ -97,11 +99,15 @@ class Strategy(sync.Strategy):
         self._recipe = recipe
         self._topology = topology
         self._compression = compression
+
         self._rank = comm.rank
         self._num_workers = topology.num_workers
         self._server = topology if isinstance(topology, ParameterServer) else None
+
+        # Global batches of the budget, and how many of them are done.
         self._steps = recipe.budget // recipe.global_batch
         self._step = 0
+
         self.events = {"synchronisations": 0}
 
         # Over servers they step, and the replica only loads their answers.
@@ -169,6 +175,8 @@ class Strategy(sync.Strategy):
 
     def num_pushes(self) -> int:
         return self._steps * self._num_workers
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"synchronisations": [num_batches] * setting.num_workers}
