@@ -1,5 +1,10 @@
-"""When replicas agree: `Strategy`, and `ServerPolicy`, all that a parameter-server strategy
-supplies."""
+"""When replicas agree: the base class `Strategy`, and what it is given and asked for.
+
+One file in this folder is one strategy. A strategy computes a gradient per step on its replica and
+decides when and how replicas agree, by means of a topology. One that uses a parameter server also
+supplies a `ServerPolicy`, which is all that a server needs to know of it. The rest of a strategy
+are its predictions: events of an undisturbed run, bytes on the wire, bytes of memory.
+"""
 
 from __future__ import annotations
 
@@ -29,38 +34,59 @@ __all__ = [
 
 # Recorded counts: name -> one number per world rank, e.g. {"pushes": [121, 119, 0]}.
 Events = Mapping[str, Sequence[int]]
-Work = tuple[int, int, int]  # (global batch index, shard, num_shards)
+
+# What to compute next: (index of the global batch, shard of it, number of shards).
+Work = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a traffic prediction may depend on besides shapes and events."""
+    """What a prediction of traffic or memory may depend on besides shapes and events."""
 
-    num_workers: int  # replicas: ranks of the sync axis that compute
+    num_workers: int
+    """Replicas: the ranks of the sync axis that compute."""
+
     num_servers: int
+    """Ranks of the sync axis that are servers."""
+
     itemsize: int
+    """Bytes of one element of the parameters."""
+
     topology: Topology
+    """How vectors travel; not started, but told the hosts of ranks where it asks for them."""
+
     compression: Compression
+    """What is done to vectors before they travel."""
+
     clip: bool
-    state_vectors: Callable[[Shapes], Sequence[int]] = (
-        lambda shapes: ()
-    )  # lengths of those that the optimiser keeps
-    agreed_batches: int = (
-        0  # minibatches of a rollout whose advantages workers normalise together (rollouts.py)
-    )
-    trajectory_bytes: int = 0  # of a trajectory that a worker hands over in the place of a gradient
+    """Whether gradients are clipped by their norm."""
+
+    state_vectors: Callable[[Shapes], Sequence[int]] = lambda shapes: ()
+    """Gives the lengths of the vectors that the optimiser keeps."""
+
+    agreed_batches: int = 0
+    """Minibatches of a rollout whose advantages the workers normalise together."""
+
+    trajectory_bytes: int = 0
+    """Bytes of a trajectory that a worker hands over in the place of a gradient."""
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """Steps of a run whose calls of the library repeat: `times` cycles of `steps` each.
+    """A stretch of a run in which the calls of the library repeat.
 
-    `rewind` puts the strategy where such a cycle begins.
+    Calls past `Comm` are not counted while the run goes on. Instead one cycle of each kind is made
+    once more after it and watched, and what it sent is multiplied by `times`.
     """
 
     times: int
+    """How many such cycles the run had."""
+
     steps: int = 1
+    """Steps of one cycle."""
+
     rewind: Callable[[], None] = lambda: None
+    """Puts the strategy where such a cycle begins."""
 
 
 class Strategy(Protocol):
@@ -71,123 +97,155 @@ class Strategy(Protocol):
     """
 
     events: dict[str, int]
-    """This rank's counts, by name."""
+    """This rank's counts, by name; what is counted is up to the strategy."""
 
     survives: str = "none"
-    """"worker": the death of a worker does not end the run."""
+    """Whose death does not end the run: "worker", or "none"."""
 
     timing_free: bool = False
-    """Whether the parameters do not depend on who is fast. The virtual clock then trains such a
-    cell once, and only times it again under other links and compute times."""
+    """Whether the parameters do not depend on who is fast.
+
+    The virtual clock then trains such a cell once, and only times it again under other links and
+    compute times.
+    """
 
     apart: bool = False
-    """Whether workers do not step together, so that batches are handed out. A strategy whose
-    servers own the parameters is so by itself."""
+    """Whether workers step apart, so that batches are handed out to who asks for one.
+
+    A strategy whose servers own the parameters is so by itself.
+    """
 
     alone_is_plain: bool = True
-    """Whether one worker makes the steps of the plain training loop."""
+    """Whether a single worker makes exactly the steps of the plain training loop."""
 
     state_is_a_bound: bool = False
     """Whether `state_bytes` is an upper bound instead of an exact number."""
 
     calls_library: bool = False
-    """Whether communication goes past `Comm`, by the library's own calls."""
+    """Whether communication goes past `Comm`, by calls that the library makes itself."""
 
     payload_source: str = ""
-    """"counted" or "derived", where the strategy decides it and not its topology."""
+    """How bytes are known, "counted" or "derived", where the topology does not decide it."""
 
     blocked_reason: str | None = None
-    """What "blocked" means in a run of this strategy, where it needs a word."""
+    """What the column "blocked" means in a run of this strategy, where that needs a word."""
 
     batches_per_trajectory: int = 0
-    """Global batches that a trajectory stands for, where workers act and hand over trajectories in
-    the place of gradients (0 = they do not)."""
+    """Global batches that a trajectory stands for; 0 = workers hand over gradients.
+
+    Where it is above 0 workers only act, and hand over trajectories in the place of gradients.
+    """
 
     @property
     def snapshot_of(self) -> str:
-        """Whose parameters count: "replica" (any; rank 0's is taken), "servers" (their slices) or
-        "mean" (over replicas)."""
+        """Whose parameters are evaluated.
+
+        "replica": all have the same, rank 0's are taken. "servers": those of the servers' slices.
+        "mean": the mean over replicas, which differ.
+        """
 
     @property
     def clips_mean(self) -> bool:
-        """Whether clipping acts on the mean gradient (synchronous forms) or on each push."""
+        """Whether clipping acts on the mean gradient, or on each replica's own."""
 
     @property
     def goes_on(self) -> bool:
-        """Whether a replica that diverged goes on to the end of the budget: replicas differ, and
-        others wait for it."""
+        """Whether a replica that diverged goes on to the end of the budget.
+
+        It must where replicas differ: the others have not diverged, and wait for it.
+        """
         return False
 
     def expect(self, shape: TrajectoryShape) -> None:
-        """Called before `start` where `batches_per_trajectory` > 0: what a trajectory looks
-        like."""
+        """Takes the shape of a trajectory.
+
+        Called on every rank before `start`, where `batches_per_trajectory` is above 0.
+        """
 
     def num_threads(self, num_workers: int) -> int:
-        """Threads of a server that serve at once, each some of the workers."""
+        """Says how many threads of a server serve at once, each some of the workers."""
         return 1
 
     def cycles(self, num_steps: int) -> list[Cycle]:
-        """What a run of so many steps was made of, where `calls_library`: by default steps that are
-        all alike."""
+        """Says what a run of so many steps was made of, where `calls_library` is true.
+
+        By default all steps are alike.
+        """
         return [Cycle(num_steps)]
 
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
-        """Called on every rank, servers too; `topology` is started."""
+        """Creates the state of a run. Called once on every rank, servers too.
+
+        `comm` has the ranks of the sync axis, `part` is this rank's part of a replica, and
+        `topology` is started already.
+        """
 
     def next_index(self) -> Work | None:
-        """What to compute next; None = the budget is used."""
+        """Says what to compute next; None = the budget is used."""
 
     def step(self, batch: Batch) -> float | None:
-        """One gradient, one agreement as far as the strategy asks for it; returns this rank's loss.
+        """Computes one gradient, agrees as far as the strategy asks for it, returns the loss.
 
-        None: the gradient was given up (virtual clock only). Its samples count as used.
+        The loss is this rank's own. None means that the gradient was given up, which happens
+        under the virtual clock only; its samples count as used.
         """
 
     def finish(self) -> None:
-        """Drains what is under way and says goodbye."""
+        """Waits for what is under way, and says goodbye to servers."""
 
     def snapshot(self) -> Tensor:
-        """This rank's share of the parameters that count (flat)."""
+        """Gives this rank's share of the parameters that are evaluated, as a flat vector."""
 
     def policy(self) -> ServerPolicy | None:
-        """What a server does with pushes; None where the strategy needs no server."""
+        """Makes what a server does with pushes; None where the strategy needs no server."""
         return None
 
     def make_updater(self, params: Tensor) -> Steps:
-        """How a server steps its slice (the strategy's learning-rate rule is in it)."""
+        """Makes what steps a server's slice `params`.
+
+        The strategy's rule for the learning rate is in it.
+        """
 
     def num_pushes(self) -> int:
-        """Pushes that a server will see in an undisturbed run."""
+        """Says how many pushes a server will see in an undisturbed run."""
         return 0
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
-        """Memory formula: bytes of the vectors that the strategy keeps on a worker (or server),
-        beyond parameters, gradient, optimiser state, and what topology and compression keep."""
+        """Says how many bytes of vectors the strategy keeps on a worker, or on a server.
+
+        Parameters, gradient, optimiser state, and what topology and compression keep are not in
+        it.
+        """
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
-        """The counts of an undisturbed run over `num_batches` global batches, for a dry run."""
+        """Gives the counts of an undisturbed run over `num_batches` global batches."""
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
-        """Bytes by (source, destination) of the whole run, from its recorded events."""
+        """Predicts the traffic of the whole run from its recorded events.
+
+        The bytes are by (source, destination), ranks of the sync axis.
+        """
 
 
 def hand_out(comm: Comm, num_workers: int, total: int) -> tuple[int, Work | None]:
-    """Takes the next of `total` batches (shards of global batches): its number, and the work; None
-    = all are taken.
+    """Takes the next of `total` shards of global batches: returns its number, and the work.
 
-    Every sample of the budget is used once, whoever is fast.
+    The work is None when all are taken. The counter is shared by all workers, so every sample of
+    the budget is used exactly once, whoever is fast.
     """
     number = comm.fetch_add("next batch", 1)
-    return number, None if number >= total else (
-        number // num_workers,
-        number % num_workers,
-        num_workers,
-    )
+
+    if number >= total:
+        return number, None
+
+    batch = number // num_workers
+    shard = number % num_workers
+    return number, (batch, shard, num_workers)
 
 
 def count(events: Events, name: str, rank: int) -> int:
-    """events[name][rank], 0 where nothing was recorded."""
+    """Gives events[name][rank], or 0 where nothing was recorded."""
     counts = events.get(name, ())
     return int(counts[rank]) if rank < len(counts) else 0

@@ -2,7 +2,9 @@
 al. 2018).
 
 "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures", arXiv
-1802.01561, section 3. Workers are actors: each plays a trajectory with its own parameters, sends it
+1802.01561, section 3.
+
+Workers are actors: each plays a trajectory with its own parameters, sends it
 to the one server, and goes on with the newest parameters that it has been sent. The server is the
 learner: it takes trajectories in the order of their arrival, computes gradients on each (the
 workload's loss corrects for the policy that acted by V-trace), steps, and answers with parameters
@@ -33,22 +35,25 @@ from benchsuite.topology.parameter_server import sized_traffic
 from benchsuite.update import Updater, clip
 from benchsuite.workload import Batch, Part, Recipe, Shapes, TrajectoryShape, numel
 
-HEADER_BYTES = 8  # the version that acted
+HEADER_BYTES = 8  # the version that acted, one float64
 
 
 @dataclass
 class Strategy(sync.Strategy):
-    """Actors send trajectories, the learner sends parameters."""
+    """Actors send trajectories, and the learner answers with parameters."""
 
     batches_per_trajectory: int = 16
     """Global batches whose samples a trajectory stands for, an actor's share of each."""
+
     ahead: int = 1
     """Trajectories of an actor that may be under way while it plays another (0 = it waits for its
-    own answer)."""
+    own answer).
+    """
 
     steps_per_trajectory: int = 8
     """Steps that the learner makes on a trajectory, one after the other; V-trace corrects the later
-    ones too."""
+    ones too.
+    """
 
     survives = "worker"
     snapshot_of = "servers"
@@ -129,8 +134,10 @@ class Strategy(sync.Strategy):
     )
 
     def expect(self, shape: TrajectoryShape) -> None:
-        """Called on every rank before `start`: what trajectories look like."""
+        """Takes the shape of a trajectory, which is the same for every actor."""
         self._shape = shape
+
+    # -- a run -------------------------------------------------------------------------------------
 
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
@@ -140,51 +147,67 @@ class Strategy(sync.Strategy):
         self._part = part
         self._recipe = recipe
         self._topology = topology
+
         self._num_workers = topology.num_workers
+
+        # Trajectories that make up the budget, and the one that this actor plays.
         self._num_pushes = (
             recipe.budget // recipe.global_batch * self._num_workers // self.batches_per_trajectory
         )
         self._index = 0
-        self._version = 0
-        self._under_way: deque[tuple[Tensor, Tensor, list[Handle]]] = (
-            deque()
-        )  # trajectory, answer, what to wait for
+        self._version = 0  # of the parameters that act now
+
+        # Oldest first: a trajectory that was sent, the vector for its answer, what to wait for.
+        self._under_way: deque[tuple[Tensor, Tensor, list[Handle]]] = deque()
+
+        # A push is a trajectory here, no slice of a vector.
         topology.push_bytes = HEADER_BYTES + self._shape.num_bytes
+
         self.events = {"pushes": 0, "replies": 0}
 
     def make_updater(self, params: Tensor) -> Updater:
         return Updater(params, self._recipe)
 
     def next_index(self) -> Work | None:
-        """The next trajectory, to be played with the newest parameters that are due."""
+        """Takes the next trajectory, to be played with the newest parameters that are due.
+
+        At most `ahead` answers may be missing: an older one is waited for before it is played.
+        """
         self._wait(self.ahead)
         self._index, work = hand_out(self._comm, self._num_workers, self._num_pushes)
+
         return work
 
     def _wait(self, most: int) -> None:
-        """Takes answers until at most so many are out. Each has a vector of its own: it may come
-        during play."""
+        """Takes answers until at most so many are out.
+
+        Each has a vector of its own, because it may come while the actor plays with the
+        parameters.
+        """
         while len(self._under_way) > most:
             _, answer, handles = self._under_way.popleft()
             for handle in handles:
                 handle.wait()
+
             self._part.params.copy_(answer[:-1])
             self._version = int(answer[-1])
             self.events["replies"] += 1
 
     def step(self, batch: Batch) -> float:
-        """Hands a trajectory over. The learner knows the loss."""
+        """Hands a trajectory over, and returns 0: the learner alone knows the loss."""
+        params = self._part.params
         packed = pack(self._version, batch)
-        answer = torch.empty(
-            self._part.params.numel() + 1, dtype=self._part.params.dtype, device=packed.device
-        )
+        answer = torch.empty(params.numel() + 1, dtype=params.dtype, device=packed.device)
+
+        # NCCL runs the operations of a pair in posting order: there the receive is posted after
+        # the push that it answers.
         receiving = self._topology.expect(answer) if self._comm.posts_ahead else []
         sending = self._topology.push(packed, tag=self._index)
-        receiving = receiving or self._topology.expect(
-            answer
-        )  # nccl: a pair's operations run in posting order
+        receiving = receiving or self._topology.expect(answer)
+
         self._under_way.append((packed, answer, [*sending, *receiving]))
         self.events["pushes"] += 1
+
         return 0.0
 
     def finish(self) -> None:
@@ -198,21 +221,26 @@ class Strategy(sync.Strategy):
         learner = Learner(
             self._part, self._shape, self._recipe.clip_norm, steps=self.steps_per_trajectory
         )
-        learner.reads_ahead = self.ahead
+        learner.reads_ahead = self.ahead  # so the log knows which version acted
         return learner
 
     def num_pushes(self) -> int:
         return self._num_pushes
 
+    # -- predictions -------------------------------------------------------------------------------
+
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         total = num_batches * setting.num_workers // self.batches_per_trajectory
+        # The first workers take one more where the total does not divide.
         each = [
             total // setting.num_workers + (worker < total % setting.num_workers)
             for worker in range(setting.num_workers)
         ]
+
         return {"pushes": each, "replies": each}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        # A trajectory, and the answer: parameters with their version behind them.
         one = HEADER_BYTES + setting.trajectory_bytes + (numel(shapes) + 1) * setting.itemsize
         return one if server else (self.ahead + 1) * one
 
@@ -227,10 +255,12 @@ class Strategy(sync.Strategy):
 
 
 class Learner(ServerPolicy):
-    """Gradients and steps for every trajectory, in the order in which they come."""
+    """A server that learns from trajectories, in the order in which they come."""
 
     several_steps = True
-    reads_ahead = 0  # trajectories that an actor has sent beyond those whose answers it has read
+
+    # Trajectories that an actor has sent beyond those whose answers it has read.
+    reads_ahead = 0
 
     def __init__(
         self, part: Part, shape: TrajectoryShape, clip_norm: float | None, *, steps: int
@@ -239,7 +269,7 @@ class Learner(ServerPolicy):
         self._shape = shape
         self._clip_norm = clip_norm
         self._steps = steps
-        self.losses: list[float] = []  # of each push, before its first step
+        self.losses: list[float] = []  # of each trajectory, before its first step
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._shard = shard
@@ -247,26 +277,37 @@ class Learner(ServerPolicy):
         self._version = 0
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        """Makes `steps` optimiser steps on a trajectory.
+
+        `version` is the one that by the log has acted; the trajectory says so itself. Both must
+        agree, or V-trace would correct for the wrong policy without a sign.
+        """
         acted, batch = unpack(flat, self._shape)
         if acted != version:
             raise RuntimeError(
                 f"a trajectory of version {acted} from worker {worker}, whose log says {version}"
             )
+
         for step in range(self._steps):
             loss = self._part.gradient(batch)
             assert loss is not None
             if step == 0:
                 self.losses.append(loss)
+
             clip(self._part.grad, self._clip_norm)
             self._apply(self._part.grad)
             self._version += 1
+
         return [worker]
 
     def on_goodbye(self, worker: int) -> list[int]:
         return []
 
     def answer(self, worker: int) -> Tensor:
-        """(P + 1,): the parameters, and their version (float32 counts to 2^24)."""
+        """Gives the parameters with their version behind them, (P + 1,).
+
+        The version is exact up to 2^24, to which float32 counts.
+        """
         return torch.cat([self._shard, self._shard.new_tensor([self._version])])
 
     def snapshot(self) -> Tensor:
@@ -274,19 +315,25 @@ class Learner(ServerPolicy):
 
 
 def pack(version: int, batch: Batch) -> Tensor:
-    """A trajectory as bytes: version, answers, states."""
+    """Packs a trajectory into bytes: the version that acted, then `batch.y`, then `batch.x`."""
     pieces = [
         torch.tensor([float(version)], dtype=torch.float64, device=batch.x.device),
         batch.y,
         batch.x,
     ]
+
     return torch.cat([piece.contiguous().flatten().view(torch.uint8) for piece in pieces])
 
 
 def unpack(flat: Tensor, shape: TrajectoryShape) -> tuple[int, Batch]:
-    """Inverse of `pack`; what comes out are views."""
+    """Takes apart what `pack` made: returns the version that acted, and the batch.
+
+    The tensors of the batch are views of `flat`.
+    """
+    # y lies between the header and x.
     middle = HEADER_BYTES + math.prod(shape.y) * shape.y_dtype.itemsize
     version = int(flat[:HEADER_BYTES].view(torch.float64))
     y = flat[HEADER_BYTES:middle].view(shape.y_dtype)
     x = flat[middle:].view(shape.x_dtype)
+
     return version, Batch(x.view(shape.x), y.view(shape.y), shape.num_samples)

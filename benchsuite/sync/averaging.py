@@ -1,5 +1,4 @@
-"""The mean of a vector over all replicas, on whatever reduces: a collective, or servers that only
-average.
+"""The mean of a vector over all replicas, by a collective or by servers that only average.
 
 For strategies whose replicas step by themselves and meet now and then (`local_sgd`, `diloco`,
 `elastic_averaging`).
@@ -20,18 +19,24 @@ from benchsuite.workload import Shapes, numel
 
 
 class Averager:
-    """Called with a vector (P,), replaces it by its mean over the workers."""
+    """Replaces a vector (P,), with which it is called, by its mean over the workers.
+
+    A compression acts where the topology is a collective; to servers whole vectors are pushed.
+    """
 
     def __init__(self, topology: Topology, compression: Compression) -> None:
         self._topology = topology
         self._compression = compression
         self._server = topology if isinstance(topology, ParameterServer) else None
-        self._number = 0
+        self._number = 0  # of the next mean: the tag of its pushes
 
     @property
     def differences_only(self) -> bool:
-        """Whether what travels is compressed: then gradients and differences may, and parameters
-        may not."""
+        """Whether vectors lose something on the way.
+
+        Then gradients and differences may be averaged, whose error is made up for later, and
+        parameters may not.
+        """
         return is_compressed(self._compression)
 
     def __call__(self, flat: Tensor) -> None:
@@ -39,10 +44,11 @@ class Averager:
             self._server.exchange(flat, flat, tag=self._number)
         else:
             self._compression.mean(flat, self._topology)
+
         self._number += 1
 
     def goodbye(self) -> None:
-        """The last call of a worker."""
+        """Tells servers, where there are some, that this worker sends no more."""
         if self._server is not None:
             self._server.goodbye()
 
@@ -53,24 +59,29 @@ def is_compressed(compression: Compression) -> bool:
 
 
 def means_traffic(shapes: Shapes, times: int, setting: Setting) -> Traffic:
-    """Traffic of so many means of whole vectors."""
+    """Predicts the traffic of `times` means of whole vectors over all workers."""
     if setting.num_servers:
         each = [times] * setting.num_workers
         return push_pull_traffic(shapes, setting, pushes=each, replies=each)
+
     one = setting.compression.predicted_traffic(
         shapes, setting.itemsize, setting.topology, num_workers=setting.num_workers
     )
+
     return one.times(times)
 
 
 def averaging_server_bytes(shapes: Shapes, setting: Setting) -> int:
-    """Memory formula of the largest server that averages: N slots and their mean, (N + 1) M / S."""
+    """Says how many bytes the largest server that averages keeps.
+
+    They are a slot for each worker's push and their mean: (N + 1) M / S.
+    """
     return (setting.num_workers + 1) * largest_slice(shapes, setting)
 
 
 def largest_slice(shapes: Shapes, setting: Setting) -> int:
-    """Bytes of the largest slice that a server owns."""
-    return (
-        max(stop - start for start, stop in bounds(numel(shapes), setting.num_servers))
-        * setting.itemsize
-    )
+    """Says how many bytes the largest slice that a server owns has."""
+    slices = bounds(numel(shapes), setting.num_servers)
+    longest = max(stop - start for start, stop in slices)
+
+    return longest * setting.itemsize

@@ -1,12 +1,15 @@
 """torch.nn.parallel.DistributedDataParallel: what a user would pick (Li et al. 2020, PyTorch
 Distributed).
 
-The library reference beside `synchronous` and, with `local_steps` > 1, beside `local_sgd`: same
-cells, same columns. Buckets of gradients are all-reduced while the backward pass still runs.
-Compressions and local steps are the library's own communication hooks: `fp16`, PowerSGD, post-local
-SGD with its periodic averager; bf16's does not run on gloo, ours has three lines. The library lets
-PowerSGD begin with the third step, and leaves a matrix alone unless it saves half. Sends 2 (N-1)/N
-* M bytes per rank and step, half of it in half precision; derived, not counted.
+This is the library reference beside `synchronous` and, with `local_steps` > 1, beside `local_sgd`:
+the same cells, the same columns. Buckets of gradients are all-reduced while the backward pass still
+runs. Compressions and local steps are the library's own communication hooks: `fp16`, PowerSGD, and
+post-local SGD with its periodic averager. Its hook for bf16 does not run on gloo; ours has three
+lines. The library lets PowerSGD begin with the third step at the earliest, and leaves a matrix
+alone unless that halves its bytes.
+
+Sends 2 (N-1)/N * M bytes per rank and step, half of it in half precision. The library calls the
+backend itself, so bytes are derived from its calls, not counted.
 """
 
 from __future__ import annotations
@@ -40,22 +43,32 @@ from benchsuite.topology import Topology
 from benchsuite.update import Updater
 from benchsuite.workload import Batch, Part, Recipe, Shapes, numel, views
 
-# before PowerSGD: the least that the library takes, which rebuilds its buckets after the first
+# Steps before PowerSGD begins: the least that the library takes, because it rebuilds its buckets
+# after the first step.
 DENSE_STEPS = 2
-LEAST_RATE = 2  # of a matrix's bytes to its factors': the library's default
+
+# A matrix is compressed if its elements are more than so many times those of its factors: the
+# library's default.
+LEAST_RATE = 2
+
 Hook = Callable[[Any, Any], torch.futures.Future[Tensor]]
 
 
 @dataclass
 class Strategy(sync.Strategy):
-    """DistributedDataParallel around the module; the optimiser on its parameters, tensor by
-    tensor."""
+    """DistributedDataParallel is put around the module, and the optimiser steps its parameters.
+
+    Unlike elsewhere the optimiser sees the tensors of the module, not one flat vector.
+    """
 
     bucket_cap_mb: int = 25
     """DDP's own option: bytes of a bucket in units of 2**20."""
+
     local_steps: int = 1
     """H, optimiser steps between two means of the parameters (1 = gradients agree in every
-    step)."""
+    step).
+    """
+
     warmup_steps: int = 0
     """Synchronous steps before the local ones."""
 
@@ -98,13 +111,15 @@ class Strategy(sync.Strategy):
 
     @property
     def snapshot_of(self) -> str:
-        """Replicas differ between two means."""
+        """Says whose parameters are evaluated: with local steps replicas differ between means."""
         return "mean" if self.local_steps > 1 else "replica"
 
     @property
     def goes_on(self) -> bool:
-        """A replica that diverges alone goes on: others wait for it."""
+        """Says that a replica which diverges alone goes on, because others wait for it."""
         return self.local_steps > 1
+
+    # -- a run -------------------------------------------------------------------------------------
 
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
@@ -112,25 +127,34 @@ class Strategy(sync.Strategy):
         self._comm = comm
         self._part = part
         self._recipe = recipe
+
         self._rank = comm.rank
         self._num_workers = topology.num_workers
+
+        # Global batches of the budget, and how many of them are done.
         self._steps = recipe.budget // recipe.global_batch
         self._step = 0
+
         self.events = dict.fromkeys(self._counted, 0)
-        self._state: Any = None  # of the hook
+
+        # State of the communication hook, and what averages parameters after local steps.
+        self._state: Any = None
         self._averager: PeriodicModelAverager | None = None
+
         part.wrap(lambda module: self._wrapped(module, compression))
         self._params = [p for p in part.module.parameters() if p.requires_grad]
         self._updater = Updater(self._params, recipe, shapes=part.shapes)
 
     def _wrapped(self, module: torch.nn.Module, compression: Compression) -> torch.nn.Module:
+        """Puts the library around a module, with the hook that the cell asks for."""
         wrapped = DistributedDataParallel(module, bucket_cap_mb=self.bucket_cap_mb)
-        wrapped.broadcast_buffers = (
-            False  # constants of a model (masks, angles): no other strategy sends them
-        )
+
+        # Buffers are constants of a model here (masks, angles), which no other strategy sends.
+        wrapped.broadcast_buffers = False
+
         if self.local_steps > 1:
-            # the library's averager takes its first mean right after the first local step; ours
-            # after H of them
+            # The library's averager takes its first mean right after the first local step; ours
+            # comes after H of them, as in `local_sgd`.
             first = self.warmup_steps + self.local_steps - 1
             self._averager = PeriodicModelAverager(self.local_steps, warmup_steps=first)
             self._state = PostLocalSGDState(
@@ -148,7 +172,9 @@ class Strategy(sync.Strategy):
                 start_powerSGD_iter=DENSE_STEPS,
                 min_compression_rate=LEAST_RATE,
             )
+
             wrapped.register_comm_hook(self._state, powerSGD_hook)
+
         return wrapped
 
     def make_updater(self, params: Tensor) -> Updater:
@@ -157,29 +183,40 @@ class Strategy(sync.Strategy):
     def next_index(self) -> Work | None:
         if self._step == self._steps:
             return None
+
         return self._step, self._rank, self._num_workers
 
     def step(self, batch: Batch) -> float:
+        """Makes a backward pass, in which the library averages gradients, and a step."""
         loss = self._part.backward(batch)
         if self._recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._params, self._recipe.clip_norm)
+
+        # None: the gradients are where the library has left them, in the parameters.
         self._updater.step(None, samples=self._step * self._recipe.global_batch)
         if self._averager is not None:
             self._average(self._averager)
+
         self._step += 1
         if self._step <= self._num_gradient_means(self._steps):
             self.events["gradient_means"] += 1
         elif self.local_steps == 1 or (self._step - self.warmup_steps) % self.local_steps == 0:
             self.events["synchronisations"] += 1
+
         return loss
 
     def _average(self, averager: PeriodicModelAverager) -> None:
-        """The averager gives the parameters new memory: back to where the replica keeps them."""
+        """Averages the parameters over the workers if it is time to.
+
+        The library's averager gives the parameters new memory. The replica's flat vector would
+        then be left behind, so they are copied back into it and bound to it again.
+        """
         begin = self._comm.now_ns()
         averager.average_parameters(self._params)
-        self._comm.wait_ns += (
-            self._comm.now_ns() - begin
-        )  # past `Comm`, which would have counted it
+
+        # The call goes past `Comm`, which would have counted the time.
+        self._comm.wait_ns += self._comm.now_ns() - begin
+
         kept = list(views(self._part.params, self._part.shapes).values())
         if self._params[0].data_ptr() != kept[0].data_ptr():
             for parameter, view in zip(self._params, kept, strict=True):
@@ -194,24 +231,27 @@ class Strategy(sync.Strategy):
 
     @property
     def _counted(self) -> list[str]:
-        """Names of the events."""
-        return (
-            ["synchronisations", "gradient_means"] if self.local_steps > 1 else ["synchronisations"]
-        )
+        """The names of the events that are counted."""
+        if self.local_steps > 1:
+            return ["synchronisations", "gradient_means"]
+
+        return ["synchronisations"]
 
     def _num_gradient_means(self, steps: int) -> int:
-        """Steps that are counted apart: synchronous ones before local steps."""
+        """Says how many of `steps` are synchronous ones before local steps, counted apart."""
         return min(self.warmup_steps, steps) if self.local_steps > 1 else 0
 
     def cycles(self, num_steps: int) -> list[Cycle]:
-        """What this run was made of, for those who watch the library do it once more."""
+        """Says what this run was made of, for those who watch the library do it once more."""
         if self.local_steps > 1:
             warmup = self.events["gradient_means"]
             means = self.events["synchronisations"]
+
             return [
                 Cycle(warmup, rewind=lambda: self._rewind(0)),
                 Cycle(means, self.local_steps, rewind=lambda: self._rewind(self.warmup_steps)),
             ]
+
         steps = self.events["synchronisations"]
         if isinstance(self._state, PowerSGDState):
             dense = min(DENSE_STEPS, steps)
@@ -219,29 +259,40 @@ class Strategy(sync.Strategy):
                 Cycle(dense, rewind=lambda: self._rewind(0)),
                 Cycle(steps - dense, rewind=lambda: self._rewind(DENSE_STEPS)),
             ]
+
         return [Cycle(steps)]
 
     def _rewind(self, step: int) -> None:
+        """Sets the library's own counters of steps, so that it does what it did at `step`."""
         self._state.iter = step
         if self._averager is not None:
             self._averager.step = step
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         warmup = self._num_gradient_means(num_batches)
         means = (num_batches - warmup) // self.local_steps
         counts = {"synchronisations": means, "gradient_means": warmup}
+
         return {name: [counts[name]] * setting.num_workers for name in self._counted}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
-        """The library's buckets, beside the gradients of the parameters; what is cast; errors, a
-        copy and factors of PowerSGD; the averager's vector."""
+        """Says how many bytes the library keeps.
+
+        Its buckets, beside the gradients of the parameters; over half precision the cast vector;
+        with PowerSGD the errors, a copy, and the factors; with local steps the averager's vector.
+        """
         if setting.num_workers == 1:
             return 0
+
         whole = numel(shapes) * setting.itemsize
         if isinstance(setting.compression, (Float16, BFloat16)):
             return whole + numel(shapes) * HALF_BYTES
+
         if isinstance(setting.compression, PowerSGD):
             return 3 * whole + setting.itemsize * compressed_numel(shapes, setting.compression.rank)
+
         return 2 * whole if self.local_steps > 1 else whole
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
@@ -250,34 +301,47 @@ class Strategy(sync.Strategy):
         dense = max(count(events, "gradient_means", worker) for worker in ranks)
         itemsize = setting.itemsize
         size = numel(shapes)
+
         if isinstance(setting.compression, PowerSGD):
             dense = min(DENSE_STEPS, means)
             sent = _all_reduce(
                 setting, compressed_numel(shapes, setting.compression.rank), itemsize
             )
             return _all_reduce(setting, size, itemsize).times(dense) + sent.times(means - dense)
+
         if isinstance(setting.compression, (Float16, BFloat16)):
             itemsize = HALF_BYTES
+
         return _all_reduce(setting, size, itemsize).times(dense + means)
 
 
 def bf16_hook(group, bucket):  # type: ignore[no-untyped-def]  # DDP looks at the argument's name, and refuses hints as text
-    """Mean of a bucket in bfloat16."""
+    """Starts the mean of a bucket in bfloat16, and returns its future.
+
+    It divides before the sum, as the library's own hooks do: a sum of N gradients could be out of
+    the range of a narrower format.
+    """
     short = bucket.buffer().to(torch.bfloat16).div_(dist.get_world_size(group))
     reduced = dist.all_reduce(short, group=group, async_op=True).get_future()
+
     return reduced.then(lambda future: bucket.buffer().copy_(future.value()[0]))
 
 
 def compressed_numel(shapes: Shapes, rank: int) -> int:
-    """Elements that the library's PowerSGD sends per step: two factors where they are less than
-    half of the matrix."""
+    """Says how many elements the library's PowerSGD sends per step.
+
+    A matrix n x m travels as two factors of `rank` columns where they have less than half of its
+    elements, and as it is otherwise; so do vectors, for which m = 1.
+    """
     total = 0
     for shape in shapes.values():
         n, m = (shape[0], columns(shape)) if shape else (1, 1)
-        factors = min(n, m, rank) * (n + m)
+        factors = min(n, m, rank) * (n + m)  # P (n, r) and Q (m, r)
         total += factors if factors * LEAST_RATE < n * m else n * m
+
     return total
 
 
 def _all_reduce(setting: Setting, size: int, itemsize: int) -> Traffic:
+    """Predicts the traffic of one all-reduce of `size` elements over the workers."""
     return setting.topology.predicted_traffic(size, itemsize, num_workers=setting.num_workers)

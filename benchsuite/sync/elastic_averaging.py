@@ -1,12 +1,15 @@
 """Elastic averaging: replicas explore alone, a spring ties each of them to a centre c (Zhang et al.
 2015, EASGD).
 
-arXiv 1412.6651, equations 3 and 4: every `period` steps d_i = moving_rate (x_i - c); x_i -= d_i; c
-+= sum d_i, so that sum x_i + c is conserved. Synchronous over a collective: every rank keeps the
-same c, and the mean of the d_i travels. Asynchronous over a parameter server, which keeps c: a
-worker pushes x_i, the server moves c at once and answers x_i - d_i. Stable iff moving_rate (N + 1)
-< 2 (synchronous form). What counts is the mean of the replicas. Sends one mean of M bytes every
-`period` steps, or M each way. Keeps 2 M on a worker (c and d; collective), 2 M/S on a server.
+arXiv 1412.6651, equations 3 and 4: every `period` steps d_i = moving_rate (x_i - c); x_i -= d_i;
+c += sum d_i, so that sum x_i + c is conserved. What is evaluated is the mean of the replicas.
+
+Synchronous over a collective: every rank keeps the same c, and the mean of the d_i travels. This
+form is stable if and only if moving_rate (N + 1) < 2. Asynchronous over a parameter server, which
+keeps c: a worker pushes x_i, the server moves c at once and answers x_i - d_i.
+
+Sends one mean of M bytes every `period` steps, or M each way. Keeps 2 M on a worker (c and d) over
+a collective, 2 M/S on a server.
 """
 
 from __future__ import annotations
@@ -30,10 +33,11 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 @dataclass
 class Strategy(sync.Strategy):
-    """Local steps with a pull towards a common centre."""
+    """Replicas step alone, and are pulled towards a common centre."""
 
     period: int = 4
     """Local steps between two exchanges with the centre."""
+
     moving_rate: float = 0.1
     """Share of the way to the centre that an exchange takes; replicas x moving_rate <= 1."""
 
@@ -89,6 +93,8 @@ class Strategy(sync.Strategy):
         },
     )
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
@@ -97,17 +103,25 @@ class Strategy(sync.Strategy):
         self._recipe = recipe
         self._topology = topology
         self._compression = compression
+
         self._rank = comm.rank
         self._num_workers = topology.num_workers
         self._server = topology if isinstance(topology, ParameterServer) else None
-        self.apart = self._server is not None  # batches are handed out
+
+        # Over a server nobody waits for another, so batches are handed out.
+        self.apart = self._server is not None
+
+        # Global batches of the budget, and how many of them are done.
         self._steps = recipe.budget // recipe.global_batch
         self._step = 0
         self._index = 0
+
         self.events = {"synchronisations": 0}
         if comm.rank < self._num_workers:
             self._updater = Updater(part.params, recipe, shapes=part.shapes)
+
         if self._server is None:
+            # c, the same on all ranks, and d_i: both (P,).
             self.centre = part.params.clone()
             self._pull = torch.empty_like(part.params)
 
@@ -119,28 +133,37 @@ class Strategy(sync.Strategy):
             return (
                 None if self._step == self._steps else (self._step, self._rank, self._num_workers)
             )
+
         self._index, work = hand_out(self._comm, self._num_workers, self._steps * self._num_workers)
         return work
 
     def step(self, batch: Batch) -> float:
+        """Makes one step of this replica, and an exchange with the centre every `period` steps."""
         loss = self._part.gradient(batch)
         assert loss is not None
         clip_part(self._part, self._recipe.clip_norm)
+        # The schedule goes by global batches: by the own steps, or by what was handed out.
         at = self._step if self._server is None else self._index // self._num_workers
         self._updater.step(self._part.grad, samples=at * self._recipe.global_batch)
         self._step += 1
         if self._step % self.period == 0:
             self._exchange()
             self.events["synchronisations"] += 1
+
         return loss
 
     def _exchange(self) -> None:
-        params = self._part.params
+        """Moves the replica and the centre towards each other."""
+        params = self._part.params  # x_i (P,)
+
         if self._server is not None:
             self._server.exchange(params, params, tag=self._index)
             return
-        torch.sub(params, self.centre, out=self._pull).mul_(self.moving_rate)
+
+        torch.sub(params, self.centre, out=self._pull).mul_(self.moving_rate)  # d_i
         params.sub_(self._pull)
+
+        # The mean of the d_i travels; N times the mean is their sum.
         self._compression.mean(self._pull, self._topology)
         self.centre.add_(self._pull, alpha=self._num_workers)
 
@@ -155,26 +178,37 @@ class Strategy(sync.Strategy):
         return Centre(self.moving_rate)
 
     def num_pushes(self) -> int:
+        # Each worker counts its own steps: at most one push of each is added by rounding.
         return self._steps * self._num_workers // self.period + self._num_workers
 
+    # -- predictions -------------------------------------------------------------------------------
+
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
-        """Over a server exact where workers are equally fast: each counts its own steps."""
+        """Gives the exchanges of each worker.
+
+        Over a server they are exact where workers are equally fast: each counts its own steps.
+        """
         return {"synchronisations": [num_batches // self.period] * setting.num_workers}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if server:
             return 2 * largest_slice(shapes, setting)  # d and the answer
+
         return 0 if setting.num_servers else 2 * numel(shapes) * setting.itemsize
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         if not setting.num_servers:
             return means_traffic(shapes, count(events, "synchronisations", 0), setting)
+
         each = [count(events, "synchronisations", worker) for worker in range(setting.num_workers)]
         return push_pull_traffic(shapes, setting, pushes=each, replies=each)
 
 
 class Centre(ServerPolicy):
-    """The server's part: its slice is c; a push x moves c by d and is answered with x - d."""
+    """A server whose slice is the centre c.
+
+    A push x moves c by d = moving_rate (x - c), and is answered with x - d.
+    """
 
     def __init__(self, moving_rate: float) -> None:
         self._moving_rate = moving_rate
@@ -182,13 +216,17 @@ class Centre(ServerPolicy):
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._shard = shard
         self._apply = apply
-        self._pull = torch.empty_like(shard)
+        self._pull = torch.empty_like(shard)  # d, then c + d (P/S,)
         self._answer = torch.empty_like(shard)
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        """Moves c by the push x of a worker, and keeps its answer x - d."""
         torch.sub(flat, self._shard, out=self._pull).mul_(self._moving_rate)
         torch.sub(flat, self._pull, out=self._answer)
-        self._apply(self._pull.add_(self._shard))  # c + d becomes the slice
+
+        # `Load` is the updater here: what it is given becomes the slice, so it gets c + d.
+        self._apply(self._pull.add_(self._shard))
+
         return [worker]
 
     def on_goodbye(self, worker: int) -> list[int]:

@@ -2,11 +2,12 @@
 (Niu et al. 2011).
 
 arXiv 1106.5730, algorithm 1: read the parameters, compute a gradient on one's own batch, add the
-step to the shared vector without asking anybody. `lock = none` is that: reads may be torn and
-updates of one element at one moment may be lost. `lock = exclusive` is the control: one lock around
-the step and the next read, and nothing is ever lost. Each worker keeps an optimiser of its own, and
-steps with lr/N on batch/N samples, as `asynchronous` does. Sends nothing: 0 bytes on the wire.
-Keeps the shared vector: M bytes, once for all workers of the host.
+step to the shared vector without asking anybody. `lock = none` is that: reads may be torn, and of
+two updates of one element at the same moment one may be lost. `lock = exclusive` is the control:
+one lock around the step and the next read, so that nothing is ever lost. Each worker keeps an
+optimiser of its own and steps with lr/N on batch/N samples, as `asynchronous` does.
+
+Sends 0 bytes on the wire. Keeps the shared vector: M bytes, once for all workers of the host.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ class Strategy(sync.Strategy):
 
     lock: Literal["none", "exclusive"] = "none"
     """`exclusive`: one worker at a time reads or writes."""
+
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
     """A step is on batch/N samples: `equal_sample` steps with lr/N, `same` with the synchronous
-    lr."""
+    lr.
+    """
 
     snapshot_of = "replica"
     clips_mean = False
@@ -72,23 +75,34 @@ class Strategy(sync.Strategy):
     )
     payload_source = "counted"
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
         self._comm = comm
         self._part = part
         self._recipe = recipe
+
         self._num_workers = comm.size
+
+        # Shards of the budget in all, and the one that this worker has taken.
         self._num_steps = recipe.budget // recipe.global_batch * self._num_workers
         self._index = 0
+
         self.events = {"updates": 0}
+
+        # The one vector of parameters, (P,); `part.params` is this worker's last read of it.
         self._shared = comm.shared("hogwild", part.params.numel(), part.params.dtype)
         self._guard: Any = (
             comm.lock("hogwild") if self.lock == "exclusive" else contextlib.nullcontext()
         )
+
         if comm.rank == 0:
             self._shared.copy_(part.params)
-        comm.barrier()
+
+        comm.barrier()  # or a fast worker would step on zeros
+
         scale = 1 / self._num_workers if self.lr_rule == "equal_sample" else 1.0
         self._updater = Updater(self._shared, recipe, shapes=part.shapes, lr_scale=scale)
 
@@ -100,25 +114,32 @@ class Strategy(sync.Strategy):
         return work
 
     def step(self, batch: Batch) -> float:
+        """Computes a gradient on this worker's last read, steps the shared vector, reads again."""
         part = self._part
         loss = part.gradient(batch)
         assert loss is not None
         clip(part.grad, self._recipe.clip_norm)
+
+        # Without a lock others step and read at the same time: that is the experiment. The
+        # gradient is not computed on the shared vector itself, which would change under it.
+        batches_before = self._index // self._num_workers
         with self._guard:
-            self._updater.step(
-                part.grad, samples=self._index // self._num_workers * self._recipe.global_batch
-            )
+            self._updater.step(part.grad, samples=batches_before * self._recipe.global_batch)
             part.params.copy_(self._shared)
+
         self.events["updates"] += 1
+
         return loss
 
     def finish(self) -> None:
-        """The vector is nobody's own: whoever reads the end of the run waits for all."""
+        """Waits for all workers: the vector is nobody's own, and others may still step it."""
         self._comm.barrier()
         self._part.params.copy_(self._shared)
 
     def snapshot(self) -> Tensor:
         return self._shared
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"updates": [num_batches] * setting.num_workers}
@@ -127,4 +148,5 @@ class Strategy(sync.Strategy):
         return numel(shapes) * setting.itemsize
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        # Shared memory is no wire.
         return Traffic()

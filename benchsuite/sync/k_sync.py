@@ -2,18 +2,22 @@
 al. 2016).
 
 With `backup_workers = c`, K = N - c: synchronous training that does not wait for its c slowest.
-Four forms:
+There are four forms:
 
-    wait, not batch    K-sync: the first K workers of a version; who comes later was too late
-    (`late`) wait, batch        K-batch-sync: the first K gradients; a worker that is done takes
-    another batch meanwhile not wait           K-async: K workers, each held until the step, the
-    others go on with what they have not wait, batch    K-batch-async: every K gradients are a step,
-    nobody is held
+- K-sync (wait, not batch): a step is made of the first K workers of a version; who comes later was
+  too late (`late`).
+- K-batch-sync (wait, batch): a step is made of the first K gradients; a worker that is done takes
+  another batch meanwhile.
+- K-async (not wait, not batch): a step is made of K workers, each held until then; the others go
+  on with what they have.
+- K-batch-async (not wait, batch): every K gradients are a step, and nobody is held.
 
 `late = finish`: a gradient that comes after its version is over is dropped, and its worker answered
 with the newest parameters. `late = cancel`: when a version is over everybody is answered, and who
-is still computing gives up. Dropped and given-up gradients count as used samples. Sends M bytes per
-push and per answer, like a parameter server.
+is still computing gives up. Dropped and given-up gradients count as used samples.
+
+Sends M bytes per push and M per answer, as `synchronous` does over a parameter server. The server
+keeps K gradients and their mean, (K + 1) M; a worker keeps M bytes for the answer with `cancel`.
 """
 
 from __future__ import annotations
@@ -44,18 +48,26 @@ class Strategy(sync.Strategy):
 
     backup_workers: int = 1
     """c: a step is the mean of N - c gradients (0 = synchronous)."""
+
     late: Literal["finish", "cancel"] = "finish"
     """A gradient whose version is over: `finish` computes it (it is dropped); `cancel`: virtual
-    clock only."""
+    clock only.
+    """
+
     batch: bool = False
     """Counts gradients instead of workers: a worker that is done goes on at once, and may be in a
-    step twice."""
+    step twice.
+    """
+
     wait: bool = True
     """False: no gradient is too late, stale ones enter the step that they come in time for
-    (K-async)."""
+    (K-async).
+    """
+
     lr_rule: Literal["equal_sample", "same"] = "equal_sample"
     """With wait = false there are N/K times as many steps: `equal_sample` takes lr K/N, `same` the
-    synchronous lr."""
+    synchronous lr.
+    """
 
     snapshot_of = "servers"
     clips_mean = True
@@ -103,6 +115,8 @@ class Strategy(sync.Strategy):
         },
     )
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
@@ -111,29 +125,34 @@ class Strategy(sync.Strategy):
         self._part = part
         self._recipe = recipe
         self._topology = topology
+
         self._num_workers = topology.num_workers
         if not 0 <= self.backup_workers < self._num_workers:
             raise UsageError(
                 f"backup_workers = {self.backup_workers} of {self._num_workers} workers: K = N - c "
-                "must be at least 1; "
-                f"set backup_workers to at most {self._num_workers - 1}"
+                f"must be at least 1; set backup_workers to at most {self._num_workers - 1}"
             )
+
         self._k = self._num_workers - self.backup_workers
+
+        # Shards of the budget in all, and the one that this worker has taken.
         self._num_pushes = recipe.budget // recipe.global_batch * self._num_workers
         self._index = 0
+
         self.events = {"pushes": 0, "replies": 0}
         self._cancels = self.late == "cancel" and self.wait
         if self._cancels and comm.rank < self._num_workers:
             self.events["abandoned"] = 0
-            self._newest = torch.empty_like(
-                part.params
-            )  # an answer may come while the gradient reads the parameters
+
+            # An answer may come while the gradient still reads the parameters: it needs a vector
+            # of its own. `_answer` has its receives, posted before the gradient begins.
+            self._newest = torch.empty_like(part.params)
             self._answer: list[Handle] = []
 
     def make_updater(self, params: Tensor) -> Updater:
-        share = (
-            self._k / self._num_workers if self.lr_rule == "equal_sample" and not self.wait else 1.0
-        )
+        # Without waiting every gradient is used, so a budget has N/K times as many steps.
+        more_steps = self.lr_rule == "equal_sample" and not self.wait
+        share = self._k / self._num_workers if more_steps else 1.0
         return Updater(params, self._recipe, lr_scale=share)
 
     def next_index(self) -> Work | None:
@@ -143,19 +162,25 @@ class Strategy(sync.Strategy):
     def step(self, batch: Batch) -> float | None:
         if self._cancels:
             return self._step_unless_over(batch)
+
         part = self._part
         loss = part.gradient(batch)
         assert loss is not None
         self._topology.exchange(part.grad, part.params, tag=self._index)
         self.events["pushes"] += 1
         self.events["replies"] += 1
+
         return loss
 
     def _step_unless_over(self, batch: Batch) -> float | None:
-        """The answer to this step is on its way as soon as its version is over; then the gradient
-        is given up."""
+        """Computes a gradient, and gives it up if the version is over before it is done.
+
+        The server answers everybody as soon as a version is over. So the answer's arrival is the
+        sign to give up, and the gradient looks out for it (`until`).
+        """
         if not self._answer:
             self._answer = self._topology.expect(self._newest)
+
         loss = self._part.gradient(batch, until=self._answer[0])
         if loss is None:
             self._topology.abandon()
@@ -163,20 +188,28 @@ class Strategy(sync.Strategy):
         else:
             for sending in self._topology.push(self._part.grad, tag=self._index):
                 sending.wait()
+
             self.events["pushes"] += 1
+
         self._take_answer()
+
         return loss
 
     def _take_answer(self) -> None:
+        """Waits for the answer, loads it, and posts the receives of the next one."""
         for receiving in self._answer:
             receiving.wait()
+
         self._part.params.copy_(self._newest)
         self._answer = self._topology.expect(self._newest)
         self.events["replies"] += 1
 
     def finish(self) -> None:
         self._topology.goodbye()
-        if self._cancels:  # answers may have crossed with it: the server says how many it has sent
+
+        # Answers may have crossed with the goodbye. They would be left over for whoever receives
+        # next, so the server says how many it has sent, and all are taken.
+        if self._cancels:
             _, num_sent, _ = self._comm.next_ticket()
             while self.events["replies"] < num_sent:
                 self._take_answer()
@@ -190,19 +223,25 @@ class Strategy(sync.Strategy):
     def num_pushes(self) -> int:
         return self._num_pushes
 
+    # -- predictions -------------------------------------------------------------------------------
+
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
-        """Exact in bytes unless `late = cancel`: how many gradients are given up only the times
-        decide."""
+        """Gives counts that are exact in bytes, unless `late = cancel`.
+
+        How many gradients are given up is decided by the compute times alone; for `cancel` all
+        workers are taken to be equally fast.
+        """
         num_workers = setting.num_workers
         k = max(1, num_workers - self.backup_workers)
         steps = num_batches * num_workers // k
         pushes = replies = num_batches
         if self.late == "cancel" and self.wait:
-            steps = (
-                num_batches * num_workers // (k + num_workers - 1 if self.batch else num_workers)
-            )
+            # A version uses up K gradients and those that the others give up at its end.
+            used = k + num_workers - 1 if self.batch else num_workers
+            steps = num_batches * num_workers // used
             pushes = -(-steps * k // num_workers)
             replies = num_batches
+
         return {
             "pushes": [pushes] * num_workers,
             "replies": [replies] * num_workers,
@@ -212,6 +251,7 @@ class Strategy(sync.Strategy):
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if not server:
             return numel(shapes) * setting.itemsize if self.late == "cancel" and self.wait else 0
+
         most = setting.num_workers - self.backup_workers + 1  # K gradients and their mean
         return most * largest_slice(shapes, setting)
 
@@ -223,12 +263,18 @@ class Strategy(sync.Strategy):
             pushes=[count(events, "pushes", worker) for worker in workers],
             replies=[count(events, "replies", worker) for worker in workers],
         )
+
         updates = count(events, "updates", setting.num_workers) if setting.clip else 0
+
         return traffic + clip_traffic(setting.num_workers, setting.num_servers, updates)
 
 
 class FirstK(ServerPolicy):
-    """Applies the mean of the first K gradients, added in rank order."""
+    """A server that applies the mean of the first K gradients.
+
+    Which K they are the arrivals decide; they are added in rank order, so that the same K give
+    the same bits.
+    """
 
     def __init__(self, form: Strategy, num_workers: int, k: int, comm: Comm) -> None:
         self._wait = form.wait
@@ -237,7 +283,7 @@ class FirstK(ServerPolicy):
         self._k = k
         self._active = set(range(num_workers))
         self._comm = comm
-        self._num_sent = [0] * num_workers
+        self._num_sent = [0] * num_workers  # answers, by worker
         self.events: dict[str, int] = {"drops": 0}
 
     def start(self, shard: Tensor, apply: Apply) -> None:
@@ -249,52 +295,71 @@ class FirstK(ServerPolicy):
         self._arrived: list[int] = []  # worker of each slot's gradient
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        """Drops a push (P,) that is too late, or keeps it; the K-th makes the step."""
         if self._wait and version < self._version:
             self.events["drops"] += 1
-            return self._answered([] if self._cancels else [worker])  # cancel: it has its answer
+
+            # With `cancel` it has its answer already: it was sent when the version was over.
+            return self._answered([] if self._cancels else [worker])
+
         if len(self._slots) == len(self._arrived):
             self._slots.append(torch.empty_like(self._shard))
+
         self._slots[len(self._arrived)].copy_(flat)
         self._arrived.append(worker)
+
         closed = self._close()
         if not closed and self._batch:
             return self._answered([worker])
+
         return closed
 
     def on_goodbye(self, worker: int) -> list[int]:
         self._active.discard(worker)
         if self._cancels:
             self._comm.ticket(worker, self._num_sent[worker])
+
         return self._close()
 
     def _close(self) -> list[int]:
-        """Ends the version when K gradients are in, or all that can still come; returns whom to
-        answer."""
+        """Ends the version when K gradients are in, and returns whom to answer.
+
+        It also ends when all workers that are left have pushed: without that the last version of
+        a run would wait for workers that have said goodbye.
+        """
         due = len(self._arrived)
-        whole = (
-            due >= self._k
-            if self._batch and self._active
-            else due >= min(self._k, len(self._active))
-        )
+
+        if self._batch and self._active:
+            whole = due >= self._k  # a worker may be in it twice
+        else:
+            whole = due >= min(self._k, len(self._active))
         if not due or not whole:
             return []
-        order = sorted(range(due), key=lambda slot: self._arrived[slot])  # by rank, then by arrival
+
+        # By rank, and gradients of one worker in the order of arrival: `sorted` is stable.
+        order = sorted(range(due), key=lambda slot: self._arrived[slot])
         rank_order_sum([self._slots[slot] for slot in order], self._mean)
         self._mean.div_(due)
         self._apply(self._mean, num_gradients=due)
         self._version += 1
+
         last = self._arrived[-1]
         held = sorted(self._arrived)
         self._arrived.clear()
         if self._cancels:
             return self._answered(sorted(self._active))
-        if self._batch:  # the others were answered when they came
+
+        # The others were answered when they came; the last one may be gone.
+        if self._batch:
             return self._answered([last] if last in self._active else [])
+
         return self._answered(held)
 
     def _answered(self, workers: list[int]) -> list[int]:
+        """Counts an answer for each of `workers`, and returns them."""
         for worker in workers:
             self._num_sent[worker] += 1
+
         return workers
 
     def answer(self, worker: int) -> Tensor:

@@ -1,12 +1,13 @@
 """Local SGD, post-local form: H optimiser steps on each replica, then the mean of the parameters
 (Lin et al. 2020).
 
-"Don't Use Large Mini-Batches, Use Local SGD", arXiv 1808.07217, equation 2 and section 3: p_i <-
-p_i - lr g_i(p_i) for H steps, then p = (1/N) sum p_i; the first `warmup_steps` steps are
-synchronous (post-local). With H = 1 and SGD it is `synchronous`. Sends one mean of M bytes every H
-steps: 1/H of synchronous. Over a compression the differences p_i - p (of the last agreement)
-travel, never parameters. A parameter server only averages. Keeps nothing beside parameters and
-optimiser; over a compression M bytes, on a server N M/S + M/S.
+"Don't Use Large Mini-Batches, Use Local SGD", arXiv 1808.07217, equation 2 and section 3:
+p_i <- p_i - lr g_i(p_i) for H steps, then p = (1/N) sum p_i. The first `warmup_steps` steps are
+synchronous (post-local). With H = 1 and SGD it is `synchronous`. Over a compression the differences
+p_i - p since the last agreement travel, never parameters. A parameter server only averages.
+
+Sends one mean of M bytes every H steps: 1/H of what `synchronous` sends. Keeps nothing beside
+parameters and optimiser; over a compression M bytes, on a server N M/S + M/S.
 """
 
 from __future__ import annotations
@@ -30,15 +31,18 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 @dataclass
 class Strategy(sync.Strategy):
-    """Steps alone, agrees every H steps."""
+    """Replicas step alone, and agree every H steps."""
 
     local_steps: int = 8
     """H, optimiser steps between two agreements."""
+
     warmup_steps: int = 0
     """Synchronous steps at the beginning."""
+
     momentum: Literal["local", "averaged", "reset"] = "local"
     """What an agreement does to the optimiser's vectors: nothing, their mean too, or a fresh
-    start."""
+    start.
+    """
 
     timing_free = True
     snapshot_of = "mean"
@@ -77,60 +81,87 @@ class Strategy(sync.Strategy):
         },
     )
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
         self._part = part
         self._recipe = recipe
         self._topology = topology
+
         self._rank = comm.rank
         self._num_workers = topology.num_workers
+
+        # Global batches of the budget, and how many of them are done.
         self._steps = recipe.budget // recipe.global_batch
         self._step = 0
+
         self.events = {"synchronisations": 0, "gradient_means": 0, "state_means": 0}
         if comm.rank < self._num_workers:
             self._updater = Updater(part.params, recipe, shapes=part.shapes)
             self._average = Averager(topology, compression)
+
+            # p of the last agreement (P,), where differences travel.
             self._agreed = part.params.clone() if self._average.differences_only else None
 
     def make_updater(self, params: Tensor) -> Load:
         return Load(params)
 
     def next_index(self) -> Work | None:
-        return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+        # Every worker has its own shard of the next global batch.
+        if self._step == self._steps:
+            return None
+
+        return self._step, self._rank, self._num_workers
 
     def step(self, batch: Batch) -> float:
+        """Makes one step of this replica, then agrees if it is time to."""
         loss = self._part.gradient(batch)
         assert loss is not None
+
+        # Local steps made so far; below 0 the warm-up is not over, and gradients agree.
         local = self._step - self.warmup_steps
         if local < 0:
             self._average(self._part.grad)
             self.events["gradient_means"] += 1
+
         clip_part(self._part, self._recipe.clip_norm)
         self._updater.step(self._part.grad, samples=self._step * self._recipe.global_batch)
         if local >= 0 and self.is_due(local + 1):
             self._agree()
+
         self._step += 1
+
         return loss
 
     def is_due(self, local_steps: int) -> bool:
-        """Whether replicas agree after so many local steps; a strategy of one's own may override
-        it."""
+        """Says whether replicas agree after so many local steps.
+
+        A strategy of one's own may inherit from this one and override nothing but this. It must
+        say the same on every rank.
+        """
         return local_steps % self.local_steps == 0
 
     def _agree(self) -> None:
-        params = self._part.params
+        """Replaces every replica's parameters p_i by their mean p, and treats the momentum."""
+        params = self._part.params  # (P,)
+
         if self._agreed is None:
             self._average(params)
         else:
+            # All replicas know the same p, and the mean of their differences moves it alike on
+            # all of them.
             params.sub_(self._agreed)
             self._average(params)
             self._agreed.add_(params)
             params.copy_(self._agreed)
+
         self.events["synchronisations"] += 1
         if self.momentum == "averaged":
             for vector in self._updater.state():
                 self._average(vector)
+
             self.events["state_means"] += 1
         elif self.momentum == "reset":
             self._updater.forget_state()
@@ -147,22 +178,30 @@ class Strategy(sync.Strategy):
     def num_pushes(self) -> int:
         return self._steps * self._num_workers
 
+    # -- predictions -------------------------------------------------------------------------------
+
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        # `is_due` is asked, not H: a strategy that overrides it is predicted as well.
         warm = min(self.warmup_steps, num_batches)
         agreements = sum(self.is_due(step) for step in range(1, num_batches - warm + 1))
         states = agreements if self.momentum == "averaged" else 0
         counts = {"synchronisations": agreements, "gradient_means": warm, "state_means": states}
+
         return {name: [number] * setting.num_workers for name, number in counts.items()}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if server:
             return averaging_server_bytes(shapes, setting)
+
         return numel(shapes) * setting.itemsize if is_compressed(setting.compression) else 0
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         times = sum(count(events, name, 0) for name in ("synchronisations", "gradient_means"))
         traffic = means_traffic(shapes, times, setting)
+
+        # The optimiser's vectors travel as they are, one mean for each.
         if states := count(events, "state_means", 0):
             for length in setting.state_vectors(shapes):
                 traffic += means_traffic({"state": torch.Size([length])}, states, setting)
+
         return traffic

@@ -1,4 +1,7 @@
-"""What pushes to a parameter server and its replies put on the wire."""
+"""What pushes to a parameter server, and its replies, put on the wire.
+
+Pushes travel encoded, one slice to each server; replies are slices of the parameters as they are.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,16 @@ def push_pull_traffic(
     replies: Sequence[int],
     compression: Compression | None = None,
 ) -> Traffic:
-    """Traffic of so many pushes and replies of each worker. compression: in the place of the
-    setting's."""
+    """Predicts the traffic of pushes and replies, whose numbers are given by worker.
+
+    `compression`, where it is given, takes the place of the setting's.
+    """
     slices = bounds(numel(shapes), setting.num_servers)
     how = compression or setting.compression
     encoded = [
         how.wire_bytes(pieces_of(shapes, start, stop), setting.itemsize) for start, stop in slices
     ]
+
     return sized_traffic(
         encoded,
         [(stop - start) * setting.itemsize for start, stop in slices],

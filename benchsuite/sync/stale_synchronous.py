@@ -2,13 +2,16 @@
 al. 2013, SSP).
 
 A worker may START step t only if t - min_j(finished steps of j) <= slack; until then the server
-holds the answer to its push. `apply = per_clock`: the mean of a clock's N gradients (step t of
-everybody), added in rank order, divided once, is one optimiser step, made when the last of them is
-in: with slack 0 it is `synchronous`, for any optimiser. `apply = per_push`: every gradient at once,
-with lr/N, as `asynchronous` does; with slack -1 (no bound) it is that. A worker that has used its
-budget leaves the minimum. Several servers decide each for itself, by the same rule. Sends M bytes
-each way per push. A server keeps N (slack + 1) M / S of gradients at most (per_clock), nothing
-(per_push).
+holds the answer to its push. A worker that has used its budget leaves the minimum. Several servers
+decide each for itself, by the same rule.
+
+`apply = per_clock`: the mean of a clock's N gradients (step t of everybody), added in rank order
+and divided once, is one optimiser step, made when the last of them is in. With slack 0 it is
+`synchronous`, for any optimiser. `apply = per_push`: every gradient is applied at once, with lr/N,
+as `asynchronous` does; with slack -1 (no bound) it is that.
+
+Sends M bytes each way per push. A server keeps at most N (slack + 1) M / S of gradients with
+per_clock, and nothing with per_push.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from benchsuite.topology.parameter_server import clip_traffic
 from benchsuite.update import Updater, clip
 from benchsuite.workload import Batch, Part, Recipe, Shapes
 
-UNBOUNDED = -1
+UNBOUNDED = -1  # the slack that holds nobody
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Strategy(sync.Strategy):
 
     slack: int = 3
     """s, steps that a worker may be ahead of the slowest (-1 = no bound)."""
+
     apply: Literal["per_clock", "per_push"] = "per_clock"
     """One step per clock on the mean of all, or one per push with lr/N."""
 
@@ -76,8 +80,10 @@ class Strategy(sync.Strategy):
 
     @property
     def clips_mean(self) -> bool:
-        """A clock's mean is clipped by the servers, a push by its worker."""
+        """Says who clips: the servers clip a clock's mean, and workers their own pushes."""
         return self.apply == "per_clock"
+
+    # -- a run -------------------------------------------------------------------------------------
 
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
@@ -88,10 +94,14 @@ class Strategy(sync.Strategy):
         self._part = part
         self._recipe = recipe
         self._topology = topology
+
         self._rank = comm.rank
         self._num_workers = topology.num_workers
+
+        # Global batches of the budget, and how many of them are done.
         self._steps = recipe.budget // recipe.global_batch
         self._step = 0
+
         self.events = {"pushes": 0, "replies": 0}
 
     def make_updater(self, params: Tensor) -> Updater:
@@ -99,7 +109,11 @@ class Strategy(sync.Strategy):
         return Updater(params, self._recipe, lr_scale=scale)
 
     def next_index(self) -> Work | None:
-        return None if self._step == self._steps else (self._step, self._rank, self._num_workers)
+        # Every worker has its own shard of the next global batch.
+        if self._step == self._steps:
+            return None
+
+        return self._step, self._rank, self._num_workers
 
     def step(self, batch: Batch) -> float:
         part = self._part
@@ -107,12 +121,15 @@ class Strategy(sync.Strategy):
         assert loss is not None
         if self.apply == "per_push":
             clip(part.grad, self._recipe.clip_norm)
-        self._topology.exchange(
-            part.grad, part.params, tag=self._step * self._num_workers + self._rank
-        )
+
+        # Blocks while the server holds the answer: the bound is kept by that alone.
+        number = self._step * self._num_workers + self._rank
+        self._topology.exchange(part.grad, part.params, tag=number)
+
         self._step += 1
         self.events["pushes"] += 1
         self.events["replies"] += 1
+
         return loss
 
     def finish(self) -> None:
@@ -127,9 +144,12 @@ class Strategy(sync.Strategy):
     def num_pushes(self) -> int:
         return self._steps * self._num_workers
 
+    # -- predictions -------------------------------------------------------------------------------
+
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         each = [num_batches] * setting.num_workers
         updates = num_batches * (1 if self.apply == "per_clock" else setting.num_workers)
+
         return {
             "pushes": each,
             "replies": each,
@@ -139,6 +159,8 @@ class Strategy(sync.Strategy):
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         if not server or self.apply == "per_push":
             return 0
+
+        # The gradients of all open clocks, and the mean of the one that is applied.
         ahead = max(self.slack, 0) + 1
         return (setting.num_workers * ahead + 1) * largest_slice(shapes, setting)
 
@@ -150,60 +172,81 @@ class Strategy(sync.Strategy):
             pushes=[count(events, "pushes", worker) for worker in workers],
             replies=[count(events, "replies", worker) for worker in workers],
         )
-        updates = (
-            count(events, "updates", setting.num_workers) if setting.clip and self.clips_mean else 0
-        )
+
+        # Servers agree on the norm of a mean only where they clip it.
+        clips = setting.clip and self.clips_mean
+        updates = count(events, "updates", setting.num_workers) if clips else 0
+
         return traffic + clip_traffic(setting.num_workers, setting.num_servers, updates)
 
 
 class BoundedAhead(ServerPolicy):
-    """Applies clocks or pushes; answers who is at most `slack` steps ahead of the slowest, holds
-    the others."""
+    """A server that answers who is at most `slack` steps ahead of the slowest, and holds others.
+
+    It applies the mean of each clock, or each push at once.
+    """
 
     def __init__(self, num_workers: int, slack: int, *, per_clock: bool) -> None:
         self._slack = slack
         self._per_clock = per_clock
         self.applies_later = per_clock
-        self._finished = [0] * num_workers  # steps, of each worker
+
+        self._finished = [0] * num_workers  # steps, by worker
         self._active = set(range(num_workers))
-        self._held: set[int] = set()
+        self._held: set[int] = set()  # workers that wait for their answer
+
         self.events: dict[str, int] = {"held": 0}
 
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._shard = shard
         self._apply = apply
-        self._clock = 0  # the next to be applied
-        self._gradients: dict[int, list[Tensor | None]] = {}  # clock -> by worker
+
+        # The next clock to be applied; the gradients of each open clock, by worker; vectors of
+        # applied clocks, to be used again.
+        self._clock = 0
+        self._gradients: dict[int, list[Tensor | None]] = {}
         self._free: list[Tensor] = []
         if self._per_clock:
             self._mean = torch.empty_like(shard)
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        """Applies or keeps a push (P/S,), and answers all whose step may start now."""
         if self._per_clock:
             self._keep(worker, flat)
             self._apply_whole_clocks()
         else:
             self._apply(flat)
+
+        # It may release others as well as itself: it may have been the slowest.
         self._finished[worker] += 1
         self._held.add(worker)
         answers = self._released()
         self.events["held"] += worker not in answers
+
         return answers
 
     def on_goodbye(self, worker: int) -> list[int]:
+        # The minimum is over those who are left, or everybody would wait for the one who is not.
         self._active.discard(worker)
         return self._released()
 
     def _keep(self, worker: int, flat: Tensor) -> None:
+        """Keeps a copy of a gradient with the clock that it belongs to."""
         slots = self._gradients.setdefault(self._finished[worker], [None] * len(self._finished))
-        slot = slots[worker] = self._free.pop() if self._free else torch.empty_like(flat)
+        slot = self._free.pop() if self._free else torch.empty_like(flat)
         slot.copy_(flat)
+        slots[worker] = slot
 
     def _apply_whole_clocks(self) -> None:
+        """Applies the next clocks for as long as all gradients of one are in.
+
+        One push makes at most one clock whole; the loop ends with the first that is not.
+        """
         while (slots := self._gradients.get(self._clock)) is not None:
             gradients = [slot for slot in slots if slot is not None]
             if len(gradients) < len(slots):
                 return
+
             rank_order_sum(gradients, self._mean)
             self._mean.div_(len(gradients))
             self._apply(self._mean, num_gradients=len(gradients), oldest_of=range(len(gradients)))
@@ -212,14 +255,17 @@ class BoundedAhead(ServerPolicy):
             self._clock += 1
 
     def _released(self) -> list[int]:
-        """Whoever may start its next step, in rank order."""
+        """Takes out of the held workers whoever may start its next step, in rank order."""
         slowest = min((self._finished[worker] for worker in self._active), default=0)
+
         answers = sorted(
             worker
             for worker in self._held
             if self._slack == UNBOUNDED or self._finished[worker] - slowest <= self._slack
         )
+
         self._held.difference_update(answers)
+
         return answers
 
     def answer(self, worker: int) -> Tensor:

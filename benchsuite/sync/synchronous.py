@@ -2,12 +2,14 @@
 3.2.1; Chen et al. 2016).
 
 g = (1/N) sum g_i, where g_i is the gradient of the mean loss on shard i; then one optimiser step,
-the same on every replica. Collective: each replica steps itself. Parameter server: the server steps
-once all N pushes of a version are in and answers everybody. Both equal one process on the
-concatenated batch. `bucket_mib` overlaps a collective with the backward pass: the gradient is cut
-into buckets that travel as they come. Sends per step what one mean of M bytes costs on its topology
-(ring 2 (N-1)/N * M per rank, server 2 N M in all). Keeps nothing on a worker; a server keeps a slot
-per worker and their mean, (N + 1) M / S.
+the same on every replica. Over a collective each replica steps itself. Over a parameter server the
+server steps when all N pushes of a version are in, and answers everybody. Both equal one process
+on the concatenated batch. `bucket_mib` overlaps a collective with the backward pass: the gradient
+is cut into buckets that travel as they come.
+
+Sends per step what one mean of M bytes costs on its topology: a ring 2 (N-1)/N * M per rank, a
+server 2 N M in all. Keeps nothing on a worker; a server keeps a slot per worker and their mean,
+(N + 1) M / S.
 """
 
 from __future__ import annotations
@@ -88,6 +90,8 @@ class Strategy(sync.Strategy):
         },
     )
 
+    # -- a run -------------------------------------------------------------------------------------
+
     def start(
         self, comm: Comm, part: Part, recipe: Recipe, topology: Topology, compression: Compression
     ) -> None:
@@ -95,12 +99,18 @@ class Strategy(sync.Strategy):
         self._recipe = recipe
         self._topology = topology
         self._compression = compression
+
         self._rank = comm.rank
         self._num_workers = topology.num_workers
         self._server = topology if isinstance(topology, ParameterServer) else None
+
+        # Global batches of the budget, and how many of them are done.
         self._steps = recipe.budget // recipe.global_batch
         self._step = 0
+
         self.events = {"synchronisations": 0}
+
+        # Over servers they step, and the replica only loads their answers.
         self._updater = None if self._server else Updater(part.params, recipe, shapes=part.shapes)
         self._buckets = Buckets(comm, part, topology, self.bucket_mib) if self.bucket_mib else None
         if self._buckets is None:
@@ -112,36 +122,43 @@ class Strategy(sync.Strategy):
     def next_index(self) -> Work | None:
         if self._step == self._steps:
             return None
+
         return self._step, self._rank, self._num_workers
 
     def step(self, batch: Batch) -> float:
+        """Makes one step of all replicas, on the mean g of their gradients g_i (P,)."""
         part = self._part
-        loss = (
-            part.gradient(batch)
-            if self._buckets is None
-            else self._overlapped(self._buckets, batch)
-        )
+        if self._buckets is None:
+            loss = part.gradient(batch)
+        else:
+            loss = self._overlapped(self._buckets, batch)
         assert loss is not None
+
         if self._server is not None:
             self._server.exchange(part.grad, part.params, tag=self._step)
         else:
             assert self._updater is not None
+
+            # With buckets the mean was made during the backward pass.
             if self._buckets is None:
                 self._compression.mean(part.grad, self._topology)
+
             clip_part(part, self._recipe.clip_norm)
             self._updater.step(part.grad, samples=self._step * self._recipe.global_batch)
+
         self._step += 1
         self.events["synchronisations"] += 1
+
         return loss
 
     def _overlapped(self, buckets: Buckets, batch: Batch) -> float | None:
-        """The gradient and, meanwhile, its mean."""
+        """Computes the gradient and, meanwhile, the means of its buckets."""
         try:
             return self._part.gradient(batch, buckets.ready)
         except BaseException:
-            self.events["synchronisations"] += (
-                1  # diverged, on every rank in the same step: all buckets are out
-            )
+            # A loss that is not finite raises on every rank in the same step, and all buckets are
+            # on the wire by then: this synchronisation counts.
+            self.events["synchronisations"] += 1
             raise
         finally:
             buckets.wait()
@@ -159,6 +176,8 @@ class Strategy(sync.Strategy):
     def num_pushes(self) -> int:
         return self._steps * self._num_workers
 
+    # -- predictions -------------------------------------------------------------------------------
+
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         return {"synchronisations": [num_batches] * setting.num_workers}
 
@@ -172,6 +191,7 @@ class Strategy(sync.Strategy):
             return traffic + clip_traffic(
                 setting.num_workers, setting.num_servers, max(steps) if setting.clip else 0
             )
+
         if self.bucket_mib:
             step = buckets_traffic(
                 setting.topology,
@@ -180,16 +200,22 @@ class Strategy(sync.Strategy):
                 self.bucket_mib,
                 num_workers=setting.num_workers,
             )
+
             return step.times(max(steps))
+
         one = setting.compression.predicted_traffic(
             shapes, setting.itemsize, setting.topology, num_workers=setting.num_workers
         )
+
         return one.times(max(steps))
 
 
 class ServerMean(ServerPolicy):
-    """Waits for all N gradients of a version, adds them in rank order, divides once, applies,
-    answers all."""
+    """A server that waits for all N pushes of a version and applies their mean.
+
+    It adds them in rank order, whoever came first, divides once, applies, and answers all. With
+    `Load` as its updater it only averages.
+    """
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
@@ -197,23 +223,29 @@ class ServerMean(ServerPolicy):
     def start(self, shard: Tensor, apply: Apply) -> None:
         self._shard = shard
         self._apply = apply
+        # A push is kept until the last one is in, so that the order of addition is fixed.
         self._slots = [torch.empty_like(shard) for _ in range(self._num_workers)]
         self._mean = torch.empty_like(shard)
         self._arrived: set[int] = set()
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
+        """Keeps a push (P/S,); the last one of a version makes the step."""
         self._slots[worker].copy_(flat)
         self._arrived.add(worker)
+
         if len(self._arrived) < self._num_workers:
             return []
+
         rank_order_sum(self._slots, self._mean)
         self._mean.div_(self._num_workers)
         self._apply(self._mean, num_gradients=self._num_workers)
         self._arrived.clear()
+
         return list(range(self._num_workers))
 
     def on_goodbye(self, worker: int) -> list[int]:
-        return []  # all workers make the same number of steps: nobody waits when one leaves
+        # All workers make the same number of steps, so nobody waits when one leaves.
+        return []
 
     def answer(self, worker: int) -> Tensor:
         return self._shard

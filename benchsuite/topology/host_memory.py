@@ -1,12 +1,14 @@
-"""Sums inside one host through shared memory: no vector is sent, every rank adds its part of it for
-all.
+"""Sums inside one host through shared memory: nothing is sent, every rank adds its part for all.
 
 A vector is cut into chunks of 1 MiB and each chunk among the ranks: rank r adds the ranks' shares
-of part r, in rank order, in pieces that stay in its cache. Where the vector lives in the segment
-(`slot`), all that happens is: barrier, add the own part and write it to every slot, barrier.
-Otherwise the other ranks' parts are copied in, barrier, the own part is added into the host's
-result, barrier, the other parts are copied out; from 16 MiB on chunk by chunk, so that while chunk
-k is copied in, k-1 is added and k-2 copied out.
+of part r, in rank order, in pieces that stay in its cache.
+
+Where the vector lives in the shared segment (`slot`), a total is: barrier, add the own part and
+write it to every slot, barrier. Otherwise it is staged: copy the other ranks' parts in, barrier,
+add the own part into the host's result, barrier, copy the other parts out. From 16 MiB on this is
+done chunk by chunk, so that while chunk k is copied in, k-1 is added and k-2 copied out.
+
+Puts 0 bytes on the wire. 2 (n-1) M bytes go through shared memory in a host of n ranks.
 """
 
 from __future__ import annotations
@@ -24,58 +26,83 @@ CHUNK_BYTES = 2**20
 PIPELINED_BYTES = 16 * 2**20
 PAGE_BYTES = 4096  # slots begin on pages: two ranks never write one cache line
 
-Across = Callable[
-    [Tensor], None
-]  # what the host's first rank does with the host's sum, before everybody gets it
+# What the host's first rank does with the host's sum, before everybody gets it.
+Across = Callable[[Tensor], None]
 
 
 class _InPlace(NamedTuple):
-    """A vector in the slots."""
+    """A vector that lives in the slots of all ranks, at the same place of each."""
 
-    rows: list[Tensor]  # whole, by rank
-    own: list[list[Tensor]]  # the own part of each chunk, by rank
+    rows: list[Tensor]
+    """The whole vector of each rank, by rank."""
+
+    own: list[list[Tensor]]
+    """For each chunk the part that this rank adds: its share of every rank's vector, by rank."""
 
 
 class _Chunk(NamedTuple):
-    """One chunk of a vector, its views of the shared memory made once. Ranges are those of the
-    vector."""
+    """One chunk of a vector, with its views of the shared memory made once.
 
-    into: list[tuple[int, int, Tensor]]  # others' parts: where this rank's share of them is put
+    Ranges (start, stop) are those of the vector.
+    """
+
+    into: list[tuple[int, int, Tensor]]
+    """Ranges that other ranks add, and where this rank puts its share of them."""
+
     own: tuple[int, int]
-    shares: list[
-        Tensor | None
-    ]  # of the own part, by rank; None: this rank's, straight from its vector
-    total: Tensor  # the own part of the host's result
-    out: list[tuple[int, int, Tensor]]  # others' parts of the result
+    """The range that this rank adds."""
+
+    shares: list[Tensor | None]
+    """What each rank has put in for the own range, by rank.
+
+    None stands for this rank's own share, which is read straight from its vector.
+    """
+
+    total: Tensor
+    """Where this rank writes the sum of the own range."""
+
+    out: list[tuple[int, int, Tensor]]
+    """Ranges that other ranks have added, and where their sums are."""
 
 
 class HostMemory:
-    """Of the ranks of `comm`, which share a host. All of them call the same methods in the same
-    order."""
+    """The shared memory of the ranks of `comm`, which are on one host.
+
+    All of them must call the same methods in the same order: `slot` and `total` create segments
+    and pass barriers together.
+    """
 
     def __init__(self, comm: Comm) -> None:
         self._comm = comm
         self._rank = comm.rank
         self._size = comm.size
-        self._owned: list[tuple[int, Tensor]] = []  # address of this rank's slot, (ranks, numel)
-        self._stages: dict[
-            tuple[int, torch.dtype], Tensor
-        ] = {}  # (ranks + 1, length): the last row is the result
+
+        # Address of this rank's slot, and the slots of all.                 (ranks, numel)
+        self._owned: list[tuple[int, Tensor]] = []
+
+        # Staging memory; the last row is the host's result.                 (ranks + 1, length)
+        self._stages: dict[tuple[int, torch.dtype], Tensor] = {}
+
+        # Views made at a vector's first total, by (numel, dtype) and by (slot, start, numel).
         self._chunks: dict[tuple[int, torch.dtype], list[_Chunk]] = {}
         self._places: dict[tuple[int, int, int], _InPlace] = {}
-        self._counts: dict[
-            tuple[int, int], list[tuple[Edge, int]]
-        ] = {}  # (numel, itemsize) -> what a total counts
+
+        # What one total counts as traffic, by (numel, itemsize).
+        self._counts: dict[tuple[int, int], list[tuple[Edge, int]]] = {}
 
     def slot(self, numel: int, dtype: torch.dtype) -> Tensor:
-        """Memory for a vector of this rank that the others can read and write."""
+        """Gives memory for a vector of this rank that the others can read and write."""
         slots = self._shared("slots", self._size, numel, dtype)
         mine = slots[self._rank]
         self._owned.append((mine.data_ptr(), slots))
+
         return mine
 
     def total(self, flat: Tensor, *, divisor: int, across: Across | None) -> None:
-        """Replaces `flat` by the sum over the host's ranks, divided; `across` divides itself."""
+        """Replaces `flat` (P,) by its sum over the host's ranks, divided by `divisor`.
+
+        `across`, where it is given, takes the host's sum to the other hosts and divides itself.
+        """
         self._count(flat, alone=across is None)
         place = self.place_of(flat)
         if place is not None:
@@ -86,68 +113,100 @@ class HostMemory:
             self._staged(flat, divisor, across)
 
     def place_of(self, flat: Tensor) -> _InPlace | None:
-        """Where `flat` lies in this rank's slots; None: it lies elsewhere."""
+        """Finds `flat` in this rank's slots; None if it lies elsewhere."""
         address = flat.data_ptr()
         numel = flat.numel()
         itemsize = flat.element_size()
+
         for number, (begin, slots) in enumerate(self._owned):
             start = (address - begin) // itemsize
             if 0 <= start <= slots.shape[1] - numel and slots.dtype == flat.dtype:
                 key = (number, start, numel)
                 if key not in self._places:
                     rows = [slot[start : start + numel] for slot in slots]
-                    own = own_ranges(numel, itemsize, self._size, self._rank)
-                    self._places[key] = _InPlace(rows, [[row[a:b] for row in rows] for a, b in own])
+                    ranges = own_ranges(numel, itemsize, self._size, self._rank)
+                    own = [[row[a:b] for row in rows] for a, b in ranges]
+                    self._places[key] = _InPlace(rows, own)
+
                 return self._places[key]
+
         return None
 
     def _in_place(self, place: _InPlace, divisor: int, across: Across | None) -> None:
+        """Adds the own part of the slots, where all vectors are already.
+
+        The sum is made in rank 0's slot, and where there is no other host written to all slots by
+        the rank that made it: nobody reads a part that another rank writes.
+        """
         comm = self._comm
         first = place.rows[0]
-        comm.barrier()
+
+        comm.barrier()  # all vectors are complete
+
         for total, *others in place.own:
             for share in others:
-                total.add_(share)
+                total.add_(share)  # in rank order
+
             if across is None:
                 total.div_(divisor)
                 for share in others:
                     share.copy_(total)
-        comm.barrier()
+
+        comm.barrier()  # all parts are added
         if across is None:
             return
+
+        # With other hosts the whole sum is needed in one place: rank 0's slot has it.
         if self._rank == 0:
             across(first)
-        comm.barrier()
+
+        comm.barrier()  # the other hosts' sums are in
         if self._rank > 0:
             place.rows[self._rank].copy_(first)
-        comm.barrier()  # nobody changes what others still copy
+
+        comm.barrier()  # or rank 0 would change what others still copy
 
     def _staged(self, flat: Tensor, divisor: int, across: Across | None) -> None:
+        """Copies the whole vector in, adds the own part, copies the others' results out."""
         comm = self._comm
-        stage = self._stage(flat.numel(), flat.dtype)
+        stage = self._stage(flat.numel(), flat.dtype)  # (ranks + 1, P)
         key = (flat.numel(), flat.dtype)
         if key not in self._chunks:
             ranges = segments(0, flat.numel(), chunk_length(flat.element_size()))
             self._chunks[key] = [self._chunk(stage[:, start:stop], start) for start, stop in ranges]
+
         chunks = self._chunks[key]
+
         for chunk in chunks:
             self._copy_in(flat, chunk)
-        comm.barrier()
+
+        comm.barrier()  # all shares are in the stage
+
         for chunk in chunks:
             self._add(flat, chunk, divisor if across is None else 1)
-        comm.barrier()
+
+        comm.barrier()  # all parts of the result are there
+
+        # No barrier is needed behind the copies below: the next total's first writes go to shares,
+        # which nobody reads any more, and its results come after its own first barrier.
         if across is not None:
             if self._rank == 0:
                 across(stage[self._size])
+
             comm.barrier()
             flat.copy_(stage[self._size])
+
             return
+
         for chunk in chunks:
             self._copy_out(flat, chunk)
 
     def _pipelined(self, flat: Tensor, divisor: int) -> None:
-        """Two chunks' worth of memory: what step k writes was read for the last time in step
-        k-1."""
+        """Does the same chunk by chunk, so that copying and adding overlap between ranks.
+
+        Two chunks' worth of memory is enough: what step k writes was read for the last time in
+        step k-1, and a barrier lies between them.
+        """
         length = chunk_length(flat.element_size())
         stage = self._stage(2 * length, flat.dtype)
         key = (flat.numel(), flat.dtype)
@@ -156,25 +215,39 @@ class HostMemory:
                 self._chunk(stage.narrow(1, number % 2 * length, stop - start), start)
                 for number, (start, stop) in enumerate(segments(0, flat.numel(), length))
             ]
+
         chunks = self._chunks[key]
+
+        # Two steps more than chunks: the last chunk is added one step after it was copied in, and
+        # copied out one step later.
         for step in range(len(chunks) + 2):
             if step:
                 self._comm.barrier()
+
             if step < len(chunks):
                 self._copy_in(flat, chunks[step])
+
             if 1 <= step <= len(chunks):
                 self._add(flat, chunks[step - 1], divisor)
+
             if step >= 2:
                 self._copy_out(flat, chunks[step - 2])
 
     # -- one chunk ---------------------------------------------------------------------------------
 
     def _chunk(self, stage: Tensor, start: int) -> _Chunk:
-        """The chunk at `start` of a vector; stage: its place in the memory, (ranks + 1, length)."""
+        """Makes the views for the chunk at `start` of a vector.
+
+        `stage` is the chunk's place in the staging memory.              (ranks + 1, length)
+        """
         mine = stage[self._rank]
         result = stage[self._size]
         low, high = bounds(stage.shape[1], self._size)[self._rank]
-        others = [(a, b) for a, b in ((0, low), (high, stage.shape[1])) if b > a]
+
+        # What lies before and behind the own part, where there is something.
+        around = ((0, low), (high, stage.shape[1]))
+        others = [(a, b) for a, b in around if b > a]
+
         return _Chunk(
             into=[(start + a, start + b, mine[a:b]) for a, b in others],
             own=(start + low, start + high),
@@ -186,65 +259,81 @@ class HostMemory:
         )
 
     def _copy_in(self, flat: Tensor, chunk: _Chunk) -> None:
+        """Puts this rank's shares of the others' parts where they can read them."""
         for start, stop, place in chunk.into:
             place.copy_(flat[start:stop])
 
     def _add(self, flat: Tensor, chunk: _Chunk, divisor: int) -> None:
-        """The own part: shares in rank order."""
+        """Adds the own part of a chunk, shares in rank order, and puts it into the vector."""
         mine = flat[chunk.own[0] : chunk.own[1]]
         total = chunk.total
+
+        # There are at least two ranks: a rank alone on its host has no `HostMemory`.
         first, second, *others = (mine if share is None else share for share in chunk.shares)
         torch.add(first, second, out=total)
+
         for share in others:
             total.add_(share)
+
         if divisor > 1:
             total.div_(divisor)
+
         mine.copy_(total)
 
     def _copy_out(self, flat: Tensor, chunk: _Chunk) -> None:
+        """Takes the parts that the other ranks have added."""
         for start, stop, result in chunk.out:
             flat[start:stop].copy_(result)
 
     # -- book-keeping and memory -------------------------------------------------------------------
 
     def _count(self, flat: Tensor, *, alone: bool) -> None:
+        """Notes what this rank moves through shared memory for one total.
+
+        `alone`: there is no other host.
+        """
         key = (flat.numel(), flat.element_size())
         if key not in self._counts:
             mine = host_traffic(*key, self._comm.world_ranks, alone=alone, of=[self._rank])
             self._counts[key] = list(mine.shm.items())
+
         for edge, num_bytes in self._counts[key]:
             self._comm.traffic.add_shm(*edge, num_bytes)
 
     def _stage(self, length: int, dtype: torch.dtype) -> Tensor:
+        """Gives staging memory for vectors of `length`.                  (ranks + 1, length)"""
         key = (length, dtype)
         if key not in self._stages:
             self._stages[key] = self._shared("stage", self._size + 1, length, dtype)
+
         return self._stages[key]
 
     def _shared(self, name: str, count: int, numel: int, dtype: torch.dtype) -> Tensor:
-        """(count, numel), every row on pages of its own."""
-        page = PAGE_BYTES // dtype.itemsize
-        stride = -(-numel // page) * page
+        """Gives shared memory of shape (count, numel), every row on pages of its own."""
+        page = PAGE_BYTES // dtype.itemsize  # elements
+        stride = -(-numel // page) * page  # numel rounded up to whole pages
+
         return self._comm.shared(name, count * stride, dtype).view(count, stride)[:, :numel]
 
 
 def chunk_length(itemsize: int) -> int:
-    """Elements of a chunk."""
+    """Says how many elements a chunk has."""
     return CHUNK_BYTES // itemsize
 
 
 def own_ranges(numel: int, itemsize: int, size: int, rank: int) -> list[tuple[int, int]]:
-    """Part `rank` of every chunk; empty ones are left out."""
+    """Lists the ranges that `rank` adds, one per chunk; empty ones are left out."""
     found = []
     for start, stop in segments(0, numel, chunk_length(itemsize)):
         low, high = bounds(stop - start, size)[rank]
         if high > low:
             found.append((start + low, start + high))
+
     return found
 
 
 def part_bytes(numel: int, itemsize: int, size: int) -> list[int]:
-    """Bytes of each rank's part."""
+    """Says how many bytes of a vector each rank adds, by rank."""
     return [
         sum(stop - start for start, stop in own_ranges(numel, itemsize, size, rank)) * itemsize
         for rank in range(size)
@@ -254,21 +343,25 @@ def part_bytes(numel: int, itemsize: int, size: int) -> list[int]:
 def host_traffic(
     numel: int, itemsize: int, ranks: Sequence[int], *, alone: bool, of: Sequence[int] | None = None
 ) -> Traffic:
-    """What one total hands over inside a host of these ranks. `alone`: there is no other host.
+    """Says what one total hands over inside a host of these ranks, through shared memory.
 
-    Part i of rank j's vector is read by i, and j gets the result of it: 2 (n-1) M for n ranks. With
-    other hosts the sum is gathered at the first rank, and all get it from there: (n-1)/n M more.
-    `of`: what only these positions do.
+    Part i of rank j's vector is read by rank i, and j gets the result of it: 2 (n-1) M bytes for n
+    ranks. With other hosts (not `alone`) the sum is gathered at the first rank and all get it from
+    there: (n-1)/n M bytes more. `of` limits the answer to what the ranks at these positions do.
     """
     traffic = Traffic()
     size = len(ranks)
     parts = part_bytes(numel, itemsize, size)
+
     for i in range(size) if of is None else of:
         for j in range(size if parts[i] else 0):
             if i != j:
                 traffic.add_shm(ranks[j], ranks[i], parts[i])
+
             if i != j and (alone or j == 0):
                 traffic.add_shm(ranks[i], ranks[j], parts[i])
+
         if i and not alone and numel:
             traffic.add_shm(ranks[0], ranks[i], numel * itemsize)
+
     return traffic

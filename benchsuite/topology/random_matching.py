@@ -1,8 +1,11 @@
 """Gossip graph: a random perfect matching, drawn anew in every step (Boyd et al. 2006, randomised
 gossip; N even).
 
-Both of a pair mix half and half: W_ij = W_ji = 1/2. All ranks draw the same pairs, from the option
-`seed` and the step. Sends M bytes per rank and step, 1 message.
+The two ranks of a pair mix half and half: W_ij = W_ji = 1/2, so W is doubly stochastic in every
+step. All ranks draw the same pairs without a message, from the option `seed` and the number of the
+step.
+
+Sends M bytes per rank and step, in 1 message.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from benchsuite.comm import Comm
 
 @dataclass
 class Topology(topology.Graph):
-    """Pairs, drawn anew in every step."""
+    """Ranks meet in pairs that are drawn anew in every step."""
 
     seed: int = 0
     """Of the pairs, the same on all ranks; with the step's number it decides who meets whom."""
@@ -49,7 +52,8 @@ class Topology(topology.Graph):
         assert comm.size % 2 == 0, "rules: random_matching needs N even"
         self._rank = comm.rank
         self.num_workers = comm.size
-        self._drawn: tuple[int, list[int]] = (-1, [])  # of the newest step
+        # The newest step that was drawn, and the partner of each rank in it: a step asks twice.
+        self._drawn: tuple[int, list[int]] = (-1, [])
 
     def neighbours(self, step: int) -> list[tuple[int, float]]:
         return [(self._partner(step), 0.5)]
@@ -61,13 +65,24 @@ class Topology(topology.Graph):
         return [(source, rank) for rank, source in enumerate(self._partners(step, num_workers))]
 
     def _partner(self, step: int) -> int:
+        """Gives this rank's partner in a step."""
         if self._drawn[0] != step:
             self._drawn = (step, self._partners(step, self.num_workers))
+
         return self._drawn[1][self._rank]
 
     def _partners(self, step: int, num_workers: int) -> list[int]:
-        """Partner of each rank."""
-        order = np.random.default_rng([self.seed, step]).permutation(num_workers).reshape(-1, 2)
+        """Draws the partner of each rank in a step."""
+        # A generator of its own per step: any step can be drawn without those before it.
+        generator = np.random.default_rng([self.seed, step])
+
+        # Neighbours in a random order are a random matching.               (N/2, 2)
+        pairs = generator.permutation(num_workers).reshape(-1, 2)
+        left = pairs[:, 0]
+        right = pairs[:, 1]
+
         partners = np.empty(num_workers, dtype=np.int64)
-        partners[order[:, 0]], partners[order[:, 1]] = order[:, 1], order[:, 0]
+        partners[left] = right
+        partners[right] = left
+
         return [int(rank) for rank in partners]

@@ -1,8 +1,10 @@
 """Gossip graph: a ring, everybody mixes with both neighbours in every step (Lian et al. 2017,
 D-PSGD).
 
-W_ij = 1/3 for i and its two neighbours; two workers mix half and half; one mixes with nobody. W is
-symmetric. Sends 2 M bytes per rank and step, 2 messages (1 of each for N = 2).
+The mixing matrix has W_ij = 1/3 for rank i itself and for its two neighbours. Two workers mix half
+and half, and one worker mixes with nobody. W is symmetric, so it is doubly stochastic.
+
+Sends 2 M bytes per rank and step in 2 messages; for N = 2 it is M bytes in 1 message.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from benchsuite.comm import Comm
 
 @dataclass
 class Topology(topology.Graph):
-    """Left and right neighbour, in every step the same."""
+    """Every rank mixes with its left and right neighbour, the same in every step."""
 
     timing_free = True
     kind = "graph"
@@ -32,6 +34,7 @@ class Topology(topology.Graph):
 
     def neighbours(self, step: int) -> list[tuple[int, float]]:
         beside = _beside(self._rank, self.num_workers)
+        # equal weights for the neighbours and for the rank itself
         return [(rank, 1 / (len(beside) + 1)) for rank in beside]
 
     def listeners(self, step: int) -> list[int]:
@@ -44,4 +47,9 @@ class Topology(topology.Graph):
 
 
 def _beside(rank: int, size: int) -> list[int]:
+    """Lists the neighbours of a rank in rank order.
+
+    Both are the same rank where there are two, and the rank itself where there is one: the set
+    keeps each of them once, and never the rank itself.
+    """
     return sorted({(rank - 1) % size, (rank + 1) % size} - {rank})
