@@ -117,7 +117,6 @@ class Cluster(Engine):
         Never raises for what a cell does: the outcome says it, with the seconds that it took.
         KeyboardInterrupt passes through after the host has ended.
         """
-        # Measured anew in the next step, so that the first cell does not pay for the host's start.
         begin = time.monotonic()
         started_at = now_iso()
         try:
@@ -136,6 +135,7 @@ class Cluster(Engine):
             )
         try:
             self.start()
+            # Measured anew: the first cell does not pay for the start of the host.
             begin = time.monotonic()
             started_at = now_iso()
 

@@ -75,9 +75,8 @@ def start_fork_server(context: ForkServerContext, modules: Sequence[str]) -> Non
     os.environ.update(told)
     try:
         _choose_short_folder()
-        # One module only: it ties the server to this process before it imports the others. A list
-        # here would be imported without the tie, for seconds in which a killed command left an
-        # orphan.
+        # One module, which imports the others: the standard library passes over an ImportError
+        # without a word, and any other error of a plug-in would end the server.
         context.set_forkserver_preload([fork_server_preload.__name__])
         # The server starts with the first process that is asked of it, so a process that does
         # nothing is asked for. When it has ended, the imports are known to be done.
@@ -154,8 +153,7 @@ class RankProcesses:
         self._ranks.append(_RankProcess(job, role, process))
 
     def pulse(self, rank: int) -> beat.Pulse:
-        """The phase and step that a rank is in, as it last wrote them; zeros before it has begun.
-        """
+        """The phase and step that a rank is in, as it last wrote them; zeros before it has begun."""
         (path,) = (each.job.beat_path for each in self._ranks if each.job.rank == rank)
         return beat.read(path)
 
@@ -333,8 +331,7 @@ class RankProcesses:
         return beat.read(rank.job.beat_path).phase != beat.Phase.START
 
     def _all_complete(self) -> bool:
-        """Whether every rank has handed in its record, which is what proves that the cell is done.
-        """
+        """Whether every rank has handed in its record, which is what proves that the cell is done."""
         return all(jobs.rank_complete(rank.job.run_dir, rank.job.rank) for rank in self._ranks)
 
 

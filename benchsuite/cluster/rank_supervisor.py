@@ -46,8 +46,8 @@ ARRIVAL_S = 120.0
 def main(arguments: Sequence[str]) -> int:
     """Becomes a supervisor: this process, which may have imported torch, is replaced by it.
 
-    arguments: those of the command line. Does not return. A process with torch has threads, and a
-    fork server started from one of them would inherit locks that nobody will ever release.
+    arguments: those of the command line. Does not return. A supervisor only waits; with torch it
+    would hold hundreds of megabytes for that, on every host and for every rank.
     """
     os.environ["PYTHONPATH"] = python_path()
     # What Python still holds in its buffers would be lost with the old program.

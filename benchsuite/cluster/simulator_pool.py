@@ -116,9 +116,6 @@ class SimulatorPool:
                 if simulator.ready and simulator.cell is None:
                     if not simulator.group and waiting:
                         simulator.group = waiting.popleft()
-
-                    # To the front: the group is the oldest one, and its trajectory is computed anew
-                    # in any case.
                     if simulator.group:
                         self._hand(simulator)
             yield from self._wait(failures, waiting)
@@ -206,8 +203,6 @@ class SimulatorPool:
         simulator.deadline = simulator.begin + cell.budget.timeout_s
 
         assert simulator.popen.stdin is not None
-
-        # Closing flushes an order that was never read, which a broken pipe refuses.
         with contextlib.suppress(OSError):  # its end is heard of on the other pipe
             order = {"cell": cell.to_json(), "run_dir": str(simulator.run_dir)}
             simulator.popen.stdin.write(json.dumps(order).encode() + b"\n")
@@ -297,6 +292,7 @@ class SimulatorPool:
         # the command runs.
         simulator.popen.kill()
         simulator.popen.wait()
+        # Closing flushes an order that was never read, which a broken pipe refuses.
         with contextlib.suppress(OSError):
             assert simulator.popen.stdin is not None
             simulator.popen.stdin.close()
