@@ -43,19 +43,35 @@ class _Host:
     """Reads orders, runs one cell at a time, says how each ended."""
 
     def __init__(self, outcome_fd: int, settings: dict[str, Any]) -> None:
+        """Starts nothing yet.
+
+        outcome_fd: descriptor for outcomes. settings: as the command wrote them, `network_reason`
+        already as it turned out here.
+        """
         self._outcome_fd = outcome_fd
         self._network_reason: str = settings["network_reason"]
         self._context = multiprocessing.get_context("forkserver")
         self._buffer = b""
 
     def serve(self, modules: list[str]) -> int:
-        """Runs cells until the input ends; returns the exit code."""
+        """Runs cells until the input ends; returns the exit code.
+
+        modules: what the fork server imports before the first cell. Raises EOFError or OSError
+        where the fork server does not start.
+        """
         start_fork_server(self._context, modules)
+        # The first line says that the fork server is up, and where its files are: whoever kills
+        # this host has to remove them.
         self._say({"network_reason": self._network_reason, "scratch": util.get_temp_dir()})
         while (line := self._next_line()) is not None:
             outcome, usable = self._run(json.loads(line))
+
+            # The command has gone while the cell ran; a line to nobody would only break the pipe.
             if outcome is None:
                 return 0
+
+            # `last` tells the command in the same line that this host ends, so that it does not
+            # hand it another cell and wait for a deadline.
             self._say({**outcome_json(outcome), "last": not usable})
             if not usable:
                 return 1
@@ -70,23 +86,30 @@ class _Host:
         run_dir = Path(order["run_dir"])
         begin = time.monotonic()
         started_at = now_iso()
+
         ranks = RankProcesses(self._context, order["entry"])
         try:
             self._start(ranks, cell, run_dir)
             deadline = begin + cell.budget.timeout_s
             survives = order["survives"] == "worker"
             outcome, usable = _wait(ranks, cell, run_dir, deadline=deadline, survives=survives)
+
         except EOFError:
             outcome = Outcome(Status.FAILED, "the fork server was lost while it started the ranks")
             usable = False
+
         except OSError as error:
             outcome = Outcome(
                 Status.FAILED, f"cannot start the ranks: {error.strerror or error} ({run_dir})"
             )
+            # A full disk or a missing folder costs the cell alone. A ConnectionError comes from the
+            # socket of the fork server, and the next cell would meet it too.
             usable = not isinstance(error, ConnectionError)
         finally:
+            # Also after an error half-way: the ranks that did start wait for those that did not.
             ranks.kill()
             ranks.clean()
+
         if outcome is not None:
             seconds = time.monotonic() - begin
             outcome = dataclasses.replace(outcome, started_at=started_at, seconds=seconds)
@@ -95,6 +118,9 @@ class _Host:
     def _start(self, ranks: RankProcesses, cell: Cell, run_dir: Path) -> None:
         """Starts all ranks; rank 0 is handed a bound socket, so that no port is lost to another."""
         document = cell.to_json()
+        # Bound and not only chosen: between choosing a free port and binding it another process
+        # could take it. The system chooses the number. The ranks start below, inside the `with`,
+        # because the rank that gets the socket duplicates it while it is open here.
         with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
             for rank in range(cell.world_size):
                 job = RankJob(
@@ -109,21 +135,29 @@ class _Host:
                     network_reason=self._network_reason,
                     beat_path=str(run_dir / f"rank{rank}.beat"),
                 )
+
+                # The servers are the last ranks, in every cell.
                 role = "worker" if rank < cell.num_workers else "server"
                 ranks.start(job, role=role, listener=listener if rank == 0 else None)
 
     def _next_line(self) -> bytes | None:
         """The next order; None where nobody will give one any more."""
         while b"\n" not in self._buffer:
+            # Waits without a time limit: the next cell may be asked for in hours, or the command
+            # may end, which is readable too.
             select.select([STDIN], [], [])
+            # Unbuffered, so that nothing waits in a buffer of Python that `select` knows nothing
+            # of.
             data = os.read(STDIN, 1 << 16)
             if not data:
                 return None
             self._buffer += data
+
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
     def _say(self, document: dict[str, Any]) -> None:
+        """Writes one JSON line; it is shorter than a pipe's buffer, so one write takes it whole."""
         os.write(self._outcome_fd, json.dumps(document).encode() + b"\n")
 
 
@@ -139,12 +173,17 @@ def _wait(
         expendable=range(cell.num_workers) if survives else (),
         lifeline=STDIN,
     )
+
     ends = ranks.look()  # before the kill: afterwards every rank looks guilty
     server_lost = any(end.exit_code == SERVER_LOST for end in ends)
     cannot_write = any(end.exit_code == jobs.EXIT_CANNOT_WRITE for end in ends)
     usable = ranks.kill() and not server_lost
+
     if ending is Ending.LET_GO:
         return None, False
+
+    # The disk is probed only where a rank could not write, after the ranks are gone: their
+    # memory-mapped files and logs count too.
     outcome = classify(
         ends,
         timeout_s=cell.budget.timeout_s,
@@ -161,20 +200,29 @@ def main(arguments: list[str]) -> int:
     arguments: the descriptor for outcomes, and the settings as JSON. Exit codes: 0 the input has
     ended, 1 the fork server was lost, 70 no private network and no way back, 99 the parent is gone.
     """
+
     settings = json.loads(arguments[1])
     parent = settings["parent"]
     if parent:
         die_with_parent(parent, exit_code=jobs.EXIT_PARENT_GONE)
+
+    # Before any thread and any child exists: a user namespace needs a process of one thread, and
+    # children inherit the network that they are born in.
     if settings["private_network"]:
         try:
             enter_private_network()
         except NoNamespace as error:
+            # It has left the machine's network and reached no other. The command starts a new host,
+            # which is told not to try.
             if error.half_way:
                 print(error, file=sys.stderr, flush=True)
                 return jobs.EXIT_NO_NAMESPACE
             settings["network_reason"] = str(error)
+
     if parent:  # once more: the new credentials of a user namespace may have cleared it
         die_with_parent(parent, exit_code=jobs.EXIT_PARENT_GONE)
+
+    # Ranks inherit both settings.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     set_one_thread()

@@ -28,8 +28,11 @@ from benchsuite.plan.cell import Cell
 from benchsuite.results.record import Outcome, Status, now_iso
 from benchsuite.worker.job import EXIT_NO_NAMESPACE
 
+# Longer than the host needs to kill its ranks and to probe the disk: a shorter one would report a
+# lost host for a cell that merely timed out.
 GRACE_S = 15.0  # the host is the judge of a cell's deadline; this much later it is lost itself
 START_S = 120.0  # a cold import of torch on a slow disk
+# In seconds: what the host gets to end by itself when its input is closed.
 CLOSE_S = 10.0
 
 
@@ -54,6 +57,7 @@ class Cluster(Engine):
         modules: Sequence[str] | None = None,
         path: Sequence[str] = (),
     ) -> None:
+        """Starts nothing: the host starts with `start`, or with the first cell."""
         self._entry = entry
         self._modules = preloaded_modules() if modules is None else list(modules)
         self._path = path
@@ -67,6 +71,7 @@ class Cluster(Engine):
 
     @classmethod
     def refusal(cls) -> str:
+        """Why this machine cannot run ranks, with a remedy; "" = it can."""
         if sys.platform == "linux":
             return ""
         return (
@@ -77,13 +82,15 @@ class Cluster(Engine):
     def start(self) -> None:
         """Starts the host and waits until it can start ranks, which takes about 3.5 s.
 
-        RuntimeError where it cannot.
+        Does nothing where it has started. Raises RuntimeError where it cannot, with the last line
+        that the host wrote.
         """
         if self._host is not None:
             return
         reason = self.network_reason
         # The second time without a private network: the first host had left the machine's network
         # and could not go on.
+
         for attempt in range(2):
             try:
                 self._spawn(network_reason=reason)
@@ -95,6 +102,9 @@ class Cluster(Engine):
                     reason = str(lost)
                     continue
                 raise RuntimeError(f"the cell host does not start: {lost}") from lost
+
+            # The host says where its fork server's socket is, because a host that is killed leaves
+            # the folder behind for us to remove.
             self.network_reason = hello["network_reason"]
             self._scratch = hello["scratch"]
             return
@@ -103,15 +113,20 @@ class Cluster(Engine):
         """Runs a resolved cell; its ranks leave their records in `run_dir`, which is created.
 
         entry: what the ranks of this cell call; "" = what those of the other cells call.
+
+        Never raises for what a cell does: the outcome says it, with the seconds that it took.
+        KeyboardInterrupt passes through after the host has ended.
         """
         begin = time.monotonic()
         started_at = now_iso()
         try:
+            # What a user can put right is refused before the host is started for it.
             faults.check(cell.faults, cell.world_size)
             survives = declared.strategy(cell.sync).survives
         except UsageError as error:
             return Outcome(Status.UNSUPPORTED, str(error), started_at=started_at)
         try:
+            # The ranks stand in another folder, so the path has to be absolute.
             run_dir = run_dir.resolve()
             run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -120,8 +135,10 @@ class Cluster(Engine):
             )
         try:
             self.start()
+            # Measured anew: the first cell does not pay for the start of the host.
             begin = time.monotonic()
             started_at = now_iso()
+
             order = {"cell": cell.to_json(), "run_dir": str(run_dir), "survives": survives}
             self._write(order | {"entry": entry or self._entry})
             answer = self._read(cell.budget.timeout_s + GRACE_S)
@@ -136,15 +153,21 @@ class Cluster(Engine):
             )
         if answer.pop("last"):
             self._kill()  # the host has no fork server any more; the next cell gets a new one
+
         answer["status"] = Status(answer["status"])
         answer["flags"] = tuple(answer["flags"])
         return Outcome(**answer)
 
     def close(self) -> None:
-        """Ends the host and its ranks; a Ctrl-C in the milliseconds that this takes is ignored."""
+        """Ends the host and its ranks; a Ctrl-C in the milliseconds that this takes is ignored.
+
+        Interrupted half-way it would leave ranks behind that nobody knows of any more.
+        """
         if self._host is None:
             return
         with ignoring(signal.SIGINT, signal.SIGTERM):
+            # The end of its input asks the host to end by itself, and to remove its files. It is
+            # asked only where it is up; one that still imports would not hear it for seconds.
             if self._scratch and self._host.stdin is not None:
                 with contextlib.suppress(OSError):
                     self._host.stdin.close()
@@ -153,6 +176,11 @@ class Cluster(Engine):
             self._kill()
 
     def _spawn(self, *, network_reason: str) -> None:
+        """Starts the host's process, without waiting for its first word.
+
+        network_reason: why the ranks get no private network; "" = the host is to try for one.
+        Raises OSError.
+        """
         main_thread = threading.current_thread() is threading.main_thread()
         settings = {
             # 0 = not tied to this process: started by another thread, the host would end with it
@@ -161,6 +189,8 @@ class Cluster(Engine):
             "network_reason": network_reason,
             "modules": self._modules,
         }
+
+        # Answers have a pipe of their own: anything may be printed on standard output by a library.
         outcomes, outcomes_w = os.pipe()
         # It lives as long as the host, and has no name, so that nothing is left of it.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
@@ -168,6 +198,8 @@ class Cluster(Engine):
         try:
             told = [str(outcomes_w), json.dumps(settings)]
             self._host = subprocess.Popen(
+                # -P and cwd=/: a file in the user's folder must not stand in for a module of the
+                # library. A session of its own keeps the terminal's Ctrl-C away from the ranks.
                 [sys.executable, "-P", "-m", *self.processes, *told],
                 stdin=subprocess.PIPE,
                 stdout=self._log,
@@ -178,10 +210,13 @@ class Cluster(Engine):
                 env={**os.environ, "PYTHONPATH": python_path(self._path)},
             )
         finally:
+            # Kept open here, the pipe would never end, and a host that died would look like a
+            # silent one.
             os.close(outcomes_w)
         self._outcomes = outcomes
 
     def _write(self, document: dict[str, Any]) -> None:
+        """Sends the host one JSON line. Raises _HostLost where it is gone."""
         assert self._host is not None and self._host.stdin is not None
         try:
             self._host.stdin.write(json.dumps(document).encode() + b"\n")
@@ -190,14 +225,23 @@ class Cluster(Engine):
             raise _HostLost(self._last_words()) from error
 
     def _read(self, timeout_s: float) -> dict[str, Any]:
+        """The host's next JSON line.
+
+        timeout_s: seconds to wait for it. Raises _HostLost where it says nothing for so long or is
+        gone.
+        """
         end = time.monotonic() + timeout_s
+        # A pipe knows no lines: a read may end in the middle of one, and the rest is kept.
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([self._outcomes], [], [], max(0.0, end - time.monotonic()))
             data = os.read(self._outcomes, 1 << 16) if ready else b""
+
+            # Ready with nothing to read is the end of the pipe: its last holder has ended.
             if not data:
                 silence = f"no word from it for {timeout_s:g} s"
                 raise _HostLost(self._last_words() if ready else silence)
             self._buffer += data
+
         line, _, self._buffer = self._buffer.partition(b"\n")
         document: dict[str, Any] = json.loads(line)
         return document
@@ -206,16 +250,22 @@ class Cluster(Engine):
         """How the host ended: its signal, or the last line that it or its fork server wrote."""
         assert self._host is not None and self._log is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
+            # The pipe closes a moment before the exit code is there to be read.
             self._host.wait(1.0)
         code = self._host.returncode
         if code is not None and code < 0:
             return f"it was ended by {signal.Signals(-code).name}"
+
+        # An ordinary end: the last line of a traceback names the error.
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"it ended with code {code}"
 
     def _kill(self) -> int | None:
-        """Ends the host, and with it its fork server and ranks; returns its exit code."""
+        """Ends the host, and with it its fork server and ranks; returns its exit code.
+
+        Only the host is killed: the others are tied to it by the kernel, and end when it does.
+        """
         if self._host is None:
             return None
         self._host.kill()
@@ -223,6 +273,9 @@ class Cluster(Engine):
         if self._host.stdin is not None:
             with contextlib.suppress(OSError):
                 self._host.stdin.close()
+
+        # Closed after the host is reaped, so that nothing is written to a number that another file
+        # may have got since.
         os.close(self._outcomes)
         if self._scratch:  # the folder is still there if the host had no time to remove it
             shutil.rmtree(self._scratch, ignore_errors=True)

@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 
+# From linux/sched.h, linux/sockios.h and net/if.h: Python 3.11 has no names for them.
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS = 0x8913
@@ -27,6 +28,7 @@ class NoNamespace(RuntimeError):
     """
 
     def __init__(self, reason: str, *, half_way: bool) -> None:
+        """The reason is the exception's text, and goes into every run file."""
         super().__init__(reason)
         self.half_way = half_way
 
@@ -34,23 +36,31 @@ class NoNamespace(RuntimeError):
 def enter_private_network() -> None:
     """Moves this process, which must have one thread, into a network of its own with `lo` up.
 
-    NoNamespace where the kernel does not allow it.
+    NoNamespace where the kernel does not allow it. There is no way back: neither namespace can be
+    left by a process without rights.
     """
+    # Asked before the move: in a user namespace without a map both become 65534 (nobody).
     uid = os.getuid()
     gid = os.getgid()
     try:
         try:
             _unshare(_CLONE_NEWNET)
+
         except PermissionError:
             # Not root: as the root of a user namespace of its own a process may make a network.
             _unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+            # The kernel's order: without giving up `setgroups` first, a process without rights may
+            # not write its group map. Each id is mapped to itself, so files keep their owners.
             _write("/proc/self/setgroups", "deny")
             _write("/proc/self/uid_map", f"{uid} {uid} 1")
             _write("/proc/self/gid_map", f"{gid} {gid} 1")
     except OSError as error:
+        # The library call has no file name, a map has one.
         half_way = error.filename is not None  # a map was refused, so unshare had worked
         raise NoNamespace(f"no private network: {_words(error)}", half_way=half_way) from error
     try:
+        # A new network has a loopback, but it is down: "Network is unreachable", even for
+        # 127.0.0.1.
         _loopback_up()
         _check_loopback()
     except OSError as error:
@@ -58,6 +68,8 @@ def enter_private_network() -> None:
 
 
 def _unshare(flags: int) -> None:
+    """unshare(2), which Python 3.11 does not offer. Raises OSError with the kernel's reason."""
+    # `use_errno`: without it errno may have changed by the time that Python asks.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(flags) != 0:
         code = ctypes.get_errno()
@@ -65,6 +77,7 @@ def _unshare(flags: int) -> None:
 
 
 def _words(error: OSError) -> str:
+    """Why the kernel refused, in words that a user can act on."""
     if error.errno == errno.ENOSPC:  # not a full disk
         return "user namespaces are switched off (their limit is 0)"
     if error.errno in (errno.EPERM, errno.EACCES):
@@ -73,11 +86,15 @@ def _words(error: OSError) -> str:
 
 
 def _write(path: str, text: str) -> None:
+    """Writes one of the files of /proc that set up a user namespace. They take one write."""
     with open(path, "w") as file:
         file.write(text)
 
 
 def _loopback_up() -> None:
+    """Sets the flag UP on `lo`, as `ip link set lo up` does; that program may not be installed."""
+    # Any socket will do: the kernel takes requests about interfaces through it. 16 bytes of name, 2
+    # of flags, and 14 that pad `struct ifreq`.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         request = struct.pack("16sH14x", b"lo", 0)
         flags = struct.unpack("16sH14x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))[1]
@@ -85,5 +102,6 @@ def _loopback_up() -> None:
 
 
 def _check_loopback() -> None:
+    """Connects once from end to end: a flag that was set proves nothing yet. Raises OSError."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname(), timeout=2.0).close()
