@@ -64,25 +64,35 @@ class Workload(workload.Workload):
 
     inputs: int = 20
     """Length of x."""
+
     hidden: int = 36
     """Width of the first hidden layer; the second has half of it."""
+
     teacher_hidden: int = 8
     """The same of the teacher's."""
+
     num_parameters: int = 0
     """Parameters in all, filled up with ballast (0 = no ballast), e.g. 1048576 for 4 MiB of
     fp32."""
+
     lr: float = 0.04
     """Peak learning rate of SGD for a global batch of 16."""
+
     lr_rule: Literal["sqrt", "linear", "none"] = "sqrt"
     """How the rate grows with the global batch: by the root of batch/16, by batch/16, or not."""
+
     momentum: float = 0.0
     """Momentum of SGD (0 = plain: staleness is momentum of its own)."""
+
     teacher_seed: int = 0
     """Another number is another teacher, with held-out inputs of its own."""
+
     noise: float = 0.1
     """Standard deviation of what is added to the teacher's outputs, which have variance 1."""
+
     global_batch: int = 16
     """Samples per synchronous step; with batch_mode = fixed_per_worker those of one worker."""
+
     evaluate_every: int = 1024
     """Samples between two evaluations."""
 
@@ -103,15 +113,18 @@ class Workload(workload.Workload):
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
         self._teacher = nn.Sequential(*_chain(self.inputs, self.teacher_hidden)).double()
         stream = np.random.default_rng([TEACHER, self.teacher_seed])
+
         for layer in self._teacher:
             if isinstance(layer, nn.Linear):
                 gain = 1.5 / math.sqrt(layer.in_features)
                 layer.weight.data = _normal(stream, *layer.weight.shape) * gain
                 layer.bias.data = _normal(stream, *layer.bias.shape) * 0.5
+
         with torch.no_grad():
             known = self._teacher(_normal(stream, BLOCK, self.inputs))
             self._mean = known.mean()
             self._scale = known.std()
+
         test = _normal(np.random.default_rng([TEST, self.teacher_seed]), HELD_OUT, self.inputs)
         self._x_test, self._y_test = test.to(dtype), self._answers(test)
         self._variance = float(self._y_test.var())
@@ -125,7 +138,9 @@ class Workload(workload.Workload):
                     f"num_parameters = {self.num_parameters}, but the network alone has {own}: set "
                     f"at least {own}"
                 )
+
             chain.append(Ballast(self.num_parameters - own))
+
         return chain
 
     def tensor_plan(self) -> Mapping[str, str]:
@@ -136,6 +151,7 @@ class Workload(workload.Workload):
         products."""
         half = self.hidden // 2
         products = [2 * self.inputs * self.hidden, 0, 2 * self.hidden * half, 0, 2 * half]
+
         return [*products, 0] if self.num_parameters else products
 
     def recipe(self) -> Recipe:
@@ -160,15 +176,19 @@ class Workload(workload.Workload):
         first = index * self.global_batch + shard * share
         number, begin = divmod(first, BLOCK)
         x, y = self._block(number)
+
         if begin + share <= BLOCK:
             return Batch(x[begin : begin + share], y[begin : begin + share], share)
+
         pieces = [(x[begin:], y[begin:])]
         left = share - (BLOCK - begin)
+
         while left > 0:
             number += 1
             x, y = self._block(number)
             pieces.append((x[:left], y[:left]))
             left -= BLOCK
+
         return Batch(torch.cat([x for x, _ in pieces]), torch.cat([y for _, y in pieces]), share)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -190,14 +210,17 @@ class Workload(workload.Workload):
                 x.to(self._dtype),
                 self._answers(x) + noise.to(self._dtype),
             )
+
             while len(self._blocks) > KEPT_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
+
         return found
 
     def _answers(self, x: Tensor) -> Tensor:
         """What the teacher says, scaled to mean 0 and variance 1."""
         with torch.no_grad():
             answers: Tensor = (self._teacher(x) - self._mean) / self._scale
+
         return answers.to(self._dtype)
 
 

@@ -71,6 +71,7 @@ class CartPole:
     def restart(self, which: np.ndarray) -> None:
         for number in np.flatnonzero(which).tolist():
             self.state[:, number] = self._streams[number].uniform(low=-0.05, high=0.05, size=(4,))
+
         self.age[which] = 0
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,6 +109,7 @@ class CartPole:
         state += change
         self.age += 1
         fallen = np.asarray((np.abs(state[::2]) > self._bounds).any(0))
+
         return self._rewards, fallen, (self.age >= TIME_LIMIT) & ~fallen
 
 
@@ -128,12 +130,14 @@ class Frames:
     def restart(self, which: np.ndarray) -> None:
         for number in np.flatnonzero(which).tolist():
             self._frames[number] = self._draw(number)
+
         self._age[which] = 0
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self._frames[:, :-1] = self._frames[:, 1:]
         for number in range(len(self._frames)):
             self._frames[number, -1] = self._draw(number)
+
         self._age += 1
         return (
             (self._frames[:, -1, 0, 0] > 127) * 1.0,
@@ -163,6 +167,7 @@ class Atari:
         for seed in seeds:
             number = int(np.random.SeedSequence(list(seed)).generate_state(1)[0] >> 1)  # a C int
             self._games.append(_game(game, number))
+
         self._streams = [np.random.default_rng(list(seed)) for seed in seeds]
         self._actions = [made.getMinimalActionSet() for made in self._games]
         self._frames = np.zeros((len(seeds), *FRAMES), dtype=np.uint8)
@@ -181,23 +186,29 @@ class Atari:
         for number in np.flatnonzero(which).tolist():
             game = self._games[number]
             game.reset_game()
+
             for _ in range(int(self._streams[number].integers(self.IDLE + 1))):
                 game.act(self._actions[number][0])
+
             self._frames[number] = _small(game.getScreenGrayscale())
+
         self._age[which] = 0
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rewards = np.zeros(len(actions))
         over = np.zeros(len(actions), dtype=bool)
         self._frames[:, :-1] = self._frames[:, 1:]
+
         for number, (game, action) in enumerate(zip(self._games, actions, strict=True)):
             screens: list[np.ndarray] = []
             for skipped in range(self.SKIP):
                 rewards[number] += game.act(self._actions[number][action])
                 if skipped >= self.SKIP - 2:
                     screens.append(game.getScreenGrayscale())
+
             self._frames[number, -1] = _small(np.maximum(*screens))
             over[number] = game.game_over()
+
         self._age += 1
         return np.sign(rewards), over, (self._age >= self.STEPS) & ~over
 
@@ -213,14 +224,17 @@ def _game(name: str, seed: int) -> Any:
             "GPL-2.0, so it is no "
             "dependency of this suite): pip install ale-py"
         ) from error
+
     if path is None:
         raise ValueError(f"game = {name!r}: ale-py has no such game; set game = pong, breakout ..")
+
     package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
     game = package.ALEInterface()
     game.setInt("random_seed", seed)
     game.setFloat("repeat_action_probability", 0.0)
     game.loadROM(path)
     game.reset_game()
+
     return game
 
 

@@ -64,6 +64,7 @@ def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGro
         options._devices = [
             world.transport or dist.ProcessGroupGloo.create_device(interface=world.interface)
         ]
+
         options._timeout = timeout
         kind = dist.ProcessGroup.BackendType.GLOO
         backend = dist.ProcessGroupGloo(store, rank, size, options)
@@ -74,6 +75,7 @@ def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGro
     # Both calls: the first names the kind that the group's methods go to, the second fills it.
     group._set_default_backend(kind)
     group._register_backend(world.device, kind, backend)
+
     return group
 
 

@@ -70,6 +70,7 @@ class LaneHandle:
 
         if self._error is not None:
             raise self._error
+
         return self._value
 
 
@@ -88,6 +89,7 @@ class Lane:
         self._queue: queue.SimpleQueue[
             tuple[Callable[..., Any], tuple[Any, ...], LaneHandle] | None
         ]
+
         self._queue = queue.SimpleQueue()
 
         # A daemon: a rank that fails elsewhere must not hang in a receive of its lane.
@@ -122,6 +124,7 @@ class Lane:
             try:
                 if lane_comm is None:
                     lane_comm = self._comm.lane_comm()
+
                 handle._value = self._call(handle, fn, lane_comm, *args)
             except BaseException as error:  # noqa: BLE001  handed to whoever waits
                 handle._error = error

@@ -134,6 +134,7 @@ class ProcessComm:
         self._world = world
         self._name = name
         self._group = group if group is not None else make_group(world, name, rank, size)
+
         if world.staged and group is not NO_GROUP:
             self._group = StagedGroup(self._group, world.device)
 
@@ -187,6 +188,7 @@ class ProcessComm:
         """
         self._check(tag)
         self._check_order(dst)
+
         return self._isend(x, dst, tag)
 
     def _isend(self, x: Tensor, dst: int, tag: int = 0) -> _Work:
@@ -210,6 +212,7 @@ class ProcessComm:
                     "receive from any source: NCCL has none; receive from the rank that a ticket "
                     "names"
                 )
+
             return _Work(self, self._group.recv_anysource([x], tag), "recv")
 
         self._receiving[src] += 1
@@ -227,6 +230,7 @@ class ProcessComm:
             self._group.recv([y], src, 0)
             self._group.send([x], dst, 0)
             self._wait(self._group._end_coalescing(self._world.device), "recv")
+
             return
 
         receiving = self.irecv(y, src)
@@ -279,6 +283,7 @@ class ProcessComm:
             self._sockets = SocketBarrier(
                 self._store, rank=self.rank, names=self.world_ranks, timeout_s=timeout_s
             )
+
         self._wait(self._sockets, "barrier")
 
     # -- lanes and groups --------------------------------------------------------------------------
@@ -290,6 +295,7 @@ class ProcessComm:
         """
         if self._lane is None:
             self._lane = Lane(self)
+
         return self._lane.submit(fn, *args)
 
     def split(self, ranks: Sequence[int]) -> ProcessComm | None:
@@ -308,6 +314,7 @@ class ProcessComm:
 
         part = self._child(name, list(ranks))
         part._on_one_host = len(ranks) > 1 and len(set(part.hosts)) == 1
+
         return part
 
     def _child(self, name: str, ranks: Sequence[int]) -> ProcessComm:
@@ -338,6 +345,7 @@ class ProcessComm:
         start = time.perf_counter_ns()
         value = int(self._store.add(name, n)) - n
         self.wait_ns += time.perf_counter_ns() - start
+
         return value
 
     def ticket(self, dst: int, tag: int) -> None:
@@ -359,6 +367,7 @@ class ProcessComm:
         packed = self._ticket_store.queue_pop(f"tickets/{self.rank}")
         source, tag, sent_ns = _TICKET.unpack(packed)
         self.ticket_wait_ns += time.perf_counter_ns() - start
+
         return source, tag, sent_ns
 
     def farewell(self, dst: int) -> None:
@@ -380,6 +389,7 @@ class ProcessComm:
         """
         if self._ticket_client is None:
             self._ticket_client = prefixed(self._world.connect(), f"comm/{self._name}")
+
         return self._ticket_client
 
     # -- one host only -----------------------------------------------------------------------------
@@ -394,6 +404,7 @@ class ProcessComm:
             self._store.set(key, address)
         else:
             vector, kept = attach_vector(self._store.get(key).decode(), numel, dtype)
+
         self._kept.append(kept)
 
         # Without it rank 0 could end, and its memory with it, before a peer has opened it.
@@ -437,6 +448,7 @@ class ProcessComm:
         """
         if self._on_phase is not None:
             self._on_phase(phase)
+
         if self.timer is not None:
             self.timer.begin("blocked")
 
@@ -472,6 +484,7 @@ class ProcessComm:
         thread = threading.get_ident()
         if self._owner is None:
             self._owner = thread
+
         if thread != self._owner:
             raise StrictError("two threads on one group: NCCL can deadlock; use `lane` or `split`")
 

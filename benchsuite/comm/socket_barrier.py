@@ -119,6 +119,7 @@ class SocketBarrier:
         peer.settimeout(self._timeout_s)
         peer.connect(b"\0" + address)
         peer.sendall(_GREETING.pack(rank, secret))
+
         return peer
 
     def _accept(self, listener: socket.socket, secret: bytes) -> tuple[int, socket.socket]:

@@ -69,11 +69,14 @@ class Gathered:
         """In place."""
         if self._codec is None:
             self._codec = self._make_codec(flat.dtype)
+
         rows = topology.gather(self._codec.encode(flat))
         if self._one is None:
             self._one = torch.empty_like(flat)
+
         self._codec.decode(rows[0], flat)
         for row in rows[1:]:
             self._codec.decode(row, self._one)
             flat.add_(self._one)
+
         flat.div_(len(rows))

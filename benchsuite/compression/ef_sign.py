@@ -88,18 +88,22 @@ class ScaledSigns:
         whole = flat if self.residual is None else self.residual.add_(flat)
         if not self._pieces:
             return self._wire
+
         scales = torch.stack([piece.abs().mean() for piece in whole.split(self._pieces)])
         self._wire[: self._scales_bytes].view(torch.float32).copy_(scales)
         pack_signs(whole, self._wire[self._scales_bytes :])
+
         if self.residual is not None:
             self.decode(self._wire, self._sent)
             self.residual.sub_(self._sent)
+
         return self._wire
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
         scales = (
             wire[: self._scales_bytes].clone().view(torch.float32).tolist()
         )  # a copy: a row may begin anywhere
+
         unpack_signs(wire[self._scales_bytes :], out)
         if scales:
             torch._foreach_mul_(out.split(self._pieces), scales)

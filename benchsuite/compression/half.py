@@ -32,6 +32,7 @@ class Half:
         """In place."""
         if self._short is None:
             self._short = torch.empty_like(flat, dtype=self._dtype)
+
         topology.mean(self._short.copy_(flat))
         flat.copy_(self._short)
 

@@ -69,33 +69,41 @@ class Compression(compression.Compression):
                 second = second + r * columns(shape)
             else:
                 first += shape.numel()
+
         return first, second
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
         if self.residual is None:
             self._make_state(flat)
+
         assert self.residual is not None
         flat.add_(self.residual)
         whole = views(flat, self._shapes)
         matrices = {name: whole[name].view(shape[0], -1) for name, shape in self._matrices.items()}
         p = views(self._first[: self._p_size], self._p_shapes)
+
         for name, matrix in matrices.items():
             torch.mm(matrix, self._q[name], out=p[name])
+
         plain = [whole[name].flatten() for name in self._shapes if name not in self._matrices]
         if plain:
             torch.cat(plain, out=self._first[self._p_size :])
+
         topology.mean(self._first)
         for name, matrix in matrices.items():
             orthogonalise(p[name])
             torch.mm(matrix.t(), p[name], out=self._q[name])
+
         if matrices:
             topology.mean(self._second)
+
         errors = views(self.residual, self._shapes)
         for name, matrix in matrices.items():
             error = errors[name].view_as(matrix)
             error.copy_(matrix)
             torch.mm(p[name], self._q[name].t(), out=matrix)
             error.sub_(matrix)
+
         rest = self._first[self._p_size :].split([tensor.numel() for tensor in plain])
         for tensor, mean in zip(plain, rest, strict=True):
             tensor.copy_(mean)  # a view of `flat`
@@ -108,10 +116,12 @@ class Compression(compression.Compression):
         self._p_shapes = {
             name: torch.Size([shape[0], self._r(shape)]) for name, shape in self._matrices.items()
         }
+
         q_shapes = {
             name: torch.Size([columns(shape), self._r(shape)])
             for name, shape in self._matrices.items()
         }
+
         self._p_size = numel(self._p_shapes)
         generator = torch.Generator().manual_seed(self._seed)  # the same start on all ranks
         self._second.copy_(torch.randn(second, generator=generator, dtype=torch.float64))

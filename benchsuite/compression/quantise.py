@@ -48,13 +48,16 @@ class Quantiser:
             if bits == 8
             else torch.empty(self._size, dtype=torch.uint8)
         )
+
         self._scratch: Tensor | None = None  # (P,), made when the first vector tells its dtype
 
     def encode(self, flat: Tensor) -> Tensor:
         if not self._pieces:
             return self._wire
+
         if self._scratch is None:
             self._scratch = torch.empty_like(flat)
+
         ranges = [torch.aminmax(piece) for piece in flat.split(self._pieces)]
         low = torch.stack([found.min for found in ranges]).double()
         high = torch.stack([found.max for found in ranges]).double()
@@ -65,27 +68,33 @@ class Quantiser:
         torch._foreach_sub_(pieces, lows)
         torch._foreach_mul_(pieces, [1 / step if step > SMALLEST else 0.0 for step in steps])
         self._levels.copy_(self._scratch.round_().clamp_(0, self._steps))
+
         if self._bits == 4:
             packed = self._wire[self._ranges_bytes :]
             odd = self._levels[1::2]
             packed.copy_(self._levels[::2])
             packed[: odd.numel()].bitwise_or_(odd << 4)
+
         return self._wire
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
         if not self._pieces:
             return
+
         header = (
             wire[: self._ranges_bytes].clone().view(torch.float32)
         )  # a copy: a row may begin anywhere
+
         lows = header[::2].tolist()
         steps = header[1::2].tolist()
         packed = wire[self._ranges_bytes :]
+
         if self._bits == 8:
             out.copy_(packed)
         else:
             out[::2] = packed & 15
             out[1::2] = (packed >> 4)[: self._size // 2]
+
         pieces = out.split(self._pieces)
         torch._foreach_mul_(pieces, steps)
         torch._foreach_add_(pieces, lows)
@@ -108,6 +117,7 @@ class Quantised:
         if topology.scatters:
             self._by_owners(flat, topology)
             return
+
         self._gathered.mean(flat, topology)
 
     def _by_owners(self, flat: Tensor, topology: Topology) -> None:
@@ -116,19 +126,25 @@ class Quantised:
         rank = topology.rank  # type: ignore[attr-defined]  # of `direct`
         chunks = [flat[start:stop] for start, stop in bounds(flat.numel(), size)]
         mine = chunks[rank]
+
         if not self._owners:
             self._owners = [
                 Quantiser(pieces, self.bits) for pieces in _chunk_pieces(self._pieces, size)
             ]
+
             self._one = torch.empty_like(mine)
+
         codec = self._owners[rank]
         wires = [owner.encode(chunk) for owner, chunk in zip(self._owners, chunks, strict=True)]
         mine.zero_()
+
         for wire in topology.scatter(wires):  # type: ignore[attr-defined]
             codec.decode(wire, self._one)
             mine.add_(self._one)
+
         wire = codec.encode(mine.div_(size))
         rows = topology.gather(wire, [owner.num_bytes for owner in self._owners])  # type: ignore[call-arg]
+
         for owner, chunk, row in zip(self._owners, chunks, rows, strict=True):
             owner.decode(row, chunk)
 
@@ -155,8 +171,10 @@ class Quantised:
             return topology.predicted_gather(
                 quantised_bytes(pieces, self.bits), num_workers=num_workers
             )
+
         sizes = [quantised_bytes(chunk, self.bits) for chunk in _chunk_pieces(pieces, num_workers)]
         scattered: Traffic = topology.predicted_scatter(sizes)  # type: ignore[attr-defined]
+
         return scattered + topology.predicted_gather(sizes, num_workers=num_workers)  # type: ignore[arg-type]
 
 

@@ -112,8 +112,10 @@ class TopK:
         indices = self._largest(whole)
         self._wire[: self._values_bytes].view(self._dtype).copy_(whole.index_select(0, indices))
         self._wire[self._values_bytes :].view(torch.int32).copy_(indices)
+
         if self.residual is not None:
             self.residual.index_fill_(0, indices, 0.0)
+
         return self._wire
 
     def _largest(self, whole: Tensor) -> Tensor:
@@ -126,19 +128,23 @@ class TopK:
         sample = magnitudes[:: max(1, len(magnitudes) // SAMPLE)]
         share = len(sample) * self.k / max(len(magnitudes), 1)
         rank = int(share + 6 * share**0.5 + 6)  # six deviations deeper: hardly ever too few
+
         if len(magnitudes) > 4 * SAMPLE and 4 * rank < len(sample):
             bound = torch.topk(sample, rank, sorted=False).values.min()
             torch.lt(magnitudes, bound, out=self._below)
             candidates = self._below.logical_not_().nonzero().flatten()  # not (x < bound): NaN too
+
             if len(candidates) >= self.k:
                 found = torch.topk(magnitudes.index_select(0, candidates), self.k, sorted=False)
                 return candidates.index_select(0, found.indices)
+
         return torch.topk(magnitudes, self.k, sorted=False).indices
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
         values = (
             wire[: self._values_bytes].clone().view(self._dtype)
         )  # a copy: a row may begin anywhere
+
         indices = wire[self._values_bytes :].clone().view(torch.int32)
         out.zero_()
         out[indices.long()] = values
