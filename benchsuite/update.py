@@ -44,20 +44,25 @@ class Updater:
                 "slice of a flat vector: use one over a collective, e.g. topology = native, or an "
                 "elementwise optimiser"
             )
+
         self._cut: Callable[[Tensor], list[Tensor]] = in_chunks
         if not isinstance(params, Tensor):
             self._params = list(params)
         else:
             if shapes is not None and not recipe.elementwise:
                 self._cut = lambda flat: list(views(flat, shapes).values())
+
             # Aliases: several updaters of one vector (server threads) must not share its `.grad`.
             self._params = self._cut(params.detach())
+
         named = (
             None if recipe.elementwise or shapes is None else zip(shapes, self._params, strict=True)
         )
+
         self.optimizer = recipe.make_optimizer(self._params if named is None else named)
         if any(params.is_cuda for params in self._params):
             fuse(self.optimizer)
+
         self._recipe = recipe
         self._lr_scale = lr_scale
 
@@ -66,11 +71,14 @@ class Updater:
         consumed."""
         progress = min(samples / self._recipe.budget, 1.0)
         lr = self._recipe.lr(progress) * self._lr_scale
+
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+
         if grad is not None:
             for params, chunk in zip(self._params, self._cut(grad), strict=True):
                 params.grad = chunk
+
         self.optimizer.step()
 
     def share_state(self, other: Updater) -> None:
@@ -93,6 +101,7 @@ class Updater:
             state = self.optimizer.state.get(params, {})
             for name in (name for name, value in state.items() if _is_like(value, params)):
                 kept.setdefault(name, []).append(state)
+
         return [_whole(kept[name], name) for name in sorted(kept)]
 
 
@@ -120,6 +129,7 @@ def _whole(states: list[dict[str, Any]], name: str) -> Tensor:
     pieces: list[Tensor] = [state[name] for state in states]
     if len(pieces) == 1:
         return pieces[0].view(-1)
+
     lengths = [piece.numel() for piece in pieces]
     base = pieces[0]._base
     if (
@@ -130,6 +140,7 @@ def _whole(states: list[dict[str, Any]], name: str) -> Tensor:
         base = torch.cat([piece.flatten() for piece in pieces])
         for state, piece, part in zip(states, pieces, base.split(lengths), strict=True):
             state[name] = part.view(piece.shape)
+
     return base
 
 
@@ -154,6 +165,7 @@ def state_vectors(recipe: Recipe, shapes: Shapes) -> tuple[int, ...]:
     probe, gradient = torch.zeros(2, elements, device=None if recipe.elementwise else "meta")
     updater = Updater(probe, recipe, shapes=shapes)
     updater.step(gradient, samples=0)
+
     return tuple(
         numel(shapes) if recipe.elementwise else vector.numel() for vector in updater.state()
     )
@@ -178,11 +190,14 @@ def clip(grad: Tensor, clip_norm: float | None, *, norm: Callable[[], float] | N
     """
     if clip_norm is None:
         return
+
     if norm is None and grad.is_cuda:  # no step waits for the device
         grad.mul_((clip_norm / (torch.linalg.vector_norm(grad) + CLIP_EPS)).clamp(max=1.0))
         return
+
     factor = clip_factor(
         norm() if norm is not None else float(torch.linalg.vector_norm(grad)), clip_norm
     )
+
     if factor < 1.0:
         grad.mul_(factor)

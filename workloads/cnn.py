@@ -135,23 +135,32 @@ class Workload(workload.Workload):
     )
     model: Literal["digits", "resnet18", "resnet50"] = "digits"
     """Which chain of layers, and which size of images."""
+
     lr: float = 0.03
     """Peak learning rate; of SGD it goes with Nesterov momentum."""
+
     momentum: float = 0.9
     """Nesterov momentum of SGD (0 = plain)."""
+
     weight_decay: float = 5e-4
     """L2 penalty of the optimiser."""
+
     global_batch: int = 64
     """Images per synchronous step."""
+
     evaluate_every: int = 320
     """Images between two evaluations."""
+
     data: Literal["own", "cifar10", "imagenet"] = "own"
     """Digits or synthetic images, or what `path` holds: the CIFAR-10 batches, or train/CLASS/* and
     val/CLASS/*."""
+
     path: str = ""
     """The folder of `data = cifar10` or `imagenet`, by its whole path."""
+
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with Nesterov momentum, or AdamW (0.9, 0.999), which wants a smaller rate."""
+
     lr_batch: int = 0
     """Global batch that `lr` is meant for: the rate grows in proportion (Goyal et al. 2017); 0 =
     `lr` as it stands."""
@@ -177,7 +186,9 @@ class Workload(workload.Workload):
                     f"path = {self.path!r}, but data = {self.data} needs a folder's whole path: "
                     "set path"
                 )
+
             found = (_image_folder if self.data == "imagenet" else _cifar10)(path)
+
         self._x, self._y, self._x_test, self._y_test = found
         self._endless = self.model == "resnet50" and self.data == "own"
         if not self._endless and (has := len(self._x)) < self.global_batch:
@@ -185,6 +196,7 @@ class Workload(workload.Workload):
                 f"global_batch({self.global_batch}) > {has} images, {self.path or self.model}: set "
                 "fewer"
             )
+
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.long)
 
@@ -203,10 +215,12 @@ class Workload(workload.Workload):
         first, end = (
             (0, 9) if self.model == "resnet18" else (3, 17)
         )  # of a bottleneck the 3x3 and the last 1x1
+
         places = {first: "columns", first + 1: "channels", first + 3: "rows"}
         of_blocks = {
             f"{block}.body.{at}": how for block in range(1, end) for at, how in places.items()
         }
+
         return DIGITS_PLAN if self.model == "digits" else of_blocks
 
     def layer_flops(self) -> list[int]:
@@ -223,8 +237,10 @@ class Workload(workload.Workload):
                 for module in layer.modules():
                     if isinstance(module, (nn.Conv2d, nn.Linear)):
                         module.register_forward_hook(count)
+
                 counts.append(0)
                 x = layer(x)
+
         return counts
 
     def recipe(self) -> Recipe:
@@ -232,8 +248,10 @@ class Workload(workload.Workload):
             lr = self.lr
             decay = self.weight_decay
             momentum = self.momentum
+
             if self.optimizer == "adamw":
                 return torch.optim.AdamW(params, lr=lr, weight_decay=decay)
+
             return torch.optim.SGD(
                 params, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay
             )
@@ -250,6 +268,7 @@ class Workload(workload.Workload):
         peak = self.lr * (self.global_batch / self.lr_batch if self.lr_batch else 1)
         if progress < 0.1:
             return peak * (progress + 0.004) / 0.104
+
         return peak * (1 - 0.99 * (progress - 0.1) / 0.9)
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
@@ -259,9 +278,11 @@ class Workload(workload.Workload):
         rows = self._rows(index, shard * share, share)
         if self.data == "own":
             return Batch(self._x[rows], self._y[rows], share)
+
         stream = np.random.default_rng([CHANGES, self._seed, index])
         draws = stream.random((self.global_batch, 5))[shard * share : (shard + 1) * share]
         pictures = (_decoded if self.data == "imagenet" else _moved)(self._x[rows], draws)
+
         return Batch(self._scaled(pictures), self._y[rows], share)
 
     def _rows(self, index: int, first: int, share: int) -> Any:
@@ -271,12 +292,15 @@ class Workload(workload.Workload):
             return (
                 slice(at, at + share) if at + share <= POOL else torch.arange(at, at + share) % POOL
             )
+
         epoch, position = divmod(index, len(self._x) // self.global_batch)
         if epoch != self._epoch:
             self._order = torch.from_numpy(
                 np.random.default_rng([self._seed, epoch]).permutation(len(self._x))
             )
+
             self._epoch = epoch
+
         begin = position * self.global_batch + first
         return self._order[begin : begin + share]
 
@@ -285,6 +309,7 @@ class Workload(workload.Workload):
         mean, deviation = torch.tensor(
             SCALES[self.data], dtype=self._dtype, device=pictures.device
         ).view(2, 3, 1, 1)
+
         return pictures.to(self._dtype).div_(255).sub_(mean).div_(deviation)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -294,12 +319,15 @@ class Workload(workload.Workload):
         """Test accuracy in percent over every test image once."""
         right = 0
         at_once = 100 if self.model == "resnet50" else 1000
+
         for first in range(0, len(self._y_test), at_once):
             x = self._x_test[first : first + at_once]
             if self.data != "own":
                 x = self._scaled(x if isinstance(x, Tensor) else _decoded(x, None))
+
             answers = self._y_test[first : first + at_once]
             right += int((infer(x).argmax(1).to(answers.device) == answers).sum())
+
         return 100.0 * float(right) / len(self._y_test)
 
 
@@ -316,8 +344,10 @@ def _digits(dtype: torch.dtype) -> Split:
     split = train_test_split(
         images, labels, train_size=TRAIN, test_size=TEST, stratify=labels, random_state=0
     )
+
     x, x_test = (torch.tensor(part / 16.0, dtype=dtype).view(-1, 1, 8, 8) for part in split[:2])
     y, y_test = (torch.tensor(part, dtype=torch.long) for part in split[2:])
+
     return x, y, x_test, y_test
 
 
@@ -328,6 +358,7 @@ def _synthetic(seed: int, dtype: torch.dtype, model: str) -> Split:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(train + 16, *SHAPES[model], generator=generator, dtype=torch.float32).to(dtype)
     y = torch.randint(0, classes, (train + 16,), generator=generator)
+
     return x[:train], y[:train], x[train:], y[train:]
 
 
@@ -339,12 +370,15 @@ def _cifar10(folder: Path) -> Split:
             f"data = cifar10 reads {names[0]} .. 5 and {names[5]}; set path to the folder "
             "cifar-10-batches-py"
         )
+
         raise UsageError(f"path = {folder} has no {', '.join(lacking)}: {needed}")
+
     batches = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names]
     x = [
         torch.from_numpy(np.asarray(batch[b"data"], dtype=np.uint8)).view(-1, 3, 32, 32)
         for batch in batches
     ]
+
     y = [torch.tensor(batch[b"labels"], dtype=torch.long) for batch in batches]
     return torch.cat(x[:5]), torch.cat(y[:5]), x[5], y[5]
 
@@ -356,20 +390,25 @@ def _image_folder(folder: Path) -> Split:
         raise UsageError(
             "data = imagenet decodes images with Pillow: pip install 'benchsuite[images]'"
         )
+
     files = [sorted(glob.glob(str(folder / part / "*" / "*"))) for part in ("train", "val")]
     named = [[file.split(os.sep)[-2] for file in each] for each in files]
     names, tested = (sorted(set(each)) for each in named)
+
     if not 0 < len(names) <= CLASSES_50 or not tested or not set(tested) <= set(names):
         known = (
             f"path = {folder} has {len(names)} classes with images in train/ and {len(tested)} "
             "in val/"
         )
+
         needed = f"1 to {CLASSES_50} are needed, and in val/ none that train/ lacks"
         raise UsageError(
             f"{known}: {needed}; set path to a folder of train/CLASS/* and val/CLASS/*"
         )
+
     numbers = {name: number for number, name in enumerate(names)}
     y, y_test = (torch.tensor([numbers[name] for name in each]) for each in named)
+
     return np.array(files[0], dtype=object), y, np.array(files[1], dtype=object), y_test
 
 
@@ -385,6 +424,7 @@ def _moved(pictures: Tensor, draws: np.ndarray) -> Tensor:
     columns = steps[:, 1:] + torch.where(mirrored[:, None], side - 1 - along, along)
     each = torch.arange(len(pictures))[:, None, None, None]
     colour = torch.arange(3)[:, None, None]
+
     return padded[each, colour, rows[:, None, :, None], columns[:, None, None, :]]
 
 
@@ -406,6 +446,7 @@ def _picture(path: str, draw: np.ndarray | None) -> np.ndarray:
         width = height = min(image.size) * 224 / 256
         left = (wide - width) / 2
         top = (high - height) / 2
+
         if draw is not None:  # 8 to 100 % of the area, 3:4 to 4:3 (Szegedy et al. 2015)
             area = wide * high * (0.08 + 0.92 * draw[0])
             shape = math.exp((2 * draw[1] - 1) * math.log(4 / 3))
@@ -413,10 +454,12 @@ def _picture(path: str, draw: np.ndarray | None) -> np.ndarray:
             height = min(math.sqrt(area / shape), high)
             left = draw[2] * (wide - width)
             top = draw[3] * (high - height)
+
         box = (left, top, left + width, top + height)
         picture = np.asarray(
             image.convert("RGB").resize(SHAPES["resnet50"][1:], Image.Resampling.BILINEAR, box=box)
         )
+
     turned = picture[:, ::-1] if draw is not None and draw[4] < 0.5 else picture
     return np.ascontiguousarray(turned.transpose(2, 0, 1))
 
@@ -445,8 +488,10 @@ def _digits_chain() -> list[nn.Module]:
         nn.Sequential(*_layer(*width), nn.ReLU())
         for width in ((1, 16), (16, 16), (16, 32), (32, 32))
     ]
+
     for block in blocks[1::2]:
         block.append(nn.MaxPool2d(2))
+
     return [*blocks, nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)]
 
 
@@ -458,11 +503,14 @@ class ResidualBlock(nn.Module):
         super().__init__()
         groups = GROUPS_50 if inner else GROUPS
         shapes = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, outputs, 1, 1)]
+
         if not inner:
             shapes = [(inputs, outputs, 3, stride), (outputs, outputs, 3, 1)]
+
         self.body = nn.Sequential(
             *[part for shape in shapes for part in (*_layer(*shape, groups), nn.ReLU())][:-1]
         )
+
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.skip = nn.Sequential(*_layer(inputs, outputs, 1, stride, groups))
@@ -477,6 +525,7 @@ def _resnet18_chain() -> list[nn.Module]:
     stem = nn.Sequential(*_layer(3, 64), nn.ReLU())
     widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
     blocks = [ResidualBlock(a, b, 1 if a == b else 2) for a, b in itertools.pairwise(widths)]
+
     return [stem, *blocks, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(512, 10)]
 
 
@@ -488,6 +537,7 @@ def _resnet50_chain() -> list[nn.Module]:
         ResidualBlock(a, b, 2 if b == 2 * a else 1, inner=b // 4)
         for a, b in itertools.pairwise(widths)
     ]
+
     return [
         stem,
         *blocks,

@@ -89,34 +89,48 @@ class Workload(workload.Workload):
 
     environment: Literal["cartpole", "frames", "atari"] = "cartpole"
     """The pole, random frames of 84 x 84 x 4, or a game of the ale-py package."""
+
     game: str = "pong"
     """The game of `environment = atari`."""
+
     num_actions: int = 2
     """2 of the pole; in a game the size of its minimal action set, 6 in pong."""
+
     algorithm: Literal["ppo", "a2c"] = "ppo"
     """Clipped ratios over 4 epochs of 32 steps, or the plain policy gradient, once, over 2
     steps."""
+
     lr: float = 1.5e-3
     """Learning rate at the start of Adam; it falls to 0. 3e-3 for a2c."""
+
     clip_ratio: float = 0.2
     """PPO's epsilon."""
+
     discount: float = 0.99
     """gamma."""
+
     trace: float = 0.95
     """lambda of generalised advantages (Schulman et al. 2016) and of V-trace."""
+
     value_weight: float = 0.5
     """Weight of the critic's loss."""
+
     entropy_weight: float = 0.0
     """Weight of the policy's entropy."""
+
     reward_scale: float = 0.02
     """Rewards are multiplied by it: returns of up to 100 make the critic's loss drown the
     actor's."""
+
     num_environments: int = 16
     """Environments of all workers together; the number of workers divides it."""
+
     global_batch: int = 32
     """Environment steps that a minibatch stands for: 2 x num_environments."""
+
     clip_norm: float = 0.5
     """Largest norm of the mean gradient (0 = not clipped)."""
+
     evaluate_every: int = 2048
     """Environment steps between two evaluations."""
 
@@ -145,6 +159,7 @@ class Workload(workload.Workload):
         easy, target, hard = (
             (0.0, 18.0, 20.0) if self.environment == "atari" else (475.0, 475.0, 500.0)
         )
+
         return Target(
             "return", easy=easy, target=target, hard=hard, criterion="twice", evaluate_every=every
         )
@@ -163,18 +178,21 @@ class Workload(workload.Workload):
         known = 2 if self.environment == "cartpole" else self.num_actions
         if self.environment == "atari":
             known = Atari.num_actions(self.game)
+
         if self.num_actions != known:
             what = self.game if self.environment == "atari" else self.environment
             raise ValueError(
                 f"num_actions = {self.num_actions}, but {what} has {known}: set num_actions = "
                 f"{known}"
             )
+
         self._seed = seed
         self._dtype = dtype
 
     def layers(self) -> list[nn.Module]:
         if self.environment != "cartpole":
             return nature(self.num_actions)
+
         root = math.sqrt(2)
         return [
             Pair(4, 64, 64, gains=(root, root), first=True),
@@ -185,6 +203,7 @@ class Workload(workload.Workload):
     def tensor_plan(self) -> Mapping[str, str]:
         pole = {"0.actor": "columns", "0.critic": "columns", "1.actor": "rows", "1.critic": "rows"}
         frames = {"0.0.convolution": "columns", "1.0": "rows", "2.0": "columns", "3.0": "rows"}
+
         return pole if self.environment == "cartpole" else frames
 
     def layer_flops(self) -> list[int]:
@@ -192,6 +211,7 @@ class Workload(workload.Workload):
         a state."""
         if self.environment == "cartpole":
             return [2 * 4 * 128, 2 * 2 * 64 * 64, 2 * 64 * 3]
+
         shapes = ((32 * 20 * 20, 4 * 64), (64 * 9 * 9, 32 * 16), (64 * 7 * 7, 64 * 9), (512, 3136))
         return [
             *(2 * outputs * inputs for outputs, inputs in shapes),
@@ -221,6 +241,7 @@ class Workload(workload.Workload):
         for any N."""
         count = self.global_batch // STEPS_PER_PART // num_shards
         names = range(shard * count, (shard + 1) * count)
+
         return Own(self._make([[RESET, self._seed, name] for name in names]), names)
 
     def collect(self, act: Infer, environments: Own, number: int) -> Rollout:
@@ -237,19 +258,24 @@ class Workload(workload.Workload):
             + self.discount * np.where(ends == 1, played["beyond"], following)
             - values
         )
+
         going = self.discount * self.trace * (1 - ends)
         advantages = np.empty_like(values)
         carried = np.zeros(len(values))
+
         for time in reversed(range(steps)):
             advantages[:, time] = carried = errors[:, time] + going[:, time] * carried
+
         answers = np.stack(
             [played["actions"], played["logs"], advantages, advantages + values], axis=-1
         )
+
         times = np.tile(np.arange(steps), (epochs, 1))
         orders = [
             np.random.default_rng([ORDER, self._seed, name, number]).permuted(times, axis=1)
             for name in environments.names
         ]
+
         share = STEPS_PER_PART * len(values)
         return Rollout(
             played["states"], answers, np.stack(orders, axis=1), minibatches, share, self._dtype
@@ -269,6 +295,7 @@ class Workload(workload.Workload):
         answers = np.stack(
             [played[name] for name in ("actions", "logs", "rewards", "ends", "beyond")], axis=-1
         )
+
         x = self._tensor(states.reshape(-1, *states.shape[2:]))
         return Batch(x, torch.from_numpy(answers).to(self._dtype), len(answers) * steps)
 
@@ -278,6 +305,7 @@ class Workload(workload.Workload):
         count = self.global_batch // STEPS_PER_PART // num_shards
         steps = STEPS_PER_PART * batches
         seen, kind = (FRAMES, torch.uint8) if self.environment != "cartpole" else ((4,), dtype)
+
         return TrajectoryShape(
             (count * (steps + 1), *seen), (count, steps, 5), kind, dtype, count * steps
         )
@@ -285,6 +313,7 @@ class Workload(workload.Workload):
     def _make(self, seeds: list[list[int]]) -> World:
         if self.environment == "atari":
             return Atari(self.game, seeds)
+
         streams = [np.random.default_rng(seed) for seed in seeds]
         return CartPole(streams) if self.environment == "cartpole" else Frames(streams)
 
@@ -302,6 +331,7 @@ class Workload(workload.Workload):
         draws = np.stack(
             [np.random.default_rng([ACT, self._seed, name, number]).random(steps) for name in names]
         )
+
         seen = world.observe()
         rows = np.arange(len(names))
         states = np.empty((len(names), steps, *seen.shape[1:]), dtype=seen.dtype)
@@ -309,6 +339,7 @@ class Workload(workload.Workload):
             name: np.zeros(draws.shape)
             for name in ("actions", "logs", "values", "rewards", "ends", "beyond")
         }
+
         for time in range(steps):
             states[:, time] = seen
             out = act(self._tensor(seen)).double().cpu().numpy()  # (environments, actions + 1)
@@ -318,15 +349,19 @@ class Workload(workload.Workload):
             kept["actions"][:, time], kept["values"][:, time] = actions, out[:, -1]
             kept["logs"][:, time] = logs[rows, actions]
             rewards, over, late = world.step(actions)
+
             if late.any():  # not over, so the state is worth something
                 beyond = act(self._tensor(world.observe())).double().cpu().numpy()[:, -1]
                 kept["beyond"][:, time] = np.where(late, beyond, 0.0)
+
             kept["rewards"][:, time] = self.reward_scale * rewards
             ended = over | late
             if ended.any():
                 kept["ends"][:, time] = ended
                 world.restart(ended)
+
             seen = world.observe()
+
         last = act(self._tensor(seen)).double().cpu().numpy()[:, -1:]
         return {**kept, "states": states, "last": last}
 
@@ -343,10 +378,12 @@ class Workload(workload.Workload):
         values = output[:, -1]
         if batch.y.dim() == 3:
             return self._corrected(all_logs, values, batch.y)
+
         actions, logs, advantages, returns = batch.y.unbind(-1)
         new = all_logs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
         if self.algorithm == "a2c":
             return self._whole(-(new * advantages).mean(), all_logs, values - returns)
+
         return self._whole(
             self._clipped((new - logs).exp(), advantages), all_logs, values - returns
         )
@@ -368,15 +405,19 @@ class Workload(workload.Workload):
         actions, logs, rewards, ends, beyond = y.unbind(-1)
         new = all_logs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
         ratio = (new - logs).exp()
+
         with torch.no_grad():
             targets, advantages = vtrace(
                 ratio, rewards, values, ends, beyond, discount=self.discount, trace=self.trace
             )
+
             advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+
         if self.algorithm == "a2c":
             policy = -(ratio.detach().clamp(max=1.0) * advantages * new).mean()
         else:
             policy = self._clipped(ratio, advantages)
+
         return self._whole(policy, all_logs, values[:, :-1] - targets)
 
     def _whole(self, policy: Tensor, all_logs: Tensor, errors: Tensor) -> Tensor:
@@ -394,11 +435,13 @@ class Workload(workload.Workload):
         world = self._make([[START, number] for number in range(count)])
         alive = np.ones(count, dtype=bool)
         returns = np.zeros(count)
+
         while alive.any():
             out = infer(self._tensor(world.observe()))
             rewards, over, late = world.step(out[:, :-1].argmax(-1).cpu().numpy())
             returns += alive * rewards
             alive &= ~(over | late)
+
         return float(returns.mean())
 
 
@@ -437,6 +480,7 @@ class Rollout:
         float64."""
         advantages = self._answers[self._rows, self._times, 2].reshape(len(self._times), -1)
         counts = np.full(len(advantages), advantages.shape[1])
+
         return torch.from_numpy(
             np.stack([advantages.sum(1), np.square(advantages).sum(1), counts], axis=1)
         )
@@ -454,4 +498,5 @@ class Rollout:
         mean = total / count
         y[:, 2] = (y[:, 2] - mean) / (math.sqrt(max(squares / count - mean**2, 0.0)) + 1e-8)
         x = x.to(self._dtype) if x.is_floating_point() else x
+
         return Batch(x, torch.from_numpy(y).to(self._dtype), self._num_samples)

@@ -26,9 +26,11 @@ class Pair(nn.Module):
         super().__init__()
         self.actor = nn.Linear(inputs, actor)
         self.critic = nn.Linear(inputs, critic)
+
         for linear, gain in zip((self.actor, self.critic), gains, strict=True):
             _orthogonal(linear.weight, gain)
             nn.init.zeros_(linear.bias)
+
         self._first = first
         self._last = last
 
@@ -36,6 +38,7 @@ class Pair(nn.Module):
         """(B, 4) or (B, 128) -> (B, 128) or (B, 3)."""
         mine, theirs = (x, x) if self._first else x.chunk(2, dim=-1)
         out = torch.cat([self.actor(mine), self.critic(theirs)], dim=-1)
+
         return out if self._last else out.tanh()
 
 
@@ -44,6 +47,7 @@ def _orthogonal(weight: Tensor, gain: float) -> None:
     of threads."""
     made = torch.empty_like(weight, dtype=torch.float64)
     nn.init.orthogonal_(made, gain)
+
     with torch.no_grad():
         weight.copy_(made)
 
@@ -69,13 +73,16 @@ def nature(num_actions: int) -> list[nn.Module]:
     third = nn.Conv2d(64, 64, 3)
     wide = nn.Linear(3136, 512)
     last = nn.Linear(512, num_actions + 1)
+
     for layer in (first, second, third, wide, last):
         nn.init.kaiming_normal_(layer.weight)
         assert layer.bias is not None
         nn.init.zeros_(layer.bias)
+
     with torch.no_grad():  # the policy starts even, the critic at its own scale
         last.weight[:-1] *= 0.01 / math.sqrt(2)
         last.weight[-1] /= math.sqrt(2)
+
     return [
         nn.Sequential(Scaled(first), nn.ReLU()),
         nn.Sequential(second, nn.ReLU()),

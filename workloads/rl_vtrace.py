@@ -28,8 +28,10 @@ def vtrace(
     following = torch.where(ends == 1, beyond, values[:, 1:])
     errors = cut * (rewards + discount * following - values[:, :-1])
     targets = values.clone()
+
     for time in reversed(range(ratios.shape[1])):
         ahead = targets[:, time + 1] - values[:, time + 1]
         targets[:, time] += errors[:, time] + going[:, time] * trace * cut[:, time] * ahead
+
     following = torch.where(ends == 1, beyond, targets[:, 1:])
     return targets[:, :-1], rewards + discount * following - values[:, :-1]

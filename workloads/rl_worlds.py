@@ -16,22 +16,36 @@ import numpy as np
 import torch
 from torch import nn
 
-TIME_LIMIT = 500  # steps of a pole
-FRAMES = (4, 84, 84)  # the last four, as the network sees them
+# Steps after which an episode of the pole ends, however well it stands.
+TIME_LIMIT = 500
+
+# Shape of one observation of a game: the last four frames, as the network sees them.
+FRAMES = (4, 84, 84)
 
 
 class World(Protocol):
-    """Environments side by side, n of them."""
+    """n environments side by side, stepped together.
+
+    An episode that is over goes on only after `restart`: `step` never begins a new one by itself,
+    because the learner wants to see the last state first.
+    """
 
     def observe(self) -> np.ndarray:
-        """(n, ..): float32, or bytes of frames; the caller's to keep."""
+        """What the policy sees, (n, ..): float32, or bytes of frames.
+
+        It is the caller's to keep: later steps do not change it.
+        """
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """actions (n,) -> rewards, whether the episode is over, whether only its time is, (n,)
-        each."""
+        """Acts once in every environment; `actions` is (n,).
+
+        Returns the rewards, whether the episode is over, and whether only its time is, (n,) each.
+        The last two are never both true: an episode whose time is up would have gone on, so its
+        last state still has a value.
+        """
 
     def restart(self, which: np.ndarray) -> None:
-        """New episodes where `which` (n,) says so."""
+        """Begins new episodes in the environments that `which` (n,) says."""
 
 
 class CartPole:
@@ -41,14 +55,17 @@ class CartPole:
     `state` is (4, n): position, velocity, angle, angular velocity. Every step gives a reward of 1.
     """
 
-    GRAVITY = 9.8
-    CART = 1.0
-    POLE = 0.1
-    LENGTH = 0.5
-    FORCE = 10.0
-    TAU = 0.02
+    GRAVITY = 9.8  # m/s^2
+    CART = 1.0  # mass in kg
+    POLE = 0.1  # mass in kg
+    LENGTH = 0.5  # of half the pole, in m
+    FORCE = 10.0  # of one push to either side, in N
+    TAU = 0.02  # seconds of one step
+
+    # The episode is over beyond this distance (m) or this angle (rad).
     FAR = 2.4
     STEEP = 12 * 2 * math.pi / 360
+
     MASS = POLE + CART
     MOMENT = POLE * LENGTH
 
@@ -56,39 +73,55 @@ class CartPole:
         count = len(streams)
         self._streams = streams
         self.state = np.empty((4, count))
+        self.age = np.zeros(count, dtype=np.int64)  # steps of the episode so far
+
+        # Scratch of `step`: a rollout has thousands of steps, each too short to allocate in.
         self._change = np.empty((4, count))
-        self.age = np.zeros(count, dtype=np.int64)
         self._temp = np.empty(count)
         self._bend = np.empty(count)
         self._trig = np.empty((2, count))
+
         self._rewards = np.ones(count)
-        self._bounds = np.array([[self.FAR], [self.STEEP]])
+        self._bounds = np.array([[self.FAR], [self.STEEP]])  # (2, 1)
+
         self.restart(np.ones(count, dtype=bool))
 
     def observe(self) -> np.ndarray:
+        """(n, 4) float32: position, velocity, angle and angular velocity of each pole."""
         return self.state.T.astype(np.float32, order="C")
 
     def restart(self, which: np.ndarray) -> None:
+        """Begins new episodes, each drawn from the stream of its own environment."""
         for number in np.flatnonzero(which).tolist():
-            self.state[:, number] = self._streams[number].uniform(low=-0.05, high=0.05, size=(4,))
+            stream = self._streams[number]
+            self.state[:, number] = stream.uniform(low=-0.05, high=0.05, size=(4,))
+
         self.age[which] = 0
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        state = self.state
-        change = self._change
-        temp = self._temp
-        bend = self._bend
+        """One step of Euler's method for all poles, action 1 pushes right and 0 left.
+
+        Everything is written in place and in the order of gymnasium's own expressions: another
+        order has other last bits, and the poles part from gymnasium's after some hundred steps.
+        """
+        state = self.state  # (4, n)
+        change = self._change  # (4, n), the derivative of the state
+        temp = self._temp  # (n,)
+        bend = self._bend  # (n,), angular acceleration
+
         angle = state[2]
         turning = state[3]
         cosine, sine = self._trig
         np.cos(angle, out=cosine)
         np.sin(angle, out=sine)
+
         # temp = (force + moment turning^2 sine) / mass
         np.square(turning, out=temp)
         temp *= self.MOMENT
         temp *= sine
         temp += np.where(actions == 1, self.FORCE, -self.FORCE)
         temp /= self.MASS
+
         # bend = (gravity sine - cosine temp) / (length (4/3 - pole cosine^2 / mass))
         np.square(cosine, out=bend)
         bend *= self.POLE
@@ -98,17 +131,27 @@ class CartPole:
         sine *= self.GRAVITY
         sine -= cosine * temp
         np.divide(sine, bend, out=bend)
+
         # push = temp - moment bend cosine / mass
         np.multiply(bend, self.MOMENT, out=sine)
         sine *= cosine
         sine /= self.MASS
         np.subtract(temp, sine, out=change[1])
-        change[0], change[2], change[3] = state[1], turning, bend
+
+        # Euler: all four move by the derivative at the old state.
+        change[0] = state[1]
+        change[2] = turning
+        change[3] = bend
         change *= self.TAU
         state += change
         self.age += 1
+
+        # Rows 0 and 2 are position and angle.
         fallen = np.asarray((np.abs(state[::2]) > self._bounds).any(0))
-        return self._rewards, fallen, (self.age >= TIME_LIMIT) & ~fallen
+
+        timed_out = (self.age >= TIME_LIMIT) & ~fallen
+
+        return self._rewards, fallen, timed_out
 
 
 class Frames:
@@ -118,33 +161,41 @@ class Frames:
 
     def __init__(self, streams: Sequence[np.random.Generator]) -> None:
         self._streams = streams
+
+        # The last frames of each environment, the newest last.
         self._frames = np.zeros((len(streams), *FRAMES), dtype=np.uint8)
         self._age = np.zeros(len(streams), dtype=np.int64)
         self.restart(np.ones(len(streams), dtype=bool))
 
     def observe(self) -> np.ndarray:
+        """(n, 4, 84, 84) bytes, a copy: the next step moves the frames in place."""
         return self._frames.copy()
 
     def restart(self, which: np.ndarray) -> None:
+        """Begins new episodes, each drawn from the stream of its own environment."""
         for number in np.flatnonzero(which).tolist():
             self._frames[number] = self._draw(number)
+
         self._age[which] = 0
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shows the next random frame, whose first byte decides whether the reward is 1 or 0."""
+        # The oldest frame leaves, the newest comes in behind.
         self._frames[:, :-1] = self._frames[:, 1:]
         for number in range(len(self._frames)):
             self._frames[number, -1] = self._draw(number)
+
         self._age += 1
-        return (
-            (self._frames[:, -1, 0, 0] > 127) * 1.0,
-            np.zeros(len(actions), dtype=bool),
-            self._age >= self.STEPS,
-        )
+        rewards = (self._frames[:, -1, 0, 0] > 127) * 1.0
+        over = np.zeros(len(actions), dtype=bool)
+        timed_out = self._age >= self.STEPS
+
+        return rewards, over, timed_out
 
     def _draw(self, number: int) -> np.ndarray:
-        return np.frombuffer(
-            self._streams[number].bytes(FRAMES[1] * FRAMES[2]), dtype=np.uint8
-        ).reshape(FRAMES[1:])
+        """The next frame (84, 84) of one environment, from that environment's own stream."""
+        drawn = self._streams[number].bytes(FRAMES[1] * FRAMES[2])
+        return np.frombuffer(drawn, dtype=np.uint8).reshape(FRAMES[1:])
 
 
 class Atari:
@@ -154,52 +205,72 @@ class Atari:
     their sign; up to 30 idle steps at the start; 27,000 steps at most.
     """
 
-    SKIP = 4
-    IDLE = 30
-    STEPS = 27_000
+    SKIP = 4  # frames that one action lasts
+    IDLE = 30  # the most frames that pass before the first action
+    STEPS = 27_000  # actions of an episode, half an hour of play
 
     def __init__(self, game: str, seeds: Sequence[Sequence[int]]) -> None:
         self._games = []
         for seed in seeds:
-            number = int(np.random.SeedSequence(list(seed)).generate_state(1)[0] >> 1)  # a C int
-            self._games.append(_game(game, number))
+            # The emulator takes a C int: 31 bits of the 32.
+            state = np.random.SeedSequence(list(seed)).generate_state(1)
+            self._games.append(_game(game, int(state[0] >> 1)))
+
         self._streams = [np.random.default_rng(list(seed)) for seed in seeds]
         self._actions = [made.getMinimalActionSet() for made in self._games]
+
         self._frames = np.zeros((len(seeds), *FRAMES), dtype=np.uint8)
         self._age = np.zeros(len(seeds), dtype=np.int64)
         self.restart(np.ones(len(seeds), dtype=bool))
 
     @staticmethod
     def num_actions(game: str) -> int:
-        """Size of the game's minimal action set."""
+        """Number of actions that do something in the game, which the policy chooses among."""
         return len(_game(game, 0).getMinimalActionSet())
 
     def observe(self) -> np.ndarray:
+        """(n, 4, 84, 84) bytes, a copy: the next step moves the frames in place."""
         return self._frames.copy()
 
     def restart(self, which: np.ndarray) -> None:
+        """Begins new episodes, each drawn from the stream of its own environment."""
         for number in np.flatnonzero(which).tolist():
             game = self._games[number]
             game.reset_game()
+
             for _ in range(int(self._streams[number].integers(self.IDLE + 1))):
                 game.act(self._actions[number][0])
+
             self._frames[number] = _small(game.getScreenGrayscale())
+
         self._age[which] = 0
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Repeats each action for four frames, and shows the brighter of the last two.
+
+        A game may draw some of its objects in every other frame only; the maximum of two shows all.
+        """
         rewards = np.zeros(len(actions))
         over = np.zeros(len(actions), dtype=bool)
+
+        # The oldest frame leaves, the newest comes in behind.
         self._frames[:, :-1] = self._frames[:, 1:]
+
         for number, (game, action) in enumerate(zip(self._games, actions, strict=True)):
-            screens: list[np.ndarray] = []
+            screens: list[np.ndarray] = []  # (210, 160) each
+
             for skipped in range(self.SKIP):
                 rewards[number] += game.act(self._actions[number][action])
                 if skipped >= self.SKIP - 2:
                     screens.append(game.getScreenGrayscale())
+
             self._frames[number, -1] = _small(np.maximum(*screens))
             over[number] = game.game_over()
+
         self._age += 1
-        return np.sign(rewards), over, (self._age >= self.STEPS) & ~over
+        timed_out = (self._age >= self.STEPS) & ~over
+
+        return np.sign(rewards), over, timed_out
 
 
 def _game(name: str, seed: int) -> Any:
@@ -213,23 +284,25 @@ def _game(name: str, seed: int) -> Any:
             "GPL-2.0, so it is no "
             "dependency of this suite): pip install ale-py"
         ) from error
+
     if path is None:
         raise ValueError(f"game = {name!r}: ale-py has no such game; set game = pong, breakout ..")
+
     package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
+
     game = package.ALEInterface()
     game.setInt("random_seed", seed)
     game.setFloat("repeat_action_probability", 0.0)
     game.loadROM(path)
     game.reset_game()
+
     return game
 
 
 def _small(screen: np.ndarray) -> np.ndarray:
-    """(210, 160) -> (84, 84) by areas."""
-    whole = torch.from_numpy(screen.astype(np.float32))[None, None]
-    return (
-        nn.functional.interpolate(whole, FRAMES[1:], mode="area")[0, 0]
-        .round()
-        .to(torch.uint8)
-        .numpy()
-    )
+    """Shrinks a screen of (210, 160) bytes to a frame of (84, 84), by the mean over areas."""
+    whole = torch.from_numpy(screen.astype(np.float32))[None, None]  # (1, 1, 210, 160)
+    shrunk = nn.functional.interpolate(whole, FRAMES[1:], mode="area")[0, 0]  # (84, 84)
+
+    frame: np.ndarray = shrunk.round().to(torch.uint8).numpy()
+    return frame

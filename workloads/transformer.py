@@ -117,30 +117,43 @@ class Workload(workload.Workload):
     data: Literal["markov", "random", "text", "stdlib"] = "markov"
     """A known source, random symbols, a file as bytes, or the standard library's source as
     bytes."""
+
     path: str = ""
     """The file that `data = text` reads, by its whole path."""
+
     symbols: int = 8
     """Size of the vocabulary: 8 of the source, 256 of bytes."""
+
     width: int = 64
     """Length of a symbol's vector (d)."""
+
     blocks: int = 2
     """Number of blocks, each attention and a two-layer network of 4 d."""
+
     heads: int = 4
     """Attention heads; they divide the width."""
+
     context: int = 32
     """Symbols of a sequence (T)."""
+
     positions: Literal["rope", "learned"] = "rope"
     """Rotations of queries and keys (Su et al. 2021), or a learned vector per position."""
+
     lr: float = 1e-2
     """Peak learning rate."""
+
     weight_decay: float = 0.1
     """Decoupled weight decay (SGD: L2 penalty)."""
+
     clip_norm: float = 1.0
     """Largest norm of the mean gradient (0 = not clipped)."""
+
     global_batch: int = 32
     """Sequences per synchronous step."""
+
     evaluate_every: int = 320
     """Sequences between two evaluations."""
+
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     """AdamW; SGD with Nesterov momentum 0.9 (try lr 1, decay 1e-4); Muon for the blocks' matrices,
     AdamW beside it."""
@@ -170,6 +183,7 @@ class Workload(workload.Workload):
         metric, every = (
             ("excess nats", self.evaluate_every) if self.data == "markov" else ("nats", 0)
         )
+
         return Target(
             metric, easy=0.10, target=0.06, hard=0.05, direction="min", evaluate_every=every
         )
@@ -180,20 +194,24 @@ class Workload(workload.Workload):
             raise ValueError(
                 f"width({self.width}) % heads({self.heads}) or symbols({self.symbols}) != {known}"
             )
+
         self._seed = seed
         self._blocks: dict[int, Tensor] = {}
         self._text = (
             self._read_text() if self.data in ("text", "stdlib") else np.zeros(0, dtype=np.uint8)
         )
+
         self._test, self._floor = self._held_out()
 
     def layers(self) -> list[nn.Module]:
         embedding = Embedding(
             self.symbols, self.width, self.context if self.positions == "learned" else 0
         )
+
         shape = (self.width, self.heads, self.context)
         rope = self.positions == "rope"
         blocks = [Block(*shape, rope=rope, depth=self.blocks) for _ in range(self.blocks)]
+
         return [embedding, *blocks, Head(self.width, embedding.symbols.weight)]
 
     def tensor_plan(self) -> Mapping[str, str]:
@@ -209,6 +227,7 @@ class Workload(workload.Workload):
         tokens = self.context
         width = self.width
         block = 2 * tokens * 12 * width**2 + 2 * 2 * tokens * tokens * width
+
         return [0, *[block] * self.blocks, 2 * tokens * width * self.symbols]
 
     def recipe(self) -> Recipe:
@@ -219,12 +238,15 @@ class Workload(workload.Workload):
                 return muon(
                     params, lambda name: name.split(".")[-2] in PLAN, lr=lr, weight_decay=decay
                 )
+
             if self.optimizer == "sgd":
                 return torch.optim.SGD(params, lr, momentum=0.9, nesterov=True, weight_decay=decay)
+
             return torch.optim.AdamW(params, lr, betas=(0.9, 0.95), weight_decay=decay)
 
         clip = self.clip_norm or None
         flat = self.optimizer != "muon"
+
         return Recipe(
             make_optimizer, self._lr, self.global_batch, BUDGET, clip_norm=clip, elementwise=flat
         )
@@ -233,6 +255,7 @@ class Workload(workload.Workload):
         """10 % linear warm-up, then a cosine to 10 %."""
         if progress < 0.1:
             return self.lr * (progress + 0.004) / 0.104
+
         return self.lr * (0.55 + 0.45 * math.cos(math.pi * (progress - 0.1) / 0.9))
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
@@ -244,6 +267,7 @@ class Workload(workload.Workload):
             first,
             *range((first // BLOCK + 1) * BLOCK, first + share, BLOCK),
         ]  # cut at borders of blocks
+
         rows = torch.cat([self._rows(at, min(share, first + share - at)) for at in starts])
         return Batch(rows[:, :-1], rows[:, 1:], share)
 
@@ -264,6 +288,7 @@ class Workload(workload.Workload):
                     logits.flatten(0, 1), answers.flatten(), reduction="sum"
                 )
             )
+
         return total / self._test[:, 1 + FIRST_SCORED :].numel() - self._floor
 
     def _rows(self, first: int, count: int) -> Tensor:
@@ -273,8 +298,10 @@ class Workload(workload.Workload):
             self._blocks[number] = self._draw(
                 np.random.default_rng([DATA, self._seed, number]), BLOCK
             )
+
             while len(self._blocks) > KEPT_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
+
         return self._blocks[number][begin : begin + count]
 
     def _draw(self, stream: np.random.Generator, count: int) -> Tensor:
@@ -282,8 +309,10 @@ class Workload(workload.Workload):
         length = self.context + 1
         if self.data == "markov":
             return torch.from_numpy(source_sequences(stream, count, length))
+
         if self.data == "random":
             return torch.from_numpy(stream.integers(self.symbols, size=(count, length)))
+
         starts = stream.integers(len(self._text) - length, size=(count, 1))
         return torch.from_numpy(self._text[starts + np.arange(length)].astype(np.int64))
 
@@ -292,9 +321,11 @@ class Workload(workload.Workload):
         gives them."""
         if self.data in ("text", "stdlib"):
             return self._last_tenth(), 0.0
+
         rows = self._draw(
             np.random.default_rng([TEST, SOURCE_SEED]), HELD_OUT if self.data == "markov" else 16
         )
+
         return rows, realised_nats(rows.numpy()) if self.data == "markov" else 0.0
 
     def _last_tenth(self) -> Tensor:
@@ -304,9 +335,11 @@ class Workload(workload.Workload):
         if cut <= length:
             least = f"too few for sequences of {length}: at least {2 * length + 1}"
             raise ValueError(f"the text has {len(self._text)} bytes, {least}")
+
         rows = [
             self._text[at : at + length] for at in range(cut, len(self._text) - length + 1, length)
         ][:64]
+
         self._text = self._text[:cut]
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
@@ -321,7 +354,9 @@ class Workload(workload.Workload):
                     f"path = {self.path!r}, but data = text needs the whole path of a file: set "
                     "path"
                 )
+
             content = path.read_bytes()
+
         self.data_sha256 = hashlib.sha256(content).hexdigest()
         return np.frombuffer(content, dtype=np.uint8)
 
@@ -363,6 +398,7 @@ class Block(nn.Module):
         self.norm_network = nn.LayerNorm(width, bias=False)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
+
         for linear, scale in (
             (self.qkv, 1.0),
             (self.up, 1.0),
@@ -370,9 +406,11 @@ class Block(nn.Module):
             (self.down, 2 * depth),
         ):
             nn.init.normal_(linear.weight, std=0.02 / math.sqrt(scale))
+
         self._head_dim = width // heads
         self._fused = context >= FUSED_FROM
         self.turn = Rotation(context, self._head_dim) if rope else None
+
         if not self._fused:
             self.register_buffer(
                 "mask", torch.full((context, context), -math.inf).triu(1), persistent=False
@@ -390,9 +428,11 @@ class Block(nn.Module):
         query, key, value = (
             x.transpose(1, 2) for x in qkv.view(batch, tokens, -1, 3, self._head_dim).unbind(3)
         )
+
         if self.turn is not None:
             query = self.turn(query)
             key = self.turn(key)
+
         if self._fused:
             mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
@@ -400,7 +440,9 @@ class Block(nn.Module):
                 query @ key.transpose(-2, -1) / math.sqrt(self._head_dim)
                 + self.mask[:tokens, :tokens]
             )
+
             mixed = scores.softmax(-1) @ value
+
         return mixed.transpose(1, 2).reshape(batch, tokens, -1)
 
 
@@ -422,6 +464,7 @@ class Rotation(nn.Module):
         cosine = self.cosine[: x.shape[-2]]
         sine = self.sine[: x.shape[-2]]
         first, second = x.chunk(2, dim=-1)
+
         return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
 
 
@@ -447,10 +490,12 @@ def source() -> np.ndarray:
     Dirichlet(0.3) shares."""
     stream = np.random.default_rng(SOURCE_SEED)
     table = np.full((SYMBOLS, SYMBOLS, SYMBOLS), UNIFORM / SYMBOLS)
+
     for first in range(SYMBOLS):
         for second in range(SYMBOLS):
             successors = stream.choice(SYMBOLS, SUCCESSORS, replace=False)
             table[first, second, successors] += (1 - UNIFORM) * stream.dirichlet([0.3] * SUCCESSORS)
+
     return table
 
 
@@ -461,6 +506,7 @@ def stationary(table: np.ndarray) -> np.ndarray:
         after: np.ndarray = np.einsum("ab,abc->bc", pairs, table)
         if np.abs(after - pairs).max() < 1e-15:
             return after
+
         pairs = after
 
 
@@ -472,11 +518,14 @@ def source_sequences(stream: np.random.Generator, count: int, length: int) -> np
     rows[:, 0], rows[:, 1] = np.divmod(
         stream.choice(len(pairs), size=count, p=pairs / pairs.sum()), SYMBOLS
     )
+
     borders = table.cumsum(-1)
     borders[..., -1] = 1.0  # a draw is below 1
     draws = stream.random((count, length))
+
     for at in range(2, length):
         rows[:, at] = (draws[:, at, None] >= borders[rows[:, at - 2], rows[:, at - 1]]).sum(-1)
+
     return rows
 
 

@@ -26,6 +26,7 @@ def create_vector(numel: int, dtype: torch.dtype) -> tuple[Tensor, Any, str]:
     fd = os.memfd_create("benchsuite")
     os.posix_fallocate(fd, 0, size)  # a sparse mapping would be SIGBUS on a full memory
     memory = mmap.mmap(fd, size, flags=_MAPPED)
+
     return (
         torch.frombuffer(memory, dtype=dtype, count=numel),
         (memory, _Open(fd)),
@@ -38,6 +39,7 @@ def attach_vector(address: str, numel: int, dtype: torch.dtype) -> tuple[Tensor,
     fd = _open(address)
     memory = mmap.mmap(fd, max(numel * dtype.itemsize, 1), flags=_MAPPED)
     os.close(fd)
+
     return torch.frombuffer(memory, dtype=dtype, count=numel), memory
 
 
@@ -68,6 +70,7 @@ class FileLock:
         """(the lock, its address)."""
         keeper = _Open(os.memfd_create(f"benchsuite-lock-{secrets.token_hex(4)}"))
         address = f"{os.getpid()}:{keeper.fd}"
+
         return FileLock(_open(address), keeper), address
 
     @staticmethod

@@ -16,48 +16,72 @@ from collections.abc import Sequence
 from typing import Any
 
 _SECRET_BYTES = 16
-_GREETING = struct.Struct(f"<i{_SECRET_BYTES}s")  # rank, secret of whom it greets
-_TIME = struct.Struct("@ll")  # of SO_RCVTIMEO
+
+# What a rank says first on a new connection: its own rank, and the secret of the rank it greets.
+_GREETING = struct.Struct(f"<i{_SECRET_BYTES}s")
+
+# The kernel's `struct timeval`, which SO_RCVTIMEO takes: seconds and microseconds.
+_TIME = struct.Struct("@ll")
 
 
 class SocketBarrier:
-    """Made by all ranks of a comm together. `names`: what each is called in errors, e.g. its world
-    rank."""
+    """A barrier that all ranks of a comm make together.
+
+    `names` says what each rank is called in errors, for instance its rank in the whole run.
+    """
 
     def __init__(self, store: Any, *, rank: int, names: Sequence[int], timeout_s: float) -> None:
         self._names = names
         self._timeout_s = timeout_s
         self._peers: list[tuple[int, socket.socket]] = []
         size = len(names)
+
+        # The secret keeps strangers out: anybody on the host may connect to an abstract socket.
         secret = secrets.token_bytes(_SECRET_BYTES)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.settimeout(timeout_s)
             address = f"benchsuite-{secrets.token_hex(12)}".encode()
             listener.bind(b"\0" + address)
             listener.listen(size)
+
+            # Published only now that it listens, so that nobody is refused.
             store.set(f"barrier/{rank}", secret + address)
+
+            # Of two ranks the later one connects and the earlier one accepts.
             found = {other: self._connect(store, rank, other) for other in range(rank)}
             while len(found) < size - 1:
                 other, peer = self._accept(listener, secret)
                 found[other] = peer
+
         self._peers = sorted(found.items())
-        whole = int(timeout_s)
+        self._set_timeouts()
+
+    def _set_timeouts(self) -> None:
+        """Has the kernel end a receive that lasts too long.
+
+        Python's own time-out polls before every receive, which is a system call more.
+        """
+        whole_s = int(self._timeout_s)
+        rest_us = int((self._timeout_s - whole_s) * 1e6)
+        limit = _TIME.pack(whole_s, rest_us)
+
         for _, peer in self._peers:
-            peer.settimeout(None)  # the kernel's own time-out: one system call less than Python's
-            peer.setsockopt(
-                socket.SOL_SOCKET,
-                socket.SO_RCVTIMEO,
-                _TIME.pack(whole, int((timeout_s - whole) * 1e6)),
-            )
+            peer.settimeout(None)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def wait(self) -> None:
-        """Returns when all have called it. RuntimeError names a peer that is gone, or late beyond
-        the time-out."""
+        """Returns when all have called it.
+
+        RuntimeError names a peer that is gone, or that is late beyond the time-out.
+        """
+        # All are told before any is waited for. One byte always fits a socket's buffer, so the
+        # sends do not block.
         for other, peer in self._peers:
             try:
                 peer.send(b"\0")
             except ConnectionError:
                 raise self._gone(other) from None
+
         for other, peer in self._peers:
             try:
                 arrived = peer.recv(1)
@@ -69,25 +93,33 @@ class SocketBarrier:
                     "after "
                     f"{self._timeout_s:g} s"
                 ) from None
+
+            # A stream that has ended gives no byte, and no error either.
             if not arrived:
                 raise self._gone(other)
 
     def close(self) -> None:
-        """Peers see that this rank is gone."""
+        """Ends the connections, by which the peers see that this rank is gone."""
         for _, peer in self._peers:
             peer.close()
 
     def _gone(self, other: int) -> RuntimeError:
+        """The error to raise where the connection to a peer has ended."""
         return RuntimeError(
             f"rank {self._names[other]} is gone: its end of the host's barrier was closed by peer"
         )
 
     def _connect(self, store: Any, rank: int, other: int) -> socket.socket:
+        """Connects to an earlier rank, once it has published where, and says who this is."""
         published = bytes(store.get(f"barrier/{other}"))
+        secret = published[:_SECRET_BYTES]
+        address = published[_SECRET_BYTES:]
+
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         peer.settimeout(self._timeout_s)
-        peer.connect(b"\0" + published[_SECRET_BYTES:])
-        peer.sendall(_GREETING.pack(rank, published[:_SECRET_BYTES]))
+        peer.connect(b"\0" + address)
+        peer.sendall(_GREETING.pack(rank, secret))
+
         return peer
 
     def _accept(self, listener: socket.socket, secret: bytes) -> tuple[int, socket.socket]:
@@ -96,8 +128,10 @@ class SocketBarrier:
             peer, _ = listener.accept()
             peer.settimeout(self._timeout_s)
             greeting = peer.recv(_GREETING.size, socket.MSG_WAITALL)
+
             if len(greeting) == _GREETING.size:
                 other, told = _GREETING.unpack(greeting)
                 if secrets.compare_digest(told, secret) and 0 <= other < len(self._names):
                     return other, peer
+
             peer.close()

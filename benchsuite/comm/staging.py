@@ -38,6 +38,7 @@ class StagedWork:
         self._work.wait()
         for wire, x in self._outs:
             x.copy_(wire)
+
         self._outs = ()
 
 
@@ -58,6 +59,7 @@ class StagedGroup:
         def staged(out: Tensor, x: Tensor) -> StagedWork:
             wire = self._copied(x)
             into = self._room(out)
+
             return self._started(call(into, wire), [wire, into], [(into, out)])
 
         return staged
@@ -98,6 +100,7 @@ class StagedGroup:
     ) -> StagedWork:
         copied_ns = self._copied_ns
         self._copied_ns = 0
+
         return StagedWork(work, wires, [(wire, x) for wire, x in outs if wire is not x], copied_ns)
 
     def _foreign(self, x: Tensor) -> bool:
@@ -107,20 +110,25 @@ class StagedGroup:
         """The vector, or one like it that the backend can write."""
         if not self._foreign(x):
             return x
+
         if self._moved.type == "cpu":
             return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
+
         return torch.empty(x.shape, dtype=x.dtype, device=self._moved)
 
     def _copied(self, x: Tensor) -> Tensor:
         """The vector, or a copy that the backend can read, whole when this returns."""
         if not self._foreign(x):
             return x
+
         if x.is_cuda:
             torch.cuda.current_stream(x.device).synchronize()
+
         start = time.perf_counter_ns()
         wire = self._room(x)
         wire.copy_(x)
         self._copied_ns += time.perf_counter_ns() - start
+
         return wire
 
 

@@ -74,6 +74,7 @@ class Traffic:
         total = Traffic()
         for one in each:
             total.include(one)
+
         return total
 
     def include(self, more: Traffic) -> None:
@@ -94,7 +95,9 @@ class Traffic:
             assert set(taken) <= set(counts) and min(left.values(), default=0) >= 0, (
                 f"{part} is no part of {self}"
             )
+
             getattr(rest, name).update({key: count for key, count in left.items() if count})
+
         return rest
 
     def moved(self, ranks: Sequence[int]) -> Traffic:
@@ -103,6 +106,7 @@ class Traffic:
             {(ranks[a], ranks[b]): count for (a, b), count in counts.items()}
             for counts in (self.payload, self.messages, self.shm)
         )
+
         return Traffic(
             payload, messages, shm, {ranks[rank]: count for rank, count in self.control.items()}
         )
@@ -111,10 +115,12 @@ class Traffic:
         """The same traffic `factor` times; nothing where factor is 0."""
         if factor == 0:
             return Traffic()
+
         payload, messages, shm = (
             {edge: count * factor for edge, count in counts.items()}
             for counts in (self.payload, self.messages, self.shm)
         )
+
         return Traffic(
             payload, messages, shm, {rank: count * factor for rank, count in self.control.items()}
         )
@@ -153,6 +159,7 @@ class Traffic:
             if out != into:
                 sums["out", out] = sums.get(("out", out), 0) + count
                 sums["in", into] = sums.get(("in", into), 0) + count
+
         return max(sums.values(), default=0)
 
     def to_json(self) -> dict[str, Any]:
@@ -162,6 +169,7 @@ class Traffic:
             name: [[a, b, count] for (a, b), count in sorted(getattr(self, name).items())]
             for name in ("payload", "messages", "shm")
         }
+
         return document | {
             "control": [[rank, count] for rank, count in sorted(self.control.items())]
         }
@@ -173,6 +181,7 @@ class Traffic:
             {(int(a), int(b)): int(count) for a, b, count in document[name]}
             for name in ("payload", "messages", "shm")
         )
+
         return Traffic(
             payload, messages, shm, {int(rank): int(count) for rank, count in document["control"]}
         )

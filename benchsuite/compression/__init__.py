@@ -28,10 +28,16 @@ class Compression(Encoding, Protocol):
 
     @property
     def nominal_ratio(self) -> float:
-        """Bytes with / bytes without, as its paper counts them, of float32."""
+        """Bytes with compression over bytes without, as its paper counts them, of float32.
+
+        The traffic that is measured may differ: headers, padding and the topology come on top.
+        """
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
-        """State (residuals, random streams) for vectors of these shapes."""
+        """Makes the state (residuals, random streams) for vectors of these shapes.
+
+        The seed is the same on all workers, so that streams which they must share are.
+        """
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
         """The compressed mean over the workers, in place, the same bits on all."""
@@ -45,7 +51,10 @@ class Compression(Encoding, Protocol):
         num_workers: int,
         num_servers: int = 0,
     ) -> Traffic:
-        """Traffic of ONE `mean` of a vector of these shapes."""
+        """Traffic of ONE `mean` of a vector of these shapes.
+
+        itemsize: bytes of an element of the vector, before compression.
+        """
 
 
 class Gathered:
@@ -55,7 +64,7 @@ class Gathered:
     """
 
     def __init__(self, make_codec: Callable[[torch.dtype], Codec]) -> None:
-        """make_codec: called by the first mean, which tells the vectors' dtype."""
+        """Prepares the mean; `make_codec` is called by the first, which tells the dtype."""
         self._make_codec = make_codec
         self._codec: Codec | None = None
         self._one: Tensor | None = None
@@ -66,14 +75,21 @@ class Gathered:
         return getattr(self._codec, "residual", None)
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        """In place."""
+        """The mean of `flat` (P,) over the workers, in place.
+
+        Everybody adds the same rows in the same order, so all have the same bits.
+        """
         if self._codec is None:
             self._codec = self._make_codec(flat.dtype)
-        rows = topology.gather(self._codec.encode(flat))
+
+        rows = topology.gather(self._codec.encode(flat))  # one per worker, of bytes
         if self._one is None:
             self._one = torch.empty_like(flat)
+
+        # The own vector is encoded by now, so the sum may be made in its place.
         self._codec.decode(rows[0], flat)
         for row in rows[1:]:
             self._codec.decode(row, self._one)
             flat.add_(self._one)
+
         flat.div_(len(rows))

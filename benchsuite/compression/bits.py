@@ -8,16 +8,28 @@ from torch import Tensor
 
 
 def packed_bytes(size: int) -> int:
-    """Of so many bits."""
+    """Bytes that so many bits fill, the last one perhaps in part."""
     return -(-size // 8)
 
 
 def pack_signs(flat: Tensor, wire: Tensor) -> None:
-    """Bit 1 where an element is >= 0; the last byte is filled up with zeros."""
-    wire.copy_(torch.from_numpy(np.packbits((flat >= 0).numpy())))
+    """Writes the signs of `flat` (P,) into the bytes of `wire` (ceil(P / 8),).
+
+    A bit is 1 where an element is >= 0, so a zero counts as positive; the last byte is filled up
+    with zeros.
+    """
+    positive = (flat >= 0).numpy()  # (P,)
+    wire.copy_(torch.from_numpy(np.packbits(positive)))
 
 
 def unpack_signs(wire: Tensor, out: Tensor) -> None:
-    """+1 and -1, made of the bits while they are bytes: a quarter of the memory to go through."""
-    bits = np.unpackbits(wire.numpy(), count=out.numel())
-    out.copy_(torch.from_numpy(bits).view(torch.int8).mul_(2).sub_(1))
+    """Writes +1 and -1 into `out` (P,), by the bits of `wire`.
+
+    The bits become signs while they are bytes, because that is a quarter of the memory to go
+    through.
+    """
+    bits = np.unpackbits(wire.numpy(), count=out.numel())  # (P,), 0 or 1
+    signs = torch.from_numpy(bits).view(torch.int8)
+    signs.mul_(2).sub_(1)
+
+    out.copy_(signs)

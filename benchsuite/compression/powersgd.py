@@ -48,79 +48,126 @@ class Compression(compression.Compression):
     )
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
+        """Finds out which tensors travel as factors; memory is made when the first vector comes."""
         self._shapes = shapes
         self._seed = seed
         self._matrices = {name: shape for name, shape in shapes.items() if self.factors(shape)}
+
         first, second = self.element_counts(shapes)
         self.nominal_ratio = (first + second) / numel(shapes)
         self.residual: Tensor | None = None  # (P,), made when the first gradient tells its dtype
 
     def factors(self, shape: torch.Size) -> bool:
-        """Whether a tensor travels as two factors: where they are smaller than the matrix."""
-        return len(shape) > 1 and self.rank * (shape[0] + columns(shape)) < shape.numel()
+        """Whether a tensor travels as two factors: where they are smaller than the matrix.
+
+        r (n + m) < n m of a tensor seen as an n x m matrix.
+        """
+        if len(shape) < 2:
+            return False
+
+        return self.rank * (shape[0] + columns(shape)) < shape.numel()
 
     def element_counts(self, shapes: Shapes) -> tuple[int, int]:
-        """Elements of the two means: all P and what is sent as it is; all Q."""
+        """Elements of the two vectors that are averaged.
+
+        The first holds all P and what is sent as it is, the second all Q.
+        """
         first = second = 0
         for shape in shapes.values():
             if self.factors(shape):
                 r = self._r(shape)
                 first = first + r * shape[0]
                 second = second + r * columns(shape)
+
             else:
                 first += shape.numel()
+
         return first, second
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
+        """Replaces the gradient `flat` (P,) by its low-rank mean over the workers.
+
+        Algorithm 1 of the paper for all matrices at once, so that a step costs two collectives and
+        not two per matrix. What the factors lose stays in `residual` and is added the next time
+        (algorithm 2).
+        """
         if self.residual is None:
             self._make_state(flat)
+
         assert self.residual is not None
+
+        # M = gradient + error, of every tensor.
         flat.add_(self.residual)
         whole = views(flat, self._shapes)
         matrices = {name: whole[name].view(shape[0], -1) for name, shape in self._matrices.items()}
+
+        # P = M Q, next to the tensors that are sent as they are.
         p = views(self._first[: self._p_size], self._p_shapes)
+
         for name, matrix in matrices.items():
-            torch.mm(matrix, self._q[name], out=p[name])
+            torch.mm(matrix, self._q[name], out=p[name])  # (n, r)
+
         plain = [whole[name].flatten() for name in self._shapes if name not in self._matrices]
         if plain:
             torch.cat(plain, out=self._first[self._p_size :])
+
         topology.mean(self._first)
+
+        # P is the same on all workers from here on, and Q = M^T P.
         for name, matrix in matrices.items():
             orthogonalise(p[name])
-            torch.mm(matrix.t(), p[name], out=self._q[name])
+            torch.mm(matrix.t(), p[name], out=self._q[name])  # (m, r)
+
         if matrices:
             topology.mean(self._second)
+
+        # The mean gradient P Q^T takes M's place, and M - P Q^T is the new error.
         errors = views(self.residual, self._shapes)
         for name, matrix in matrices.items():
             error = errors[name].view_as(matrix)
             error.copy_(matrix)
-            torch.mm(p[name], self._q[name].t(), out=matrix)
+            torch.mm(p[name], self._q[name].t(), out=matrix)  # (n, m)
             error.sub_(matrix)
+
+        # The others' means go back to where they came from: each `tensor` is a view of `flat`.
         rest = self._first[self._p_size :].split([tensor.numel() for tensor in plain])
         for tensor, mean in zip(plain, rest, strict=True):
-            tensor.copy_(mean)  # a view of `flat`
+            tensor.copy_(mean)
 
     def _make_state(self, flat: Tensor) -> None:
+        """Makes the error, the two vectors that are averaged, and the first Q.
+
+        Q is drawn from the seed alone: with different starts the mean of the P would be the mean of
+        projections onto different spaces.
+        """
         self.residual = torch.zeros_like(flat)
+
         first, second = self.element_counts(self._shapes)
         self._first = flat.new_empty(first)
         self._second = flat.new_empty(second)
+
         self._p_shapes = {
             name: torch.Size([shape[0], self._r(shape)]) for name, shape in self._matrices.items()
         }
+
         q_shapes = {
             name: torch.Size([columns(shape), self._r(shape)])
             for name, shape in self._matrices.items()
         }
+
         self._p_size = numel(self._p_shapes)
-        generator = torch.Generator().manual_seed(self._seed)  # the same start on all ranks
-        self._second.copy_(torch.randn(second, generator=generator, dtype=torch.float64))
+
+        generator = torch.Generator().manual_seed(self._seed)
+        start = torch.randn(second, generator=generator, dtype=torch.float64)
+        self._second.copy_(start)
         self._q = views(self._second, q_shapes)
 
     def _r(self, shape: torch.Size) -> int:
+        """r of one matrix, whose rank is at most the smaller of its sides."""
         return min(self.rank, shape[0], columns(shape))
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
+        """UsageError: a push has no second mean, and its factors would differ between workers."""
         raise UsageError(
             "compression = powersgd for a push: its factors are summed by all-reduce, not on a "
             "server or an edge; set "
@@ -128,9 +175,10 @@ class Compression(compression.Compression):
         )
 
     def settle(self, mean: Tensor) -> None:
-        """A mean stays what it is."""
+        """Leaves the mean as it is: P Q^T is what the paper steps with."""
 
     def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        """UsageError: a vector alone has no encoding."""
         raise UsageError(
             "compression = powersgd sends no single vectors: set topology to a collective"
         )
@@ -144,6 +192,7 @@ class Compression(compression.Compression):
         num_workers: int,
         num_servers: int = 0,
     ) -> Traffic:
+        """Traffic of the one or two means of a step; an empty one is not sent."""
         means = [count for count in self.element_counts(shapes) if count]
         return Traffic.total(
             topology.predicted_traffic(count, itemsize, num_workers=num_workers) for count in means
@@ -156,8 +205,14 @@ def columns(shape: torch.Size) -> int:
 
 
 def orthogonalise(matrix: Tensor) -> None:
-    """Columns become orthonormal in place (QR; the sign of each column is fixed, so that all ranks
-    agree)."""
-    q, r = torch.linalg.qr(matrix)
-    signs = torch.sign(torch.diagonal(r))
-    matrix.copy_(q * torch.where(signs == 0, torch.ones_like(signs), signs))
+    """Makes the columns of an (n, r) matrix orthonormal in place, by a QR decomposition.
+
+    QR leaves the sign of each column open. Here R's diagonal is made positive, as Gram-Schmidt has
+    it in the paper, so that all ranks agree.
+    """
+    q, r = torch.linalg.qr(matrix)  # (n, r), (r, r)
+
+    signs = torch.sign(torch.diagonal(r))  # (r,)
+    signs = torch.where(signs == 0, torch.ones_like(signs), signs)
+
+    matrix.copy_(q * signs)

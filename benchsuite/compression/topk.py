@@ -56,9 +56,11 @@ class Compression(compression.Compression):
         return 2 * self.rho
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
+        """Prepares the gather; the residual is made when the first vector tells its dtype."""
         self._gathered = Gathered(partial(self.codec, pieces_of(shapes)))
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
+        """The mean of what all workers send, in place; (P,) with at most N k nonzero elements."""
         self._gathered.mean(flat, topology)
 
     @property
@@ -67,15 +69,18 @@ class Compression(compression.Compression):
         return self._gathered.residual
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> TopK:
+        """How one vector is encoded; with `feedback` the codec keeps what it leaves out."""
         return TopK(sum(pieces), self._k(pieces), dtype, feedback=feedback)
 
     def settle(self, mean: Tensor) -> None:
-        """A mean stays what it is."""
+        """Leaves the mean as it is: what was left out is in the residual."""
 
     def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        """Bytes of one encoded vector: k values and k indices."""
         return self._k(pieces) * (itemsize + INDEX_BYTES)
 
     def _k(self, pieces: Sequence[int]) -> int:
+        """k = ceil(rho P), over the whole vector and not per tensor."""
         size = sum(pieces)
         return min(size, math.ceil(self.rho * size))
 
@@ -88,57 +93,84 @@ class Compression(compression.Compression):
         num_workers: int,
         num_servers: int = 0,
     ) -> Traffic:
+        """Traffic of one mean: a gather of one encoded vector of each worker."""
         return topology.predicted_gather(
             self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers
         )
 
 
 class TopK:
-    """k values, then k indices."""
+    """The codec of one vector: on the wire stand k values, then their k indices.
+
+    With `feedback` it keeps the residual e (P,) of algorithm 1: what was asked for and not yet
+    sent.
+    """
 
     def __init__(self, size: int, k: int, dtype: torch.dtype, *, feedback: bool) -> None:
         assert size < 2**31, "indices have 4 bytes"
+
         self.k = k
         self._values_bytes = k * dtype.itemsize
         self.num_bytes = self._values_bytes + k * INDEX_BYTES
         self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)
         self._dtype = dtype
+
+        # Scratch for the search, kept from one vector to the next.
         self._magnitudes = torch.empty(size, dtype=dtype)
         self._below = torch.empty(size, dtype=torch.bool)
         self.residual = torch.zeros(size, dtype=dtype) if feedback else None
 
     def encode(self, flat: Tensor) -> Tensor:
-        whole = flat if self.residual is None else self.residual.add_(flat)
-        indices = self._largest(whole)
-        self._wire[: self._values_bytes].view(self._dtype).copy_(whole.index_select(0, indices))
+        """The bytes to send for a vector (P,); the next call writes over them."""
+        # e <- e + g, and the largest of e travel.
+        whole = flat if self.residual is None else self.residual.add_(flat)  # (P,)
+        indices = self._largest(whole)  # (k,)
+        values = whole.index_select(0, indices)  # (k,)
+
+        self._wire[: self._values_bytes].view(self._dtype).copy_(values)
         self._wire[self._values_bytes :].view(torch.int32).copy_(indices)
+
+        # What travels is no longer owed.
         if self.residual is not None:
             self.residual.index_fill_(0, indices, 0.0)
+
         return self._wire
 
     def _largest(self, whole: Tensor) -> Tensor:
         """(k,) indices of the largest magnitudes; a NaN is larger than all.
 
         Only what may be among them is sorted, by a bound that a sample gives: 5 times faster at 11
-        million elements.
+        million elements. The answer is exact: where the bound leaves fewer than k candidates, all
+        elements are searched.
         """
         magnitudes = torch.abs(whole, out=self._magnitudes)
-        sample = magnitudes[:: max(1, len(magnitudes) // SAMPLE)]
+        every = max(1, len(magnitudes) // SAMPLE)
+        sample = magnitudes[::every]
+
+        # Of the k largest about `share` are in the sample, a number that scatters by its root.
+        # The bound lies six such deviations deeper, so there are hardly ever too few candidates.
         share = len(sample) * self.k / max(len(magnitudes), 1)
-        rank = int(share + 6 * share**0.5 + 6)  # six deviations deeper: hardly ever too few
+        rank = int(share + 6 * share**0.5 + 6)
+
         if len(magnitudes) > 4 * SAMPLE and 4 * rank < len(sample):
             bound = torch.topk(sample, rank, sorted=False).values.min()
             torch.lt(magnitudes, bound, out=self._below)
-            candidates = self._below.logical_not_().nonzero().flatten()  # not (x < bound): NaN too
+
+            # "Not below" and not "at least": a NaN is neither, and has to be found.
+            candidates = self._below.logical_not_().nonzero().flatten()
+
             if len(candidates) >= self.k:
                 found = torch.topk(magnitudes.index_select(0, candidates), self.k, sorted=False)
                 return candidates.index_select(0, found.indices)
+
         return torch.topk(magnitudes, self.k, sorted=False).indices
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
-        values = (
-            wire[: self._values_bytes].clone().view(self._dtype)
-        )  # a copy: a row may begin anywhere
+        """Writes the vector that was sent into `out` (P,): zero wherever nothing was."""
+        # Copies: the row of another rank may begin at a byte where no value can stand.
+        values = wire[: self._values_bytes].clone().view(self._dtype)
+
         indices = wire[self._values_bytes :].clone().view(torch.int32)
+
         out.zero_()
         out[indices.long()] = values

@@ -24,6 +24,7 @@ class OutputChannels(ParallelStyle):
         assert isinstance(module, nn.Conv2d)
         for parameter in module.parameters():
             _keep(parameter, 0, device_mesh)
+
         module.out_channels //= device_mesh.size()
 
         def whole_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -48,6 +49,7 @@ class InputChannels(ParallelStyle):
             y = DTensor.from_local(y, device_mesh, [Partial()], run_check=False).redistribute(
                 placements=[Replicate()]
             )
+
             y = y.to_local()
             return y if module.bias is None else y + module.bias.view(-1, 1, 1)
 
@@ -62,8 +64,10 @@ class GroupedChannels(ParallelStyle):
         assert isinstance(module, nn.GroupNorm)
         for parameter in module.parameters():
             _keep(parameter, 0, device_mesh)
+
         module.num_groups //= device_mesh.size()
         module.num_channels //= device_mesh.size()
+
         return module
 
 

@@ -63,12 +63,15 @@ def cuts(workload: Workload, layers: Sequence[nn.Module], *, size: int, num_chun
         loads = [_parameters(layer) for layer in layers]
     else:
         loads = [float(flops) for flops in counted]
+
     assert len(loads) == len(layers), (
         f"layer_flops() has {len(loads)} entries, layers() {len(layers)}"
     )
+
     chunks = balanced(
         loads, size * num_chunks, [bool(trained_parameters(layer)) for layer in layers], size
     )
+
     if chunks is None:
         trained = sum(bool(trained_parameters(layer)) for layer in layers)
         raise UsageError(
@@ -77,6 +80,7 @@ def cuts(workload: Workload, layers: Sequence[nn.Module], *, size: int, num_chun
             "each chunk needs a layer, the first one of each stage parameters: set a smaller "
             "model_parallel"
         )
+
     return Cuts(chunks, loads, "parameters" if counted is None else "flops", size)
 
 
@@ -98,6 +102,7 @@ def balanced(
     best: dict[int, tuple[float, float, tuple[int, ...]]] = {
         0: (0.0, 0.0, ())
     }  # end -> largest, squares, ends
+
     for chunk in range(count):
         reached: dict[int, tuple[float, float, tuple[int, ...]]] = {}
         for end in range(1, len(loads) + 1):
@@ -110,11 +115,15 @@ def balanced(
                 for start, (largest, squares, ends) in best.items()
                 if start < end and (chunk >= size or before[start] < before[end])
             ]
+
             if ways:
                 reached[end] = min(ways)
+
         best = reached
+
     if len(loads) not in best:
         return None
+
     ends = best[len(loads)][2]
     return [range(start, end) for start, end in zip((0, *ends[:-1]), ends, strict=True)]
 
@@ -128,7 +137,9 @@ def holders(found: Cuts, layers: Sequence[nn.Module]) -> dict[str, list[int]]:
             for number, chunk in enumerate(found.chunks)
             if any(parameter is p for layer in chunk for p in layers[layer].parameters())
         ]
+
         held[name] = list(dict.fromkeys(found.part_of(chunk) for chunk in chunks))
+
     return held
 
 
@@ -136,6 +147,7 @@ def pieces_of(found: Cuts, layers: Sequence[nn.Module]) -> list[list[Piece]]:
     """What each part holds: whole parameters, in the order of the chain, copies last."""
     shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
     held = holders(found, layers)
+
     return [
         ordered(
             whole(name, shapes[name], owned=parts[0] == part)
@@ -157,6 +169,7 @@ def on_meta(layers: Sequence[nn.Module]) -> list[nn.Module]:
                 if isinstance(tensor, nn.Parameter)
                 else bare
             )
+
     return [copy.deepcopy(layer, known) for layer in layers]
 
 
@@ -164,12 +177,15 @@ def outputs(found: Cuts, layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]
     """What leaves each chunk, of layers on the meta device; the last one is the chain's output."""
     x = x.to("meta")
     left = []
+
     with torch.no_grad():
         for chunk in found.chunks:
             for layer in chunk:
                 x = layers[layer](x)
+
             x = torch.empty(x.shape, dtype=x.dtype, device="meta")  # contiguous
             left.append(x)
+
     return left
 
 

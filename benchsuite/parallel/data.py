@@ -95,14 +95,17 @@ class DataPart:
         self.params = torch.zeros(numel(self.shapes), dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.params)
         self._parameters = list(named.values())
+
         for p, view in zip(self._parameters, views(self.params, self.shapes).values(), strict=True):
             view.copy_(p.detach())
             p.data = view
+
         self._bind_grad()
         self._forward: nn.Module = self.module
         self._ends: list[
             tuple[int, int]
         ] = []  # range of each tensor, once somebody wants slices as they come
+
         self._missing: set[int] = set()
         self._announce: Callable[[int], None]
 
@@ -125,12 +128,14 @@ class DataPart:
     def _loss(self, forward: nn.Module, batch: Batch) -> Tensor:
         if not self._autocast:
             return self._workload.loss(forward(batch.x), batch)
+
         with self._precision():
             return self._workload.loss(forward(batch.x), batch)
 
     def infer(self, x: Tensor) -> Tensor:
         training = self.module.training
         self.module.eval()  # no dropout, no batch statistics
+
         try:
             with torch.no_grad(), self._precision():
                 output: Tensor = self.module(x.to(self._device))
@@ -145,14 +150,17 @@ class DataPart:
             raise ValueError(
                 "a real backward pass is not abandoned: `until` is for the virtual clock"
             )
+
         batch = to_device(batch, self._device)
         if self._num_micro > 1:
             return self._accumulated(micro_batches(batch, self._num_micro), ready)
+
         loss = self._loss(self.module, batch)
         if ready is None:
             torch._foreach_copy_(self._grads, self._gradients(loss))
         else:
             self._backward_with_hooks(loss, ready)
+
         return self._value(loss.detach())
 
     def _value(self, loss: Tensor) -> float:
@@ -163,6 +171,7 @@ class DataPart:
         slices."""
         self.grad.zero_()
         losses = []
+
         for number, piece in enumerate(pieces, start=1):
             loss = self._loss(self.module, piece)
             share = loss / len(pieces)
@@ -170,7 +179,9 @@ class DataPart:
                 torch._foreach_add_(self._grads, self._gradients(share))
             else:
                 self._backward_with_hooks(share, ready)
+
             losses.append(loss.detach())
+
         return self._value(torch.stack(losses).mean())
 
     def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
@@ -179,6 +190,7 @@ class DataPart:
             gradient is None for gradient in gradients
         ):  # `materialize_grads` costs 1 % of a digits step
             gradients = self._with_zeros(gradients)
+
         return gradients
 
     def _with_zeros(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -201,14 +213,19 @@ class DataPart:
             for shape in self.shapes.values():
                 self._ends.append((stop, stop + shape.numel()))
                 stop += shape.numel()
+
             self._register_hooks()
+
         self._missing = set(range(len(self._parameters)))
         self._announce = lambda position: ready(*self._ends[position])
         loss.backward()
+
         for position in sorted(self._missing, reverse=True):
             if self._num_micro == 1:
                 self._grads[position].zero_()
+
             ready(*self._ends[position])
+
         # autograd keeps the hooks, and so this part, for ever: `ready` leads to the rank's sockets
         del self._announce
 
@@ -220,6 +237,7 @@ class DataPart:
                     self._grads[position].copy_(parameter.grad)
                 else:
                     self._grads[position].add_(parameter.grad)
+
                 parameter.grad = None
                 self._missing.discard(position)
                 self._announce(position)
@@ -235,13 +253,17 @@ class DataPart:
     def backward(self, batch: Batch) -> float:
         for parameter in self._parameters:
             parameter.grad = None
+
         pieces = micro_batches(to_device(batch, self._device), self._num_micro)
         losses = []
+
         for number, piece in enumerate(pieces, start=1):
             with nullcontext() if number == len(pieces) else self._not_yet():
                 loss = self._loss(self._forward, piece)
                 (loss if len(pieces) == 1 else loss / len(pieces)).backward()
+
             losses.append(loss.detach())
+
         return self._value(losses[0] if len(losses) == 1 else torch.stack(losses).mean())
 
     def _not_yet(self) -> AbstractContextManager[Any]:

@@ -105,6 +105,7 @@ class Parallel(parallel.ModelParallel):
             traffic += collective_traffic(
                 "reduce_scatter", reduced, itemsize, size, backend=backend
             )
+
         return traffic
 
     def predicted_inference(
@@ -156,6 +157,7 @@ class FSDPPart:
         self._facts = _facts(
             options, units, {name: p.shape for name, p in named.items()}, pieces, replica
         )
+
         self.shapes: Shapes = shapes_of(pieces)
         self.num_owned = num_owned(pieces)
         self.params = cut(named, pieces).to(device)
@@ -184,9 +186,11 @@ class FSDPPart:
         own = list(views(self.params, self.shapes).values())
         for parameter, view in zip(self._parameters, own, strict=True):
             _local(parameter).data = view
+
         for unit in _fsdp_modules(self.module):
             unit.unshard()
             unit.reshard()
+
         memory = self.params.untyped_storage().data_ptr()
         local = [_local(parameter) for parameter in self._parameters]
         copies = [
@@ -194,6 +198,7 @@ class FSDPPart:
             for at, mine in enumerate(local)
             if mine.numel() and mine.untyped_storage().data_ptr() != memory
         ]
+
         return [local[at] for at in copies], [own[at] for at in copies]
 
     def _refresh(self) -> None:
@@ -217,13 +222,17 @@ class FSDPPart:
             raise ValueError(
                 "fsdp reduces inside its backward pass: no slices as they come, nothing to abandon"
             )
+
         self.num_gradients += 1
         batch = to_device(batch, self.replica.device)
         self._refresh()
+
         with self._precision():
             loss = self._workload.loss(self.module(batch.x), batch)
+
         loss.backward()
         self._take_gradients()
+
         return self.replica.sum(float(loss.detach())) / self.replica.size
 
     @torch.no_grad()
@@ -232,6 +241,7 @@ class FSDPPart:
         gradient 0."""
         into = []
         found = []
+
         for parameter, view in zip(self._parameters, self._grads, strict=True):
             if parameter.grad is None:
                 view.zero_()
@@ -239,6 +249,7 @@ class FSDPPart:
                 into.append(view)
                 found.append(parameter.grad.to_local())  # type: ignore[attr-defined]  # a DTensor
                 parameter.grad = None
+
         torch._foreach_copy_(into, found)
 
     def gradient_norm(self) -> float:
@@ -258,16 +269,19 @@ class FSDPPart:
         if not self._is_whole:
             self._refresh()
             self._gather_all()
+
         gathered = nullcontext if self._is_whole else _gathered
         training = self.module.training
         source = x.device
         x = x.to(self.replica.device)
         self.module.eval()
+
         try:
             with torch.no_grad(), self._precision(), gathered(self.module):
                 for layer in self.module.children():
                     with gathered(layer):
                         x = layer.forward(x)
+
                 return x.to(source, self.params.dtype if self._autocast else x.dtype)
         finally:
             self.module.train(training)
@@ -288,6 +302,7 @@ class FSDPPart:
         if self._hold is not None:
             for unit in _fsdp_modules(self.module):
                 self._hold.enter_context(_gathered(unit))
+
             self._is_whole = True
 
     def share(self, shard: int, num_shards: int) -> tuple[int, int]:
@@ -310,6 +325,7 @@ def _gathered(module: object) -> Iterator[None]:
     if not isinstance(module, FSDPModule):
         yield
         return
+
     module.unshard()
     try:
         yield
@@ -328,8 +344,10 @@ def _sharded(
                 "(1,), or set "
                 "parallel = data"
             )
+
     mesh = DeviceMesh.from_group(replica.group, replica.device.type)
     layers = list(module)
+
     for unit in units:
         if not unit.is_root:
             fully_shard(
@@ -337,11 +355,13 @@ def _sharded(
                 mesh=mesh,
                 reshard_after_forward=not options.stays_gathered(unit),
             )
+
     root = fully_shard(module, mesh=mesh, reshard_after_forward=options.reshard == "full")
     if hasattr(
         root, "set_reduce_scatter_unused_params"
     ):  # of a newer torch: what has no gradient travels as zeros
         root.set_reduce_scatter_unused_params(True)
+
     return module
 
 
@@ -373,5 +393,6 @@ def _facts(
         }
         for unit in units
     ]
+
     padded = sum(padded_numel(shape, replica.size) for shape in named.values()) // replica.size
     return {"units": described, "num_owned": own, "num_padded": padded - own}

@@ -64,10 +64,12 @@ def join(vectors: Sequence[Tensor], pieces: Sequence[Sequence[Piece]], shapes: S
     parameters = {
         name: torch.full(shape, torch.nan, dtype=like.dtype) for name, shape in shapes.items()
     }
+
     for vector, held in zip(vectors, pieces, strict=True):
         for view, piece in zip(
             vector.split([piece.shape.numel() for piece in held]), held, strict=True
         ):
             if piece.owned:
                 piece.of(parameters[piece.name]).copy_(view.view(piece.shape))
+
     return torch.cat([parameter.reshape(-1) for parameter in parameters.values()])

@@ -45,8 +45,10 @@ class Parallel(parallel.ModelParallel):
 
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
     """Order of the micro-batches' forward and backward passes."""
+
     num_micro_batches: int = 4
     """Pieces of a replica's share of a batch that are under way at once (m)."""
+
     num_chunks: int = 0
     """Runs of layers on each stage (V); 0 = 2 with interleaved, 1 with the others."""
 
@@ -89,6 +91,7 @@ class Parallel(parallel.ModelParallel):
         assert replica is not None, "a pipeline's stages need each other"
         layers = seeded_layers(workload, seed)
         nn.Sequential(*layers).to(dtype)
+
         return PipelinePart(self, workload, replica, layers, device=device, autocast=autocast)
 
     def pieces(
@@ -115,14 +118,17 @@ class Parallel(parallel.ModelParallel):
         traffic = Traffic()
         m = self.num_micro_batches
         leaves = cuts.outputs(found, cuts.on_meta(layers), micro_batches(batch, m)[0].x)
+
         for here, there, num_bytes in cuts.crossings(found, leaves, itemsize):
             traffic.add(here, there, num_bytes * m, m)
             traffic.add(there, here, num_bytes * m, m)
+
         shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
         for name, parts in cuts.holders(found, layers).items():
             for one, other in combinations(parts, 2):
                 for edge in ((one, other), (other, one)):
                     traffic.add(*edge, shapes[name].numel() * itemsize)
+
         return Traffic.total(
             [traffic, tell_traffic(size, size - 1), *([sum_traffic(size)] if clip else [])]
         )
@@ -140,8 +146,10 @@ class Parallel(parallel.ModelParallel):
         found = self.cuts(workload, layers, size)
         traffic = Traffic()
         leaves = cuts.outputs(found, cuts.on_meta(layers), x)
+
         for here, there, num_bytes in cuts.crossings(found, leaves, itemsize):
             traffic.add(here, there, num_bytes)
+
         return traffic + spread_traffic(leaves[-1].numel(), itemsize, size)
 
 
@@ -174,16 +182,20 @@ class PipelinePart:
             for piece in held
             if len(parts := cuts.holders(self._cuts, layers)[piece.name]) > 1
         }
+
         self._bare = cuts.on_meta(
             layers
         )  # the whole chain, for the shapes of what crosses the cuts
+
         self.params = pieces.cut(named, held).to(device)
         self.module: nn.Module = nn.ModuleDict(
             {str(at): layers[at] for at in self._cuts.layers_of(replica.part)}
         )
+
         self.module.to(device)
         for p, view in zip(self._parameters, views(self.params, self.shapes).values(), strict=True):
             p.data = view
+
         self.use_grad_buffer(torch.zeros_like(self.params))
         self._chunks = {
             number: Chunk(
@@ -195,6 +207,7 @@ class PipelinePart:
             )
             for number in self._cuts.of_part(replica.part)
         }
+
         self._runs: dict[Any, Run] = {}  # by the shape of a micro-batch
         self._last_run: Run | None = None
         self._last = replica.size - 1  # the part with the loss
@@ -204,6 +217,7 @@ class PipelinePart:
         lies in it."""
         self.grad = buffer
         self._grads = views(self.grad, self.shapes)
+
         for p, view in zip(self._parameters, self._grads.values(), strict=True):
             p.grad = view
 
@@ -217,13 +231,16 @@ class PipelinePart:
                 "a pipeline's gradient is whole when its last micro-batch is: no `ready`, no "
                 "`until`"
             )
+
         self.num_gradients += 1
         run = self._run(batch)
         self.grad.zero_()
         expected = self._expect()
         loss = self._tell(run.step(batch), expected)
+
         if self._tied:
             self._sum_tied()
+
         return float(loss) if loss.device.type == "cpu" else DeviceLoss(loss)
 
     def _run(self, batch: Batch) -> Run:
@@ -237,6 +254,7 @@ class PipelinePart:
                 f"tensor whose samples divide into num_micro_batches({count}): set "
                 "num_micro_batches to a divisor"
             )
+
         key = (x.shape, x.dtype)
         if key not in self._runs:
             first = micro_batches(batch, count)[0].x
@@ -248,6 +266,7 @@ class PipelinePart:
                 replica=self.replica,
                 num_micro_batches=count,
             )
+
         self._last_run = self._runs[key]
         return self._last_run
 
@@ -256,16 +275,19 @@ class PipelinePart:
         everywhere."""
         part = self.replica.part
         comm = self.replica.comm
+
         for name, parts in self._tied.items():
             mine = self._grads[name].view(-1)
             terms = {
                 part: mine,
                 **{other: torch.empty_like(mine) for other in parts if other != part},
             }
+
             for one, other in combinations(parts, 2):  # one order for all: nobody waits in a circle
                 if part in (one, other):
                     peer = other if part == one else one
                     comm.sendrecv(mine, peer, terms[peer], peer)
+
             if len(parts) == 2:
                 mine.add_(terms[parts[0] if part == parts[1] else parts[1]])  # a + b = b + a
             else:
@@ -287,9 +309,12 @@ class PipelinePart:
             loss = torch.stack([each.detach() for each in losses]).sum().double().reshape(1)
             for part in range(self._last):
                 self.replica.comm.send(loss, part)
+
             return loss
+
         handle, loss = expected or self._receive()
         handle.wait()
+
         return loss
 
     def gradient_norm(self) -> float:
@@ -313,24 +338,29 @@ class PipelinePart:
         training = self.module.training
         last = len(leaves) - 1
         self.module.eval()
+
         try:
             with torch.no_grad():
                 for number, chunk in self._chunks.items():
                     if number and replica.size > 1:
                         x = self._empty(leaves[number - 1])
                         replica.group.recv([x], found.part_of(number - 1), 0).wait()
+
                     x = chunk(x)
                     if number < last and replica.size > 1:
                         replica.group.send([x], found.part_of(number + 1), 0).wait()
         finally:
             self.module.train(training)
+
         output = (
             self._chunks[last].fit_to_send(x) if last in self._chunks else self._empty(leaves[last])
         )
+
         if replica.size > 1:
             everywhere = torch.distributed.BroadcastOptions()
             everywhere.rootRank = found.part_of(last)
             replica.group.broadcast([output], everywhere).wait()
+
         return output.to(device)
 
     def _empty(self, like: Tensor) -> Tensor:
@@ -362,6 +392,7 @@ class PipelinePart:
         chunks = options.chunks
         schedule = options.schedule
         run = self._last_run
+
         return {
             "schedule": schedule,
             "num_micro_batches": m,

@@ -56,4 +56,5 @@ def tell_traffic(size: int, root: int) -> Traffic:
     for part in range(size):
         if part != root:
             traffic.add(root, part, NUMBER_BYTES)
+
     return traffic

@@ -38,6 +38,7 @@ def units_of(layers: Sequence[nn.Module]) -> list[Unit]:
         for number, own in enumerate(held)
         if own and number not in root
     ]
+
     return alone + ([Unit(root, shared, True)] if shared else [])
 
 
@@ -51,6 +52,7 @@ def shard(name: str, shape: torch.Size, part: int, size: int) -> Piece:
     rows = longest_shard(shape, size)
     start = min(part * rows, shape[0])
     stop = min(start + rows, shape[0])
+
     return Piece(name, torch.Size((stop - start, *shape[1:])), start=start)
 
 

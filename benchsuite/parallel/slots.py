@@ -34,6 +34,7 @@ def counted(orders: Sequence[Sequence[Action]], *, num_stages: int) -> float:
     done: dict[Action, int] = {}  # -> the slot in which it is over
     at = [0] * len(orders)
     free = [0] * len(orders)
+
     while any(position < len(order) for position, order in zip(at, orders, strict=True)):
         moved = False
         for part, order in enumerate(orders):
@@ -41,13 +42,16 @@ def counted(orders: Sequence[Sequence[Action]], *, num_stages: int) -> float:
                 ready = _ready(order[at[part]], done, num_stages)
                 if ready is None:
                     break
+
                 free[part] = max(free[part], ready) + SLOTS[order[at[part]][0]]
                 done[order[at[part]]] = free[part]
                 at[part], moved = at[part] + 1, True
+
         if not moved:
             raise ValueError(
                 "the parts wait for each other: " + ", ".join(map(str, _heads(orders, at)))
             )
+
     busy = sum(SLOTS[action[0]] for order in orders for action in order)
     return 1 - busy / (len(orders) * max(free))
 
@@ -57,14 +61,17 @@ def _ready(action: Action, done: dict[Action, int], num_stages: int) -> int | No
     kind, chunk, micro = action
     if kind == FORWARD:
         return 0 if chunk == 0 else done.get((FORWARD, chunk - 1, micro))
+
     own = done.get((FORWARD, chunk, micro)) if kind != WEIGHT else done.get((INPUT, chunk, micro))
     if own is None or kind == WEIGHT or chunk == num_stages - 1:
         return own
+
     behind = [
         done[key]
         for key in ((BACKWARD, chunk + 1, micro), (INPUT, chunk + 1, micro))
         if key in done
     ]
+
     return max(own, *behind) if behind else None
 
 
@@ -81,6 +88,7 @@ def in_flight(order: Sequence[Action]) -> int:
     for kind, _, _ in order:
         now += {FORWARD: 1, BACKWARD: -1, WEIGHT: -1}.get(kind, 0)
         most = max(most, now)
+
     return most
 
 
@@ -91,6 +99,7 @@ def in_flight_expected(
     here."""
     if schedule == "gpipe":
         return num_micro_batches
+
     return min(num_micro_batches, stages - part) if schedule == "1f1b" else None
 
 
@@ -99,8 +108,10 @@ def order_of(schedule: str, *, stages: int, part: int, num_micro_batches: int) -
     pipeline full (1f1b)."""
     ahead = num_micro_batches if schedule == "gpipe" else min(num_micro_batches, stages - part)
     order: list[Action] = [(FORWARD, part, micro) for micro in range(ahead)]
+
     for micro in range(num_micro_batches):
         order.append((BACKWARD, part, micro))
         if micro + ahead < num_micro_batches:
             order.append((FORWARD, part, micro + ahead))
+
     return order

@@ -52,9 +52,11 @@ class Split:
         layers = (
             [_layer(name) for name, how in self._plan.items() if how == "tokens"] if tokens else []
         )
+
         self._token_layers = list(
             dict.fromkeys(layers)
         )  # in which a part sees a slice of the tokens
+
         found = {name: parameter.shape for name, parameter in trained_parameters(chain).items()}
         self._shapes = {name: found[name] for name in sorted(found, key=self._place)}
         self._check()
@@ -69,6 +71,7 @@ class Split:
         how = self._plan.get(module, "")
         if how in ("columns", "gathered", "channels"):
             return 0
+
         return 1 if how == "rows" and leaf == "weight" else None
 
     def _is_partial(self, name: str) -> bool:
@@ -89,6 +92,7 @@ class Split:
                 raise ValueError(
                     f"tensor_plan splits {name}, which is {first} too: a tied parameter stays whole"
                 )
+
         for name, how in self._plan.items():
             module = self._chain.get_submodule(name)
             if not isinstance(module, SPLIT.get(how, ())):
@@ -96,22 +100,27 @@ class Split:
                     each: " or ".join(kind.__name__ for kind in kinds)
                     for each, kinds in SPLIT.items()
                 }
+
                 raise ValueError(
                     f"tensor_plan[{name!r}] = {how!r} of a {type(module).__name__}; known: {known}"
                 )
+
             if getattr(module, "groups", 1) != 1:
                 raise ValueError(
                     f"tensor_plan[{name!r}] = {how!r}: a convolution in groups is not split"
                 )
+
             if _layer(name) in self._token_layers and how not in ("tokens", "columns", "rows"):
                 raise ValueError(
                     f"tensor_plan[{name!r}] = {how!r} in a layer of tokens: columns and rows only"
                 )
+
             lengths = [
                 (leaf, parameter.shape[dim])
                 for leaf, parameter in module.named_parameters(recurse=False)
                 if (dim := self._dim(f"{name}.{leaf}")) is not None
             ]
+
             groups = [("num_groups", module.num_groups)] if isinstance(module, nn.GroupNorm) else []
             for what, length in [*lengths, *groups]:
                 if length % self.size:
@@ -140,6 +149,7 @@ class Split:
                         part * length,
                     )
                 )
+
         return found
 
     @property
@@ -173,6 +183,7 @@ class Split:
                 styles.append((name, ColwiseParallel(output_layouts=Replicate())))
             elif how == "channels":
                 styles.append((name, GroupedChannels()))
+
         for first, last in self._runs():
             styles.append(
                 (
@@ -184,6 +195,7 @@ class Split:
                     ),
                 )
             )
+
             styles.append(
                 (
                     last,
@@ -194,6 +206,7 @@ class Split:
                     ),
                 )
             )
+
         return styles
 
     def _runs(self) -> list[tuple[str, str]]:
@@ -204,6 +217,7 @@ class Split:
                 found[-1] = (found[-1][0], layer)
             else:
                 found.append((layer, layer))
+
         return found
 
     def collectives(self, x: Tensor) -> list[Collective]:
@@ -214,13 +228,17 @@ class Split:
             (name, partial(_of_module, found, how, _layer(name) in self._token_layers))
             for name, how in self._plan.items()
         ]
+
         for first, last in self._runs():
             ends = {"first": first, "last": last}
             seen += [(name, partial(_of_module, found, end, True)) for end, name in ends.items()]
+
         hooks = [self._chain.get_submodule(name).register_forward_hook(hook) for name, hook in seen]
         self._chain(x)
+
         for hook in hooks:
             hook.remove()
+
         partial_sums = self.num_partial if torch.is_grad_enabled() else 0
         return [*found, ("all_reduce", partial_sums)] if partial_sums else found
 
@@ -238,14 +256,18 @@ def _of_module(
     taken = inputs[0].numel()
     made = output.numel()
     wanted = inputs[0].requires_grad  # an image's is not
+
     if how in ("columns", "gathered"):
         found.extend([("all_gather", taken)] if tokens else [])
         found.extend([("reduce_scatter" if tokens else "all_reduce", taken)] if wanted else [])
+
     if how == "rows":
         found.append(("reduce_scatter" if tokens else "all_reduce", made))
         found.extend([("all_gather", made)] if tokens and output.requires_grad else [])
+
     if how in ("gathered", "last"):
         found.append(("all_gather", made))
+
     if how == "first" and wanted:
         found.append(("all_gather", taken))
 

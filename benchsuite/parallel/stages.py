@@ -75,11 +75,14 @@ class Chunk(nn.Module):
         came = x
         if self.splits and x.requires_grad:
             x = _Contiguous.apply(x)  # type: ignore[no-untyped-call]  # torch
+
         with self.precision():
             for layer in self.layers:
                 x = layer(x)
+
         if self._is_last:
             return x
+
         x = self.fit_to_send(x)
         return x.clone() if x is came or x._is_view() else x
 
@@ -123,6 +126,7 @@ class Stage(PipelineStage):
         begin = time.perf_counter_ns()
         output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
         self.log.add(FORWARD, self.stage_index, fwd_chunk_id, begin)
+
         return output
 
     def backward_one_chunk(
@@ -170,8 +174,10 @@ class Run:
         self._log = Log()
         self._wall_ns = 0
         self._steps = 0
+
         for stage in stages:
             stage.log = self._log
+
         # a mean over micro-batches is taken in the loss: the library would divide every parameter's
         # gradient
         self._schedule = SCHEDULES[name](
@@ -180,6 +186,7 @@ class Run:
             self._loss,
             scale_grads=False,
         )
+
         self._first = stages[0].is_first
         self._last = stages[-1].is_last
 
@@ -192,6 +199,7 @@ class Run:
         args = (
             (to_device(Batch(batch.x, None, batch.num_samples), device).x,) if self._first else ()
         )
+
         kwargs: dict[str, Any] = {}
         if (
             self._last
@@ -199,11 +207,14 @@ class Run:
             y = to_device(Batch(None, batch.y, batch.num_samples), device).y
             self._micro = micro_batches(Batch(batch.x, y, batch.num_samples), self._count)
             kwargs = {"target": torch.arange(self._count), "losses": losses}
+
         begin = time.perf_counter_ns()
         self._schedule.step(*args, **kwargs, **NO_OUTPUTS)
         self._wall_ns += time.perf_counter_ns() - begin
+
         if self._steps == 0:  # the first one lays out the memory
             self._wall_ns, self._log.busy_ns = 0, 0
+
         self._steps += 1
         return losses
 
@@ -211,6 +222,7 @@ class Run:
         begin = time.perf_counter_ns()
         with self._stages[-1].chunk.precision():
             loss = self._workload.loss(output, self._micro[int(number)]) / self._count
+
         self._log.busy_ns += time.perf_counter_ns() - begin
         return loss
 
@@ -225,6 +237,7 @@ class Run:
                 )
                 for part in parts
             ]
+
         orders = self._schedule.pipeline_order
         return [
             [
@@ -253,6 +266,7 @@ class Run:
         on_cpu = (
             torch.device(stage.device).type == "cpu"
         )  # a device is busy after a pass has returned
+
         timed = self._steps > 1 and on_cpu
         return {
             "activation_bytes": [tensor.nbytes for tensor in self._crossing[1:-1]],
@@ -291,8 +305,10 @@ def start(
             output_args=(_described(crossing[number + 1]),),
             group=replica.group,
         )
+
         stage.chunk = chunk
         stages.append(stage)
+
     return Run(name, stages, crossing, workload=workload, num_micro_batches=num_micro_batches)
 
 

@@ -71,6 +71,7 @@ class Parallel(parallel.ModelParallel):
     ) -> TensorPart:
         assert replica is not None
         layers = [layer.to(dtype) for layer in seeded_layers(workload, seed)]
+
         return TensorPart(
             workload, layers, self._split(workload, layers, replica.size), replica, device=device
         )
@@ -103,6 +104,7 @@ class Parallel(parallel.ModelParallel):
     ) -> Traffic:
         with torch.no_grad():
             found = self._split(workload, layers, size).collectives(x)
+
         return Traffic.total(
             collective_traffic(kind, numel, itemsize, size) for kind, numel in found
         )
@@ -121,6 +123,7 @@ class Parallel(parallel.ModelParallel):
         traffic = sum_traffic(size) if clip else Traffic()
         for kind, numel in self.collectives(workload, layers, batch, size):
             traffic += collective_traffic(kind, numel, itemsize, size, backend=backend)
+
         return traffic
 
 
@@ -149,12 +152,14 @@ class TensorPart:
         self._grads = list(views(self.grad, self.shapes).values())
         self._partial = self.grad[self.grad.numel() - split.num_partial :]
         self.module: nn.Module = chain.to(device)
+
         if split.size > 1:
             mesh = DeviceMesh.from_group(replica.group, device.type)
             for name, style in split.styles():
                 parallelize_module(
                     chain, mesh, {name: style}, src_data_rank=None
                 )  # every part has the same whole
+
         self._parameters = [
             self._bind(name, view) for name, view in views(self.params, self.shapes).items()
         ]
@@ -164,12 +169,15 @@ class TensorPart:
         owner, _, leaf = name.rpartition(".")
         module = self.module.get_submodule(owner)
         parameter: nn.Parameter = getattr(module, leaf)
+
         if not isinstance(whole := parameter.data, DTensor):
             parameter.data = view
             return parameter
+
         bound = nn.Parameter(
             DTensor.from_local(view, whole.device_mesh, whole.placements, run_check=False)
         )
+
         module.register_parameter(leaf, bound)
         return bound
 
@@ -181,13 +189,16 @@ class TensorPart:
                 "a part's gradient is whole when it is returned and never abandoned: no `ready`, "
                 "no `until`"
             )
+
         self.num_gradients += 1
         batch = to_device(batch, self.replica.device)
         loss = self._workload.loss(self.module(batch.x), batch)
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         torch._foreach_copy_(self._grads, list(map(_local, gradients, self._parameters)))
+
         if self._partial.numel():
             dist.all_reduce(self._partial, group=self.replica.group)
+
         loss = loss.detach()
         return float(loss) if self.replica.device.type == "cpu" else DeviceLoss(loss)
 
@@ -202,6 +213,7 @@ class TensorPart:
     def infer(self, x: Tensor) -> Tensor:
         training = self.module.training
         self.module.eval()
+
         try:
             with torch.no_grad():
                 output: Tensor = self.module(x.to(self.replica.device))
@@ -234,9 +246,12 @@ def _local(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     """This part's slice; a parameter that the loss does not reach has gradient 0."""
     if gradient is None:
         gradient = torch.zeros_like(parameter)
+
     if not isinstance(gradient, DTensor):
         return gradient
+
     assert isinstance(parameter, DTensor)
     if gradient.placements != parameter.placements:
         gradient = gradient.redistribute(placements=parameter.placements)
+
     return gradient.to_local()

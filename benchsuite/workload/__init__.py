@@ -40,10 +40,12 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
     """The batch in `count` equal pieces, cut along dimension 0 (views)."""
     if count == 1:
         return [batch]
+
     if batch.num_samples % count:
         raise ValueError(
             f"{batch.num_samples} samples cannot be cut into {count} equal micro-batches"
         )
+
     size = batch.num_samples // count
     return [
         Batch(_piece(batch.x, at, count), _piece(batch.y, at, count), size) for at in range(count)
@@ -61,11 +63,14 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     tensors."""
     if isinstance(value, Tensor):
         return change(value)
+
     if isinstance(value, (tuple, list)):
         inside = [mapped(each, change) for each in value]
         return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
+
     if isinstance(value, Mapping):
         return {name: mapped(each, change) for name, each in value.items()}
+
     return value
 
 
@@ -92,6 +97,7 @@ class DeviceLoss(float):
     def __new__(cls, tensor: Tensor) -> DeviceLoss:
         loss = super().__new__(cls, math.nan)
         loss.tensor = tensor
+
         return loss
 
     def read(self) -> float:
@@ -294,10 +300,13 @@ def pieces_of(shapes: Shapes, start: int = 0, stop: int | None = None) -> list[i
     out."""
     pieces = []
     at = 0
+
     for shape in shapes.values():
         low = max(at, start)
         high = at + shape.numel() if stop is None else min(at + shape.numel(), stop)
         if high > low:
             pieces.append(high - low)
+
         at += shape.numel()
+
     return pieces

@@ -34,14 +34,18 @@ def muon(
             f"optimizer = muon needs torch >= 2.9, this is {torch.__version__}: set optimizer = "
             "adamw"
         )
+
     tensors = list(named)
     matrices = [tensor for name, tensor in tensors if tensor.dim() == 2 and is_hidden(name)]
     others = [tensor for name, tensor in tensors if tensor.dim() != 2 or not is_hidden(name)]
     made: list[torch.optim.Optimizer] = []
+
     if matrices:
         made.append(torch.optim.Muon(matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw"))
+
     if others:  # the first stage of a pipeline may hold no matrix, another one nothing else
         made.append(torch.optim.AdamW(others, lr, betas, weight_decay=weight_decay))
+
     return Together(made)
 
 
@@ -51,6 +55,7 @@ class Together(torch.optim.Optimizer):
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         super().__init__([group for each in optimizers for group in each.param_groups], {})
         self._optimizers = optimizers
+
         for each in optimizers:  # whoever forgets or averages the state does so for all
             each.state = self.state
 
