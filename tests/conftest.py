@@ -9,11 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from benchsuite.cluster.local import Cluster
+from benchsuite.laws.harness.ranks import run_as_batch_work
 from tests.bench import Bench
 
 # A shell that starts the tests in the background ignores Ctrl-C for them, and whatever they start
 # would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Whatever the tests start inherits it; no test looks at how long anything takes.
+run_as_batch_work()
 
 
 def pytest_collection_finish() -> None:

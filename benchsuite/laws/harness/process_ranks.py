@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from benchsuite.comm import Traffic
 from benchsuite.comm.process import ProcessComm
 from benchsuite.laws import MakeRanks
+from benchsuite.laws.harness.ranks import run_as_batch_work
 from benchsuite.laws.harness.runs import RankRun, one_rank
 from benchsuite.plan.cell import Cell, canonical, from_json
 from benchsuite.results.record import Outcome, Status
@@ -120,6 +121,7 @@ def call_body(job: RankJob) -> None:
     """The entry of a rank: connects, calls the pickled body, and writes what it returned."""
     import torch
 
+    run_as_batch_work()
     torch.set_num_threads(1)
     comm = connect(job, from_json(job.cell), open_store(job), None)
     body = pickle.loads(Path(job.run_dir, "body").read_bytes())
