@@ -33,21 +33,40 @@ class Machine:
 
 def clock(view: View) -> Problems:
     """The virtual clock simulates compute and network of plain data-parallel ranks."""
-    cell = view.cell
-    if cell.clock == "wall":
-        given = {
-            "compute_time": cell.compute_time is not None,
-            "receive_cost": cell.receive_cost is not None,
-            "gradients = none": cell.gradients == "none",
-        }
-        for what in (name for name, is_given in given.items() if is_given):
-            yield Problem(
-                "wall clock",
-                f"{what} with clock = wall: real ranks take the time they take",
-                f"set clock = virtual, or leave {what.partition(' ')[0]} out",
-            )
+    if view.cell.clock == "wall":
+        yield from _only_simulated(view)
         return
-    refusals = (
+    for holds, what, why, remedy in _not_simulated(view):
+        if holds:
+            yield Problem(
+                "virtual clock",
+                f"{what} with clock = virtual: {why}",
+                f"set {remedy}, or clock = wall",
+            )
+    yield from _links_inside_a_host(view)
+    yield from _compute_time(view)
+
+
+def _only_simulated(view: View) -> Problems:
+    """Fields that mean something under the virtual clock only."""
+    cell = view.cell
+    given = {
+        "compute_time": cell.compute_time is not None,
+        "receive_cost": cell.receive_cost is not None,
+        "gradients = none": cell.gradients == "none",
+    }
+    for what in (name for name, is_given in given.items() if is_given):
+        yield Problem(
+            "wall clock",
+            f"{what} with clock = wall: real ranks take the time they take",
+            f"set clock = virtual, or leave {what.partition(' ')[0]} out",
+        )
+
+
+def _not_simulated(view: View) -> tuple[tuple[bool, str, str, str], ...]:
+    """(whether it is asked for, what, why it is not simulated, what to set) of each limit."""
+    cell = view.cell
+    return (
         *_wall_only(view),
         (_without_lock(view), "lock = none", "torn reads need real threads", "lock = exclusive"),
         (
@@ -95,13 +114,11 @@ def clock(view: View) -> Problems:
             "topology = native (one priced rendezvous)",
         ),
     )
-    for holds, what, why, remedy in refusals:
-        if holds:
-            yield Problem(
-                "virtual clock",
-                f"{what} with clock = virtual: {why}",
-                f"set {remedy}, or clock = wall",
-            )
+
+
+def _links_inside_a_host(view: View) -> Problems:
+    """A topology that works inside a host has no link there that could be slow."""
+    cell = view.cell
     linked = cell.link_mbit is not None or bool(cell.link_latency_us)
     if view.topology.by_host and cell.hosts == 1 and cell.replicas > 1 and linked:
         label = view.label("topology")
@@ -111,7 +128,6 @@ def clock(view: View) -> Problems:
             f"virtual time: within one host {label} moves nothing over a link",
             "set hosts = 2 or more, or leave link_mbit and link_latency_us out",
         )
-    yield from _compute_time(view)
 
 
 def _wall_only(view: View) -> Iterator[tuple[bool, str, str, str]]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchsuite.analysis import fits
 from benchsuite.analysis.costs import OPERATIONS, MessageModel
@@ -90,6 +91,17 @@ def run(
         "cores": num_cores(),
         "foreign_cpu_share": load.foreign_share,
         "contended": load.contended,
+        **_found(launches, models),
+        "predictions": [pair.to_json() for pair in pairs],
+        "modelled": list(_modelled(models)),
+        "raw": launches.to_json(),
+    }
+    return document | {"path": str(store.write_calibration(here.machine, document))}
+
+
+def _found(launches: Launches, models: Models) -> dict[str, Any]:
+    """The measured quantities and what was fitted to them."""
+    return {
         "vector_bytes": launches.vector_bytes,
         "quantities": [figure.to_json() for figure in _quantities(launches, models)],
         "fits": {
@@ -98,11 +110,7 @@ def run(
             "compute": _compute(launches),
         },
         "shaped": _shaped(launches, models.one_way),
-        "predictions": [pair.to_json() for pair in pairs],
-        "modelled": list(_modelled(models)),
-        "raw": launches.to_json(),
     }
-    return document | {"path": str(store.write_calibration(here.machine, document))}
 
 
 # -- measured --------------------------------------------------------------------------------------
@@ -110,27 +118,36 @@ def run(
 
 def _quantities(launches: Launches, models: Models) -> Iterator[Figure]:
     """The measured quantities, each with one value per launch."""
+    yield from _messages(launches)
+    yield from _work(launches)
+    yield from _steps(launches, models)
 
-    def figure(
-        kind: str,
-        quantity: str,
-        unit: str,
-        points: Sequence[float],
-        *,
-        better: str = "lower",
-        note: str = "",
-    ) -> Figure:
-        foreign = launches.foreign_share(kind)
-        return Figure(
-            item=kind,
-            quantity=quantity,
-            unit=unit,
-            points=points,
-            foreign=foreign,
-            better=better,  # type: ignore[arg-type]  # one of the two words
-            note=note,
-        )
 
+def _figure(
+    launches: Launches,
+    kind: str,
+    quantity: str,
+    unit: str,
+    points: Sequence[float],
+    *,
+    better: Literal["lower", "higher"] = "lower",
+    note: str = "",
+) -> Figure:
+    """One line of the table: a value per launch, with the share of the CPU that others took."""
+    return Figure(
+        item=kind,
+        quantity=quantity,
+        unit=unit,
+        points=points,
+        foreign=launches.foreign_share(kind),
+        better=better,
+        note=note,
+    )
+
+
+def _messages(launches: Launches) -> Iterator[Figure]:
+    """Messages one way and both ways at once, tickets, counters, and an incast."""
+    figure = partial(_figure, launches)
     sizes = list(launches.records["messages"][0][0]["one_way"])
     for name, said in (("one_way", "one message"), ("both_ways", "a message each way at once")):
         times = launches.medians("messages", name, sizes[0])
@@ -154,6 +171,11 @@ def _quantities(launches: Launches, models: Models) -> Iterator[Figure]:
     yield figure(
         "incast", "incast, 3 ranks: a second message takes", "x", cells.incast(launches), note=note
     )
+
+
+def _work(launches: Launches) -> Iterator[Figure]:
+    """Additions of a server, and gradients of a worker alone."""
+    figure = partial(_figure, launches)
     for size in launches.records["additions"][0][0]["add"]:
         rates = [int(size) / value / 1e9 for value in launches.medians("additions", "add", size)]
         yield figure("additions", f"in-place add, {_bytes(size)}", "GB/s", rates, better="higher")
@@ -162,6 +184,11 @@ def _quantities(launches: Launches, models: Models) -> Iterator[Figure]:
         yield figure(
             "gradients", f"gradient of {batch} samples", "ms", [1e3 * value for value in times]
         )
+
+
+def _steps(launches: Launches, models: Models) -> Iterator[Figure]:
+    """Two ranks that work at once, and what of a step no model explains."""
+    figure = partial(_figure, launches)
     if launches.two_ranks:
         times = launches.medians("steps", "both_gradient")
         said = f"gradient of {launches.batches[0] // 2} samples, both ranks at once"

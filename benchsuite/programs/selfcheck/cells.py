@@ -214,7 +214,24 @@ def against_script(
                 f"{script} and the worker did not do the same work: last losses {losses}"
             )
     foreign = meter.read().foreign_share
-    (ours, theirs), (our_cpu, their_cpu) = sides.values(), cpu.values()
+    yield from _beside(sides, cpu, name=name, item=item, bar=bar, foreign=foreign)
+
+
+def _beside(
+    sides: Mapping[str, list[float]],
+    cpu: Mapping[str, list[float]],
+    *,
+    name: str,
+    item: str,
+    bar: float,
+    foreign: float | None,
+) -> Iterator[Figure]:
+    """The figures of pairs of launches: step times and CPU times of ours, and then of the script.
+
+    `sides` holds microseconds of a median step, `cpu` seconds of the whole loop, one per launch.
+    """
+    ours, theirs = sides.values()
+    our_cpu, their_cpu = cpu.values()
     yield Figure(
         item=item,
         quantity=f"{name}: its step time / ours",

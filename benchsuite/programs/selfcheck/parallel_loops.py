@@ -136,13 +136,9 @@ def pipeline_loop(job: RankJob) -> None:
     cut = 1 + int((cost - cost[-1] / 2).abs().argmin())
     model = nn.Sequential(*(chain[cut:] if rank else chain[:cut]))
     parameters = list(model.parameters())
-    tied = [
-        p
-        for p in parameters
-        if any(
-            p is q for layer in (chain[:cut] if rank else chain[cut:]) for q in layer.parameters()
-        )
-    ]
+    others = nn.Sequential(*(chain[:cut] if rank else chain[cut:])).parameters()
+    elsewhere = {id(parameter) for parameter in others}
+    tied = [parameter for parameter in parameters if id(parameter) in elsewhere]
     stage = PipelineStage(model, rank, size, torch.device("cpu"))
 
     def loss_of(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -168,7 +164,7 @@ def pipeline_loop(job: RankJob) -> None:
             assert parameter.grad is not None
             dist.all_reduce(parameter.grad)
         if recipe.clip_norm is not None:
-            counted = [p for p in parameters if rank == 0 or all(p is not q for q in tied)]
+            counted = [p for p in parameters if rank == 0 or id(p) not in elsewhere]
             square = nn.utils.get_total_norm(
                 [p.grad for p in counted if p.grad is not None]
             ).square()

@@ -68,25 +68,44 @@ def measured(
     cost |= _device(ranks, cost["samples_per_s"])
     cost |= _wire(ranks)
     cost |= _curve_costs(ranks, result, begin)
-    raw: dict[str, Any] = {
+    raw = _raw(workers, ranks)
+    if server is not None:
+        raw |= _raw_of_server(server)
+        if one_host:
+            raw |= _raw_of_one_host(ranks, server)
+    if "queue_length" in raw:
+        cost["queue_length"] = lag.extent(raw["queue_length"])
+    return cost, raw
+
+
+def _raw(workers: Sequence[Rank], ranks: Sequence[Rank]) -> dict[str, Any]:
+    """Seconds of every step and gradient, by worker; CPU seconds of every rank's whole life."""
+    return {
         "step_s": [
             [(b - a) * NS for a, b in zip(*_edges(worker), strict=True)] for worker in workers
         ],
         "compute_s": [[ns * NS for ns in worker["steps"]["compute_ns"]] for worker in workers],
         "life_cpu_s": [rank["life_cpu_s"] for rank in ranks],
     }
-    if server is not None:
-        raw["push_log"] = {name: server["log"][name] for name in PUSH_LOG}
-        raw["first_read"], raw["last_read"] = server["first_read"], server["last_read"]
-        if one_host:
-            log = server["log"]
-            raw["lock_wait_s"] = [
-                (a - s) * NS for a, s in zip(log["apply_ns"], log["sent_ns"], strict=True)
-            ]
-            if ranks[0].get("queues"):
-                raw["queue_length"] = lag.queue(log["sent_ns"], log["apply_ns"])
-                cost["queue_length"] = lag.extent(raw["queue_length"])
-    return cost, raw
+
+
+def _raw_of_server(server: Mapping[str, Any]) -> dict[str, Any]:
+    """The push log of the first server, and the versions that workers read first and last."""
+    return {
+        "push_log": {name: server["log"][name] for name in PUSH_LOG},
+        "first_read": server["first_read"],
+        "last_read": server["last_read"],
+    }
+
+
+def _raw_of_one_host(ranks: Sequence[Rank], server: Mapping[str, Any]) -> dict[str, Any]:
+    """What compares a worker's time with the server's: one clock is needed for both."""
+    log = server["log"]
+    waits = zip(log["apply_ns"], log["sent_ns"], strict=True)
+    raw: dict[str, Any] = {"lock_wait_s": [(applied - sent) * NS for applied, sent in waits]}
+    if ranks[0].get("queues"):
+        raw["queue_length"] = lag.queue(log["sent_ns"], log["apply_ns"])
+    return raw
 
 
 def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:

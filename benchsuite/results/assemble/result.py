@@ -24,17 +24,7 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     workers = [rank for rank in ranks if rank["role"] == "worker" and parts.counts(rank)]
     server = next((rank["server"] for rank in ranks if rank["role"] == "server"), None)
     asynchronous = served(ranks)
-    if asynchronous:
-        losses, consumed, samples = _losses_served(cell, workers, server)
-    else:
-        losses, consumed, samples = (
-            _losses_handed_out(workers) if apart(ranks) else _losses_together(workers)
-        )
-    if None not in losses and any(_diverged(worker) for worker in workers):
-        losses.append(
-            None
-        )  # a gradient on parameters that are not finite is not pushed: the servers never saw it
-        consumed.append(samples)
+    losses, consumed, samples = _losses(cell, ranks, workers, server)
     diverged = next((step for step, loss in enumerate(losses) if loss is None), None)
     lost = [rank for rank in range(cell.world_size) if rank not in {each["rank"] for each in ranks}]
     evaluations = next((rank["evaluations"] for rank in ranks if rank["evaluations"]), None) or {}
@@ -50,14 +40,7 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         else first_reached(target, getattr(target, level), metric)
         for level in LEVELS
     }
-    counts = [taken(worker) for worker in workers]
-    steps = (
-        server["versions"]
-        if asynchronous and server
-        else sum(counts)
-        if apart(ranks)
-        else max(counts)
-    )
+    steps = _steps(ranks, workers, server)
     result: dict[str, Any] = {
         "samples": samples,
         "steps": steps,
@@ -85,6 +68,35 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
     if "data_sha256" in first:  # of a text; other data are what seed and code say
         result["data_sha256"] = first["data_sha256"]
     return result | lag.section(cell, workers, server) | _traffic(cell, ranks, lost)
+
+
+def _losses(
+    cell: Cell, ranks: Sequence[Rank], workers: Sequence[Rank], server: Any
+) -> tuple[list[float | None], list[int], int]:
+    """Loss of every step, samples consumed by then, samples of the whole run.
+
+    A loss of None is a step that diverged.
+    """
+    if served(ranks):
+        losses, consumed, samples = _losses_served(cell, workers, server)
+    elif apart(ranks):
+        losses, consumed, samples = _losses_handed_out(workers)
+    else:
+        losses, consumed, samples = _losses_together(workers)
+    if None not in losses and any(_diverged(worker) for worker in workers):
+        # A gradient on parameters that are not finite is not pushed: the servers never saw it.
+        losses.append(None)
+        consumed.append(samples)
+    return losses, consumed, samples
+
+
+def _steps(ranks: Sequence[Rank], workers: Sequence[Rank], server: Any) -> int:
+    """Updates of the run: the server's versions, or the workers' steps, together or one by one."""
+    if served(ranks) and server:
+        versions: int = server["versions"]
+        return versions
+    counts = [taken(worker) for worker in workers]
+    return sum(counts) if apart(ranks) else max(counts)
 
 
 def served(ranks: Sequence[Rank]) -> bool:
