@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from benchsuite.errors import UsageError
@@ -46,12 +48,36 @@ def preloaded_modules() -> list[str]:
 
 
 def python_path(more: Sequence[str] = ()) -> str:
-    """PYTHONPATH for a process that we start: `more`, this package where it is not installed, then
-    what the user had."""
-    parent = Path(__file__).resolve().parents[2]
-    installed = "site-packages" in parent.parts
-    entries = [*more, *([] if installed else [str(parent)]), os.environ.get("PYTHONPATH", "")]
-    return os.pathsep.join(entry for entry in entries if entry)
+    """PYTHONPATH for a process that we start: `more`, what the user had, and the package's folder.
+
+    In a clone the folder `workloads` lies beside the package, so that every entry that the clone
+    comes before loses its own package of that name. The clone therefore comes last, or not at all
+    where it is found without; only where the user's entries hold another benchsuite it is first.
+    """
+    root = Path(__file__).resolve().parents[2]
+    given = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    if any(_holds_another(Path(each), root) for each in given):
+        entries = [*more, str(root), *given]
+    elif "site-packages" in root.parts or _is_installed_for_editing(root):
+        entries = [*more, *given]
+    else:
+        entries = [*more, *given, str(root)]
+    return os.pathsep.join(entries)
+
+
+def _holds_another(entry: Path, root: Path) -> bool:
+    return (entry / "benchsuite" / "__init__.py").is_file() and entry.resolve() != root
+
+
+def _is_installed_for_editing(root: Path) -> bool:
+    """Whether a finder that pip installed leads to the clone in every process of this Python."""
+    for finder in sys.meta_path:
+        if finder is PathFinder:  # it looks through sys.path, which a fresh process has not
+            continue
+        spec = finder.find_spec("benchsuite", None)
+        if spec is not None and spec.origin == str(root / "benchsuite" / "__init__.py"):
+            return True
+    return False
 
 
 def set_one_thread() -> None:
