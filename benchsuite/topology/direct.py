@@ -24,7 +24,7 @@ from benchsuite.topology import bounds, rank_order_sum
 
 @dataclass
 class Topology(topology.Topology):
-    """Chunks straight to their owners, and straight back."""
+    """Chunks go straight to their owners, and straight back."""
 
     timing_free = True
     gathers = True
@@ -40,6 +40,7 @@ class Topology(topology.Topology):
         self._comm = comm
         self.num_workers = comm.size
         self.rank = comm.rank
+
         # Kept from call to call, because a step asks for the same sizes again.
         self._scratch: dict[tuple[str, int, int, torch.dtype], Tensor] = {}
 
@@ -68,7 +69,9 @@ class Topology(topology.Topology):
         size, those for different ranks need not. What is returned is scratch memory, good until
         the next `scatter`.
         """
-        mine = pieces[self._comm.rank]
+        mine = pieces[self._comm.rank]  # (C,)
+
+        # N rows of (C,), of which this rank's own is its piece and not a copy of it.
         rows = [self._row("scatter", rank, mine.numel(), mine) for rank in range(self.num_workers)]
         rows[self._comm.rank] = mine
         self._exchange(pieces, rows)
@@ -80,6 +83,7 @@ class Topology(topology.Topology):
 
         What is returned is scratch memory, good until the next `gather`.
         """
+        # As many rows as ranks; this rank's own is its vector and not a copy of it.
         lengths = sizes or [wire.numel()] * self.num_workers
         rows = [self._row("gather", rank, length, wire) for rank, length in enumerate(lengths)]
         rows[self._comm.rank] = wire
@@ -109,6 +113,7 @@ class Topology(topology.Topology):
 
         if comm.posts_ahead:
             # Receives are posted before sends, so that nothing arrives without a place to go.
+            # All rounds are under way at once, and the order only says who is served first.
             receiving = [
                 comm.irecv(incoming[src], src) for _, src in rounds if incoming[src].numel()
             ]
@@ -145,6 +150,7 @@ class Topology(topology.Topology):
 
         `num_bytes` is what every worker gives; a sequence has what worker r gives at position r.
         """
+        # What a rank gives goes to each of the others.
         sizes = [num_bytes] * num_workers if isinstance(num_bytes, int) else num_bytes
         return _straight(sizes, to_owner=False)
 

@@ -41,6 +41,8 @@ class Topology(topology.Topology):
         self._comm = comm
         self.num_workers = comm.size
         self._inside = power_of_two(comm.size)  # N'
+
+        # Arrivals, by (numel, dtype): kept, because a step asks for the same size again.
         self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def mean(self, flat: Tensor) -> None:
@@ -67,6 +69,7 @@ class Topology(topology.Topology):
         rounds = halves(comm.rank, flat.numel(), inside)
 
         for partner, keep, give in rounds:
+            # Arrivals have the same range in the scratch as in the vector.
             partial = scratch[keep[0] : keep[1]]
             self._exchange(flat[give[0] : give[1]], partial, partner)
             flat[keep[0] : keep[1]].add_(partial)
@@ -95,6 +98,7 @@ class Topology(topology.Topology):
 
         Where a vector has fewer elements than N', one side of a pair may have nothing to send.
         """
+        # Both at once: if both partners sent first, and the message were long, none would receive.
         if outgoing.numel() and incoming.numel():
             self._comm.sendrecv(outgoing, partner, incoming, partner)
         elif outgoing.numel():
@@ -145,6 +149,8 @@ def halves(rank: int, numel: int, inside: int) -> list[tuple[int, Range, Range]]
 
     while distance:
         middle = first + distance
+
+        # Both halves of what is still summed here.
         low = (ranges[first][0], ranges[middle][0])
         high = (ranges[middle][0], ranges[last - 1][1])
 
@@ -156,6 +162,7 @@ def halves(rank: int, numel: int, inside: int) -> list[tuple[int, Range, Range]]
             rounds.append((rank ^ distance, low, high))
             last = middle
 
+        # The next partner is half as far away.
         distance //= 2
 
     return rounds

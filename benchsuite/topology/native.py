@@ -33,6 +33,7 @@ class Topology(topology.Topology):
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
+        # Nothing is kept beside: the library has its own buffers.
         self._comm = comm
         self.num_workers = comm.size
 
@@ -52,6 +53,7 @@ class Topology(topology.Topology):
         """Returns every worker's vector, in rank order.                  N views of (B,)"""
         out = torch.empty(self.num_workers * wire.numel(), dtype=wire.dtype, device=wire.device)
         self._comm.all_gather(out, wire)
+
         return list(out.view(self.num_workers, -1))
 
     def predicted_gather(self, num_bytes: int, *, num_workers: int) -> Traffic:

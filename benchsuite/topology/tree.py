@@ -34,6 +34,8 @@ class Topology(topology.Topology):
         assert num_servers == 0, "rules: servers need parameter_server"
         self._comm = comm
         self.num_workers = comm.size
+
+        # A child's vector, by (numel, dtype): kept, because a step asks for the same size again.
         self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def mean(self, flat: Tensor) -> None:
@@ -42,6 +44,7 @@ class Topology(topology.Topology):
         if self.num_workers == 1:
             return
 
+        # Where this rank stands in the tree.
         below = children(comm.rank, self.num_workers)
         above = parent(comm.rank)
 
@@ -98,9 +101,12 @@ def children(rank: int, size: int) -> list[int]:
     The nearest, whose subtree is the smallest, comes first.
     """
     found = []
+
+    # Bits below the lowest set one of the rank; rank 0 has none set, so all bits count.
     bit = 1
 
     while bit < size and not rank & bit:
+        # The tree is not full where N is no power of two.
         if rank + bit < size:
             found.append(rank + bit)
 
