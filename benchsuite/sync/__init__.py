@@ -253,7 +253,7 @@ def hand_out(comm: Comm, num_workers: int, total: int) -> tuple[int, Work | None
 def count(events: Events, name: str, rank: int) -> int:
     """Gives events[name][rank], or 0 where nothing was recorded.
 
-    A rank that lost its life has recorded nothing, and a server counts other things than a worker.
+    A rank that died has recorded nothing, and a server counts other things than a worker.
     """
     counts = events.get(name, ())
     return int(counts[rank]) if rank < len(counts) else 0

@@ -55,12 +55,13 @@ class Averager:
 
 
 def is_compressed(compression: Compression) -> bool:
-    """Whether vectors lose something on the way."""
+    """Says whether vectors lose something on the way."""
     return not isinstance(compression, AsItIs)
 
 
 def means_traffic(shapes: Shapes, times: int, setting: Setting) -> Traffic:
     """Predicts the traffic of `times` means of whole vectors over all workers."""
+    # A mean over servers is one push and one answer of every worker.
     if setting.num_servers:
         each = [times] * setting.num_workers
         return push_pull_traffic(shapes, setting, pushes=each, replies=each)

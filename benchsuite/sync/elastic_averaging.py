@@ -33,7 +33,10 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 @dataclass
 class Strategy(sync.Strategy):
-    """Replicas step alone, and are pulled towards a common centre."""
+    """Replicas step alone, and are pulled towards a common centre.
+
+    They are not made equal by an exchange, so that each may explore its own surroundings.
+    """
 
     period: int = 4
     """Local steps between two exchanges with the centre."""

@@ -236,6 +236,8 @@ class Copies:
         self._strategy = strategy
         self._part = part
         self._compression = compression
+
+        # The tensors' lengths in the flat vector: a codec works piece by piece.
         self._pieces = pieces_of(part.shapes)
         self._start = part.params.clone()  # equal on all ranks
 

@@ -162,6 +162,7 @@ class Strategy(sync.Strategy):
             params.copy_(self._agreed)
 
         self.events["synchronisations"] += 1
+        # What becomes of the optimiser's vectors is a choice of its own.
         if self.momentum == "averaged":
             for vector in self._updater.state():
                 self._average(vector)

@@ -46,6 +46,7 @@ class Topology(topology.Topology):
 
     def mean(self, flat: Tensor) -> None:
         """Replaces `flat` (P,) by the mean over the workers."""
+        # A single worker's vector is its own mean.
         if self.num_workers == 1:
             return
 
@@ -94,6 +95,8 @@ class Topology(topology.Topology):
     def _row(self, half: str, rank: int, numel: int, like: Tensor) -> Tensor:
         """Gives the scratch vector for what `rank` sends in this half of the exchange."""
         key = (half, rank, numel, like.dtype)
+
+        # One vector per sender: all of them arrive before the first is added.
         if key not in self._scratch:
             self._scratch[key] = torch.empty(numel, dtype=like.dtype, device=like.device)
 
@@ -118,6 +121,7 @@ class Topology(topology.Topology):
                 comm.irecv(incoming[src], src) for _, src in rounds if incoming[src].numel()
             ]
             sending = [comm.isend(outgoing[dst], dst) for dst, _ in rounds if outgoing[dst].numel()]
+
             for handle in (*receiving, *sending):
                 handle.wait()
 
@@ -125,6 +129,7 @@ class Topology(topology.Topology):
 
         # NCCL runs the operations of a pair in posting order: one round after the other.
         for dst, src in rounds:
+            # Chunks may be empty where there are fewer elements than ranks.
             if outgoing[dst].numel() and incoming[src].numel():
                 comm.sendrecv(outgoing[dst], dst, incoming[src], src)
             elif outgoing[dst].numel():
@@ -132,7 +137,7 @@ class Topology(topology.Topology):
             elif incoming[src].numel():
                 comm.recv(incoming[src], src)
 
-    # -- costs -------------------------------------------------------------------------------------
+    # -- predictions -------------------------------------------------------------------------------
 
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
@@ -161,6 +166,8 @@ def _straight(num_bytes: Sequence[int], *, to_owner: bool) -> Traffic:
     num_bytes[r] is the size of what rank r owns; `to_owner` says which way it goes.
     """
     traffic = Traffic()
+
+    # What is empty is not sent.
     for owner, count in enumerate(num_bytes):
         for other in range(len(num_bytes) if count else 0):
             if other != owner:

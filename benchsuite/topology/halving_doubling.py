@@ -27,7 +27,10 @@ Range = tuple[int, int]  # (start, stop) in the flat vector
 
 @dataclass
 class Topology(topology.Topology):
-    """Pairs of ranks exchange at halving, then at doubling distances."""
+    """Pairs of ranks exchange at halving, then at doubling distances.
+
+    It needs few rounds, like a tree, and no rank sends more than around a ring.
+    """
 
     timing_free = True
     kind = "collective"
@@ -49,6 +52,8 @@ class Topology(topology.Topology):
         """Replaces `flat` (P,) by the mean over the workers."""
         comm = self._comm
         inside = self._inside
+
+        # A single worker's vector is its own mean.
         if self.num_workers == 1:
             return
 
@@ -82,6 +87,7 @@ class Topology(topology.Topology):
         for partner, keep, give in reversed(rounds):
             self._exchange(flat[keep[0] : keep[1]], flat[give[0] : give[1]], partner)
 
+        # Its folded worker waits for the mean.
         if folded is not None:
             comm.send(flat, folded)
 
@@ -105,6 +111,8 @@ class Topology(topology.Topology):
             self._comm.send(outgoing, partner)
         elif incoming.numel():
             self._comm.recv(incoming, partner)
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
@@ -156,7 +164,7 @@ def halves(rank: int, numel: int, inside: int) -> list[tuple[int, Range, Range]]
 
         # The bit of the rank says which half it owns in the end.
         if rank & distance:
-            rounds.append((rank ^ distance, high, low))
+            rounds.append((rank ^ distance, high, low))  # the partner owns the lower half
             first = middle
         else:
             rounds.append((rank ^ distance, low, high))

@@ -164,6 +164,7 @@ class HostMemory:
                     share.copy_(total)
 
         comm.barrier()  # all parts are added
+        # Without other hosts every slot has the whole mean.
         if across is None:
             return
 
@@ -200,6 +201,7 @@ class HostMemory:
 
         # No barrier is needed behind the copies below: the next total's first writes go to shares,
         # which nobody reads any more, and its results come after its own first barrier.
+        # With other hosts the first rank takes the host's whole sum to them.
         if across is not None:
             if self._rank == 0:
                 across(stage[self._size])
@@ -222,6 +224,7 @@ class HostMemory:
         stage = self._stage(2 * length, flat.dtype)
         key = (flat.numel(), flat.dtype)
         if key not in self._chunks:
+            # Even chunks use one half of the stage, odd ones the other.
             self._chunks[key] = [
                 self._chunk(stage.narrow(1, number % 2 * length, stop - start), start)
                 for number, (start, stop) in enumerate(segments(0, flat.numel(), length))
@@ -232,6 +235,7 @@ class HostMemory:
         # Two steps more than chunks: the last chunk is added one step after it was copied in, and
         # copied out one step later.
         for step in range(len(chunks) + 2):
+            # What the step before has written is complete.
             if step:
                 self._comm.barrier()
 
@@ -253,6 +257,8 @@ class HostMemory:
         """
         mine = stage[self._rank]
         result = stage[self._size]
+
+        # The own part of the chunk.
         low, high = bounds(stage.shape[1], self._size)[self._rank]
 
         # What lies before and behind the own part, where there is something.
@@ -287,6 +293,7 @@ class HostMemory:
         for share in others:
             total.add_(share)
 
+        # Divided once, by the rank that has the whole sum.
         if divisor > 1:
             total.div_(divisor)
 
@@ -305,6 +312,7 @@ class HostMemory:
         `alone`: there is no other host.
         """
         key = (flat.numel(), flat.element_size())
+
         if key not in self._counts:
             mine = host_traffic(*key, self._comm.world_ranks, alone=alone, of=[self._rank])
             self._counts[key] = list(mine.shm.items())
@@ -324,6 +332,8 @@ class HostMemory:
 
     def _shared(self, name: str, count: int, numel: int, dtype: torch.dtype) -> Tensor:
         """Gives shared memory of shape (count, numel), every row on pages of its own."""
+
+        # A row of less than whole pages is followed by a gap, which the view leaves out.
         page = PAGE_BYTES // dtype.itemsize  # elements
         stride = -(-numel // page) * page  # numel rounded up to whole pages
 
@@ -366,7 +376,7 @@ def host_traffic(
     """
     traffic = Traffic()
     size = len(ranks)
-    parts = part_bytes(numel, itemsize, size)
+    parts = part_bytes(numel, itemsize, size)  # by position
 
     for i in range(size) if of is None else of:
         for j in range(size if parts[i] else 0):

@@ -19,7 +19,10 @@ from benchsuite.topology import ring_traffic
 
 @dataclass
 class Topology(topology.Topology):
-    """Vectors are reduced by one call of the backend."""
+    """Vectors are reduced by one call of the backend.
+
+    It is the yardstick for the topologies that are written out in this folder.
+    """
 
     payload_source = "derived"
     timing_free = True
@@ -42,6 +45,7 @@ class Topology(topology.Topology):
 
     def total(self, flat: Tensor, *, divisor: int) -> None:
         """Replaces `flat` (P,) by its sum over the workers, divided by `divisor` once."""
+        # A single worker has nobody to call the library with.
         if self.num_workers > 1:
             self._comm.all_reduce(flat)
 
@@ -54,7 +58,10 @@ class Topology(topology.Topology):
         out = torch.empty(self.num_workers * wire.numel(), dtype=wire.dtype, device=wire.device)
         self._comm.all_gather(out, wire)
 
+        # (N, B): one row per worker
         return list(out.view(self.num_workers, -1))
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def predicted_gather(self, num_bytes: int, *, num_workers: int) -> Traffic:
         """Predicts one all-gather of the backend: (N-1) vectors leave each rank, as around a ring.

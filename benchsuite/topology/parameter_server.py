@@ -52,7 +52,7 @@ class Topology(topology.Topology):
         self.num_servers = num_servers
         self.num_workers = comm.size - num_servers
         self.server = comm.rank - self.num_workers  # number of this server; negative on a worker
-        self.use_threads(1)
+        self.use_threads(1)  # a strategy without a lock asks for more, in its own `start`
 
         # One codec per server, where pushes are encoded.
         self._codecs: list[Codec] = []
@@ -78,6 +78,7 @@ class Topology(topology.Topology):
         Called on every rank after `start`. Each slice is a vector of its own, with its own
         residual. Answers travel as they are.
         """
+        # A codec works on one slice, piece by piece of the tensors that lie in it.
         size = numel(shapes)
         slices = [self.slice_of(server, size) for server in range(self.num_servers)]
         self._codecs = [
@@ -135,6 +136,7 @@ class Topology(topology.Topology):
 
         `tag` (>= 0), the number of the batch, goes into the servers' push log.
         """
+        # Where receives may be posted ahead, the answer has a place to go before it is asked for.
         ahead = self._comm.posts_ahead
         waiting = self.expect(pull) if ahead else []
         waiting += self.push(push, tag=tag)
@@ -200,6 +202,7 @@ class Topology(topology.Topology):
 
     def _door(self, server: int) -> tuple[Comm, int]:
         """Gives the group in which this worker talks to a server, and the server's rank there."""
+        # Of the threads' groups a worker is in one, by its number; the server is the last rank.
         door = self._doors[server][
             self._comm.rank % self.num_threads if self.num_threads > 1 else 0
         ]
@@ -240,6 +243,7 @@ class Topology(topology.Topology):
             survives=survives,
         )
 
+        # This server's groups; one without a worker has nobody to serve.
         comms = [comm for comm in self._doors[self.server] if comm is not None and comm.size > 1]
         threads = [
             threading.Thread(target=loop.guarded, args=(comm,), daemon=True) for comm in comms[1:]
@@ -255,6 +259,8 @@ class Topology(topology.Topology):
             thread.join()
 
         loop.close()
+
+        # The first error is the cause; those of other threads follow from it.
         if loop.errors:
             raise loop.errors[0]
 
@@ -268,12 +274,14 @@ class Topology(topology.Topology):
 
         All servers call it at the same step, and all get the same bits.
         """
+        # What several parts hold counts on one of them only.
         owned = gradient[: self._owned]
+
         servers = range(self.num_workers, self._comm.size)
 
         return self._sum_over_parts(sum_number(self._comm, servers, float(torch.dot(owned, owned))))
 
-    # -- costs -------------------------------------------------------------------------------------
+    # -- predictions -------------------------------------------------------------------------------
 
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 1

@@ -62,6 +62,7 @@ class Topology(topology.Topology):
 
             return
 
+        # The plan has views of the vector, so the address belongs to the key.
         key = (flat.data_ptr(), flat.numel(), flat.dtype)
         if key not in self._plans:
             self._plans[key] = _Plan(flat, self._comm, self._longest(flat.element_size()))
@@ -163,6 +164,7 @@ class Topology(topology.Topology):
         many has no partner and goes alone.
         """
         for position in range(max(len(outgoing), len(incoming))):
+            # Only one of the two can be over: both chunks of a round are of nearly one size.
             if position >= len(outgoing):
                 self._comm.recv(incoming[position], left)
             elif position >= len(incoming):

@@ -17,7 +17,10 @@ from benchsuite.comm import Comm
 
 @dataclass
 class Topology(topology.Graph):
-    """Every rank mixes with its left and right neighbour, the same in every step."""
+    """Every rank mixes with its left and right neighbour, the same in every step.
+
+    What one rank knows takes N/2 steps to the rank across.
+    """
 
     timing_free = True
     kind = "graph"
@@ -39,6 +42,8 @@ class Topology(topology.Graph):
 
     def listeners(self, step: int) -> list[int]:
         return _beside(self._rank, self.num_workers)
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def edges(self, step: int, num_workers: int) -> list[tuple[int, int]]:
         return [

@@ -22,7 +22,10 @@ from benchsuite.comm import Comm, Traffic
 
 @dataclass
 class Topology(topology.Topology):
-    """Whole vectors travel up and down a binomial tree."""
+    """Whole vectors travel up and down a binomial tree.
+
+    It has the fewest rounds, but vectors are not cut, so that large ones take long.
+    """
 
     timing_free = True
     kind = "collective"
@@ -41,6 +44,7 @@ class Topology(topology.Topology):
     def mean(self, flat: Tensor) -> None:
         """Replaces `flat` (P,) by the mean over the workers."""
         comm = self._comm
+        # A single worker's vector is its own mean.
         if self.num_workers == 1:
             return
 
@@ -75,6 +79,8 @@ class Topology(topology.Topology):
 
         return self._scratch[key]
 
+    # -- predictions -------------------------------------------------------------------------------
+
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
@@ -84,6 +90,7 @@ class Topology(topology.Topology):
         for rank in range(1, num_workers if numel else 1):
             above = parent(rank)
             assert above is not None
+
             traffic.add(rank, above, numel * itemsize)
             traffic.add(above, rank, numel * itemsize)
 
