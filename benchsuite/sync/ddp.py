@@ -143,7 +143,7 @@ class Strategy(sync.Strategy):
 
         part.wrap(lambda module: self._wrapped(module, compression))
 
-        # After the wrapping, which may have replaced the module.
+        # In the module's order, in which `_average` binds them to the flat vector.
         self._params = [p for p in part.module.parameters() if p.requires_grad]
         self._updater = Updater(self._params, recipe, shapes=part.shapes)
 

@@ -24,7 +24,10 @@ from benchsuite.topology import bounds, rank_order_sum
 
 @dataclass
 class Topology(topology.Topology):
-    """Chunks go straight to their owners, and straight back."""
+    """Chunks go straight to their owners, and straight back.
+
+    Few rounds and small messages, but every rank talks to every other one.
+    """
 
     timing_free = True
     gathers = True

@@ -19,7 +19,10 @@ from benchsuite.comm import Comm
 
 @dataclass
 class Topology(topology.Graph):
-    """Every rank has one peer per step, whose distance doubles from step to step."""
+    """Every rank has one peer per step, whose distance doubles from step to step.
+
+    What one rank knows has reached all of them after q steps.
+    """
 
     timing_free = True
     kind = "graph"

@@ -29,7 +29,8 @@ Range = tuple[int, int]  # (start, stop) in the flat vector
 class Topology(topology.Topology):
     """Pairs of ranks exchange at halving, then at doubling distances.
 
-    It needs few rounds, like a tree, and no rank sends more than around a ring.
+    The rounds are few, as in a tree, and where N is a power of two no rank sends more than around
+    a ring.
     """
 
     timing_free = True
@@ -117,6 +118,10 @@ class Topology(topology.Topology):
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
+        """Predicts the traffic of one mean, by local rank.
+
+        The N' inside send their halves, and the others exchange whole vectors with a partner.
+        """
         traffic = Traffic()
         inside = power_of_two(num_workers)
 

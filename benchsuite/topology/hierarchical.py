@@ -30,7 +30,10 @@ from benchsuite.topology.ring import Topology as Ring
 
 @dataclass
 class Topology(topology.Topology):
-    """Vectors are added inside each host first, then between hosts."""
+    """Vectors are added inside each host first, then between hosts.
+
+    The slow wire between hosts carries the sum of a host instead of the vectors of its ranks.
+    """
 
     across: Literal["ring", "native"] = "ring"
     """Between the first ranks of the hosts: our ring, or the backend's all-reduce."""
@@ -133,6 +136,7 @@ class Topology(topology.Topology):
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
+        """Predicts the traffic of one mean, by local rank: between hosts, and through memory."""
         groups = ranks_by_host(self._hosts or (0,) * num_workers)
         traffic = Traffic()
 

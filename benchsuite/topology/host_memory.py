@@ -189,6 +189,7 @@ class HostMemory:
 
         chunks = self._chunks[key]
 
+        # Copying in, adding and copying out are three passes, with a barrier between them.
         for chunk in chunks:
             self._copy_in(flat, chunk)
 
@@ -283,6 +284,7 @@ class HostMemory:
 
     def _add(self, flat: Tensor, chunk: _Chunk, divisor: int) -> None:
         """Adds the own part of a chunk, shares in rank order, and puts it into the vector."""
+        # Views: what this rank has, and where the sum goes.
         mine = flat[chunk.own[0] : chunk.own[1]]
         total = chunk.total
 
@@ -297,6 +299,7 @@ class HostMemory:
         if divisor > 1:
             total.div_(divisor)
 
+        # The other ranks get it from `total`.
         mine.copy_(total)
 
     def _copy_out(self, flat: Tensor, chunk: _Chunk) -> None:

@@ -81,5 +81,6 @@ class Topology(topology.Topology):
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
-        # `longest` is the whole vector: how the library cuts it into messages is its own affair
+        # `longest` is the whole vector: how the library cuts it into messages is its own affair,
+        # and messages inside of it are not counted.
         return ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))

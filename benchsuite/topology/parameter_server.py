@@ -32,7 +32,10 @@ from benchsuite.workload import Shapes, numel, pieces_of
 
 @dataclass
 class Topology(topology.Topology):
-    """Workers push to servers and are answered with parameters."""
+    """Workers push to servers and are answered with parameters.
+
+    The methods come in three groups: what both sides set up, what a worker calls, and `serve`.
+    """
 
     timing_free = True  # whether a policy is, its strategy says
     kind = "server"
@@ -287,6 +290,7 @@ class Topology(topology.Topology):
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 1
     ) -> Traffic:
         """Predicts one exchange of every worker: 2 N M bytes in all."""
+        # One push and one answer of every worker, a slice to and from every server.
         ones = [1] * num_workers
         size = [(stop - start) * itemsize for start, stop in bounds(numel, num_servers)]
 

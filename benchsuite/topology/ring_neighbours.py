@@ -37,7 +37,8 @@ class Topology(topology.Graph):
 
     def neighbours(self, step: int) -> list[tuple[int, float]]:
         beside = _beside(self._rank, self.num_workers)
-        # equal weights for the neighbours and for the rank itself
+
+        # Equal weights for the neighbours and for the rank itself.
         return [(rank, 1 / (len(beside) + 1)) for rank in beside]
 
     def listeners(self, step: int) -> list[int]:

@@ -38,7 +38,10 @@ class ServerLog:
         # (pushes, fields); -1 = not known yet
         self._rows = np.full((max(num_pushes, 1), len(self.FIELDS)), -1, dtype=np.int64)
         self._claimed = 0  # rows that are taken
-        self._lock = threading.Lock()  # guards `_claimed` and `version`, nothing else
+
+        # Guards the claiming of rows and `version`, which threads share; the rest of a row belongs
+        # to the thread that claimed it.
+        self._lock = threading.Lock()
 
         self.version = 0  # optimiser steps done
         self.replies = [0] * num_workers

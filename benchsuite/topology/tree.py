@@ -24,7 +24,7 @@ from benchsuite.comm import Comm, Traffic
 class Topology(topology.Topology):
     """Whole vectors travel up and down a binomial tree.
 
-    It has the fewest rounds, but vectors are not cut, so that large ones take long.
+    The rounds are few, but vectors are not cut, so that large ones take long.
     """
 
     timing_free = True
@@ -89,7 +89,7 @@ class Topology(topology.Topology):
         # One vector up and one down on each of the N-1 edges; an empty vector is sent nowhere.
         for rank in range(1, num_workers if numel else 1):
             above = parent(rank)
-            assert above is not None
+            assert above is not None  # only rank 0 has nobody above it
 
             traffic.add(rank, above, numel * itemsize)
             traffic.add(above, rank, numel * itemsize)
