@@ -90,10 +90,15 @@ class Cycle:
 
 
 class Strategy(Protocol):
-    """One file in `sync/`: a dataclass that inherits from this one.
+    """A strategy: one file in `sync/`, a dataclass that inherits from this class.
 
     Its fields are its options; state is created in `start`. What is optional has its default here,
     and a strategy that differs says so with a class attribute, which is no option.
+
+    A worker's life is: `start`, then `next_index` and `step` in turn until the budget is used, then
+    `finish` and `snapshot`. A server calls `start`, `policy` and `make_updater`, and serves until
+    all workers have finished. The last three methods are asked before a run or after it, of an
+    instance that may never have been started.
     """
 
     events: dict[str, int]
@@ -246,6 +251,9 @@ def hand_out(comm: Comm, num_workers: int, total: int) -> tuple[int, Work | None
 
 
 def count(events: Events, name: str, rank: int) -> int:
-    """Gives events[name][rank], or 0 where nothing was recorded."""
+    """Gives events[name][rank], or 0 where nothing was recorded.
+
+    A rank that died has recorded nothing, and a server counts other things than a worker.
+    """
     counts = events.get(name, ())
     return int(counts[rank]) if rank < len(counts) else 0

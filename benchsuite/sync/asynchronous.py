@@ -141,6 +141,7 @@ class Strategy(sync.Strategy):
         return min(self.server_threads, num_workers) if self.lock == "none" else 1
 
     def make_updater(self, params: Tensor) -> Updater:
+        # A push is on batch/N samples, and there are N times as many steps.
         scale = 1 / self._num_workers if self.lr_rule == "equal_sample" else 1.0
         updater = Updater(params, self._recipe, lr_scale=scale)
 
@@ -160,6 +161,7 @@ class Strategy(sync.Strategy):
         return work
 
     def step(self, batch: Batch) -> float:
+        """Computes one gradient g_i, pushes it, and loads the newest parameters."""
         part = self._part
         loss = part.gradient(batch)
         assert loss is not None
@@ -180,6 +182,7 @@ class Strategy(sync.Strategy):
         if self.momentum == "shared":
             return ApplyAtOnce()
 
+        # The learning rate is asked for at each answer, because the schedule moves it.
         factor, decay = self._momentum_and_decay()
         return MomentumPerWorker(self._num_workers, factor, decay, lr=self._look_ahead_lr)
 
@@ -192,6 +195,7 @@ class Strategy(sync.Strategy):
 
         UsageError where it is not SGD with momentum.
         """
+        # An optimiser is made only to be asked: the recipe does not say what it makes.
         optimizer = self._recipe.make_optimizer([torch.zeros(1)])
         group = optimizer.param_groups[0]
         if (
@@ -244,6 +248,7 @@ class ApplyAtOnce(ServerPolicy):
 
     def on_push(self, worker: int, version: int, flat: Tensor) -> list[int]:
         self._apply(flat)
+
         return [worker]
 
     def on_goodbye(self, worker: int) -> list[int]:

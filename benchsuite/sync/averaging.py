@@ -40,6 +40,7 @@ class Averager:
         return is_compressed(self._compression)
 
     def __call__(self, flat: Tensor) -> None:
+        # A server answers with the mean, so the vector is pushed from and pulled into one place.
         if self._server is not None:
             self._server.exchange(flat, flat, tag=self._number)
         else:
@@ -54,16 +55,18 @@ class Averager:
 
 
 def is_compressed(compression: Compression) -> bool:
-    """Whether vectors lose something on the way."""
+    """Says whether vectors lose something on the way."""
     return not isinstance(compression, AsItIs)
 
 
 def means_traffic(shapes: Shapes, times: int, setting: Setting) -> Traffic:
     """Predicts the traffic of `times` means of whole vectors over all workers."""
+    # A mean over servers is one push and one answer of every worker.
     if setting.num_servers:
         each = [times] * setting.num_workers
         return push_pull_traffic(shapes, setting, pushes=each, replies=each)
 
+    # Without servers: one mean by the topology, as often as it was made.
     one = setting.compression.predicted_traffic(
         shapes, setting.itemsize, setting.topology, num_workers=setting.num_workers
     )

@@ -52,7 +52,7 @@ class Buckets:
     def __init__(self, comm: Comm, part: Part, topology: Topology, bucket_mib: float) -> None:
         self._comm = comm
         self._part = part
-        self._topology = topology.second()
+        self._topology = topology.second()  # the lane's own
         self._ranges = bucket_ranges(part.shapes, part.params.element_size(), bucket_mib)
 
         # Waited for: groups are created by all ranks together, and the first backward pass needs
@@ -79,8 +79,10 @@ class Buckets:
         """
         for number in range(self._next, len(self._ranges)):
             low, high = self._ranges[number]
+            # What the slice and the bucket have in common; 0 where they do not touch.
             self._missing[number] -= max(0, min(stop, high) - max(start, low))
 
+        # In order: the means of a collective must be begun in the same order on every rank.
         while self._next < len(self._ranges) and self._missing[self._next] == 0:
             self._under_way.append(self._comm.lane(self._mean, self._next))
             self._next += 1

@@ -142,6 +142,8 @@ class Strategy(sync.Strategy):
         self._averager: PeriodicModelAverager | None = None
 
         part.wrap(lambda module: self._wrapped(module, compression))
+
+        # In the module's order, in which `_average` binds them to the flat vector.
         self._params = [p for p in part.module.parameters() if p.requires_grad]
         self._updater = Updater(self._params, recipe, shapes=part.shapes)
 
@@ -162,10 +164,12 @@ class Strategy(sync.Strategy):
             )
             wrapped.register_comm_hook(self._state, post_localSGD_hook)
         elif isinstance(compression, Float16):
+            # The hooks of half precision keep no state.
             wrapped.register_comm_hook(None, fp16_compress_hook)
         elif isinstance(compression, BFloat16):
             wrapped.register_comm_hook(None, bf16_hook)
         elif isinstance(compression, PowerSGD):
+            # It keeps errors and factors from step to step, and counts steps itself.
             self._state = PowerSGDState(
                 None,
                 compression.rank,
@@ -178,6 +182,7 @@ class Strategy(sync.Strategy):
         return wrapped
 
     def make_updater(self, params: Tensor) -> Updater:
+        # No server is there to be given an updater.
         raise AssertionError("ddp has no server")
 
     def next_index(self) -> Work | None:
@@ -198,6 +203,7 @@ class Strategy(sync.Strategy):
             self._average(self._averager)
 
         self._step += 1
+        # In the warm-up gradients agree in every step; after it parameters do, every H steps.
         if self._step <= self._num_gradient_means(self._steps):
             self.events["gradient_means"] += 1
         elif self.local_steps == 1 or (self._step - self.warmup_steps) % self.local_steps == 0:
@@ -219,6 +225,7 @@ class Strategy(sync.Strategy):
 
         kept = list(views(self._part.params, self._part.shapes).values())
         if self._params[0].data_ptr() != kept[0].data_ptr():
+            # Same order on both sides: `kept` is made from the shapes of these parameters.
             for parameter, view in zip(self._params, kept, strict=True):
                 view.copy_(parameter.detach())
                 parameter.data = view
@@ -243,6 +250,8 @@ class Strategy(sync.Strategy):
 
     def cycles(self, num_steps: int) -> list[Cycle]:
         """Says what this run was made of, for those who watch the library do it once more."""
+        # First the steps of the warm-up, each with a mean of gradients, then stretches of H steps
+        # with one mean of parameters at their end.
         if self.local_steps > 1:
             warmup = self.events["gradient_means"]
             means = self.events["synchronisations"]
@@ -252,6 +261,7 @@ class Strategy(sync.Strategy):
                 Cycle(means, self.local_steps, rewind=lambda: self._rewind(self.warmup_steps)),
             ]
 
+        # PowerSGD sends whole gradients at first.
         steps = self.events["synchronisations"]
         if isinstance(self._state, PowerSGDState):
             dense = min(DENSE_STEPS, steps)
@@ -271,6 +281,7 @@ class Strategy(sync.Strategy):
     # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        # Local steps that are left over at the end of the budget have no mean of their own.
         warmup = self._num_gradient_means(num_batches)
         means = (num_batches - warmup) // self.local_steps
         counts = {"synchronisations": means, "gradient_means": warmup}
@@ -296,6 +307,7 @@ class Strategy(sync.Strategy):
         return 2 * whole if self.local_steps > 1 else whole
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        # All ranks take part in every call of the library: the largest count is everybody's.
         ranks = range(setting.num_workers)
         means = max(count(events, "synchronisations", worker) for worker in ranks)
         dense = max(count(events, "gradient_means", worker) for worker in ranks)
@@ -303,12 +315,14 @@ class Strategy(sync.Strategy):
         size = numel(shapes)
 
         if isinstance(setting.compression, PowerSGD):
+            # The first steps send the whole gradient, all others factors and what is left alone.
             dense = min(DENSE_STEPS, means)
             sent = _all_reduce(
                 setting, compressed_numel(shapes, setting.compression.rank), itemsize
             )
             return _all_reduce(setting, size, itemsize).times(dense) + sent.times(means - dense)
 
+        # A mean of gradients and one of parameters have the same size.
         if isinstance(setting.compression, (Float16, BFloat16)):
             itemsize = HALF_BYTES
 
@@ -334,6 +348,7 @@ def compressed_numel(shapes: Shapes, rank: int) -> int:
     elements, and as it is otherwise; so do vectors, for which m = 1.
     """
     total = 0
+
     for shape in shapes.values():
         n, m = (shape[0], columns(shape)) if shape else (1, 1)
         factors = min(n, m, rank) * (n + m)  # P (n, r) and Q (m, r)

@@ -29,7 +29,10 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 @dataclass
 class Strategy(sync.Strategy):
-    """Applies the mean gradient of the step before."""
+    """Each step applies the mean gradient of the step before it.
+
+    So the exchange has the whole time of a gradient to be done in.
+    """
 
     alone_is_plain = False
     timing_free = True
@@ -73,6 +76,7 @@ class Strategy(sync.Strategy):
         self._make_topology = topology
 
     def make_updater(self, params: Tensor) -> Updater:
+        # No server is there to be given an updater.
         raise AssertionError("rules: delayed needs a collective")
 
     def next_index(self) -> Work | None:
@@ -106,6 +110,7 @@ class Strategy(sync.Strategy):
 
         The learning rate is that of the samples after which the gradient was computed.
         """
+        # Nothing travels in step 0.
         if self._under_way is None:
             return
 
@@ -118,6 +123,7 @@ class Strategy(sync.Strategy):
 
     def _mean(self, lane: Comm) -> None:
         """Makes, on the second lane, the mean of the gradient that travels."""
+        # Made here, because the lane's group is known only on the lane.
         if self._topology is None:
             self._topology = self._make_topology.second()
             self._topology.start(lane)
@@ -135,10 +141,12 @@ class Strategy(sync.Strategy):
     # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        # One mean per step: the last is waited for by itself, but it is no additional one.
         return {"synchronisations": [num_batches] * setting.num_workers}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
         return numel(shapes) * setting.itemsize  # the gradient that travels
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        # A lane's bytes are counted like any others.
         return means_traffic(shapes, count(events, "synchronisations", 0), setting)

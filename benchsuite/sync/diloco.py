@@ -286,6 +286,7 @@ class Strategy(sync.Strategy):
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         compression = Quantised(self.outer_bits) if self.outer_bits else setting.compression
+        # A server averages whole vectors, so there is one fragment.
         if setting.num_servers:
             each = [count(events, "fragment 0", 0)] * setting.num_workers
             return push_pull_traffic(
@@ -323,6 +324,8 @@ class _Fragment:
         self.outer = params.clone()  # theta (P/F,)
         self._gradient = torch.empty_like(params)  # d (P/F,)
         momentum = strategy.outer_momentum
+
+        # The outer optimiser steps views of theta, whose gradients are views of d.
         chunks = in_chunks(self.outer)
 
         for chunk, gradient in zip(chunks, in_chunks(self._gradient), strict=True):

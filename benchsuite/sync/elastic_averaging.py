@@ -33,7 +33,10 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 @dataclass
 class Strategy(sync.Strategy):
-    """Replicas step alone, and are pulled towards a common centre."""
+    """Replicas step alone, and are pulled towards a common centre.
+
+    They are not made equal by an exchange, so that each may explore its own surroundings.
+    """
 
     period: int = 4
     """Local steps between two exchanges with the centre."""
@@ -191,12 +194,14 @@ class Strategy(sync.Strategy):
         return {"synchronisations": [num_batches // self.period] * setting.num_workers}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        # Over a server a worker keeps nothing: it is answered with its new x_i.
         if server:
             return 2 * largest_slice(shapes, setting)  # d and the answer
 
         return 0 if setting.num_servers else 2 * numel(shapes) * setting.itemsize
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        # Over a collective one mean per exchange; over servers each worker has its own count.
         if not setting.num_servers:
             return means_traffic(shapes, count(events, "synchronisations", 0), setting)
 

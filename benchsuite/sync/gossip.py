@@ -35,7 +35,10 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 @dataclass
 class Strategy(sync.Strategy):
-    """Every replica mixes its parameters with its neighbours', and steps by itself."""
+    """Every replica mixes its parameters with its neighbours', and steps by itself.
+
+    Nobody is at the centre: the load of a rank does not grow with their number.
+    """
 
     consensus_rate: float = 1.0
     """How far a compressed exchange moves a replica towards its neighbours (CHOCO's gamma)."""
@@ -84,9 +87,12 @@ class Strategy(sync.Strategy):
 
         self._mixed = torch.empty_like(part.params)  # sum_j W_ij x_j, (P,)
         self._arrivals: list[Tensor] = []  # x_j of each neighbour, (P,), made when first needed
+
+        # Where parameters are compressed: what the ends of this rank's edges know.
         self._copies = Copies(self, part, compression) if is_compressed(compression) else None
 
     def make_updater(self, params: Tensor) -> Updater:
+        # No server is there to be given an updater.
         raise AssertionError("rules: gossip has no server")
 
     def next_index(self) -> Work | None:
@@ -161,6 +167,7 @@ class Strategy(sync.Strategy):
         while len(self._arrivals) < len(neighbours):
             self._arrivals.append(torch.empty_like(self._part.params))
 
+        # The arrival vector of each neighbour, and the same parameters for every listener.
         pairs = dict(zip((rank for rank, _ in neighbours), self._arrivals, strict=False))
         outgoing = dict.fromkeys(self._graph.listeners(self._step), self._part.params)
         in_rounds(self._comm, outgoing, pairs)
@@ -174,6 +181,7 @@ class Strategy(sync.Strategy):
     # -- predictions -------------------------------------------------------------------------------
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
+        # Who meets whom is no event: it follows from the graph and the number of the step.
         return {"synchronisations": [num_batches] * setting.num_workers}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
@@ -204,8 +212,10 @@ class Strategy(sync.Strategy):
         return vectors * numel(shapes) * setting.itemsize
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        # The graph is asked again for every step of the run.
         traffic = Traffic()
         graph: Graph = setting.topology  # type: ignore[assignment]
+        # Everything that travels over an edge has the same size, compressed or not.
         size = setting.compression.wire_bytes(pieces_of(shapes), setting.itemsize)
 
         for step in range(count(events, "synchronisations", 0)):
@@ -226,6 +236,8 @@ class Copies:
         self._strategy = strategy
         self._part = part
         self._compression = compression
+
+        # The tensors' lengths in the flat vector: a codec works piece by piece.
         self._pieces = pieces_of(part.shapes)
         self._start = part.params.clone()  # equal on all ranks
 
@@ -254,6 +266,7 @@ class Copies:
         neighbours = graph.neighbours(step)
         for rank, _ in neighbours:
             _, codec = self._edge(self._known_of, rank)
+            # As many bytes as the neighbour's codec for the same pieces makes.
             incoming[rank] = torch.empty(codec.num_bytes, dtype=torch.uint8)
 
         in_rounds(self._strategy._comm, outgoing, incoming)
@@ -267,7 +280,7 @@ class Copies:
         for rank, wire in incoming.items():
             self._move(self._known_of[rank], wire)
 
-        weight = _the_weight(neighbours)
+        weight = _the_weight(neighbours)  # W_ij of every edge of this step
 
         # Every edge takes from one end what it gives to the other: the sum over replicas is kept.
         for rank in incoming:
@@ -279,6 +292,7 @@ class Copies:
     def _edge(self, edges: dict[int, tuple[Tensor, Codec]], rank: int) -> tuple[Tensor, Codec]:
         """Gives the copy and the codec of an edge, which begin with the first step it is in."""
         if rank not in edges:
+            # No error feedback: what one difference leaves over is in the next difference anyway.
             codec = self._compression.codec(self._pieces, self._start.dtype, feedback=False)
             edges[rank] = (self._start.clone(), codec)
 
@@ -317,6 +331,7 @@ def in_rounds(comm: Comm, outgoing: dict[int, Tensor], incoming: dict[int, Tenso
     for distance in range(1, comm.size):
         to = (comm.rank + distance) % comm.size
         source = (comm.rank - distance) % comm.size
+        # A graph may have an edge one way only, so a round may be half a pair.
         if to in outgoing and source in incoming:
             comm.sendrecv(outgoing[to], to, incoming[source], source)
         elif to in outgoing:

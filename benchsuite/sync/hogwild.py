@@ -29,7 +29,10 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 @dataclass
 class Strategy(sync.Strategy):
-    """Everybody writes to one vector."""
+    """All workers write to one vector of parameters, which their host's memory holds.
+
+    No message is sent; the memory itself is the way to agree.
+    """
 
     lock: Literal["none", "exclusive"] = "none"
     """`exclusive`: one worker at a time reads or writes."""
@@ -103,10 +106,12 @@ class Strategy(sync.Strategy):
 
         comm.barrier()  # or a fast worker would step on zeros
 
+        # A step is on batch/N samples, and there are N times as many steps.
         scale = 1 / self._num_workers if self.lr_rule == "equal_sample" else 1.0
         self._updater = Updater(self._shared, recipe, shapes=part.shapes, lr_scale=scale)
 
     def make_updater(self, params: Tensor) -> Updater:
+        # No server is there to be given an updater.
         raise AssertionError("rules: hogwild has no server")
 
     def next_index(self) -> Work | None:

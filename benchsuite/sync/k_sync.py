@@ -44,7 +44,10 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 @dataclass
 class Strategy(sync.Strategy):
-    """The first K gradients make a step."""
+    """The first K gradients of a version make a step, whoever they come from.
+
+    The slowest do not hold the others up, and their work is lost or stale.
+    """
 
     backup_workers: int = 1
     """c: a step is the mean of N - c gradients (0 = synchronous)."""
@@ -160,6 +163,7 @@ class Strategy(sync.Strategy):
         return work
 
     def step(self, batch: Batch) -> float | None:
+        """Computes one gradient, pushes it, and loads the answer, or gives it up (`cancel`)."""
         if self._cancels:
             return self._step_unless_over(batch)
 
@@ -249,6 +253,7 @@ class Strategy(sync.Strategy):
         }
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        # A worker keeps the vector for an answer that comes during its gradient.
         if not server:
             return numel(shapes) * setting.itemsize if self.late == "cancel" and self.wait else 0
 
@@ -257,6 +262,7 @@ class Strategy(sync.Strategy):
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
         workers = range(setting.num_workers)
+        # Dropped pushes have travelled, given-up ones have not; every answer has.
         traffic = push_pull_traffic(
             shapes,
             setting,
@@ -281,6 +287,8 @@ class FirstK(ServerPolicy):
         self._batch = form.batch
         self._cancels = form.late == "cancel" and form.wait
         self._k = k
+
+        # Workers that have not said goodbye; the comm is for what they are told after that.
         self._active = set(range(num_workers))
         self._comm = comm
         self._num_sent = [0] * num_workers  # answers, by worker
@@ -305,6 +313,7 @@ class FirstK(ServerPolicy):
         if len(self._slots) == len(self._arrived):
             self._slots.append(torch.empty_like(self._shard))
 
+        # The push lies in the loop's memory, which the next one overwrites.
         self._slots[len(self._arrived)].copy_(flat)
         self._arrived.append(worker)
 
@@ -316,6 +325,8 @@ class FirstK(ServerPolicy):
 
     def on_goodbye(self, worker: int) -> list[int]:
         self._active.discard(worker)
+
+        # Every answer to it is counted by now, because the loop sends before it takes a ticket.
         if self._cancels:
             self._comm.ticket(worker, self._num_sent[worker])
 
@@ -339,7 +350,7 @@ class FirstK(ServerPolicy):
         # By rank, and gradients of one worker in the order of arrival: `sorted` is stable.
         order = sorted(range(due), key=lambda slot: self._arrived[slot])
         rank_order_sum([self._slots[slot] for slot in order], self._mean)
-        self._mean.div_(due)
+        self._mean.div_(due)  # fewer than K at the end of a run: then it is their mean
         self._apply(self._mean, num_gradients=due)
         self._version += 1
 

@@ -31,7 +31,10 @@ from benchsuite.workload import Batch, Part, Recipe, Shapes, numel
 
 @dataclass
 class Strategy(sync.Strategy):
-    """Replicas step alone, and agree every H steps."""
+    """Replicas step alone, and agree every H steps.
+
+    Between two agreements nothing travels, and replicas differ.
+    """
 
     local_steps: int = 8
     """H, optimiser steps between two agreements."""
@@ -122,6 +125,7 @@ class Strategy(sync.Strategy):
 
         # Local steps made so far; below 0 the warm-up is not over, and gradients agree.
         local = self._step - self.warmup_steps
+
         if local < 0:
             self._average(self._part.grad)
             self.events["gradient_means"] += 1
@@ -158,6 +162,7 @@ class Strategy(sync.Strategy):
             params.copy_(self._agreed)
 
         self.events["synchronisations"] += 1
+        # What becomes of the optimiser's vectors is a choice of its own.
         if self.momentum == "averaged":
             for vector in self._updater.state():
                 self._average(vector)
@@ -173,9 +178,11 @@ class Strategy(sync.Strategy):
         return self._part.params
 
     def policy(self) -> ServerMean:
+        # A server only averages: replicas step by themselves.
         return ServerMean(self._num_workers)
 
     def num_pushes(self) -> int:
+        # At most one mean per step, in which every worker pushes once.
         return self._steps * self._num_workers
 
     # -- predictions -------------------------------------------------------------------------------
@@ -190,12 +197,14 @@ class Strategy(sync.Strategy):
         return {name: [number] * setting.num_workers for name, number in counts.items()}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        # A worker keeps p of the last agreement only where differences travel.
         if server:
             return averaging_server_bytes(shapes, setting)
 
         return numel(shapes) * setting.itemsize if is_compressed(setting.compression) else 0
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        # A mean of gradients (warm-up) and one of parameters have the same size.
         times = sum(count(events, name, 0) for name in ("synchronisations", "gradient_means"))
         traffic = means_traffic(shapes, times, setting)
 

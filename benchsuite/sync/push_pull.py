@@ -29,6 +29,8 @@ def push_pull_traffic(
     """
     slices = bounds(numel(shapes), setting.num_servers)
     how = compression or setting.compression
+
+    # An encoded push need not be of the same size for slices of the same length: pieces count.
     encoded = [
         how.wire_bytes(pieces_of(shapes, start, stop), setting.itemsize) for start, stop in slices
     ]

@@ -39,7 +39,10 @@ UNBOUNDED = -1  # the slack that holds nobody
 
 @dataclass
 class Strategy(sync.Strategy):
-    """Waits only for workers that are more than `slack` steps behind."""
+    """A worker waits only for others that are more than `slack` steps behind it.
+
+    A worker that is slow for a moment holds nobody up; one that always is, sets the pace.
+    """
 
     slack: int = 3
     """s, steps that a worker may be ahead of the slowest (-1 = no bound)."""
@@ -105,6 +108,7 @@ class Strategy(sync.Strategy):
         self.events = {"pushes": 0, "replies": 0}
 
     def make_updater(self, params: Tensor) -> Updater:
+        # A push alone is on batch/N samples; a clock's mean is on the whole batch.
         scale = 1 / self._num_workers if self.apply == "per_push" else 1.0
         return Updater(params, self._recipe, lr_scale=scale)
 
@@ -148,6 +152,7 @@ class Strategy(sync.Strategy):
 
     def expected_events(self, num_batches: int, setting: Setting) -> Events:
         each = [num_batches] * setting.num_workers
+        # One step per clock, or one per push; only servers count them.
         updates = num_batches * (1 if self.apply == "per_clock" else setting.num_workers)
 
         return {
@@ -243,6 +248,7 @@ class BoundedAhead(ServerPolicy):
         One push makes at most one clock whole; the loop ends with the first that is not.
         """
         while (slots := self._gradients.get(self._clock)) is not None:
+            # By worker, and so in rank order.
             gradients = [slot for slot in slots if slot is not None]
             if len(gradients) < len(slots):
                 return
@@ -250,12 +256,15 @@ class BoundedAhead(ServerPolicy):
             rank_order_sum(gradients, self._mean)
             self._mean.div_(len(gradients))
             self._apply(self._mean, num_gradients=len(gradients), oldest_of=range(len(gradients)))
+
+            # What was applied makes room for the next clock.
             self._free += gradients
             del self._gradients[self._clock]
             self._clock += 1
 
     def _released(self) -> list[int]:
         """Takes out of the held workers whoever may start its next step, in rank order."""
+        # With nobody left the minimum does not matter: nobody can be held.
         slowest = min((self._finished[worker] for worker in self._active), default=0)
 
         answers = sorted(

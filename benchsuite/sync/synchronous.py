@@ -135,6 +135,7 @@ class Strategy(sync.Strategy):
         assert loss is not None
 
         if self._server is not None:
+            # Push the gradient, pull the parameters: the server clips and steps.
             self._server.exchange(part.grad, part.params, tag=self._step)
         else:
             assert self._updater is not None
@@ -182,9 +183,11 @@ class Strategy(sync.Strategy):
         return {"synchronisations": [num_batches] * setting.num_workers}
 
     def state_bytes(self, shapes: Shapes, setting: Setting, *, server: bool = False) -> int:
+        # Buckets are views of the gradient: they keep nothing of their own.
         return averaging_server_bytes(shapes, setting) if server else 0
 
     def predicted_traffic(self, shapes: Shapes, events: Events, setting: Setting) -> Traffic:
+        # By worker: a run that ended early may have left some of them one step behind.
         steps = [count(events, "synchronisations", worker) for worker in range(setting.num_workers)]
         if setting.num_servers:
             traffic = push_pull_traffic(shapes, setting, pushes=steps, replies=steps)
@@ -192,6 +195,7 @@ class Strategy(sync.Strategy):
                 setting.num_workers, setting.num_servers, max(steps) if setting.clip else 0
             )
 
+        # Over a collective all ranks take part in every mean, so the count is the same for all.
         if self.bucket_mib:
             step = buckets_traffic(
                 setting.topology,
@@ -236,6 +240,7 @@ class ServerMean(ServerPolicy):
         if len(self._arrived) < self._num_workers:
             return []
 
+        # The last push of the version is in.
         rank_order_sum(self._slots, self._mean)
         self._mean.div_(self._num_workers)
         self._apply(self._mean, num_gradients=self._num_workers)

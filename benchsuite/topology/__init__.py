@@ -207,11 +207,14 @@ def sum_number(
     """
     mine = torch.tensor([value], dtype=torch.float64, device=device)
     first, *others = ranks
+
+    # All but the first give their number away, and get the sum back into the same place.
     if comm.rank != first:
         comm.send(mine, first)
         comm.recv(mine, first)
         return float(mine)
 
+    # The first adds in a fixed order, whoever is ready first.
     other = torch.empty_like(mine)
 
     for rank in others:
@@ -242,6 +245,7 @@ def collective_traffic(
     An all_reduce costs what a ring does; an all_gather or a broadcast costs half of it. A
     reduce_scatter costs half of it too, except on gloo, which makes it out of an all-reduce.
     """
+    # `longest` is the whole vector: how the library cuts it into messages is its own affair.
     if kind == "all_reduce" or (kind == "reduce_scatter" and backend == "gloo"):
         return ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))
 
@@ -253,6 +257,7 @@ def spread_traffic(numel: int, itemsize: int, num_workers: int) -> Traffic:
 
     It is the second half of a ring all-reduce, on the same edges.
     """
+    # Both phases send the same bytes over the same edges.
     both = ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))
 
     return Traffic(

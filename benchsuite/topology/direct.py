@@ -24,7 +24,10 @@ from benchsuite.topology import bounds, rank_order_sum
 
 @dataclass
 class Topology(topology.Topology):
-    """Chunks straight to their owners, and straight back."""
+    """Chunks go straight to their owners, and straight back.
+
+    Few rounds and small messages, but every rank talks to every other one.
+    """
 
     timing_free = True
     gathers = True
@@ -40,11 +43,13 @@ class Topology(topology.Topology):
         self._comm = comm
         self.num_workers = comm.size
         self.rank = comm.rank
+
         # Kept from call to call, because a step asks for the same sizes again.
         self._scratch: dict[tuple[str, int, int, torch.dtype], Tensor] = {}
 
     def mean(self, flat: Tensor) -> None:
         """Replaces `flat` (P,) by the mean over the workers."""
+        # A single worker's vector is its own mean.
         if self.num_workers == 1:
             return
 
@@ -68,7 +73,9 @@ class Topology(topology.Topology):
         size, those for different ranks need not. What is returned is scratch memory, good until
         the next `scatter`.
         """
-        mine = pieces[self._comm.rank]
+        mine = pieces[self._comm.rank]  # (C,)
+
+        # N rows of (C,), of which this rank's own is its piece and not a copy of it.
         rows = [self._row("scatter", rank, mine.numel(), mine) for rank in range(self.num_workers)]
         rows[self._comm.rank] = mine
         self._exchange(pieces, rows)
@@ -80,6 +87,7 @@ class Topology(topology.Topology):
 
         What is returned is scratch memory, good until the next `gather`.
         """
+        # As many rows as ranks; this rank's own is its vector and not a copy of it.
         lengths = sizes or [wire.numel()] * self.num_workers
         rows = [self._row("gather", rank, length, wire) for rank, length in enumerate(lengths)]
         rows[self._comm.rank] = wire
@@ -90,6 +98,8 @@ class Topology(topology.Topology):
     def _row(self, half: str, rank: int, numel: int, like: Tensor) -> Tensor:
         """Gives the scratch vector for what `rank` sends in this half of the exchange."""
         key = (half, rank, numel, like.dtype)
+
+        # One vector per sender: all of them arrive before the first is added.
         if key not in self._scratch:
             self._scratch[key] = torch.empty(numel, dtype=like.dtype, device=like.device)
 
@@ -109,10 +119,12 @@ class Topology(topology.Topology):
 
         if comm.posts_ahead:
             # Receives are posted before sends, so that nothing arrives without a place to go.
+            # All rounds are under way at once, and the order only says who is served first.
             receiving = [
                 comm.irecv(incoming[src], src) for _, src in rounds if incoming[src].numel()
             ]
             sending = [comm.isend(outgoing[dst], dst) for dst, _ in rounds if outgoing[dst].numel()]
+
             for handle in (*receiving, *sending):
                 handle.wait()
 
@@ -120,6 +132,7 @@ class Topology(topology.Topology):
 
         # NCCL runs the operations of a pair in posting order: one round after the other.
         for dst, src in rounds:
+            # Chunks may be empty where there are fewer elements than ranks.
             if outgoing[dst].numel() and incoming[src].numel():
                 comm.sendrecv(outgoing[dst], dst, incoming[src], src)
             elif outgoing[dst].numel():
@@ -127,7 +140,7 @@ class Topology(topology.Topology):
             elif incoming[src].numel():
                 comm.recv(incoming[src], src)
 
-    # -- costs -------------------------------------------------------------------------------------
+    # -- predictions -------------------------------------------------------------------------------
 
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
@@ -145,6 +158,7 @@ class Topology(topology.Topology):
 
         `num_bytes` is what every worker gives; a sequence has what worker r gives at position r.
         """
+        # What a rank gives goes to each of the others.
         sizes = [num_bytes] * num_workers if isinstance(num_bytes, int) else num_bytes
         return _straight(sizes, to_owner=False)
 
@@ -155,6 +169,8 @@ def _straight(num_bytes: Sequence[int], *, to_owner: bool) -> Traffic:
     num_bytes[r] is the size of what rank r owns; `to_owner` says which way it goes.
     """
     traffic = Traffic()
+
+    # What is empty is not sent.
     for owner, count in enumerate(num_bytes):
         for other in range(len(num_bytes) if count else 0):
             if other != owner:

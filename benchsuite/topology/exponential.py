@@ -19,7 +19,10 @@ from benchsuite.comm import Comm
 
 @dataclass
 class Topology(topology.Graph):
-    """Every rank has one peer per step, whose distance doubles from step to step."""
+    """Every rank has one peer per step, whose distance doubles from step to step.
+
+    What one rank knows has reached all of them after q steps.
+    """
 
     timing_free = True
     kind = "graph"
@@ -30,10 +33,12 @@ class Topology(topology.Graph):
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
+        # No message is needed to know the graph: a rank and a step determine it.
         self._rank = comm.rank
         self.num_workers = comm.size
 
     def neighbours(self, step: int) -> list[tuple[int, float]]:
+        # A single worker has no peer.
         if self.num_workers == 1:
             return []
 
@@ -45,6 +50,8 @@ class Topology(topology.Graph):
             return []
 
         return [(self._rank - distance(step, self.num_workers)) % self.num_workers]
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def edges(self, step: int, num_workers: int) -> list[tuple[int, int]]:
         if num_workers == 1:
@@ -62,4 +69,5 @@ def distance(step: int, num_workers: int) -> int:
     It is always below N, so nobody is its own peer. Needs at least two workers.
     """
     rounds = (num_workers - 1).bit_length()  # q
+
     return 1 << (step % rounds)

@@ -27,7 +27,11 @@ Range = tuple[int, int]  # (start, stop) in the flat vector
 
 @dataclass
 class Topology(topology.Topology):
-    """Pairs of ranks exchange at halving, then at doubling distances."""
+    """Pairs of ranks exchange at halving, then at doubling distances.
+
+    The rounds are few, as in a tree, and where N is a power of two no rank sends more than around
+    a ring.
+    """
 
     timing_free = True
     kind = "collective"
@@ -41,12 +45,16 @@ class Topology(topology.Topology):
         self._comm = comm
         self.num_workers = comm.size
         self._inside = power_of_two(comm.size)  # N'
+
+        # Arrivals, by (numel, dtype): kept, because a step asks for the same size again.
         self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def mean(self, flat: Tensor) -> None:
         """Replaces `flat` (P,) by the mean over the workers."""
         comm = self._comm
         inside = self._inside
+
+        # A single worker's vector is its own mean.
         if self.num_workers == 1:
             return
 
@@ -67,6 +75,7 @@ class Topology(topology.Topology):
         rounds = halves(comm.rank, flat.numel(), inside)
 
         for partner, keep, give in rounds:
+            # Arrivals have the same range in the scratch as in the vector.
             partial = scratch[keep[0] : keep[1]]
             self._exchange(flat[give[0] : give[1]], partial, partner)
             flat[keep[0] : keep[1]].add_(partial)
@@ -79,6 +88,7 @@ class Topology(topology.Topology):
         for partner, keep, give in reversed(rounds):
             self._exchange(flat[keep[0] : keep[1]], flat[give[0] : give[1]], partner)
 
+        # Its folded worker waits for the mean.
         if folded is not None:
             comm.send(flat, folded)
 
@@ -95,6 +105,7 @@ class Topology(topology.Topology):
 
         Where a vector has fewer elements than N', one side of a pair may have nothing to send.
         """
+        # Both at once: if both partners sent first, and the message were long, none would receive.
         if outgoing.numel() and incoming.numel():
             self._comm.sendrecv(outgoing, partner, incoming, partner)
         elif outgoing.numel():
@@ -102,9 +113,15 @@ class Topology(topology.Topology):
         elif incoming.numel():
             self._comm.recv(incoming, partner)
 
+    # -- predictions -------------------------------------------------------------------------------
+
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
+        """Predicts the traffic of one mean, by local rank.
+
+        The N' inside send their halves, and the others exchange whole vectors with a partner.
+        """
         traffic = Traffic()
         inside = power_of_two(num_workers)
 
@@ -145,17 +162,20 @@ def halves(rank: int, numel: int, inside: int) -> list[tuple[int, Range, Range]]
 
     while distance:
         middle = first + distance
+
+        # Both halves of what is still summed here.
         low = (ranges[first][0], ranges[middle][0])
         high = (ranges[middle][0], ranges[last - 1][1])
 
         # The bit of the rank says which half it owns in the end.
         if rank & distance:
-            rounds.append((rank ^ distance, high, low))
+            rounds.append((rank ^ distance, high, low))  # the partner owns the lower half
             first = middle
         else:
             rounds.append((rank ^ distance, low, high))
             last = middle
 
+        # The next partner is half as far away.
         distance //= 2
 
     return rounds

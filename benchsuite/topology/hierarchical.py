@@ -30,7 +30,10 @@ from benchsuite.topology.ring import Topology as Ring
 
 @dataclass
 class Topology(topology.Topology):
-    """Vectors are added inside each host first, then between hosts."""
+    """Vectors are added inside each host first, then between hosts.
+
+    The slow wire between hosts carries the sum of a host instead of the vectors of its ranks.
+    """
 
     across: Literal["ring", "native"] = "ring"
     """Between the first ranks of the hosts: our ring, or the backend's all-reduce."""
@@ -55,6 +58,7 @@ class Topology(topology.Topology):
     num_servers = 0
 
     def __post_init__(self) -> None:
+        # Host number of each rank; empty until `place` is called.
         self._hosts: Sequence[int] = ()
 
     def place(self, hosts: Sequence[int]) -> None:
@@ -84,6 +88,8 @@ class Topology(topology.Topology):
         # `split`, in the same order, and gets None for a group that it is not in.
         groups = ranks_by_host(self._hosts)
         inside = [comm.split(ranks) for ranks in groups if len(ranks) > 1]
+
+        # The group of this rank's own host; None where it is alone there.
         here = next((part for part in inside if part is not None), None)
         self._memory = HostMemory(here) if here is not None else None
 
@@ -110,9 +116,12 @@ class Topology(topology.Topology):
         the host: each adds its part of the others' vectors there.
         """
         divisor = self.num_workers
+
+        # With one host there is nothing across, and the host's sum is divided where it is made.
         across = (
             partial(self._between.total, divisor=divisor) if len(set(self._hosts)) > 1 else None
         )
+        # A rank that is alone on its host goes across at once.
         if self._memory is not None:
             self._memory.total(flat, divisor=divisor, across=across)
         elif across is not None:
@@ -122,11 +131,16 @@ class Topology(topology.Topology):
         """Makes the topology of the hosts' first ranks, as the option `across` says."""
         return Ring() if self.across == "ring" else Native()
 
+    # -- predictions -------------------------------------------------------------------------------
+
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
+        """Predicts the traffic of one mean, by local rank: between hosts, and through memory."""
         groups = ranks_by_host(self._hosts or (0,) * num_workers)
         traffic = Traffic()
+
+        # Inside the hosts; an empty vector goes nowhere.
         for ranks in groups if numel else []:
             traffic += host_traffic(numel, itemsize, ranks, alone=len(groups) == 1)
 

@@ -22,9 +22,14 @@ from torch import Tensor
 from benchsuite.comm import Comm, Edge, Traffic
 from benchsuite.topology import bounds, segments
 
+# A chunk: the shares of it that a rank adds stay in the rank's cache.
 CHUNK_BYTES = 2**20
+
+# From this size on a vector that has to be copied goes chunk by chunk.
 PIPELINED_BYTES = 16 * 2**20
-PAGE_BYTES = 4096  # slots begin on pages: two ranks never write one cache line
+
+# Slots begin on pages, so that two ranks never write to one cache line.
+PAGE_BYTES = 4096
 
 # What the host's first rank does with the host's sum, before everybody gets it.
 Across = Callable[[Tensor], None]
@@ -92,6 +97,7 @@ class HostMemory:
 
     def slot(self, numel: int, dtype: torch.dtype) -> Tensor:
         """Gives memory for a vector of this rank that the others can read and write."""
+        # One segment with a slot for each rank: all ranks ask for it together.
         slots = self._shared("slots", self._size, numel, dtype)
         mine = slots[self._rank]
         self._owned.append((mine.data_ptr(), slots))
@@ -104,6 +110,9 @@ class HostMemory:
         `across`, where it is given, takes the host's sum to the other hosts and divides itself.
         """
         self._count(flat, alone=across is None)
+
+        # In place where the vector lives in the slots. With other hosts the whole sum is needed
+        # before anything is copied out, so nothing is gained chunk by chunk.
         place = self.place_of(flat)
         if place is not None:
             self._in_place(place, divisor, across)
@@ -119,6 +128,7 @@ class HostMemory:
         itemsize = flat.element_size()
 
         for number, (begin, slots) in enumerate(self._owned):
+            # The vector may be a slice of a slot: a bucket, for example.
             start = (address - begin) // itemsize
             if 0 <= start <= slots.shape[1] - numel and slots.dtype == flat.dtype:
                 key = (number, start, numel)
@@ -143,6 +153,7 @@ class HostMemory:
 
         comm.barrier()  # all vectors are complete
 
+        # Rank 0's share of the own part is where the sum is made.
         for total, *others in place.own:
             for share in others:
                 total.add_(share)  # in rank order
@@ -153,6 +164,7 @@ class HostMemory:
                     share.copy_(total)
 
         comm.barrier()  # all parts are added
+        # Without other hosts every slot has the whole mean.
         if across is None:
             return
 
@@ -177,6 +189,7 @@ class HostMemory:
 
         chunks = self._chunks[key]
 
+        # Copying in, adding and copying out are three passes, with a barrier between them.
         for chunk in chunks:
             self._copy_in(flat, chunk)
 
@@ -189,6 +202,7 @@ class HostMemory:
 
         # No barrier is needed behind the copies below: the next total's first writes go to shares,
         # which nobody reads any more, and its results come after its own first barrier.
+        # With other hosts the first rank takes the host's whole sum to them.
         if across is not None:
             if self._rank == 0:
                 across(stage[self._size])
@@ -211,6 +225,7 @@ class HostMemory:
         stage = self._stage(2 * length, flat.dtype)
         key = (flat.numel(), flat.dtype)
         if key not in self._chunks:
+            # Even chunks use one half of the stage, odd ones the other.
             self._chunks[key] = [
                 self._chunk(stage.narrow(1, number % 2 * length, stop - start), start)
                 for number, (start, stop) in enumerate(segments(0, flat.numel(), length))
@@ -221,6 +236,7 @@ class HostMemory:
         # Two steps more than chunks: the last chunk is added one step after it was copied in, and
         # copied out one step later.
         for step in range(len(chunks) + 2):
+            # What the step before has written is complete.
             if step:
                 self._comm.barrier()
 
@@ -242,6 +258,8 @@ class HostMemory:
         """
         mine = stage[self._rank]
         result = stage[self._size]
+
+        # The own part of the chunk.
         low, high = bounds(stage.shape[1], self._size)[self._rank]
 
         # What lies before and behind the own part, where there is something.
@@ -260,11 +278,13 @@ class HostMemory:
 
     def _copy_in(self, flat: Tensor, chunk: _Chunk) -> None:
         """Puts this rank's shares of the others' parts where they can read them."""
+        # At most two ranges: what lies before the own part, and what lies behind it.
         for start, stop, place in chunk.into:
             place.copy_(flat[start:stop])
 
     def _add(self, flat: Tensor, chunk: _Chunk, divisor: int) -> None:
         """Adds the own part of a chunk, shares in rank order, and puts it into the vector."""
+        # Views: what this rank has, and where the sum goes.
         mine = flat[chunk.own[0] : chunk.own[1]]
         total = chunk.total
 
@@ -275,9 +295,11 @@ class HostMemory:
         for share in others:
             total.add_(share)
 
+        # Divided once, by the rank that has the whole sum.
         if divisor > 1:
             total.div_(divisor)
 
+        # The other ranks get it from `total`.
         mine.copy_(total)
 
     def _copy_out(self, flat: Tensor, chunk: _Chunk) -> None:
@@ -293,10 +315,12 @@ class HostMemory:
         `alone`: there is no other host.
         """
         key = (flat.numel(), flat.element_size())
+
         if key not in self._counts:
             mine = host_traffic(*key, self._comm.world_ranks, alone=alone, of=[self._rank])
             self._counts[key] = list(mine.shm.items())
 
+        # By arithmetic, not by watching: the copies are plain tensor operations.
         for edge, num_bytes in self._counts[key]:
             self._comm.traffic.add_shm(*edge, num_bytes)
 
@@ -304,12 +328,15 @@ class HostMemory:
         """Gives staging memory for vectors of `length`.                  (ranks + 1, length)"""
         key = (length, dtype)
         if key not in self._stages:
+            # A row for each rank's shares, and one for the result.
             self._stages[key] = self._shared("stage", self._size + 1, length, dtype)
 
         return self._stages[key]
 
     def _shared(self, name: str, count: int, numel: int, dtype: torch.dtype) -> Tensor:
         """Gives shared memory of shape (count, numel), every row on pages of its own."""
+
+        # A row of less than whole pages is followed by a gap, which the view leaves out.
         page = PAGE_BYTES // dtype.itemsize  # elements
         stride = -(-numel // page) * page  # numel rounded up to whole pages
 
@@ -325,6 +352,7 @@ def own_ranges(numel: int, itemsize: int, size: int, rank: int) -> list[tuple[in
     """Lists the ranges that `rank` adds, one per chunk; empty ones are left out."""
     found = []
     for start, stop in segments(0, numel, chunk_length(itemsize)):
+        # Cut chunk by chunk, not as a whole: a rank's part of a chunk fits into its cache.
         low, high = bounds(stop - start, size)[rank]
         if high > low:
             found.append((start + low, start + high))
@@ -351,16 +379,20 @@ def host_traffic(
     """
     traffic = Traffic()
     size = len(ranks)
-    parts = part_bytes(numel, itemsize, size)
+    parts = part_bytes(numel, itemsize, size)  # by position
 
     for i in range(size) if of is None else of:
         for j in range(size if parts[i] else 0):
+            # Rank i reads its part of j's vector.
             if i != j:
                 traffic.add_shm(ranks[j], ranks[i], parts[i])
+
+            # The result goes to everybody, or with other hosts to the first rank only.
 
             if i != j and (alone or j == 0):
                 traffic.add_shm(ranks[i], ranks[j], parts[i])
 
+        # With other hosts each rank gets the whole result from the first one.
         if i and not alone and numel:
             traffic.add_shm(ranks[0], ranks[i], numel * itemsize)
 

@@ -19,7 +19,10 @@ from benchsuite.topology import ring_traffic
 
 @dataclass
 class Topology(topology.Topology):
-    """Vectors are reduced by one call of the backend."""
+    """Vectors are reduced by one call of the backend.
+
+    It is the yardstick for the topologies that are written out in this folder.
+    """
 
     payload_source = "derived"
     timing_free = True
@@ -33,6 +36,7 @@ class Topology(topology.Topology):
 
     def start(self, comm: Comm, *, num_servers: int = 0) -> None:
         assert num_servers == 0, "rules: servers need parameter_server"
+        # Nothing is kept beside: the library has its own buffers.
         self._comm = comm
         self.num_workers = comm.size
 
@@ -41,6 +45,7 @@ class Topology(topology.Topology):
 
     def total(self, flat: Tensor, *, divisor: int) -> None:
         """Replaces `flat` (P,) by its sum over the workers, divided by `divisor` once."""
+        # A single worker has nobody to call the library with.
         if self.num_workers > 1:
             self._comm.all_reduce(flat)
 
@@ -52,7 +57,11 @@ class Topology(topology.Topology):
         """Returns every worker's vector, in rank order.                  N views of (B,)"""
         out = torch.empty(self.num_workers * wire.numel(), dtype=wire.dtype, device=wire.device)
         self._comm.all_gather(out, wire)
+
+        # (N, B): one row per worker
         return list(out.view(self.num_workers, -1))
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def predicted_gather(self, num_bytes: int, *, num_workers: int) -> Traffic:
         """Predicts one all-gather of the backend: (N-1) vectors leave each rank, as around a ring.
@@ -72,5 +81,6 @@ class Topology(topology.Topology):
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
-        # `longest` is the whole vector: how the library cuts it into messages is its own affair
+        # `longest` is the whole vector: how the library cuts it into messages is its own affair,
+        # and messages inside of it are not counted.
         return ring_traffic(numel, itemsize, num_workers, longest=max(numel, 1))

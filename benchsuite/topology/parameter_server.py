@@ -32,7 +32,10 @@ from benchsuite.workload import Shapes, numel, pieces_of
 
 @dataclass
 class Topology(topology.Topology):
-    """Workers push to servers and are answered with parameters."""
+    """Workers push to servers and are answered with parameters.
+
+    The methods come in three groups: what both sides set up, what a worker calls, and `serve`.
+    """
 
     timing_free = True  # whether a policy is, its strategy says
     kind = "server"
@@ -52,7 +55,7 @@ class Topology(topology.Topology):
         self.num_servers = num_servers
         self.num_workers = comm.size - num_servers
         self.server = comm.rank - self.num_workers  # number of this server; negative on a worker
-        self.use_threads(1)
+        self.use_threads(1)  # a strategy without a lock asks for more, in its own `start`
 
         # One codec per server, where pushes are encoded.
         self._codecs: list[Codec] = []
@@ -78,6 +81,7 @@ class Topology(topology.Topology):
         Called on every rank after `start`. Each slice is a vector of its own, with its own
         residual. Answers travel as they are.
         """
+        # A codec works on one slice, piece by piece of the tensors that lie in it.
         size = numel(shapes)
         slices = [self.slice_of(server, size) for server in range(self.num_servers)]
         self._codecs = [
@@ -135,6 +139,7 @@ class Topology(topology.Topology):
 
         `tag` (>= 0), the number of the batch, goes into the servers' push log.
         """
+        # Where receives may be posted ahead, the answer has a place to go before it is asked for.
         ahead = self._comm.posts_ahead
         waiting = self.expect(pull) if ahead else []
         waiting += self.push(push, tag=tag)
@@ -200,6 +205,7 @@ class Topology(topology.Topology):
 
     def _door(self, server: int) -> tuple[Comm, int]:
         """Gives the group in which this worker talks to a server, and the server's rank there."""
+        # Of the threads' groups a worker is in one, by its number; the server is the last rank.
         door = self._doors[server][
             self._comm.rank % self.num_threads if self.num_threads > 1 else 0
         ]
@@ -240,6 +246,7 @@ class Topology(topology.Topology):
             survives=survives,
         )
 
+        # This server's groups; one without a worker has nobody to serve.
         comms = [comm for comm in self._doors[self.server] if comm is not None and comm.size > 1]
         threads = [
             threading.Thread(target=loop.guarded, args=(comm,), daemon=True) for comm in comms[1:]
@@ -255,6 +262,8 @@ class Topology(topology.Topology):
             thread.join()
 
         loop.close()
+
+        # The first error is the cause; those of other threads follow from it.
         if loop.errors:
             raise loop.errors[0]
 
@@ -268,17 +277,20 @@ class Topology(topology.Topology):
 
         All servers call it at the same step, and all get the same bits.
         """
+        # What several parts hold counts on one of them only.
         owned = gradient[: self._owned]
+
         servers = range(self.num_workers, self._comm.size)
 
         return self._sum_over_parts(sum_number(self._comm, servers, float(torch.dot(owned, owned))))
 
-    # -- costs -------------------------------------------------------------------------------------
+    # -- predictions -------------------------------------------------------------------------------
 
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 1
     ) -> Traffic:
         """Predicts one exchange of every worker: 2 N M bytes in all."""
+        # One push and one answer of every worker, a slice to and from every server.
         ones = [1] * num_workers
         size = [(stop - start) * itemsize for start, stop in bounds(numel, num_servers)]
 

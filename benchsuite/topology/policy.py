@@ -41,7 +41,9 @@ class Apply(Protocol):
 class ServerPolicy(Protocol):
     """What a parameter server does with pushes. The server loop calls it.
 
-    A policy inherits from this class; what is optional has its default here.
+    A policy inherits from this class; what is optional has its default here. Each server has a
+    policy of its own, which knows of its own slice only; with several threads it is called by all
+    of them.
     """
 
     several_steps: bool = False

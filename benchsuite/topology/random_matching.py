@@ -20,7 +20,10 @@ from benchsuite.comm import Comm
 
 @dataclass
 class Topology(topology.Graph):
-    """Ranks meet in pairs that are drawn anew in every step."""
+    """Ranks meet in pairs that are drawn anew in every step.
+
+    Over many steps everybody meets everybody, although each step sends one message per rank.
+    """
 
     seed: int = 0
     """Of the pairs, the same on all ranks; with the step's number it decides who meets whom."""

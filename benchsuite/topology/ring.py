@@ -24,7 +24,11 @@ from benchsuite.topology import bounds, ring_traffic, segments
 
 @dataclass
 class Topology(topology.Topology):
-    """Chunks travel around a ring of point-to-point messages, in two phases."""
+    """Chunks travel around a ring of point-to-point messages, in two phases.
+
+    Every port is busy all the time, which is why large vectors are fast; the number of rounds
+    grows with N, which is why small ones are slow.
+    """
 
     segment_kib: int = 2048
     """Longest message in KiB; a chunk is cut into such segments so that adding overlaps
@@ -55,16 +59,19 @@ class Topology(topology.Topology):
         The rank that is the first to have a chunk's whole sum divides it, once, and the others
         get the quotient: all have the same bits.
         """
+        # `hierarchical` divides by the workers of all hosts, also where this ring has one rank.
         if self.num_workers == 1:
             if divisor > 1:
                 flat.div_(divisor)
 
             return
 
+        # The plan has views of the vector, so the address belongs to the key.
         key = (flat.data_ptr(), flat.numel(), flat.dtype)
         if key not in self._plans:
             self._plans[key] = _Plan(flat, self._comm, self._longest(flat.element_size()))
 
+        # A backend that cannot post ahead needs sends and receives in matching rounds.
         if self._comm.posts_ahead:
             self._total_ahead(self._plans[key], divisor)
         else:
@@ -93,6 +100,7 @@ class Topology(topology.Topology):
         comm = self._comm
         right = (self._comm.rank + 1) % self.num_workers
         left = (self._comm.rank - 1) % self.num_workers
+
         sending: list[Handle] = [comm.isend(piece, right) for piece in plan.own]
 
         # One handle per segment, by round: partial sums into scratch, final chunks into place.
@@ -118,6 +126,7 @@ class Topology(topology.Topology):
                 if round_ < last:
                     sending.append(comm.isend(piece, right))
 
+        # The vector is the caller's again only when nothing is read from it any more.
         for send in sending:
             send.wait()
 
@@ -129,6 +138,8 @@ class Topology(topology.Topology):
         right = (self._comm.rank + 1) % self.num_workers
         left = (self._comm.rank - 1) % self.num_workers
         last = len(plan.scratch) - 1
+
+        # Reduce-scatter: the partial sum that has just come is what goes out next.
         outgoing = plan.own
 
         for round_, pieces in enumerate(plan.scratch):
@@ -140,8 +151,10 @@ class Topology(topology.Topology):
                 else:
                     partial.add_(mine)
 
+            # Partial sums live in scratch; the last one is whole, and in the vector itself.
             outgoing = plan.mine[round_] if round_ == last else pieces
 
+        # All-gather: what has just come is what goes out next, in place.
         for pieces in plan.final:
             self._exchange(outgoing, right, pieces, left)
             outgoing = pieces
@@ -155,6 +168,7 @@ class Topology(topology.Topology):
         many has no partner and goes alone.
         """
         for position in range(max(len(outgoing), len(incoming))):
+            # Only one of the two can be over: both chunks of a round are of nearly one size.
             if position >= len(outgoing):
                 self._comm.recv(incoming[position], left)
             elif position >= len(incoming):
@@ -181,8 +195,12 @@ class _Plan:
             start, stop = ranges[chunk % size]
             return [flat[a:b] for a, b in segments(start, stop, longest)]
 
+        # The chunk that has this rank's number goes out first, as it is.
         self.own = cut(rank)
+
         # In round k chunk i-k-1 comes by the reduce-scatter, and chunk i-k by the all-gather.
         self.mine = [cut(rank - round_ - 1) for round_ in range(size - 1)]
         self.final = [cut(rank - round_) for round_ in range(size - 1)]
+
+        # As large as `mine`, segment by segment: nobody else writes there.
         self.scratch = [[torch.empty_like(piece) for piece in pieces] for pieces in self.mine]

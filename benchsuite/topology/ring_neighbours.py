@@ -17,7 +17,10 @@ from benchsuite.comm import Comm
 
 @dataclass
 class Topology(topology.Graph):
-    """Every rank mixes with its left and right neighbour, the same in every step."""
+    """Every rank mixes with its left and right neighbour, the same in every step.
+
+    What one rank knows takes N/2 steps to the rank across.
+    """
 
     timing_free = True
     kind = "graph"
@@ -34,11 +37,14 @@ class Topology(topology.Graph):
 
     def neighbours(self, step: int) -> list[tuple[int, float]]:
         beside = _beside(self._rank, self.num_workers)
-        # equal weights for the neighbours and for the rank itself
+
+        # Equal weights for the neighbours and for the rank itself.
         return [(rank, 1 / (len(beside) + 1)) for rank in beside]
 
     def listeners(self, step: int) -> list[int]:
         return _beside(self._rank, self.num_workers)
+
+    # -- predictions -------------------------------------------------------------------------------
 
     def edges(self, step: int, num_workers: int) -> list[tuple[int, int]]:
         return [

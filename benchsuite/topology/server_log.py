@@ -38,7 +38,10 @@ class ServerLog:
         # (pushes, fields); -1 = not known yet
         self._rows = np.full((max(num_pushes, 1), len(self.FIELDS)), -1, dtype=np.int64)
         self._claimed = 0  # rows that are taken
-        self._lock = threading.Lock()  # guards `_claimed` and `version`, nothing else
+
+        # Guards the claiming of rows and `version`, which threads share; the rest of a row belongs
+        # to the thread that claimed it.
+        self._lock = threading.Lock()
 
         self.version = 0  # optimiser steps done
         self.replies = [0] * num_workers
@@ -126,6 +129,8 @@ class ServerLog:
     def abandoned(self, worker: int) -> None:
         """Notes that the worker gave its gradient up, because its next answer had come."""
         reads = self._reads[worker]
+
+        # The next version that it was given minus the one that it gave up.
         self.num_abandoned += 1
         self.abandoned_versions += reads[1] - reads[0]
         reads.popleft()
@@ -144,6 +149,8 @@ class ServerLog:
         self.last_read[worker] = version
         self._reads[worker].append(version)
         self.replies[worker] += 1
+
+        # Its last push was still waiting for this answer.
         row = self._open_row[worker]
         if row >= 0:
             self._rows[row, 4] = version
@@ -158,6 +165,7 @@ class ServerLog:
 
         `oldest_of` names the workers whose oldest waiting push was in it.
         """
+        # A row is complete now: its push was applied on the version that is about to end.
         for worker in oldest_of:
             assert self._waiting is not None
             self._rows[self._waiting[worker].popleft(), 3] = self.version
@@ -177,7 +185,7 @@ class ServerLog:
 
     def columns(self) -> dict[str, list[int]]:
         """Gives the log as columns of plain integers, by the names of `FIELDS`."""
-        taken = self._rows[: self._claimed]
+        taken = self._rows[: self._claimed]  # (pushes, fields)
         return {name: taken[:, position].tolist() for position, name in enumerate(self.FIELDS)}
 
     @property

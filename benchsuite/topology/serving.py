@@ -60,6 +60,8 @@ class _Inbox:
         """`shard` is the slice that pushes are about; `push_bytes` > 0: they have that size."""
         self._comm = comm
         self._codec = codec
+
+        # Where a push is decoded to, or received into if it is a slice as it is.
         self._decoded = torch.empty_like(shard)
         self._empty = not shard.numel()
 
@@ -95,6 +97,7 @@ class _Inbox:
         The vector is the caller's until the next `expect` or `take`, which may overwrite it.
         """
         wire = self._wires.get(source, self._late)
+        # Without a codec what came is the push.
         if self._codec is None:
             return wire
 
@@ -135,9 +138,11 @@ class ServerLoop:
         on_update: Callable[[int, int], None] | None,
         survives: bool,
     ) -> None:
+        """Gives the policy its shard and its `apply`; the loop itself starts with `guarded`."""
         self._topology = topology
         self._shard = shard
         self._policy = policy
+
         self._samples_per_push = samples_per_push
         self._clip_norm = clip_norm
         self._on_update = on_update
@@ -154,10 +159,13 @@ class ServerLoop:
         self.errors: list[BaseException] = []
 
         self.log = ServerLog(num_pushes, topology.num_workers)
+
+        # How versions and pushes belong together depends on what the policy does.
         if policy.applies_later:
             self.log.keep_waiting()
 
         self.log.read_ahead(policy.reads_ahead)
+
         policy.start(shard, self.apply)
 
     def close(self) -> None:
@@ -169,6 +177,8 @@ class ServerLoop:
 
     def guarded(self, comm: Comm) -> None:
         """Runs the loop in its thread, and keeps an error for `serve` to raise."""
+        # An exception that a thread lets out would only be printed, and `serve` would return a log
+        # as if nothing had happened.
         try:
             self._run(comm)
         except BaseException as error:  # noqa: BLE001  the thread's outermost frame
@@ -184,6 +194,8 @@ class ServerLoop:
         log = self.log
         topology = self._topology
 
+        # Where the group's ranks are in the run, and who of them computes.
+
         local = {world: position for position, world in enumerate(comm.world_ranks)}
         names = [topology.world_ranks.index(world) for world in comm.world_ranks]
         active = {worker for worker in names if worker < topology.num_workers}
@@ -193,6 +205,7 @@ class ServerLoop:
             if worker in active:
                 self._reached(partial(inbox.expect, position))
 
+        # Whoever says goodbye leaves; the loop ends with the last.
         while active:
             source, tag, sent_ns = comm.next_ticket()
             worker = names[source]
@@ -201,6 +214,7 @@ class ServerLoop:
             if worker not in active:
                 continue
 
+            # A gradient was given up: no push comes, and no answer is asked for.
             if tag == ABANDONED:
                 log.abandoned(worker)
                 continue
@@ -222,6 +236,7 @@ class ServerLoop:
                 # Only now: the policy has read the push, whose memory the next one may overwrite.
                 self._reached(partial(inbox.expect, source))
 
+            # The policy may name nobody, the worker itself, or others that it held before.
             for answered in answers:
                 self._answer(comm, answered, local[topology.world_ranks[answered]])
 
@@ -232,12 +247,15 @@ class ServerLoop:
         sending, or finished one meanwhile: the worker may then have got a torn vector.
         """
         log = self.log
+
+        # Noted before the sending: the worker may send its next ticket as soon as it has read.
         log.answered(worker)
         started = log.version
         applying = self._applying
         if self._shard.numel():
             self._reached(partial(comm.send, self._policy.answer(worker), dst))
 
+        # Before, after, or in between: any of the three may have changed the vector on its way.
         if applying or self._applying or log.version != started:
             log.overlapped_replies += 1
 
@@ -268,22 +286,28 @@ class ServerLoop:
         samples = int((self.log.num_used - num_gradients) * self._samples_per_push)
 
         self._topology.settle(gradient)
+        # The norm is that of the whole gradient: all servers agree on it, slice by slice.
         if self._clip_norm is not None:
             factor = clip_factor(self._topology.square_sum(gradient) ** 0.5, self._clip_norm)
             if factor < 1.0:
                 gradient.mul_(factor)
 
+        # Counted in and out, so that other threads know of answers that overlap with a step.
         self._count_applying(+1)
         self._step(gradient, max(samples, 0))
         self._count_applying(-1)
+
         self.log.applied(oldest_of)
+
+        # Where one push is several steps, the owner is told after the last of them only.
         if not self._several_steps:
             self._tell_update()
 
     def _tell_update(self) -> None:
         """Tells the owner of the run how many samples were used, and the version of the slice."""
         if self._on_update is not None:
-            self._on_update(int(self.log.num_used * self._samples_per_push), self.log.version)
+            samples = int(self.log.num_used * self._samples_per_push)
+            self._on_update(samples, self.log.version)
 
     def _step(self, gradient: Tensor, samples: int) -> None:
         """Steps with this thread's own updater.
@@ -294,7 +318,10 @@ class ServerLoop:
         """
         updater: Any = getattr(self._updaters, "mine", None)
         if updater is None:
+            # This thread's first step.
             updater = self._updaters.mine = self._make_updater()
+
+            # Whoever is first creates the state; the others share it and step after that.
             if self._topology.num_threads > 1:
                 with self._first_step:
                     if self._first_updater is None:

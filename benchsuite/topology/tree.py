@@ -22,7 +22,10 @@ from benchsuite.comm import Comm, Traffic
 
 @dataclass
 class Topology(topology.Topology):
-    """Whole vectors travel up and down a binomial tree."""
+    """Whole vectors travel up and down a binomial tree.
+
+    The rounds are few, but vectors are not cut, so that large ones take long.
+    """
 
     timing_free = True
     kind = "collective"
@@ -34,14 +37,18 @@ class Topology(topology.Topology):
         assert num_servers == 0, "rules: servers need parameter_server"
         self._comm = comm
         self.num_workers = comm.size
+
+        # A child's vector, by (numel, dtype): kept, because a step asks for the same size again.
         self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def mean(self, flat: Tensor) -> None:
         """Replaces `flat` (P,) by the mean over the workers."""
         comm = self._comm
+        # A single worker's vector is its own mean.
         if self.num_workers == 1:
             return
 
+        # Where this rank stands in the tree.
         below = children(comm.rank, self.num_workers)
         above = parent(comm.rank)
 
@@ -72,6 +79,8 @@ class Topology(topology.Topology):
 
         return self._scratch[key]
 
+    # -- predictions -------------------------------------------------------------------------------
+
     def predicted_traffic(
         self, numel: int, itemsize: int, *, num_workers: int, num_servers: int = 0
     ) -> Traffic:
@@ -80,7 +89,8 @@ class Topology(topology.Topology):
         # One vector up and one down on each of the N-1 edges; an empty vector is sent nowhere.
         for rank in range(1, num_workers if numel else 1):
             above = parent(rank)
-            assert above is not None
+            assert above is not None  # only rank 0 has nobody above it
+
             traffic.add(rank, above, numel * itemsize)
             traffic.add(above, rank, numel * itemsize)
 
@@ -98,9 +108,12 @@ def children(rank: int, size: int) -> list[int]:
     The nearest, whose subtree is the smallest, comes first.
     """
     found = []
+
+    # Bits below the lowest set one of the rank; rank 0 has none set, so all bits count.
     bit = 1
 
     while bit < size and not rank & bit:
+        # The tree is not full where N is no power of two.
         if rank + bit < size:
             found.append(rank + bit)
 
