@@ -157,7 +157,7 @@ class _Host:
         return line
 
     def _say(self, document: dict[str, Any]) -> None:
-        """Writes one JSON line; it is shorter than a pipe's buffer, so one write takes it whole."""
+        """Writes one JSON line; a write to a blocking pipe returns when all of it is in."""
         os.write(self._outcome_fd, json.dumps(document).encode() + b"\n")
 
 

@@ -145,6 +145,7 @@ class Cluster(Engine):
         except KeyboardInterrupt:
             self.close()  # the next cell, if any, must not read this one's outcome
             raise
+        # Whatever is left of the host is ended; the next cell starts a new one.
         except (_HostLost, RuntimeError) as error:
             self._kill()
             seconds = time.monotonic() - begin
@@ -155,6 +156,8 @@ class Cluster(Engine):
             self._kill()  # the host has no fork server any more; the next cell gets a new one
 
         answer["status"] = Status(answer["status"])
+
+        # JSON has neither the enum nor the tuple of `Outcome`.
         answer["flags"] = tuple(answer["flags"])
         return Outcome(**answer)
 

@@ -153,7 +153,7 @@ class RankProcesses:
         self._ranks.append(_RankProcess(job, role, process))
 
     def pulse(self, rank: int) -> beat.Pulse:
-        """The phase and step that a rank is in, as it last wrote them; zeros before it has begun."""
+        """The phase and step that a rank is in, as it last wrote them; zeros before it began."""
         (path,) = (each.job.beat_path for each in self._ranks if each.job.rank == rank)
         return beat.read(path)
 
@@ -331,7 +331,7 @@ class RankProcesses:
         return beat.read(rank.job.beat_path).phase != beat.Phase.START
 
     def _all_complete(self) -> bool:
-        """Whether every rank has handed in its record, which is what proves that the cell is done."""
+        """Whether every rank has handed in its record, which proves that the cell is done."""
         return all(jobs.rank_complete(rank.job.run_dir, rank.job.rank) for rank in self._ranks)
 
 

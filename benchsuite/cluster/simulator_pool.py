@@ -243,6 +243,9 @@ class SimulatorPool:
                 seconds=time.monotonic() - simulator.begin,
             )
             failures.append((cell, {}, outcome))
+
+        # To the front: the group is the oldest one, and its trajectory is computed anew in any
+        # case.
         if simulator.group:
             waiting.appendleft(simulator.group)
 

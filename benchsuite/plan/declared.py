@@ -268,10 +268,12 @@ KINDS: Mapping[str, type[Declared]] = MappingProxyType(
 def of(kind: str, reference: str) -> Declared:
     """What a member declares, found by name or by path.
 
-    Raises PluginError where there is no such member, or where it declares a value that the
-    vocabulary does not allow.
+    kind: workload, parallel, sync, topology, compression or cluster. Raises PluginError where there
+    is no such member, or where it declares a value that the vocabulary does not allow.
     """
     plugin = plugins.find(kind, reference)
+    # The resolved path: a relative one would lead elsewhere after a change of folder, with the same
+    # key of the cache.
     reference = str(plugin.path) if plugin.given_by_path else plugin.name
     return _of(kind, reference, plugin.digest)
 
@@ -293,13 +295,18 @@ def topology(reference: str) -> Topology:
 
 @lru_cache(maxsize=1024)
 def _of(kind: str, reference: str, digest: str) -> Declared:
+    """`of` for a file of known content, kept: a plan asks for the same members once per cell."""
     del digest  # part of the cache key only: a file that was edited is read anew
     return read(plugins.find(kind, reference))
 
 
 def read(plugin: Plugin) -> Declared:
-    """The declarations of a file, checked."""
+    """The declarations of a file, checked; what it does not say has its default.
+
+    Attributes that the vocabulary does not know are the member's own business. Raises PluginError.
+    """
     vocabulary = KINDS[plugin.kind]
+    # The annotations are text (`from __future__`), which this turns into types.
     hints = typing.get_type_hints(vocabulary)
     values: dict[str, Any] = {}
     for each in dataclasses.fields(vocabulary):
@@ -316,6 +323,7 @@ def members(kind: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _members(kind: str, folder: Path, mtime_ns: int) -> tuple[str, ...]:
+    """`members` for a folder of known age."""
     del folder, mtime_ns  # parts of the cache key only: a folder with a new file is read anew
     return tuple(sorted(plugins.names(kind), key=lambda name: (of(kind, name).order, name)))
 
@@ -323,7 +331,8 @@ def _members(kind: str, folder: Path, mtime_ns: int) -> tuple[str, ...]:
 def labels(name: str, *, short: bool = False) -> str:
     """How reports write a member's name, whatever its kind.
 
-    Any other word is written as it is, with spaces for underscores.
+    short: for narrow columns; the long label where there is no short one. Any other word is written
+    as it is, with spaces for underscores, so that every value of a table can be passed.
     """
     for kind in KINDS:
         found = by_stem(kind, name)
@@ -343,6 +352,7 @@ def where_known(kind: str, reference: str) -> Declared | None:
 def label_with_topology(name: str, *, short: bool = False) -> str:
     """The label of a strategy and its topology together; "" = each has its own."""
     says = by_stem("sync", name)
+
     if not isinstance(says, Strategy):
         return ""
     return (says.short_label_with_topology if short else "") or says.label_with_topology
@@ -353,7 +363,10 @@ _SEEN: dict[tuple[str, str], str] = {}
 
 
 def seen(kind: str, reference: str) -> None:
-    """Notes where a user's file is, so that reports find its label and colour by its stem."""
+    """Notes where a user's file is, so that reports find its label and colour by its stem.
+
+    Stored runs hold the stem and a hash, because the path of another machine says nothing.
+    """
     if plugins.is_path(reference):
         _SEEN[kind, plugins.stem(reference)] = reference
 
@@ -361,9 +374,11 @@ def seen(kind: str, reference: str) -> None:
 def by_stem(kind: str, name: str) -> Declared | None:
     """The declarations of a member that reports call by its stem; None where no file is known.
 
-    A user's file is known where a cell that names its path was described before (`seen`).
+    A user's file is known where a cell that names its path was described before (`seen`). Of two
+    such files with one stem the later one counts.
     """
     reference = _SEEN.get((kind, name), name)
+    # Asked of the disk first: a run of a user's file that was never seen is no error.
     if reference == name and not (plugins.KINDS[kind][0] / f"{name}.py").is_file():
         return None
     return where_known(kind, reference)
@@ -373,13 +388,21 @@ def by_stem(kind: str, name: str) -> Declared | None:
 
 
 def _checked(plugin: Plugin, name: str, hint: Any) -> Any:
-    """The declared value in the type that the vocabulary asks for."""
+    """The declared value in the type that the vocabulary asks for.
+
+    hint: that type. Raises PluginError with the file, the value and what is allowed. A wrong value
+    found here costs a line on the screen; found later, it would be a run with a rule that never
+    fired.
+    """
     value = plugin.constants[name]
     if name == "refuses":
         return tuple(_refusals(plugin, value))
+
     if name == "needs_topology" and isinstance(value, str):
         value = (value,)
+
     if typing.get_origin(hint) is Literal:
+        # "" says "not declared", and is not offered as a choice.
         allowed = [each for each in typing.get_args(hint) if each]
         if value not in typing.get_args(hint):
             raise PluginError(
@@ -387,11 +410,14 @@ def _checked(plugin: Plugin, name: str, hint: Any) -> Any:
             )
     elif not _fits(value, hint):
         raise PluginError(f"{plugin.path}: {name} = {value!r}: {_EXPECTED[name, hint]} is needed")
+
+    # From here on the type is right, and what the value refers to has to exist.
     if name.endswith("colour") and not _is_colour(value):
         raise PluginError(
             f"{plugin.path}: {name} = {value!r}: a place in the palette, 0 to 9, or a text like "
             "'#0173b2' is needed"
         )
+
     if name == "at_least":
         _known_options(plugin, name, value)
     if name == "topologies_why":
@@ -420,17 +446,21 @@ _EXPECTED = _Expected()
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a literal has a type of the vocabulary: a plain one, a union, a tuple, a mapping."""
     arguments = typing.get_args(hint)
+
     origin = typing.get_origin(hint)
     if origin is None:
+        # True is an int for Python; in a file it is a mistake for one.
         return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     if origin is tuple and arguments[-1] is Ellipsis:
         return isinstance(value, tuple) and all(_fits(each, arguments[0]) for each in value)
+
     if origin is tuple:
         return (
             isinstance(value, tuple)
             and len(value) == len(arguments)
             and all(map(_fits, value, arguments))
         )
+
     if origin is _MAPPING:
         key_hint, value_hint = arguments
         return (
@@ -441,16 +471,19 @@ def _fits(value: Any, hint: Any) -> bool:
     return any(_fits(value, each) for each in arguments)  # a union
 
 
+# What `get_origin` gives for the annotation `Mapping[..]`: the abstract class, not typing's.
 _MAPPING = typing.get_origin(Mapping[str, int])
 
 
 def _is_colour(value: int | str) -> bool:
+    """Whether a value is a place in the palette or `#rrggbb`; names of colours differ by library."""
     if isinstance(value, int):
         return 0 <= value <= 9
     return re.fullmatch("#[0-9a-fA-F]{6}", value) is not None
 
 
 def _known_options(plugin: Plugin, name: str, options: Iterable[str]) -> None:
+    """PluginError for an option that the member does not have: its limit would hold for nothing."""
     for option in options:
         if option not in plugin.options:
             raise PluginError(
@@ -470,6 +503,7 @@ def _known_topologies(plugin: Plugin, name: str, values: Iterable[str]) -> None:
 
 
 def _known_sentence(plugin: Plugin, name: str, text: str) -> None:
+    """PluginError where a sentence cannot be put together, with the field that is wrong."""
     try:
         conditions.sentence(text)
     except ValueError as error:
@@ -480,6 +514,11 @@ _REFUSAL_KEYS = ("rule", "when", "reason", "remedy")
 
 
 def _refusals(plugin: Plugin, table: Any) -> Iterator[Refusal]:
+    """The entries of `refuses`, each parsed now, so that a mistake shows without a cell that meets
+    it.
+
+    Raises PluginError for another shape, another key, a name that the member does not have.
+    """
     if not isinstance(table, tuple) or not all(isinstance(each, Mapping) for each in table):
         raise PluginError(
             f"{plugin.path}: refuses = {table!r}: a tuple of tables with the keys "
@@ -500,6 +539,8 @@ def _refusals(plugin: Plugin, table: Any) -> Iterator[Refusal]:
             )
         except ValueError as error:
             raise PluginError(f"{plugin.path}: refuses {each['rule']!r}: {error}") from error
+        # A misspelt option would never be known, and a condition over it never hold: the rule would
+        # be off, without a word.
         for owner, attribute in names_in(refusal):
             if not attribute and owner != "name" and owner not in plugin.options:
                 known = ("name", *plugin.options)
