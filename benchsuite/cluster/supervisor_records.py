@@ -52,7 +52,6 @@ def _outcome(cell: Cell, folder: Path) -> Outcome:
     # A supervisor that refuses a cell says so, and no rank of it has started.
     for record in records.values():
         if "unsupported" in record:
-            # The cell began with the first rank and ended with the last one.
             return Outcome(Status.UNSUPPORTED, record["unsupported"])
 
     # Who ended first is told by the clocks of the hosts, which differ by some milliseconds where

@@ -33,6 +33,8 @@ class Parameter:
 
     def holds(self, value: Any) -> bool:
         """A number in the range, its ends excluded where they are infinite or `said` says above."""
+
+        # NaN passes no comparison, but infinity would pass one with an open end.
         number = (
             isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         )
@@ -70,7 +72,10 @@ PATH = "path"
 
 
 def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what is wrong, what to do) of a table; [] = it can be drawn from."""
+    """(what is wrong, what to do) of a table; [] = it can be drawn from.
+
+    All problems at once, so that a table is corrected in one go.
+    """
     if "kind" not in table:
         return [("compute_time without a kind", f"set kind to one of {', '.join(KINDS)}")]
     kind = str(table["kind"])
@@ -81,6 +86,7 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"set kind to one of {', '.join(KINDS)}",
             )
         ]
+
     own = KINDS[kind]
     resampled = (VALUES, PATH) if kind == "resampled" else ()
     known = ("kind", *MEANS, *own, *resampled)
@@ -89,6 +95,7 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
         (plugins.unknown("compute_time key", key, known, of=kind), f"leave {key} out")
         for key in strange
     ]
+
     for name, parameter in own.items():
         if name not in table:
             found.append(
@@ -101,6 +108,7 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
                     f"set {name} to a number {parameter.said}",
                 )
             )
+
     found += _mean_problems(table)
     if kind == "resampled":
         found += _value_problems(table)
@@ -108,12 +116,15 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _mean_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with the mean: out of range, given twice, or half a line."""
     found = []
     for name in MEANS:
+        # The range excludes its ends, so the end lies a little below 0.
         low = -1e-300 if name == "overhead_s" else 0  # an overhead may be 0
         if name in table and not Parameter(low, LONGEST_S, "").holds(table[name]):
             said = f"{name} = {table[name]!r}: seconds, above 0 and below {LONGEST_S:g}"
             found.append((said, f"set e.g. {name} = 0.001"))
+
     line = [name for name in ("overhead_s", "per_sample_s") if name in table]
     if line and "mean_s" in table:
         found.append(
@@ -134,6 +145,7 @@ def _mean_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _value_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with the measured times of a resampled table: none, two sources, no numbers."""
     if (VALUES in table) == (PATH in table):
         remedy = f'give {PATH} = "a run file", or {VALUES} = "0.011 0.012 .."'
         return [("kind = resampled needs measured times", remedy)]
@@ -172,22 +184,29 @@ def mean_s(table: Mapping[str, Any], samples: float) -> float | None:
 def resolved(table: Mapping[str, Any] | None, folder: Path | None = None) -> dict[str, Any] | None:
     """The table with the values of the file that it names, so that a cell alone rebuilds its run.
 
-    Raises UsageError where the file cannot be used.
+    folder: where a relative path is looked for, if not here. A copy; None stays None. Raises
+    UsageError where the file cannot be used.
     """
     if table is None or PATH not in table:
         return None if table is None else dict(table)
+
     given = Path(str(table[PATH])).expanduser()
     path = given if given.is_file() or folder is None else folder / given
     measured = read(path)
+
+    # Evenly, not the first ones: a machine warms up, and early steps are slower. The step is
+    # rounded up, so that no more than MOST_VALUES are left; each of them stands in every run file.
     thin = measured[:: max(1, -(-len(measured) // MOST_VALUES))]
     rest = {key: value for key, value in table.items() if key != PATH}
+    # Nine digits are nanoseconds, and the same text on every machine, so the same id.
     return rest | {VALUES: " ".join(f"{value:.9f}" for value in thin)}
 
 
 def read(path: Path) -> list[float]:
     """Seconds per gradient from a file.
 
-    A run file gives those of all workers (`raw.compute_s`), a text file one number per line.
+    A run file gives those of all workers (`raw.compute_s`), a text file one number per line. Raises
+    UsageError where it holds none.
     """
     try:
         text = path.read_text(encoding="utf-8")

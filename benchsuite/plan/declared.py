@@ -365,7 +365,7 @@ _SEEN: dict[tuple[str, str], str] = {}
 def seen(kind: str, reference: str) -> None:
     """Notes where a user's file is, so that reports find its label and colour by its stem.
 
-    Stored runs hold the stem and a hash, because the path of another machine says nothing.
+    Reports call a user's file so, because a path of another machine says nothing.
     """
     if plugins.is_path(reference):
         _SEEN[kind, plugins.stem(reference)] = reference

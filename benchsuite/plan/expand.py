@@ -105,7 +105,6 @@ def _cross(block: Mapping[str, Any], shared_budget: Any, folder: Path) -> Iterat
 
     for point in itertools.product(*values):
         chosen = dict(zip(names, point, strict=True))
-        # Found only to be sure that there is such a member.
         for axis in AXES:
             if axis in chosen:
                 chosen[axis] = _beside(chosen[axis], folder)
@@ -213,6 +212,7 @@ def _exclude(entry: Any) -> dict[str, Any]:
             "= ..."
         )
     known_keys(entry, fields.FIELDS, "[[exclude]]")
+    # Found only to be sure that there is such a member.
     for axis in AXES:
         for value in fields.listed(entry.get(axis, [])):
             plugins.find(axis, fields.check(axis, value))
