@@ -38,7 +38,7 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Writes the form that was asked for."""
+    """Writes the form that was asked for; returns the exit code."""
     return _chakra(args) if args.form == "chakra" else _csv(args)
 
 
@@ -63,6 +63,7 @@ def _csv(args: Namespace) -> int:
 
 
 def _refuse_cell_flags(args: Namespace) -> None:
+    """UsageError for a flag that `export csv` would ignore: a user who gives it expects fewer rows."""
     of_a_cell = [f"cell_{name}" for name in CELL_FLAGS]
     given = {name: getattr(args, name) for name in ("plan", "steps", "set", "only", "seeds")}
     given["cluster"] = args.cluster

@@ -28,6 +28,7 @@ def run(args: Namespace) -> int:
     if args.json:
         print_json(listing)
         return 0
+
     for kind, members in listing.items():
         print(kind if args.kind is None else f"{kind}:")
         rows = []
@@ -42,6 +43,7 @@ def run(args: Namespace) -> int:
 
 
 def _members(kind: str) -> list[dict[str, Any]]:
+    """The members of a kind with their options, as `--json` prints them; read without importing."""
     from benchsuite.plan import plugins
 
     found = []
@@ -64,6 +66,7 @@ def _members(kind: str) -> list[dict[str, Any]]:
 
 
 def _plans() -> list[dict[str, Any]]:
+    """The plans with their questions. One that cannot be read is listed with the reason."""
     import tomllib
 
     from benchsuite.plan import plan

@@ -19,7 +19,7 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Draws the page and prints where it is."""
+    """Draws the page and prints where it is; runs that are missing are named on the page."""
     from pathlib import Path
 
     from benchsuite.report import page
@@ -29,6 +29,7 @@ def run(args: Namespace) -> int:
     out = Path(args.out) if args.out else Path("reports") / "build" / plan.name
     with writing(out):
         index = page.render_stored(plan, store_of(args), out, code_id=code_id.code_id)
+
     if args.json:
         print_json({"plan": plan.name, "index": str(index)})
     else:

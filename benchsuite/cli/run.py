@@ -25,7 +25,10 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Runs what is missing; the exit code says whether all of it ended well."""
+    """Runs what is missing; the exit code says whether all of it ended well.
+
+    0: all ok. 4: some runs failed. 130: interrupted; what had ended is stored.
+    """
     from benchsuite import rules
     from benchsuite.running import api
     from benchsuite.running.progress import Lines
@@ -33,6 +36,8 @@ def run(args: Namespace) -> int:
     plan = examined_plan_of(args)
     for notice in rules.noticed(plan.cells):
         print(f"benchsuite: notice: {notice.text}", file=sys.stderr)
+
+    # Progress and notices go to standard error, so that `--json` can be piped.
     tally = api.run_plan(
         plan,
         store_of(args),
@@ -40,6 +45,7 @@ def run(args: Namespace) -> int:
         progress=Lines(),
         engine_flags=engine_flags(args),
     )
+
     _print_tally(args, plan, tally)
     if tally.failures:
         print("not ok, run again by the same command (a timeout stays):", file=sys.stderr)
@@ -50,6 +56,7 @@ def run(args: Namespace) -> int:
 
 
 def _print_tally(args: Namespace, plan: Plan, tally: Tally) -> None:
+    """Says what became of the cells, as one line or as JSON."""
     counts = {str(status): count for status, count in tally.counts.items()}
     if args.json:
         print_json(

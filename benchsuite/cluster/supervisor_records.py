@@ -82,6 +82,8 @@ def _outcome(cell: Cell, folder: Path) -> Outcome:
             "or run the cell again"
         )
         outcome = Outcome(Status.FAILED, reason)
+
+    # The cell began with the first rank and ended with the last one.
     return Outcome(
         outcome.status,
         outcome.reason,

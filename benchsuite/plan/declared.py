@@ -476,7 +476,7 @@ _MAPPING = typing.get_origin(Mapping[str, int])
 
 
 def _is_colour(value: int | str) -> bool:
-    """Whether a value is a place in the palette or `#rrggbb`; names of colours differ by library."""
+    """Whether a value is a place in the palette or `#rrggbb`."""
     if isinstance(value, int):
         return 0 <= value <= 9
     return re.fullmatch("#[0-9a-fA-F]{6}", value) is not None

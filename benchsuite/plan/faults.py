@@ -31,7 +31,10 @@ class Phase(IntEnum):
 
 
 def check(faults: Sequence[Mapping[str, Any]], world_size: int) -> None:
-    """UsageError where a fault names no rank, phase or signal of the cell that asks for it."""
+    """UsageError where a fault names no rank, phase or signal of the cell that asks for it.
+
+    A fault that never strikes would let a test of failures pass without one.
+    """
     for fault in faults:
         if set(fault) != {"rank", "phase", "step", "signal"}:
             raise UsageError(

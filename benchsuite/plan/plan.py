@@ -184,9 +184,6 @@ def apply_overrides(document: Document, settings: Iterable[str]) -> Document:
     UsageError for a key that is none.
     """
     document = copy.deepcopy(document)
-
-    # In a plan's file unused options are allowed, since blocks may share them; on the command line
-    # they are spelling mistakes.
     for setting in settings:
         (key, *rest), value, text = fields.assignment(setting)
 
@@ -248,6 +245,9 @@ def _expand(
 
     used: set[str] = set()
     made, num_excluded = expand.expand(document, path.parent if path else Path(), used)
+
+    # In a plan's file unused options are allowed, since blocks may share them; on the command line
+    # they are spelling mistakes.
     for setting in settings:
         keys = fields.assignment(setting)[0]
         if keys[0] == "options" and len(keys) > 1 and keys[1] not in used:

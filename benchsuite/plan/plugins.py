@@ -108,8 +108,7 @@ def unknown(what: str, value: object, known: Iterable[str], *, of: str = "") -> 
     are, "" = nobody's.
     """
     names = list(known)
-    # A cutoff of 0 would keep all; those that have no letter in common are left out by difflib even
-    # so, and follow in the order of the alphabet.
+    # A cutoff of 0 keeps every name; what matters here is their order.
     near = difflib.get_close_matches(str(value), names, n=len(names) or 1, cutoff=0.0)
     ordered = near + sorted(set(names) - set(near))
     owner = f" of {of}" if of else ""
@@ -222,8 +221,6 @@ def module_of(package: str, path: Path) -> Any:
     """
     if package:
         return importlib.import_module(f"{package}.{path.stem}")
-
-    # Of the bytes, not of the tree: a comment may tell a reader of the results something.
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     return _import_path(f"benchsuite_user_{path.stem}_{digest}", path)
 
@@ -298,6 +295,8 @@ def _read(kind: str, path: Path, mtime_ns: int, by_path: bool) -> Plugin:
     summary = " ".join(document.strip().split("\n\n")[0].split())
     options, constants = _fields(node, path)
     presets = _presets(tree, path)
+
+    # Of the bytes, not of the tree: a comment may tell a reader of the results something.
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Plugin(
         kind=kind,
