@@ -36,4 +36,5 @@ def run(args: Namespace) -> int:
         print("\n".join(files))
         said = ", ".join(f"{count} {status}" for status, count in counts.items())
         print(f"{said or 'nothing new'}; {tally.stored} taken before")
+
     return tally.exit_code

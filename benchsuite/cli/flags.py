@@ -77,16 +77,20 @@ def _cell_parser(engine: Mapping[str, str]) -> ArgumentParser:
     """
     parser = ArgumentParser(add_help=False)
     cell = parser.add_argument_group("a single cell instead of a plan")
+
     for name in CELL_FLAGS:
         cell.add_argument(flag(name), metavar="X", dest=f"cell_{name}")
+
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. precision=fp64"
     )
     parser.add_argument("--only", metavar="EXPR", help="e.g. 'topology == ring and replicas > 1'")
     parser.add_argument("--seeds", metavar="LIST", help="e.g. 0,1,2")
     parser.add_argument("--cluster", metavar="NAME", help="who starts the ranks (default: local)")
+
     for name, text in engine.items():
         parser.add_argument(flag(name), metavar="X", dest=f"{_ENGINE_FLAG}{name}", help=text)
+
     return parser
 
 
@@ -104,8 +108,10 @@ def _declared_flags(arguments: Sequence[str]) -> Mapping[str, str]:
         reference = scout.parse_known_args(arguments)[0].cluster
     except argparse.ArgumentError:  # a --cluster without a name: the real parser says so
         return {}
+
     if not reference:
         return {}
+
     from benchsuite.plan import declared
 
     return declared.cluster(reference).flags
@@ -157,6 +163,7 @@ def plan_of(args: Namespace, *settings: str) -> Plan:
         loaded = plans.load(args.plan, settings=all_settings, only=args.only, seeds=seeds)
         spec.parse(loaded.figures)  # now, rather than after everything has run
         return loaded
+
     return plans.from_flags(fields, settings=all_settings, only=args.only, seeds=seeds)
 
 
@@ -173,6 +180,7 @@ def examined_plan_of(args: Namespace) -> Plan:
     if asked_by_flags and not plan.cells and len(plan.refused) == 1:
         (refused,) = plan.refused
         raise UsageError(f"{refused.cell.label} is refused: {refused.reason}")
+
     return plan
 
 

@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     warnings.showwarning = _one_line
     given = sys.argv[1:] if arguments is None else arguments
+
     try:
         args = build_parser(given).parse_args(given)
         code: int = _module(args.verb).run(args)
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
+
         return _fail(error, HARNESS_ERROR)
 
 
@@ -94,8 +96,10 @@ def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     shared = parents(arguments)
     asked = [verb for verb in VERBS if verb in arguments[:1]]
+
     for verb in asked or VERBS:
         _module(verb).add_parser(verbs, shared)
+
     return parser
 
 

@@ -33,6 +33,7 @@ def run(args: Namespace) -> int:
         ranks = forecast.write_cells(plan, Path(args.write))
         print(f"{args.write}: {len(plan.runs())} runs, {ranks}", file=sys.stderr)
         return 0
+
     from benchsuite.results import code_id
 
     plan = examined_plan_of(args)
@@ -42,4 +43,5 @@ def run(args: Namespace) -> int:
         print_json(document)
     else:
         print(forecast.table(document))
+
     return 0

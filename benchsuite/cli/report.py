@@ -19,7 +19,7 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Draws the page and prints where it is; runs that are missing are named on the page."""
+    """Draws the page from what is stored and prints where it is; starts nothing."""
     from pathlib import Path
 
     from benchsuite.report import page
@@ -27,6 +27,7 @@ def run(args: Namespace) -> int:
 
     plan = plan_of(args)
     out = Path(args.out) if args.out else Path("reports") / "build" / plan.name
+
     with writing(out):
         index = page.render_stored(plan, store_of(args), out, code_id=code_id.code_id)
 
@@ -34,4 +35,5 @@ def run(args: Namespace) -> int:
         print_json({"plan": plan.name, "index": str(index)})
     else:
         print(index)
+
     return 0

@@ -34,6 +34,7 @@ def run(args: Namespace) -> int:
     from benchsuite.running.progress import Lines
 
     plan = examined_plan_of(args)
+
     for notice in rules.noticed(plan.cells):
         print(f"benchsuite: notice: {notice.text}", file=sys.stderr)
 
@@ -50,6 +51,7 @@ def run(args: Namespace) -> int:
     if tally.failures:
         print("not ok, run again by the same command (a timeout stays):", file=sys.stderr)
         print("\n".join(tally.failures), file=sys.stderr)
+
     if tally.interrupted:
         print("interrupted: finished runs are stored, the same command continues", file=sys.stderr)
     return tally.exit_code
@@ -70,6 +72,7 @@ def _print_tally(args: Namespace, plan: Plan, tally: Tally) -> None:
             }
         )
         return
+
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     nothing = "no run was finished" if tally.interrupted else "nothing to run"
     print(f"{plan.name}: {said or nothing}; {tally.stored} stored before, in {args.results}")

@@ -46,6 +46,7 @@ def await_all_ranks(job: RankJob) -> None:
     while not store.check(["go"]):
         if store.check(["abort"]):
             os._exit(EXIT_ABORTED)
+
         time.sleep(_ARRIVAL_LOOK_S)
 
     # Begun here and not before, so that slow imports on one host are not taken from the time of the
@@ -95,9 +96,11 @@ def host_store(listener: socket.socket, world_size: int) -> None:
         # torch closes the descriptor; `detach` keeps Python from closing it too.
         master_listen_fd=listener.detach(),
     )
+
     # Adding 0 reads the counter, and also where nobody has set it yet.
     while store.add("left", 0) < world_size:
         time.sleep(0.1)
+
     os._exit(EXIT_OK)
 
 

@@ -27,6 +27,7 @@ def write(path: Path, cells: Sequence[Cell]) -> None:
     # In the same folder, because only inside one file system `replace` puts a whole file in the
     # place of the old one; with the process id, so that two commands do not write to one file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+
     try:
         text = json.dumps(document, indent=1, sort_keys=True)
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -47,6 +48,7 @@ def read(path: Path) -> list[Cell]:
                 f"{path} has schema {document['schema']}, this version reads {SCHEMA}: write it "
                 "again"
             )
+
         return [from_json(cell) for cell in document["cells"]]
     # UsageError is a ValueError for the last clause; its own message says more.
     except UsageError:

@@ -114,6 +114,7 @@ def interface_towards(host: str) -> str:
         address = socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0]
         if ipaddress.ip_address(address).is_loopback:
             return "lo"
+
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 9))  # sends nothing: asks the routing table
             own = probe.getsockname()[0]
@@ -122,6 +123,7 @@ def interface_towards(host: str) -> str:
                     return name
     except OSError:
         pass
+
     return ""
 
 

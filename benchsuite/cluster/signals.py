@@ -25,6 +25,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
+
     try:
         yield
     finally:
@@ -44,6 +45,7 @@ def ignoring(*numbers: signal.Signals) -> Iterator[None]:
 
     # The old handlers are kept one by one: they may differ.
     before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+
     try:
         yield
     finally:

@@ -27,28 +27,34 @@ def collect(run_dir: Path) -> Collected:
     UsageError where it holds no cells, or one that cannot be read.
     """
     found = []  # (position in the job, folder)
+
     for path in run_dir.glob("*-*-s*/cell.json"):
         # By number and not by name: as text, cell 10 would come before cell 2.
         index = path.parent.name.partition("-")[0]
         if index.isdigit():
             found.append((int(index), path.parent))
+
     if not found:
         raise UsageError(f"{run_dir} holds no cells: give the --out folder of a job that has run")
 
     # A cell is read from its own file: the cells.json of the job need not be here.
     results = []
+
     for _, folder in sorted(found):
         try:
             cell = from_json(json.loads((folder / "cell.json").read_text()))
         except (OSError, ValueError) as error:
             raise UsageError(f"{folder / 'cell.json'} cannot be read: {error}") from error
+
         results.append((cell, folder, _outcome(cell, folder)))
+
     return results
 
 
 def _outcome(cell: Cell, folder: Path) -> Outcome:
     """How a cell ended, from the records of its ranks and of their supervisors."""
     records = _records(folder)
+
     # A supervisor that refuses a cell says so, and no rank of it has started.
     for record in records.values():
         if "unsupported" in record:
@@ -97,6 +103,7 @@ def _outcome(cell: Cell, folder: Path) -> Outcome:
 def _records(folder: Path) -> dict[int, dict[str, Any]]:
     """Rank -> what its supervisor wrote. A truncated file counts as none."""
     records = {}
+
     for path in folder.glob("supervisor*.json"):
         try:
             record = json.loads(path.read_text())
@@ -105,6 +112,7 @@ def _records(folder: Path) -> dict[int, dict[str, Any]]:
             # Its rank then counts as one of which nothing is known, which costs this cell and not
             # the collection of all others.
             continue
+
     return records
 
 

@@ -65,15 +65,21 @@ class Cell:
     topology: str = "native"
     compression: str = "none"
     options: Options = field(default_factory=dict)  # member -> option -> value
+
+    # How many ranks there are, and where they stand.
     replicas: int = 1
     model_parallel: int = 1
     servers: int | None = None  # None = 1 with a parameter server, else 0
     server_placement: str = "own_host"
     rank_placement: str = "replica_major"  # worker rank = replica x model_parallel + part
+
+    # What each rank computes with.
     threads: int = 1
     precision: str = "fp32"
     backend: str = "gloo"
     device: str = "cpu"
+
+    # What passes for time, and on which machines.
     clock: str = "wall"
     cluster: str = "local"
     hosts: int = 1
@@ -84,6 +90,8 @@ class Cell:
     )
     receive_cost: Mapping[str, Scalar] | None = None  # virtual clock only: {copy_s_per_gib, incast}
     gradients: str = "computed"  # none: virtual clock only, for staleness and waiting at any N
+
+    # How the work is shared out, and with which learning rate.
     straggler: Mapping[str, float] = field(default_factory=dict)  # worker -> slow-down factor
     batch_mode: str = "fixed_global"
     # per_strategy: lr_factor is chosen by trials before the runs (`benchsuite/running/tune.py`)
@@ -91,6 +99,8 @@ class Cell:
     lr_factor: float = (
         1.0  # the recipe's learning rate times this, for every strategy and workload alike
     )
+
+    # What a run may use, what is done to it on purpose, and what its random numbers begin with.
     budget: Budget = field(default_factory=Budget)
     faults: tuple[Mapping[str, Scalar], ...] = ()  # injected by tests: {rank, phase, step, signal}
     seed: int = 0
@@ -139,6 +149,7 @@ class Cell:
         parts += [plugins.stem(self.sync), plugins.stem(self.topology)]
         if self.compression != "none":
             parts.append(plugins.stem(self.compression))
+
         parts.append(f"N={self.replicas}")
 
         if self.num_servers > 1:
@@ -204,6 +215,7 @@ def identity(cell: Cell) -> dict[str, Any]:
     """
     document = cell.to_json()
     document.pop("seed")
+
     for axis, digest in document.pop("sources").items():
         document[axis] = f"{plugins.stem(document[axis])}@{digest[:16]}"
 
@@ -212,9 +224,11 @@ def identity(cell: Cell) -> dict[str, Any]:
 
     # A field that came later would give every stored cell a new id, and every run be missing again.
     defaults = {f.name: f.default for f in dataclasses.fields(Cell)}
+
     for name in _LATER:
         if document[name] == defaults[name]:
             del document[name]
+
     return document
 
 
@@ -284,6 +298,7 @@ def resolve(cell: Cell) -> Cell:
     by_path = {axis: member for axis, member in found.items() if member.given_by_path}
     preset, presets = _preset(cell, found["workload"])
     paths: dict[str, Any] = {axis: str(member.path) for axis, member in by_path.items()}
+
     return dataclasses.replace(
         cell,
         preset=preset,
@@ -347,6 +362,7 @@ def _options(
         )
 
     options: dict[str, dict[str, Scalar]] = {}
+
     for axis, member in found.items():
         given = dict(cell.options.get(used[axis], {}))
         # A default that overrides what the preset states is no default.
@@ -359,6 +375,7 @@ def _options(
         given = {k: v for k, v in given.items() if k not in later or v != member.options[k].default}
         if given:
             options[used[axis]] = given
+
     return options
 
 
@@ -372,6 +389,7 @@ def _budget(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any]) -> 
         raise UsageError(
             f"budget has samples = {budget.samples} and steps = {budget.steps}: give one of them"
         )
+
     if budget.samples is not None:
         return budget
     if budget.steps is None:
@@ -412,11 +430,13 @@ def num_layers(cell: Cell) -> int:
     preset = _preset(cell, workload)[1]
 
     says = cast(declared.Workload, declared.of("workload", cell.workload))
+
     for option, others in says.layers_beside.items():
         default = workload.options[option].default
         # The cell's own option first, then the preset's, then the default of the file.
         counted: Any = cell.options.get(workload.name, {}).get(option, preset.get(option, default))
         return int(counted) + int(others)
+
     return int(preset.get("num_layers", 0))
 
 

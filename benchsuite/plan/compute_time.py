@@ -78,6 +78,7 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     if "kind" not in table:
         return [("compute_time without a kind", f"set kind to one of {', '.join(KINDS)}")]
+
     kind = str(table["kind"])
     if kind not in KINDS:
         return [
@@ -118,6 +119,7 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _mean_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is wrong with the mean: out of range, given twice, or half a line."""
     found = []
+
     for name in MEANS:
         # The range excludes its ends, so the end lies a little below 0.
         low = -1e-300 if name == "overhead_s" else 0  # an overhead may be 0
@@ -141,6 +143,7 @@ def _mean_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
                 "give both: mean = overhead_s + per_sample_s x samples",
             )
         )
+
     return found
 
 
@@ -149,6 +152,7 @@ def _value_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     if (VALUES in table) == (PATH in table):
         remedy = f'give {PATH} = "a run file", or {VALUES} = "0.011 0.012 .."'
         return [("kind = resampled needs measured times", remedy)]
+
     try:
         values(table) if VALUES in table else None
     except UsageError as error:
@@ -158,6 +162,7 @@ def _value_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f'give {VALUES} as seconds separated by spaces, e.g. {VALUES} = "0.011 0.012"',
             )
         ]
+
     return []
 
 
@@ -212,11 +217,13 @@ def read(path: Path) -> list[float]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"compute_time.path {str(path)!r} cannot be read: {error}") from error
+
     try:
         if text.lstrip().startswith("{"):
             found = [value for worker in json.loads(text)["raw"]["compute_s"] for value in worker]
         else:
             found = [float(word) for word in text.split()]
+
         return values({VALUES: " ".join(map(str, found))})
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(

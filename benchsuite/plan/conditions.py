@@ -93,14 +93,17 @@ class Sentence:
     def said(self, lookup: Lookup) -> str:
         """The sentence with every field's value put in; NotKnown where one of them is missing."""
         written = []
+
         for text, expression, format_spec in self.parts:
             written.append(text)
             if expression is None:
                 continue
+
             value = expression.value(lookup)
             # `{x:g}` of a text is an error for Python; here an option may be a number or a word.
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             written.append(format(value, format_spec) if is_number else str(value))
+
         return "".join(written)
 
 
@@ -148,6 +151,7 @@ def _check(node: ast.expr) -> None:
                 f"{ast.unparse(node)!r} is not allowed in a condition; names, numbers, text, "
                 "comparisons, in, and, or, not, + - * / // %, min and max are"
             )
+
     for part in parts:
         _check(part)
 
@@ -180,6 +184,7 @@ def _value(node: ast.expr, lookup: Lookup) -> Any:
         case ast.Call(func=ast.Name(id=name)):
             values = [_value(part, lookup) for part in node.args]
             return _applied(_FUNCTIONS[name], *values)
+
     raise AssertionError(f"{ast.dump(node)}: checked when it was parsed")
 
 

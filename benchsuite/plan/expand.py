@@ -69,6 +69,7 @@ def expand(document: Mapping[str, Any], folder: Path, used: set[str]) -> tuple[l
     """
     base = dict(document.get("cells", {}))
     also = base.pop("also", [])
+
     for block in [base, *also]:
         known_keys(block, fields.FIELDS, "[cells]")
         _check_option_tables(block, base)
@@ -78,6 +79,7 @@ def expand(document: Mapping[str, Any], folder: Path, used: set[str]) -> tuple[l
     # Keyed by id after `resolve`: two blocks that give the same cell in other words give it once.
     made: dict[str, Cell] = {}
     excluded: set[str] = set()
+
     # A further block takes over what the first one says and does not say again.
     for block in [base, *({**base, **extra} for extra in also)]:
         for cell in _cross(block, document.get("budget", {}), folder):
@@ -88,6 +90,7 @@ def expand(document: Mapping[str, Any], folder: Path, used: set[str]) -> tuple[l
                 excluded.add(resolved.id)
             else:
                 made.setdefault(resolved.id, resolved)
+
     return list(made.values()), len(excluded)
 
 
@@ -185,12 +188,14 @@ def _check_option_tables(block: Mapping[str, Any], base: Mapping[str, Any]) -> N
     No cell of this plan need use it.
     """
     known = {name for axis in AXES for name in plugins.names(axis)}
+
     for source in (base, block):
         known |= {
             plugins.stem(str(value))
             for axis in AXES
             for value in fields.listed(source.get(axis, []))
         }
+
     options = block.get("options", {})
     if not isinstance(options, Mapping):
         raise UsageError(f"options takes tables, not {options!r}: write [cells.options.<member>]")
@@ -211,11 +216,14 @@ def _exclude(entry: Any) -> dict[str, Any]:
             f"exclude takes tables of fields, not {entry!r}: write [[exclude]] and below it sync "
             "= ..."
         )
+
     known_keys(entry, fields.FIELDS, "[[exclude]]")
+
     # Found only to be sure that there is such a member.
     for axis in AXES:
         for value in fields.listed(entry.get(axis, [])):
             plugins.find(axis, fields.check(axis, value))
+
     return dict(entry)
 
 
@@ -226,6 +234,7 @@ def _matches(cell: Cell, entry: Mapping[str, Any]) -> bool:
     cell: resolved, so that defaults can be excluded as well.
     """
     document = cell.to_json()
+
     for name, wanted in entry.items():
         if name == "options":
             for member, settings in wanted.items():
@@ -247,6 +256,7 @@ def _matches(cell: Cell, entry: Mapping[str, Any]) -> bool:
                 return False
         elif document[name] not in [fields.check(name, value) for value in fields.listed(wanted)]:
             return False
+
     return True
 
 

@@ -59,6 +59,7 @@ def check(name: str, value: Any) -> Any:
         return tuple(
             _table(name, item, 'rank = 1, phase = "compute", step = 5') for item in listed(value)
         )
+
     return number(name, value, kind=str(_TYPES[name]))
 
 
@@ -70,6 +71,7 @@ def checked(cell: Cell) -> Cell:
     """
     if not isinstance(cell, Cell):
         raise UsageError(f"a Cell is asked for, not {cell!r}")
+
     values = {name: getattr(cell, name) for name in FIELDS}
     # Both are checked below: they are no single values.
     table = values.pop("options")
@@ -95,7 +97,7 @@ def checked(cell: Cell) -> Cell:
 
 
 def budget(values: Mapping[str, Any]) -> Budget:
-    """A budget from its table. Raises UsageError for an unknown key or a value that is no number."""
+    """A budget from its table. UsageError for an unknown key, or a value that is no number."""
     for key in values:
         if key not in BUDGET:
             raise UsageError(plugins.unknown("key", key, BUDGET, of="budget"))
@@ -160,21 +162,25 @@ def assignment(text: str) -> tuple[Sequence[str], Any, str]:
             f"--set {text!r} is not KEY=VALUE; write e.g. replicas=4 or "
             "options.asynchronous.lock=none"
         )
+
     return parts, read(value.strip()), value.strip()
 
 
 def _straggler(value: Any) -> dict[str, float]:
-    """Worker -> slow-down factor, with the worker's number in one form: "00" and "0" are one key."""
+    """Worker -> slow-down factor; "00" and "0" are one worker."""
     table = _table("straggler", value, "0 = 4.0")
     factors: dict[str, float] = {}
+
     for worker, factor in table.items():
         if not str(worker).isdigit():
             raise UsageError(
                 f"straggler.{worker}: the key is a worker's number, e.g. straggler = {{ 0 = 4.0 }}"
             )
+
         factors[str(int(worker))] = float(
             number(f"straggler.{worker}", factor, kind="float") or 0.0
         )
+
     return factors
 
 
@@ -187,6 +193,7 @@ def _table(name: str, value: Any, example: str) -> Mapping[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise UsageError(f"{name} takes a table, not {value!r}: write {name} = {{ {example} }}")
+
     for key, each in value.items():
         if not isinstance(each, (bool, int, float, str)) or (
             isinstance(each, float) and not math.isfinite(each)
@@ -195,4 +202,5 @@ def _table(name: str, value: Any, example: str) -> Mapping[str, Any]:
                 f"{name}.{key} takes a finite number or a word, not {each!r}: {name} = {{ "
                 f"{example} }}"
             )
+
     return value

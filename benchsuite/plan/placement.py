@@ -15,6 +15,7 @@ def hosts(cell: Cell) -> list[int]:
         # Whole blocks whose sizes differ by one at most, also where the hosts do not divide the
         # ranks.
         return [rank * cell.hosts // cell.world_size for rank in range(cell.world_size)]
+
     workers = [rank * cell.hosts // cell.num_workers for rank in range(cell.num_workers)]
     return workers + workers[: cell.num_servers]
 
@@ -58,6 +59,7 @@ def ports(cell: Cell) -> list[int]:
 
     # With one host each, a server beside a worker shares that worker's port, and so waits for it.
     alone = list(range(cell.world_size))
+
     return (
         alone
         if cell.server_placement == "own_host"

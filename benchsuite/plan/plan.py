@@ -79,7 +79,7 @@ class Plan:
         ]
 
     def refused_runs(self) -> list[tuple[Cell, str]]:
-        """The refused cells with every seed, in the same order, each with its reason in one line."""
+        """The refused cells with every seed, in the same order, each with its reason."""
         asked = [
             (each, seed)
             for seed in self.seeds
@@ -109,11 +109,13 @@ def load(
     means no cell.
     """
     path = locate(str(reference))
+
     try:
         text = path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
+
     try:
         return _expand(document, path.stem, path, text, settings=settings, only=only, seeds=seeds)
     except UsageError as error:
@@ -169,7 +171,9 @@ def locate(reference: str) -> Path:
                 f"plan {reference!r}: no such file; known by name: "
                 f"{', '.join(available()) or 'none'}"
             )
+
         return path
+
     known = available()
     if reference not in known:
         raise UsageError(plugins.unknown("plan", reference, known))
@@ -184,6 +188,7 @@ def apply_overrides(document: Document, settings: Iterable[str]) -> Document:
     UsageError for a key that is none.
     """
     document = copy.deepcopy(document)
+
     for setting in settings:
         (key, *rest), value, text = fields.assignment(setting)
 
@@ -202,10 +207,12 @@ def apply_overrides(document: Document, settings: Iterable[str]) -> Document:
             if key in AXES or key in ("preset", "cluster"):
                 # A member's name is taken as it was written, e.g. `1e3` or `true`.
                 value = value if isinstance(value, list) else text.strip("\"'")
+
             for block in [base, *base.get("also", ())]:
                 # The base block gives it to all blocks that do not say it themselves.
                 if block is base or key in block:
                     _set(block, [key, *rest], value)
+
     return document
 
 

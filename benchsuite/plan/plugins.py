@@ -89,9 +89,11 @@ class Plugin:
                 raise PluginError(unknown("option", key, self.options, of=self.name))
 
         values = {}
+
         for name, option in self.options.items():
             value = given.get(name, option.default)
             values[name] = _checked(self.name, option, value)
+
         return values
 
 
@@ -148,6 +150,7 @@ def find(kind: str, reference: str) -> Plugin:
         raise PluginError(
             f"{kind} {reference!r}: no such file; give an existing .py file or one of: {known}"
         )
+
     if changed_ns is None or (reference.startswith("_") and not by_path):
         raise PluginError(unknown(kind, reference, names(kind)))
     return _read(kind, path, changed_ns, by_path)
@@ -185,12 +188,14 @@ def load(kind: str, reference: str) -> type[Any]:
     if not plugin.given_by_path:
         if kind == "workload":
             _make_workloads_importable()
+
         module = importlib.import_module(f"{prefix}.{plugin.name}")
     else:
         # With the digest in its name an edited file is a new module, and two users' files of one
         # name do not meet.
         module_name = f"benchsuite_user_{kind}_{plugin.name}_{plugin.digest[:8]}"
         module = _import_path(module_name, plugin.path)
+
     loaded: type[Any] = getattr(module, class_name)
     return loaded
 
@@ -234,6 +239,7 @@ def _execute(module_name: str, path: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up here
+
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -241,6 +247,7 @@ def _execute(module_name: str, path: Path) -> Any:
         # reason.
         del sys.modules[module_name]
         raise
+
     return module
 
 
@@ -298,6 +305,7 @@ def _read(kind: str, path: Path, mtime_ns: int, by_path: bool) -> Plugin:
 
     # Of the bytes, not of the tree: a comment may tell a reader of the results something.
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
     return Plugin(
         kind=kind,
         name=path.stem,
@@ -319,6 +327,7 @@ def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str
     """
     options: dict[str, Option] = {}
     constants: dict[str, Any] = {}
+
     for position, item in enumerate(node.body):
         if (
             isinstance(item, ast.Assign)
@@ -330,8 +339,10 @@ def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str
                 constants[item.targets[0].id] = ast.literal_eval(item.value)
             except ValueError:
                 continue
+
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
             continue
+
         name = item.target.id
         annotation = ast.unparse(item.annotation)
 
@@ -341,6 +352,7 @@ def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str
 
         if name.startswith("_") or "ClassVar" in annotation or item.value is None:
             continue
+
         try:
             # Refused rather than passed over: without a default in the cell's id, an edited default
             # would change runs and not their names.
@@ -356,7 +368,9 @@ def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str
         text = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             text = " ".join(str(following.value.value).split())
+
         options[name] = Option(name=name, type=annotation, default=default, help=text)
+
     return options, constants
 
 
@@ -375,7 +389,9 @@ def _presets(tree: ast.Module, path: Path) -> dict[str, dict[str, Any]]:
                 )
             except ValueError as error:
                 raise PluginError(f"{path}: presets must be a dict literal") from error
+
             return value
+
     return {}
 
 
@@ -399,6 +415,7 @@ def _checked(owner: str, option: Option, value: Any) -> Any:
                     f"value of option {option.name!r}", value, [str(a) for a in allowed], of=owner
                 )
             )
+
         return value
 
     allowed_types = _NUMBERS.get(base)
@@ -411,6 +428,7 @@ def _checked(owner: str, option: Option, value: Any) -> Any:
             f"option {option.name!r} of {owner} takes {base}, not {value!r} "
             f"({type(value).__name__})"
         )
+
     if isinstance(value, float) and not math.isfinite(value):
         raise PluginError(f"option {option.name!r} of {owner} takes a finite number, not {value!r}")
 

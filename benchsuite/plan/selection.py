@@ -72,6 +72,7 @@ class Selection:
                     raise UsageError(
                         f"--only {self.text!r}: " + plugins.unknown("field", word, NAMES)
                     )
+
         for part in [
             node,
             *(v for p in ast.walk(node) if isinstance(p, ast.BoolOp) for v in p.values),
@@ -115,6 +116,7 @@ class Selection:
             case ast.Subscript(slice=ast.Constant(value=key)):
                 inner = self._value(node.value, values)
                 return inner.get(str(key)) if isinstance(inner, Mapping) else None
+
         raise UsageError(
             f"--only {self.text!r}: {ast.unparse(node)!r} is not allowed; "
             "comparisons, in, and, or, not over fields of a cell are"
@@ -123,20 +125,26 @@ class Selection:
     def _compare(self, node: ast.Compare, values: Mapping[str, Any]) -> bool:
         """Whether a chain of comparisons holds: `1 < replicas < 8` where both pairs do."""
         left = self._value(node.left, values)
+
         for compare, side in zip(node.ops, node.comparators, strict=True):
             right = self._value(side, values)
             operation = _COMPARE.get(type(compare))
             if operation is None:
                 raise UsageError(f"--only {self.text!r}: use == and != instead of 'is'")
+
             try:
                 holds = operation(left, right)
             except TypeError:
                 if left is None or right is None:  # not set, e.g. link_mbit > 100 without a link
                     return False
+
                 raise UsageError(
                     f"--only {self.text!r}: {left!r} and {right!r} do not compare"
                 ) from None
+
             if not holds:
                 return False
+
             left = right
+
         return True

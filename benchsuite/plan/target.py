@@ -35,8 +35,10 @@ def first_reached(target: Target, bound: float, metrics: Sequence[float | None])
     """
     needed = 2 if target.criterion == "twice" else 1
     in_a_row = 0
+
     for position, value in enumerate(metrics):
         in_a_row = in_a_row + 1 if value is not None and target.reached(value, bound) else 0
         if in_a_row >= needed:
             return position
+
     return None

@@ -60,6 +60,7 @@ class Names:
         view = self._view
         if attribute == "name":
             return view.label(axis)
+
         says = view.says(axis)
         if hasattr(says, attribute):
             return getattr(says, attribute)

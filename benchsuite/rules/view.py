@@ -100,6 +100,7 @@ class View:
             return given[name]
         if axis == "workload" and name in self.preset:
             return self.preset[name]
+
         options = self.file(axis).options
         return options[name].default if name in options else None
 

@@ -109,6 +109,7 @@ def run_cells(
         refused=len(refused),
         trials=len(trials),
     )
+
     try:
         _record_refused(refused, unrecorded, store, setting, tally=tally, progress=progress)
 
@@ -119,6 +120,7 @@ def run_cells(
         order = itertools.chain(
             _launches(trials, launch, simulate), _launches(launched, launch_tuned, simulate_tuned)
         )
+
         for run, path in _stored(order, store, order_seed, seconds, progress):
             tally.add(run, path)
 
@@ -127,6 +129,7 @@ def run_cells(
         tally.interrupted = True
     finally:
         progress.stop()
+
     return tally
 
 
@@ -166,6 +169,7 @@ def _record_refused(
     A refusal is a result like others: reports show it with its reason in the cell's place.
     """
     reasons = {cell.id: reason for cell, reason in refused}
+
     for cell in {cell.id: cell for cell, _ in refused}.values():
         progress.refuse(cell, reasons[cell.id])
 
@@ -193,6 +197,7 @@ def _launches(
 
     for cell in on_ranks:
         yield cell, functools.partial(launch, cell)
+
     if simulate is not None and simulated:
         for cell, run in simulate(simulated):
             yield cell, functools.partial(_finished, run)
@@ -209,14 +214,17 @@ def interleaved(cells: Sequence[Cell], order_seed: int) -> list[Cell]:
     Inside a block the order is random and fixed by `order_seed`.
     """
     blocks: dict[int, list[Cell]] = {}
+
     for cell in cells:
         blocks.setdefault(cell.seed, []).append(cell)
 
     # Each block has its own stream of random numbers: leaving out a seed changes no other block.
     ordered = []
+
     for seed, block in blocks.items():
         random.Random(f"{order_seed}:{seed}").shuffle(block)
         ordered += block
+
     return ordered
 
 
@@ -235,6 +243,7 @@ def estimated_seconds(store: Store) -> dict[str, float]:
             took = row["simulation_s"] / num_cores()
         if took is not None:
             seconds.setdefault(row["cell_id"], []).append(took)
+
     return {cell_id: statistics.median(values) for cell_id, values in seconds.items()}
 
 

@@ -50,11 +50,13 @@ class Engines:
                     f"{cell.label}: cluster {cell.cluster!r} is started by your own command: "
                     f"{engine.started_by}"
                 )
+
             unknown = [name for name in self._flags if name not in engine.flags]
             if unknown:
                 raise UsageError(
                     f"{cell.label}: cluster {cell.cluster!r} takes no --{unknown[0]}: leave it out"
                 )
+
             if cell.clock == "wall" and (refusal := self._class_of(cell.cluster).refusal()):
                 raise UsageError(f"{cell.label}: {refusal}")
 
@@ -123,6 +125,7 @@ def simulate(cells: Sequence[Cell], here: Setting) -> Iterator[tuple[Cell, Run]]
                 flags.add(TIMING_ONLY)
             if sections and sections["result"]["diverged_step"] is not None:
                 flags.add(DIVERGED)
+
             run = Run(
                 cell=cell,
                 code_id=here.code_id(cell),

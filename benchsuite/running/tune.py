@@ -140,13 +140,16 @@ def _known(tuned: Mapping[str, Cell], store: Store, code_id: CodeId) -> dict[str
     """Cell id -> what was chosen for the runs of this code that are stored."""
     if not tuned:
         return {}
+
     said = {}
+
     for run in store.runs(tuned.values()):
         tuning = run.result.get("tuning") or {}
         if tuning.get("lr_factor") is not None and run.code_id == code_of(
             code_id, tuned[run.cell_id]
         ):
             said[run.cell_id] = tuning
+
     return said
 
 
@@ -173,6 +176,7 @@ class Tuner:
         """`launch` that takes a tuned cell too."""
 
         def launch_tuned(cell: Cell) -> Run:
+            """Launches what is trained in the cell's place; the run goes by the cell's own name."""
             job = self._job(cell)
             return self._failed(cell) if job is None else self._as_asked(cell, launch(job))
 
@@ -186,8 +190,10 @@ class Tuner:
         """
 
         def simulate_tuned(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
+            """Simulates each job once, and yields its run for every cell that asked for it."""
             asked: dict[tuple[str, int], list[Cell]] = {}
             jobs: dict[tuple[str, int], Cell] = {}
+
             for cell in cells:
                 job = self._job(cell)
                 if job is None:
@@ -245,8 +251,10 @@ class Tuner:
         """
         if not is_tuned(cell):
             return run
+
         result = {**run.result, "tuning": self._choices[cell.id]}
         code_id = self._setting.code_id(cell)
+
         return dataclasses.replace(
             run, cell=cell, cell_id="", code_id=code_id, result=result, run_id=new_run_id()
         )
@@ -258,6 +266,7 @@ class Tuner:
             f"{t['cell_id']} (lr x{t['lr_factor']:g}) {t['status']}: {t['reason']}"
             for t in choice["trials"]
         ]
+
         return Run(
             cell=cell,
             code_id=self._setting.code_id(cell),
