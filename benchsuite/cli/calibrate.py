@@ -48,6 +48,7 @@ def run(args: Namespace) -> int:
     effort = Effort(launches=args.launches)
     if args.no_shaped:
         effort = dataclasses.replace(effort, rates={})
+
     document = calibrate.run(
         args.workload,
         args.preset,
@@ -59,4 +60,5 @@ def run(args: Namespace) -> int:
         print_json(document)
     else:
         print(table(document))
+
     return 0

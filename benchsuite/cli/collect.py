@@ -21,7 +21,7 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Stores what is new and prints its files."""
+    """Stores what is new and prints its files; a second call finds nothing new."""
     from pathlib import Path
 
     from benchsuite.running import api
@@ -29,10 +29,12 @@ def run(args: Namespace) -> int:
     tally = api.collect(Path(args.run_dir), store_of(args))
     counts = {str(status): count for status, count in tally.counts.items() if count}
     files = [str(path) for path in tally.paths]
+
     if args.json:
         print_json({"counts": counts, "failures": tally.failures, "files": files})
     else:
         print("\n".join(files))
         said = ", ".join(f"{count} {status}" for status, count in counts.items())
         print(f"{said or 'nothing new'}; {tally.stored} taken before")
+
     return tally.exit_code

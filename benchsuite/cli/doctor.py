@@ -18,7 +18,10 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Prints what was found; the exit code is 0 whatever is missing."""
+    """Prints what was found; the exit code is 0 whatever is missing.
+
+    What is missing matters only to those who need it, which the machine cannot know.
+    """
     from benchsuite.programs import doctor
 
     findings = doctor.examine()
@@ -26,4 +29,5 @@ def run(args: Namespace) -> int:
         print_json(findings)
     else:
         print(doctor.table(findings))
+
     return 0

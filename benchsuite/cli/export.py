@@ -38,7 +38,7 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Writes the form that was asked for."""
+    """Writes the form that was asked for; returns the exit code."""
     return _chakra(args) if args.form == "chakra" else _csv(args)
 
 
@@ -54,19 +54,23 @@ def _csv(args: Namespace) -> int:
     if args.series:
         for path in export.series(store, Path(args.series)):
             print(path, file=sys.stderr)
+
     if args.out:
         with writing(args.out), open(args.out, "w", encoding="utf-8", newline="") as stream:
             export.csv(store, stream)
     else:
         export.csv(store, sys.stdout)
+
     return 0
 
 
 def _refuse_cell_flags(args: Namespace) -> None:
+    """UsageError for a flag that `export csv` would ignore: a user who gives it expects fewer rows."""
     of_a_cell = [f"cell_{name}" for name in CELL_FLAGS]
     given = {name: getattr(args, name) for name in ("plan", "steps", "set", "only", "seeds")}
     given["cluster"] = args.cluster
     given |= {name.removeprefix("cell_"): getattr(args, name) for name in of_a_cell}
+
     for name, value in (given | engine_flags(args)).items():
         if value:
             raise UsageError(
@@ -85,14 +89,18 @@ def _chakra(args: Namespace) -> int:
         raise UsageError("--series DIR is of export csv: give --out DIR, and no --series")
     if not args.out:
         raise UsageError("export chakra writes a file per rank: give --out DIR, and no --series")
+
     steps = 3 if args.steps is None else args.steps
     if steps < 1:
         raise UsageError(
             f"--steps {steps}: a schedule has at least one step; give --steps 1 or more"
         )
+
     cell = chakra.one_cell(plan_of(args, "gradients=none", f"budget.steps={steps}"))
+
     with writing(args.out):
         written = chakra.export(cell, args.out)
+
     traces = Path(args.out) / cell.id
     print(f"{traces}.*.et: {len(written.traces)} ranks of {cell.label}; {written.path}")
     return 0

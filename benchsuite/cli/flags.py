@@ -71,31 +71,47 @@ def parents(arguments: Sequence[str] = ()) -> Parents:
 
 
 def _cell_parser(engine: Mapping[str, str]) -> ArgumentParser:
+    """A parser of the flags that state or select cells.
+
+    engine: the flags that the cluster engine declares, each with its help.
+    """
     parser = ArgumentParser(add_help=False)
     cell = parser.add_argument_group("a single cell instead of a plan")
+
     for name in CELL_FLAGS:
         cell.add_argument(flag(name), metavar="X", dest=f"cell_{name}")
+
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. precision=fp64"
     )
     parser.add_argument("--only", metavar="EXPR", help="e.g. 'topology == ring and replicas > 1'")
     parser.add_argument("--seeds", metavar="LIST", help="e.g. 0,1,2")
     parser.add_argument("--cluster", metavar="NAME", help="who starts the ranks (default: local)")
+
     for name, text in engine.items():
         parser.add_argument(flag(name), metavar="X", dest=f"{_ENGINE_FLAG}{name}", help=text)
+
     return parser
 
 
 def _declared_flags(arguments: Sequence[str]) -> Mapping[str, str]:
-    """Flags that the engine of `--cluster` declares, each with its help. {} = none is named."""
+    """Flags that the engine of `--cluster` declares, each with its help. {} = none is named.
+
+    The command line is looked through once before it is parsed: the parser has to know all flags at
+    its start, and which there are depends on one of them.
+    """
     scout = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scout.add_argument("--cluster")
+
+    # Without abbreviations: `--cl` may be the beginning of another verb's flag.
     try:
         reference = scout.parse_known_args(arguments)[0].cluster
     except argparse.ArgumentError:  # a --cluster without a name: the real parser says so
         return {}
+
     if not reference:
         return {}
+
     from benchsuite.plan import declared
 
     return declared.cluster(reference).flags
@@ -107,7 +123,11 @@ def flag(name: str) -> str:
 
 
 def engine_flags(args: Namespace) -> dict[str, str]:
-    """What was given for the flags of the cluster engine, by their names."""
+    """What was given for the flags of the cluster engine, by their names.
+
+    Their names in the namespace have a prefix, so that an engine's flag cannot take the place of
+    one of ours.
+    """
     return {
         name.removeprefix(_ENGINE_FLAG): value
         for name, value in vars(args).items()
@@ -116,9 +136,10 @@ def engine_flags(args: Namespace) -> dict[str, str]:
 
 
 def plan_of(args: Namespace, *settings: str) -> Plan:
-    """The plan that PLAN names, or the one of the cell flags; `settings` as further `--set`.
+    """The plan that PLAN names, or the one of the cell flags.
 
-    UsageError where both or neither are given.
+    settings: further `KEY=VALUE`, after those of the user. UsageError where both or neither are
+    given.
     """
     from benchsuite.report import spec
     from benchsuite.rules import plans
@@ -131,13 +152,18 @@ def plan_of(args: Namespace, *settings: str) -> Plan:
             "give a PLAN (benchsuite list report) or a cell by flags (--workload cnn ...), not "
             f"{said}"
         )
+
+    # After the user's `--set`, so that the shorter flag wins where both are given.
     cluster = [f"cluster={args.cluster}"] if args.cluster else []
     all_settings = [*args.set, *cluster, *settings]
     seeds = None if args.seeds is None else integers(args.seeds, "--seeds", "0,1,2")
+
+    # Figures are parsed here too: a mistake in them would otherwise cost a night of runs.
     if args.plan:
         loaded = plans.load(args.plan, settings=all_settings, only=args.only, seeds=seeds)
         spec.parse(loaded.figures)  # now, rather than after everything has run
         return loaded
+
     return plans.from_flags(fields, settings=all_settings, only=args.only, seeds=seeds)
 
 
@@ -154,11 +180,15 @@ def examined_plan_of(args: Namespace) -> Plan:
     if asked_by_flags and not plan.cells and len(plan.refused) == 1:
         (refused,) = plan.refused
         raise UsageError(f"{refused.cell.label} is refused: {refused.reason}")
+
     return plan
 
 
 def integers(text: str, flag: str, example: str) -> list[int]:
-    """The numbers of `0,1,2`. UsageError names the flag and the example."""
+    """The numbers of `0,1,2`.
+
+    flag and example are for the message of the UsageError.
+    """
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:

@@ -28,16 +28,20 @@ def run(args: Namespace) -> int:
     from benchsuite.running import forecast
 
     if args.write:
+        # Not examined: the machine that writes the file need not be the one that runs it.
         plan = plan_of(args, "cluster=torchrun")
         ranks = forecast.write_cells(plan, Path(args.write))
         print(f"{args.write}: {len(plan.runs())} runs, {ranks}", file=sys.stderr)
         return 0
+
     from benchsuite.results import code_id
 
     plan = examined_plan_of(args)
     document = forecast.forecast(plan, store_of(args), code_id=code_id.code_id)
+
     if args.json:
         print_json(document)
     else:
         print(forecast.table(document))
+
     return 0

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def print_json(document: Any) -> None:
-    """Prints one JSON document; NaN, which JSON has not, is an error."""
+    """Prints one JSON document; NaN, which JSON has not, is an error.
+
+    Sorted and indented, so that two answers can be compared line by line. ValueError for a NaN.
+    """
     import json
 
     json.dump(document, sys.stdout, indent=1, sort_keys=True, allow_nan=False)
@@ -36,8 +39,10 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
+        # It is an OSError too: a reader such as `head` that has seen enough is no failure to write.
         raise
     except OSError as error:
+        # A file inside the folder may be the one that failed, and is the one to look at.
         inner = error.filename and str(error.filename) != str(path)
         where = f" ({error.filename})" if inner else ""
         raise UsageError(

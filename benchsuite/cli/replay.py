@@ -23,7 +23,10 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Exit code 0 where it is the same run, 1 where it is another."""
+    """Exit code 0 where it is the same run, 1 where it is another.
+
+    The virtual clock applies the pushes in the recorded order; the parameters have to agree.
+    """
     from benchsuite.virtual import replay
 
     document = replay.compared(replay.load(args.run))
@@ -31,4 +34,5 @@ def run(args: Namespace) -> int:
         print_json(document)
     else:
         print(replay.table(document))
+
     return 0 if document["same"] else 1

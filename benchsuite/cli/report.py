@@ -19,7 +19,7 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Draws the page and prints where it is."""
+    """Draws the page from what is stored and prints where it is; starts nothing."""
     from pathlib import Path
 
     from benchsuite.report import page
@@ -27,10 +27,13 @@ def run(args: Namespace) -> int:
 
     plan = plan_of(args)
     out = Path(args.out) if args.out else Path("reports") / "build" / plan.name
+
     with writing(out):
         index = page.render_stored(plan, store_of(args), out, code_id=code_id.code_id)
+
     if args.json:
         print_json({"plan": plan.name, "index": str(index)})
     else:
         print(index)
+
     return 0

@@ -39,5 +39,6 @@ def run(args: Namespace) -> int:
         print_json(document)
     else:
         print(selfcheck.table(document))
+
     code: int = document["exit_code"]
     return code

@@ -23,6 +23,7 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
         parents=[parents.json],
         help="every law on every strategy, and that each law catches its broken twins",
     )
+
     for name, what in _AXES.items():
         parser.add_argument(
             f"--{name}",
@@ -31,6 +32,7 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
             metavar="NAME",
             help=f"only these {what} or .py files",
         )
+
     parser.add_argument(
         "--replicas",
         default="1,2,3,4",
@@ -65,5 +67,6 @@ def run(args: Namespace) -> int:
         print_json(document)
     else:
         print(table(document))
+
     code: int = document["exit_code"]
     return code

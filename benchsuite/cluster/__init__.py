@@ -65,9 +65,10 @@ class Engine:
         raise UsageError(f"{run_dir}: runs of this cluster are stored as they end: nothing is left")
 
     def close(self) -> None:
-        """Ends everything that was started."""
+        """Ends everything that was started. Called once, at the end, also after an error or Ctrl-C."""
 
     def __enter__(self) -> Self:
+        """The engine itself; it starts with the first cell, or by `start`."""
         return self
 
     def __exit__(
@@ -76,4 +77,5 @@ class Engine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Closes the engine and lets the error, if any, pass through."""
         self.close()

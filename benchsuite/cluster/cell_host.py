@@ -63,6 +63,7 @@ class _Host:
         # The first line says that the fork server is up, and where its files are: whoever kills
         # this host has to remove them.
         self._say({"network_reason": self._network_reason, "scratch": util.get_temp_dir()})
+
         while (line := self._next_line()) is not None:
             outcome, usable = self._run(json.loads(line))
 
@@ -75,6 +76,7 @@ class _Host:
             self._say({**outcome_json(outcome), "last": not usable})
             if not usable:
                 return 1
+
         return 0
 
     def _run(self, order: dict[str, Any]) -> tuple[Outcome | None, bool]:
@@ -88,6 +90,7 @@ class _Host:
         started_at = now_iso()
 
         ranks = RankProcesses(self._context, order["entry"])
+
         try:
             self._start(ranks, cell, run_dir)
             deadline = begin + cell.budget.timeout_s
@@ -113,6 +116,7 @@ class _Host:
         if outcome is not None:
             seconds = time.monotonic() - begin
             outcome = dataclasses.replace(outcome, started_at=started_at, seconds=seconds)
+
         return outcome, usable
 
     def _start(self, ranks: RankProcesses, cell: Cell, run_dir: Path) -> None:
@@ -151,13 +155,14 @@ class _Host:
             data = os.read(STDIN, 1 << 16)
             if not data:
                 return None
+
             self._buffer += data
 
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
     def _say(self, document: dict[str, Any]) -> None:
-        """Writes one JSON line; it is shorter than a pipe's buffer, so one write takes it whole."""
+        """Writes one JSON line; a write to a blocking pipe returns when all of it is in."""
         os.write(self._outcome_fd, json.dumps(document).encode() + b"\n")
 
 
@@ -217,6 +222,7 @@ def main(arguments: list[str]) -> int:
             if error.half_way:
                 print(error, file=sys.stderr, flush=True)
                 return jobs.EXIT_NO_NAMESPACE
+
             settings["network_reason"] = str(error)
 
     if parent:  # once more: the new credentials of a user namespace may have cleared it

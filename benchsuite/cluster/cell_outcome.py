@@ -76,6 +76,7 @@ def classify(
         return Outcome(
             Status.OK, culprit=_culprit(first, _signal_name(first)), flags=(LOST_WORKER,)
         )
+
     return _blame(missing, timeout_s=timeout_s, at_deadline=at_deadline, disk=disk)
 
 
@@ -93,6 +94,7 @@ def _blame(missing: list[RankEnd], *, timeout_s: float, at_deadline: bool, disk:
                 "cannot write",
                 f"rank {end.rank} ({end.role}) could not write its record: {why}",
             )
+
     ended = [end for end in missing if end.exit_code is not None]
 
     # Every child of a lost fork server is reported with this code, whatever it did. It is the cause

@@ -18,9 +18,16 @@ SCHEMA = 1
 
 
 def write(path: Path, cells: Sequence[Cell]) -> None:
-    """Writes the cells whole or not at all. UsageError where the file cannot be written."""
+    """Writes the cells whole or not at all. UsageError where the file cannot be written.
+
+    path: replaced where it exists.
+    """
     document = {"schema": SCHEMA, "cells": [cell.to_json() for cell in cells]}
+
+    # In the same folder, because only inside one file system `replace` puts a whole file in the
+    # place of the old one; with the process id, so that two commands do not write to one file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+
     try:
         text = json.dumps(document, indent=1, sort_keys=True)
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -30,7 +37,10 @@ def write(path: Path, cells: Sequence[Cell]) -> None:
 
 
 def read(path: Path) -> list[Cell]:
-    """The cells of a file. UsageError where it is not one of ours."""
+    """The cells of a file, in its order, which all supervisors of a job share.
+
+    Raises UsageError where it is not one of ours: another schema, no JSON, unknown fields.
+    """
     try:
         document = json.loads(path.read_text())
         if document["schema"] != SCHEMA:
@@ -38,7 +48,9 @@ def read(path: Path) -> list[Cell]:
                 f"{path} has schema {document['schema']}, this version reads {SCHEMA}: write it "
                 "again"
             )
+
         return [from_json(cell) for cell in document["cells"]]
+    # UsageError is a ValueError for the last clause; its own message says more.
     except UsageError:
         raise
     except OSError as error:

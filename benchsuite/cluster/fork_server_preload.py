@@ -21,16 +21,22 @@ MODULES_VARIABLE = "BENCHSUITE_SERVER_MODULES"  # what to import, separated by c
 
 
 def _serve() -> None:
+    """Ties this fork server to its parent, and imports what the ranks will share."""
     parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is None:
         return
+
+    # Before the imports, which take seconds: a command that is killed meanwhile must leave nothing
+    # behind.
     lifeline.become_fork_server(int(parent))
+
     for name in filter(None, os.environ.pop(MODULES_VARIABLE, "").split(",")):
         try:
             importlib.import_module(name)
         # One broken plug-in must not cost all cells; the rank that needs it will say so.
         except Exception as error:  # noqa: BLE001
             print(f"preload: {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
     gc.freeze()  # ranks share these pages; no collector walks (and copies) them
 
 

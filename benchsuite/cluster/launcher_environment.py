@@ -20,6 +20,8 @@ _SIOCGIFADDR = 0x8915
 
 @dataclass(frozen=True)
 class _Variables:
+    """The names under which a launcher tells a process its place."""
+
     rank: str
     world_size: str
     local_rank: str
@@ -62,11 +64,13 @@ class Place:
 def resolve(environment: Mapping[str, str]) -> Place:
     """The place of this process among the ranks.
 
-    UsageError where no launcher started it, or none said where the ranks meet.
+    environment: that of the process. Raises UsageError where no launcher started it, or none said
+    where the ranks meet.
     """
     for launcher, names in LAUNCHERS.items():
         if names.rank not in environment:
             continue
+
         missing = [
             name
             for name in (names.world_size, "MASTER_ADDR", "MASTER_PORT")
@@ -77,6 +81,7 @@ def resolve(environment: Mapping[str, str]) -> Place:
             raise UsageError(
                 f"{launcher} set {names.rank} but not {lacking}: export {missing[0]} for all ranks"
             )
+
         world_size = int(environment[names.world_size])
         rank = int(environment[names.rank])
         return Place(
@@ -91,6 +96,7 @@ def resolve(environment: Mapping[str, str]) -> Place:
             agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             attempt=int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")),
         )
+
     known = ", ".join(names.rank for names in LAUNCHERS.values())
     raise UsageError(
         f"no launcher started this process (none of {known} is set): start it with torchrun"
@@ -100,12 +106,15 @@ def resolve(environment: Mapping[str, str]) -> Place:
 def interface_towards(host: str) -> str:
     """The network interface through which this machine reaches `host`; `lo` for itself.
 
-    "" where that is not known.
+    gloo would otherwise take the interface that the host's own name resolves to, which on many
+    machines is a loopback that no other host can reach. "" where it is not known; then gloo
+    decides.
     """
     try:
         address = socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0]
         if ipaddress.ip_address(address).is_loopback:
             return "lo"
+
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 9))  # sends nothing: asks the routing table
             own = probe.getsockname()[0]
@@ -114,11 +123,15 @@ def interface_towards(host: str) -> str:
                     return name
     except OSError:
         pass
+
     return ""
 
 
 def _address(probe: socket.socket, name: str) -> str:
+    """The IPv4 address of an interface; "" where it has none."""
     try:
+        # The kernel's names have 15 bytes and a zero; the address stands in bytes 20 to 24 of its
+        # answer, after the name and the head of a `sockaddr_in`.
         answer = ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
     except OSError:  # an interface without an address
         return ""

@@ -87,6 +87,7 @@ class Cluster(Engine):
         """
         if self._host is not None:
             return
+
         reason = self.network_reason
         # The second time without a private network: the first host had left the machine's network
         # and could not go on.
@@ -101,6 +102,7 @@ class Cluster(Engine):
                 if self._kill() == EXIT_NO_NAMESPACE and attempt == 0:
                     reason = str(lost)
                     continue
+
                 raise RuntimeError(f"the cell host does not start: {lost}") from lost
 
             # The host says where its fork server's socket is, because a host that is killed leaves
@@ -119,12 +121,14 @@ class Cluster(Engine):
         """
         begin = time.monotonic()
         started_at = now_iso()
+
         try:
             # What a user can put right is refused before the host is started for it.
             faults.check(cell.faults, cell.world_size)
             survives = declared.strategy(cell.sync).survives
         except UsageError as error:
             return Outcome(Status.UNSUPPORTED, str(error), started_at=started_at)
+
         try:
             # The ranks stand in another folder, so the path has to be absolute.
             run_dir = run_dir.resolve()
@@ -133,6 +137,7 @@ class Cluster(Engine):
             return Outcome(
                 Status.FAILED, f"cannot write to {run_dir}: {error.strerror}", started_at=started_at
             )
+
         try:
             self.start()
             # Measured anew: the first cell does not pay for the start of the host.
@@ -145,16 +150,20 @@ class Cluster(Engine):
         except KeyboardInterrupt:
             self.close()  # the next cell, if any, must not read this one's outcome
             raise
+        # Whatever is left of the host is ended; the next cell starts a new one.
         except (_HostLost, RuntimeError) as error:
             self._kill()
             seconds = time.monotonic() - begin
             return Outcome(
                 Status.FAILED, f"host lost: {error}", started_at=started_at, seconds=seconds
             )
+
         if answer.pop("last"):
             self._kill()  # the host has no fork server any more; the next cell gets a new one
 
         answer["status"] = Status(answer["status"])
+
+        # JSON has neither the enum nor the tuple of `Outcome`.
         answer["flags"] = tuple(answer["flags"])
         return Outcome(**answer)
 
@@ -165,14 +174,17 @@ class Cluster(Engine):
         """
         if self._host is None:
             return
+
         with ignoring(signal.SIGINT, signal.SIGTERM):
             # The end of its input asks the host to end by itself, and to remove its files. It is
             # asked only where it is up; one that still imports would not hear it for seconds.
             if self._scratch and self._host.stdin is not None:
                 with contextlib.suppress(OSError):
                     self._host.stdin.close()
+
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._host.wait(CLOSE_S)
+
             self._kill()
 
     def _spawn(self, *, network_reason: str) -> None:
@@ -195,6 +207,7 @@ class Cluster(Engine):
         # It lives as long as the host, and has no name, so that nothing is left of it.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._buffer = b""
+
         try:
             told = [str(outcomes_w), json.dumps(settings)]
             self._host = subprocess.Popen(
@@ -213,6 +226,7 @@ class Cluster(Engine):
             # Kept open here, the pipe would never end, and a host that died would look like a
             # silent one.
             os.close(outcomes_w)
+
         self._outcomes = outcomes
 
     def _write(self, document: dict[str, Any]) -> None:
@@ -231,6 +245,7 @@ class Cluster(Engine):
         gone.
         """
         end = time.monotonic() + timeout_s
+
         # A pipe knows no lines: a read may end in the middle of one, and the rest is kept.
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([self._outcomes], [], [], max(0.0, end - time.monotonic()))
@@ -240,6 +255,7 @@ class Cluster(Engine):
             if not data:
                 silence = f"no word from it for {timeout_s:g} s"
                 raise _HostLost(self._last_words() if ready else silence)
+
             self._buffer += data
 
         line, _, self._buffer = self._buffer.partition(b"\n")
@@ -249,9 +265,11 @@ class Cluster(Engine):
     def _last_words(self) -> str:
         """How the host ended: its signal, or the last line that it or its fork server wrote."""
         assert self._host is not None and self._log is not None
+
         with contextlib.suppress(subprocess.TimeoutExpired):
             # The pipe closes a moment before the exit code is there to be read.
             self._host.wait(1.0)
+
         code = self._host.returncode
         if code is not None and code < 0:
             return f"it was ended by {signal.Signals(-code).name}"
@@ -268,6 +286,7 @@ class Cluster(Engine):
         """
         if self._host is None:
             return None
+
         self._host.kill()
         code = self._host.wait()
         if self._host.stdin is not None:
@@ -279,6 +298,7 @@ class Cluster(Engine):
         os.close(self._outcomes)
         if self._scratch:  # the folder is still there if the host had no time to remove it
             shutil.rmtree(self._scratch, ignore_errors=True)
+
         self._host = None
         self._outcomes = -1
         self._scratch = ""

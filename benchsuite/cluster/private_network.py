@@ -42,6 +42,7 @@ def enter_private_network() -> None:
     # Asked before the move: in a user namespace without a map both become 65534 (nobody).
     uid = os.getuid()
     gid = os.getgid()
+
     try:
         try:
             _unshare(_CLONE_NEWNET)
@@ -58,6 +59,7 @@ def enter_private_network() -> None:
         # The library call has no file name, a map has one.
         half_way = error.filename is not None  # a map was refused, so unshare had worked
         raise NoNamespace(f"no private network: {_words(error)}", half_way=half_way) from error
+
     try:
         # A new network has a loopback, but it is down: "Network is unreachable", even for
         # 127.0.0.1.

@@ -41,12 +41,14 @@ def main(job: RankJob, listener: socket.socket | None, entries: Sequence[str]) -
     hold_lifeline()
     # What is reported where the steps before the entry fail, e.g. no log can be written.
     code = jobs.EXIT_ERROR
+
     try:
         _redirect_output(Path(job.run_dir) / f"rank{job.rank}.log")
         if listener is not None:
             # `detach`, because torch closes the descriptor itself; Python's object would close it a
             # second time, and by then the number may be another file's.
             job = dataclasses.replace(job, store_listen_fd=listener.detach())
+
         _prepare(job)
 
         code = _call(job, entries)
@@ -55,6 +57,7 @@ def main(job: RankJob, listener: socket.socket | None, entries: Sequence[str]) -
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
+
         os._exit(code)  # no teardown of process groups: a peer may be gone
 
 
@@ -69,6 +72,7 @@ def say_goodbye(job: RankJob, entry: str) -> None:
     goodbye = getattr(importlib.import_module(entry.partition(":")[0]), "goodbye", None)
     if goodbye is not None:
         goodbye(job)
+
     os._exit(jobs.EXIT_OK)
 
 
@@ -95,6 +99,7 @@ def _prepare(job: RankJob) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = job.interface
         # `=`: exactly this interface, not all whose names begin so
         os.environ["NCCL_SOCKET_IFNAME"] = f"={job.interface}"
+
     keep_freed_memory()
 
     # The fork server has imported it. `import torch` here would hide that it did not, and cost
@@ -129,8 +134,10 @@ def _call(job: RankJob, entries: Sequence[str]) -> int:
         # strategy.
         if isinstance(error, jobs.CannotWrite):
             return jobs.EXIT_CANNOT_WRITE
+
         disk_is_full = isinstance(error, OSError) and error.errno in _DISK
         return jobs.EXIT_CANNOT_WRITE if disk_is_full else jobs.EXIT_ERROR
+
     return jobs.EXIT_OK
 
 

@@ -73,6 +73,7 @@ def start_fork_server(context: ForkServerContext, modules: Sequence[str]) -> Non
         fork_server_preload.MODULES_VARIABLE: ",".join(modules),
     }
     os.environ.update(told)
+
     try:
         _choose_short_folder()
         # One module, which imports the others: the standard library passes over an ImportError
@@ -107,6 +108,7 @@ def _choose_short_folder() -> None:
         return
 
     tempfile.tempdir = SHORT_FOLDER
+
     try:
         util.get_temp_dir()  # made now, and kept for the life of this process
     finally:
@@ -145,6 +147,7 @@ class RankProcesses:
         # disk has no room for would end the rank by SIGBUS in the middle of a step.
         if job.beat_path:
             beat.create(job.beat_path)
+
         # A daemon, so that an interpreter that exits early does not wait for a rank for ever.
         process = self._context.Process(
             target=rank_entry.main, args=(job, listener, self._entries), daemon=True
@@ -171,6 +174,7 @@ class RankProcesses:
         """
         limit = deadline
         ending = Ending.DEADLINE  # what the answer is when `limit` passes
+
         # `order` is set when an end was noticed: 0 marks a rank that is still there.
         while alive := [rank for rank in self._ranks if not rank.order]:
             remaining = limit - time.monotonic()
@@ -187,6 +191,7 @@ class RankProcesses:
             handles: list[Any] = [rank.process.sentinel for rank in alive]
             if lifeline is not None:
                 handles.append(lifeline)
+
             ready = connection.wait(handles, remaining)
 
             # Asked first: where the command is gone there is nobody to tell of a bad end.
@@ -206,8 +211,10 @@ class RankProcesses:
                 ending = Ending.BAD_EXIT
             elif some_ended and self._all_complete():
                 ending = Ending.DONE
+
             if ending is not Ending.DEADLINE:
                 limit = min(limit, time.monotonic() + GRACE_S)
+
         return Ending.DONE
 
     def look(self) -> list[RankEnd]:
@@ -247,6 +254,7 @@ class RankProcesses:
         holds (a port, a device) is not free for the next cell.
         """
         processes = [*(rank.process for rank in self._ranks), *self._helpers]
+
         for process in processes:
             if process.exitcode is None:
                 # SIGKILL and not SIGTERM: a rank in a collective does not return to Python to
@@ -254,13 +262,17 @@ class RankProcesses:
                 process.kill()
 
         end = time.monotonic() + 5.0
+
         for process in processes:
             process.join(max(0.0, end - time.monotonic()))
+
         # Where the fork server was lost nobody can wait for its children; the kernel ends them.
         while any(_exists(process.pid) for process in processes):
             if time.monotonic() >= end:
                 return False
+
             time.sleep(0.005)
+
         return True
 
     def clean(self) -> None:
@@ -290,6 +302,7 @@ class RankProcesses:
             # look will find it.
             if rank.process.sentinel not in ready or rank.process.exitcode is None:
                 continue
+
             rank.order = self._batch
             if self._spared(rank, expendable):
                 self._say_goodbye(rank.job)
@@ -346,6 +359,7 @@ def probe_disk(run_dir: Path) -> str:
         (run_dir / "probe").unlink()
     except OSError as error:
         return f"{error.strerror} ({run_dir})"
+
     return ""
 
 

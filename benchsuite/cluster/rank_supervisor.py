@@ -92,6 +92,7 @@ class _Supervisor:
         # A rank that is done early waits at the next cell for one that may need the whole deadline
         # of this cell, so that deadline is part of the patience for the next arrival.
         allowance_s = ARRIVAL_S
+
         for index, cell in enumerate(cells):
             self._run_cell(index, cell, arrival_s=allowance_s)
             allowance_s = ARRIVAL_S + cell.budget.timeout_s
@@ -156,11 +157,13 @@ class _Supervisor:
         ranks = RankProcesses(self._context, self._entry, first=AWAIT_ALL_RANKS)
         started_at = now_iso()
         begin = time.monotonic()
+
         try:
             ranks.start(job, role=role)
             # Looked at ten times a second: the beat is a file, and nothing can wait for a change of
             # it.
             ending = Ending.DEADLINE
+
             # A rank begins its beat when all ranks have arrived: until then its own deadline waits.
             while (
                 ending is Ending.DEADLINE
@@ -168,6 +171,7 @@ class _Supervisor:
                 and time.monotonic() < begin + arrival_s
             ):
                 ending = ranks.wait(time.monotonic() + 0.1, expendable=expendable)
+
             # They are all here: now the cell's own time begins.
             if ending is Ending.DEADLINE and ranks.pulse(job.rank).pid:
                 begin = time.monotonic()
@@ -221,6 +225,7 @@ class _Supervisor:
         """
         if self._place.rank != 0:
             return None
+
         # Bound here, so that a port that is taken is an error of this process with a message, not
         # of a child that nobody watches.
         with socket.create_server(
@@ -267,15 +272,18 @@ def _refusal(cell: Cell, started: int) -> str:
             f"{formula} = {needed} ranks, but {started} were started: lower replicas or start "
             f"{needed}"
         )
+
     if cell.tuning != "same":
         return (
             f"tuning = {cell.tuning} needs trials, which only `benchsuite run` makes: set "
             "tuning = same, lr_factor"
         )
+
     try:
         faults.check(cell.faults, cell.world_size)
     except UsageError as error:
         return str(error)
+
     return ""
 
 
@@ -301,6 +309,7 @@ def _supervise(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--entry", default=RANK_ENTRY, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+
     try:
         place = launcher_environment.resolve(os.environ)
         cells = cells_file.read(options.cells)
@@ -313,10 +322,12 @@ def _supervise(arguments: Sequence[str]) -> int:
             raise UsageError(
                 f"{out} holds records of an earlier job: collect them and give another --out"
             )
+
         # torchrun's agent is our parent and ends with the job. Other launchers put a shell or a
         # daemon in between, which may end long before.
         if place.launcher == "torchrun":
             die_with_parent(os.getppid(), exit_code=EXIT_PARENT_GONE)
+
         set_one_thread()
         _Supervisor(place, out, entry=options.entry, modules=preloaded_modules()).run(cells)
     except UsageError as error:
@@ -330,6 +341,7 @@ def _supervise(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
     return 0
 
 

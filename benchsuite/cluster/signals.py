@@ -12,29 +12,40 @@ from collections.abc import Iterator
 def sigterm_as_interrupt() -> Iterator[None]:
     """Turns SIGTERM into a KeyboardInterrupt, so that it ends a command as Ctrl-C does.
 
-    Does nothing in another thread than the main one.
+    By default SIGTERM, which `kill`, `timeout` and job schedulers send, ends Python without
+    `finally`: nothing would be closed, and runs that have ended might not be stored. Does nothing
+    in another thread than the main one, where Python allows no handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(_number: int, _frame: object) -> None:
+        """The handler: raises in the main thread, wherever that is."""
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
+
     try:
         yield
     finally:
+        # Whoever uses the suite as a library may have a handler of its own.
         signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
 def ignoring(*numbers: signal.Signals) -> Iterator[None]:
-    """Ignores these signals; does nothing in another thread than the main one."""
+    """Ignores these signals inside the `with`; they are lost, not kept for afterwards.
+
+    Does nothing in another thread than the main one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    # The old handlers are kept one by one: they may differ.
     before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+
     try:
         yield
     finally:

@@ -42,6 +42,7 @@ def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     trajectory nobody shares is a group of its own.
     """
     together: dict[Any, list[Cell]] = {}
+
     for cell in cells:
         # Without a key nothing can be shared: id and seed make one that no other cell has.
         together.setdefault(trajectory_key(cell) or (cell.id, cell.seed), []).append(cell)
@@ -103,6 +104,7 @@ class SimulatorPool:
         # Copies, because cells are taken out as they are handed on.
         waiting = deque(deque(group) for group in groups if group)
         failures: deque[Ended] = deque()
+
         while waiting or failures or any(each.is_busy for each in self._simulators):
             # Failures are noticed in places that cannot yield, and are handed out here.
             while failures:
@@ -118,6 +120,7 @@ class SimulatorPool:
                         simulator.group = waiting.popleft()
                     if simulator.group:
                         self._hand(simulator)
+
             yield from self._wait(failures, waiting)
 
     def close(self) -> None:
@@ -170,7 +173,9 @@ class SimulatorPool:
         if not data:
             self._lose(simulator, failures, waiting, at_deadline=False)
             return
+
         simulator.buffer += data
+
         # A pipe knows no messages: one read may hold half an answer, or two of them.
         while b"\n" in simulator.buffer:
             line, _, simulator.buffer = simulator.buffer.partition(b"\n")
@@ -203,6 +208,7 @@ class SimulatorPool:
         simulator.deadline = simulator.begin + cell.budget.timeout_s
 
         assert simulator.popen.stdin is not None
+
         with contextlib.suppress(OSError):  # its end is heard of on the other pipe
             order = {"cell": cell.to_json(), "run_dir": str(simulator.run_dir)}
             simulator.popen.stdin.write(json.dumps(order).encode() + b"\n")
@@ -231,10 +237,12 @@ class SimulatorPool:
         if not simulator.ready:
             if not waiting:
                 return
+
             lost += waiting.popleft()
             reason = f"the simulator does not start: {reason}"
 
         timed_out = at_deadline and simulator.ready
+
         for cell in lost:
             outcome = Outcome(
                 Status.TIMEOUT if timed_out else Status.FAILED,
@@ -243,6 +251,9 @@ class SimulatorPool:
                 seconds=time.monotonic() - simulator.begin,
             )
             failures.append((cell, {}, outcome))
+
+        # To the front: the group is the oldest one, and its trajectory is computed anew in any
+        # case.
         if simulator.group:
             waiting.appendleft(simulator.group)
 
@@ -258,6 +269,7 @@ class SimulatorPool:
         log = tempfile.TemporaryFile()  # noqa: SIM115
         # 0 = not tied to this process: started by another thread, it would end with that thread.
         parent = os.getpid() if main_thread else 0
+
         try:
             popen = subprocess.Popen(
                 # -P and cwd=/: a `random.py` in the user's folder must not stand in for the
@@ -276,6 +288,7 @@ class SimulatorPool:
             # Held open here, the pipe would not end when the simulator does, and the wait for it
             # never.
             os.close(outcomes_w)
+
         return _Simulator(popen, outcomes, log, deadline=time.monotonic() + START_S)
 
     def _end(self, simulator: _Simulator, *, wait_s: float) -> str:
@@ -285,6 +298,7 @@ class SimulatorPool:
         the one of our kill.
         """
         code: int | None = None
+
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = simulator.popen.wait(wait_s)
 
@@ -292,10 +306,12 @@ class SimulatorPool:
         # the command runs.
         simulator.popen.kill()
         simulator.popen.wait()
+
         # Closing flushes an order that was never read, which a broken pipe refuses.
         with contextlib.suppress(OSError):
             assert simulator.popen.stdin is not None
             simulator.popen.stdin.close()
+
         os.close(simulator.outcomes)
 
         simulator.log.seek(0)

@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> int:
     for line in sys.stdin:
         order = json.loads(line)
         _say(outcome_fd, answer(order["cell"], Path(order["run_dir"]), kept))
+
     return 0
 
 
@@ -86,6 +87,7 @@ def answer(document: dict[str, Any], run_dir: Path, kept: Kept) -> dict[str, Any
         traceback.print_exc()
         lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
         return _failed(lines[0] if lines else repr(error))
+
     return {"status": "ok", "reason": None, "culprit": None}
 
 

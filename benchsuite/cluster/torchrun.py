@@ -24,4 +24,7 @@ class Cluster(Engine):
     processes = ("benchsuite.worker.__main__",)
 
     def collect(self, run_dir: Path) -> Collected:
+        """The cells of a job and how each ended; `run_dir` is the job's `--out`, of all hosts
+        together.
+        """
         return supervisor_records.collect(run_dir)

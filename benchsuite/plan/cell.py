@@ -65,15 +65,21 @@ class Cell:
     topology: str = "native"
     compression: str = "none"
     options: Options = field(default_factory=dict)  # member -> option -> value
+
+    # How many ranks there are, and where they stand.
     replicas: int = 1
     model_parallel: int = 1
     servers: int | None = None  # None = 1 with a parameter server, else 0
     server_placement: str = "own_host"
     rank_placement: str = "replica_major"  # worker rank = replica x model_parallel + part
+
+    # What each rank computes with.
     threads: int = 1
     precision: str = "fp32"
     backend: str = "gloo"
     device: str = "cpu"
+
+    # What passes for time, and on which machines.
     clock: str = "wall"
     cluster: str = "local"
     hosts: int = 1
@@ -84,6 +90,8 @@ class Cell:
     )
     receive_cost: Mapping[str, Scalar] | None = None  # virtual clock only: {copy_s_per_gib, incast}
     gradients: str = "computed"  # none: virtual clock only, for staleness and waiting at any N
+
+    # How the work is shared out, and with which learning rate.
     straggler: Mapping[str, float] = field(default_factory=dict)  # worker -> slow-down factor
     batch_mode: str = "fixed_global"
     # per_strategy: lr_factor is chosen by trials before the runs (`benchsuite/running/tune.py`)
@@ -91,6 +99,8 @@ class Cell:
     lr_factor: float = (
         1.0  # the recipe's learning rate times this, for every strategy and workload alike
     )
+
+    # What a run may use, what is done to it on purpose, and what its random numbers begin with.
     budget: Budget = field(default_factory=Budget)
     faults: tuple[Mapping[str, Scalar], ...] = ()  # injected by tests: {rank, phase, step, signal}
     seed: int = 0
@@ -117,20 +127,31 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """First 12 hex digits of sha256 over the canonical JSON without the seed."""
+        """First 12 hex digits of sha256 over the canonical JSON without the seed.
+
+        48 bits: among a million cells two would share an id with a chance of 0.2 %. It names cells
+        in files and folders, so it has to be short enough to be typed.
+        """
         return hashlib.sha256(canonical(identity(self)).encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:
-        """Short human name, e.g. `cnn/digits synchronous ring N=2`."""
+        """Short human name, e.g. `cnn/digits synchronous ring N=2`.
+
+        It names what differs from a plain cell, and is no identity: two cells may have the same
+        label.
+        """
         workload = plugins.stem(self.workload)
         parts = [f"{workload}/{self.preset}" if self.preset else workload]
         if self.parallel != "data":
             parts.append(f"{self.parallel}({self.model_parallel})")
+
         parts += [plugins.stem(self.sync), plugins.stem(self.topology)]
         if self.compression != "none":
             parts.append(plugins.stem(self.compression))
+
         parts.append(f"N={self.replicas}")
+
         if self.num_servers > 1:
             parts.append(f"S={self.num_servers}")
         if self.server_placement == "with_worker":
@@ -139,16 +160,19 @@ class Cell:
             parts.append("parts together")
         if self.hosts > 1:
             parts.append(f"{self.hosts} hosts")
+
         if self.clock == "virtual":
             parts.append("virtual" if self.gradients == "computed" else "virtual, timing only")
         if self.compute_time:
             parts.append(str(self.compute_time.get("kind", "")))
         if self.link_mbit is not None:
             parts.append(f"{self.link_mbit:g} Mbit/s")
+
         if self.straggler:
             parts.append(
                 "straggler " + ",".join(f"{w}:{f:g}x" for w, f in sorted(self.straggler.items()))
             )
+
         if self.lr_factor != 1:
             parts.append(f"lr x{self.lr_factor:g}")
         if self.tuning == "per_strategy":
@@ -166,13 +190,19 @@ class Cell:
 
 
 def from_json(document: Mapping[str, Any]) -> Cell:
-    """A cell from its JSON form. Unknown keys (of a newer version) raise UsageError."""
+    """A cell from its JSON form.
+
+    Unknown keys, of a newer version, raise UsageError: left out they would give another cell under
+    the name of this one. Missing keys, of an older version, have their defaults.
+    """
     known = {f.name for f in dataclasses.fields(Cell)}
     values = dict(document)
     unknown = sorted(set(values) - known)
     if unknown:
         raise UsageError(f"cell has unknown fields {unknown}; known: {', '.join(sorted(known))}")
+
     budget = values.pop("budget", {})
+    # JSON knows lists only, and a frozen cell holds a tuple.
     values["faults"] = tuple(values.get("faults", ()))
     return Cell(budget=Budget(**budget), **values)
 
@@ -180,17 +210,25 @@ def from_json(document: Mapping[str, Any]) -> Cell:
 def identity(cell: Cell) -> dict[str, Any]:
     """The document whose hash is the cell's id: every field but the seed.
 
-    A plug-in given by path stands in it by its name and a hash of its content.
+    A plug-in given by path stands in it by its name and a hash of its content: the same file in
+    another folder is the same cell, and an edited one is another.
     """
     document = cell.to_json()
     document.pop("seed")
+
     for axis, digest in document.pop("sources").items():
         document[axis] = f"{plugins.stem(document[axis])}@{digest[:16]}"
+
+    # The number that is meant, so that an omitted one and the written default are one cell.
     document["servers"] = cell.num_servers
+
+    # A field that came later would give every stored cell a new id, and every run be missing again.
     defaults = {f.name: f.default for f in dataclasses.fields(Cell)}
+
     for name in _LATER:
         if document[name] == defaults[name]:
             del document[name]
+
     return document
 
 
@@ -198,14 +236,18 @@ def trajectory_key(cell: Cell) -> str | None:
     """A text that is equal for cells whose parameters are the same at every step.
 
     Such cells of the virtual clock differ in times only, and their strategy and topology declare
-    that times do not matter to the parameters (`timing_free`). None where they do not declare it,
-    under the wall clock, and where no gradient is computed.
+    that times do not matter to the parameters (`timing_free`): one of them is trained, the others
+    are timed again. None where they do not declare it, under the wall clock, and where no gradient
+    is computed.
     """
     if cell.clock == "wall" or cell.gradients == "none":
         return None
+
     says = (declared.of("sync", cell.sync), declared.of("topology", cell.topology))
     if not all(each.timing_free for each in says):
         return None
+
+    # The seed belongs to it, unlike to an id: another seed trains other parameters.
     return canonical([identity(untimed(cell)) | {"budget": cell.budget.samples}, cell.seed])
 
 
@@ -226,26 +268,37 @@ def untimed(cell: Cell) -> Cell:
 
 
 def canonical(document: Any) -> str:
-    """Canonical JSON: sorted keys, no spaces, NaN refused; 4.0 and 4 are one number."""
+    """Canonical JSON: sorted keys, no spaces, NaN refused; 4.0 and 4 are one number.
+
+    It is what is hashed, so a change here would rename every stored cell. NaN has no form in JSON
+    that other readers know, and no two of them are equal.
+    """
     return json.dumps(_plain(document), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def resolve(cell: Cell) -> Cell:
     """The cell with everything filled in that was left open.
 
-    That is the preset, the options' defaults, the number of servers, the budget in samples, and
-    a hash of every plug-in given by path. Two cells that mean the same have the same id afterwards:
-    an omitted default equals the written one. Raises UsageError for an unknown member, preset or
-    option; the message lists the known ones, the nearest first.
+    That is the preset, the options' defaults, the number of servers, the budget in samples, and a
+    hash of every plug-in given by path. Two cells that mean the same have the same id afterwards:
+    an omitted default equals the written one.
+
+    Raises UsageError for an unknown member, preset or option; the message lists the known ones, the
+    nearest first.
     """
     for name, allowed in CHOICES.items():
         if getattr(cell, name) not in allowed:
             raise UsageError(plugins.unknown(name, getattr(cell, name), allowed))
+
+    # Every member is looked up, also those that nothing is taken from: an unknown one is refused
+    # here, and not by the rank that would have imported it.
     found = {axis: plugins.find(axis, getattr(cell, axis)) for axis in AXES}
     plugins.find("cluster", cell.cluster)
+    # Their paths become absolute: a rank stands in another folder.
     by_path = {axis: member for axis, member in found.items() if member.given_by_path}
     preset, presets = _preset(cell, found["workload"])
     paths: dict[str, Any] = {axis: str(member.path) for axis, member in by_path.items()}
+
     return dataclasses.replace(
         cell,
         preset=preset,
@@ -273,12 +326,16 @@ def _compute_time(cell: Cell) -> Mapping[str, Scalar] | None:
 
 
 def _preset(cell: Cell, workload: plugins.Plugin) -> tuple[str, Mapping[str, Any]]:
-    """The name and the values of the cell's preset."""
+    """The name and the values of the cell's preset; the first one of the file where none is named.
+
+    Raises UsageError where the workload has none, or not this one.
+    """
     if not workload.presets:
         raise UsageError(
             f"{workload.path} has no presets: a workload needs at least one, as a literal, e.g. "
             'presets = {"default": {"global_batch": 64, "budget_samples": 15360}}'
         )
+
     preset = cell.preset or next(iter(workload.presets))
     if preset not in workload.presets:
         raise UsageError(plugins.unknown("preset", preset, workload.presets, of=workload.name))
@@ -294,33 +351,45 @@ def _options(
     have their default, so that the ids of older cells stay the same.
     """
     used = {axis: plugins.stem(getattr(cell, axis)) for axis in AXES}
+
+    # An option of a member that the cell does not use would be ignored without a word, and still
+    # change the id.
     stray = sorted(set(cell.options) - set(used.values()))
     if stray:
         uses = ", ".join(sorted(set(used.values())))
         raise UsageError(
             f"options given for {stray[0]!r}, which this cell does not use; it uses: {uses}"
         )
+
     options: dict[str, dict[str, Scalar]] = {}
+
     for axis, member in found.items():
         given = dict(cell.options.get(used[axis], {}))
         # A default that overrides what the preset states is no default.
         stated = preset if axis == "workload" else {}
+        # The preset's keys that are no options (budget, target) are for others.
         given = {k: v for k, v in stated.items() if k in member.options} | given
         given = member.resolve_options(given)
+        # Left out before hashing, as `_LATER` does for fields of the cell.
         later = set(declared.of(axis, getattr(cell, axis)).later) - set(stated)
         given = {k: v for k, v in given.items() if k not in later or v != member.options[k].default}
         if given:
             options[used[axis]] = given
+
     return options
 
 
 def _budget(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any]) -> Budget:
-    """The budget in samples."""
+    """The budget in samples, whichever way it was given; the preset's where it was not.
+
+    Samples and not steps are compared: with another batch a step is another amount of work.
+    """
     budget = dataclasses.replace(cell.budget, timeout_s=float(cell.budget.timeout_s))
     if budget.samples is not None and budget.steps is not None:
         raise UsageError(
             f"budget has samples = {budget.samples} and steps = {budget.steps}: give one of them"
         )
+
     if budget.samples is not None:
         return budget
     if budget.steps is None:
@@ -331,6 +400,11 @@ def _budget(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any]) -> 
 
 
 def _global_batch(cell: Cell, workload: plugins.Plugin, preset: Mapping[str, Any]) -> int:
+    """Samples of one global batch: the cell's option, else the preset's, else the default of the
+    file.
+
+    It works on cells that are not resolved yet, as the budget needs it before.
+    """
     option = workload.options.get("global_batch")
     stated = preset.get("global_batch", option.default if option else 0)
     base = cell.options.get(workload.name, {}).get("global_batch", stated)
@@ -354,11 +428,15 @@ def num_layers(cell: Cell) -> int:
     """
     workload = plugins.find("workload", cell.workload)
     preset = _preset(cell, workload)[1]
+
     says = cast(declared.Workload, declared.of("workload", cell.workload))
+
     for option, others in says.layers_beside.items():
         default = workload.options[option].default
+        # The cell's own option first, then the preset's, then the default of the file.
         counted: Any = cell.options.get(workload.name, {}).get(option, preset.get(option, default))
         return int(counted) + int(others)
+
     return int(preset.get("num_layers", 0))
 
 
@@ -372,6 +450,7 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
+    # Beyond 2**53 a float stands for several integers, and none of them was written.
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, Path):

@@ -33,6 +33,8 @@ class Parameter:
 
     def holds(self, value: Any) -> bool:
         """A number in the range, its ends excluded where they are infinite or `said` says above."""
+
+        # NaN passes no comparison, but infinity would pass one with an open end.
         number = (
             isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         )
@@ -70,9 +72,13 @@ PATH = "path"
 
 
 def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what is wrong, what to do) of a table; [] = it can be drawn from."""
+    """(what is wrong, what to do) of a table; [] = it can be drawn from.
+
+    All problems at once, so that a table is corrected in one go.
+    """
     if "kind" not in table:
         return [("compute_time without a kind", f"set kind to one of {', '.join(KINDS)}")]
+
     kind = str(table["kind"])
     if kind not in KINDS:
         return [
@@ -81,6 +87,7 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"set kind to one of {', '.join(KINDS)}",
             )
         ]
+
     own = KINDS[kind]
     resampled = (VALUES, PATH) if kind == "resampled" else ()
     known = ("kind", *MEANS, *own, *resampled)
@@ -89,6 +96,7 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
         (plugins.unknown("compute_time key", key, known, of=kind), f"leave {key} out")
         for key in strange
     ]
+
     for name, parameter in own.items():
         if name not in table:
             found.append(
@@ -101,6 +109,7 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
                     f"set {name} to a number {parameter.said}",
                 )
             )
+
     found += _mean_problems(table)
     if kind == "resampled":
         found += _value_problems(table)
@@ -108,12 +117,16 @@ def problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _mean_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with the mean: out of range, given twice, or half a line."""
     found = []
+
     for name in MEANS:
+        # The range excludes its ends, so the end lies a little below 0.
         low = -1e-300 if name == "overhead_s" else 0  # an overhead may be 0
         if name in table and not Parameter(low, LONGEST_S, "").holds(table[name]):
             said = f"{name} = {table[name]!r}: seconds, above 0 and below {LONGEST_S:g}"
             found.append((said, f"set e.g. {name} = 0.001"))
+
     line = [name for name in ("overhead_s", "per_sample_s") if name in table]
     if line and "mean_s" in table:
         found.append(
@@ -130,13 +143,16 @@ def _mean_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
                 "give both: mean = overhead_s + per_sample_s x samples",
             )
         )
+
     return found
 
 
 def _value_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with the measured times of a resampled table: none, two sources, no numbers."""
     if (VALUES in table) == (PATH in table):
         remedy = f'give {PATH} = "a run file", or {VALUES} = "0.011 0.012 .."'
         return [("kind = resampled needs measured times", remedy)]
+
     try:
         values(table) if VALUES in table else None
     except UsageError as error:
@@ -146,6 +162,7 @@ def _value_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f'give {VALUES} as seconds separated by spaces, e.g. {VALUES} = "0.011 0.012"',
             )
         ]
+
     return []
 
 
@@ -172,32 +189,41 @@ def mean_s(table: Mapping[str, Any], samples: float) -> float | None:
 def resolved(table: Mapping[str, Any] | None, folder: Path | None = None) -> dict[str, Any] | None:
     """The table with the values of the file that it names, so that a cell alone rebuilds its run.
 
-    Raises UsageError where the file cannot be used.
+    folder: where a relative path is looked for, if not here. A copy; None stays None. Raises
+    UsageError where the file cannot be used.
     """
     if table is None or PATH not in table:
         return None if table is None else dict(table)
+
     given = Path(str(table[PATH])).expanduser()
     path = given if given.is_file() or folder is None else folder / given
     measured = read(path)
+
+    # Evenly, not the first ones: a machine warms up, and early steps are slower. The step is
+    # rounded up, so that no more than MOST_VALUES are left; each of them stands in every run file.
     thin = measured[:: max(1, -(-len(measured) // MOST_VALUES))]
     rest = {key: value for key, value in table.items() if key != PATH}
+    # Nine digits are nanoseconds, and the same text on every machine, so the same id.
     return rest | {VALUES: " ".join(f"{value:.9f}" for value in thin)}
 
 
 def read(path: Path) -> list[float]:
     """Seconds per gradient from a file.
 
-    A run file gives those of all workers (`raw.compute_s`), a text file one number per line.
+    A run file gives those of all workers (`raw.compute_s`), a text file one number per line. Raises
+    UsageError where it holds none.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"compute_time.path {str(path)!r} cannot be read: {error}") from error
+
     try:
         if text.lstrip().startswith("{"):
             found = [value for worker in json.loads(text)["raw"]["compute_s"] for value in worker]
         else:
             found = [float(word) for word in text.split()]
+
         return values({VALUES: " ".join(map(str, found))})
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(

@@ -59,6 +59,8 @@ class Expression:
     @property
     def names(self) -> Iterator[tuple[str, str]]:
         """Every name that the expression looks up, as `Lookup` is asked for it."""
+        # By identity: nodes of a tree have no equality, and the same name may stand once as a
+        # function and once as a number.
         called = {id(n.func) for n in ast.walk(self.tree) if isinstance(n, ast.Call)}
         owners = {id(n.value) for n in ast.walk(self.tree) if isinstance(n, ast.Attribute)}
         for node in ast.walk(self.tree):
@@ -68,7 +70,10 @@ class Expression:
                 yield node.id, ""
 
     def value(self, lookup: Lookup) -> Any:
-        """The expression's value. NotKnown where a number is missing on the way."""
+        """The expression's value. NotKnown where a number is missing on the way.
+
+        lookup: gives the values of names; what it raises passes through.
+        """
         return _value(self.tree, lookup)
 
     def holds(self, lookup: Lookup) -> bool:
@@ -86,20 +91,24 @@ class Sentence:
     parts: tuple[tuple[str, Expression | None, str], ...]  # text before, field, format
 
     def said(self, lookup: Lookup) -> str:
-        """The sentence with every field's value put in."""
+        """The sentence with every field's value put in; NotKnown where one of them is missing."""
         written = []
+
         for text, expression, format_spec in self.parts:
             written.append(text)
             if expression is None:
                 continue
+
             value = expression.value(lookup)
+            # `{x:g}` of a text is an error for Python; here an option may be a number or a word.
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             written.append(format(value, format_spec) if is_number else str(value))
+
         return "".join(written)
 
 
 def expression(text: str) -> Expression:
-    """The parsed expression. ValueError says what cannot be evaluated."""
+    """The parsed expression. ValueError says what cannot be evaluated, and names what can."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
@@ -117,6 +126,11 @@ def sentence(text: str) -> Sentence:
 
 
 def _check(node: ast.expr) -> None:
+    """ValueError for anything in the expression that `_value` does not evaluate.
+
+    Allowed is what is listed: of the rest of Python, attributes of attributes and calls of methods
+    alone would be enough to reach anything in this process.
+    """
     match node:
         case ast.Name() | ast.Attribute(value=ast.Name()):
             return
@@ -137,11 +151,13 @@ def _check(node: ast.expr) -> None:
                 f"{ast.unparse(node)!r} is not allowed in a condition; names, numbers, text, "
                 "comparisons, in, and, or, not, + - * / // %, min and max are"
             )
+
     for part in parts:
         _check(part)
 
 
 def _value(node: ast.expr, lookup: Lookup) -> Any:
+    """The value of a tree that `_check` has let through."""
     match node:
         case ast.Constant():
             return node.value
@@ -150,6 +166,7 @@ def _value(node: ast.expr, lookup: Lookup) -> Any:
         case ast.Attribute(value=ast.Name(id=owner)):
             return lookup(owner, node.attr)
         case ast.BoolOp(op=ast.And()):
+            # `all` and `any` stop early, as `and` does: `b > 0 and a / b > 1` must not divide by 0.
             return all(_value(part, lookup) for part in node.values)
         case ast.BoolOp():
             return any(_value(part, lookup) for part in node.values)
@@ -167,6 +184,7 @@ def _value(node: ast.expr, lookup: Lookup) -> Any:
         case ast.Call(func=ast.Name(id=name)):
             values = [_value(part, lookup) for part in node.args]
             return _applied(_FUNCTIONS[name], *values)
+
     raise AssertionError(f"{ast.dump(node)}: checked when it was parsed")
 
 

@@ -69,22 +69,31 @@ class Declared:
 
     label: str = ""
     """How reports write its name; "" = the file's name with spaces for underscores."""
+
     short_label: str = ""
     """The same where there is little room; "" = the label."""
+
     order: int = LAST
     """Where it stands in lists of members: small numbers first, then by name."""
+
     later: tuple[str, ...] = ()
     """Options that came after the first stored runs: absent from a cell where they are default."""
+
     timing_free: bool = False
     """Parameters do not depend on who is fast, so a cell is trained once and only timed again."""
+
     smallest_replicas: int = 1
     """The least number of replicas that it makes sense with."""
+
     at_least: Mapping[str, int] = field(default_factory=dict)
     """Options with the least value that each may have."""
+
     wall_only: str = ""
     """Why it cannot run under the virtual clock; "" = it can."""
+
     simulate_instead: str = ""
     """The member to simulate where this one is `wall_only`; "" = the one of a plain cell."""
+
     refuses: tuple[Refusal, ...] = ()
     """Conditions under which it is not run, each with its reason and remedy."""
 
@@ -96,63 +105,92 @@ class Strategy(Declared):
     topologies: tuple[str, ...] = ()
     """Kinds of topology (collective, server, graph) or names that it goes with; () = all that can
     take a mean: collectives and servers."""
+
     topologies_why: str = ""
     """The reason, said where another topology is asked for: a sentence as those of `refuses`."""
+
     needs_topology: tuple[str, ...] = ()
     """Names of topologies only: an older way to say `topologies`."""
+
     model_parallel: bool = True
     """Whether its replicas may be divided over several ranks."""
+
     by_arrival: bool = False
     """Updates are applied in the order of arrival, so that no two real runs are the same."""
+
     answers_at_once: bool = False
     """Its servers answer each push at once, so that their log tells a whole run."""
+
     every_step: bool = False
     """Replicas agree in every step, so that one process would do the same."""
+
     lag_by_one: bool = False
     """The update of a step is applied after the next step has begun."""
+
     takes_votes: bool = True
     """All replicas' votes of a step come together, as a majority needs."""
+
     agrees_after: str = ""
     """The option that counts the local steps between two agreements; a run ends with one."""
+
     refuses_compression: str = ""
     """Why there is nothing that a compression could act on; "" = there is."""
+
     compressions: tuple[str, ...] = ()
     """Names of the compressions that it takes; () = any."""
+
     compressions_why: str = ""
     """The reason, said where another compression is asked for."""
+
     compresses_over: tuple[str, ...] = TOPOLOGY_KINDS
     """Kinds of topology over which what it sends may be compressed."""
+
     cpu_only: bool = False
     """It works on the host's memory."""
+
     label_with_topology: str = ""
     """The label of strategy and topology together, where the strategy's name says both."""
+
     short_label_with_topology: str = ""
     """The same where there is little room."""
+
     colour: int | str = ""
     """How figures draw it: a place in their palette (0 to 9) or `#rrggbb`; "" = a free one."""
+
     compressed_colour: int | str = ""
     """The same with a compression; "" = a free one."""
+
     looks: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     """Topology -> places of colour, mark and dashes, where figures have fixed ones. With looks for
     several topologies, series over all others take free colours."""
+
     survives: Literal["none", "worker"] = "none"
     """Whose loss does not end the run."""
+
     snapshot_of: Literal["", "replica", "servers", "mean"] = ""
     """Whose parameters count: any replica's, the servers' slices or the mean over replicas."""
+
     clips_mean: bool = False
     """Whether clipping acts on the mean gradient or on each worker's."""
+
     goes_on: bool = False
     """Replicas differ, so one that diverges goes on to the end of the budget."""
+
     apart: bool = False
     """Workers do not step together: batches are handed out."""
+
     alone_is_plain: bool = True
     """One worker alone does what the plain loop does."""
+
     calls_library: bool = False
     """It calls a library that communicates past `Comm`."""
+
     payload_source: Literal["", "counted", "derived"] = ""
     """Where its bytes come from; "" = its topology says it."""
+
     state_is_a_bound: bool = False
     """Predicted memory is an upper bound."""
+
     blocked_reason: str = ""
     """What the blocked time is made of, where it is not the wait for messages."""
 
@@ -164,14 +202,19 @@ class Topology(Declared):
     kind: Literal["", "collective", "server", "graph"] = ""
     """Who talks to whom: all ranks enter one mean, workers and servers, or neighbours of a graph.
     "" = not said: it is taken for a collective and for a graph, never for a server."""
+
     called: str = "such a topology"
     """What a sentence calls it that says why a strategy does not go with it."""
+
     all_to_all: bool = False
     """A mean takes 2 N (N-1) messages."""
+
     by_host: bool = False
     """What is added first depends on who shares a host."""
+
     owns_buffer: bool = False
     """A gradient that lives in its buffer is reduced where it is."""
+
     payload_source: Literal["", "counted", "derived"] = ""
     """Where its bytes come from: our own sends, or calls of the library."""
 
@@ -182,8 +225,10 @@ class Compression(Declared):
 
     travels_over: tuple[str, ...] = ()
     """Kinds of topology or names over which its vectors may travel; () = all."""
+
     travels_why: str = ""
     """The reason, said where another topology is asked for."""
+
     feedback: bool = False
     """It keeps what was not sent for the next vector."""
 
@@ -194,22 +239,31 @@ class Parallel(Declared):
 
     colour: int | str = ""
     """How figures draw it: a place in their palette (0 to 9) or `#rrggbb`; "" = a free one."""
+
     marks: tuple[str, ...] = ()
     """Two marks of matplotlib: of one replica, and of several; () = free ones."""
+
     divides: bool = False
     """Several ranks hold one replica."""
+
     stages: bool = False
     """Parts are stages of a pipeline, with a schedule of micro-batches."""
+
     splits_weights: bool = False
     """Parts hold slices of each layer's weights, as the workload's `tensor_divides` says."""
+
     holds_slices: bool = False
     """A rank holds slices of matrices, never a whole one."""
+
     divides_batch: bool = False
     """The parts of a replica share its batch among themselves."""
+
     autocast: bool = False
     """Forward and loss run under autocast where bfloat16 is asked for."""
+
     acts_whole: bool = False
     """Parameters are gathered once for a rollout."""
+
     several_chunks: Mapping[str, int] = field(default_factory=dict)
     """Schedules with several runs of layers on each stage, and how many where nothing is said."""
 
@@ -220,12 +274,16 @@ class Workload(Declared):
 
     collects: bool = False
     """Its batches come from acting in environments."""
+
     tensor_divides: tuple[str | int, ...] = ()
     """Options or numbers that the parts of a tensor-parallel replica have to divide."""
+
     tensor_tokens: str = ""
     """The option that counts the tokens of a sequence."""
+
     trained_layers: int = 0
     """Layers of the chain that have parameters; 0 = all."""
+
     layers_beside: Mapping[str, int] = field(default_factory=dict)
     """`{"blocks": 2}`: the chain has as many layers as the option says, and two more."""
 
@@ -236,16 +294,20 @@ class Cluster(Declared):
 
     started_by: str = ""
     """How the user starts the ranks, as a command; "" = the engine starts them itself."""
+
     several_hosts: bool = False
     """It has ranks on more than this machine."""
+
     shapes_links: bool = False
     """It makes links as slow as the cell says."""
+
     flags: Mapping[str, str] = field(default_factory=dict)
     """Flags of the command line that the engine takes, each with its line of help.
 
     `flags = {"account": "whose time it is"}` makes `--account X` a flag of every command that names
     this engine with `--cluster`; the class is then called as `Cluster(account="X")`.
     """
+
     processes: tuple[str, ...] = ()
     """Modules of the suite that run as processes of their own, beside the ranks.
 
@@ -268,10 +330,12 @@ KINDS: Mapping[str, type[Declared]] = MappingProxyType(
 def of(kind: str, reference: str) -> Declared:
     """What a member declares, found by name or by path.
 
-    Raises PluginError where there is no such member, or where it declares a value that the
-    vocabulary does not allow.
+    kind: workload, parallel, sync, topology, compression or cluster. Raises PluginError where there
+    is no such member, or where it declares a value that the vocabulary does not allow.
     """
     plugin = plugins.find(kind, reference)
+    # The resolved path: a relative one would lead elsewhere after a change of folder, with the same
+    # key of the cache.
     reference = str(plugin.path) if plugin.given_by_path else plugin.name
     return _of(kind, reference, plugin.digest)
 
@@ -293,18 +357,25 @@ def topology(reference: str) -> Topology:
 
 @lru_cache(maxsize=1024)
 def _of(kind: str, reference: str, digest: str) -> Declared:
+    """`of` for a file of known content, kept: a plan asks for the same members once per cell."""
     del digest  # part of the cache key only: a file that was edited is read anew
     return read(plugins.find(kind, reference))
 
 
 def read(plugin: Plugin) -> Declared:
-    """The declarations of a file, checked."""
+    """The declarations of a file, checked; what it does not say has its default.
+
+    Attributes that the vocabulary does not know are the member's own business. Raises PluginError.
+    """
     vocabulary = KINDS[plugin.kind]
+    # The annotations are text (`from __future__`), which this turns into types.
     hints = typing.get_type_hints(vocabulary)
     values: dict[str, Any] = {}
+
     for each in dataclasses.fields(vocabulary):
         if each.name in plugin.constants:
             values[each.name] = _checked(plugin, each.name, hints[each.name])
+
     return vocabulary(**values)
 
 
@@ -316,6 +387,7 @@ def members(kind: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _members(kind: str, folder: Path, mtime_ns: int) -> tuple[str, ...]:
+    """`members` for a folder of known age."""
     del folder, mtime_ns  # parts of the cache key only: a folder with a new file is read anew
     return tuple(sorted(plugins.names(kind), key=lambda name: (of(kind, name).order, name)))
 
@@ -323,7 +395,8 @@ def _members(kind: str, folder: Path, mtime_ns: int) -> tuple[str, ...]:
 def labels(name: str, *, short: bool = False) -> str:
     """How reports write a member's name, whatever its kind.
 
-    Any other word is written as it is, with spaces for underscores.
+    short: for narrow columns; the long label where there is no short one. Any other word is written
+    as it is, with spaces for underscores, so that every value of a table can be passed.
     """
     for kind in KINDS:
         found = by_stem(kind, name)
@@ -343,6 +416,7 @@ def where_known(kind: str, reference: str) -> Declared | None:
 def label_with_topology(name: str, *, short: bool = False) -> str:
     """The label of a strategy and its topology together; "" = each has its own."""
     says = by_stem("sync", name)
+
     if not isinstance(says, Strategy):
         return ""
     return (says.short_label_with_topology if short else "") or says.label_with_topology
@@ -353,7 +427,10 @@ _SEEN: dict[tuple[str, str], str] = {}
 
 
 def seen(kind: str, reference: str) -> None:
-    """Notes where a user's file is, so that reports find its label and colour by its stem."""
+    """Notes where a user's file is, so that reports find its label and colour by its stem.
+
+    Reports call a user's file so, because a path of another machine says nothing.
+    """
     if plugins.is_path(reference):
         _SEEN[kind, plugins.stem(reference)] = reference
 
@@ -361,9 +438,11 @@ def seen(kind: str, reference: str) -> None:
 def by_stem(kind: str, name: str) -> Declared | None:
     """The declarations of a member that reports call by its stem; None where no file is known.
 
-    A user's file is known where a cell that names its path was described before (`seen`).
+    A user's file is known where a cell that names its path was described before (`seen`). Of two
+    such files with one stem the later one counts.
     """
     reference = _SEEN.get((kind, name), name)
+    # Asked of the disk first: a run of a user's file that was never seen is no error.
     if reference == name and not (plugins.KINDS[kind][0] / f"{name}.py").is_file():
         return None
     return where_known(kind, reference)
@@ -373,13 +452,21 @@ def by_stem(kind: str, name: str) -> Declared | None:
 
 
 def _checked(plugin: Plugin, name: str, hint: Any) -> Any:
-    """The declared value in the type that the vocabulary asks for."""
+    """The declared value in the type that the vocabulary asks for.
+
+    hint: that type. Raises PluginError with the file, the value and what is allowed. A wrong value
+    found here costs a line on the screen; found later, it would be a run with a rule that never
+    fired.
+    """
     value = plugin.constants[name]
     if name == "refuses":
         return tuple(_refusals(plugin, value))
+
     if name == "needs_topology" and isinstance(value, str):
         value = (value,)
+
     if typing.get_origin(hint) is Literal:
+        # "" says "not declared", and is not offered as a choice.
         allowed = [each for each in typing.get_args(hint) if each]
         if value not in typing.get_args(hint):
             raise PluginError(
@@ -387,11 +474,14 @@ def _checked(plugin: Plugin, name: str, hint: Any) -> Any:
             )
     elif not _fits(value, hint):
         raise PluginError(f"{plugin.path}: {name} = {value!r}: {_EXPECTED[name, hint]} is needed")
+
+    # From here on the type is right, and what the value refers to has to exist.
     if name.endswith("colour") and not _is_colour(value):
         raise PluginError(
             f"{plugin.path}: {name} = {value!r}: a place in the palette, 0 to 9, or a text like "
             "'#0173b2' is needed"
         )
+
     if name == "at_least":
         _known_options(plugin, name, value)
     if name == "topologies_why":
@@ -405,6 +495,7 @@ class _Expected(dict[tuple[str, Any], str]):
     """What a value of a type looks like, in words."""
 
     def __missing__(self, key: tuple[str, Any]) -> str:
+        """Puts the words together for a name and a type that nobody has asked for before."""
         name, hint = key
         words = {bool: "True or False", int: "an integer", str: "a text"}
         if hint in words:
@@ -420,17 +511,22 @@ _EXPECTED = _Expected()
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a literal has a type of the vocabulary: a plain one, a union, a tuple, a mapping."""
     arguments = typing.get_args(hint)
+
     origin = typing.get_origin(hint)
     if origin is None:
+        # True is an int for Python; in a file it is a mistake for one.
         return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
     if origin is tuple and arguments[-1] is Ellipsis:
         return isinstance(value, tuple) and all(_fits(each, arguments[0]) for each in value)
+
     if origin is tuple:
         return (
             isinstance(value, tuple)
             and len(value) == len(arguments)
             and all(map(_fits, value, arguments))
         )
+
     if origin is _MAPPING:
         key_hint, value_hint = arguments
         return (
@@ -438,19 +534,23 @@ def _fits(value: Any, hint: Any) -> bool:
             and all(_fits(key, key_hint) for key in value)
             and all(_fits(each, value_hint) for each in value.values())
         )
+
     return any(_fits(value, each) for each in arguments)  # a union
 
 
+# What `get_origin` gives for the annotation `Mapping[..]`: the abstract class, not typing's.
 _MAPPING = typing.get_origin(Mapping[str, int])
 
 
 def _is_colour(value: int | str) -> bool:
+    """Whether a value is a place in the palette or `#rrggbb`."""
     if isinstance(value, int):
         return 0 <= value <= 9
     return re.fullmatch("#[0-9a-fA-F]{6}", value) is not None
 
 
 def _known_options(plugin: Plugin, name: str, options: Iterable[str]) -> None:
+    """PluginError for an option that the member does not have: its limit would hold for nothing."""
     for option in options:
         if option not in plugin.options:
             raise PluginError(
@@ -470,6 +570,7 @@ def _known_topologies(plugin: Plugin, name: str, values: Iterable[str]) -> None:
 
 
 def _known_sentence(plugin: Plugin, name: str, text: str) -> None:
+    """PluginError where a sentence cannot be put together, with the field that is wrong."""
     try:
         conditions.sentence(text)
     except ValueError as error:
@@ -480,17 +581,24 @@ _REFUSAL_KEYS = ("rule", "when", "reason", "remedy")
 
 
 def _refusals(plugin: Plugin, table: Any) -> Iterator[Refusal]:
+    """The entries of `refuses`, each parsed now, so that a mistake shows without a cell that meets
+    it.
+
+    Raises PluginError for another shape, another key, a name that the member does not have.
+    """
     if not isinstance(table, tuple) or not all(isinstance(each, Mapping) for each in table):
         raise PluginError(
             f"{plugin.path}: refuses = {table!r}: a tuple of tables with the keys "
             f"{', '.join(_REFUSAL_KEYS)} is needed"
         )
+
     for each in table:
         if set(each) != set(_REFUSAL_KEYS) or not all(isinstance(v, str) for v in each.values()):
             raise PluginError(
                 f"{plugin.path}: refuses has an entry {dict(each)!r}: it needs exactly the keys "
                 f"{', '.join(_REFUSAL_KEYS)}, each with a text"
             )
+
         try:
             refusal = Refusal(
                 rule=each["rule"],
@@ -500,6 +608,9 @@ def _refusals(plugin: Plugin, table: Any) -> Iterator[Refusal]:
             )
         except ValueError as error:
             raise PluginError(f"{plugin.path}: refuses {each['rule']!r}: {error}") from error
+
+        # A misspelt option would never be known, and a condition over it never hold: the rule would
+        # be off, without a word.
         for owner, attribute in names_in(refusal):
             if not attribute and owner != "name" and owner not in plugin.options:
                 known = ("name", *plugin.options)
@@ -507,6 +618,7 @@ def _refusals(plugin: Plugin, table: Any) -> Iterator[Refusal]:
                     f"{plugin.path}: refuses {each['rule']!r}: "
                     + plugins.unknown("name", owner, known, of=plugin.name)
                 )
+
         yield refusal
 
 

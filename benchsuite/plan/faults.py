@@ -31,19 +31,25 @@ class Phase(IntEnum):
 
 
 def check(faults: Sequence[Mapping[str, Any]], world_size: int) -> None:
-    """UsageError where a fault names no rank, phase or signal of the cell that asks for it."""
+    """UsageError where a fault names no rank, phase or signal of the cell that asks for it.
+
+    A fault that never strikes would let a test of failures pass without one.
+    """
     for fault in faults:
         if set(fault) != {"rank", "phase", "step", "signal"}:
             raise UsageError(
                 f"fault {dict(fault)} needs exactly the keys rank, phase, step, signal"
             )
+
         if fault["phase"] not in {phase.name.lower() for phase in Phase}:
             known = ", ".join(phase.name.lower() for phase in Phase)
             raise UsageError(f"fault phase {fault['phase']!r} is unknown; known: {known}")
+
         if fault["signal"] not in SIGNALS:
             raise UsageError(
                 f"fault signal {fault['signal']!r} is unknown; known: {', '.join(SIGNALS)}"
             )
+
         if not 0 <= int(fault["rank"]) < world_size:
             raise UsageError(
                 f"fault rank {fault['rank']} is not below the cell's {world_size} ranks"

@@ -12,7 +12,10 @@ def hosts(cell: Cell) -> list[int]:
     server j stands on the host of worker j.
     """
     if cell.server_placement == "own_host":
+        # Whole blocks whose sizes differ by one at most, also where the hosts do not divide the
+        # ranks.
         return [rank * cell.hosts // cell.world_size for rank in range(cell.world_size)]
+
     workers = [rank * cell.hosts // cell.num_workers for rank in range(cell.num_workers)]
     return workers + workers[: cell.num_servers]
 
@@ -20,8 +23,9 @@ def hosts(cell: Cell) -> list[int]:
 def replica_and_part(cell: Cell, rank: int) -> tuple[int, int]:
     """Which replica a worker belongs to, and which part of it the worker holds.
 
-    With `replica_major` the parts of a replica have neighbouring ranks (worker rank = replica x
-    model_parallel + part), with `part_major` the replicas of a part have.
+    rank: of a worker, so below `cell.num_workers`. With `replica_major` the parts of a replica have
+    neighbouring ranks (worker rank = replica x model_parallel + part), with `part_major` the
+    replicas of a part have.
     """
     if cell.rank_placement == "replica_major":
         return divmod(rank, cell.model_parallel)
@@ -52,7 +56,10 @@ def ports(cell: Cell) -> list[int]:
     """
     if cell.hosts > 1:
         return hosts(cell)
+
+    # With one host each, a server beside a worker shares that worker's port, and so waits for it.
     alone = list(range(cell.world_size))
+
     return (
         alone
         if cell.server_placement == "own_host"

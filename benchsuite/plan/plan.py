@@ -67,7 +67,10 @@ class Plan:
     )
 
     def runs(self) -> list[Cell]:
-        """Every cell with every seed, all cells of a seed before the next seed."""
+        """Every cell with every seed, all cells of a seed before the next seed.
+
+        Interrupted, it leaves whole repetitions and not single cells with all their seeds.
+        """
         return [
             cell.with_seed(seed)
             for seed in self.seeds
@@ -76,7 +79,7 @@ class Plan:
         ]
 
     def refused_runs(self) -> list[tuple[Cell, str]]:
-        """The same of the refused ones, each with its reason."""
+        """The refused cells with every seed, in the same order, each with its reason."""
         asked = [
             (each, seed)
             for seed in self.seeds
@@ -86,6 +89,7 @@ class Plan:
         return [(each.cell.with_seed(seed), each.reason) for each, seed in asked]
 
     def _means(self, cell: Cell, seed: int) -> bool:
+        """Whether the plan asks for this cell with this seed."""
         return self.pairs is None or (cell.id, seed) in self.pairs
 
 
@@ -98,17 +102,24 @@ def load(
 ) -> Plan:
     """A plan by path, or by name: `quick` is reports/quick.toml here, else the one shipped.
 
-    Raises UsageError with the reason where it cannot be read.
+    settings: `KEY=VALUE`, as `--set` takes them. only: keeps the cells for which this expression
+    holds. seeds: instead of the plan's.
+
+    Raises UsageError, which begins with the file, where it cannot be read or says something that
+    means no cell.
     """
     path = locate(str(reference))
+
     try:
         text = path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
+
     try:
         return _expand(document, path.stem, path, text, settings=settings, only=only, seeds=seeds)
     except UsageError as error:
+        # Of the same type, since PluginError is told apart by some callers.
         raise type(error)(f"{path}: {error}") from error
 
 
@@ -121,7 +132,8 @@ def from_flags(
 ) -> Plan:
     """A plan of the cells that flags of the command line describe; None = a flag was not given.
 
-    Text is read as `--set` reads it, so that `--replicas 1,2,4` gives three cells.
+    flags: field of a cell -> text. The rest is as for `load`. Text is read as `--set` reads it, so
+    that `--replicas 1,2,4` gives three cells.
     """
     document: Document = {"question": "", "seeds": [0], "cells": {}}
     given = [f"{name}={value}" for name, value in flags.items() if value is not None]
@@ -142,12 +154,16 @@ def available() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders():
         for path in sorted(folder.glob("*.toml")):
+            # The first folder wins, as it does in `locate`.
             found.setdefault(path.stem, path)
     return found
 
 
 def locate(reference: str) -> Path:
-    """The plan's file. UsageError lists the known names, the nearest first."""
+    """The plan's file. UsageError lists the known names, the nearest first.
+
+    reference: a path where it ends with .toml or holds a slash, else a name.
+    """
     if reference.endswith(".toml") or "/" in reference:
         path = Path(reference).expanduser()
         if not path.is_file():
@@ -155,7 +171,9 @@ def locate(reference: str) -> Path:
                 f"plan {reference!r}: no such file; known by name: "
                 f"{', '.join(available()) or 'none'}"
             )
+
         return path
+
     known = available()
     if reference not in known:
         raise UsageError(plugins.unknown("plan", reference, known))
@@ -166,26 +184,35 @@ def apply_overrides(document: Document, settings: Iterable[str]) -> Document:
     """The document with every `KEY=VALUE` put in; the value holds for every block of the plan.
 
     Keys: a field of a cell (`replicas=1,2`, `precision=fp64`), `budget.samples`, `straggler.0`,
-    `options.<member>.<option>`, `seeds`.
+    `options.<member>.<option>`, `seeds`. The document that was given stays as it is. Raises
+    UsageError for a key that is none.
     """
     document = copy.deepcopy(document)
+
     for setting in settings:
         (key, *rest), value, text = fields.assignment(setting)
+
         base = document.setdefault("cells", {})
         if key == "seeds" and not rest:
             document["seeds"] = fields.listed(value)
         elif key == "budget":
             for block in [document, base, *base.get("also", ())]:
+                # Blocks with a budget of their own would otherwise keep it, and the flag would hold
+                # for some cells only.
                 if block is document or "budget" in block:
                     _set(block, [key, *rest], value)
                     expand.drop_other(block["budget"], rest[-1:])
         else:
             fields.known(key)
             if key in AXES or key in ("preset", "cluster"):
+                # A member's name is taken as it was written, e.g. `1e3` or `true`.
                 value = value if isinstance(value, list) else text.strip("\"'")
+
             for block in [base, *base.get("also", ())]:
+                # The base block gives it to all blocks that do not say it themselves.
                 if block is base or key in block:
                     _set(block, [key, *rest], value)
+
     return document
 
 
@@ -212,13 +239,23 @@ def _expand(
     only: str | None,
     seeds: Sequence[int] | None,
 ) -> Plan:
+    """The plan of a document: overrides put in, lists crossed, members found, cells chosen.
+
+    name, path and text: of the file, for the plan itself. Raises UsageError.
+    """
     expand.check_shapes(document)
+    # The shapes are checked before, because overrides walk through the tables, and after, because
+    # they may have put a word in the place of one.
     document = apply_overrides(document, settings)
     expand.check_shapes(document)
     expand.known_keys(document, KEYS, "a plan")
+
     used: set[str] = set()
     folder = path.parent if path else Path()
     made, num_excluded = expand.expand(document, folder, used)
+
+    # In a plan's file unused options are allowed, since blocks may share them; on the command line
+    # they are spelling mistakes.
     for setting in settings:
         keys = fields.assignment(setting)[0]
         if keys[0] == "options" and len(keys) > 1 and keys[1] not in used:
@@ -227,8 +264,10 @@ def _expand(
                     "member", keys[1], sorted(used), of="this plan's cells (--set options)"
                 )
             )
+
     if only is not None:
         made = _selected(made, only)
+
     return Plan(
         name=name,
         path=path,
@@ -253,6 +292,7 @@ def _placed(figure: Any, folder: Path) -> Any:
 
 
 def _selected(made: list[Cell], only: str) -> list[Cell]:
+    """The cells that `--only` keeps. UsageError where it keeps none: nobody asks for nothing."""
     selection = Selection(only)
     kept = [cell for cell in made if selection.keeps(cell)]
     if not kept:
@@ -262,7 +302,10 @@ def _selected(made: list[Cell], only: str) -> list[Cell]:
 
 
 def checked_seeds(values: Any) -> tuple[int, ...]:
-    """Integers from 0 to 2**63 - 1, each once; UsageError where they are not."""
+    """Integers from 0 to 2**63 - 1, each once; UsageError where they are not.
+
+    torch and numpy take seeds of 64 bits, and SQL integers have a sign.
+    """
     given = list(values) if isinstance(values, range) else fields.listed(values)
     seeds = [fields.number("seeds", value, kind="int") for value in given]
     if not seeds or any(seed is None or not 0 <= seed < 2**63 for seed in seeds):
@@ -270,4 +313,6 @@ def checked_seeds(values: Any) -> tuple[int, ...]:
             f"seeds = {given!r}: give at least one integer from 0 to 2**63 - 1, e.g. seeds = [0, "
             "1, 2]"
         )
+
+    # A dict keeps the order in which they were written, which a set would not.
     return tuple(dict.fromkeys(int(seed) for seed in seeds if seed is not None))

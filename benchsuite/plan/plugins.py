@@ -81,15 +81,19 @@ class Plugin:
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every option with its value, defaults filled in.
 
-        Raises PluginError for an unknown option, with the known ones.
+        given: values as a plan or a preset states them. Raises PluginError for an unknown option,
+        with the known ones, and for a value of another type.
         """
         for key in given:
             if key not in self.options:
                 raise PluginError(unknown("option", key, self.options, of=self.name))
+
         values = {}
+
         for name, option in self.options.items():
             value = given.get(name, option.default)
             values[name] = _checked(self.name, option, value)
+
         return values
 
 
@@ -100,13 +104,20 @@ def stem(reference: str) -> str:
 
 
 def unknown(what: str, value: object, known: Iterable[str], *, of: str = "") -> str:
-    """`unknown option 'lok' of asynchronous; did you mean 'lock'? known: ...`, nearest first."""
+    """`unknown option 'lok' of asynchronous; did you mean 'lock'? known: ...`, nearest first.
+
+    what: the sort of thing that is not known. known: all that could have been meant. of: whose they
+    are, "" = nobody's.
+    """
     names = list(known)
+    # A cutoff of 0 keeps every name; what matters here is their order.
     near = difflib.get_close_matches(str(value), names, n=len(names) or 1, cutoff=0.0)
     ordered = near + sorted(set(names) - set(near))
     owner = f" of {of}" if of else ""
     if not ordered:
         return f"unknown {what} {value!r}{owner}: it has none"
+
+    # A guess is offered only where it is a near one: a far one reads like mockery.
     close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return f"unknown {what} {value!r}{owner}{hint} known: {', '.join(ordered)}"
@@ -117,6 +128,7 @@ def names(kind: str) -> list[str]:
     folder, _, class_name = KINDS[kind]
     found = []
     for path in sorted(folder.glob("*.py")):
+        # Helpers stand in the same folders; the class tells them apart.
         if not path.name.startswith("_") and _defines(path, class_name):
             found.append(path.stem)
     return found
@@ -125,9 +137,12 @@ def names(kind: str) -> list[str]:
 def find(kind: str, reference: str) -> Plugin:
     """A member by file name (`ring`) or by path (`/home/me/my_net.py`).
 
-    Raises PluginError where there is none.
+    kind: one of `KINDS`. Raises PluginError where there is none, with the known names, and where
+    the file defines no class of that kind. Nothing is imported.
     """
     by_path = is_path(reference)
+    # The working directory is part of the question for paths: a cached answer must not outlive a
+    # change of folder.
     folder = os.getcwd() if by_path else str(KINDS[kind][0])
     path = _place(reference, folder, by_path)
     changed_ns = _changed_ns(path)
@@ -136,6 +151,7 @@ def find(kind: str, reference: str) -> Plugin:
         raise PluginError(
             f"{kind} {reference!r}: no such file; give an existing .py file or one of: {known}"
         )
+
     if changed_ns is None or (reference.startswith("_") and not by_path):
         raise PluginError(unknown(kind, reference, names(kind)))
     return _read(kind, path, changed_ns, by_path)
@@ -162,16 +178,23 @@ def _place(reference: str, folder: str, by_path: bool) -> Path:
 
 
 def load(kind: str, reference: str) -> type[Any]:
-    """Imports the file and returns its class."""
+    """Imports the file and returns its class.
+
+    Raises PluginError where there is none; what the file itself raises passes through.
+    """
     plugin = find(kind, reference)
     _, prefix, class_name = KINDS[kind]
     if not plugin.given_by_path:
         if kind == "workload":
             _make_workloads_importable()
+
         module = importlib.import_module(f"{prefix}.{plugin.name}")
     else:
+        # With the digest in its name an edited file is a new module, and two users' files of one
+        # name do not meet.
         module_name = f"benchsuite_user_{kind}_{plugin.name}_{plugin.digest[:8]}"
         module = _import_path(module_name, plugin.path)
+
     loaded: type[Any] = getattr(module, class_name)
     return loaded
 
@@ -190,12 +213,16 @@ _importing = (
 
 
 def _import_path(module_name: str, path: Path) -> Any:
+    """The module of a file, imported once per process."""
     with _importing:
         return sys.modules.get(module_name) or _execute(module_name, path)
 
 
 def module_of(package: str, path: Path) -> Any:
-    """The imported module of a file: of a package, or of a user's folder where `package` is ""."""
+    """The imported module of a file: of a package, or of a user's folder where `package` is "".
+
+    package: its dotted name. For files beside the members that are plug-ins of another sort.
+    """
     if package:
         return importlib.import_module(f"{package}.{path.stem}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -203,6 +230,7 @@ def module_of(package: str, path: Path) -> Any:
 
 
 def _execute(module_name: str, path: Path) -> Any:
+    """Runs a file as a module of the given name. A package's `__init__.py` finds its siblings."""
     folders = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(
         module_name, path, submodule_search_locations=folders
@@ -210,11 +238,15 @@ def _execute(module_name: str, path: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up here
+
     try:
         spec.loader.exec_module(module)
     except BaseException:
+        # Half a module must not be found by the next import, which would miss names without a
+        # reason.
         del sys.modules[module_name]
         raise
+
     return module
 
 
@@ -225,6 +257,7 @@ def is_path(reference: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _parse(path: Path, mtime_ns: int) -> ast.Module:
+    """The syntax tree of a file, kept until the file changes. Raises PluginError with the line."""
     del mtime_ns  # part of the cache key only
     try:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
@@ -243,6 +276,7 @@ def _defines(path: Path, class_name: str) -> bool:
 
 
 def _class_of(tree: ast.Module, class_name: str) -> ast.ClassDef | None:
+    """The class of this name at the top level of a file; None where there is none."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             return node
@@ -251,16 +285,26 @@ def _class_of(tree: ast.Module, class_name: str) -> ast.ClassDef | None:
 
 @lru_cache(maxsize=256)
 def _read(kind: str, path: Path, mtime_ns: int, by_path: bool) -> Plugin:
+    """What a member's file says, without importing it.
+
+    mtime_ns and the other arguments are the key of the cache. Raises PluginError where the file
+    does not say it as it should.
+    """
     class_name = KINDS[kind][2]
     tree = _parse(path, mtime_ns)
     node = _class_of(tree, class_name)
     if node is None:
         raise PluginError(f"{path} defines no class {class_name}; a {kind} file needs one")
+
+    # The first paragraph, on one line, is what lists show.
     document = ast.get_docstring(tree) or ast.get_docstring(node) or ""
     summary = " ".join(document.strip().split("\n\n")[0].split())
     options, constants = _fields(node, path)
     presets = _presets(tree, path)
+
+    # Of the bytes, not of the tree: a comment may tell a reader of the results something.
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
     return Plugin(
         kind=kind,
         name=path.stem,
@@ -275,8 +319,14 @@ def _read(kind: str, path: Path, mtime_ns: int, by_path: bool) -> Plugin:
 
 
 def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str, Any]]:
+    """The options and the declarations of a class, by their names.
+
+    An annotated field with a default is an option; a literal without annotation, or one that is a
+    ClassVar, is declared. Raises PluginError for an option whose default is no literal.
+    """
     options: dict[str, Option] = {}
     constants: dict[str, Any] = {}
+
     for position, item in enumerate(node.body):
         if (
             isinstance(item, ast.Assign)
@@ -284,34 +334,47 @@ def _fields(node: ast.ClassDef, path: Path) -> tuple[dict[str, Option], dict[str
             and isinstance(item.targets[0], ast.Name)
         ):
             try:
+                # What is computed is no declaration, and is not for us to know.
                 constants[item.targets[0].id] = ast.literal_eval(item.value)
             except ValueError:
                 continue
+
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
             continue
+
         name = item.target.id
         annotation = ast.unparse(item.annotation)
+
         if "ClassVar" in annotation and item.value is not None:
             with contextlib.suppress(ValueError):
                 constants[name] = ast.literal_eval(item.value)
+
         if name.startswith("_") or "ClassVar" in annotation or item.value is None:
             continue
+
         try:
+            # Refused rather than passed over: without a default in the cell's id, an edited default
+            # would change runs and not their names.
             default = ast.literal_eval(item.value)
         except ValueError as error:
             text = ast.unparse(item.value)
             raise PluginError(
                 f"{path}: option {name!r} needs a literal default, not {text}"
             ) from error
+
+        # Python keeps no text of a field at run time; in the source it is the next statement.
         following = node.body[position + 1] if position + 1 < len(node.body) else None
         text = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             text = " ".join(str(following.value.value).split())
+
         options[name] = Option(name=name, type=annotation, default=default, help=text)
+
     return options, constants
 
 
 def _presets(tree: ast.Module, path: Path) -> dict[str, dict[str, Any]]:
+    """The presets of a workload, which have to be a literal; {} where the file has none."""
     for item in tree.body:
         target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
         if (
@@ -325,7 +388,9 @@ def _presets(tree: ast.Module, path: Path) -> dict[str, dict[str, Any]]:
                 )
             except ValueError as error:
                 raise PluginError(f"{path}: presets must be a dict literal") from error
+
             return value
+
     return {}
 
 
@@ -333,10 +398,14 @@ _NUMBERS = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)
 
 
 def _checked(owner: str, option: Option, value: Any) -> Any:
-    """The value in the option's type; PluginError where it has another."""
+    """The value in the option's type; PluginError where it has another.
+
+    A type that is none of the plain ones is not checked here: the member does it when it starts.
+    """
     base = option.type.replace(" ", "").removesuffix("|None")
     if value is None and option.default is None:
         return None
+
     if base.startswith("Literal["):
         allowed = ast.literal_eval(base[len("Literal[") : -1] + ",")
         if value not in allowed:
@@ -345,15 +414,22 @@ def _checked(owner: str, option: Option, value: Any) -> Any:
                     f"value of option {option.name!r}", value, [str(a) for a in allowed], of=owner
                 )
             )
+
         return value
+
     allowed_types = _NUMBERS.get(base)
     if allowed_types is None:
         return value
+
+    # True is an int for Python, and would pass for a number of workers.
     if isinstance(value, bool) != (base == "bool") or not isinstance(value, allowed_types):
         raise PluginError(
             f"option {option.name!r} of {owner} takes {base}, not {value!r} "
             f"({type(value).__name__})"
         )
+
     if isinstance(value, float) and not math.isfinite(value):
         raise PluginError(f"option {option.name!r} of {owner} takes a finite number, not {value!r}")
+
+    # 1 and 1.0 are one value, and give one id.
     return float(value) if base == "float" else value

@@ -41,6 +41,7 @@ class Selection:
     """
 
     def __init__(self, text: str) -> None:
+        """Parses the text at once, so that a mistake costs nothing but a message."""
         self.text = text
         try:
             self._tree = ast.parse(text.strip(), mode="eval").body
@@ -52,12 +53,17 @@ class Selection:
     def keeps(self, cell: Cell) -> bool:
         """Whether the expression holds for a resolved cell."""
         values = cell.to_json()
+        # By the name that lists show: a path would have to be written as the plan wrote it.
         values |= {axis: plugins.stem(values[axis]) for axis in AXES}
         values |= {name: getattr(cell, name) for name in NAMES if name not in values}
         return bool(self._value(self._tree, values))
 
     def _check(self, node: ast.expr) -> None:
-        """Every comparison has a field on one side: `snc == ring` would compare two words."""
+        """UsageError for a comparison or a condition without a field of a cell.
+
+        Every comparison has a field on one side: `snc == ring` would compare two words, which is
+        false for every cell, and keep none of them without a reason.
+        """
         for part in ast.walk(node):
             if isinstance(part, ast.Compare):
                 names = [inner.id for inner in ast.walk(part) if isinstance(inner, ast.Name)]
@@ -66,18 +72,25 @@ class Selection:
                     raise UsageError(
                         f"--only {self.text!r}: " + plugins.unknown("field", word, NAMES)
                     )
+
         for part in [
             node,
             *(v for p in ast.walk(node) if isinstance(p, ast.BoolOp) for v in p.values),
         ]:
             while isinstance(part, ast.UnaryOp):
                 part = part.operand
+
             if isinstance(part, ast.Name) and part.id not in NAMES:
                 raise UsageError(
                     f"--only {self.text!r}: " + plugins.unknown("field", part.id, NAMES)
                 )
 
     def _value(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
+        """The value of a part of the expression for one cell.
+
+        values: its fields by name. A name that is no field is the word itself, so that shells need
+        no second quotes. Raises UsageError for what is not allowed.
+        """
         match node:
             case ast.BoolOp(op=ast.And()):
                 return all(self._value(part, values) for part in node.values)
@@ -96,32 +109,42 @@ class Selection:
             case ast.Tuple() | ast.List() | ast.Set():
                 return [self._value(item, values) for item in node.elts]
             case ast.Attribute():
+                # A member that the cell does not use has no options, and one option of none is
+                # None.
                 inner = self._value(node.value, values)
                 return inner.get(node.attr) if isinstance(inner, Mapping) else None
             case ast.Subscript(slice=ast.Constant(value=key)):
                 inner = self._value(node.value, values)
                 return inner.get(str(key)) if isinstance(inner, Mapping) else None
+
         raise UsageError(
             f"--only {self.text!r}: {ast.unparse(node)!r} is not allowed; "
             "comparisons, in, and, or, not over fields of a cell are"
         )
 
     def _compare(self, node: ast.Compare, values: Mapping[str, Any]) -> bool:
+        """Whether a chain of comparisons holds: `1 < replicas < 8` where both pairs do."""
         left = self._value(node.left, values)
+
         for compare, side in zip(node.ops, node.comparators, strict=True):
             right = self._value(side, values)
             operation = _COMPARE.get(type(compare))
             if operation is None:
                 raise UsageError(f"--only {self.text!r}: use == and != instead of 'is'")
+
             try:
                 holds = operation(left, right)
             except TypeError:
                 if left is None or right is None:  # not set, e.g. link_mbit > 100 without a link
                     return False
+
                 raise UsageError(
                     f"--only {self.text!r}: {left!r} and {right!r} do not compare"
                 ) from None
+
             if not holds:
                 return False
+
             left = right
+
         return True

@@ -44,7 +44,11 @@ Rule = Callable[[View], Problems]
 
 
 def validate(cell: Cell) -> list[Problem]:
-    """Every problem of a cell; [] = it is legal and this version can run it."""
+    """Every problem of a cell; [] = it is legal and this version can run it.
+
+    All of them, not the first: a user puts right in one go what would otherwise take several tries.
+    PluginError where a member's own file is wrong.
+    """
     view = View(cell)
     return [problem for rule in found_in(FOLDERS) for problem in rule(view)]
 
@@ -57,6 +61,8 @@ def found_in(folders: tuple[Path, ...]) -> tuple[Rule, ...]:
         package = __name__ if folder == HERE else ""
         paths = sorted(folder.glob("[!_]*.py"))
         modules += [plugins.module_of(package, path) for path in paths if _has_rules(path)]
+    # By name where two places are equal: folders list files in any order, and the first reason is
+    # what reports show.
     modules.sort(key=lambda module: (getattr(module, "PLACE", LAST), module.__name__))
     return tuple(rule for module in modules for rule in module.RULES)
 
@@ -89,6 +95,7 @@ def notices(cell: Cell) -> list[Problem]:
                 "use GroupNorm or LayerNorm for comparisons with one process",
             )
         )
+
     if cell.num_workers > 1:  # one worker is equal to one process whatever it draws
         found += _unequal(view)
     return found

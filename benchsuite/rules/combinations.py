@@ -44,6 +44,7 @@ def sync_and_topology(view: View) -> Problems:
             f"set topology to {one_of(topologies(needed))}",
         )
         return
+
     if not needed and view.topology.kind == declared.GRAPH and topology not in named:
         yield Problem(
             "sync x topology",
@@ -52,6 +53,7 @@ def sync_and_topology(view: View) -> Problems:
             f"set topology to {one_of(topologies(REDUCING))}, or give the class needs_topology = "
             f'("{topology}",)',
         )
+
     if named and topology not in named:
         yield Problem(
             "sync x topology",
@@ -87,6 +89,7 @@ def compression(view: View) -> Problems:
             "set compression = none",
         )
         return
+
     travels_over = view.compression.travels_over
     if travels_over and not view.is_over(travels_over):
         yield Problem(
@@ -95,6 +98,7 @@ def compression(view: View) -> Problems:
             f"{view.compression.travels_why}",
             _where_it_travels(view),
         )
+
     taken = view.sync.compressions
     if taken and (view.file("compression").given_by_path or label not in taken):
         yield Problem(
@@ -102,6 +106,7 @@ def compression(view: View) -> Problems:
             f"compression = {label} with sync = {sync}: {view.sync.compressions_why}",
             f"set compression to {one_of(taken)}, or sync = {Cell.sync}",
         )
+
     if view.parallel.divides and view.cell.replicas == 1:
         yield Problem(
             "compression x parallel",
@@ -126,7 +131,9 @@ def muon(view: View) -> Problems:
     """Muon orthogonalises whole matrices: no rank may hold only a slice of one."""
     if view.option("workload", "optimizer") != "muon":
         return
+
     slices = {"topology": view.has_servers, "parallel": view.parallel.holds_slices}
+
     for axis, holds_slices in slices.items():
         if holds_slices:
             yield Problem(

@@ -35,6 +35,7 @@ class Names:
     """Looks up the names of a member's conditions in a cell."""
 
     def __init__(self, view: View, axis: str) -> None:
+        """axis: the one on which the member stands whose conditions are asked for."""
         self._view = view
         self._axis = axis
 
@@ -52,9 +53,14 @@ class Names:
         return self._of_member(owner, attribute)
 
     def _of_member(self, axis: str, attribute: str) -> Any:
+        """What the conditions ask of a member on an axis: name, declaration, or option.
+
+        A declaration comes before an option of the same name, because its meaning is fixed by us.
+        """
         view = self._view
         if attribute == "name":
             return view.label(axis)
+
         says = view.says(axis)
         if hasattr(says, attribute):
             return getattr(says, attribute)

@@ -22,6 +22,7 @@ _FAULT = 'faults = [{ rank = 0, phase = "compute", step = 3, signal = "SIGKILL" 
 def counts(view: View) -> Problems:
     """At least one of everything, servers only with a parameter server."""
     cell = view.cell
+
     for name in ("replicas", "model_parallel", "threads", "hosts"):
         if getattr(cell, name) < 1:
             yield Problem(
@@ -29,6 +30,7 @@ def counts(view: View) -> Problems:
                 f"{name} = {getattr(cell, name)}: at least 1 is needed",
                 f"set {name} = 1 or more",
             )
+
     if view.has_servers and cell.num_servers < 1:
         yield Problem(
             "servers",
@@ -36,6 +38,7 @@ def counts(view: View) -> Problems:
             "at least",
             "set servers = 1 or more",
         )
+
     if view.topology.kind and not view.has_servers and cell.num_servers != 0:
         yield Problem(
             "servers",
@@ -43,10 +46,12 @@ def counts(view: View) -> Problems:
             "none",
             f"set servers = 0, or topology = {one_of(names_of('topology', kind=SERVER))}",
         )
+
     if not view.topology.kind and cell.num_servers < 0:
         yield Problem(
             "servers", f"servers = {cell.num_servers}: a count", "set servers = 0 or more"
         )
+
     if not view.parallel.divides and cell.model_parallel > 1:
         dividing = ", ".join(names_of("parallel", divides=True))
         yield Problem(
@@ -55,6 +60,7 @@ def counts(view: View) -> Problems:
             "rank is one replica",
             f"set model_parallel = 1, or parallel to one of {dividing}",
         )
+
     if cell.server_placement == "with_worker" and (
         cell.num_servers == 0 or cell.num_servers > cell.num_workers
     ):
@@ -64,9 +70,11 @@ def counts(view: View) -> Problems:
         )
         if cell.num_servers == 0:
             reason = "server_placement = with_worker, and there is no server"
+
         yield Problem(
             "servers", reason, "set servers to at most the workers, or server_placement = own_host"
         )
+
     if cell.hosts > max(cell.world_size, 1):
         yield Problem(
             "hosts",
@@ -86,6 +94,7 @@ def budget(view: View) -> Problems:
             f"timeout_s = {cell.budget.timeout_s:g}: no run can end in it",
             "set budget.timeout_s above 0",
         )
+
     if cell.budget.steps is not None and cell.budget.steps < 1:
         yield Problem(
             "budget",
@@ -112,8 +121,10 @@ def global_batch(view: View) -> Problems:
             f"global_batch = {stated:g}: a step has 1 sample or more",
             f"set options.{view.label('workload')}.global_batch = 1 or more",
         )
+
     if batch <= 0 or cell.replicas < 1:
         return
+
     available = view.preset.get("num_samples")
     if isinstance(available, int) and batch > available:
         yield Problem(
@@ -122,15 +133,18 @@ def global_batch(view: View) -> Problems:
             "set the workload's global_batch (fixed_per_worker: x replicas) to at most "
             f"{available}",
         )
+
     parts = cell.replicas
     formula = f"replicas({cell.replicas})"
     micro = view.number("parallel", "num_micro_batches")
     if micro and (micro > 1 or view.parallel.stages):
         parts = parts * int(micro)
         formula = f"{formula} x num_micro_batches({micro:g})"
+
     if view.parallel.divides_batch:
         parts = parts * cell.model_parallel
         formula = f"{formula} x model_parallel({cell.model_parallel})"
+
     if parts > 0 and batch % parts:
         yield Problem(
             "global batch",
@@ -145,6 +159,7 @@ def local_steps(view: View) -> Problems:
     option = view.sync.agrees_after
     if not option:
         return
+
     sync = view.label("sync")
     every = view.number("sync", option)
     warmup = view.number("sync", "warmup_steps") or 0
@@ -155,6 +170,7 @@ def local_steps(view: View) -> Problems:
             "set warmup_steps = 0",
         )
         return
+
     if view.sync.every_step and every == 1:
         return  # gradients agree in every step
     if every is not None and every < 1:
@@ -164,8 +180,10 @@ def local_steps(view: View) -> Problems:
             f"set {option} = 1",
         )
         return
+
     if not every or view.steps is None:
         return
+
     left = view.steps - warmup
     if left < 0 or left % every:
         yield Problem(
@@ -197,6 +215,7 @@ def straggler(view: View) -> Problems:
                 f"straggler.{worker} with {workers} workers: they are numbered 0 to {workers - 1}",
                 "give a worker's number, or more replicas",
             )
+
         if not factor >= 1:
             yield Problem(
                 "straggler",
@@ -217,11 +236,13 @@ def faults(view: View) -> Problems:
                 f"set rank to 0 .. {view.cell.world_size - 1}",
             )
             continue
+
         try:
             check([fault], view.cell.world_size)
         except UsageError as error:
             yield Problem("faults", str(error), f"write e.g. {_FAULT}")
             continue
+
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             yield Problem(
                 "faults", f"fault at step {step!r}: an integer, 0 or more", f"write e.g. {_FAULT}"

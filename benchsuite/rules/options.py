@@ -28,6 +28,7 @@ def workloads(view: View) -> Problems:
             "elements",
             f"set options.{label}.heads to a divisor of {width:g}",
         )
+
     is_whole = str(path).startswith("~") or PurePath(str(path)).is_absolute()
     if path is not None and data in FROM_A_PATH and not is_whole:
         yield Problem(
@@ -57,16 +58,19 @@ ABOVE_ZERO = ("lr", "clip_ratio", "reward_scale")
 def bounds(view: View) -> Problems:
     """Numbers of a workload that train something."""
     label = view.label("workload")
+
     for names, least in ((LEAST, "{0} or more"), (ABOVE_ZERO, "a number above 0")):
         for name in names:
             value = view.number("workload", name)
             if value is None or (value >= LEAST[name] if name in LEAST else value > 0):
                 continue
+
             needed = least.format(LEAST.get(name, 0))
             where = f"options.{label}.{name}"
             yield Problem(
                 "bounds", f"{name} = {value:g} of {label}: {needed}", f"set {where} to {needed}"
             )
+
     width = view.number("workload", "width")
     heads = view.number("workload", "heads")
     if (
@@ -82,6 +86,7 @@ def bounds(view: View) -> Problems:
             "rope, which turns pairs",
             f"set options.{label}.heads so that each has an even number, or positions = learned",
         )
+
     actions = view.number("workload", "num_actions")
     if view.option("workload", "environment") == "cartpole" and actions is not None and actions > 2:
         yield Problem(

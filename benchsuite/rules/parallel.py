@@ -17,6 +17,7 @@ def stages(view: View) -> Problems:
     """A pipeline stage holds at least one layer per chunk, and the schedule can be filled."""
     if not view.parallel.stages:
         return
+
     label = view.label("parallel")
     parts = view.cell.model_parallel
     schedule = str(view.option("parallel", "schedule") or "1f1b")
@@ -32,12 +33,14 @@ def stages(view: View) -> Problems:
             f"set options.{label}.num_micro_batches = 1 or more, num_chunks = 0 or more",
         )
         return
+
     if schedule in ("gpipe", "1f1b") and chunks > 1:
         yield Problem(
             "schedule",
             f"num_chunks = {chunks} with schedule = {schedule}: each stage is one run of layers",
             "set num_chunks = 1, or schedule = interleaved or zero_bubble",
         )
+
     if schedule == "1f1b" and m < parts:
         yield Problem(
             "schedule",
@@ -45,6 +48,7 @@ def stages(view: View) -> Problems:
             "full",
             f"set num_micro_batches to {parts} or more, or schedule = gpipe",
         )
+
     rounds = max(1, m // max(1, parts))
     if schedule in ("interleaved", "zero_bubble") and m % rounds:
         yield Problem(
@@ -54,6 +58,7 @@ def stages(view: View) -> Problems:
             f"schedule = {schedule} needs",
             "set num_micro_batches to a multiple of the stages",
         )
+
     layers = num_layers(view.cell)
     if layers and layers < parts * chunks:
         yield Problem(
@@ -61,6 +66,7 @@ def stages(view: View) -> Problems:
             f"layers({layers}) < stages({parts}) x num_chunks({chunks})",
             f"set model_parallel x num_chunks to at most {layers}",
         )
+
     trained = view.workload.trained_layers
     if trained and trained < parts:
         yield Problem(
@@ -76,6 +82,7 @@ def tensor(view: View) -> Problems:
     label = view.label("workload")
     if not view.parallel.splits_weights or parts < 2:
         return
+
     divides = view.workload.tensor_divides
     if not divides:
         yield Problem(
@@ -85,6 +92,7 @@ def tensor(view: View) -> Problems:
             "give it tensor_plan and tensor_divides, or set parallel = pipeline or fsdp",
         )
         return
+
     named: list[str | int] = list(divides)
     if view.option("parallel", "sequence_parallel"):
         tokens = view.workload.tensor_tokens
@@ -95,6 +103,7 @@ def tensor(view: View) -> Problems:
                 f"sequence_parallel with workload = {label}: it has no sequences of tokens",
                 "set sequence_parallel = false",
             )
+
     for what in named:
         value = view.number("workload", what) if isinstance(what, str) else what
         if value and value % parts:

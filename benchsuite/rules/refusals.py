@@ -25,7 +25,10 @@ def refused(view: View) -> Problems:
         refusals = view.says(axis).refuses
         if refusals:
             _check_names(refusals, view.file(axis).path)
+
+        # The names were checked before, so what is not known here is a number that this cell lacks.
         names = Names(view, axis)
+
         for refusal in refusals:
             if refusal.when.holds(names):
                 yield Problem(refusal.rule, refusal.reason.said(names), refusal.remedy.said(names))

@@ -142,6 +142,7 @@ def _wall_only(view: View) -> Iterator[tuple[bool, str, str, str]]:
 def _compute_time(view: View) -> Problems:
     for reason, remedy in compute_time.problems(view.cell.compute_time or compute_time.DEFAULT):
         yield Problem("compute_time", reason, remedy)
+
     known = {"copy_s_per_gib": 0.0, "incast": 1.0}
     for name, value in (view.cell.receive_cost or {}).items():
         if name not in known:
@@ -170,6 +171,7 @@ def backend(view: View) -> Problems:
             "local rank",
             "set device = cuda, or backend = gloo",
         )
+
     if view.sync.cpu_only:
         yield Problem(
             "nccl",
@@ -222,6 +224,7 @@ def cluster(view: View) -> Problems:
             "machine only",
             f"set hosts = 1, or cluster to {one_of(engines)}",
         )
+
     if cell.hosts > 1 and cell.clock == "wall" and cell.server_placement == "with_worker":
         yield Problem(
             "hosts",
@@ -230,10 +233,12 @@ def cluster(view: View) -> Problems:
             "servers, the last ones, share the last host",
             "set server_placement = own_host, or clock = virtual",
         )
+
     for name in ("link_mbit", "link_latency_us"):
         value = getattr(cell, name)
         if value is None:
             continue
+
         least, most, unit = LINKS[name]
         if not least <= value <= most:
             yield Problem(
@@ -241,6 +246,7 @@ def cluster(view: View) -> Problems:
                 f"{name} = {value:g}: a link has {least:g} to {most:g} {unit}",
                 f"set {name} in this range, or none for a free link",
             )
+
         if cell.clock == "wall" and not engine.shapes_links:
             engines = names_of("cluster", shapes_links=True)
             others = f"cluster to {one_of(engines)}, " if engines else ""
@@ -259,6 +265,7 @@ def tuning(view: View) -> Problems:
     cell = view.cell
     if cell.tuning != "per_strategy":
         return
+
     refusals = (
         (
             cell.lr_factor != 1,
@@ -280,6 +287,7 @@ def tuning(view: View) -> Problems:
             "tuned_lr_factor)",
         ),
     )
+
     for holds, what, why, remedy in refusals:
         if holds:
             yield Problem("tuning", f"{what} with tuning = per_strategy: {why}", remedy)
@@ -295,8 +303,10 @@ def machine(view: View, machine: Machine) -> Problems:
             f"device = cuda, but torch {machine.torch} sees no CUDA device here",
             "set device = cpu, or install a CUDA build of torch on a machine with a GPU",
         )
+
     if cell.backend == "nccl" and machine.nccl is False:
         yield Problem("nccl", f"torch {machine.torch} is built without NCCL", "set backend = gloo")
+
     ranks_here = math.ceil(cell.world_size / max(cell.hosts, 1))
     if cell.backend == "nccl" and machine.nccl and devices and devices < ranks_here:
         yield Problem(
@@ -305,12 +315,14 @@ def machine(view: View, machine: Machine) -> Problems:
             "rank",
             f"start at most {devices} ranks on this host, or set backend = gloo",
         )
+
     if cell.backend == "mpi" and machine.mpi is False:
         yield Problem(
             "mpi",
             f"torch {machine.torch} is built without MPI (is_mpi_available() is False)",
             "set backend = gloo, or build torch from source against MPI",
         )
+
     if cell.backend == "gloo" and machine.gloo is False:
         yield Problem(
             "gloo", f"torch {machine.torch} is built without gloo", "install the torch wheel"

@@ -25,6 +25,7 @@ class View:
     """
 
     def __init__(self, cell: Cell) -> None:
+        """Looks nothing up yet: most rules ask for little, and a plan has thousands of cells."""
         self.cell = cell
         self._files: dict[str, plugins.Plugin] = {}
         self._says: dict[str, declared.Declared] = {}
@@ -99,11 +100,12 @@ class View:
             return given[name]
         if axis == "workload" and name in self.preset:
             return self.preset[name]
+
         options = self.file(axis).options
         return options[name].default if name in options else None
 
     def number(self, axis: str, name: str) -> float | None:
-        """An option that is a number, else None."""
+        """An option that is a number, else None. True is none, though it is an int for Python."""
         value = self.option(axis, name)
         return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
@@ -149,7 +151,7 @@ def names_of(axis: str, **wanted: object) -> tuple[str, ...]:
 
 
 def topologies(allowed: Iterable[str]) -> tuple[str, ...]:
-    """Names of the topologies that these kinds and names stand for, in the order given."""
+    """Names of the topologies that these kinds and names stand for, in the order given, each once."""
     found: list[str] = []
     for each in allowed:
         found += names_of("topology", kind=each) if each in declared.TOPOLOGY_KINDS else [each]

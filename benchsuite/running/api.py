@@ -50,6 +50,7 @@ def run(
             plan = dataclasses.replace(plan, seeds=checked_seeds(seeds), pairs=None)
     else:
         plan = _of_cells([plan_or_cell] if isinstance(plan_or_cell, Cell) else plan_or_cell, seeds)
+
     return run_plan(examined(plan), Store(results), fresh=fresh)
 
 
@@ -123,11 +124,13 @@ def compare(
         return a.machine == b.machine and torches[0] == torches[1] is not None
 
     runs = [store.runs() for store in (old, new)]
+
     for folder, found in zip((base, head), runs, strict=True):
         if not found:
             raise UsageError(
                 f"{folder} holds no run: give a results folder (<machine>/<cell id>/<run id>.json)"
             )
+
     return regression.compare(*runs, same_build=same_build, loss_tolerance=loss_tolerance)
 
 
@@ -148,10 +151,12 @@ def collect(run_dir: Path, store: Store, *, cluster: str = "torchrun") -> Tally:
     here = setting.current(store)
     taken = {(row["cell_id"], row["seed"], row["started_at"]) for row in store.rows()}
     tally = Tally()
+
     for cell, folder, outcome in found:
         if (cell.id, cell.seed, outcome.started_at) in taken:
             tally.stored += 1
             continue
+
         made = assemble(
             cell,
             folder,
@@ -163,6 +168,7 @@ def collect(run_dir: Path, store: Store, *, cluster: str = "torchrun") -> Tally:
             foreign_cpu_share=None,
         )
         tally.add(made, store.write(made))
+
     return tally
 
 

@@ -31,6 +31,8 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
     runs, None where one of them is not known. notices: what the numbers of some cells do not mean,
     `[{"rule", "reason", "remedy", "cell_ids", "concerns"}]`.
     """
+
+    # The store is asked once for all cells: it holds many more runs than a plan.
     known = estimated_seconds(store)
     missing_runs = store.missing(plan.cells, plan.seeds, code_id)
     untried = tune.untried(missing_runs, store, code_id)
@@ -38,12 +40,14 @@ def forecast(plan: Plan, store: Store, *, code_id: CodeId) -> dict[str, Any]:
     missing_trials = Counter(cell.id for cell in untried)
     num_trials = sum(len(tune.trials(cell)) for cell in plan.cells)
     cells = []
+
     for cell in plan.cells:
         entry = _predicted(cell)
         entry["missing"] = missing[cell.id]
         entry["trials"] = sum(missing_trials[trial.id] for trial in tune.trials(cell))
         entry["estimated_s"] = known_seconds(known, timed_as(cell))
         cells.append(entry)
+
     return {
         "plan": plan.name,
         "question": plan.question,
@@ -70,6 +74,7 @@ def _predicted(cell: Cell) -> dict[str, Any]:
     from benchsuite.worker.predict import kept, predicted
 
     traffic = predicted(cell)
+
     return {
         "cell_id": cell.id,
         "label": cell.label,
@@ -99,19 +104,24 @@ def table(document: dict[str, Any]) -> str:
     rows = [_row(cell, len(document["seeds"])) for cell in document["cells"]]
     lines = [document["question"]] if document["question"] else []
     lines += text.aligned([header, *rows])
+
     for refusal in document["refused"]:
         lines.append(f"refused  {refusal['cell_id']}  {refusal['label']}")
         for problem in refusal["problems"]:
             lines.append(f"         {problem['reason']}: {problem['remedy']}")
+
     for notice in document["notices"]:
         lines.append(f"notice   {notice['concerns']}")
         lines.append(f"         {notice['reason']}: {notice['remedy']}")
+
     return "\n".join([*lines, _last_line(document)])
 
 
 def _row(cell: dict[str, Any], num_seeds: int) -> tuple[str, ...]:
+    """A cell's line of the table; `num_seeds` is the number of runs that it has in the plan."""
     trials = f" + {cell['trials']} trials" if cell["trials"] else ""
     kept_bytes = cell["kept_bytes"]["worker"]
+
     return (
         cell["cell_id"],
         cell["label"],
@@ -125,6 +135,7 @@ def _row(cell: dict[str, Any], num_seeds: int) -> tuple[str, ...]:
 
 
 def _last_line(document: dict[str, Any]) -> str:
+    """The sum over all cells: runs, how many are missing, and how long they will take."""
     trials = ""
     if document["trials"]:
         trials = f"; {document['trials']} of them trials of tuning, seed {tune.TRIAL_SEED}"
@@ -149,21 +160,25 @@ def write_cells(plan: Plan, path: Path) -> str:
             "`benchsuite run` makes: write the others with --only 'tuning == same', or all with "
             "--set tuning=same, and an lr_factor that a local run chose (column tuned_lr_factor)"
         )
+
     cells = plan.runs()
     if not cells:
         reasons = "; ".join(each.reason for each in plan.refused) or "the plan has none"
         raise UsageError(f"{plan.name}: no cell to write: {reasons}")
+
     cells_file.write(path, cells)
     ranks = sorted(Counter(cell.world_size for cell in cells).items())
     return ", ".join(f"{size} ranks for {count} of them" for size, count in ranks)
 
 
 def _refused(cell: Cell, problems: Any) -> dict[str, Any]:
+    """A refused cell with its problems, as the JSON document states it."""
     stated = [{"rule": p.rule, "reason": p.reason, "remedy": p.remedy} for p in problems]
     return {"cell_id": cell.id, "label": cell.label, "problems": stated}
 
 
 def _notice(notice: rules.Notice) -> dict[str, Any]:
+    """A notice with the ids of its cells, as the JSON document states it."""
     problem = notice.problem
     document: dict[str, Any] = {
         "rule": problem.rule,

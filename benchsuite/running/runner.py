@@ -79,16 +79,25 @@ def run_cells(
     and in any order (`starters.simulate`); it is called when all others are done, so that nothing
     disturbs what is measured. Trials of tuned cells come before all cells. Ctrl-C keeps the
     finished runs and returns with `interrupted`.
+
+    Raises where the store cannot be written, before anything is run.
     """
     progress = progress or Progress()
+    # Now, and not after the first cell has run for an hour.
     store.check_writable()
+
     asked = list(cells)
     refused_cells = [cell for cell, _ in refused]
+    # A refusal is stored under the digest of the rules alone: an edited strategy does not change
+    # it.
     unrecorded = store.missing(refused_cells, None, setting.rules_id)
     missing = asked if fresh else store.missing(asked, None, setting.code_id)
+
     num_runs = len(unrecorded) + len(missing)
     tally = Tally(stored=len(asked) + len(refused_cells) - num_runs)
 
+    # Drawn anew for each command, so that repetitions average over orders, and stored, so that each
+    # order can be repeated.
     order_seed = secrets.randbelow(2**32)
     tuner = tune.Tuner(missing, store, setting, fresh=fresh)
     trials = interleaved(tuner.untried, order_seed)
@@ -100,19 +109,27 @@ def run_cells(
         refused=len(refused),
         trials=len(trials),
     )
+
     try:
         _record_refused(refused, unrecorded, store, setting, tally=tally, progress=progress)
+
+        # The generators below do nothing until `_stored` asks them: what a tuned cell runs with is
+        # known only when all trials are stored.
         launch_tuned = tuner.launching(launch)
         simulate_tuned = tuner.simulating(simulate) if simulate is not None else None
         order = itertools.chain(
             _launches(trials, launch, simulate), _launches(launched, launch_tuned, simulate_tuned)
         )
+
         for run, path in _stored(order, store, order_seed, seconds, progress):
             tally.add(run, path)
+
+    # What has ended is on the disk, and the same command goes on from there.
     except KeyboardInterrupt:
         tally.interrupted = True
     finally:
         progress.stop()
+
     return tally
 
 
@@ -127,9 +144,11 @@ def _stored(
     started = time.monotonic()
     for position, (cell, launching) in enumerate(order):
         progress.begin(cell, position, seconds.left())
+
         run = launching()
         placed = {"order": {"seed": order_seed, "position": position}}
         run = dataclasses.replace(run, extra={**run.extra, **placed})
+        # Stored before anything else is said or started: from here on the run cannot be lost.
         yield run, store.write(run)
         seconds.took(cell, time.monotonic() - started)
         progress.end(cell, run, position, seconds.left())
@@ -145,10 +164,15 @@ def _record_refused(
     tally: Tally,
     progress: Progress,
 ) -> None:
-    """Says each refusal once, whatever the number of seeds, and stores those that are new."""
+    """Says each refusal once, whatever the number of seeds, and stores those that are new.
+
+    A refusal is a result like others: reports show it with its reason in the cell's place.
+    """
     reasons = {cell.id: reason for cell, reason in refused}
+
     for cell in {cell.id: cell for cell, _ in refused}.values():
         progress.refuse(cell, reasons[cell.id])
+
     for cell in unrecorded:
         run = _unsupported(cell, reasons[cell.id], setting)
         tally.add(run, store.write(run))
@@ -170,14 +194,17 @@ def _launches(
     else:
         on_ranks = [cell for cell in cells if cell.clock == "wall"]
         simulated = [cell for cell in cells if cell.clock == "virtual"]
+
     for cell in on_ranks:
         yield cell, functools.partial(launch, cell)
+
     if simulate is not None and simulated:
         for cell, run in simulate(simulated):
             yield cell, functools.partial(_finished, run)
 
 
 def _finished(run: Run) -> Run:
+    """The run itself, in the form in which `_launches` hands out what is still to be run."""
     return run
 
 
@@ -187,12 +214,17 @@ def interleaved(cells: Sequence[Cell], order_seed: int) -> list[Cell]:
     Inside a block the order is random and fixed by `order_seed`.
     """
     blocks: dict[int, list[Cell]] = {}
+
     for cell in cells:
         blocks.setdefault(cell.seed, []).append(cell)
+
+    # Each block has its own stream of random numbers: leaving out a seed changes no other block.
     ordered = []
+
     for seed, block in blocks.items():
         random.Random(f"{order_seed}:{seed}").shuffle(block)
         ordered += block
+
     return ordered
 
 
@@ -203,12 +235,15 @@ def estimated_seconds(store: Store) -> dict[str, float]:
     is its share of the machine's time, since one runs on each core.
     """
     seconds: dict[str, list[float]] = {}
+
+    # The median: a run that was stopped for a while must not double the forecast.
     for row in store.rows():
         took = row["wall_s"]
         if row["simulation_s"] is not None:
             took = row["simulation_s"] / num_cores()
         if took is not None:
             seconds.setdefault(row["cell_id"], []).append(took)
+
     return {cell_id: statistics.median(values) for cell_id, values in seconds.items()}
 
 
@@ -218,7 +253,10 @@ def timed_as(cell: Cell) -> tuple[str, str]:
 
 
 def known_seconds(known: Mapping[str, float], ids: Iterable[str]) -> float | None:
-    """The seconds of the first of `ids` that is known; None where none is."""
+    """The seconds of the first of `ids` that is known; None where none is.
+
+    known: cell id -> seconds.
+    """
     return next((known[cell_id] for cell_id in ids if cell_id in known), None)
 
 
@@ -230,14 +268,20 @@ class _Estimate:
     """
 
     def __init__(self, store: Store, launched: Sequence[Cell]) -> None:
+        """Reads what the store knows; launched: the cells that are to be run, trials included."""
         self.known: dict[str, float] = estimated_seconds(store)
         self.waiting = {(cell.id, cell.seed): timed_as(cell) for cell in launched}
         self.taken: list[float] = []
 
     def took(self, cell: Cell, seconds: float) -> None:
+        """Learns from a cell that has just ended: `seconds` with launch and store.
+
+        What this command measures itself counts more than older runs: the machine may be another.
+        """
         self.taken.append(seconds)
         own, other = timed_as(cell)
         self.known[own] = seconds
+        # Cells that differ in the learning rate only take as long, if nothing better is known.
         self.known.setdefault(other, seconds)
         self.waiting.pop((cell.id, cell.seed), None)
 
@@ -259,6 +303,7 @@ def total(seconds: Iterable[float | None]) -> float | None:
 
 
 def _unsupported(cell: Cell, reason: str, setting: Setting) -> Run:
+    """The run of a cell that was refused: a reason and no result."""
     return Run(
         cell=cell,
         code_id=code_of(setting.rules_id, cell),

@@ -22,10 +22,16 @@ class Setting:
 
 
 def current(store: Store) -> Setting:
-    """The setting of this process; its environment is stored. StoreError where that fails."""
+    """The setting of this process; its environment is stored.
+
+    Read once per command: what runs later must be recorded with the code that its ranks have
+    loaded, also where a file is edited meanwhile. StoreError where the environment cannot be
+    stored.
+    """
     store.check_writable()
     machine = environment.machine()
     code = Tree()  # read when the command starts, as its ranks' modules are
+
     return Setting(
         machine=machine,
         environment_id=store.write_environment(machine, environment.collect()),

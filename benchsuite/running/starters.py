@@ -32,12 +32,17 @@ class Engines:
     """
 
     def __init__(self, flags: Mapping[str, str] | None = None) -> None:
+        """Opens nothing yet: an engine starts with the first cell that names it."""
         self._flags = dict(flags or {})
         self._open: dict[str, Engine] = {}
         self._stack = contextlib.ExitStack()
 
     def check(self, cells: Iterable[Cell]) -> None:
-        """UsageError where the user starts the ranks of a cell, or the engine cannot do so here."""
+        """UsageError where the user starts the ranks of a cell, or the engine cannot do so here.
+
+        Asked for all cells before the first is launched, so that a plan does not stop half-way.
+        """
+        # One cell of each engine is enough: nothing here depends on the rest of the cell.
         for cell in {cell.cluster: cell for cell in cells}.values():
             engine = declared.cluster(cell.cluster)
             if engine.started_by:
@@ -45,29 +50,37 @@ class Engines:
                     f"{cell.label}: cluster {cell.cluster!r} is started by your own command: "
                     f"{engine.started_by}"
                 )
+
             unknown = [name for name in self._flags if name not in engine.flags]
             if unknown:
                 raise UsageError(
                     f"{cell.label}: cluster {cell.cluster!r} takes no --{unknown[0]}: leave it out"
                 )
+
             if cell.clock == "wall" and (refusal := self._class_of(cell.cluster).refusal()):
                 raise UsageError(f"{cell.label}: {refusal}")
 
     def of(self, cell: Cell) -> Engine:
-        """The engine that starts the ranks of a cell."""
+        """The engine that starts the ranks of a cell, opened at the first call.
+
+        Kept open for all cells, because starting one costs seconds.
+        """
         if cell.cluster not in self._open:
             engine = self._class_of(cell.cluster)(**self._flags)
             self._open[cell.cluster] = self._stack.enter_context(engine)
         return self._open[cell.cluster]
 
     def __enter__(self) -> Self:
+        """Itself: engines are opened one by one, as cells ask for them."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Closes every engine that was opened, the last one first, and with it its processes."""
         self._stack.close()
 
     @staticmethod
     def _class_of(reference: str) -> type[Engine]:
+        """The engine's class. UsageError where the file's class is none of ours."""
         found = plugins.load("cluster", reference)
         if not issubclass(found, Engine):
             raise UsageError(
@@ -83,6 +96,8 @@ def launch(engine: Engine, cell: Cell, here: Setting) -> Run:
     The run directory is private to the cell and removed afterwards.
     """
     with _run_dir() as run_dir:
+        # Read before and after: what other programs took of the cores meanwhile stands in the run
+        # file, because it explains a slow run.
         meter = CpuMeter()
         outcome = engine.run(cell, run_dir)
         load = meter.read()
@@ -110,6 +125,7 @@ def simulate(cells: Sequence[Cell], here: Setting) -> Iterator[tuple[Cell, Run]]
                 flags.add(TIMING_ONLY)
             if sections and sections["result"]["diverged_step"] is not None:
                 flags.add(DIVERGED)
+
             run = Run(
                 cell=cell,
                 code_id=here.code_id(cell),
@@ -127,8 +143,10 @@ def simulate(cells: Sequence[Cell], here: Setting) -> Iterator[tuple[Cell, Run]]
 
 @contextlib.contextmanager
 def _run_dir() -> Iterator[Path]:
+    """A new folder that is removed at the end, also where the cell failed."""
     folder = Path(tempfile.mkdtemp(prefix="benchsuite-"))  # mode 0700
     try:
         yield folder
     finally:
+        # A file that cannot be removed must not cost the run that was measured.
         shutil.rmtree(folder, ignore_errors=True)

@@ -75,8 +75,14 @@ def untried(cells: Iterable[Cell], store: Store, code_id: CodeId) -> list[Cell]:
 
 
 def choose(tried: Sequence[tuple[Cell, Run | None]]) -> Choice:
-    """`result.tuning` from the trials of one cell, each with its run (None = there is none)."""
+    """`result.tuning` from the trials of one cell.
+
+    tried: the trials, each with its run (None = there is none). `lr_factor` is None where no trial
+    is ok: a cell without a learning rate is not run.
+    """
     found = [(cell, run) for cell, run in tried if run is not None and run.status is Status.OK]
+
+    # All trials are stated, also those that lost: whoever reads the result can choose otherwise.
     best = min(found, key=lambda pair: _order(*pair))[0].lr_factor if found else None
     stated = [_stated(cell, run) for cell, run in tried]
     return {"lr_factor": best, "criterion": CRITERION, "trial_seed": TRIAL_SEED, "trials": stated}
@@ -90,21 +96,25 @@ def _order(cell: Cell, run: Run) -> tuple[bool, float, float, float, float]:
     """
     result = run.result
     samples = (result.get("samples_to") or {}).get("target")
+
     metric = result.get("final_metric")
     if metric is None:
         metric = math.inf
     elif (result.get("target") or {}).get("direction", "max") == "max":
         metric = -metric
+
     diverged = result.get("diverged_step") is not None
     if diverged:  # how far it came before says nothing
         samples = None
         metric = math.inf
+
     if samples is None:
         samples = math.inf
     return diverged, samples, metric, abs(math.log(cell.lr_factor)), cell.lr_factor
 
 
 def _stated(cell: Cell, run: Run | None) -> dict[str, Any]:
+    """What a run file says of one trial; the run stands in the store under its own id."""
     result = run.result if run is not None else {}
     return {
         "lr_factor": cell.lr_factor,
@@ -130,13 +140,16 @@ def _known(tuned: Mapping[str, Cell], store: Store, code_id: CodeId) -> dict[str
     """Cell id -> what was chosen for the runs of this code that are stored."""
     if not tuned:
         return {}
+
     said = {}
+
     for run in store.runs(tuned.values()):
         tuning = run.result.get("tuning") or {}
         if tuning.get("lr_factor") is not None and run.code_id == code_of(
             code_id, tuned[run.cell_id]
         ):
             said[run.cell_id] = tuning
+
     return said
 
 
@@ -150,10 +163,12 @@ class Tuner:
     def __init__(
         self, cells: Iterable[Cell], store: Store, setting: Setting, *, fresh: bool = False
     ) -> None:
+        """Reads from the store what was chosen before; where `fresh`, nothing of it counts."""
         self._cells = {cell.id: cell for cell in cells if is_tuned(cell)}
         self._store = store
         self._setting = setting
         self._known = {} if fresh else _known(self._cells, store, setting.code_id)
+
         wanted = _wanted(self._cells, self._known)
         self.untried = wanted if fresh else store.missing(wanted, None, setting.code_id)
 
@@ -161,6 +176,7 @@ class Tuner:
         """`launch` that takes a tuned cell too."""
 
         def launch_tuned(cell: Cell) -> Run:
+            """Launches what is trained in the cell's place; the run goes by the cell's own name."""
             job = self._job(cell)
             return self._failed(cell) if job is None else self._as_asked(cell, launch(job))
 
@@ -174,8 +190,10 @@ class Tuner:
         """
 
         def simulate_tuned(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
+            """Simulates each job once, and yields its run for every cell that asked for it."""
             asked: dict[tuple[str, int], list[Cell]] = {}
             jobs: dict[tuple[str, int], Cell] = {}
+
             for cell in cells:
                 job = self._job(cell)
                 if job is None:
@@ -183,6 +201,7 @@ class Tuner:
                 else:
                     jobs[job.id, job.seed] = job
                     asked.setdefault((job.id, job.seed), []).append(cell)
+
             for job, run in simulate(list(jobs.values())):
                 for cell in asked[job.id, job.seed]:
                     yield cell, self._as_asked(cell, run)
@@ -194,10 +213,15 @@ class Tuner:
         """Cell id -> what is chosen; first asked for when the trials are done."""
         tried = {key: trials(cell) for key, cell in self._cells.items() if key not in self._known}
         all_trials = [trial for each in tried.values() for trial in each]
+        # Runs of older code stand in the store too: another strategy's code may have done best with
+        # another factor.
         codes = {trial.id: self._setting.code_id(trial) for trial in all_trials}
         runs = self._store.runs(all_trials, seeds=[TRIAL_SEED])
         ours = [run for run in runs if run.code_id == codes[run.cell_id]]
+
+        # Sorted upwards, so that in the dict the largest of several runs is the one that stays.
         found = {run.cell_id: run for run in sorted(ours, key=self._counts)}
+
         chosen = {
             key: choose([(trial, found.get(trial.id)) for trial in each])
             for key, each in tried.items()
@@ -221,20 +245,28 @@ class Tuner:
         return None if factor is None else with_factor(cell, factor)
 
     def _as_asked(self, cell: Cell, run: Run) -> Run:
+        """The run of a tuned cell under the cell's own name, with what was tried and chosen.
+
+        It gets a run id of its own, because several cells may share one simulated run.
+        """
         if not is_tuned(cell):
             return run
+
         result = {**run.result, "tuning": self._choices[cell.id]}
         code_id = self._setting.code_id(cell)
+
         return dataclasses.replace(
             run, cell=cell, cell_id="", code_id=code_id, result=result, run_id=new_run_id()
         )
 
     def _failed(self, cell: Cell) -> Run:
+        """The run of a tuned cell of which no trial ended ok, with each trial's reason."""
         choice = self._choices[cell.id]
         said = [
             f"{t['cell_id']} (lr x{t['lr_factor']:g}) {t['status']}: {t['reason']}"
             for t in choice["trials"]
         ]
+
         return Run(
             cell=cell,
             code_id=self._setting.code_id(cell),
