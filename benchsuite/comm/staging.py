@@ -69,10 +69,12 @@ class StagedGroup:
             return call
 
         def staged(out: Tensor, x: Tensor) -> StagedWork:
+            """Copies x out, runs the collective, and has its result copied back into out."""
             wire = self._copied(x)
             into = self._room(out)
 
-            return self._started(call(into, wire), [wire, into], [(into, out)])
+            work = call(into, wire)
+            return self._started(work, [wire, into], [(into, out)])
 
         return staged
 
@@ -114,12 +116,18 @@ class StagedGroup:
     def _started(
         self, work: Any, wires: Sequence[Tensor], outs: Sequence[tuple[Tensor, Tensor]]
     ) -> StagedWork:
+        """The operation that has begun, with the time that its copies took.
+
+        A vector that was in the right memory is its own wire, and is not brought back.
+        """
         copied_ns = self._copied_ns
         self._copied_ns = 0
 
-        return StagedWork(work, wires, [(wire, x) for wire, x in outs if wire is not x], copied_ns)
+        brought_back = [(wire, x) for wire, x in outs if wire is not x]
+        return StagedWork(work, wires, brought_back, copied_ns)
 
     def _foreign(self, x: Tensor) -> bool:
+        """Whether a vector is in a memory that the backend does not move."""
         return x.device.type != self._moved.type
 
     def _room(self, x: Tensor) -> Tensor:

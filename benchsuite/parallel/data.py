@@ -103,10 +103,10 @@ class DataPart:
 
         self._bind_grad()
         self._forward: nn.Module = self.module
-        self._ends: list[
-            tuple[int, int]
-        ] = []  # range of each tensor, once somebody wants slices as they come
 
+        # For whoever wants slices of the gradient as they come: the range of each tensor in the
+        # flat vector, the tensors that have no gradient yet, and whom to tell of one.
+        self._ends: list[tuple[int, int]] = []
         self._missing: set[int] = set()
         self._announce: Callable[[int], None]
 

@@ -301,7 +301,10 @@ class FSDPPart:
                 self._is_whole = False
 
     def _gather_all(self) -> None:
-        """Gathers every unit and keeps it so until `whole` ends; outside of `whole` does nothing."""
+        """Gathers every unit and keeps it so until `whole` ends.
+
+        Outside of `whole` it does nothing: nobody has said that the parameters stay as they are.
+        """
         if self._hold is not None:
             for unit in _fsdp_modules(self.module):
                 self._hold.enter_context(_gathered(unit))
@@ -360,8 +363,7 @@ def _sharded(
             )
 
     root = fully_shard(module, mesh=mesh, reshard_after_forward=options.reshard == "full")
-    # A newer torch can send what has no gradient as zeros. Without it a parameter that one part's
-    # loss does not reach is missing from that part's reduce-scatter only.
+    # A newer torch can send what has no gradient as zeros; an older one has no such setting.
     if hasattr(root, "set_reduce_scatter_unused_params"):
         root.set_reduce_scatter_unused_params(True)
 
