@@ -87,7 +87,7 @@ class Updater:
             self.optimizer.state[mine] = other.optimizer.state[theirs]
 
     def forget_state(self) -> None:
-        """The next step is the optimiser's first."""
+        """Forgets what the optimiser keeps, so that the next step is its first."""
         self.optimizer.state.clear()
 
     def state(self) -> list[Tensor]:
@@ -109,6 +109,7 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
     """One kernel per step where the recipe leaves it open: of a long vector the others read and
     write it ten times."""
     for group in optimizer.param_groups:
+        # None means that the recipe has said neither yes nor no.
         if "fused" in group and group["fused"] is None and not group.get("foreach"):
             group["fused"] = True
 
@@ -121,6 +122,10 @@ def in_chunks(flat: Tensor) -> list[Tensor]:
 
 
 def _is_like(value: Any, params: Tensor) -> bool:
+    """Whether a piece of the optimiser's state holds a number for every parameter.
+
+    Others, such as Adam's count of steps, are single numbers.
+    """
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape == params.shape
 
 
@@ -145,7 +150,10 @@ def _whole(states: list[dict[str, Any]], name: str) -> Tensor:
 
 
 class Load:
-    """An updater of a server that only averages: the mean becomes what it holds."""
+    """The updater of a server that only averages: the mean becomes what it holds.
+
+    It stands where an `Updater` would, so that the server's loop need not tell them apart.
+    """
 
     def __init__(self, params: Tensor) -> None:
         self._params = params

@@ -19,10 +19,14 @@ from benchsuite.measure.device_time import DeviceTimer
 
 
 class Owner(Protocol):
-    """What a lane asks of the comm that it belongs to."""
+    """What a lane asks of the comm that it belongs to.
 
-    wait_ns: int
-    timer: DeviceTimer | None
+    It is a protocol of its own so that this file need not know of process groups: the lane only
+    asks for a comm to hand to its functions.
+    """
+
+    wait_ns: int  # time the main thread was blocked in communication
+    timer: DeviceTimer | None  # the same on a device
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +55,11 @@ class LaneHandle:
         self._passed: Any = None
 
     def wait(self) -> Any:
-        """Blocks until the call is done; returns what it returned, or raises what it raised."""
+        """Blocks until the call is done; returns what it returned, or raises what it raised.
+
+        Only the time spent here counts as blocked: what the lane did meanwhile was hidden behind
+        the computation.
+        """
         start = time.perf_counter_ns()
         self._done.wait()
         self._comm.wait_ns += time.perf_counter_ns() - start
@@ -96,7 +104,11 @@ class Lane:
         threading.Thread(target=self._run, name="lane", daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], *args: Any) -> LaneHandle:
-        """Queues `fn(lane_comm, *args)` and returns at once."""
+        """Queues `fn(lane_comm, *args)` and returns at once.
+
+        On a device the handle carries an event of the caller's stream, because the vectors that
+        `fn` will send may still be under way there.
+        """
         handle = LaneHandle(self._comm)
 
         if self._stream is not None:
@@ -107,7 +119,7 @@ class Lane:
         return handle
 
     def close(self) -> None:
-        """Ends the thread after what was submitted."""
+        """Ends the thread after what was submitted, and does not wait for that."""
         self._queue.put(None)
 
     def _run(self) -> None:

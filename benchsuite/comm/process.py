@@ -94,10 +94,14 @@ class _Work:
 
 
 class ProcessComm:
-    """See `Comm`. One thread uses one instance; `lane` gives the second thread its own.
+    """The door to other ranks by the wall clock; `Comm` says what its methods promise.
 
-    So times (`wait_ns`, `ticket_wait_ns`) have one writer. Bytes and calls are counted into the
-    rank's, which the instances of all its threads share and which are safe for that.
+    One thread uses one instance; `lane` gives the second thread its own. So times (`wait_ns`,
+    `ticket_wait_ns`) have one writer. Bytes and calls are counted into the rank's, which the
+    instances of all its threads share and which are safe for that.
+
+    `world_ranks` and `hosts` name each rank in the run and its host; without them this comm is the
+    whole run, on one host. `on_phase` is told what a rank is about to wait for.
     """
 
     def __init__(
@@ -131,10 +135,12 @@ class ProcessComm:
         self.posts_ahead = world.backend == "gloo" and not world.strict
         self.early_bytes = EARLY_BYTES if self.posts_ahead and group is not NO_GROUP else 0
 
+        # A group of its own. The name tells the ranks that make it together where to meet.
         self._world = world
         self._name = name
         self._group = group if group is not None else make_group(world, name, rank, size)
 
+        # Where vectors may be on a device and the backend on the host, copies travel.
         if world.staged and group is not NO_GROUP:
             self._group = StagedGroup(self._group, world.device)
 
@@ -142,17 +148,24 @@ class ProcessComm:
         # sees nothing of it, so a timer of the device measures instead.
         self.timer: DeviceTimer | None = None
 
+        # The store, and names in it that all ranks make alike because they count alike.
         self._store = prefixed(world.store, f"comm/{name}")
         self._ticket_client: Any = None
-        self._splits = 0  # groups of ranks made so far, part of their names
-        self._num_made = 0  # shared vectors and locks made so far, part of their keys
+        self._splits = 0  # groups of ranks made so far
+        self._num_made = 0  # shared vectors and locks made so far
+
+        # Ranks of one host have a faster barrier, made when it is first needed.
         self._on_one_host = False  # whether this is a split of ranks that share a host
         self._sockets: SocketBarrier | None = None
-        self._on_phase = on_phase
-        self._owner: int | None = None  # the one thread that may use the group, under `strict`
-        self._receiving = [0] * size  # receives posted and not waited for, per source
-        self._lane: Lane | None = None
         self._kept: list[Any] = []  # shared memory that must outlive its tensors
+
+        # What `strict` checks: the one thread that may use the group, and the receives from each
+        # source that are posted and not waited for.
+        self._owner: int | None = None
+        self._receiving = [0] * size
+
+        self._on_phase = on_phase
+        self._lane: Lane | None = None
 
     @property
     def device(self) -> torch.device:
@@ -167,7 +180,10 @@ class ProcessComm:
         return self._child(f"{self._name}/lane", range(self.size))
 
     def close(self) -> None:
-        """Ends the second lane's thread, for ranks whose process goes on."""
+        """Ends the second lane's thread, where there is one.
+
+        Only ranks whose process goes on need it: the thread does not keep a process alive.
+        """
         if self._lane is not None:
             self._lane.close()
 
@@ -229,10 +245,13 @@ class ProcessComm:
             self._group._start_coalescing(self._world.device)
             self._group.recv([y], src, 0)
             self._group.send([x], dst, 0)
-            self._wait(self._group._end_coalescing(self._world.device), "recv")
+
+            both = self._group._end_coalescing(self._world.device)
+            self._wait(both, "recv")
 
             return
 
+        # gloo's own threads move the bytes, so the receive goes on while the send is waited for.
         receiving = self.irecv(y, src)
         self._isend(x, dst).wait()
         receiving.wait()
@@ -318,7 +337,11 @@ class ProcessComm:
         return part
 
     def _child(self, name: str, ranks: Sequence[int]) -> ProcessComm:
-        """A comm of some of this one's ranks that counts into the same traffic and calls."""
+        """A comm of some of this one's ranks, with a group of its own.
+
+        It counts into the same traffic and calls, under the ranks of the whole run, so that the sum
+        of a rank's bytes does not depend on which comm they went through.
+        """
         return ProcessComm(
             self._world,
             rank=list(ranks).index(self.rank),
@@ -339,7 +362,10 @@ class ProcessComm:
         return time.perf_counter_ns()
 
     def fetch_add(self, name: str, n: int) -> int:
-        """Adds `n` to a counter that the comm shares, and returns its value before."""
+        """Adds `n` to a counter that the comm shares, and returns its value before.
+
+        The store's server adds, so two ranks that ask at once get different values.
+        """
         self.traffic.add_control(self.world_ranks[self.rank], COUNTER_BYTES)
 
         start = time.perf_counter_ns()
@@ -359,7 +385,10 @@ class ProcessComm:
         self.wait_ns += time.perf_counter_ns() - start
 
     def next_ticket(self) -> tuple[int, int, int]:
-        """Waits for a ticket to this rank: (source, tag, sent_ns)."""
+        """Waits for a ticket to this rank: (source, tag, sent_ns).
+
+        The time is not counted as blocked in communication: a server without work is idle.
+        """
         if self._on_phase is not None:
             self._on_phase("serve")
 
@@ -395,7 +424,11 @@ class ProcessComm:
     # -- one host only -----------------------------------------------------------------------------
 
     def shared(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
-        """One zeroed vector (numel,) that all ranks of a host see; the second of them waits."""
+        """One zeroed vector (numel,) that all ranks of a host see.
+
+        Rank 0 makes it and publishes its address; the others wait for that and open it. UsageError
+        where the ranks are on several hosts.
+        """
         self._one_host(f"shared({name!r})")
         key = self._once(f"shared/{name}")
 
@@ -412,7 +445,7 @@ class ProcessComm:
         return vector
 
     def lock(self, name: str) -> AbstractContextManager[Any]:
-        """A lock that excludes all ranks of a host from each other."""
+        """A lock that excludes all ranks of a host from each other, made like `shared`."""
         self._one_host(f"lock({name!r})")
         key = self._once(f"lock/{name}")
 
@@ -460,7 +493,11 @@ class ProcessComm:
             self.timer.end("blocked")
 
     def _call(self, name: str, whole: Tensor) -> None:
-        """Notes a collective of the library, once for all its ranks: on the first of them."""
+        """Notes a collective of the library, once for all its ranks: on the first of them.
+
+        Its bytes are derived from the note (`measure/traffic_mode.py`), because what an algorithm
+        of the library sends cannot be seen from here. `whole` is the larger of its vectors.
+        """
         if self.rank == 0 and self.size > 1:
             call = (name, whole.numel(), whole.element_size(), tuple(self.world_ranks))
             note(self.calls, call)
@@ -472,7 +509,10 @@ class ProcessComm:
         self.traffic.add(source, self.world_ranks[dst], num_bytes)
 
     def _check(self, tag: int) -> None:
-        """StrictError, under `strict`, for a tag or for a second thread on this group."""
+        """StrictError, under `strict`, for a tag or for a second thread on this group.
+
+        The group belongs to the thread that uses it first.
+        """
         if not self._world.strict:
             return
 

@@ -15,28 +15,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MAPPED = (
-    mmap.MAP_SHARED | mmap.MAP_POPULATE
-)  # pages are there before anybody is timed: 280 ms for 256 MiB
+# MAP_POPULATE: the pages are there before anybody is timed. Without it the first step of a run pays
+# for them, 280 ms for 256 MiB.
+_MAPPED = mmap.MAP_SHARED | mmap.MAP_POPULATE
 
 
 def create_vector(numel: int, dtype: torch.dtype) -> tuple[Tensor, Any, str]:
-    """(zeroed vector, what must be kept alive with it, its address for `attach_vector`)."""
-    size = max(numel * dtype.itemsize, 1)
+    """Makes a vector that other processes of the host can open.
+
+    Returns the zeroed vector (numel,), what must be kept alive with it, and its address for
+    `attach_vector`.
+    """
+    size = max(numel * dtype.itemsize, 1)  # an empty file cannot be mapped
     fd = os.memfd_create("benchsuite")
-    os.posix_fallocate(fd, 0, size)  # a sparse mapping would be SIGBUS on a full memory
+
+    # Taken now: a sparse mapping would be a SIGBUS in the middle of a run where memory is full.
+    os.posix_fallocate(fd, 0, size)
+
     memory = mmap.mmap(fd, size, flags=_MAPPED)
+    vector = torch.frombuffer(memory, dtype=dtype, count=numel)
+
+    # The file stays open as long as a peer may want to open it through /proc.
 
     return (
-        torch.frombuffer(memory, dtype=dtype, count=numel),
+        vector,
         (memory, _Open(fd)),
         f"{os.getpid()}:{fd}",
     )
 
 
 def attach_vector(address: str, numel: int, dtype: torch.dtype) -> tuple[Tensor, Any]:
-    """The same memory in another rank."""
+    """Opens the memory that another rank made: the vector (numel,), and what keeps it alive.
+
+    The mapping outlives the file descriptor, which is closed at once.
+    """
     fd = _open(address)
+
     memory = mmap.mmap(fd, max(numel * dtype.itemsize, 1), flags=_MAPPED)
     os.close(fd)
 
@@ -54,12 +68,21 @@ class _Open:
 
 
 def _open(address: str) -> int:
+    """A file descriptor of one's own for `pid:fd`, the open file of another process.
+
+    Opened through /proc it is a new open file description, not a copy of the old one: two of them
+    can exclude each other by flock.
+    """
     pid, fd = address.split(":")
     return os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
 
 
 class FileLock:
-    """flock on an open file description of its own: excludes threads and processes alike."""
+    """A lock that excludes threads and processes alike.
+
+    It is flock on an open file description of its own. The kernel lets go of it when its owner
+    dies, so no crash leaves a lock behind. Rank 0 keeps the file itself open in `keeper`.
+    """
 
     def __init__(self, fd: int, keeper: _Open | None = None) -> None:
         self._file = _Open(fd)
@@ -67,15 +90,17 @@ class FileLock:
 
     @staticmethod
     def create() -> tuple[FileLock, str]:
-        """(the lock, its address)."""
-        keeper = _Open(os.memfd_create(f"benchsuite-lock-{secrets.token_hex(4)}"))
+        """Makes a lock; returns it with its address for `attach`."""
+        name = f"benchsuite-lock-{secrets.token_hex(4)}"
+        keeper = _Open(os.memfd_create(name))
+
         address = f"{os.getpid()}:{keeper.fd}"
 
         return FileLock(_open(address), keeper), address
 
     @staticmethod
     def attach(address: str) -> FileLock:
-        """The same lock in another rank."""
+        """Opens the lock that another rank made."""
         return FileLock(_open(address))
 
     def __enter__(self) -> FileLock:

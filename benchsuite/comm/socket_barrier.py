@@ -33,6 +33,8 @@ class SocketBarrier:
     def __init__(self, store: Any, *, rank: int, names: Sequence[int], timeout_s: float) -> None:
         self._names = names
         self._timeout_s = timeout_s
+
+        # The other ranks in their order, each with the connection to it.
         self._peers: list[tuple[int, socket.socket]] = []
         size = len(names)
 
@@ -99,7 +101,10 @@ class SocketBarrier:
                 raise self._gone(other)
 
     def close(self) -> None:
-        """Ends the connections, by which the peers see that this rank is gone."""
+        """Ends the connections, by which the peers see that this rank is gone.
+
+        The kernel does the same for a process that dies, so nobody waits for the time-out.
+        """
         for _, peer in self._peers:
             peer.close()
 
@@ -110,7 +115,10 @@ class SocketBarrier:
         )
 
     def _connect(self, store: Any, rank: int, other: int) -> socket.socket:
-        """Connects to an earlier rank, once it has published where, and says who this is."""
+        """Connects to an earlier rank and says who this is.
+
+        The store's `get` waits until that rank has published its secret and its address.
+        """
         published = bytes(store.get(f"barrier/{other}"))
         secret = published[:_SECRET_BYTES]
         address = published[_SECRET_BYTES:]
@@ -123,7 +131,10 @@ class SocketBarrier:
         return peer
 
     def _accept(self, listener: socket.socket, secret: bytes) -> tuple[int, socket.socket]:
-        """The next peer that knows the secret; whoever does not is hung up on."""
+        """The next peer that knows the secret; whoever does not is hung up on.
+
+        Later ranks connect in whatever order they come, so the greeting says which one it is.
+        """
         while True:
             peer, _ = listener.accept()
             peer.settimeout(self._timeout_s)

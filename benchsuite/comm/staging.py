@@ -17,8 +17,11 @@ from torch import Tensor
 
 
 class StagedWork:
-    """An operation under way on copies, which are brought back once it is done. `copied_ns`: to
-    make them."""
+    """An operation under way on copies, which are brought back once it is done.
+
+    `outs` are pairs of a copy and the vector that it is brought back to. `copied_ns` is the time it
+    took to make the copies.
+    """
 
     def __init__(
         self,
@@ -27,14 +30,15 @@ class StagedWork:
         outs: Sequence[tuple[Tensor, Tensor]],
         copied_ns: int,
     ) -> None:
-        # the wires must outlive the operation
+        # The wires are kept because they must outlive the operation: nobody else holds them, and
+        # gloo would read memory that is somebody else's by then.
         self._work = work
         self._wires = wires
         self._outs = outs
         self.copied_ns = copied_ns
 
     def wait(self) -> None:
-        """Until it is done, and its results are where they were asked for."""
+        """Blocks until it is done, and its results are where they were asked for."""
         self._work.wait()
         for wire, x in self._outs:
             x.copy_(wire)
@@ -43,7 +47,11 @@ class StagedWork:
 
 
 class StagedGroup:
-    """A `torch.distributed.ProcessGroup` for vectors anywhere. `moved`: whose memory it moves."""
+    """A `torch.distributed.ProcessGroup` for vectors in any memory.
+
+    `moved` is the device whose memory the group inside moves. Vectors that are there already go
+    through without a copy.
+    """
 
     def __init__(self, group: Any, moved: torch.device) -> None:
         self._group = group
@@ -51,59 +59,75 @@ class StagedGroup:
         self._copied_ns = 0  # of the operation that is being started
 
     def __getattr__(self, name: str) -> Any:
-        """What takes no vector, by its own name; a collective of two vectors, (out, x)."""
+        """Every other method of the group inside.
+
+        One that takes no vector is handed out as it is. A collective of two vectors (out, x) is
+        wrapped: these have other names in other versions of torch, so they are told by name.
+        """
         call = getattr(self._group, name)
         if name not in _OUT_AND_IN:
             return call
 
         def staged(out: Tensor, x: Tensor) -> StagedWork:
+            """Copies x out, runs the collective, and has its result copied back into out."""
             wire = self._copied(x)
             into = self._room(out)
 
-            return self._started(call(into, wire), [wire, into], [(into, out)])
+            work = call(into, wire)
+            return self._started(work, [wire, into], [(into, out)])
 
         return staged
 
     def send(self, xs: list[Tensor], dst: int, tag: int) -> StagedWork:
-        """Point to point."""
+        """Sends to one rank; nothing is brought back."""
         wires = [self._copied(x) for x in xs]
-        return self._started(self._group.send(wires, dst, tag), wires, [])
+
+        work = self._group.send(wires, dst, tag)
+        return self._started(work, wires, [])
 
     def recv(self, xs: list[Tensor], src: int, tag: int) -> StagedWork:
-        """Point to point."""
+        """Receives from one rank."""
         wires = [self._room(x) for x in xs]
-        return self._started(
-            self._group.recv(wires, src, tag), wires, list(zip(wires, xs, strict=True))
-        )
+
+        work = self._group.recv(wires, src, tag)
+        return self._started(work, wires, list(zip(wires, xs, strict=True)))
 
     def recv_anysource(self, xs: list[Tensor], tag: int) -> StagedWork:
-        """From whoever sends first."""
+        """Receives from whoever sends first."""
         wires = [self._room(x) for x in xs]
-        return self._started(
-            self._group.recv_anysource(wires, tag), wires, list(zip(wires, xs, strict=True))
-        )
+
+        work = self._group.recv_anysource(wires, tag)
+        return self._started(work, wires, list(zip(wires, xs, strict=True)))
 
     def allreduce(self, xs: list[Tensor]) -> StagedWork:
-        """In place."""
+        """Sums the vectors over the ranks, in place."""
         wires = [self._copied(x) for x in xs]
-        return self._started(self._group.allreduce(wires), wires, list(zip(wires, xs, strict=True)))
+
+        work = self._group.allreduce(wires)
+        return self._started(work, wires, list(zip(wires, xs, strict=True)))
 
     def broadcast(self, xs: list[Tensor], options: Any) -> StagedWork:
-        """In place."""
+        """Copies the vectors of the root, which `options` names, into those of every rank."""
         wires = [self._copied(x) for x in xs]
-        return self._started(
-            self._group.broadcast(wires, options), wires, list(zip(wires, xs, strict=True))
-        )
+
+        work = self._group.broadcast(wires, options)
+        return self._started(work, wires, list(zip(wires, xs, strict=True)))
 
     def _started(
         self, work: Any, wires: Sequence[Tensor], outs: Sequence[tuple[Tensor, Tensor]]
     ) -> StagedWork:
+        """The operation that has begun, with the time that its copies took.
+
+        A vector that was in the right memory is its own wire, and is not brought back.
+        """
         copied_ns = self._copied_ns
         self._copied_ns = 0
 
-        return StagedWork(work, wires, [(wire, x) for wire, x in outs if wire is not x], copied_ns)
+        brought_back = [(wire, x) for wire, x in outs if wire is not x]
+        return StagedWork(work, wires, brought_back, copied_ns)
 
     def _foreign(self, x: Tensor) -> bool:
+        """Whether a vector is in a memory that the backend does not move."""
         return x.device.type != self._moved.type
 
     def _room(self, x: Tensor) -> Tensor:
@@ -111,6 +135,7 @@ class StagedGroup:
         if not self._foreign(x):
             return x
 
+        # Host memory is pinned, or a copy to the device goes through one more copy.
         if self._moved.type == "cpu":
             return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
 
@@ -121,6 +146,8 @@ class StagedGroup:
         if not self._foreign(x):
             return x
 
+        # The device may still be computing the vector. That time belongs to the computation, so the
+        # clock of the copy starts after it.
         if x.is_cuda:
             torch.cuda.current_stream(x.device).synchronize()
 
@@ -132,6 +159,7 @@ class StagedGroup:
         return wire
 
 
+# The collectives of two vectors, by their names in the versions of torch that have them.
 _OUT_AND_IN = (
     "all_gather_single",
     "reduce_scatter_single",

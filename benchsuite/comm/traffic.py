@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Edge = tuple[int, int]  # (source rank, destination rank)
-Call = tuple[
-    str, int, int, tuple[int, ...]
-]  # a library's collective: c10d name, numel, itemsize, world ranks
-Calls = dict[Call, int]  # how often, noted by the first of its ranks
+# (source rank, destination rank)
+Edge = tuple[int, int]
+
+# A library's collective: its name in c10d, elements, bytes of an element, world ranks.
+Call = tuple[str, int, int, tuple[int, ...]]
+
+# How often each was called, as the first of its ranks notes it.
+Calls = dict[Call, int]
 
 # Control bytes of one call, the same in both worlds.
 TICKET_BYTES = 20  # source, tag, time sent
@@ -70,7 +73,7 @@ class Traffic:
 
     @staticmethod
     def total(each: Iterable[Traffic]) -> Traffic:
-        """All of them together."""
+        """The traffic of all of them together, in an object of its own."""
         total = Traffic()
         for one in each:
             total.include(one)
@@ -78,7 +81,11 @@ class Traffic:
         return total
 
     def include(self, more: Traffic) -> None:
-        """Adds more to it, in place: others hold this one."""
+        """Adds more to this one in place, for others hold it.
+
+        A copy (`+`) that another thread makes meanwhile has all of `more`, or nothing of it: the
+        lock is held for all four tables.
+        """
         with _counting:
             for name in ("payload", "messages", "shm", "control"):
                 sums = getattr(self, name)
@@ -86,30 +93,38 @@ class Traffic:
                     sums[key] = sums.get(key, 0) + count
 
     def minus(self, part: Traffic) -> Traffic:
-        """Without a part of it. AssertionError where that is none."""
+        """What is left of this traffic without a part of it.
+
+        AssertionError where the other one is no part of it, because it has more bytes somewhere.
+        """
         rest = Traffic()
         for name in ("payload", "messages", "shm", "control"):
             counts = getattr(self, name)
             taken = getattr(part, name)
+
             left = {key: count - taken.get(key, 0) for key, count in counts.items()}
             assert set(taken) <= set(counts) and min(left.values(), default=0) >= 0, (
                 f"{part} is no part of {self}"
             )
 
+            # An edge without bytes is left out, as it would be had it never been used.
             getattr(rest, name).update({key: count for key, count in left.items() if count})
 
         return rest
 
     def moved(self, ranks: Sequence[int]) -> Traffic:
-        """The same traffic where local rank i is world rank `ranks[i]`."""
+        """The same traffic where local rank i is world rank `ranks[i]`.
+
+        Predictions are made for ranks 0, 1, .. and moved to where a replica stands in the run.
+        """
         payload, messages, shm = (
             {(ranks[a], ranks[b]): count for (a, b), count in counts.items()}
             for counts in (self.payload, self.messages, self.shm)
         )
 
-        return Traffic(
-            payload, messages, shm, {ranks[rank]: count for rank, count in self.control.items()}
-        )
+        control = {ranks[rank]: count for rank, count in self.control.items()}
+
+        return Traffic(payload, messages, shm, control)
 
     def times(self, factor: int) -> Traffic:
         """The same traffic `factor` times; nothing where factor is 0."""
@@ -121,28 +136,28 @@ class Traffic:
             for counts in (self.payload, self.messages, self.shm)
         )
 
-        return Traffic(
-            payload, messages, shm, {rank: count * factor for rank, count in self.control.items()}
-        )
+        control = {rank: count * factor for rank, count in self.control.items()}
+
+        return Traffic(payload, messages, shm, control)
 
     @property
     def payload_bytes(self) -> int:
-        """Sum over all edges."""
+        """Bytes of vectors on a wire, the sum over all edges."""
         return sum(self.payload.values())
 
     @property
     def shm_bytes(self) -> int:
-        """Sum over all edges."""
+        """Bytes of vectors through shared memory, the sum over all edges."""
         return sum(self.shm.values())
 
     @property
     def control_bytes(self) -> int:
-        """Sum over all ranks."""
+        """Bytes of tickets, flags and counters, the sum over all ranks."""
         return sum(self.control.values())
 
     @property
     def num_messages(self) -> int:
-        """Sum over all edges."""
+        """Number of sends, the sum over all edges."""
         return sum(self.messages.values())
 
     @property
@@ -151,11 +166,16 @@ class Traffic:
         return self.busiest_port()
 
     def busiest_port(self, ports: Sequence[int] = ()) -> int:
-        """The same of one port; `ports`: of each rank, where some share one. What stays behind one
-        is not counted."""
-        sums: dict[tuple[str, int], int] = {}
+        """The most payload that one port sends, or receives.
+
+        `ports` holds the number of each rank's port, where several ranks share one, for instance
+        those of a host; without it every rank has its own. What stays behind one port is not
+        counted.
+        """
+        sums: dict[tuple[str, int], int] = {}  # (direction, port) -> bytes
         for (source, destination), count in self.payload.items():
             out, into = (ports[source], ports[destination]) if ports else (source, destination)
+
             if out != into:
                 sums["out", out] = sums.get(("out", out), 0) + count
                 sums["in", into] = sums.get(("in", into), 0) + count
@@ -163,8 +183,11 @@ class Traffic:
         return max(sums.values(), default=0)
 
     def to_json(self) -> dict[str, Any]:
-        """`{payload: [[source, destination, bytes]], messages: .., shm: .., control: [[source,
-        bytes]]}`, sorted."""
+        """A document of lists, sorted, because JSON has no keys that are pairs.
+
+        `{payload: [[source, destination, bytes]], messages: .., shm: .., control: [[source,
+        bytes]]}`.
+        """
         document: dict[str, Any] = {
             name: [[a, b, count] for (a, b), count in sorted(getattr(self, name).items())]
             for name in ("payload", "messages", "shm")
@@ -176,12 +199,12 @@ class Traffic:
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Traffic:
-        """Inverse of `to_json`."""
+        """The traffic that `to_json` wrote."""
         payload, messages, shm = (
             {(int(a), int(b)): int(count) for a, b, count in document[name]}
             for name in ("payload", "messages", "shm")
         )
 
-        return Traffic(
-            payload, messages, shm, {int(rank): int(count) for rank, count in document["control"]}
-        )
+        control = {int(rank): int(count) for rank, count in document["control"]}
+
+        return Traffic(payload, messages, shm, control)

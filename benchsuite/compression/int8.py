@@ -33,17 +33,22 @@ class Compression(compression.Compression):
     travels_why = "int8 is never summed in int8 (100 + 100 = -56)"
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
+        """Prepares the quantised mean for vectors of these shapes."""
         self._quantised = Quantised(BITS)
         self._quantised.start(shapes, seed=seed)
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
+        """The mean of `flat` (P,), every element sent as one byte, in place."""
         self._quantised.mean(flat, topology)
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
         return Quantised(BITS).codec(pieces, dtype)
 
     def settle(self, mean: Tensor) -> None:
-        """A mean stays what it is."""
+        """Leaves the mean as it is.
+
+        It has been decoded by then, and nothing is kept of the error.
+        """
 
     def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
         return Quantised(BITS).wire_bytes(pieces, itemsize)

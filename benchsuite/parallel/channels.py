@@ -21,13 +21,16 @@ class OutputChannels(ParallelStyle):
     parts'."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        """Leaves this part's output channels in the module; `parallelize_module` calls it."""
         assert isinstance(module, nn.Conv2d)
+
         for parameter in module.parameters():
             _keep(parameter, 0, device_mesh)
 
         module.out_channels //= device_mesh.size()
 
         def whole_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+            """The input as it is; its gradient is summed over the parts on the way back."""
             x = DTensor.from_local(inputs[0], device_mesh, [Replicate()], run_check=False)
             return x.to_local(grad_placements=[Partial()])
 
@@ -40,12 +43,16 @@ class InputChannels(ParallelStyle):
     once."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        """Leaves this part's input channels in the module; `parallelize_module` calls it."""
         assert isinstance(module, nn.Conv2d)
+
         _keep(module.weight, 1, device_mesh)
         module.in_channels //= device_mesh.size()
 
         def forward(x: Tensor) -> Tensor:
+            """The sum of what all parts have of the output, and the bias, which is added once."""
             y = module._conv_forward(x, module.weight, None)
+            # Partial to Replicate is the library's all-reduce.
             y = DTensor.from_local(y, device_mesh, [Partial()], run_check=False).redistribute(
                 placements=[Replicate()]
             )
@@ -58,10 +65,15 @@ class InputChannels(ParallelStyle):
 
 
 class GroupedChannels(ParallelStyle):
-    """A GroupNorm of a part's channels."""
+    """A GroupNorm of the channels that a part holds, in whole groups.
+
+    A group's mean and variance are made of its own channels only, so nothing is sent.
+    """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        """Leaves this part's groups in the module; `parallelize_module` calls it."""
         assert isinstance(module, nn.GroupNorm)
+
         for parameter in module.parameters():
             _keep(parameter, 0, device_mesh)
 
@@ -72,7 +84,10 @@ class GroupedChannels(ParallelStyle):
 
 
 def _keep(parameter: Tensor, dim: int, mesh: DeviceMesh) -> None:
-    """This part's slice in place of the whole parameter."""
-    parameter.data = torch.chunk(parameter.data, mesh.size(), dim)[
-        mesh.get_local_rank()
-    ].contiguous()
+    """Puts this part's slice along `dim` in the place of the whole parameter.
+
+    It is copied: as a view it would keep all of the parameter in memory.
+    """
+    slices = torch.chunk(parameter.data, mesh.size(), dim)
+    mine = slices[mesh.get_local_rank()]
+    parameter.data = mine.contiguous()

@@ -56,8 +56,10 @@ class Cuts:
 
 
 def cuts(workload: Workload, layers: Sequence[nn.Module], *, size: int, num_chunks: int) -> Cuts:
-    """Of a chain over `size` parts with `num_chunks` chunks each. Layers may be on the meta
-    device."""
+    """Cuts a chain over `size` parts with `num_chunks` chunks each.
+
+    The layers may be on the meta device. UsageError where there are too few of them.
+    """
     counted = workload.layer_flops()
     if counted is None:
         loads = [_parameters(layer) for layer in layers]
@@ -85,6 +87,7 @@ def cuts(workload: Workload, layers: Sequence[nn.Module], *, size: int, num_chun
 
 
 def _parameters(layer: nn.Module) -> float:
+    """Number of trained parameters of a layer, its load where nobody worked out the FLOPs."""
     return float(sum(p.numel() for p in trained_parameters(layer).values()))
 
 

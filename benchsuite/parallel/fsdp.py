@@ -73,6 +73,7 @@ class Parallel(parallel.ModelParallel):
         device: torch.device,
         autocast: bool = False,
     ) -> FSDPPart:
+        """This rank's shards of the model, in the process group of its replica."""
         assert replica is not None
         return FSDPPart(
             workload, replica, self, seed=seed, dtype=dtype, device=device, autocast=autocast
@@ -173,6 +174,7 @@ class FSDPPart:
         self._bind_grad()
 
     def _bind_grad(self) -> None:
+        """Makes the views of the gradient, one per shard, in the order of the vector."""
         self._grads = list(views(self.grad, self.shapes).values())
 
     @torch.no_grad()
@@ -209,6 +211,7 @@ class FSDPPart:
                 torch._foreach_copy_(copies, values)
 
     def _precision(self) -> AbstractContextManager[Any]:
+        """The context of the forward pass and the loss: autocast, or none."""
         return (
             torch.autocast(self.params.device.type, torch.bfloat16)
             if self._autocast
@@ -298,7 +301,10 @@ class FSDPPart:
                 self._is_whole = False
 
     def _gather_all(self) -> None:
-        """Inside `whole`."""
+        """Gathers every unit and keeps it so until `whole` ends.
+
+        Outside of `whole` it does nothing: nobody has said that the parameters stay as they are.
+        """
         if self._hold is not None:
             for unit in _fsdp_modules(self.module):
                 self._hold.enter_context(_gathered(unit))
@@ -357,15 +363,15 @@ def _sharded(
             )
 
     root = fully_shard(module, mesh=mesh, reshard_after_forward=options.reshard == "full")
-    if hasattr(
-        root, "set_reduce_scatter_unused_params"
-    ):  # of a newer torch: what has no gradient travels as zeros
+    # A newer torch can send what has no gradient as zeros; an older one has no such setting.
+    if hasattr(root, "set_reduce_scatter_unused_params"):
         root.set_reduce_scatter_unused_params(True)
 
     return module
 
 
 def _fsdp_modules(module: nn.Module) -> Iterator[FSDPModule]:
+    """The modules that the library has sharded: every unit, and the whole chain."""
     return (each for each in module.modules() if isinstance(each, FSDPModule))
 
 
@@ -382,6 +388,7 @@ def _facts(
     pieces: Sequence[Piece],
     replica: Replica,
 ) -> dict[str, Any]:
+    """What the result file says of the units, and of the padding that the shards carry."""
     own = sum(piece.shape.numel() for piece in pieces)
     described = [
         {

@@ -24,13 +24,17 @@ class Piece:
     shape: torch.Size  # of the piece
     dim: int = 0
     start: int = 0
-    owned: bool = (
-        True  # False: a copy of what another part owns (tied or replicated): it counts there
-    )
+
+    # False of a copy of what another part owns (tied or replicated): it counts there.
+    owned: bool = True
 
     def of(self, whole: Tensor) -> Tensor:
-        """The piece as a view of the whole parameter."""
-        return whole.narrow(self.dim, self.start, self.shape[self.dim]) if whole.dim() else whole
+        """The piece as a view of the whole parameter; a single number cannot be divided."""
+        if whole.dim() == 0:
+            return whole
+
+        length = self.shape[self.dim]
+        return whole.narrow(self.dim, self.start, length)
 
 
 def whole(name: str, shape: torch.Size, *, owned: bool = True) -> Piece:
@@ -39,12 +43,15 @@ def whole(name: str, shape: torch.Size, *, owned: bool = True) -> Piece:
 
 
 def ordered(pieces: Iterable[Piece]) -> list[Piece]:
-    """What is owned first, the order kept otherwise."""
+    """The pieces with those first that the part owns, the order kept otherwise.
+
+    So what a part owns is one run at the beginning of its flat vector.
+    """
     return sorted(pieces, key=lambda piece: not piece.owned)
 
 
 def shapes_of(pieces: Sequence[Piece]) -> Shapes:
-    """Shapes of a part's flat vector."""
+    """Names and shapes of the views into a part's flat vector."""
     return {piece.name: piece.shape for piece in pieces}
 
 
@@ -61,6 +68,8 @@ def cut(parameters: Mapping[str, Tensor], pieces: Sequence[Piece]) -> Tensor:
 def join(vectors: Sequence[Tensor], pieces: Sequence[Sequence[Piece]], shapes: Shapes) -> Tensor:
     """The whole model's flat vector from those of all parts; an element that nobody owns is NaN."""
     like = vectors[0]
+
+    # NaN shows an element that was forgotten; a zero could pass for a value.
     parameters = {
         name: torch.full(shape, torch.nan, dtype=like.dtype) for name, shape in shapes.items()
     }

@@ -88,7 +88,9 @@ class Parallel(parallel.ModelParallel):
         device: torch.device,
         autocast: bool = False,
     ) -> PipelinePart:
+        """This rank's stage of the model, in the process group of its replica."""
         assert replica is not None, "a pipeline's stages need each other"
+
         layers = seeded_layers(workload, seed)
         nn.Sequential(*layers).to(dtype)
 
@@ -97,6 +99,7 @@ class Parallel(parallel.ModelParallel):
     def pieces(
         self, workload: Workload, layers: Sequence[nn.Module], size: int
     ) -> list[list[Piece]]:
+        """What each part holds: whole parameters of its layers, copies of tied ones last."""
         return cuts.pieces_of(self.cuts(workload, layers, size), layers)
 
     def cuts(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> cuts.Cuts:
@@ -183,9 +186,8 @@ class PipelinePart:
             if len(parts := cuts.holders(self._cuts, layers)[piece.name]) > 1
         }
 
-        self._bare = cuts.on_meta(
-            layers
-        )  # the whole chain, for the shapes of what crosses the cuts
+        # The whole chain without its numbers, for the shapes of what crosses the cuts.
+        self._bare = cuts.on_meta(layers)
 
         self.params = pieces.cut(named, held).to(device)
         self.module: nn.Module = nn.ModuleDict(
@@ -283,7 +285,8 @@ class PipelinePart:
                 **{other: torch.empty_like(mine) for other in parts if other != part},
             }
 
-            for one, other in combinations(parts, 2):  # one order for all: nobody waits in a circle
+            # One order of the pairs for all holders, so that nobody waits in a circle.
+            for one, other in combinations(parts, 2):
                 if part in (one, other):
                     peer = other if part == one else one
                     comm.sendrecv(mine, peer, terms[peer], peer)
@@ -300,6 +303,7 @@ class PipelinePart:
         return None if comm.rank == self._last or not comm.posts_ahead else self._receive()
 
     def _receive(self) -> tuple[Handle, Tensor]:
+        """Posts a receive of the loss, a float64, from the last part."""
         number = torch.zeros(1, dtype=torch.float64, device=self.replica.device)
         return self.replica.comm.irecv(number, self._last), number
 
@@ -364,6 +368,7 @@ class PipelinePart:
         return output.to(device)
 
     def _empty(self, like: Tensor) -> Tensor:
+        """Memory for what comes from another stage, of the shape of a tensor on the meta device."""
         dtype = self.params.dtype if like.is_floating_point() else like.dtype
         return torch.empty(like.shape, dtype=dtype, device=self.params.device)
 
@@ -374,9 +379,11 @@ class PipelinePart:
         return shard, num_shards
 
     def wrap(self, wrapper: Any) -> None:
+        """Is never called: the rules refuse a library's wrapper with a pipeline."""
         raise AssertionError("a library's wrapper with a pipeline: refused by the rules")
 
     def backward(self, batch: Batch) -> float:
+        """Is never called: the rules refuse a library's wrapper with a pipeline."""
         raise AssertionError("a library's wrapper with a pipeline: refused by the rules")
 
     @property

@@ -24,34 +24,48 @@ class Replica:
 
     @property
     def part(self) -> int:
+        """Number of this rank's part, from 0."""
         return self.comm.rank
 
     @property
     def size(self) -> int:
+        """Number of parts that the replica is divided into."""
         return self.comm.size
 
     def sum(self, value: float) -> float:
-        """Sum over the parts, added in their order: the same bits on all. 2 (n-1) messages of 8
-        bytes."""
+        """Sum of a number over the parts.
+
+        It is added in the order of the parts, so all of them get the same bits; an all-reduce of
+        the library may promise no order. Sends 2 (n-1) messages of 8 bytes.
+        """
         return sum_number(self.comm, range(self.size), value, device=self.device)
 
     def norm(self, owned: Tensor) -> float:
-        """Norm of the replica's whole gradient; `owned`: what this part owns of it."""
-        return math.sqrt(self.sum(float(torch.dot(owned, owned))))
+        """Norm of the replica's whole gradient; `owned` is what this part owns of it.
+
+        Copies of what another part owns (tied weights) are left out, or they would count twice.
+        """
+        square = float(torch.dot(owned, owned))
+        return math.sqrt(self.sum(square))
 
     def all_finite(self, params: Tensor) -> bool:
-        """Whether every part's parameters are finite. Asked on all of them, where the common loss
-        is not."""
-        return not self.sum(0.0 if bool(torch.isfinite(params).all()) else 1.0)
+        """Whether every part's parameters are finite.
+
+        All parts ask it together, once the loss that they have in common is not finite.
+        """
+        mine = bool(torch.isfinite(params).all())
+        num_broken = self.sum(0.0 if mine else 1.0)
+
+        return num_broken == 0
 
 
 def sum_traffic(size: int) -> Traffic:
-    """Of one `Replica.sum`."""
+    """Traffic of one `Replica.sum`."""
     return sum_number_traffic(range(size))
 
 
 def tell_traffic(size: int, root: int) -> Traffic:
-    """Of a float64 that part `root` tells the others."""
+    """Traffic of a float64 that part `root` tells the others, one message to each."""
     traffic = Traffic()
     for part in range(size):
         if part != root:

@@ -22,16 +22,26 @@ class Unit:
     is_root: bool
 
     def numel(self, size: int, *, trained: bool = False) -> int:
-        """Elements of the whole vector that the library moves, padding included."""
+        """Elements of the whole vector that the library moves, padding included.
+
+        Parameters are gathered whether they are trained or not; gradients exist only of those that
+        are (`trained`).
+        """
         moved = [p for p in self.parameters if p.requires_grad or not trained]
         return sum(padded_numel(p.shape, size) for p in moved)
 
 
 def units_of(layers: Sequence[nn.Module]) -> list[Unit]:
-    """The units that have parameters, in the order of the chain, the root last."""
+    """The units that have parameters, in the order of the chain, the root last.
+
+    A layer that shares a parameter with another cannot be a unit of its own: the library would
+    free the parameter after one of them while the other still needs it.
+    """
+    # The parameters of each layer, and how many layers hold each parameter.
     held = [list(dict.fromkeys(layer.parameters())) for layer in layers]
     users = Counter(p for parameters in held for p in parameters)
     root = tuple(number for number, own in enumerate(held) if any(users[p] > 1 for p in own))
+
     shared = tuple(dict.fromkeys(p for number in root for p in held[number]))
     alone = [
         Unit((number,), tuple(own), False)
@@ -48,7 +58,10 @@ def padded_numel(shape: torch.Size, size: int) -> int:
 
 
 def shard(name: str, shape: torch.Size, part: int, size: int) -> Piece:
-    """Rows as `torch.chunk` cuts them."""
+    """The rows of a parameter that one part holds, as `torch.chunk` cuts them.
+
+    The last shards may be shorter than the others, or empty.
+    """
     rows = longest_shard(shape, size)
     start = min(part * rows, shape[0])
     stop = min(start + rows, shape[0])
@@ -57,5 +70,5 @@ def shard(name: str, shape: torch.Size, part: int, size: int) -> Piece:
 
 
 def longest_shard(shape: torch.Size, size: int) -> int:
-    """Rows of the first shard."""
+    """Rows of the first shard, which no other one exceeds."""
     return -(-shape[0] // size)

@@ -22,8 +22,13 @@ from benchsuite.workload.muon_optimizer import muon
 # what a workload file needs
 __all__ = ["Batch", "Infer", "Part", "Ready", "Recipe", "Shapes", "Target", "Workload", "muon"]
 
-Shapes = Mapping[str, torch.Size]  # parameter name -> shape, in the order of the flat vector
+# Parameter name -> shape, in the order of the flat vector.
+Shapes = Mapping[str, torch.Size]
+
+# The model without gradient: inputs to outputs.
 Infer = Callable[[Tensor], Tensor]
+
+# Is told (start, stop) of each slice of the gradient that is final.
 Ready = Callable[[int, int], None]
 
 
@@ -53,9 +58,14 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
 
 
 def _piece(value: Any, at: int, count: int) -> Any:
-    return mapped(
-        value, lambda whole: whole[at * (len(whole) // count) : (at + 1) * (len(whole) // count)]
-    )
+    """Piece `at` of `count` of a batch's x or y, every tensor in it cut along dimension 0."""
+
+    def cut(whole: Tensor) -> Tensor:
+        """The rows of the piece, a view."""
+        length = len(whole) // count
+        return whole[at * length : (at + 1) * length]
+
+    return mapped(value, cut)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -81,7 +91,11 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return batch
 
     def moved(value: Tensor) -> Tensor:
-        return value if value.device == device else value.pin_memory().to(device, non_blocking=True)
+        """The tensor on the device. Only from pinned memory does the copy not wait."""
+        if value.device == device:
+            return value
+
+        return value.pin_memory().to(device, non_blocking=True)
 
     return Batch(mapped(batch.x, moved), mapped(batch.y, moved), batch.num_samples)
 
@@ -95,13 +109,14 @@ class DeviceLoss(float):
     tensor: Tensor
 
     def __new__(cls, tensor: Tensor) -> DeviceLoss:
+        """A float must get its value when it is made: NaN shows whoever forgot to `read`."""
         loss = super().__new__(cls, math.nan)
         loss.tensor = tensor
 
         return loss
 
     def read(self) -> float:
-        """Its value."""
+        """The loss as a number; waits until the device has computed it."""
         return float(self.tensor)
 
 
@@ -115,9 +130,9 @@ class Recipe:
     """How it is trained. The learning rate is a function of progress = samples consumed / budget,
     so it is the same schedule for every strategy."""
 
-    make_optimizer: Callable[
-        [Iterable[Any]], torch.optim.Optimizer
-    ]  # of tensors; else of (name, tensor) pairs
+    # Takes tensors; where `elementwise` is False, (name, tensor) pairs.
+    make_optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer]
+
     lr: Callable[[float], float]
     global_batch: int
     budget: int  # samples
@@ -186,7 +201,10 @@ class Workload(Protocol):
 
 @dataclass(frozen=True)
 class TrajectoryShape:
-    """Of a worker's trajectory as a batch."""
+    """Shapes and types of a worker's trajectory as a batch, known before there is one.
+
+    A learner makes room for it by these before the first trajectory comes.
+    """
 
     x: tuple[int, ...]
     y: tuple[int, ...]
@@ -196,8 +214,11 @@ class TrajectoryShape:
 
     @property
     def num_bytes(self) -> int:
-        """Of x and y."""
-        return math.prod(self.x) * self.x_dtype.itemsize + math.prod(self.y) * self.y_dtype.itemsize
+        """Bytes of x and y together."""
+        x_bytes = math.prod(self.x) * self.x_dtype.itemsize
+        y_bytes = math.prod(self.y) * self.y_dtype.itemsize
+
+        return x_bytes + y_bytes
 
 
 class Rollout(Protocol):
@@ -231,7 +252,7 @@ class RolloutWorkload(Workload, Protocol):
     def trajectory_shape(
         self, batches: int, *, num_shards: int, dtype: torch.dtype
     ) -> TrajectoryShape:
-        """Of such a trajectory."""
+        """Shapes and types of what `trajectory` returns for so many minibatches."""
 
 
 class Part(Protocol):
@@ -263,9 +284,9 @@ class Part(Protocol):
         `.grad` (ddp only)."""
 
 
-global_random_state = (
-    threading.RLock()
-)  # torch's: thread ranks take turns where a workload may draw from it
+# torch has one random state for all threads. Thread ranks take turns where a workload may draw from
+# it, or the order of threads would decide which rank gets which numbers.
+global_random_state = threading.RLock()
 
 
 def seeded_layers(workload: Workload, seed: int) -> list[nn.Module]:
@@ -288,7 +309,7 @@ def numel(shapes: Shapes) -> int:
 
 
 def views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
-    """Named views into a flat vector."""
+    """Named views into a flat vector (P,), which shares its memory with all of them."""
     pieces = flat.split([shape.numel() for shape in shapes.values()])
     return {
         name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
