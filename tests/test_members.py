@@ -6,7 +6,9 @@ the package is touched.
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from benchsuite.rules import plans
 from benchsuite.sync import synchronous
 from benchsuite.topology import ring
 from benchsuite.virtual.world import simulate
+from tests.bench import ROOT
 from tests.user_files import user_file
 
 DECLARES = """
@@ -258,3 +261,75 @@ def test_a_member_that_is_gone_is_an_error_of_the_user_and_no_label(tmp_path: Pa
         declared.of("sync", "gosip")
     assert declared.where_known("sync", str(tmp_path / "gone.py")) is None
     assert declared.where_known("sync", "gossip") is not None
+
+
+# Who names a strategy beside its own file: (strategy, file) -> why.
+NAMED_ELSEWHERE = {
+    ("synchronous", "benchsuite/plan/cell.py"): "what a cell has where nothing is said",
+    ("synchronous", "benchsuite/sync/diloco.py"): "its server waits for all as that one's does",
+    ("synchronous", "benchsuite/sync/local_sgd.py"): "its server waits for all as that one's does",
+    ("asynchronous", "benchsuite/sync/actor_learner.py"): "it declares what to simulate instead",
+    ("synchronous", "benchsuite/report/words/answer.py"): "a sentence that compares these two",
+    ("asynchronous", "benchsuite/report/words/answer.py"): "a sentence that compares these two",
+    ("asynchronous", "benchsuite/report/words/limits.py"): "a sentence on its updates",
+}
+# They compare named cells: laws with their broken twins, programs with scripts written by hand.
+COMPARE_NAMED_CELLS = ("benchsuite/laws/", "benchsuite/programs/")
+
+
+def named_strategies(source: str, names: tuple[str, ...]) -> set[str]:
+    """The strategies whose module a source imports, or whose name is a text of it.
+
+    A name counts alone and as a part of `sync/topology`; sentences are no names.
+    """
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= set(node.value.split("/"))
+        elif isinstance(node, ast.ImportFrom) and node.module == "benchsuite.sync":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").removeprefix("benchsuite.sync."))
+    return found & set(names)
+
+
+def package_files() -> dict[str, str]:
+    """Path -> text of every file of the package that does not compare named cells."""
+    paths = [*(ROOT / "benchsuite").rglob("*.py"), *(ROOT / "workloads").glob("*.py")]
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(paths)}
+    return {path: text for path, text in texts.items() if not path.startswith(COMPARE_NAMED_CELLS)}
+
+
+def test_a_strategy_is_named_in_its_own_file_only() -> None:
+    names = declared.members("sync")
+    found = set()
+    for path, text in package_files().items():
+        named = named_strategies(text, names)
+        found |= {(name, path) for name in named if path != f"benchsuite/sync/{name}.py"}
+    assert found == NAMED_ELSEWHERE.keys()
+
+
+def test_not_even_a_sentence_names_gossip_but_those_on_its_graphs() -> None:
+    """Its name is no other word of the field, so every mention of it counts."""
+    naming = {path for path, text in package_files().items() if re.search(r"\bgossip\b", text)}
+    graphs = {
+        f"benchsuite/topology/{name}.py"
+        for name in declared.members("topology")
+        if declared.topology(name).kind == declared.GRAPH
+    }
+    assert naming - graphs == {"benchsuite/sync/gossip.py", "benchsuite/topology/__init__.py"}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("if cell.sync == 'gossip': pass", {"gossip"}),
+        ("LOOKS = {'gossip/ring': 3}", {"gossip"}),
+        ("from benchsuite.sync.gossip import Strategy", {"gossip"}),
+        ("from benchsuite.sync import gossip as other", {"gossip"}),
+        ("from benchsuite.sync import count", set()),
+        ("print('workers gossip with each other')", set()),
+    ],
+)
+def test_a_made_up_place_that_names_a_strategy_is_seen(source: str, found: set[str]) -> None:
+    assert named_strategies(source, ("gossip", "diloco")) == found

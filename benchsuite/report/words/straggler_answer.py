@@ -146,7 +146,7 @@ def _ordered(part: pd.DataFrame, column: str) -> list[tuple[str, Summary]]:
 
 
 def _best(ordered: list[tuple[str, Summary]], name: Name, column: str) -> str:
-    """The best with its number: `gossip, 0.087 [0.069-0.12] virtual s (in its range: 3 others)`."""
+    """The best with its number: `NAME, 0.087 [0.069-0.12] virtual s (in its range: 3 others)`."""
     who, best = ordered[0]
     amount = text.si_quantity(best) if column == "bytes" else f"{text.quantity(best)} virtual s"
     close = [name(one) for one, other in ordered[1:] if other.low <= best.high]
