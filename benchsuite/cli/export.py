@@ -65,7 +65,7 @@ def _csv(args: Namespace) -> int:
 
 
 def _refuse_cell_flags(args: Namespace) -> None:
-    """UsageError for a flag that `export csv` would ignore: a user who gives it expects fewer rows."""
+    """UsageError for a flag that `export csv` would ignore: a user who gives one expects fewer."""
     of_a_cell = [f"cell_{name}" for name in CELL_FLAGS]
     given = {name: getattr(args, name) for name in ("plan", "steps", "set", "only", "seeds")}
     given["cluster"] = args.cluster

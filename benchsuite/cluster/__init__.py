@@ -65,7 +65,7 @@ class Engine:
         raise UsageError(f"{run_dir}: runs of this cluster are stored as they end: nothing is left")
 
     def close(self) -> None:
-        """Ends everything that was started. Called once, at the end, also after an error or Ctrl-C."""
+        """Ends everything that was started; also called after an error or Ctrl-C."""
 
     def __enter__(self) -> Self:
         """The engine itself; it starts with the first cell, or by `start`."""

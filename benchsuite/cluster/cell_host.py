@@ -92,6 +92,8 @@ class _Host:
         ranks = RankProcesses(self._context, order["entry"])
 
         try:
+            # The cell's time begins before its ranks are started: starting them is part of what a
+            # user waits for.
             self._start(ranks, cell, run_dir)
             deadline = begin + cell.budget.timeout_s
             survives = order["survives"] == "worker"

@@ -150,7 +150,10 @@ def folders() -> list[Path]:
 
 
 def available() -> dict[str, Path]:
-    """Plans by name, as `locate` would find them."""
+    """Plans by name, as `locate` would find them.
+
+    Of two plans of one name the user's own is found, because it stands in the first folder.
+    """
     found: dict[str, Path] = {}
     for folder in folders():
         for path in sorted(folder.glob("*.toml")):

@@ -151,7 +151,7 @@ def names_of(axis: str, **wanted: object) -> tuple[str, ...]:
 
 
 def topologies(allowed: Iterable[str]) -> tuple[str, ...]:
-    """Names of the topologies that these kinds and names stand for, in the order given, each once."""
+    """Names of the topologies that these kinds and names stand for, as given, each once."""
     found: list[str] = []
     for each in allowed:
         found += names_of("topology", kind=each) if each in declared.TOPOLOGY_KINDS else [each]
