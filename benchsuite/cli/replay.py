@@ -25,7 +25,7 @@ def add_parser(verbs: Verbs, parents: Parents) -> None:
 def run(args: Namespace) -> int:
     """Exit code 0 where it is the same run, 1 where it is another.
 
-    The virtual clock applies the pushes in the recorded order; the parameters have to agree.
+    What a run file holds is compared: staleness exactly, loss and metric within a tolerance.
     """
     from benchsuite.virtual import replay
 

@@ -105,7 +105,10 @@ def host_store(listener: socket.socket, world_size: int) -> None:
 
 
 def leave(host: str, port: int) -> None:
-    """Says for a supervisor that it needs the job's store no more; ends this process."""
+    """Says for a supervisor that it needs the job's store no more; ends this process.
+
+    host, port: where the store listens. Where it cannot be reached within 60 s it is gone already.
+    """
     hold_lifeline()
     TCPStore(host, port, is_master=False, timeout=_LEAVE).add("left", 1)
     os._exit(EXIT_OK)

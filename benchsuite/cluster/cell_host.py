@@ -92,6 +92,8 @@ class _Host:
         ranks = RankProcesses(self._context, order["entry"])
 
         try:
+            # The cell's time begins before its ranks are started: starting them is part of what a
+            # user waits for.
             self._start(ranks, cell, run_dir)
             deadline = begin + cell.budget.timeout_s
             survives = order["survives"] == "worker"
@@ -187,8 +189,8 @@ def _wait(
     if ending is Ending.LET_GO:
         return None, False
 
-    # The disk is probed only where a rank could not write, after the ranks are gone: their
-    # memory-mapped files and logs count too.
+    # The disk is probed only where a rank could not write, and after the ranks are gone: one of
+    # them might still fill it, or make room.
     outcome = classify(
         ends,
         timeout_s=cell.budget.timeout_s,
@@ -227,9 +229,8 @@ def main(arguments: list[str]) -> int:
 
     if parent:  # once more: the new credentials of a user namespace may have cleared it
         die_with_parent(parent, exit_code=jobs.EXIT_PARENT_GONE)
-
-    # Ranks inherit both settings.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C means
+    # An outcome that nobody reads is then an OSError here, and not the silent end of this host.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     set_one_thread()
     return _Host(int(arguments[0]), settings).serve(settings["modules"])

@@ -57,7 +57,10 @@ class Place:
 
     @property
     def hosts(self) -> tuple[int, ...]:
-        """Host number of each rank; launchers number the ranks host by host."""
+        """Host number of each rank; launchers number the ranks host by host.
+
+        Every host is taken to have as many ranks as this one.
+        """
         return tuple(rank // self.local_world_size for rank in range(self.world_size))
 
 

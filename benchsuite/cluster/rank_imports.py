@@ -83,7 +83,8 @@ def _is_installed_for_editing(root: Path) -> bool:
 def set_one_thread() -> None:
     """One thread for every numerical library of the processes that this one starts.
 
-    The variables are read when the libraries are loaded: in the fork server, not in the rank.
+    The variables are read when the libraries are loaded: in the fork server, not in the rank. A
+    pool of threads would also not survive the fork: the child has its locks and not its threads.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"

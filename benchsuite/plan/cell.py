@@ -91,7 +91,7 @@ class Cell:
     receive_cost: Mapping[str, Scalar] | None = None  # virtual clock only: {copy_s_per_gib, incast}
     gradients: str = "computed"  # none: virtual clock only, for staleness and waiting at any N
 
-    # How the work is shared out, and with which learning rate.
+    # Who is slow, how the work is shared out, and with which learning rate.
     straggler: Mapping[str, float] = field(default_factory=dict)  # worker -> slow-down factor
     batch_mode: str = "fixed_global"
     # per_strategy: lr_factor is chosen by trials before the runs (`benchsuite/running/tune.py`)
@@ -104,10 +104,13 @@ class Cell:
     budget: Budget = field(default_factory=Budget)
     faults: tuple[Mapping[str, Scalar], ...] = ()  # injected by tests: {rank, phase, step, signal}
     seed: int = 0
+
+    # Computed by `resolve`, never written by a user.
     sources: Mapping[str, str] = field(
         default_factory=dict
     )  # axis -> sha256 of a plug-in given by path
 
+    # Numbers that follow from the fields: they are no fields, so no cell can contradict itself.
     @property
     def num_workers(self) -> int:
         """Ranks that compute gradients: replicas x model_parallel."""
@@ -181,6 +184,8 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form; `from_json` restores an equal cell."""
+
+        # `asdict` goes into the budget too; `_plain` turns tuples into lists, as a file would.
         document: dict[str, Any] = _plain(dataclasses.asdict(self))
         return document
 
@@ -416,6 +421,7 @@ def global_batch(cell: Cell) -> int:
 
     With batch_mode = fixed_per_worker that is replicas x the workload's global_batch.
     """
+
     workload = plugins.find("workload", cell.workload)
     return _global_batch(cell, workload, _preset(cell, workload)[1])
 

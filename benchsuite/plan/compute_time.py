@@ -167,7 +167,10 @@ def _value_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def values(table: Mapping[str, Any]) -> list[float]:
-    """The measured seconds of a resampled table. UsageError where they are none."""
+    """The measured seconds of a resampled table.
+
+    UsageError where they are none, or one of them is not positive: a gradient takes time.
+    """
     try:
         found = [float(word) for word in str(table[VALUES]).split()]
     except ValueError as error:
@@ -178,7 +181,10 @@ def values(table: Mapping[str, Any]) -> list[float]:
 
 
 def mean_s(table: Mapping[str, Any], samples: float) -> float | None:
-    """Mean seconds of one gradient on so many samples; None = as the measured values say."""
+    """Mean seconds of one gradient on so many samples; None = as the measured values say.
+
+    table: without problems, as `problems` finds them. samples: of one worker's batch.
+    """
     if "per_sample_s" in table:
         return float(table["overhead_s"]) + float(table["per_sample_s"]) * samples
     if "mean_s" in table:
@@ -234,7 +240,10 @@ def read(path: Path) -> list[float]:
 
 
 def shown(table: Mapping[str, Any] | None) -> str | None:
-    """Short canonical form for a column: measured values as their number."""
+    """Short canonical form for a column: measured values as their number.
+
+    Two thousand numbers would fill the table; None stays None.
+    """
     if table is None:
         return None
     document = dict(table)

@@ -58,7 +58,10 @@ class Expression:
 
     @property
     def names(self) -> Iterator[tuple[str, str]]:
-        """Every name that the expression looks up, as `Lookup` is asked for it."""
+        """Every name that the expression looks up, as `Lookup` is asked for it.
+
+        Functions are none of them, and of `cell.replicas` the two halves are one name.
+        """
         # By identity: nodes of a tree have no equality, and the same name may stand once as a
         # function and once as a number.
         called = {id(n.func) for n in ast.walk(self.tree) if isinstance(n, ast.Call)}
@@ -77,7 +80,10 @@ class Expression:
         return _value(self.tree, lookup)
 
     def holds(self, lookup: Lookup) -> bool:
-        """Whether a condition holds; one that rests on a number that is not known does not."""
+        """Whether a condition holds; one that rests on a number that is not known does not.
+
+        A member is refused for what is known to be wrong, never for what nobody can tell.
+        """
         try:
             return bool(self.value(lookup))
         except NotKnown:
@@ -108,7 +114,10 @@ class Sentence:
 
 
 def expression(text: str) -> Expression:
-    """The parsed expression. ValueError says what cannot be evaluated, and names what can."""
+    """The parsed expression. ValueError says what cannot be evaluated, and names what can.
+
+    text: one line of Python, as a member's file states it; it is parsed and never executed.
+    """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
@@ -118,7 +127,10 @@ def expression(text: str) -> Expression:
 
 
 def sentence(text: str) -> Sentence:
-    """The parsed sentence. ValueError says which field cannot be evaluated."""
+    """The parsed sentence. ValueError says which field cannot be evaluated.
+
+    Formats behind a colon (`{rate:g}`) are Python's own and are kept as text.
+    """
     parts = []
     for before, field, format_spec, _ in Formatter().parse(text):
         parts.append((before, None if field is None else expression(field), format_spec or ""))

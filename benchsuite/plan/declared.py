@@ -341,7 +341,7 @@ def of(kind: str, reference: str) -> Declared:
 
 
 def strategy(reference: str) -> Strategy:
-    """`of` a sync strategy, in its own type."""
+    """`of` a sync strategy, in its own type. PluginError as there."""
     return cast(Strategy, of("sync", reference))
 
 
@@ -351,7 +351,7 @@ def cluster(reference: str) -> Cluster:
 
 
 def topology(reference: str) -> Topology:
-    """`of` a topology, in its own type."""
+    """`of` a topology, in its own type. PluginError as there."""
     return cast(Topology, of("topology", reference))
 
 
@@ -380,7 +380,10 @@ def read(plugin: Plugin) -> Declared:
 
 
 def members(kind: str) -> tuple[str, ...]:
-    """Names of the members that ship with the suite, in the order that they declare."""
+    """Names of the members that ship with the suite, in the order that they declare.
+
+    Those of equal order follow by name. kind: as for `of`.
+    """
     folder = plugins.KINDS[kind][0]
     return _members(kind, folder, folder.stat().st_mtime_ns)
 
@@ -406,7 +409,10 @@ def labels(name: str, *, short: bool = False) -> str:
 
 
 def where_known(kind: str, reference: str) -> Declared | None:
-    """`of` a member of a stored run, whose file may be gone since: then None."""
+    """`of` a member of a stored run, whose file may be gone since: then None.
+
+    A report of old runs is drawn all the same, with plain labels.
+    """
     try:
         return of(kind, reference)
     except PluginError:
@@ -414,7 +420,10 @@ def where_known(kind: str, reference: str) -> Declared | None:
 
 
 def label_with_topology(name: str, *, short: bool = False) -> str:
-    """The label of a strategy and its topology together; "" = each has its own."""
+    """The label of a strategy and its topology together; "" = each has its own.
+
+    name: of the strategy. short: for narrow columns.
+    """
     says = by_stem("sync", name)
 
     if not isinstance(says, Strategy):
@@ -459,6 +468,8 @@ def _checked(plugin: Plugin, name: str, hint: Any) -> Any:
     fired.
     """
     value = plugin.constants[name]
+
+    # A table of its own shape, with a check of its own.
     if name == "refuses":
         return tuple(_refusals(plugin, value))
 
@@ -623,7 +634,10 @@ def _refusals(plugin: Plugin, table: Any) -> Iterator[Refusal]:
 
 
 def names_in(refusal: Refusal) -> Iterator[tuple[str, str]]:
-    """Every name that a refusal looks up, `cell.replicas` as ("cell", "replicas")."""
+    """Every name that a refusal looks up, `cell.replicas` as ("cell", "replicas").
+
+    Of its condition first, then of its two sentences; a name may come several times.
+    """
     yield from refusal.when.names
     for sentence in (refusal.reason, refusal.remedy):
         for _, expression, _ in sentence.parts:

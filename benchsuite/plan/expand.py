@@ -78,6 +78,7 @@ def expand(document: Mapping[str, Any], folder: Path, used: set[str]) -> tuple[l
 
     # Keyed by id after `resolve`: two blocks that give the same cell in other words give it once.
     made: dict[str, Cell] = {}
+
     excluded: set[str] = set()
 
     # A further block takes over what the first one says and does not say again.
@@ -253,6 +254,8 @@ def _matches(cell: Cell, entry: Mapping[str, Any]) -> bool:
                 for key, value in wanted.items()
             ):
                 return False
+        # Checked first, so that 4 and 4.0, or "none" and nothing, are one value here as they are in
+        # a cell.
         elif document[name] not in [fields.check(name, value) for value in fields.listed(wanted)]:
             return False
 
@@ -270,7 +273,11 @@ def drop_other(budget: Any, given: Sequence[str]) -> None:
 
 
 def known_keys(table: Any, known: Sequence[str], owner: str) -> None:
-    """UsageError for a key that is not known, the nearest known one first."""
+    """UsageError for a key that is not known, the nearest known one first.
+
+    A misspelt key would otherwise do nothing, and the plan run with a default in its place. owner:
+    whose key it is, for the message.
+    """
     if not isinstance(table, Mapping):
         raise UsageError(f"{owner} takes a table, not {table!r}")
     for key in table:

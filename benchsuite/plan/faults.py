@@ -12,6 +12,8 @@ from typing import Any
 
 from benchsuite.errors import UsageError
 
+# The ends that a rank can have in practice: killed, stopped, gone without a word, failed with an
+# error of its own, and busy without progress.
 SIGNALS = ("SIGKILL", "SIGSTOP", "exit0", "raise", "spin")
 
 

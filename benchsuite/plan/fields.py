@@ -28,7 +28,10 @@ FIELDS = tuple(name for name in _TYPES if name not in ("seed", "sources"))
 
 
 def known(name: str) -> str:
-    """The name, or UsageError with the fields of a cell, the nearest first."""
+    """The name itself, where it is a field of a cell.
+
+    UsageError otherwise, with the fields of a cell, the nearest first.
+    """
     if name not in FIELDS:
         raise UsageError(plugins.unknown("key", name, FIELDS, of="a cell"))
     return name
@@ -92,6 +95,7 @@ def checked(cell: Cell) -> Cell:
             del values[name]  # None is its default; a plan says "none"
 
     given: dict[str, Any] = {name: check(name, value) for name, value in values.items()}
+
     given["seed"] = number("seed", cell.seed, kind="int")
     return dataclasses.replace(cell, **given, budget=budget(dataclasses.asdict(limits)))
 
@@ -128,7 +132,10 @@ def number(name: str, value: Any, *, kind: str) -> int | float | None:
 
 
 def listed(value: Any) -> list[Any]:
-    """A list as it is, anything else as a list of one."""
+    """A list as it is, anything else as a list of one.
+
+    TOML writes a single value without brackets, and every field may have several.
+    """
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 

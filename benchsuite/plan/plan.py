@@ -150,7 +150,10 @@ def folders() -> list[Path]:
 
 
 def available() -> dict[str, Path]:
-    """Plans by name, as `locate` would find them."""
+    """Plans by name, as `locate` would find them.
+
+    Of two plans of one name the user's own is found, because it stands in the first folder.
+    """
     found: dict[str, Path] = {}
     for folder in folders():
         for path in sorted(folder.glob("*.toml")):
@@ -304,7 +307,7 @@ def _selected(made: list[Cell], only: str) -> list[Cell]:
 def checked_seeds(values: Any) -> tuple[int, ...]:
     """Integers from 0 to 2**63 - 1, each once; UsageError where they are not.
 
-    torch and numpy take seeds of 64 bits, and SQL integers have a sign.
+    Larger ones would not fit the integer columns of the results, 64 bits with a sign.
     """
     given = list(values) if isinstance(values, range) else fields.listed(values)
     seeds = [fields.number("seeds", value, kind="int") for value in given]

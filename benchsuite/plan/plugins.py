@@ -99,7 +99,10 @@ class Plugin:
 
 @lru_cache(maxsize=1024)
 def stem(reference: str) -> str:
-    """The member's name: a path's file name without `.py`, or the name itself."""
+    """The member's name: a path's file name without `.py`, or the name itself.
+
+    It is what options are given under, so a user's file is addressed as a member is.
+    """
     return Path(reference).stem if is_path(reference) else reference
 
 
@@ -124,7 +127,10 @@ def unknown(what: str, value: object, known: Iterable[str], *, of: str = "") -> 
 
 
 def names(kind: str) -> list[str]:
-    """Members of a kind that ship with the suite: the files of its folder that define its class."""
+    """Members of a kind that ship with the suite: the files of its folder that define its class.
+
+    Sorted by name. A user's file stands in no list; it is given by its path.
+    """
     folder, _, class_name = KINDS[kind]
     found = []
     for path in sorted(folder.glob("*.py")):
@@ -202,6 +208,9 @@ def load(kind: str, reference: str) -> type[Any]:
 def _make_workloads_importable() -> None:
     """In a clone that nobody installed, `benchsuite.workloads` is the folder beside the package."""
     name = KINDS["workload"][1]
+
+    # Two threads that find the module missing would both execute it, and have two classes of one
+    # name.
     with _importing:
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             _execute(name, WORKLOADS / "__init__.py")
@@ -251,7 +260,10 @@ def _execute(module_name: str, path: Path) -> Any:
 
 
 def is_path(reference: str) -> bool:
-    """Whether a reference is a path (`my_net.py`, `nets/mine.py`) rather than a member's name."""
+    """Whether a reference is a path (`my_net.py`, `nets/mine.py`) rather than a member's name.
+
+    The disk is not asked: what a reference means must not depend on which files lie about.
+    """
     return reference.endswith(".py") or "/" in reference
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 class Target:
     """When a run has arrived. `criterion = "twice"`: in two consecutive evaluations."""
 
+    # Three bounds of one metric, so that a strategy that misses the hard one still has a time.
     metric: str
     easy: float
     target: float
@@ -34,9 +35,11 @@ def first_reached(target: Target, bound: float, metrics: Sequence[float | None])
     seen; with `twice` it is the second of two in a row, so that a lucky evaluation is no arrival.
     """
     needed = 2 if target.criterion == "twice" else 1
+
     in_a_row = 0
 
     for position, value in enumerate(metrics):
+        # An evaluation that was left out breaks the row, as one below the bound does.
         in_a_row = in_a_row + 1 if value is not None and target.reached(value, bound) else 0
         if in_a_row >= needed:
             return position

@@ -20,19 +20,26 @@ class Progress:
     """Says nothing: for the Python API and for tests. `Lines` is what the command line uses."""
 
     def start(self, *, total: int, stored: int, refused: int, trials: int = 0) -> None:
-        """Before the first cell. The first `trials` of the `total` are trials of tuning."""
+        """Before the first cell.
+
+        The first `trials` of the `total` are trials of tuning; `stored` and `refused` are not among
+        the `total`.
+        """
 
     def refuse(self, cell: Cell, reason: str) -> None:
         """A cell is not launched: which rule says so, and the remedy."""
 
     def begin(self, cell: Cell, position: int, left_s: float | None) -> None:
-        """A cell is launched."""
+        """A cell is launched.
+
+        position: from 0. left_s: estimated seconds until the end of the command, None = not known.
+        """
 
     def end(self, cell: Cell, run: Run, position: int, left_s: float | None) -> None:
-        """A cell has ended and is stored."""
+        """A cell has ended and is stored; the arguments are those of `begin`, and its run."""
 
     def stop(self) -> None:
-        """After the last cell, also when interrupted."""
+        """After the last cell, also when interrupted: whatever was drawn is put away."""
 
 
 class Lines(Progress):

@@ -211,7 +211,8 @@ def _finished(run: Run) -> Run:
 def interleaved(cells: Sequence[Cell], order_seed: int) -> list[Cell]:
     """Blocks of one seed, in the order in which the seeds appear.
 
-    Inside a block the order is random and fixed by `order_seed`.
+    Inside a block the order is random and fixed by `order_seed`, so that a machine that grows warm
+    or busy does not slow down the same strategy in every repetition.
     """
     blocks: dict[int, list[Cell]] = {}
 
@@ -248,7 +249,10 @@ def estimated_seconds(store: Store) -> dict[str, float]:
 
 
 def timed_as(cell: Cell) -> tuple[str, str]:
-    """Ids of cells whose runs take as long as this one's: its own, and that of another factor."""
+    """Ids of cells whose runs take as long as this one's: its own, and that of another factor.
+
+    The better known one comes first, as `known_seconds` looks for it.
+    """
     return cell.id, tune.as_long(cell).id
 
 
@@ -293,7 +297,7 @@ class _Estimate:
 
 
 def total(seconds: Iterable[float | None]) -> float | None:
-    """The sum; None where one of them is not known."""
+    """The sum; None where one of them is not known: half a sum would be taken for all of it."""
     summed: float = 0
     for value in seconds:
         if value is None:

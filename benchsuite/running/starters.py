@@ -93,7 +93,8 @@ class Engines:
 def launch(engine: Engine, cell: Cell, here: Setting) -> Run:
     """Starts a cell's ranks, waits for them, and makes a run of the records that they left.
 
-    The run directory is private to the cell and removed afterwards.
+    The run directory is private to the cell and removed afterwards: a later cell must not find a
+    record of an earlier one and take it for its own.
     """
     with _run_dir() as run_dir:
         # Read before and after: what other programs took of the cores meanwhile stands in the run
@@ -116,7 +117,8 @@ def launch(engine: Engine, cell: Cell, here: Setting) -> Run:
 def simulate(cells: Sequence[Cell], here: Setting) -> Iterator[tuple[Cell, Run]]:
     """Runs cells of the virtual clock, one process per core; yields them as they end.
 
-    The long ones are begun first.
+    cells: resolved, each with its seed. The long ones are begun first. Left in the middle, it ends
+    its processes.
     """
     with SimulatorPool() as simulators:
         for cell, sections, outcome in simulators.run(groups(cells)):

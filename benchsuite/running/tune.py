@@ -44,14 +44,21 @@ Choice = Mapping[str, Any]
 
 
 def trials(cell: Cell) -> list[Cell]:
-    """What is run before a tuned cell, one per factor; before any other cell nothing."""
+    """What is run before a tuned cell, one per factor; before any other cell nothing.
+
+    Each has the cell's whole budget: a rate that is good for a short run need not be for a long
+    one.
+    """
     if not is_tuned(cell):
         return []
     return [with_factor(cell, factor).with_seed(TRIAL_SEED) for factor in LR_FACTORS]
 
 
 def as_long(cell: Cell) -> Cell:
-    """A cell whose runs take as long: the learning rate does not matter for that."""
+    """A cell whose runs take as long: the learning rate does not matter for that.
+
+    It stands for all factors, so that the forecast of one trial is learnt from another.
+    """
     return with_factor(cell, 1.0)
 
 
@@ -69,7 +76,10 @@ def check_seeds(cells: Iterable[Cell], seeds: Collection[int]) -> None:
 
 
 def untried(cells: Iterable[Cell], store: Store, code_id: CodeId) -> list[Cell]:
-    """The trials that must still be run before `cells` (those that are missing) can be."""
+    """The trials that must still be run before `cells` (those that are missing) can be.
+
+    Shared ones once: cells that differ in the seed only have the same trials.
+    """
     tuned = {cell.id: cell for cell in cells if is_tuned(cell)}
     return store.missing(_wanted(tuned, _known(tuned, store, code_id)), None, code_id)
 
@@ -177,6 +187,8 @@ class Tuner:
 
         def launch_tuned(cell: Cell) -> Run:
             """Launches what is trained in the cell's place; the run goes by the cell's own name."""
+
+            # Asked when the cell's turn comes, and not before: only then all trials are stored.
             job = self._job(cell)
             return self._failed(cell) if job is None else self._as_asked(cell, launch(job))
 
