@@ -69,6 +69,7 @@ class Updater:
     def step(self, grad: Tensor | None, *, samples: int) -> None:
         """Applies `grad` (None: the tensors carry their own) after `samples` of the budget were
         consumed."""
+        # The schedule ends with the budget; a step behind it keeps the last rate.
         progress = min(samples / self._recipe.budget, 1.0)
         lr = self._recipe.lr(progress) * self._lr_scale
 
@@ -76,6 +77,7 @@ class Updater:
             group["lr"] = lr
 
         if grad is not None:
+            # Cut as the parameters are: views, nothing is copied.
             for params, chunk in zip(self._params, self._cut(grad), strict=True):
                 params.grad = chunk
 
@@ -131,6 +133,7 @@ def _is_like(value: Any, params: Tensor) -> bool:
 
 def _whole(states: list[dict[str, Any]], name: str) -> Tensor:
     """One vector of the tensors of this name, which are views of it from now on."""
+    # One tensor needs no joining; several may be views of one vector since an earlier call.
     pieces: list[Tensor] = [state[name] for state in states]
     if len(pieces) == 1:
         return pieces[0].view(-1)

@@ -160,7 +160,10 @@ class Workload(workload.Workload):
         return chain
 
     def tensor_plan(self) -> Mapping[str, str]:
-        """The first hidden layer splits by its outputs, the second by its inputs."""
+        """The first hidden layer splits by its outputs, the second by its inputs.
+
+        So the tanh between them works on what a part has, and one sum per pass is sent.
+        """
         return {"0": "columns", "2": "rows"}
 
     def layer_flops(self) -> list[int]:
@@ -255,7 +258,10 @@ class Workload(workload.Workload):
         return found
 
     def _answers(self, x: Tensor) -> Tensor:
-        """What the teacher says, scaled to mean 0 and variance 1."""
+        """What the teacher says of x (n, inputs): (n, 1), scaled to mean 0 and variance 1.
+
+        So the excess loss of a constant guess is 1, whatever the teacher.
+        """
         with torch.no_grad():
             answers: Tensor = (self._teacher(x) - self._mean) / self._scale
 
@@ -276,5 +282,9 @@ def _chain(inputs: int, hidden: int) -> list[nn.Module]:
 
 
 def _normal(stream: np.random.Generator, *shape: int) -> Tensor:
-    """Standard normal numbers of this shape, float64."""
+    """Standard normal numbers of this shape, in float64.
+
+    numpy's generators are used because a stream is made from a list of numbers, (purpose, seed,
+    block), and is the same on every machine.
+    """
     return torch.from_numpy(stream.standard_normal(shape))

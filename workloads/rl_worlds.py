@@ -116,6 +116,7 @@ class CartPole:
         np.sin(angle, out=sine)
 
         # temp = (force + moment turning^2 sine) / mass
+        # It is what the force and the swinging pole would do to the cart alone.
         np.square(turning, out=temp)
         temp *= self.MOMENT
         temp *= sine
@@ -123,6 +124,7 @@ class CartPole:
         temp /= self.MASS
 
         # bend = (gravity sine - cosine temp) / (length (4/3 - pole cosine^2 / mass))
+        # `sine` is overwritten by the numerator: it is not needed again.
         np.square(cosine, out=bend)
         bend *= self.POLE
         bend /= self.MASS
@@ -133,6 +135,7 @@ class CartPole:
         np.divide(sine, bend, out=bend)
 
         # push = temp - moment bend cosine / mass
+        # It is the acceleration of the cart, row 1 of the derivative; `sine` is scratch by now.
         np.multiply(bend, self.MOMENT, out=sine)
         sine *= cosine
         sine /= self.MASS
@@ -147,8 +150,8 @@ class CartPole:
         self.age += 1
 
         # Rows 0 and 2 are position and angle.
-        fallen = np.asarray((np.abs(state[::2]) > self._bounds).any(0))
-
+        beyond = np.abs(state[::2]) > self._bounds  # (2, n)
+        fallen = np.asarray(beyond.any(0))  # (n,)
         timed_out = (self.age >= TIME_LIMIT) & ~fallen
 
         return self._rewards, fallen, timed_out
@@ -157,6 +160,7 @@ class CartPole:
 class Frames:
     """Random frames, whatever is done: for volume, not for learning. An episode has 64 steps."""
 
+    # Of an episode, which always ends by its time and never by what is done.
     STEPS = 64
 
     def __init__(self, streams: Sequence[np.random.Generator]) -> None:
@@ -225,7 +229,10 @@ class Atari:
 
     @staticmethod
     def num_actions(game: str) -> int:
-        """Number of actions that do something in the game, which the policy chooses among."""
+        """Number of actions that do something in the game, which the policy chooses among.
+
+        The network's size depends on it, so it is asked before there are environments.
+        """
         return len(_game(game, 0).getMinimalActionSet())
 
     def observe(self) -> np.ndarray:
@@ -274,7 +281,11 @@ class Atari:
 
 
 def _game(name: str, seed: int) -> Any:
-    """A running game. ValueError where the package, or the game, is not there."""
+    """A running game of the emulator, deterministic but for its seed.
+
+    ValueError where the package, or the game, is not there. The package is imported here and not at
+    the top, because only this environment needs it.
+    """
     try:
         package = importlib.import_module("ale_py")
         path = importlib.import_module("ale_py.roms").get_rom_path(name)
@@ -290,6 +301,7 @@ def _game(name: str, seed: int) -> Any:
 
     package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
 
+    # By default the emulator repeats an action with probability 1/4; Mnih et al. had none of that.
     game = package.ALEInterface()
     game.setInt("random_seed", seed)
     game.setFloat("repeat_action_probability", 0.0)

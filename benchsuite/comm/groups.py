@@ -15,7 +15,10 @@ from benchsuite.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """What new process groups are made from. Every rank has one."""
+    """What new process groups are made from. Every rank has one.
+
+    It is made once, at the start of a rank; all its groups share the store and the time-out.
+    """
 
     store: Any  # torch.distributed.Store: this rank's client for rendezvous and counters
     connect: Callable[[], Any]  # makes a new client of the same store
@@ -44,7 +47,7 @@ def prefixed(store: Any, prefix: str) -> Any:
 
 
 def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGroup:
-    """A process group of its own, outside torch's global table.
+    """A process group of its own, outside torch's global table; UsageError for another backend.
 
     That table holds one world per process. Outside of it the ranks may be threads of one process,
     and a subset of them may make a group without the others.
@@ -54,6 +57,7 @@ def make_group(world: World, name: str, rank: int, size: int) -> dist.ProcessGro
     timeout = timedelta(seconds=world.timeout_s)
 
     if world.backend == "nccl":
+        # The group's own time-out; torch's default is minutes, in which a run would hang unseen.
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = timeout
         kind = dist.ProcessGroup.BackendType.NCCL

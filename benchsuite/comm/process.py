@@ -358,7 +358,10 @@ class ProcessComm:
     # -- clock, counters, tickets ------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        """The wall clock, from a start that only this host knows."""
+        """The wall clock in nanoseconds.
+
+        Its start is this host's own: only ranks that share a host may compare what they read.
+        """
         return time.perf_counter_ns()
 
     def fetch_add(self, name: str, n: int) -> int:
@@ -464,7 +467,10 @@ class ProcessComm:
         return f"{name}/{self._num_made}"
 
     def _one_host(self, what: str) -> None:
-        """UsageError where the ranks are on several hosts; `what` they wanted is its first word."""
+        """UsageError where the ranks are on several hosts.
+
+        `what` is the call that they cannot make, with which the message begins.
+        """
         if len(set(self.hosts)) > 1:
             raise UsageError(
                 f"{what}: shared memory joins ranks of one host, these are on "
@@ -503,7 +509,10 @@ class ProcessComm:
             note(self.calls, call)
 
     def _count(self, x: Tensor, dst: int) -> None:
-        """Counts one message from this rank to `dst`, under the names of the whole run."""
+        """Counts one message from this rank to `dst`, under the names of the whole run.
+
+        Only the sender counts, so no byte is counted twice when ranks are added up.
+        """
         source = self.world_ranks[self.rank]
         num_bytes = x.numel() * x.element_size()
         self.traffic.add(source, self.world_ranks[dst], num_bytes)
@@ -529,7 +538,10 @@ class ProcessComm:
             raise StrictError("two threads on one group: NCCL can deadlock; use `lane` or `split`")
 
     def _check_order(self, dst: int) -> None:
-        """StrictError for a send to a rank from which a receive is open: NCCL would deadlock."""
+        """StrictError, under `strict = "nccl"`, for a send behind an open receive from its target.
+
+        gloo runs the two side by side. NCCL runs them in posting order, and both ranks would wait.
+        """
         if self._world.strict == "nccl" and self._receiving[dst] > 0:
             raise StrictError(
                 f"send to rank {dst} behind an open receive from it: NCCL runs a pair's operations "

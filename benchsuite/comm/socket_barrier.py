@@ -96,7 +96,7 @@ class SocketBarrier:
                     f"{self._timeout_s:g} s"
                 ) from None
 
-            # A stream that has ended gives no byte, and no error either.
+            # The stream of a peer that is gone gives no byte, and no error either.
             if not arrived:
                 raise self._gone(other)
 
@@ -109,7 +109,10 @@ class SocketBarrier:
             peer.close()
 
     def _gone(self, other: int) -> RuntimeError:
-        """The error to raise where the connection to a peer has ended."""
+        """The error to raise where the connection to a peer has ended.
+
+        It names the peer as the run does, because the rank here is only that of a host.
+        """
         return RuntimeError(
             f"rank {self._names[other]} is gone: its end of the host's barrier was closed by peer"
         )

@@ -40,6 +40,8 @@ class StagedWork:
     def wait(self) -> None:
         """Blocks until it is done, and its results are where they were asked for."""
         self._work.wait()
+
+        # Once only: a second `wait` finds nothing to bring back.
         for wire, x in self._outs:
             x.copy_(wire)
 
@@ -79,21 +81,27 @@ class StagedGroup:
         return staged
 
     def send(self, xs: list[Tensor], dst: int, tag: int) -> StagedWork:
-        """Sends to one rank; nothing is brought back."""
+        """Sends to one rank; nothing is brought back.
+
+        The copy is whole before the send begins, so the sender may change its vector at once.
+        """
         wires = [self._copied(x) for x in xs]
 
         work = self._group.send(wires, dst, tag)
         return self._started(work, wires, [])
 
     def recv(self, xs: list[Tensor], src: int, tag: int) -> StagedWork:
-        """Receives from one rank."""
+        """Receives from one rank into memory that the backend can write.
+
+        The vector itself gets its values in `wait`, on the thread that waits.
+        """
         wires = [self._room(x) for x in xs]
 
         work = self._group.recv(wires, src, tag)
         return self._started(work, wires, list(zip(wires, xs, strict=True)))
 
     def recv_anysource(self, xs: list[Tensor], tag: int) -> StagedWork:
-        """Receives from whoever sends first."""
+        """Receives from whoever sends first, otherwise like `recv`."""
         wires = [self._room(x) for x in xs]
 
         work = self._group.recv_anysource(wires, tag)

@@ -58,7 +58,7 @@ class Traffic:
             self.messages[edge] = self.messages.get(edge, 0) + messages
 
     def add_shm(self, source: int, destination: int, num_bytes: int) -> None:
-        """Counts bytes handed over in shared memory."""
+        """Counts bytes handed over in shared memory, which are no message."""
         edge = (source, destination)
         with _counting:
             self.shm[edge] = self.shm.get(edge, 0) + num_bytes
@@ -73,7 +73,10 @@ class Traffic:
 
     @staticmethod
     def total(each: Iterable[Traffic]) -> Traffic:
-        """The traffic of all of them together, in an object of its own."""
+        """The traffic of all of them together, in an object of its own.
+
+        The sum over the ranks of a run is the traffic of the run.
+        """
         total = Traffic()
         for one in each:
             total.include(one)
@@ -147,7 +150,10 @@ class Traffic:
 
     @property
     def shm_bytes(self) -> int:
-        """Bytes of vectors through shared memory, the sum over all edges."""
+        """Bytes of vectors through shared memory, the sum over all edges.
+
+        No wire sees them, so they are in none of the other sums.
+        """
         return sum(self.shm.values())
 
     @property

@@ -22,7 +22,8 @@ from benchsuite.compression.bits import pack_signs, packed_bytes, unpack_signs
 from benchsuite.topology import Topology
 from benchsuite.workload import Shapes
 
-SCALE_BYTES = 4  # a float32
+# Bytes of a tensor's scale, a float32.
+SCALE_BYTES = 4
 
 
 @dataclass
@@ -42,7 +43,10 @@ class Compression(compression.Compression):
         self._gathered = Gathered(partial(self.codec, pieces_of(shapes)))
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        """The mean of the workers' scaled signs (P,), in place."""
+        """The mean of the workers' scaled signs, in place of `flat` (P,).
+
+        It is no vector of signs: N of them have N + 1 possible sums.
+        """
         self._gathered.mean(flat, topology)
 
     @property
@@ -60,7 +64,10 @@ class Compression(compression.Compression):
         """Leaves the mean as it is: what the signs lose is in the residual."""
 
     def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
-        """Bytes of one encoded vector: a scale per tensor and a bit per element."""
+        """Bytes of one encoded vector: a scale per tensor and a bit per element.
+
+        The signs of all tensors stand in one run, so only its last byte may be filled up.
+        """
         return len(pieces) * SCALE_BYTES + packed_bytes(sum(pieces))
 
     def predicted_traffic(

@@ -42,6 +42,7 @@ class Compression(compression.Compression):
         self._quantised.mean(flat, topology)
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
+        """How one vector is encoded: a range per tensor, then a byte per element."""
         return Quantised(BITS).codec(pieces, dtype)
 
     def settle(self, mean: Tensor) -> None:
@@ -51,6 +52,7 @@ class Compression(compression.Compression):
         """
 
     def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        """Bytes of one encoded vector."""
         return Quantised(BITS).wire_bytes(pieces, itemsize)
 
     def predicted_traffic(

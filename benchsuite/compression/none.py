@@ -29,7 +29,10 @@ class Compression(compression.Compression):
         topology.mean(flat)
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
-        """The codec that does nothing, for strategies that push through whatever codec is set."""
+        """The codec that does nothing.
+
+        Strategies push through whatever codec is set, and need not ask whether there is one.
+        """
         return _AsItIs(sum(pieces) * dtype.itemsize)
 
     def settle(self, mean: Tensor) -> None:

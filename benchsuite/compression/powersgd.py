@@ -163,7 +163,10 @@ class Compression(compression.Compression):
         self._q = views(self._second, q_shapes)
 
     def _r(self, shape: torch.Size) -> int:
-        """r of one matrix, whose rank is at most the smaller of its sides."""
+        """r of one matrix.
+
+        Its rank is at most the smaller of its sides, and more columns would be noise.
+        """
         return min(self.rank, shape[0], columns(shape))
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
@@ -192,7 +195,10 @@ class Compression(compression.Compression):
         num_workers: int,
         num_servers: int = 0,
     ) -> Traffic:
-        """Traffic of the one or two means of a step; an empty one is not sent."""
+        """Traffic of the means of a step.
+
+        There are two, or one where no tensor travels as factors: an empty vector is not sent.
+        """
         means = [count for count in self.element_counts(shapes) if count]
         return Traffic.total(
             topology.predicted_traffic(count, itemsize, num_workers=num_workers) for count in means

@@ -121,13 +121,18 @@ class Quantiser:
             out[::2] = packed & 15
             out[1::2] = (packed >> 4)[: self._size // 2]
 
+        # Every tensor by its own range.
         pieces = out.split(self._pieces)
         torch._foreach_mul_(pieces, steps)
         torch._foreach_add_(pieces, lows)
 
 
 class Quantised:
-    """What a `Compression` of 8 or of 4 bits does; its own file adds the options and the name."""
+    """What a `Compression` of 8 or of 4 bits does; its own file adds the options and the name.
+
+    Where the topology gives every chunk of the vector an owner (`scatters`), levels are averaged in
+    two hops; on all others every worker gathers every other's vector.
+    """
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
@@ -205,7 +210,11 @@ class Quantised:
         num_workers: int,
         num_servers: int = 0,
     ) -> Traffic:
-        """Traffic of one mean: a gather of everything, or a scatter and a gather of chunks."""
+        """Traffic of one mean.
+
+        It is a gather of whole vectors, or a scatter and a gather of chunks, whose encoded sizes
+        differ by their numbers of tensors.
+        """
         pieces = pieces_of(shapes)
 
         if not topology.scatters:

@@ -23,7 +23,9 @@ from benchsuite.compression import Gathered, pieces_of
 from benchsuite.topology import Topology
 from benchsuite.workload import Shapes
 
+# Bytes of an index, an int32: vectors have fewer than 2^31 elements.
 INDEX_BYTES = 4
+
 SAMPLE = 2**14  # elements that tell about where the k-th largest lies
 
 
@@ -60,7 +62,10 @@ class Compression(compression.Compression):
         self._gathered = Gathered(partial(self.codec, pieces_of(shapes)))
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
-        """The mean of what all workers send, in place; (P,) with at most N k nonzero elements."""
+        """The mean of what all workers send, in place.
+
+        `flat` (P,) has at most N k nonzero elements afterwards.
+        """
         self._gathered.mean(flat, topology)
 
     @property
@@ -76,7 +81,10 @@ class Compression(compression.Compression):
         """Leaves the mean as it is: what was left out is in the residual."""
 
     def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
-        """Bytes of one encoded vector: k values and k indices."""
+        """Bytes of one encoded vector: k values and k indices.
+
+        The indices are as large as float32 values, so half of the bytes say where and not how much.
+        """
         return self._k(pieces) * (itemsize + INDEX_BYTES)
 
     def _k(self, pieces: Sequence[int]) -> int:
@@ -93,7 +101,10 @@ class Compression(compression.Compression):
         num_workers: int,
         num_servers: int = 0,
     ) -> Traffic:
-        """Traffic of one mean: a gather of one encoded vector of each worker."""
+        """Traffic of one mean: a gather of one encoded vector of each worker.
+
+        It grows with their number, because the union of N supports may have N k elements.
+        """
         return topology.predicted_gather(
             self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers
         )

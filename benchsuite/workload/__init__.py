@@ -34,7 +34,11 @@ Ready = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples that one gradient is computed on."""
+    """Samples that one gradient is computed on.
+
+    x is what the model sees and y what the loss compares its output with: tensors, or tuples, lists
+    and mappings of tensors, whose dimension 0 counts the samples.
+    """
 
     x: Any
     y: Any
@@ -69,13 +73,18 @@ def _piece(value: Any, at: int, count: int) -> Any:
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch's x or y with every tensor in it changed: a tensor, or tuples, lists and mappings of
-    tensors."""
+    """A batch's x or y with every tensor in it changed.
+
+    It is a tensor, or tuples, lists and mappings of tensors, however deep; what is no tensor stays
+    as it is.
+    """
     if isinstance(value, Tensor):
         return change(value)
 
     if isinstance(value, (tuple, list)):
         inside = [mapped(each, change) for each in value]
+
+        # A named tuple takes its fields one by one, other sequences take a list.
         return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
 
     if isinstance(value, Mapping):
@@ -85,8 +94,11 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device; what is there already stays. From the host it goes by pinned memory,
-    without waiting."""
+    """The batch on the device; what is there already stays.
+
+    From the host it goes by pinned memory, without waiting: the step that reads it is queued behind
+    the copy.
+    """
     if device.type == "cpu":
         return batch
 
@@ -127,8 +139,11 @@ def read_loss(loss: float) -> float:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How it is trained. The learning rate is a function of progress = samples consumed / budget,
-    so it is the same schedule for every strategy."""
+    """How a workload is trained.
+
+    The learning rate is a function of progress = samples consumed / budget, so it is the same
+    schedule for every strategy, however many samples it takes per step.
+    """
 
     # Takes tensors; where `elementwise` is False, (name, tensor) pairs.
     make_optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -137,11 +152,12 @@ class Recipe:
     global_batch: int
     budget: int  # samples
     clip_norm: float | None = None
+
     # the optimiser treats every element alike: it may work on a flat vector or a slice of it
     elementwise: bool = True
 
     def optimizer_of(self, named: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-        """The optimiser of whole tensors."""
+        """The optimiser of whole tensors, given by their names."""
         return self.make_optimizer(named.values() if self.elementwise else named.items())
 
 
@@ -193,10 +209,16 @@ class Workload(Protocol):
         """Global batch `index`, slice `shard` of `num_shards`: pure in (seed, index)."""
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Mean over the batch."""
+        """The mean loss over the batch, a scalar that carries its graph.
+
+        A mean and not a sum, so that gradients of equal shares may be averaged.
+        """
 
     def evaluate(self, infer: Infer) -> float:
-        """The metric on the held-out set, once over every sample."""
+        """The metric on the held-out set, once over every sample.
+
+        `infer` is the model as the strategy has it now, whole or divided over ranks.
+        """
 
 
 @dataclass(frozen=True)
@@ -298,13 +320,16 @@ def seeded_layers(workload: Workload, seed: int) -> list[nn.Module]:
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """What the flat vector holds, in its order: frozen parameters are left out, shared ones stand
-    once."""
+    """What the flat vector holds, in its order.
+
+    Frozen parameters are left out, and a parameter that several layers share stands once, under the
+    first of its names.
+    """
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def numel(shapes: Shapes) -> int:
-    """Elements of the flat vector."""
+    """P, the number of elements of the flat vector."""
     return sum(shape.numel() for shape in shapes.values())
 
 
@@ -317,8 +342,10 @@ def views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
 
 
 def pieces_of(shapes: Shapes, start: int = 0, stop: int | None = None) -> list[int]:
-    """Sizes of the tensors' parts in the range [start, stop) of the flat vector, empty ones left
-    out."""
+    """Sizes of the tensors' parts in the range [start, stop) of the flat vector.
+
+    Tensors outside of the range are left out, so no size is 0.
+    """
     pieces = []
     at = 0
 
