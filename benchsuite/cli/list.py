@@ -7,7 +7,6 @@ from typing import Any
 
 from benchsuite.cli.flags import Parents, Verbs
 from benchsuite.cli.printing import print_json
-from benchsuite.report import text
 
 # Every kind of plug-in, and the plans.
 KINDS = ("workload", "parallel", "sync", "topology", "compression", "cluster", "report")
@@ -28,6 +27,8 @@ def run(args: Namespace) -> int:
     if args.json:
         print_json(listing)
         return 0
+
+    from benchsuite.report import text  # only where a table is printed: `--help` needs none
 
     for kind, members in listing.items():
         print(kind if args.kind is None else f"{kind}:")
