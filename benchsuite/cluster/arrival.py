@@ -25,6 +25,7 @@ from benchsuite.worker.job import EXIT_ABORTED, EXIT_OK, RankJob
 
 GRACE_S = 1.0  # between the announcement of a lost rank and the end of the others
 _CONNECT = timedelta(seconds=600)  # the supervisor ends this process earlier
+# A store that does not answer for so long has ended, and needs no goodbye.
 _LEAVE = timedelta(seconds=60)
 _ARRIVAL_LOOK_S = 0.02
 _ABORT_LOOK_S = 1.0

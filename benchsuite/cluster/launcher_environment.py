@@ -28,6 +28,8 @@ class _Variables:
     local_world_size: str
 
 
+# In the order in which they are asked: a torchrun inside a Slurm job sets its own variables beside
+# those of Slurm, which say where the torchrun is and not where the rank is.
 LAUNCHERS: Mapping[str, _Variables] = {
     "torchrun": _Variables("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "slurm": _Variables("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),

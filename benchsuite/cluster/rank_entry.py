@@ -27,7 +27,10 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 def warm_up() -> None:
-    """Does nothing: that this ran means that the fork server has imported everything."""
+    """Does nothing: that this ran means that the fork server has imported everything.
+
+    It is a function of this module, so that a rank finds the module imported as well.
+    """
 
 
 def main(job: RankJob, listener: socket.socket | None, entries: Sequence[str]) -> None:

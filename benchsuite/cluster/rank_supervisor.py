@@ -40,6 +40,7 @@ from benchsuite.worker.job import EXIT_PARENT_GONE, RankJob, write_atomic
 AWAIT_ALL_RANKS = "benchsuite.cluster.arrival:await_all_ranks"
 RECORD_SCHEMA = 1  # of what a supervisor leaves
 # How long a rank waits for the others to arrive, beyond the previous cell's deadline.
+# It covers a host whose disk is slow to import torch, as `START_S` of the local engine does.
 ARRIVAL_S = 120.0
 
 

@@ -30,6 +30,7 @@ from benchsuite.plan.cell import Cell, global_batch, trajectory_key
 from benchsuite.results.record import Outcome, Status, now_iso
 
 SIMULATOR = "benchsuite.cluster.simulator_process"
+# The file in which a simulator leaves its sections, in the cell's run directory.
 SECTIONS = "sections.json"
 START_S = 120.0  # a cold import of torch on a slow disk
 Ended = tuple[Cell, Mapping[str, Any], Outcome]  # the sections of a run file in the middle

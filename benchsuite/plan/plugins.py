@@ -151,6 +151,9 @@ def find(kind: str, reference: str) -> Plugin:
     # change of folder.
     folder = os.getcwd() if by_path else str(KINDS[kind][0])
     path = _place(reference, folder, by_path)
+
+    # The time of the last change is part of the cache's key: an edited file is read anew, as in a
+    # notebook.
     changed_ns = _changed_ns(path)
     if by_path and changed_ns is None:
         known = ", ".join(names(kind))

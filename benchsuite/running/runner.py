@@ -88,8 +88,7 @@ def run_cells(
 
     asked = list(cells)
     refused_cells = [cell for cell, _ in refused]
-    # A refusal is stored under the digest of the rules alone: an edited strategy does not change
-    # it.
+    # A refusal stands for the rules and the members' files that it rests on, not for all code.
     unrecorded = store.missing(refused_cells, None, setting.rules_id)
     missing = asked if fresh else store.missing(asked, None, setting.code_id)
 
