@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from benchsuite.parallel.data import DataPart
 from benchsuite.plan import cell as cells
-from benchsuite.plan import plugins
+from benchsuite.plan import hashing, plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.virtual.graphs import CountCalls, Graph, trace
 from benchsuite.virtual.states import ModuleStates
@@ -44,13 +44,15 @@ Graphs = dict[tuple[Any, ...], Graph]  # of one workload, by the shapes of a gro
 def loss_key(cell: Cell) -> str:
     """Equal for cells whose workload is the same function of parameters and batch."""
     workload = cells.identity(cell)["workload"]
-    return cells.canonical(
+    return hashing.canonical(
         [workload, cell.options.get(plugins.stem(cell.workload)), cell.precision]
     )
 
 
 class Gradients:
-    """Computes groups of gradients of one workload. `template`: a replica that is used one by one.
+    """Computes groups of gradients of one workload.
+
+    `template`: a replica that is used one by one.
 
     seed: of the cell. traced: graphs of the same workload under other seeds, to be used and added
     to. Each is held against the module before this object uses it for the first time.
@@ -186,7 +188,8 @@ class Gradients:
 
     def _graph(self, given: Tensor, x: Tensor, y: Tensor, num_samples: int) -> Graph | None:
         """The graph for these shapes, held against the module before its first use; None where
-        there is none."""
+        there is none.
+        """
         key = (len(x), given.dim(), x.shape[1:], x.dtype, y.shape[1:], y.dtype, num_samples)
         if key not in self._checked:
             if key not in self._traced and not self._trace(key, given, x, y, num_samples):
@@ -200,7 +203,8 @@ class Gradients:
         self, key: tuple[Any, ...], given: Tensor, x: Tensor, y: Tensor, num_samples: int
     ) -> bool:
         """Makes a graph that can be replayed; False where the workload does what cannot be
-        batched."""
+        batched.
+        """
         try:
             self._traced[key] = trace(self._loss_of(num_samples), given, x, y)
         except Exception as error:  # noqa: BLE001  whatever a workload does that vmap cannot: then one by one

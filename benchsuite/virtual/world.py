@@ -68,7 +68,8 @@ class Trajectory:
 @dataclass
 class Kept:
     """What one process keeps from cell to cell: traced gradients, and trajectories to be timed
-    again."""
+    again.
+    """
 
     traced: dict[str, Graphs] = field(default_factory=dict)  # by `loss_key`
     trajectories: dict[str, Trajectory | None] = field(
@@ -108,7 +109,9 @@ def simulate(
     start_order: Sequence[int] = (),
     record: bool = False,
 ) -> Simulated:
-    """Runs a resolved cell. Snapshots over 64 MiB are spilled to `run_dir`.
+    """Runs a resolved cell.
+
+    Snapshots over 64 MiB are spilled to `run_dir`.
 
     kept: of this process. times, script: in the place of the cell's compute times and of the
     counters' answers, where a recorded run is replayed. batching: False computes gradients one by
@@ -150,7 +153,8 @@ def simulate(
 
 def _trajectory(cell: Cell, run_dir: str | Path, kept: Kept) -> Trajectory | None:
     """Trains; None where that fails or diverges: then every timing of the cell is simulated
-    whole."""
+    whole.
+    """
     try:
         simulated = _Simulation(cell, run_dir, kept).run(())
     except SimulationError:
@@ -233,7 +237,8 @@ class _Simulation:
 
     def _fits(self, template: DataPart) -> None:
         """UsageError where parameters and gradients of all ranks are more than this machine has
-        free."""
+        free.
+        """
         if self._cell.gradients == "none" or self._known is not None:
             return
         size = template.params.numel() * template.params.element_size()

@@ -1,4 +1,6 @@
-"""What a launcher hands to one rank, `RankJob`, and how the rank hands its record back. No torch.
+"""What a launcher hands to one rank, `RankJob`, and how the rank hands its record back.
+
+No torch.
 
 A `RankJob` is plain data and crosses the fork server by pickle. The record is a file in the run
 directory.
@@ -61,13 +63,16 @@ def error_file(run_dir: str | Path, rank: int) -> Path:
 
 
 class CannotWrite(OSError):
-    """The run directory takes no more: disk full, quota, read-only. The rank ends with
-    EXIT_CANNOT_WRITE."""
+    """The run directory takes no more: disk full, quota, read-only.
+
+    The rank ends with EXIT_CANNOT_WRITE.
+    """
 
 
 def write_rank_file(run_dir: str | Path, rank: int, content: str | bytes) -> Path:
-    """Writes a rank's record whole or not at all, then its marker. CannotWrite where the directory
-    takes no more.
+    """Writes a rank's record whole or not at all, then its marker.
+
+    CannotWrite where the directory takes no more.
 
     The marker `rank<k>.ok` holds the record's size: whoever waits can see that it is complete
     without parsing it.

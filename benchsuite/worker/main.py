@@ -149,7 +149,8 @@ class Rank:
 
     def _leave(self, training: Training) -> None:
         """Nobody takes the store away while a peer still needs it; a worker may still be lost
-        here."""
+        here.
+        """
         if not _survives(training):
             self.comm.barrier()
             return
@@ -189,8 +190,10 @@ class Rank:
             measured.derived_inside = self._derive_inside(training, measured)
 
     def _derive(self, training: Training, measured: Measured) -> Traffic | None:
-        """Of the whole run, from more steps, untimed, that are watched. Not after a divergence: the
-        ranks may stand apart."""
+        """Of the whole run, from more steps, untimed, that are watched.
+
+        Not after a divergence: the ranks may stand apart.
+        """
         losses = measured.clock.to_json()["loss"]
         if not losses or None in losses:
             return None
@@ -204,7 +207,8 @@ class Rank:
 
     def _derive_inside(self, training: Training, measured: Measured) -> Traffic | None:
         """What the library sent between the parts of a replica in the whole run, from one more
-        gradient."""
+        gradient.
+        """
         losses = measured.clock.to_json()["loss"]
         if training.is_server or not losses or None in losses:
             return None
@@ -214,7 +218,8 @@ class Rank:
 
     def _predicted(self, training: Training) -> dict[str, Any] | None:
         """On rank 0: what the strategy's own file says this run must have sent, from shapes and
-        recorded events."""
+        recorded events.
+        """
         if self.comm.rank != 0 or self.lost:
             return None
         events = setup.gather_events(
@@ -245,7 +250,8 @@ class Rank:
 
     def _check_equal_start(self, training: Training) -> None:
         """All ranks must start from the same bits: a same-seed start that differs is a broken
-        workload."""
+        workload.
+        """
         store = self.store
         store.set(f"start/{self.comm.rank}", json.dumps(model_parallel.digests(training)))
         if self.comm.rank == 0:
@@ -268,7 +274,8 @@ def run_rank(job: RankJob) -> None:
 
 def goodbye(job: RankJob) -> None:
     """Says goodbye to every server in the place of a dead worker (strategies with `survives =
-    "worker"`)."""
+    "worker"`).
+    """
     cell = cells.from_json(job.cell)
     store = open_client(job)
     comm = ProcessComm(

@@ -31,8 +31,10 @@ NOT_SIMULATED = ("cpu_s", "cpu_s_per_sample", "peak_memory_bytes", "peak_model_b
 def sections(
     cell: Cell, ranks: Sequence[Rank], facts: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """`result`, `cost`, `raw`. facts: what the simulation cost. AssertionError where the books do
-    not balance."""
+    """`result`, `cost`, `raw`. facts: what the simulation cost.
+
+    AssertionError where the books do not balance.
+    """
     for rank in ranks:
         if rank["server"] is not None:
             residual = tiling_residual(rank["server"])
@@ -77,7 +79,8 @@ def sections(
 
 def busy_share(ranks: Sequence[Rank], start_s: float, stop_s: float) -> float:
     """Share of the workers' time inside the window in which they compute: not the start, nor the
-    end of a budget."""
+    end of a budget.
+    """
     begin = min(rank["start_ns"] for rank in ranks)
     low = begin + start_s / NS
     high = begin + stop_s / NS
