@@ -22,9 +22,8 @@ _LAYOUT = struct.Struct("=qqqqq")
 _pack = _LAYOUT.pack_into
 _clock = time.monotonic_ns  # one clock for all processes of a machine
 
-WAITING = frozenset(
-    {Phase.SEND, Phase.RECV, Phase.BARRIER, Phase.SERVE}
-)  # others may be the reason to be here
+# Others may be the reason to be here.
+WAITING = frozenset({Phase.SEND, Phase.RECV, Phase.BARRIER, Phase.SERVE})
 
 
 class Pulse(NamedTuple):

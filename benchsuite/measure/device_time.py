@@ -104,9 +104,8 @@ class DeviceTimer:
         at_ms = 0.0
         before = self._origin
         for event, spans in zip(self._steps, sums, strict=True):
-            at_ms += before.elapsed_time(
-                event
-            )  # a float32: fine from step to step, coarse from the start
+            # A float32: fine from step to step, coarse from the start.
+            at_ms += before.elapsed_time(event)
             before = event
             ends = self._origin_ns + round(at_ms * NS_PER_MS)
             times.append(

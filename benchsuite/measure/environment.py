@@ -66,9 +66,8 @@ VARIABLES = (
     "WORLD_SIZE",
     "LOCAL_WORLD_SIZE",
 )
-_PASSING = re.compile(
-    r"^(lo|veth|br-|docker|virbr|tap|tun|ifb|dummy|cni|flannel|cali)"
-)  # come and go with containers
+# Come and go with containers.
+_PASSING = re.compile(r"^(lo|veth|br-|docker|virbr|tap|tun|ifb|dummy|cni|flannel|cali)")
 
 
 def collect() -> dict[str, Any]:

@@ -30,9 +30,8 @@ SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MOST_ROWS = SIZES[-1]
 MOST_BYTES = 256 * 2**20  # of gradients, parameters and their parts in one call
 COPIES = 4  # of a row: parameters, gradient, and both in pieces
-CHEAPER_ALONE = (
-    0.5  # a call from a graph costs more Python than one from the module's own C++ backward pass
-)
+# A call from a graph costs more Python than one from the module's own C++ backward pass.
+CHEAPER_ALONE = 0.5
 CLOSE = {
     torch.float32: 1e-3,
     torch.float64: 1e-9,
@@ -152,9 +151,8 @@ class Gradients:
             y = torch.cat([y, y[pad]])
         index = torch.tensor([*rows, *[rows[0]] * (size - len(rows))])  # (size,)
         first = params[rows[0]]
-        shared = all(
-            torch.equal(params[row], first) for row in reversed(rows)
-        )  # a row that differs ends it at once
+        # A row that differs ends it at once.
+        shared = all(torch.equal(params[row], first) for row in reversed(rows))
         held = first if shared else params.index_select(0, index)
         graph = self._graph(held, x, y, num_samples)
         if graph is None:
@@ -244,9 +242,8 @@ class Gradients:
         lengths = [shape.numel() for shape in shapes]
 
         def loss(flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            pieces = flat.split(
-                lengths
-            )  # not slices: each slice's backward would fill a whole vector
+            # Not slices: each slice's backward would fill a whole vector.
+            pieces = flat.split(lengths)
             named = {
                 name: piece.view(shape)
                 for name, piece, shape in zip(names, pieces, shapes, strict=True)

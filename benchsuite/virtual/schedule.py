@@ -44,9 +44,8 @@ class Event:
     after: tuple[int, ...]  # numbers of the rank's events that had to be over
     peer: int = -1  # the other rank (world ranks)
     num_bytes: int = 0  # of a collective: of the whole vector
-    tag: int = (
-        -1
-    )  # number of the message from this source to this destination; of the collective in its group
+    # Number of the message from this source to this destination; of the collective in its group.
+    tag: int = -1
     control: bool = False
     group: str = ""  # name of the comm of a collective
     taken: bool = False  # a send's message has been received

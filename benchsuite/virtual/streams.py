@@ -76,9 +76,8 @@ class ComputeTimes:
         else:
             drawn = self._draw(generator(self._seed, worker, COMPUTE, number))
         scaled = drawn * self._scale * self._factors.get(worker, 1.0)
-        within = np.clip(
-            scaled, 1, LONGEST_NS
-        )  # before it is an integer: a heavy tail may leave 64 bits
+        # Before it is an integer: a heavy tail may leave 64 bits.
+        within = np.clip(scaled, 1, LONGEST_NS)
         times: list[int] = np.rint(within).astype(np.int64).tolist()
         return times
 

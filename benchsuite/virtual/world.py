@@ -72,9 +72,8 @@ class Kept:
     """
 
     traced: dict[str, Graphs] = field(default_factory=dict)  # by `loss_key`
-    trajectories: dict[str, Trajectory | None] = field(
-        default_factory=dict
-    )  # None: it diverged, or failed
+    # None: it diverged, or failed.
+    trajectories: dict[str, Trajectory | None] = field(default_factory=dict)
 
 
 class SimulationError(RuntimeError):
@@ -199,9 +198,8 @@ class _Simulation:
         self._workload: Workload
         self._workload, template = setup.build_part(cell)
         assert isinstance(template, DataPart), "rules: the virtual clock needs parallel = data"
-        acts_again = (
-            known is not None and self._workload.collects
-        )  # timed again: nobody looks at it
+        # Timed again: nobody looks at it.
+        acts_again = known is not None and self._workload.collects
         if cell.gradients == "none" or acts_again:
             self._workload = WithoutData(self._workload, cells.global_batch(cell))
         self._batch = cells.global_batch(cell) / cell.num_workers
@@ -311,9 +309,8 @@ class _Simulation:
             Snapshots(every, self._run_dir, str(rank)),
         )
         Loop(training, part, comm, lambda phase, step: None).run(measured, owner=owner)
-        measured.traffic = (
-            comm.traffic + Traffic()
-        )  # a copy: joining slices for the evaluation is not the run's
+        # A copy: joining slices for the evaluation is not the run's.
+        measured.traffic = comm.traffic + Traffic()
         job = RankJob(cell={}, rank=rank, world_size=cell.world_size)
         evaluations = self._evaluations(training, measured.snapshots)
         self._records[rank] = rank_record(job, training, measured, evaluations) | {

@@ -226,7 +226,6 @@ class StepClock:
             value if math.isfinite(value) else None
             for value in self._loss[: self.num_steps].tolist()
         ]
-        columns["abandoned"] = (
-            self._abandoned
-        )  # steps whose gradient was given up: no loss, and no divergence
+        # Steps whose gradient was given up: no loss, and no divergence.
+        columns["abandoned"] = self._abandoned
         return columns

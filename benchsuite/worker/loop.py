@@ -69,9 +69,8 @@ class Loop:
             self._serve(measured, owner=owner)
         else:
             self._work(measured, owner=owner)
-        times = (
-            self.timer.settle() if self.timer is not None else []
-        )  # the device has done what it was given
+        # The device has done what it was given.
+        times = self.timer.settle() if self.timer is not None else []
         measured.end_ns = self.comm.now_ns()
         self.part.compute_ns += sum(step.compute_ns for step in times)
         self.comm.wait_ns += sum(step.blocked_ns for step in times)

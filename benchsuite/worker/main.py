@@ -169,9 +169,8 @@ class Rank:
             measured.device = device_figures.peaks()
         measured.traffic = self.comm.traffic + Traffic()  # a copy: what follows is not the run's
         measured.calls = dict(self.comm.calls)
-        self.store.set(
-            f"events/{self.comm.rank}", json.dumps(measured.events)
-        )  # before anybody can miss it
+        # Before anybody can miss it.
+        self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))
         begin = time.perf_counter_ns()
         self.lost = self._all_ended(training)
         if self.lost:
@@ -184,9 +183,8 @@ class Rank:
         if training.strategy.calls_library and training.topology.num_workers > 1:
             measured.derived = self._derive(training, measured)
         if training.replica is not None:
-            measured.part_facts = dict(
-                training.replica.facts()
-            )  # before it is asked for one more gradient
+            # Before it is asked for one more gradient.
+            measured.part_facts = dict(training.replica.facts())
             measured.derived_inside = self._derive_inside(training, measured)
 
     def _derive(self, training: Training, measured: Measured) -> Traffic | None:

@@ -39,9 +39,8 @@ class Measured:
     events: dict[str, int] = field(default_factory=dict)
     server: ServerLog | None = None
     derived: Traffic | None = None
-    part_facts: dict[str, Any] = field(
-        default_factory=dict
-    )  # of a part of a divided replica, at the loop's end
+    # Of a part of a divided replica, at the loop's end.
+    part_facts: dict[str, Any] = field(default_factory=dict)
     derived_inside: Traffic | None = None  # by the library, from part to part of a replica
     barrier_ns: int = 0  # waiting for the others at the end
     memory: RankMemory = field(default_factory=RankMemory)

@@ -59,9 +59,8 @@ class Training:
     compression: Compression
     strategy: Strategy
     batches: Batches
-    replica: PartOfReplica | None = (
-        None  # this rank's part of a divided replica; `comm` joins it with its likes
-    )
+    # This rank's part of a divided replica; `comm` joins it with its likes.
+    replica: PartOfReplica | None = None
     acted_on: Tensor | None = None  # what the policy of a divided replica saw last
     num_inferences: int = 0  # of the policy of a divided replica, those that sent something
     _num_acts: int = 0

@@ -105,9 +105,8 @@ class TrafficMode(TorchDispatchMode):
             "wait_tensor",
             "_wrap_tensor_autograd",
         ):
-            whole = (
-                args[1] if name.startswith("all_gather") else 1
-            )  # given is a shard, and the size of the group
+            # Given is a shard, and the size of the group.
+            whole = args[1] if name.startswith("all_gather") else 1
             self.calls.append(
                 Call(FUNCTIONAL.get(name, name), args[0].numel() * whole, args[0].element_size())
             )

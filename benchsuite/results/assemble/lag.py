@@ -73,9 +73,8 @@ def _of_pushes(
     for worker, tag, read, before in zip(
         log["worker"], log["tag"], log["version_read"], log["version_before"], strict=True
     ):
-        at = position.get(
-            (worker, tag), taken.get(worker, 0)
-        )  # a lost worker's steps are not known
+        # A lost worker's steps are not known.
+        at = position.get((worker, tag), taken.get(worker, 0))
         taken[worker] = at + 1
         yield before - collected.setdefault((worker, at // per_rollout), read)
 

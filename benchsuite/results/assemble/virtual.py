@@ -87,9 +87,8 @@ def busy_share(ranks: Sequence[Rank], start_s: float, stop_s: float) -> float:
     workers = [rank["steps"] for rank in ranks if rank["role"] == "worker"]
     computed = 0.0
     for steps in workers:
-        starts = np.array(
-            steps["start_ns"], dtype=np.float64
-        )  # a gradient is the first thing of a step
+        # A gradient is the first thing of a step.
+        starts = np.array(steps["start_ns"], dtype=np.float64)
         ends = starts + np.array(steps["compute_ns"], dtype=np.float64)
         computed += float(
             np.clip(np.minimum(ends, high) - np.maximum(starts, low), 0.0, None).sum()
