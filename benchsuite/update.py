@@ -191,10 +191,11 @@ def clip_factor(norm: float, clip_norm: float) -> float:
 def clip_part(part: Part, clip_norm: float | None) -> None:
     """Scales the gradient of a replica, or this part of it, so that the whole has a norm of at most
     `clip_norm`."""
-    clip(part.grad, clip_norm, norm=getattr(part, "gradient_norm", None))
+    if clip_norm is not None:  # asking for the norm of a divided replica sends messages
+        clip(part.grad, clip_norm, norm=part.gradient_norm())
 
 
-def clip(grad: Tensor, clip_norm: float | None, *, norm: Callable[[], float] | None = None) -> None:
+def clip(grad: Tensor, clip_norm: float | None, *, norm: float | None = None) -> None:
     """Scales a gradient in place so that its norm is at most `clip_norm`; nothing without one.
 
     norm: of what `grad` is a part of.
@@ -205,10 +206,9 @@ def clip(grad: Tensor, clip_norm: float | None, *, norm: Callable[[], float] | N
     if norm is None and grad.is_cuda:  # no step waits for the device
         grad.mul_((clip_norm / (torch.linalg.vector_norm(grad) + CLIP_EPS)).clamp(max=1.0))
         return
-
-    factor = clip_factor(
-        norm() if norm is not None else float(torch.linalg.vector_norm(grad)), clip_norm
-    )
+    if norm is None:
+        norm = float(torch.linalg.vector_norm(grad))
+    factor = clip_factor(norm, clip_norm)
 
     if factor < 1.0:
         grad.mul_(factor)

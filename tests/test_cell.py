@@ -13,7 +13,8 @@ import pytest
 
 from benchsuite.errors import UsageError
 from benchsuite.plan import cell as cells
-from benchsuite.plan.cell import Budget, Cell, canonical, from_json, resolve
+from benchsuite.plan.cell import Budget, Cell, from_json, resolve
+from benchsuite.plan.hashing import canonical
 
 ASYNC = {"sync": "asynchronous", "topology": "parameter_server", "replicas": 2}
 

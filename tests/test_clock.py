@@ -16,6 +16,7 @@ from benchsuite.plan.target import Target, first_reached
 from benchsuite.worker import clock, snapshots
 from benchsuite.worker.clock import Diverged, StepClock, TimedPart
 from benchsuite.worker.snapshots import Snapshots
+from benchsuite.workload import Part
 
 MS = 1_000_000
 
@@ -36,7 +37,7 @@ class FakeTime:
         self.now += round(seconds * 1e9)
 
 
-class FakePart:
+class FakePart(Part):
     """Its gradient takes 10 ms; its backward pass 10 ms and then 5 ms inside the library."""
 
     def __init__(self, time: FakeTime, loss: float = 1.0) -> None:

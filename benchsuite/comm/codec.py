@@ -13,18 +13,24 @@ from torch import Tensor
 
 
 class Codec(Protocol):
-    """One vector's way onto the wire and back. Keeps what it has left out (error feedback), where
-    it does."""
+    """One vector's way onto the wire and back.
+
+    Keeps what it has left out (error feedback), where it does.
+    """
 
     num_bytes: int  # of every encoded vector
 
     def encode(self, flat: Tensor) -> Tensor:
-        """(num_bytes,) uint8, the codec's own memory: it is sent before the next call. `flat` stays
-        as it is."""
+        """(num_bytes,) uint8, the codec's own memory: it is sent before the next call.
+
+        `flat` stays as it is.
+        """
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
-        """Inverse of `encode`, up to its loss. Of any rank's wire: keeps no state, several threads
-        may call it."""
+        """Inverse of `encode`, up to its loss.
+
+        Of any rank's wire: keeps no state, several threads may call it.
+        """
 
 
 class Encoding(Protocol):

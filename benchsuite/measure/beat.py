@@ -2,8 +2,7 @@
 
 One 40-byte file per rank, mapped into memory: pid, step, sequence, phase, time. `enter` writes all
 five, so whoever waits for the ranks can say which one stopped where. The file is allocated before
-it is mapped: writing to a sparse mapping on a full disk is a SIGBUS. Imports no
-torch.
+it is mapped: writing to a sparse mapping on a full disk is a SIGBUS. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ _LAYOUT = struct.Struct("=qqqqq")
 _pack = _LAYOUT.pack_into
 _clock = time.monotonic_ns  # one clock for all processes of a machine
 
-WAITING = frozenset(
-    {Phase.SEND, Phase.RECV, Phase.BARRIER, Phase.SERVE}
-)  # others may be the reason to be here
+# Others may be the reason to be here.
+WAITING = frozenset({Phase.SEND, Phase.RECV, Phase.BARRIER, Phase.SERVE})
 
 
 class Pulse(NamedTuple):
@@ -49,8 +47,10 @@ class Beat:
     def __init__(
         self, path: str | Path = "", *, faults: Mapping[int, Callable[[int], None]] | None = None
     ) -> None:
-        """Maps `path`; "" = nobody reads. `faults`: phase -> what to call with the step after it
-        was entered."""
+        """Maps `path`; "" = nobody reads.
+
+        `faults`: phase -> what to call with the step after it was entered.
+        """
         self._pid = os.getpid()
         self._seq = 0
         self._faults = faults
@@ -66,8 +66,10 @@ class Beat:
 
 
 def create(path: str | Path) -> None:
-    """Allocates an empty beat (all zero), before the rank exists. OSError, and no file, where the
-    disk is full."""
+    """Allocates an empty beat (all zero), before the rank exists.
+
+    OSError, and no file, where the disk is full.
+    """
     try:
         _map(path).close()
     except OSError:

@@ -44,8 +44,10 @@ def cuda_event() -> Event:
 
 
 class DeviceTimer:
-    """One rank's. Made before the loop, `start`ed when it begins; then `begin`, `end`, `end_step`;
-    then `settle`."""
+    """One rank's.
+
+    Made before the loop, `start`ed when it begins; then `begin`, `end`, `end_step`; then `settle`.
+    """
 
     def __init__(
         self,
@@ -88,8 +90,10 @@ class DeviceTimer:
         return time.perf_counter_ns()
 
     def settle(self) -> list[StepTimes]:
-        """Waits for the device; the times of every step. What lies after the last step's end is not
-        in them."""
+        """Waits for the device; the times of every step.
+
+        What lies after the last step's end is not in them.
+        """
         self._synchronise()
         self.running = False
         sums = [{"compute": 0.0, "blocked": 0.0} for _ in self._steps]
@@ -100,9 +104,8 @@ class DeviceTimer:
         at_ms = 0.0
         before = self._origin
         for event, spans in zip(self._steps, sums, strict=True):
-            at_ms += before.elapsed_time(
-                event
-            )  # a float32: fine from step to step, coarse from the start
+            # A float32: fine from step to step, coarse from the start.
+            at_ms += before.elapsed_time(event)
             before = event
             ends = self._origin_ns + round(at_ms * NS_PER_MS)
             times.append(

@@ -1,5 +1,7 @@
 """What a run ran on: machine, versions, commit, kernel and network, environment variables by
-allow-list. No torch.
+allow-list.
+
+No torch.
 
 Written once per host as results/<machine>/env/<id>.json; runs refer to it by id. Nothing here names
 a host or a user.
@@ -8,7 +10,6 @@ a host or a user.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -20,7 +21,7 @@ from typing import Any
 
 from benchsuite.measure import load
 from benchsuite.measure.version import VERSION
-from benchsuite.plan.cell import canonical
+from benchsuite.plan.hashing import canonical, checksum
 from benchsuite.plan.plugins import PACKAGE
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "psutil", "greenlet", "gymnasium")
@@ -65,14 +66,14 @@ VARIABLES = (
     "WORLD_SIZE",
     "LOCAL_WORLD_SIZE",
 )
-_PASSING = re.compile(
-    r"^(lo|veth|br-|docker|virbr|tap|tun|ifb|dummy|cni|flannel|cali)"
-)  # come and go with containers
+# Come and go with containers.
+_PASSING = re.compile(r"^(lo|veth|br-|docker|virbr|tap|tun|ifb|dummy|cni|flannel|cali)")
 
 
 def collect() -> dict[str, Any]:
     """The environment of this host as plain JSON, without times: the same on every call until
-    something changes."""
+    something changes.
+    """
     commit, dirty = code_version()
     return {
         "machine": machine(),
@@ -106,7 +107,7 @@ def machine() -> str:
     name = "-".join(re.findall(r"[a-z0-9]+", words))[:40].strip("-") or "unknown"
     memory_gib = round((memory_bytes() or 0) / 1024**3)
     hardware = [cpu_model(), cards, load.num_cores(), memory_gib, platform.machine()]
-    digest = hashlib.sha256(canonical(hardware).encode()).hexdigest()[:6]
+    digest = checksum(canonical(hardware).encode())[:6]
     count = f"-x{len(cards)}" if len(cards) > 1 else ""
     return f"{name}{count}-{load.num_cores()}c-{digest}"
 

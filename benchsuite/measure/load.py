@@ -1,5 +1,7 @@
 """How busy the machine was while a cell ran, and who kept it busy: `contended` and
-`oversubscribed`. No torch.
+`oversubscribed`.
+
+No torch.
 
 Foreign CPU share = (busy time of our cores - CPU time of the run's own process tree, dead children
 included) divided by what our cores had to give. Above 5 % a run is `contended`. Interrupt time
@@ -77,8 +79,10 @@ class CpuMeter:
 
 
 def oversubscribed(cell: Cell, cores: int | None = None) -> bool:
-    """(workers + servers) x threads > cores: a sleeping straggler's core counts too. Never under
-    the virtual clock."""
+    """(workers + servers) x threads > cores: a sleeping straggler's core counts too.
+
+    Never under the virtual clock.
+    """
     if cell.clock == "virtual" or cell.device != "cpu":
         return False
     ranks_here = math.ceil(cell.world_size / cell.hosts)
@@ -94,7 +98,8 @@ def affinity() -> frozenset[int]:
 
 def num_cores() -> int:
     """How many cores can work for us at once: the affinity mask, or a container's smaller CPU
-    quota."""
+    quota.
+    """
     quota = cpu_quota()
     return len(affinity()) if quota is None else max(1, min(len(affinity()), math.floor(quota)))
 

@@ -1,5 +1,7 @@
 """A rank's peak memory (the highest resident set of this process, shared pages included), and its
-allocator. No torch.
+allocator.
+
+No torch.
 
 A forked child does not inherit its parent's peak, but starts at what was resident when it was
 forked: a rank from a preloaded fork server starts at the size of torch. `reset_peak` sets the mark
@@ -84,8 +86,9 @@ def available_bytes() -> int | None:
 
 
 def reset_peak() -> bool:
-    """Sets the peak to what is resident now; False where that is not allowed (then a peak is since
-    the fork)."""
+    """Sets the peak to what is resident now; False where that is not allowed (then a peak is
+    since the fork).
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -24,8 +24,9 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Window:
-    """Samples and seconds between two moments; `low` and `high` of samples/s where the run is long
-    enough."""
+    """Samples and seconds between two moments; `low` and `high` of samples/s where the run is
+    long enough.
+    """
 
     warmup_steps: int
     start_s: float
@@ -55,8 +56,10 @@ def warmup(step_s: Sequence[float] | Floats) -> int:
 
 
 def together(start_s: Floats, end_s: Floats, samples: Floats) -> Window:
-    """Workers that step in lock-step. Arrays are (workers, steps); a step ends when its last worker
-    ends."""
+    """Workers that step in lock-step.
+
+    Arrays are (workers, steps); a step ends when its last worker ends.
+    """
     durations = (end_s - start_s).max(axis=0)
     dropped = warmup(durations)
     ends = end_s.max(axis=0)
@@ -102,7 +105,8 @@ def _window(
 
 def interval(gaps: Floats, samples_per_gap: float) -> tuple[float | None, float | None]:
     """95 % interval of samples/s by batch means; (None, None) below 10 batches of 10
-    autocorrelation times."""
+    autocorrelation times.
+    """
     length = max(1, math.ceil(10 * autocorrelation_time(gaps)))
     count = len(gaps) // length
     if count < MIN_BATCHES:
@@ -117,7 +121,8 @@ def interval(gaps: Floats, samples_per_gap: float) -> tuple[float | None, float 
 
 def autocorrelation_time(series: Floats) -> float:
     """Integrated autocorrelation time 1 + 2 sum rho_k, summed until the first k > 5 tau (Sokal
-    1997); at least 1."""
+    1997); at least 1.
+    """
     centred = series - series.mean()
     variance = float(centred @ centred)
     if len(series) < 4 or variance == 0:
@@ -131,8 +136,9 @@ def autocorrelation_time(series: Floats) -> float:
 
 
 def _t975(degrees: int) -> float:
-    """97.5 % quantile of Student's t (Cornish-Fisher expansion; error below 0.002 from 9 degrees of
-    freedom)."""
+    """97.5 % quantile of Student's t (Cornish-Fisher expansion; error below 0.002 from 9 degrees
+    of freedom).
+    """
     z = 1.959963984540054
     n = degrees
     first = (z**3 + z) / 4

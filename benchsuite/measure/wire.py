@@ -1,5 +1,6 @@
-"""Bytes on the wire by the kernel's interface counters, where the run has its network to itself. No
-torch.
+"""Bytes on the wire by the kernel's interface counters, where the run has its network to itself.
+
+No torch.
 
 Transmitted bytes of `lo` in the run's private namespace (each byte once), or of a host's own veth.
 Read from /proc/thread-self/net/dev; never from /sys, which shows the namespace that mounted it. A
@@ -23,7 +24,8 @@ NUM_IDLE = 5  # idle readings; their median is what a reading costs
 @dataclass(frozen=True)
 class Counters:
     """One reading of an interface of this thread's network namespace; `retransmits` are the
-    namespace's."""
+    namespace's.
+    """
 
     tx_bytes: int
     tx_packets: int
@@ -32,8 +34,10 @@ class Counters:
 
 @dataclass(frozen=True)
 class WireBytes:
-    """Sent between two readings. `bytes` is None with the reason where others use the network
-    too."""
+    """Sent between two readings.
+
+    `bytes` is None with the reason where others use the network too.
+    """
 
     bytes: int | None = None
     packets: int | None = None
@@ -98,8 +102,9 @@ class WireMeter:
         )
 
     def _read(self) -> Counters | None:
-        """Barrier, read, barrier; every rank takes part in the barriers, also where nothing can be
-        read."""
+        """Barrier, read, barrier; every rank takes part in the barriers, also where nothing can
+        be read.
+        """
         self._barrier()
         counters = None
         if not self._reason:

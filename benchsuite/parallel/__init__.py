@@ -9,6 +9,7 @@ elements agree with those of the same part elsewhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -94,9 +95,15 @@ class PartOfReplica(Part, Protocol):
 
     replica: Replica
     num_gradients: int  # so many times `gradient` was called
-    num_owned: (
-        int  # elements of `params` and `grad` that count here: the first ones; the rest are copies
-    )
+    # Elements of `params` and `grad` that count here: the first ones. The rest are copies.
+    num_owned: int
+
+    acts_whole: bool = False
+    """Whether `whole` gathers the parameters, so that a policy sends once for a whole rollout."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, parameters do not change, and a policy acts many times: a rollout is played."""
+        return nullcontext()
 
     def gradient_norm(self) -> float:
         """Norm of the whole gradient in `grad` of all parts; called on all of them."""

@@ -25,6 +25,7 @@ from benchsuite.parallel.replica import Replica
 from benchsuite.workload import (
     Batch,
     DeviceLoss,
+    Part,
     Ready,
     Shapes,
     Workload,
@@ -73,8 +74,10 @@ class Parallel(parallel.Parallel):
         )
 
 
-class DataPart:
+class DataPart(Part):
     """A whole replica on one rank. `params` and `grad` are (P,)."""
+
+    has_grad_buffer = True
 
     def __init__(
         self,

@@ -129,9 +129,12 @@ class Parallel(parallel.ModelParallel):
         return self.reshard == "gradient_only" or (unit.is_root and self.reshard == "but_root")
 
 
-class FSDPPart:
+class FSDPPart(parallel.PartOfReplica):
     """A share of every parameter. `params` and `grad` hold this part's shards, one after the
     other."""
+
+    has_grad_buffer = True
+    acts_whole = True
 
     def __init__(
         self,

@@ -156,9 +156,11 @@ class Parallel(parallel.ModelParallel):
         return traffic + spread_traffic(leaves[-1].numel(), itemsize, size)
 
 
-class PipelinePart:
+class PipelinePart(parallel.PartOfReplica):
     """One stage of a replica. `params` and `grad`: its layers' parameters, copies of tied ones
     last."""
+
+    has_grad_buffer = True
 
     def __init__(
         self,

@@ -127,7 +127,7 @@ class Parallel(parallel.ModelParallel):
         return traffic
 
 
-class TensorPart:
+class TensorPart(parallel.PartOfReplica):
     """A part of a replica: its slices, then what stands on every part."""
 
     def __init__(

@@ -10,16 +10,14 @@ become cells in `benchsuite/plan/plan.py`; whether a cell means something is dec
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
 from benchsuite.errors import UsageError
 from benchsuite.plan import compute_time, declared, plugins
+from benchsuite.plan.hashing import canonical, checksum, plain_numbers
 
 Scalar = bool | int | float | str
 Options = Mapping[str, Mapping[str, Scalar]]
@@ -135,7 +133,7 @@ class Cell:
         48 bits: among a million cells two would share an id with a chance of 0.2 %. It names cells
         in files and folders, so it has to be short enough to be typed.
         """
-        return hashlib.sha256(canonical(identity(self)).encode()).hexdigest()[:12]
+        return checksum(canonical(identity(self)).encode())[:12]
 
     @property
     def label(self) -> str:
@@ -184,9 +182,8 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form; `from_json` restores an equal cell."""
-
-        # `asdict` goes into the budget too; `_plain` turns tuples into lists, as a file would.
-        document: dict[str, Any] = _plain(dataclasses.asdict(self))
+        # `asdict` goes into the budget too; `plain_numbers` turns tuples into lists, as a file would.
+        document: dict[str, Any] = plain_numbers(dataclasses.asdict(self))
         return document
 
     def with_seed(self, seed: int) -> Cell:
@@ -270,15 +267,6 @@ def untimed(cell: Cell) -> Cell:
         hosts=cell.hosts if by_host else 1,
         server_placement="own_host",
     )
-
-
-def canonical(document: Any) -> str:
-    """Canonical JSON: sorted keys, no spaces, NaN refused; 4.0 and 4 are one number.
-
-    It is what is hashed, so a change here would rename every stored cell. NaN has no form in JSON
-    that other readers know, and no two of them are equal.
-    """
-    return json.dumps(_plain(document), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def resolve(cell: Cell) -> Cell:
@@ -444,21 +432,3 @@ def num_layers(cell: Cell) -> int:
         return int(counted) + int(others)
 
     return int(preset.get("num_layers", 0))
-
-
-def _plain(value: Any) -> Any:
-    """The value in types that JSON has, each number in one form only.
-
-    Mappings become dicts, sequences lists, paths text; a float that is a whole number becomes an
-    int, so that 4.0 and 4 give the same id.
-    """
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    # Beyond 2**53 a float stands for several integers, and none of them was written.
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    if isinstance(value, Path):
-        return str(value)
-    return value

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import math
@@ -29,6 +28,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchsuite.errors import UsageError
+from benchsuite.plan.hashing import checksum
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -237,7 +237,7 @@ def module_of(package: str, path: Path) -> Any:
     """
     if package:
         return importlib.import_module(f"{package}.{path.stem}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    digest = checksum(path.read_bytes())[:8]
     return _import_path(f"benchsuite_user_{path.stem}_{digest}", path)
 
 
@@ -318,7 +318,7 @@ def _read(kind: str, path: Path, mtime_ns: int, by_path: bool) -> Plugin:
     presets = _presets(tree, path)
 
     # Of the bytes, not of the tree: a comment may tell a reader of the results something.
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = checksum(path.read_bytes())
 
     return Plugin(
         kind=kind,

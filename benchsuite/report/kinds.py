@@ -15,7 +15,6 @@ path (`kind = "./my_figure.py"`), which is an equal of those here.
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 from benchsuite.errors import UsageError
 from benchsuite.plan import plugins
+from benchsuite.plan.hashing import checksum
 
 _HERE = Path(__file__).resolve().parent
 _FOLDERS = ("figures", "tables")
@@ -120,7 +120,7 @@ def load(reference: str) -> Callable[..., Any]:
 
 def _import_path(path: Path) -> Any:
     """A user's file, imported once for each content that it had."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = checksum(path.read_bytes())
     name = f"benchsuite_user_figure_{path.stem}_{digest[:8]}"
     if name in sys.modules:
         return sys.modules[name]

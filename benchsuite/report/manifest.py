@@ -6,13 +6,13 @@ its figures and its tables. Each is named with its sha256.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchsuite.analysis.select import Selection
+from benchsuite.plan.hashing import checksum
 from benchsuite.plan.plan import Plan
 from benchsuite.results import record
 
@@ -43,22 +43,22 @@ def write(
         *sorted(p for folder in _OUTPUTS for p in (out_dir / folder).iterdir()),
     ]
     document = {
-        "plan": {"name": plan.name, "sha256": _sha256(plan.text.encode())},
+        "plan": {"name": plan.name, "sha256": checksum(plan.text.encode())},
         "runs": {
-            run.run_id: _sha256(record.dumps(run.to_json()).encode()) for run in selection.runs
+            run.run_id: checksum(record.dumps(run.to_json()).encode()) for run in selection.runs
         },
         "environments": {
-            run.environment_id: _sha256(
+            run.environment_id: checksum(
                 json.dumps(environments.get(run.environment_id, {}), sort_keys=True).encode()
             )
             for run in selection.runs
         },
         "code": {
-            path.relative_to(package.parent).as_posix(): _sha256(path.read_bytes())
+            path.relative_to(package.parent).as_posix(): checksum(path.read_bytes())
             for path in sources
         },
         "outputs": {
-            path.relative_to(out_dir).as_posix(): _sha256(path.read_bytes()) for path in outputs
+            path.relative_to(out_dir).as_posix(): checksum(path.read_bytes()) for path in outputs
         },
         "epoch": epoch,
     }
@@ -80,7 +80,3 @@ def clear(out_dir: Path) -> None:
         path = (out_dir / name).resolve()
         if path.is_relative_to(out_dir.resolve()):
             path.unlink(missing_ok=True)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

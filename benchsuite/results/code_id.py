@@ -17,16 +17,15 @@ Three kinds of imports are not followed, because importing the file does not exe
 
 Modules that are named by a string are not followed either. Members are loaded in this way, and the
 cell itself says which; a cluster engine says which modules it starts (`processes`), and all others
-that a run needs are in `ROOTS`. So the members that a cell does
-not use, the reports, the analyses and the command line do not count, unless a file that counts
-imports them. A file counts with all its bytes, comments included.
+that a run needs are in `ROOTS`. So the members that a cell does not use, the reports, the analyses
+and the command line do not count, unless a file that counts imports them. A file counts with all
+its bytes, comments included.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -34,6 +33,7 @@ from typing import NamedTuple
 
 from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import AXES, Cell
+from benchsuite.plan.hashing import checksum
 
 # Where a run starts, beside the files of its members: modules that become processes, and those that
 # make a run of what these leave.
@@ -99,8 +99,8 @@ class Tree:
     def rules_id(self, cell: Cell) -> str:
         """The same for what a refusal of the cell depends on: the rules and all that they import.
 
-        The files of the cell's members count too, since the rules read their class attributes.
-        A refusal by older rules does not stand for a run.
+        The files of the cell's members count too, since the rules read their class attributes. A
+        refusal by older rules does not stand for a run.
         """
         # A rule is found by its file's name, so no import leads to it.
         rules = [name for name in self._paths if f"{name}.".startswith(f"{RULES}.")]
@@ -210,10 +210,8 @@ class Tree:
 
     def _digest(self, modules: frozenset[str]) -> str:
         if modules not in self._digests:
-            digest = hashlib.sha256()
-            for module in sorted(modules):
-                digest.update(f"{module}\0{self._file(module).digest}\0".encode())
-            self._digests[modules] = digest.hexdigest()[:12]
+            named = [f"{module}\0{self._file(module).digest}\0" for module in sorted(modules)]
+            self._digests[modules] = checksum("".join(named).encode())[:12]
         return self._digests[modules]
 
 
@@ -240,8 +238,8 @@ def _project_files() -> dict[str, Path]:
 class _File(NamedTuple):
     """What is known of a file.
 
-    Imports are dotted names: `from a.b import c` is `a.b.c`, `import a.b` is `a.*` and `a.b.*`
-    (any name of a and of a.b may be asked for).
+    Imports are dotted names: `from a.b import c` is `a.b.c`, `import a.b` is `a.*` and `a.b.*` (any
+    name of a and of a.b may be asked for).
     """
 
     digest: str
@@ -266,7 +264,7 @@ def _parsed(content: bytes, package: str) -> _File:
         is_getattr = isinstance(statement, ast.FunctionDef) and statement.name == "__getattr__"
         (when_asked if is_getattr else at_import).append(statement)
     return _File(
-        digest=hashlib.sha256(content).hexdigest(),
+        digest=checksum(content),
         imports=tuple(_imported(at_import, package)),
         when_asked=tuple(_imported(when_asked, package)),
     )

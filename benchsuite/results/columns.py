@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchsuite.plan import compute_time, plugins
-from benchsuite.plan.cell import AXES, canonical
+from benchsuite.plan.cell import AXES
+from benchsuite.plan.hashing import canonical
 from benchsuite.results.record import Run
 
 Row = dict[str, Any]
@@ -128,7 +129,8 @@ _RESULT = (
 
 def row(run: Run) -> Row:
     """The run as one row with exactly the keys of `COLUMNS`; `commit` and `dirty` are None (the
-    store knows them)."""
+    store knows them).
+    """
     values: Row = dict.fromkeys(COLUMNS)
     values |= {
         "run_id": run.run_id,
@@ -229,7 +231,8 @@ def _byte_columns(run: Run) -> Row:
 
 def _part_columns(run: Run) -> Row:
     """Of divided replicas: the fullest part, and what a pipeline's parts say of the whole; alike
-    for every replica."""
+    for every replica.
+    """
     parallel = run.result.get("parallel")
     if not parallel:
         return {"held_parameters": run.result.get("num_parameters")}

@@ -1,8 +1,8 @@
 """Derived forms of stored runs, never edited: `export csv` (one row per run) and its series (one
 row per point).
 
-Seconds of a series are those of the clock that its row names.
-A null is an empty field. Neither torch nor pandas is needed.
+Seconds of a series are those of the clock that its row names. A null is an empty field. Neither
+torch nor pandas is needed.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ SERIES: Mapping[str, tuple[str, ...]] = {
 
 
 def csv(store: Store, stream: TextIO) -> int:
-    """Writes every stored run as one row with the columns of `frame.COLUMNS`; returns the number of
-    rows."""
+    """Writes every stored run as one row with the columns of `frame.COLUMNS`; returns the number
+    of rows.
+    """
     writer = csv_module.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     rows = store.rows()
@@ -66,8 +67,10 @@ def csv(store: Store, stream: TextIO) -> int:
 
 
 def series(store: Store, folder: Path) -> list[Path]:
-    """Writes one csv file per entry of `SERIES`; returns their paths. UsageError where the folder
-    cannot be written."""
+    """Writes one csv file per entry of `SERIES`; returns their paths.
+
+    UsageError where the folder cannot be written.
+    """
     runs = store.runs()
     points = {
         "curves": _curves,
@@ -98,7 +101,8 @@ def series(store: Store, folder: Path) -> list[Path]:
 
 def _curves(run: Run) -> Iterator[tuple[Any, ...]]:
     """Loss against samples at every step; the metric against samples, seconds and bytes at every
-    evaluation."""
+    evaluation.
+    """
     loss = run.result.get("loss") or []
     for samples, value in zip(
         run.result.get("loss_samples") or [None] * len(loss), loss, strict=False

@@ -8,9 +8,7 @@ checked-in JSON Schema. Imports no torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +16,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from benchsuite.plan.cell import Cell, canonical, from_json
+from benchsuite.plan.cell import Cell, from_json
+from benchsuite.plan.hashing import canonical, checksum
 
 SCHEMA = 1
 
@@ -73,8 +72,10 @@ class Run:
     extra: Mapping[str, Any] = field(default_factory=dict)  # unknown keys of a newer writer, kept
 
     def to_json(self) -> dict[str, Any]:
-        """The document of the run file. Raises ValueError for NaN or infinity (write null plus a
-        reason)."""
+        """The document of the run file.
+
+        Raises ValueError for NaN or infinity (write null plus a reason).
+        """
         document = {
             "schema": SCHEMA,
             "run_id": self.run_id,
@@ -97,8 +98,10 @@ class Run:
 
     @staticmethod
     def parse(document: Mapping[str, Any]) -> Run:
-        """A run from its document. ValueError where it is not one, or of a newer schema than this
-        code reads."""
+        """A run from its document.
+
+        ValueError where it is not one, or of a newer schema than this code reads.
+        """
         schema = document.get("schema")
         if not isinstance(schema, int) or "run_id" not in document or "cell" not in document:
             raise ValueError("not a run file")
@@ -134,7 +137,7 @@ def new_run_id() -> str:
 
 def environment_id(environment: Mapping[str, Any]) -> str:
     """Hash of an environment's content: first 12 hex digits of sha256 over the canonical JSON."""
-    return hashlib.sha256(canonical(environment).encode()).hexdigest()[:12]
+    return checksum(canonical(environment).encode())[:12]
 
 
 def now_iso() -> str:
@@ -145,11 +148,6 @@ def now_iso() -> str:
 def dumps(document: Mapping[str, Any]) -> str:
     """Strict JSON, keys sorted; ValueError for NaN or infinity."""
     return json.dumps(document, sort_keys=True, allow_nan=False, separators=(",", ":")) + "\n"
-
-
-def finite(value: float | None) -> float | None:
-    """The value, or None where it is not finite (JSON has no NaN)."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:

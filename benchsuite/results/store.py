@@ -9,8 +9,7 @@
 
 Folders of several machines merge by copying. A truncated or foreign file is skipped with a warning
 that names it, once: the cache remembers it until it changes. A run that is deleted while others are
-read counts as never listed.
-Imports no torch; pandas only inside `frame`.
+read counts as never listed. Imports no torch; pandas only inside `frame`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -27,8 +25,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchsuite.plan.cell import Cell, canonical
-from benchsuite.results import columns as table
+from benchsuite.plan.cell import Cell
+from benchsuite.plan.hashing import canonical, checksum
+from benchsuite.results import columns
 from benchsuite.results.record import Run, Status, dumps, environment_id, new_run_id
 
 if TYPE_CHECKING:
@@ -103,8 +102,10 @@ class Store:
             path.unlink()
 
     def write(self, run: Run) -> Path:
-        """Writes the run once, atomically; returns its path. A taken run id is replaced by a fresh
-        one."""
+        """Writes the run once, atomically; returns its path.
+
+        A taken run id is replaced by a fresh one.
+        """
         folder = (
             self.root / run.machine / run.cell_id
             if run.cell_id
@@ -124,8 +125,10 @@ class Store:
         return name
 
     def write_calibration(self, machine: str, document: Mapping[str, Any]) -> Path:
-        """Writes what was calibrated, once; returns its path. `started_at` of the document names
-        the file."""
+        """Writes what was calibrated, once; returns its path.
+
+        `started_at` of the document names the file.
+        """
         started = "".join(letter for letter in str(document["started_at"]) if letter not in "-:")
         path = self.root / machine / CALIBRATIONS / f"{started}-{environment_id(document)[:8]}.json"
         self._write_once(path, dumps(document))
@@ -178,9 +181,11 @@ class Store:
 
     def stale(
         self, cells: Iterable[Cell], seeds: Sequence[int] | None, code_id: CodeId
-    ) -> list[table.Row]:
-        """Rows of these cells and seeds that other code has written. They stay, and are never drawn
-        with new ones."""
+    ) -> list[columns.Row]:
+        """Rows of these cells and seeds that other code has written.
+
+        They stay, and are never drawn with new ones.
+        """
         now = {(cell.id, cell.seed): code_of(code_id, cell) for cell in _with_seeds(cells, seeds)}
         return [
             r
@@ -188,7 +193,7 @@ class Store:
             if now.get((r["cell_id"], r["seed"]), r["code_id"]) != r["code_id"]
         ]
 
-    def rows(self) -> list[table.Row]:
+    def rows(self) -> list[columns.Row]:
         """One row per run with the keys of `frame.COLUMNS`, in the order of the run ids."""
         environments: dict[tuple[str, str], dict[str, Any]] = {}
         rows = []
@@ -198,7 +203,7 @@ class Store:
             if (machine, environment_id) not in environments:
                 environments[machine, environment_id] = self.environment(machine, environment_id)
             environment = environments[machine, environment_id]
-            values = dict(zip(table.COLUMNS, entry["values"], strict=True))
+            values = dict(zip(columns.COLUMNS, entry["values"], strict=True))
             values["commit"], values["dirty"] = environment.get("commit"), environment.get("dirty")
             rows.append(values)
         return sorted(rows, key=lambda values: values["run_id"])
@@ -209,15 +214,16 @@ class Store:
 
         types = {"str": "string", "int": "Int64", "float": "Float64", "bool": "boolean"}
         rows = self.rows()
-        columns = {
-            name: pd.array([values[name] for values in rows], dtype=types[kind])  # type: ignore[call-overload]
-            for name, kind in table.COLUMNS.items()
-        }
-        return pd.DataFrame(columns)
+        series = {}
+        for name, kind in columns.COLUMNS.items():
+            column = [values[name] for values in rows]
+            series[name] = pd.array(column, dtype=types[kind])  # type: ignore[call-overload]
+        return pd.DataFrame(series)
 
     def _files(self) -> Iterator[Path]:
-        """Candidates for run files: `<machine>/<cell id>/*.json`, hidden names and folders without
-        runs left out."""
+        """Candidates for run files: `<machine>/<cell id>/*.json`, hidden names and folders
+        without runs left out.
+        """
         for machine in _folders(self.root):
             for cell_folder in _folders(machine):
                 if cell_folder.name not in (ENVIRONMENTS, CALIBRATIONS, GPU_CHECKS):
@@ -226,8 +232,9 @@ class Store:
                             yield path
 
     def _indexed(self) -> dict[str, dict[str, Any]]:
-        """File name -> {stamp, machine, environment_id, values}; only new or changed files
-        are parsed."""
+        """File name -> {stamp, machine, environment_id, values}; only new or changed files are
+        parsed.
+        """
         cached = self._load_cache()
         now = _Cache()
         for path in self._files():
@@ -293,8 +300,10 @@ class Store:
                 temporary.unlink(missing_ok=True)
 
     def _write_once(self, path: Path, text: str) -> bool:
-        """Temporary file in the same folder, fsync, hard link to the name. False where the name is
-        taken."""
+        """Temporary file in the same folder, fsync, hard link to the name.
+
+        False where the name is taken.
+        """
         temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         with self._one_clear_error():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -376,8 +385,9 @@ def _read(path: Path) -> _Stored | _NoRun | None:
         if stamp is None:
             return None
         run = Run.parse(json.loads(path.read_text(encoding="utf-8")))
-        row = table.row(run)
-        return _Stored(run, [table.typed(column, row[column]) for column in table.COLUMNS], stamp)
+        row = columns.row(run)
+        values = [columns.typed(name, row[name]) for name in columns.COLUMNS]
+        return _Stored(run, values, stamp)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -406,11 +416,11 @@ def code_of(code_id: CodeId, cell: Cell) -> str:
 
 def _cache_key() -> str:
     """Changes with the code that makes rows and writes the cache, so that an old cache is never
-    read by new code."""
-    from benchsuite.plan import cell
+    read by new code.
+    """
+    from benchsuite.plan import cell, hashing
     from benchsuite.results import record
 
-    sources = (__file__, table.__file__, record.__file__, cell.__file__)
-    return hashlib.sha256(
-        b"".join(Path(str(source)).read_bytes() for source in sources)
-    ).hexdigest()[:16]
+    modules = (columns, record, cell, hashing)
+    sources = [__file__, *(str(module.__file__) for module in modules)]
+    return checksum(b"".join(Path(source).read_bytes() for source in sources))[:16]

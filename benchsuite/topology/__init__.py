@@ -153,7 +153,7 @@ def lend_memory(topology: Topology, part: Part) -> None:
 
     A strategy that reduces gradients calls it in its `start`, so that no copy is made per step.
     """
-    if topology.owns_buffer and hasattr(part, "use_grad_buffer"):
+    if topology.owns_buffer and part.has_grad_buffer:
         part.use_grad_buffer(topology.buffer(part.grad.numel(), like=part.grad))
 
 

@@ -71,8 +71,10 @@ class VirtualClock:
     def spawn(
         self, rank: int, body: Callable[[], None], *, name: str = "", counts: bool = True
     ) -> Task:
-        """A task that starts now. `counts`: the run is over only when it has ended (a lane serves,
-        and never ends)."""
+        """A task that starts now.
+
+        `counts`: the run is over only when it has ended (a lane serves, and never ends).
+        """
 
         def life() -> None:
             self._resume(task)
@@ -86,8 +88,10 @@ class VirtualClock:
         return task
 
     def run(self) -> None:
-        """Until every task has ended. The first error of a task is raised with its rank; the others
-        are ended."""
+        """Until every task has ended.
+
+        The first error of a task is raised with its rank; the others are ended.
+        """
         collecting = gc.isenabled()
         # nothing here forms cycles, and a full collection costs as much as a thousand messages
         gc.disable()
@@ -140,7 +144,8 @@ class VirtualClock:
 
     def wake(self, task: Task, at: int) -> None:
         """Wakes a task's present pause (the running task's: its next one) at a time that is not
-        over."""
+        over.
+        """
         self._push(at, task.rank, task, task.turn)
 
     def wait_until(self, at: int, waits_for: str = "the time") -> None:

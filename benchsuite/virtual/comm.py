@@ -1,5 +1,6 @@
-"""`VirtualComm`: the `Comm` protocol in simulated time. The same strategies as under the wall
-clock, in one thread.
+"""`VirtualComm`: the `Comm` protocol in simulated time.
+
+The same strategies as under the wall clock, in one thread.
 
 Vectors are really exchanged, time passes by `virtual/network.py`. A send leaves the caller when its
 last byte has left the port; what the receiver has not asked for by then is copied, nothing else is.
@@ -26,8 +27,10 @@ from benchsuite.virtual.comm_world import VirtualWorld
 
 
 class VirtualComm:
-    """See `Comm`. `calls`: collectives of the library, of all ranks that were given the same
-    mapping."""
+    """See `Comm`.
+
+    `calls`: collectives of the library, of all ranks that were given the same mapping.
+    """
 
     def __init__(
         self,
@@ -158,7 +161,8 @@ class VirtualComm:
         finish: Callable[[Sequence[Any]], None],
     ) -> None:
         """Meets the other ranks of this comm; `call`: the c10d name under which its bytes are
-        derived."""
+        derived.
+        """
         number = self._num_collectives
         self._num_collectives = self._num_collectives + 1
         meeting: Meeting = self.world.meeting(self._name, number, self.size)

@@ -1,5 +1,6 @@
 """What is under way between `VirtualComm`s: messages and those who wait for them, meetings of a
-collective, tickets."""
+collective, tickets.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ from benchsuite.virtual.schedule import Event
 
 
 class Message:
-    """A vector under way. `x` is the sender's own memory until the receiver has it, or the sender
-    goes on."""
+    """A vector under way.
+
+    `x` is the sender's own memory until the receiver has it, or the sender goes on.
+    """
 
     __slots__ = ("at", "receive", "sent", "x")
 
@@ -82,7 +85,8 @@ class Send:
 
 class Receive:
     """Done at the arrival, never before; the vector may be written earlier, as by a network
-    card."""
+    card.
+    """
 
     __slots__ = ("_comm", "_src", "_task", "at", "sent", "x")
 
@@ -120,7 +124,8 @@ class Receive:
 
     def wake_at_arrival(self, task: Task) -> None:
         """Wakes the task's next pause when the message is there (it may be woken by others
-        before)."""
+        before).
+        """
         self._task = task
         if self.at is not None:
             self._comm.clock.wake(task, self.at)

@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from benchsuite.parallel.data import DataPart
 from benchsuite.plan import cell as cells
-from benchsuite.plan import plugins
+from benchsuite.plan import hashing, plugins
 from benchsuite.plan.cell import Cell
 from benchsuite.virtual.graphs import CountCalls, Graph, trace
 from benchsuite.virtual.states import ModuleStates
@@ -30,9 +30,8 @@ SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MOST_ROWS = SIZES[-1]
 MOST_BYTES = 256 * 2**20  # of gradients, parameters and their parts in one call
 COPIES = 4  # of a row: parameters, gradient, and both in pieces
-CHEAPER_ALONE = (
-    0.5  # a call from a graph costs more Python than one from the module's own C++ backward pass
-)
+# A call from a graph costs more Python than one from the module's own C++ backward pass.
+CHEAPER_ALONE = 0.5
 CLOSE = {
     torch.float32: 1e-3,
     torch.float64: 1e-9,
@@ -44,13 +43,15 @@ Graphs = dict[tuple[Any, ...], Graph]  # of one workload, by the shapes of a gro
 def loss_key(cell: Cell) -> str:
     """Equal for cells whose workload is the same function of parameters and batch."""
     workload = cells.identity(cell)["workload"]
-    return cells.canonical(
+    return hashing.canonical(
         [workload, cell.options.get(plugins.stem(cell.workload)), cell.precision]
     )
 
 
 class Gradients:
-    """Computes groups of gradients of one workload. `template`: a replica that is used one by one.
+    """Computes groups of gradients of one workload.
+
+    `template`: a replica that is used one by one.
 
     seed: of the cell. traced: graphs of the same workload under other seeds, to be used and added
     to. Each is held against the module before this object uses it for the first time.
@@ -150,9 +151,8 @@ class Gradients:
             y = torch.cat([y, y[pad]])
         index = torch.tensor([*rows, *[rows[0]] * (size - len(rows))])  # (size,)
         first = params[rows[0]]
-        shared = all(
-            torch.equal(params[row], first) for row in reversed(rows)
-        )  # a row that differs ends it at once
+        # A row that differs ends it at once.
+        shared = all(torch.equal(params[row], first) for row in reversed(rows))
         held = first if shared else params.index_select(0, index)
         graph = self._graph(held, x, y, num_samples)
         if graph is None:
@@ -186,7 +186,8 @@ class Gradients:
 
     def _graph(self, given: Tensor, x: Tensor, y: Tensor, num_samples: int) -> Graph | None:
         """The graph for these shapes, held against the module before its first use; None where
-        there is none."""
+        there is none.
+        """
         key = (len(x), given.dim(), x.shape[1:], x.dtype, y.shape[1:], y.dtype, num_samples)
         if key not in self._checked:
             if key not in self._traced and not self._trace(key, given, x, y, num_samples):
@@ -200,7 +201,8 @@ class Gradients:
         self, key: tuple[Any, ...], given: Tensor, x: Tensor, y: Tensor, num_samples: int
     ) -> bool:
         """Makes a graph that can be replayed; False where the workload does what cannot be
-        batched."""
+        batched.
+        """
         try:
             self._traced[key] = trace(self._loss_of(num_samples), given, x, y)
         except Exception as error:  # noqa: BLE001  whatever a workload does that vmap cannot: then one by one
@@ -240,9 +242,8 @@ class Gradients:
         lengths = [shape.numel() for shape in shapes]
 
         def loss(flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            pieces = flat.split(
-                lengths
-            )  # not slices: each slice's backward would fill a whole vector
+            # Not slices: each slice's backward would fill a whole vector.
+            pieces = flat.split(lengths)
             named = {
                 name: piece.view(shape)
                 for name, piece, shape in zip(names, pieces, shapes, strict=True)

@@ -71,8 +71,10 @@ class Graph:
 
 
 def trace(loss: Loss, given: Tensor, x: Tensor, y: Tensor) -> Graph:
-    """The graph of the gradients of `loss` for groups of this size. Raises what vmap raises where
-    it cannot."""
+    """The graph of the gradients of `loss` for groups of this size.
+
+    Raises what vmap raises where it cannot.
+    """
     batched = vmap(grad_and_value(loss), in_dims=(None if given.dim() == 1 else 0, 0, 0))
     made = lean(make_fx(lambda p, x, y: batched(p, x, y))(given, x, y))
     num_calls = sum(node.op.startswith("call") for node in made.graph.nodes)
@@ -159,8 +161,9 @@ def _is_mutable(node: fx.Node) -> bool:
 
 
 def _out_of_place(node: fx.Node) -> None:
-    """Of an operator that changes a fresh result which nobody else reads, the form that leaves it
-    alone."""
+    """Of an operator that changes a fresh result which nobody else reads, the form that leaves
+    it alone.
+    """
     source: Any = node.args[0] if node.args else None
     if not _is_mutable(node) or not isinstance(source, fx.Node) or set(source.users) != {node}:
         return
@@ -189,8 +192,9 @@ def _compute_once(graph: fx.Graph) -> None:
 
 
 def _multiply_transposed(graph: fx.Graph, node: fx.Node) -> None:
-    """(A B)^T as B^T A^T, row after row in memory: copying it transposed took a fifth of the digits
-    CNN's gradient."""
+    """(A B)^T as B^T A^T, row after row in memory: copying it transposed took a fifth of the
+    digits CNN's gradient.
+    """
     product: Any = node.args[0]
     dims: Any = node.args[1:3]
     if (

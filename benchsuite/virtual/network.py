@@ -27,7 +27,9 @@ class Arriving(Protocol):
 
 
 class Network:
-    """Ports between ranks. Times are integer ns; without a rate messages take the latency only.
+    """Ports between ranks.
+
+    Times are integer ns; without a rate messages take the latency only.
 
     hosts: host number of each rank; ranks of one host exchange in no time. incast: how much longer
     a message takes to enter a port that others are queueing for.
@@ -54,8 +56,9 @@ class Network:
         self._sequence = 0
 
     def post(self, message: Arriving, source: int, destination: int, num_bytes: int) -> int:
-        """Sends; returns when the last byte has left the sender, and tells the message when it is
-        there."""
+        """Sends; returns when the last byte has left the sender, and tells the message when it
+        is there.
+        """
         now = self._clock.now
         out = self._hosts[source]
         into = self._hosts[destination]
@@ -77,8 +80,9 @@ class Network:
         return begin + duration
 
     def _admit(self, port: int) -> None:
-        """Takes in whatever reaches the port within a latency from now: nothing sent later can be
-        there before."""
+        """Takes in whatever reaches the port within a latency from now: nothing sent later can
+        be there before.
+        """
         queued = self._queued[port]
         horizon = self._clock.now + self.latency
         free = self._in_free[port]

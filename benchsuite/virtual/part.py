@@ -20,7 +20,7 @@ from benchsuite.virtual.clock import Task, VirtualClock
 from benchsuite.virtual.gradients import Gradients
 from benchsuite.virtual.schedule import Schedule
 from benchsuite.worker.clock import check_finite
-from benchsuite.workload import Batch, Ready
+from benchsuite.workload import Batch, Part, Ready
 
 # a third of a gradient's time is its forward pass, the rest goes backward over the parameters
 FORWARD_SHARE = 3
@@ -58,8 +58,9 @@ class Request:
 
 
 class Pool:
-    """Parameters and gradients of all ranks, (ranks, P) each; computes what has been asked for when
-    it is needed."""
+    """Parameters and gradients of all ranks, (ranks, P) each; computes what has been asked for
+    when it is needed.
+    """
 
     def __init__(self, template: DataPart, gradients: Gradients, *, num_ranks: int) -> None:
         self.template = template
@@ -124,7 +125,7 @@ class Source(Protocol):
         """Outputs of the rank's replica, as it is now."""
 
 
-class VirtualPart:
+class VirtualPart(Part):
     """A `Part` in virtual time, timed like `measure.clock.TimedPart`."""
 
     def __init__(
@@ -176,7 +177,7 @@ class VirtualPart:
         loss = self._pool.loss(request)
         self.compute_ns += clock.now - begin
         if not self.goes_on:
-            check_finite(loss, self.params)
+            check_finite(self, loss)
         return loss
 
     def _finished(self, end: int, until: Awaited) -> bool:

@@ -19,8 +19,9 @@ from typing import Any
 from benchsuite.errors import UsageError
 from benchsuite.plan import declared, plugins
 from benchsuite.plan.cell import Cell
+from benchsuite.plan.hashing import finite
 from benchsuite.results.assemble.virtual import sections
-from benchsuite.results.record import Run, Status, finite
+from benchsuite.results.record import Run, Status
 from benchsuite.results.tuned import trained
 from benchsuite.rules.view import names_of, one_of
 from benchsuite.virtual.world import Simulated, simulate
@@ -61,8 +62,10 @@ class PushOrder:
 
 
 def in_virtual_time(cell: Cell) -> Cell:
-    """The cell of a real run under the virtual clock. UsageError where its log does not tell it
-    whole."""
+    """The cell of a real run under the virtual clock.
+
+    UsageError where its log does not tell it whole.
+    """
     answering = names_of("sync", answers_at_once=True)
     reasons = (
         (cell.clock != "wall", f"clock = {cell.clock}", "a run of the wall clock"),
@@ -105,8 +108,9 @@ def replay(run: Run, run_dir: str | Path = "unused") -> Simulated:
 
 
 def gaps(run: Run, result: Mapping[str, Any]) -> dict[str, float]:
-    """Largest differences between a run and its replay: `loss` and `metric`, relative; `staleness`,
-    in updates."""
+    """Largest differences between a run and its replay: `loss` and `metric`, relative;
+    `staleness`, in updates.
+    """
     found = {}
     for name, mine, theirs in (
         ("loss", run.result["loss"], result["loss"]),
@@ -127,7 +131,8 @@ def gaps(run: Run, result: Mapping[str, Any]) -> dict[str, float]:
 
 def _gap(a: float | None, b: float | None) -> float:
     """Relative to the run's; a value that only one of them has (None: not finite) is infinitely
-    far."""
+    far.
+    """
     if a is None or b is None:
         return 0.0 if a is b else math.inf
     return abs(a - b) / max(abs(a), 1e-30) if a != b else 0.0

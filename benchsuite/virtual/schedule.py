@@ -1,5 +1,6 @@
-"""A schedule: what a virtual run did. Who computed when, which message left and came, and what
-waited for what.
+"""A schedule: what a virtual run did.
+
+Who computed when, which message left and came, and what waited for what.
 
 `world.simulate(.., record=True)` records it by hooks in `comm/virtual.py`, `comm/virtual_parts.py`
 and `part.py`; a run that is not recorded has none of this. `chakra.py` writes it for other
@@ -43,17 +44,18 @@ class Event:
     after: tuple[int, ...]  # numbers of the rank's events that had to be over
     peer: int = -1  # the other rank (world ranks)
     num_bytes: int = 0  # of a collective: of the whole vector
-    tag: int = (
-        -1
-    )  # number of the message from this source to this destination; of the collective in its group
+    # Number of the message from this source to this destination; of the collective in its group.
+    tag: int = -1
     control: bool = False
     group: str = ""  # name of the comm of a collective
     taken: bool = False  # a send's message has been received
 
 
 class Schedule:
-    """Events by rank. `groups`: world ranks of each comm that called a collective, by the comm's
-    name."""
+    """Events by rank.
+
+    `groups`: world ranks of each comm that called a collective, by the comm's name.
+    """
 
     def __init__(self, clock: VirtualClock, num_ranks: int) -> None:
         self.events: list[list[Event]] = [[] for _ in range(num_ranks)]
@@ -126,8 +128,10 @@ class Schedule:
             self.groups.setdefault(group, tuple(ranks))
 
     def point(self) -> tuple[int, ...]:
-        """Where it is: what had to be over for that. A lane call is forked there, and ends at such
-        a point."""
+        """Where it is: what had to be over for that.
+
+        A lane call is forked there, and ends at such a point.
+        """
         return self._points.get(self._clock.task, ())
 
     def join(self, point: tuple[int, ...]) -> None:

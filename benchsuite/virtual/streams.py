@@ -25,16 +25,19 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def generator(seed: int, worker: int, purpose: int, block: int) -> np.random.Generator:
-    """The stream of one block of steps: Philox4x64-10 (Salmon et al. 2011) with these four as key
-    and counter."""
+    """The stream of one block of steps: Philox4x64-10 (Salmon et al. 2011) with these four as
+    key and counter.
+    """
     key = np.array([seed, purpose], dtype=np.uint64)
     counter = np.array([0, 0, worker, block], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 class ComputeTimes:
-    """ns of a worker's step. `samples`: batch of one worker; `factors`: worker -> how much slower
-    it is."""
+    """ns of a worker's step.
+
+    `samples`: batch of one worker; `factors`: worker -> how much slower it is.
+    """
 
     def __init__(
         self,
@@ -73,9 +76,8 @@ class ComputeTimes:
         else:
             drawn = self._draw(generator(self._seed, worker, COMPUTE, number))
         scaled = drawn * self._scale * self._factors.get(worker, 1.0)
-        within = np.clip(
-            scaled, 1, LONGEST_NS
-        )  # before it is an integer: a heavy tail may leave 64 bits
+        # Before it is an integer: a heavy tail may leave 64 bits.
+        within = np.clip(scaled, 1, LONGEST_NS)
         times: list[int] = np.rint(within).astype(np.int64).tolist()
         return times
 
@@ -112,7 +114,8 @@ class ComputeTimes:
 
     def _markov_block(self, worker: int, number: int) -> Floats:
         """Fast and slow spells; in the long run a share enter / (enter + leave) of the steps is
-        slow."""
+        slow.
+        """
         enter = float(self._table["enter"])
         leave = float(self._table["leave"])
         share = enter / (enter + leave)

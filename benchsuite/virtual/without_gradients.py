@@ -1,5 +1,6 @@
 """What stands in the place of data, gradients and updates where no gradient is computed: times
-only, or timed again."""
+only, or timed again.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class Losses:
 
 class WithoutData:
     """A workload whose batches hold nothing: where no gradient is computed nobody looks into
-    them."""
+    them.
+    """
 
     def __init__(self, workload: Workload, global_batch: int) -> None:
         self._workload = workload
@@ -94,7 +96,8 @@ def idle(
     make: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
 ) -> Callable[[Any], torch.optim.Optimizer]:
     """The same optimiser, which steps nothing: where no gradient is computed there is nothing to
-    step."""
+    step.
+    """
 
     def made(params: Any) -> torch.optim.Optimizer:
         optimizer = make(params)

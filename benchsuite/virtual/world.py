@@ -68,12 +68,12 @@ class Trajectory:
 @dataclass
 class Kept:
     """What one process keeps from cell to cell: traced gradients, and trajectories to be timed
-    again."""
+    again.
+    """
 
     traced: dict[str, Graphs] = field(default_factory=dict)  # by `loss_key`
-    trajectories: dict[str, Trajectory | None] = field(
-        default_factory=dict
-    )  # None: it diverged, or failed
+    # None: it diverged, or failed.
+    trajectories: dict[str, Trajectory | None] = field(default_factory=dict)
 
 
 class SimulationError(RuntimeError):
@@ -108,7 +108,9 @@ def simulate(
     start_order: Sequence[int] = (),
     record: bool = False,
 ) -> Simulated:
-    """Runs a resolved cell. Snapshots over 64 MiB are spilled to `run_dir`.
+    """Runs a resolved cell.
+
+    Snapshots over 64 MiB are spilled to `run_dir`.
 
     kept: of this process. times, script: in the place of the cell's compute times and of the
     counters' answers, where a recorded run is replayed. batching: False computes gradients one by
@@ -150,7 +152,8 @@ def simulate(
 
 def _trajectory(cell: Cell, run_dir: str | Path, kept: Kept) -> Trajectory | None:
     """Trains; None where that fails or diverges: then every timing of the cell is simulated
-    whole."""
+    whole.
+    """
     try:
         simulated = _Simulation(cell, run_dir, kept).run(())
     except SimulationError:
@@ -195,9 +198,8 @@ class _Simulation:
         self._workload: Workload
         self._workload, template = setup.build_part(cell)
         assert isinstance(template, DataPart), "rules: the virtual clock needs parallel = data"
-        acts_again = (
-            known is not None and self._workload.collects
-        )  # timed again: nobody looks at it
+        # Timed again: nobody looks at it.
+        acts_again = known is not None and self._workload.collects
         if cell.gradients == "none" or acts_again:
             self._workload = WithoutData(self._workload, cells.global_batch(cell))
         self._batch = cells.global_batch(cell) / cell.num_workers
@@ -233,7 +235,8 @@ class _Simulation:
 
     def _fits(self, template: DataPart) -> None:
         """UsageError where parameters and gradients of all ranks are more than this machine has
-        free."""
+        free.
+        """
         if self._cell.gradients == "none" or self._known is not None:
             return
         size = template.params.numel() * template.params.element_size()
@@ -306,9 +309,8 @@ class _Simulation:
             Snapshots(every, self._run_dir, str(rank)),
         )
         Loop(training, part, comm, lambda phase, step: None).run(measured, owner=owner)
-        measured.traffic = (
-            comm.traffic + Traffic()
-        )  # a copy: joining slices for the evaluation is not the run's
+        # A copy: joining slices for the evaluation is not the run's.
+        measured.traffic = comm.traffic + Traffic()
         job = RankJob(cell={}, rank=rank, world_size=cell.world_size)
         evaluations = self._evaluations(training, measured.snapshots)
         self._records[rank] = rank_record(job, training, measured, evaluations) | {

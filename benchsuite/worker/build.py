@@ -19,8 +19,10 @@ def build(
     given: tuple[Workload, Recipe, Part] | None = None,
     before_model: Callable[[], None] = lambda: None,
 ) -> Training:
-    """Builds and starts everything on this rank. `wrap(part, worker)` may stand between strategy
-    and part; `before_model()` is called once the workload has its data.
+    """Builds and starts everything on this rank.
+
+    `wrap(part, worker)` may stand between strategy and part; `before_model()` is called once the
+    workload has its data.
 
     The full model is built on the CPU from the one seed, so that every rank starts equal. given: a
     started workload, a recipe and a part that are there already (ranks of one process share the

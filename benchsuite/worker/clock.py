@@ -24,20 +24,26 @@ from benchsuite.workload import Batch, DeviceLoss, Part, Ready, read_loss
 
 class Diverged(Exception):
     """The parameters are not finite: raised before anything is sent, at the same step on every
-    replica that agrees."""
+    replica that agrees.
+    """
 
 
-def check_finite(loss: float, params: Tensor) -> None:
-    """Raises `Diverged` where the loss is not finite because the parameters are not."""
-    if not math.isfinite(loss) and not bool(torch.isfinite(params).all()):
+def check_finite(part: Part, loss: float) -> None:
+    """Raises `Diverged` where the loss is not finite because the parameters are not.
+
+    Parts of one replica are told the same loss, so all of them ask `finite` or none does.
+    """
+    if not math.isfinite(loss) and not part.finite():
         raise Diverged
 
 
 CHECK_EVERY = 32  # gradients of a device between two looks at the loss, which wait for it
 
 
-class TimedPart:
-    """A `Part` whose gradients are timed. `slow_down` > 1 makes a straggler of it.
+class TimedPart(Part):
+    """A `Part` whose gradients are timed.
+
+    `slow_down` > 1 makes a straggler of it.
 
     `timer`: of a device, whose times are known after the run: `compute_ns` stays 0 until then, and
     a loss that is not finite is noticed at most 32 gradients later.
@@ -63,9 +69,7 @@ class TimedPart:
         self.compute_ns = 0
         self.backward_wait_ns = 0  # inside a library's backward pass, after the last gradient
         self._last_gradient_ns = 0
-        for name in ("use_grad_buffer", "gradient_norm", "finite"):  # what not every part has
-            if hasattr(part, name):
-                setattr(self, name, getattr(part, name))
+        self.has_grad_buffer = part.has_grad_buffer
 
     @property
     def grad(self) -> Tensor:
@@ -75,6 +79,15 @@ class TimedPart:
     @grad.setter
     def grad(self, value: Tensor) -> None:
         self._part.grad = value
+
+    def use_grad_buffer(self, buffer: Tensor) -> None:
+        self._part.use_grad_buffer(buffer)
+
+    def gradient_norm(self) -> float | None:
+        return self._part.gradient_norm()
+
+    def finite(self) -> bool:
+        return self._part.finite()
 
     def infer(self, x: Tensor) -> Tensor:
         return self._part.infer(x)
@@ -100,7 +113,7 @@ class TimedPart:
         timer.end("compute")
         self._num_gradients += 1
         if loss is not None and not self.goes_on and self._num_gradients % CHECK_EVERY == 0:
-            self._check_finite(read_loss(loss))
+            check_finite(self._part, read_loss(loss))
         return loss
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
@@ -128,23 +141,15 @@ class TimedPart:
 
     def _end(self, start: int, end: int, loss: float | None, *, waited: int = 0) -> None:
         """Between start and end all but `waited` was computation; a straggler takes that much
-        longer."""
+        longer.
+        """
         if loss is not None and not self.goes_on:
-            self._check_finite(loss)
+            check_finite(self._part, loss)
         computed = end - start - waited
         if self._slow_down > 1.0:
             self._wait_until(end + int((self._slow_down - 1.0) * computed))
             computed += time.perf_counter_ns() - end
         self.compute_ns += computed
-
-    def _check_finite(self, loss: float) -> None:
-        finite: Callable[[], bool] | None = getattr(
-            self, "finite", None
-        )  # of a divided replica: asked on all parts
-        if finite is None:
-            check_finite(loss, self.params)
-        elif not math.isfinite(loss) and not finite():
-            raise Diverged
 
     def _wait_until(self, deadline: int) -> None:
         if self._busy:
@@ -167,8 +172,10 @@ class StepClock:
         self.num_steps = 0
 
     def add(self, row: tuple[int, int, int, int, int, int, int], loss: float | None) -> None:
-        """Appends one step; grows only where a strategy makes more steps than planned. No loss: a
-        gradient given up."""
+        """Appends one step; grows only where a strategy makes more steps than planned.
+
+        No loss: a gradient given up.
+        """
         position = self.num_steps
         if position == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
@@ -219,7 +226,6 @@ class StepClock:
             value if math.isfinite(value) else None
             for value in self._loss[: self.num_steps].tolist()
         ]
-        columns["abandoned"] = (
-            self._abandoned
-        )  # steps whose gradient was given up: no loss, and no divergence
+        # Steps whose gradient was given up: no loss, and no divergence.
+        columns["abandoned"] = self._abandoned
         return columns

@@ -39,7 +39,8 @@ def peaks() -> dict[str, Any]:
 
 def arithmetic(cell: Cell, workload: Workload, *, measures: bool) -> dict[str, Any]:
     """Operations of training on one sample (None: the workload states none); the ceiling, on the
-    rank that measures."""
+    rank that measures.
+    """
     return {
         "flops_per_sample": training_flops(workload),
         "matmul_ceiling_flop_per_s": matmul_ceiling(cell.precision) if measures else None,
@@ -48,7 +49,8 @@ def arithmetic(cell: Cell, workload: Workload, *, measures: bool) -> dict[str, A
 
 def training_flops(workload: Workload) -> int | None:
     """Three times the forward operations of all layers for one sample, by the workload's own
-    `layer_flops`."""
+    `layer_flops`.
+    """
     counted = workload.layer_flops()
     return None if counted is None else TRAINING * sum(counted)
 
@@ -61,8 +63,9 @@ def matmul_ceiling(
     event: Callable[[], Event] = cuda_event,
     synchronise: Callable[[], None] = torch.cuda.synchronize,
 ) -> float:
-    """Operations per second of C = A B, square: the median of `REPEATS` products after as many that
-    warm up."""
+    """Operations per second of C = A B, square: the median of `REPEATS` products after as many
+    that warm up.
+    """
     n = size or SIZE[precision]
     dtype = PRODUCTS[precision]
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))

@@ -1,5 +1,6 @@
-"""The curve of a run: its snapshots, evaluated after the loop and off the clock, on the rank that
-owns them."""
+"""The curve of a run: its snapshots, evaluated after the loop and off the clock, on the rank
+that owns them.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from benchsuite.worker.snapshots import Snapshots, checksum
 
 
 def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
-    """Metric of every snapshot; None on the ranks that own none. Several servers' slices are joined
-    on the first, the replicas' mean is made on rank 0.
+    """Metric of every snapshot; None on the ranks that own none.
+
+    Several servers' slices are joined on the first, the replicas' mean is made on rank 0.
 
     `checksum` is the sha256 of the last snapshot's bytes.
     """

@@ -1,4 +1,6 @@
-"""What a launcher hands to one rank, `RankJob`, and how the rank hands its record back. No torch.
+"""What a launcher hands to one rank, `RankJob`, and how the rank hands its record back.
+
+No torch.
 
 A `RankJob` is plain data and crosses the fork server by pickle. The record is a file in the run
 directory.
@@ -23,21 +25,18 @@ class RankJob:
     world_size: int
     local_rank: int = 0
     hosts: tuple[int, ...] = ()  # host number of each rank; () = all on host 0
-    run_dir: str = (
-        ""  # the rank writes rank<k>.json here, atomically (temporary file, fsync, replace)
-    )
+    # The rank writes rank<k>.json here, atomically (temporary file, fsync, replace).
+    run_dir: str = ""
     store_host: str = "127.0.0.1"
     store_port: int = 0
     store_listen_fd: int | None = None  # rank 0: a bound, listening socket to host the TCPStore on
-    store_is_hosted: bool = (
-        False  # someone else (torchrun's agent) hosts the store: every rank is a client
-    )
+    # Someone else (torchrun's agent) hosts the store: every rank is a client.
+    store_is_hosted: bool = False
     store_prefix: str = ""  # separates the cells of one job in a shared store
     timeout_s: float = 120.0  # the launcher's deadline; process groups get this + 5 s
     interface: str = "lo"  # network interface for gloo
-    private_network: bool = (
-        False  # the ranks are alone in a network namespace: interface counters are theirs
-    )
+    # The ranks are alone in a network namespace: interface counters are theirs.
+    private_network: bool = False
     network_reason: str = ""  # why there is no private network
     beat_path: str = ""  # mmap file of `measure/beat.py`; "" = no beat
 
@@ -61,13 +60,16 @@ def error_file(run_dir: str | Path, rank: int) -> Path:
 
 
 class CannotWrite(OSError):
-    """The run directory takes no more: disk full, quota, read-only. The rank ends with
-    EXIT_CANNOT_WRITE."""
+    """The run directory takes no more: disk full, quota, read-only.
+
+    The rank ends with EXIT_CANNOT_WRITE.
+    """
 
 
 def write_rank_file(run_dir: str | Path, rank: int, content: str | bytes) -> Path:
-    """Writes a rank's record whole or not at all, then its marker. CannotWrite where the directory
-    takes no more.
+    """Writes a rank's record whole or not at all, then its marker.
+
+    CannotWrite where the directory takes no more.
 
     The marker `rank<k>.ok` holds the record's size: whoever waits can see that it is complete
     without parsing it.

@@ -34,8 +34,10 @@ class MeasuredComm(Comm, Protocol):
 
 
 class Loop:
-    """One rank's loop. `step` is where it is. `enter(phase, step)` is told on the way (the
-    beat)."""
+    """One rank's loop.
+
+    `step` is where it is. `enter(phase, step)` is told on the way (the beat).
+    """
 
     def __init__(
         self,
@@ -53,8 +55,10 @@ class Loop:
         self.step = 0
 
     def run(self, measured: Measured, *, owner: bool) -> None:
-        """Until the budget is used. `owner`: this rank's parameters are what snapshots are taken
-        of."""
+        """Until the budget is used.
+
+        `owner`: this rank's parameters are what snapshots are taken of.
+        """
         self.comm.wait_ns = self.comm.ticket_wait_ns = self.part.compute_ns = (
             self.part.backward_wait_ns
         ) = 0
@@ -65,9 +69,8 @@ class Loop:
             self._serve(measured, owner=owner)
         else:
             self._work(measured, owner=owner)
-        times = (
-            self.timer.settle() if self.timer is not None else []
-        )  # the device has done what it was given
+        # The device has done what it was given.
+        times = self.timer.settle() if self.timer is not None else []
         measured.end_ns = self.comm.now_ns()
         self.part.compute_ns += sum(step.compute_ns for step in times)
         self.comm.wait_ns += sum(step.blocked_ns for step in times)

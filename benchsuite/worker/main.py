@@ -149,7 +149,8 @@ class Rank:
 
     def _leave(self, training: Training) -> None:
         """Nobody takes the store away while a peer still needs it; a worker may still be lost
-        here."""
+        here.
+        """
         if not _survives(training):
             self.comm.barrier()
             return
@@ -168,9 +169,8 @@ class Rank:
             measured.device = device_figures.peaks()
         measured.traffic = self.comm.traffic + Traffic()  # a copy: what follows is not the run's
         measured.calls = dict(self.comm.calls)
-        self.store.set(
-            f"events/{self.comm.rank}", json.dumps(measured.events)
-        )  # before anybody can miss it
+        # Before anybody can miss it.
+        self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))
         begin = time.perf_counter_ns()
         self.lost = self._all_ended(training)
         if self.lost:
@@ -183,14 +183,15 @@ class Rank:
         if training.strategy.calls_library and training.topology.num_workers > 1:
             measured.derived = self._derive(training, measured)
         if training.replica is not None:
-            measured.part_facts = dict(
-                training.replica.facts()
-            )  # before it is asked for one more gradient
+            # Before it is asked for one more gradient.
+            measured.part_facts = dict(training.replica.facts())
             measured.derived_inside = self._derive_inside(training, measured)
 
     def _derive(self, training: Training, measured: Measured) -> Traffic | None:
-        """Of the whole run, from more steps, untimed, that are watched. Not after a divergence: the
-        ranks may stand apart."""
+        """Of the whole run, from more steps, untimed, that are watched.
+
+        Not after a divergence: the ranks may stand apart.
+        """
         losses = measured.clock.to_json()["loss"]
         if not losses or None in losses:
             return None
@@ -204,7 +205,8 @@ class Rank:
 
     def _derive_inside(self, training: Training, measured: Measured) -> Traffic | None:
         """What the library sent between the parts of a replica in the whole run, from one more
-        gradient."""
+        gradient.
+        """
         losses = measured.clock.to_json()["loss"]
         if training.is_server or not losses or None in losses:
             return None
@@ -214,7 +216,8 @@ class Rank:
 
     def _predicted(self, training: Training) -> dict[str, Any] | None:
         """On rank 0: what the strategy's own file says this run must have sent, from shapes and
-        recorded events."""
+        recorded events.
+        """
         if self.comm.rank != 0 or self.lost:
             return None
         events = setup.gather_events(
@@ -245,7 +248,8 @@ class Rank:
 
     def _check_equal_start(self, training: Training) -> None:
         """All ranks must start from the same bits: a same-seed start that differs is a broken
-        workload."""
+        workload.
+        """
         store = self.store
         store.set(f"start/{self.comm.rank}", json.dumps(model_parallel.digests(training)))
         if self.comm.rank == 0:
@@ -268,7 +272,8 @@ def run_rank(job: RankJob) -> None:
 
 def goodbye(job: RankJob) -> None:
     """Says goodbye to every server in the place of a dead worker (strategies with `survives =
-    "worker"`)."""
+    "worker"`).
+    """
     cell = cells.from_json(job.cell)
     store = open_client(job)
     comm = ProcessComm(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchsuite.comm import Comm, Traffic
+from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.comm.groups import library_group
 from benchsuite.parallel import PartOfReplica
 from benchsuite.parallel.pieces import Piece, cut, num_owned, shapes_of
@@ -36,6 +36,7 @@ from benchsuite.worker.traffic_mode import TrafficMode, derive
 from benchsuite.workload import (
     Batch,
     Part,
+    Ready,
     Recipe,
     Shapes,
     Workload,
@@ -51,8 +52,10 @@ Wrap = Callable[[Part, int], Part]
 def build(
     cell: Cell, world: Comm, *, wrap: Wrap | None, before_model: Callable[[], None]
 ) -> Training:
-    """Builds and starts everything on this rank. Every rank of the run calls it: groups are made
-    together."""
+    """Builds and starts everything on this rank.
+
+    Every rank of the run calls it: groups are made together.
+    """
     outer = [
         world.split(placement.ranks_of_part(cell, part)) for part in range(cell.model_parallel)
     ]
@@ -85,7 +88,7 @@ def build(
 # -- servers ---------------------------------------------------------------------------------------
 
 
-class HeldPart:
+class HeldPart(Part):
     """A part's vector on a server: nothing is computed with it."""
 
     def __init__(self, pieces: Sequence[Piece], params: Tensor) -> None:
@@ -94,6 +97,20 @@ class HeldPart:
         self.params = params
         self.grad = torch.empty(0, dtype=params.dtype)
         self.num_owned = num_owned(pieces)
+
+    def infer(self, x: Tensor) -> Tensor:
+        raise AssertionError("a server computes nothing")
+
+    def gradient(
+        self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
+    ) -> float | None:
+        raise AssertionError("a server computes nothing")
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        raise AssertionError("a server computes nothing")
+
+    def backward(self, batch: Batch) -> float:
+        raise AssertionError("a server computes nothing")
 
 
 @dataclass
@@ -137,7 +154,7 @@ def _server(
     served = []
     for number, (comm, held) in enumerate(zip(comms, pieces, strict=True)):
         comm.traffic = Traffic()  # threads do not count into one
-        part: Any = HeldPart(held, cut(parameters, held))
+        part = HeldPart(held, cut(parameters, held))
         wrapped = wrap if number == 0 else None
         training = setup.assemble(cell, comm, workload, recipe, part, wrap=wrapped, number=number)
         topology = training.topology
@@ -160,8 +177,10 @@ class Served:
     world: Comm
 
     def serve(self, on_update: Update | None) -> ServerLog:
-        """One thread per part, until every worker has said goodbye. The log is that of part 0, like
-        all the others."""
+        """One thread per part, until every worker has said goodbye.
+
+        The log is that of part 0, like all the others.
+        """
         logs: list[ServerLog | None] = [None] * len(self.trainings)
         errors: list[BaseException] = []
 
@@ -201,8 +220,9 @@ class Served:
 def predicted(
     cell: Cell, workload: Workload, strategy: Strategy, events: Events, setting: Setting
 ) -> Traffic:
-    """Of a whole run, by world rank: each part's agreement between replicas, and what every replica
-    sends inside."""
+    """Of a whole run, by world rank: each part's agreement between replicas, and what every
+    replica sends inside.
+    """
     parallel = setup.make_parallel(cell)
     layers = meta_layers(workload)
     itemsize = setting.itemsize
@@ -245,14 +265,17 @@ def part_shapes(cell: Cell, workload: Workload) -> list[Shapes]:
 
 def clips_inside(strategy: Strategy, setting: Setting) -> bool:
     """Whether workers clip, and so ask their replica for its norm: a server of means does it
-    itself."""
+    itself.
+    """
     return not (setting.num_servers and strategy.clips_mean)
 
 
 def expected_events(cell: Cell, workload: Workload, events: Events, num_batches: int) -> Events:
-    """Events of an undisturbed run, by rank on the replica axis -> by world rank. A policy acts in
-    every step of a rollout and at its end (one that is made whole for a rollout sends once); that
-    an episode runs out of time, when it acts once more, is not foreseen."""
+    """Events of an undisturbed run, by rank on the replica axis -> by world rank.
+
+    A policy acts in every step of a rollout and at its end (one that is made whole for a rollout
+    sends once); that an episode runs out of time, when it acts once more, is not foreseen.
+    """
     ranks = [placement.replica_and_part(cell, rank)[0] for rank in range(cell.num_workers)]
     servers = range(cell.replicas, cell.replicas + cell.num_servers)
     at = [*ranks, *servers]
@@ -279,8 +302,9 @@ def meta_layers(workload: Workload) -> list[nn.Module]:
 def example(
     workload: Workload, layers: Sequence[nn.Module], replicas: int
 ) -> tuple[Batch, Tensor | None]:
-    """A replica's share of a batch, and what its policy sees at once (None where nobody acts), on
-    the meta device."""
+    """A replica's share of a batch, and what its policy sees at once (None where nobody acts),
+    on the meta device.
+    """
     seen: list[Tensor] = []
     if not workload.collects:
         batch: Batch = workload.batch(0, shard=0, num_shards=replicas)
@@ -297,8 +321,9 @@ def example(
 
 
 def digests(training: Training) -> dict[int, str]:
-    """sha256 of the parameters that this rank holds, by part: those of a worker are one part's, a
-    server's all."""
+    """sha256 of the parameters that this rank holds, by part: those of a worker are one part's,
+    a server's all.
+    """
     if training.served is not None:
         held = [(part, each.part) for part, each in enumerate(training.served.trainings)]
     else:
@@ -310,8 +335,9 @@ def digests(training: Training) -> dict[int, str]:
 
 def derive_inside(training: Training, events: Mapping[str, int]) -> Traffic:
     """What the library sent in a run with these events of this rank, by world rank: from one more
-    gradient and, where a policy acted, one more inference, watched here. Called on all parts of all
-    replicas; the gradient is lost.
+    gradient and, where a policy acted, one more inference, watched here.
+
+    Called on all parts of all replicas; the gradient is lost.
 
     The library's collectives are noted by part 0, messages from point to point by their sender.
     """
@@ -327,8 +353,10 @@ def derive_inside(training: Training, events: Mapping[str, int]) -> Traffic:
 
 
 def watched(part: PartOfReplica, call: Callable[[], object], backend: str) -> Traffic:
-    """What the library sends in a call, from this rank. What goes through our comm is seen too, and
-    counted there."""
+    """What the library sends in a call, from this rank.
+
+    What goes through our comm is seen too, and counted there.
+    """
     comm = part.replica.comm
     before = comm.traffic + Traffic()
     with TrafficMode() as seen:

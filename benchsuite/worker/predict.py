@@ -1,5 +1,6 @@
 """Bytes that a run will send and keep, before it runs: from the strategy's own file, shapes and
-expected events."""
+expected events.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from benchsuite.workload import Shapes, Workload, trained_parameters
 
 def predicted(cell: Cell) -> Traffic:
     """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta
-    device)."""
+    device).
+    """
     workload, strategy, shapes, described, num_batches = _described(cell)
     events = setup.expected_events(strategy, workload, num_batches, described)
     if setup.is_divided(cell):
@@ -68,7 +70,8 @@ def kept(cell: Cell) -> dict[str, int | None]:
 
 def _described(cell: Cell) -> tuple[Workload, Strategy, Shapes, Setting, int]:
     """The workload, the strategy, not started, and what its formulas take; global batches of the
-    budget."""
+    budget.
+    """
     workload = setup.start_workload(cell)
     layers = model_parallel.meta_layers(workload)
     shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}

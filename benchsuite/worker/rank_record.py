@@ -1,5 +1,6 @@
-"""What one rank writes down: everything in integers of ns and bytes; `benchsuite/assemble/` makes
-the run of it."""
+"""What one rank writes down: everything in integers of ns and bytes; `benchsuite/assemble/`
+makes the run of it.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +39,8 @@ class Measured:
     events: dict[str, int] = field(default_factory=dict)
     server: ServerLog | None = None
     derived: Traffic | None = None
-    part_facts: dict[str, Any] = field(
-        default_factory=dict
-    )  # of a part of a divided replica, at the loop's end
+    # Of a part of a divided replica, at the loop's end.
+    part_facts: dict[str, Any] = field(default_factory=dict)
     derived_inside: Traffic | None = None  # by the library, from part to part of a replica
     barrier_ns: int = 0  # waiting for the others at the end
     memory: RankMemory = field(default_factory=RankMemory)
@@ -97,15 +97,17 @@ def rank_record(
 
 
 def data_facts(workload: Workload) -> dict[str, str]:
-    """What is known of data that are the user's or this Python's: the sha256 of their bytes, where
-    it was taken."""
+    """What is known of data that are the user's or this Python's: the sha256 of their bytes,
+    where it was taken.
+    """
     digest = workload.data_sha256
     return {"data_sha256": digest} if digest else {}
 
 
 def payload_source(training: Training) -> str:
-    """`counted` by our own sends, or `derived` from library calls; a divided replica makes some of
-    them."""
+    """`counted` by our own sends, or `derived` from library calls; a divided replica makes some
+    of them.
+    """
     if training.replica is not None:
         return "derived"
     return training.strategy.payload_source or training.topology.payload_source
@@ -113,15 +115,17 @@ def payload_source(training: Training) -> str:
 
 def _derived_total(measured: Measured) -> dict[str, Any] | None:
     """Of the library's calls that went through our comms, and of those that it made inside a
-    divided replica."""
+    divided replica.
+    """
     calls = derived_total(measured.calls) if measured.calls else None
     both = [each for each in (calls, measured.derived_inside) if each is not None]
     return Traffic.total(both).to_json() if both else None
 
 
 def _divided_json(training: Training, measured: Measured) -> dict[str, Any] | None:
-    """Of a part of a divided replica: its number, what it holds and counts, whether its samples are
-    its own, what it says of itself."""
+    """Of a part of a divided replica: its number, what it holds and counts, whether its samples
+    are its own, what it says of itself.
+    """
     if training.replica is None:
         return None
     part = training.replica

@@ -53,8 +53,9 @@ def connect(
 
 
 def open_store(job: RankJob) -> Any:
-    """This rank's client of the store; rank 0 hosts it on the socket it was handed, unless somebody
-    else does."""
+    """This rank's client of the store; rank 0 hosts it on the socket it was handed, unless
+    somebody else does.
+    """
     if job.store_is_hosted or job.rank != 0:
         return open_client(job)
     hosted = dist.TCPStore(

@@ -28,8 +28,9 @@ STATISTICS_BYTES = 3 * 8  # of a minibatch: sum, sum of squares, number
 
 
 class Batches:
-    """One worker's. Made on every rank (a group is). strategy: None = one process, without
-    strategy.
+    """One worker's.
+
+    Made on every rank (a group is). strategy: None = one process, without strategy.
 
     device: on which the backend sends.
     """

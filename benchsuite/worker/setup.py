@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from types import new_class
@@ -60,9 +59,8 @@ class Training:
     compression: Compression
     strategy: Strategy
     batches: Batches
-    replica: PartOfReplica | None = (
-        None  # this rank's part of a divided replica; `comm` joins it with its likes
-    )
+    # This rank's part of a divided replica; `comm` joins it with its likes.
+    replica: PartOfReplica | None = None
     acted_on: Tensor | None = None  # what the policy of a divided replica saw last
     num_inferences: int = 0  # of the policy of a divided replica, those that sent something
     _num_acts: int = 0
@@ -98,14 +96,12 @@ class Training:
         if not self.batches.collects:
             return self.batches.fetch((index, mine, of), self.part.infer)
         # parts act in lock-step: they play the same rollout, then each takes its share
-        whole = getattr(self.replica, "whole", None)
         before = self._num_acts
-        with (whole or nullcontext)():
+        with self.replica.whole():
             batch = self.batches.fetch(work, self._act)
         acted = self._num_acts - before
-        self.num_inferences += (
-            min(acted, 1) if whole else acted
-        )  # a whole policy sends nothing when it acts again
+        # A whole policy has gathered its parameters once, and sends nothing when it acts again.
+        self.num_inferences += min(acted, 1) if self.replica.acts_whole else acted
         return micro_batches(batch, of // num_shards)[mine - shard * (of // num_shards)]
 
     def _act(self, x: Tensor) -> Tensor:
@@ -172,7 +168,8 @@ BASES: Mapping[str, type[Any]] = {
 @cache
 def complete(kind: str, found: Any) -> Any:
     """The class of a plug-in with the defaults of its kind, also where its author left the base
-    class out."""
+    class out.
+    """
     base: Any = Graph if kind == "topology" and hasattr(found, "neighbours") else BASES[kind]
     if base in found.__mro__:
         return found
@@ -186,7 +183,8 @@ def make_parallel(cell: Cell) -> Any:
 
 def is_divided(cell: Cell) -> bool:
     """Whether a replica is held by several ranks (`divided.py`), or by one in the form of such a
-    parallelism."""
+    parallelism.
+    """
     return hasattr(plugins.load("parallel", cell.parallel), "pieces")
 
 
@@ -202,8 +200,9 @@ def start_workload(cell: Cell) -> Workload:
 
 
 def make_topology(cell: Cell, part: int = 0) -> Any:
-    """The cell's topology (or graph), not started; one that looks at hosts is told where the ranks
-    are that it joins: those that hold this part of a replica."""
+    """The cell's topology (or graph), not started; one that looks at hosts is told where the
+    ranks are that it joins: those that hold this part of a replica.
+    """
     topology = make("topology", cell.topology, options_for(cell, "topology"))
     if topology.by_host:
         hosts = placement.hosts(cell)
@@ -223,7 +222,8 @@ def make_workload(cell: Cell) -> Workload:
 
 def make_recipe(cell: Cell, workload: Workload) -> Recipe:
     """The workload's recipe with the cell's batch and budget, its learning rate times the cell's
-    `lr_factor`."""
+    `lr_factor`.
+    """
     assert cell.budget.samples is not None, "resolve the cell first"
     recipe = workload.recipe()
     factor = cell.lr_factor
@@ -287,7 +287,8 @@ def predicted_traffic(
     strategy: Strategy, shapes: Shapes, events: Events, described: Setting
 ) -> Traffic:
     """What the ranks of the replica axis send in a whole run: by the strategy, and about their
-    rollouts."""
+    rollouts.
+    """
     return strategy.predicted_traffic(shapes, events, described) + rollouts.predicted_traffic(
         events, described
     )
@@ -311,8 +312,9 @@ def assemble(
     wrap: Callable[[Part, int], Part] | None = None,
     number: int = 0,
 ) -> Training:
-    """Topology, compression and strategy of the replica axis around a part, started. comm: of this
-    axis. number: of the part, where replicas are divided."""
+    """Topology, compression and strategy of the replica axis around a part, started. comm: of
+    this axis. number: of the part, where replicas are divided.
+    """
     topology = make_topology(cell, number)
     topology.start(comm, num_servers=cell.num_servers)
     compression: Compression = make(
@@ -325,7 +327,7 @@ def assemble(
         part = wrap(part, comm.rank)
     strategy = make_strategy(cell, workload)
     if strategy.goes_on:
-        part.goes_on = True  # type: ignore[attr-defined]  # read by parts that stop a diverged rank
+        part.goes_on = True
     strategy.start(comm, part, recipe, topology, compression)
     batches = Batches(
         workload,

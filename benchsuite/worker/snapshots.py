@@ -6,7 +6,6 @@ The copy is inside the clock. Over 64 MiB in all they are spilled to the run dir
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchsuite.plan import hashing
+
 SPILL_ABOVE_BYTES = 64 * 2**20
 
 
 class Snapshots:
-    """One rank's copies, taken when the samples consumed pass a multiple of `every` (0 = only the
-    last)."""
+    """One rank's copies, taken when the samples consumed pass a multiple of `every` (0 = only
+    the last).
+    """
 
     def __init__(
         self,
@@ -81,4 +83,4 @@ class Snapshots:
 
 def checksum(vector: Tensor) -> str:
     """sha256 of a vector's bytes."""
-    return hashlib.sha256(vector.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return hashing.checksum(vector.detach().cpu().contiguous().numpy().tobytes())

@@ -29,8 +29,9 @@ from benchsuite.topology import collective_traffic
 @dataclass(frozen=True)
 class Call:
     """One call: its name in the c10d namespace, elements and bytes per element of its largest
-    tensor, that of a gather or a scatter the whole vector's. peer: whom a `send` goes to, in ranks
-    of its group."""
+    tensor, that of a gather or a scatter the whole vector's. peer: whom a `send` goes to, in
+    ranks of its group.
+    """
 
     name: str
     numel: int
@@ -60,8 +61,9 @@ FUNCTIONAL = {
 
 
 class TrafficMode(TorchDispatchMode):
-    """`with TrafficMode() as seen: step()`; then `seen.calls`. DDP's bucket all-reduces are seen
-    too.
+    """`with TrafficMode() as seen: step()`; then `seen.calls`.
+
+    DDP's bucket all-reduces are seen too.
 
     A mode belongs to its thread; what a communication hook starts when something has arrived, it
     starts on a thread of the backend's, by `torch.distributed.all_reduce`: that function is watched
@@ -103,9 +105,8 @@ class TrafficMode(TorchDispatchMode):
             "wait_tensor",
             "_wrap_tensor_autograd",
         ):
-            whole = (
-                args[1] if name.startswith("all_gather") else 1
-            )  # given is a shard, and the size of the group
+            # Given is a shard, and the size of the group.
+            whole = args[1] if name.startswith("all_gather") else 1
             self.calls.append(
                 Call(FUNCTIONAL.get(name, name), args[0].numel() * whole, args[0].element_size())
             )
@@ -135,8 +136,9 @@ def derived_total(calls: Calls) -> Traffic:
 
 def derive(calls: list[Call], num_ranks: int, *, rank: int = 0, backend: str = "gloo") -> Traffic:
     """Traffic of one step from the calls that a rank was seen to make: its own sends and, on rank
-    0, the collectives of all. An all-reduce is a ring, and on gloo a reduce-scatter costs as much
-    as one (else half of it).
+    0, the collectives of all.
+
+    An all-reduce is a ring, and on gloo a reduce-scatter costs as much as one (else half of it).
 
     `numel` of a gather or scatter is that of the whole vector. ValueError for a call whose cost is
     not known.

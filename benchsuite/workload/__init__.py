@@ -285,6 +285,24 @@ class Part(Protocol):
     params: Tensor  # (P,)
     grad: Tensor  # (P,)
 
+    goes_on: bool = False
+    """Whether the part goes on when its parameters are not finite any more: others wait for it."""
+
+    has_grad_buffer: bool = False
+    """Whether `use_grad_buffer` can move the gradient into other memory."""
+
+    def use_grad_buffer(self, buffer: Tensor) -> None:
+        """Lets `grad` live in `buffer`. Only where `has_grad_buffer`."""
+        raise AssertionError(f"{type(self).__name__} has no such memory: has_grad_buffer is False")
+
+    def gradient_norm(self) -> float | None:
+        """Norm of the replica's whole gradient, where `grad` is only a part of it; else None."""
+        return None
+
+    def finite(self) -> bool:
+        """Whether all parameters of the replica are finite."""
+        return bool(torch.isfinite(self.params).all())
+
     def infer(self, x: Tensor) -> Tensor:
         """Forward without gradient; the result stands on every rank of the replica."""
 

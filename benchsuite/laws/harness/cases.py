@@ -25,7 +25,8 @@ from benchsuite.laws.harness.variants import (
     Recipe,
 )
 from benchsuite.plan import plugins
-from benchsuite.plan.cell import AXES, Budget, Cell, canonical, resolve
+from benchsuite.plan.cell import AXES, Budget, Cell, resolve
+from benchsuite.plan.hashing import canonical
 from benchsuite.rules import Problem
 
 TINY = str(Path(__file__).with_name("tiny.py"))

@@ -19,7 +19,8 @@ from benchsuite.comm.process import ProcessComm
 from benchsuite.laws import MakeRanks
 from benchsuite.laws.harness.ranks import run_as_batch_work
 from benchsuite.laws.harness.runs import RankRun, one_rank
-from benchsuite.plan.cell import Cell, canonical, from_json
+from benchsuite.plan.cell import Cell, from_json
+from benchsuite.plan.hashing import canonical
 from benchsuite.results.record import Outcome, Status
 from benchsuite.worker.job import RankJob, write_rank_file
 from benchsuite.worker.rendezvous import connect, open_store

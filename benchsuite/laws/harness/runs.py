@@ -21,7 +21,8 @@ from benchsuite.comm import Comm, Handle, Traffic
 from benchsuite.comm.process import ProcessComm
 from benchsuite.laws import MakeRanks
 from benchsuite.plan import placement, plugins
-from benchsuite.plan.cell import Cell, Scalar, canonical, resolve
+from benchsuite.plan.cell import Cell, Scalar, resolve
+from benchsuite.plan.hashing import canonical
 from benchsuite.sync import Events, Work
 from benchsuite.topology import bounds
 from benchsuite.topology.server_log import ServerLog

@@ -1,4 +1,6 @@
-"""Rank files and the host's outcome become one `Run`. Imports numpy, no torch.
+"""Rank files and the host's outcome become one `Run`.
+
+Imports numpy, no torch.
 
 Deterministic quantities go into `result`, times and load into `cost`, samples in the order measured
 into `raw`.
@@ -30,8 +32,10 @@ def assemble(
     cores: int,
     foreign_cpu_share: float | None,
 ) -> Run:
-    """The run of one cell. Where the outcome is not ok it carries the reason and the culprit, and
-    no numbers."""
+    """The run of one cell.
+
+    Where the outcome is not ok it carries the reason and the culprit, and no numbers.
+    """
     flags = set(outcome.flags)
     if load.oversubscribed(cell, cores):
         flags.add(OVERSUBSCRIBED)

@@ -1,5 +1,6 @@
-"""The `cost` and `raw` sections of a run file: times, load, memory, bytes on the wire, samples as
-measured."""
+"""The `cost` and `raw` sections of a run file: times, load, memory, bytes on the wire, samples
+as measured.
+"""
 
 from __future__ import annotations
 
@@ -159,8 +160,10 @@ def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Windo
 
 
 def _split(rank: Rank, wall_s: float) -> dict[str, Any]:
-    """Where a rank's time went. A server's time without a ticket is idle, so is a worker's after
-    its last step."""
+    """Where a rank's time went.
+
+    A server's time without a ticket is idle, so is a worker's after its last step.
+    """
     own_s = (rank["end_ns"] - rank["start_ns"]) * NS
     data_s = sum(rank["steps"]["data_ns"]) * NS
     compute_s = rank["compute_ns"] * NS
@@ -215,8 +218,10 @@ def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]
 
 
 def _device(ranks: Sequence[Rank], samples_per_s: float | None) -> dict[str, Any]:
-    """What a run on devices also has: {} on the CPU. The share of the ceiling is of all devices
-    that were used."""
+    """What a run on devices also has: {} on the CPU.
+
+    The share of the ceiling is of all devices that were used.
+    """
     used = [rank["device"] for rank in ranks if rank.get("device")]
     if not used:
         return {}
@@ -239,8 +244,9 @@ def _device(ranks: Sequence[Rank], samples_per_s: float | None) -> dict[str, Any
 
 
 def _lock_wait_share(cell: Cell, server: Mapping[str, Any] | None, worker_s: float) -> float | None:
-    """Share of the workers' time from a ticket's sending until its apply starts (asynchronous, one
-    lock)."""
+    """Share of the workers' time from a ticket's sending until its apply starts (asynchronous,
+    one lock).
+    """
     if server is None or cell.options.get(plugins.stem(cell.sync), {}).get("lock") != "exclusive":
         return None
     log = server["log"]
@@ -281,8 +287,10 @@ def _evaluation_times(ranks: Sequence[Rank], curve: Mapping[str, Any]) -> list[i
 
 
 def _curve_costs(ranks: Sequence[Rank], result: Mapping[str, Any], begin: int) -> dict[str, Any]:
-    """Seconds and payload bytes at each evaluation. Every strategy here sends evenly over its
-    samples."""
+    """Seconds and payload bytes at each evaluation.
+
+    Every strategy here sends evenly over its samples.
+    """
     curve = next((rank["evaluations"] for rank in ranks if rank["evaluations"]), None)
     seconds = [(at - begin) * NS for at in _evaluation_times(ranks, curve)] if curve else []
     samples = result["evaluations"]["samples"]

@@ -1,10 +1,11 @@
-"""Policy lag of agents and the learner's queue. Imports no torch.
+"""Policy lag of agents and the learner's queue.
+
+Imports no torch.
 
 Policy lag: version at the apply minus version that the rollout was collected with. A rollout is
 trained on in several steps, and the policy moves on at each: synchronous PPO has lags of 0 to 15.
 Of a server's pushes both versions stand in its log. A replica that steps itself counts its own
-versions; where all share their parameters the batches handed out in between are the
-versions.
+versions; where all share their parameters the batches handed out in between are the versions.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ def summary(values: Sequence[int]) -> dict[str, Any] | None:
 
 
 def queue(sent_ns: Sequence[int], taken_ns: Sequence[int]) -> list[int]:
-    """How many pushes had been sent and not been taken when each was taken, itself included. One
-    clock for all."""
+    """How many pushes had been sent and not been taken when each was taken, itself included.
+
+    One clock for all.
+    """
     sent = sorted(sent_ns)
     return [bisect.bisect_right(sent, at) - before for before, at in enumerate(taken_ns)]
 
@@ -70,9 +73,8 @@ def _of_pushes(
     for worker, tag, read, before in zip(
         log["worker"], log["tag"], log["version_read"], log["version_before"], strict=True
     ):
-        at = position.get(
-            (worker, tag), taken.get(worker, 0)
-        )  # a lost worker's steps are not known
+        # A lost worker's steps are not known.
+        at = position.get((worker, tag), taken.get(worker, 0))
         taken[worker] = at + 1
         yield before - collected.setdefault((worker, at // per_rollout), read)
 

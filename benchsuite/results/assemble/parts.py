@@ -1,13 +1,14 @@
 """Divided replicas in a run file: whose samples count, one checksum of all parts, what each part
-holds and says."""
+holds and says.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchsuite.comm.traffic import Traffic
+from benchsuite.plan import hashing
 from benchsuite.plan.cell import Cell
 from benchsuite.plan.placement import replica_and_part
 
@@ -20,7 +21,8 @@ TIMED = (
 
 def counts(rank: Rank) -> bool:
     """Whether a worker's samples count: parts that read the same share of a batch are one
-    reader."""
+    reader.
+    """
     divided = rank.get("divided")
     return divided is None or bool(divided["reads"])
 
@@ -36,7 +38,7 @@ def checksum(ranks: Sequence[Rank]) -> str | None:
     found = [rank["evaluations"]["checksum"] for rank in ranks if rank["evaluations"]]
     if len(found) < 2:
         return found[0] if found else None
-    return hashlib.sha256("".join(found).encode()).hexdigest()
+    return hashing.checksum("".join(found).encode())
 
 
 def section(cell: Cell, ranks: Sequence[Rank], payload: Traffic | None) -> dict[str, Any]:
@@ -75,8 +77,9 @@ def section(cell: Cell, ranks: Sequence[Rank], payload: Traffic | None) -> dict[
 
 
 def times(ranks: Sequence[Rank]) -> dict[str, Any]:
-    """`{"parts": ..}`: times that the parts of the first replica took themselves, where they did;
-    else {}."""
+    """`{"parts": ..}`: times that the parts of the first replica took themselves, where they
+    did; else {}.
+    """
     told = [
         {name: part["facts"][name] for name in TIMED if name in part["facts"]}
         for part in _first_replica(ranks)

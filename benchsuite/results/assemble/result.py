@@ -124,7 +124,8 @@ def _diverged(worker: Rank) -> bool:
 
 def _losses_together(workers: Sequence[Rank]) -> Losses:
     """Per step the mean over workers; None from the first step on where one of them is not
-    finite."""
+    finite.
+    """
     losses: list[float | None] = []
     consumed = []
     total = 0
@@ -154,6 +155,7 @@ def _losses_handed_out(workers: Sequence[Rank]) -> Losses:
 
 def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any] | None) -> Losses:
     """Per push in the order the first server took them; a batch's loss is found by its number.
+
     Batches whose gradient was given up count as samples.
 
     The losses of a lost worker went with it: its pushes count as samples and have no point on the

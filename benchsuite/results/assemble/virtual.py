@@ -31,8 +31,10 @@ NOT_SIMULATED = ("cpu_s", "cpu_s_per_sample", "peak_memory_bytes", "peak_model_b
 def sections(
     cell: Cell, ranks: Sequence[Rank], facts: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """`result`, `cost`, `raw`. facts: what the simulation cost. AssertionError where the books do
-    not balance."""
+    """`result`, `cost`, `raw`. facts: what the simulation cost.
+
+    AssertionError where the books do not balance.
+    """
     for rank in ranks:
         if rank["server"] is not None:
             residual = tiling_residual(rank["server"])
@@ -77,16 +79,16 @@ def sections(
 
 def busy_share(ranks: Sequence[Rank], start_s: float, stop_s: float) -> float:
     """Share of the workers' time inside the window in which they compute: not the start, nor the
-    end of a budget."""
+    end of a budget.
+    """
     begin = min(rank["start_ns"] for rank in ranks)
     low = begin + start_s / NS
     high = begin + stop_s / NS
     workers = [rank["steps"] for rank in ranks if rank["role"] == "worker"]
     computed = 0.0
     for steps in workers:
-        starts = np.array(
-            steps["start_ns"], dtype=np.float64
-        )  # a gradient is the first thing of a step
+        # A gradient is the first thing of a step.
+        starts = np.array(steps["start_ns"], dtype=np.float64)
         ends = starts + np.array(steps["compute_ns"], dtype=np.float64)
         computed += float(
             np.clip(np.minimum(ends, high) - np.maximum(starts, low), 0.0, None).sum()
