@@ -6,7 +6,8 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 from benchsuite.plan import cell as cells
@@ -142,10 +143,20 @@ class View:
 
 def names_of(axis: str, **wanted: object) -> tuple[str, ...]:
     """Names of the members that ship with the suite and declare these values."""
+    folder = plugins.KINDS[axis][0]
+    return _names_of(axis, folder, declared.members(axis), tuple(wanted.items()))
+
+
+@lru_cache(maxsize=256)
+def _names_of(
+    axis: str, folder: Path, names: tuple[str, ...], wanted: tuple[tuple[str, object], ...]
+) -> tuple[str, ...]:
+    """It is cached, because grids of cells are refused by the thousand with the same remedies."""
+    del folder  # part of the cache key only
     found = []
-    for name in declared.members(axis):
+    for name in names:
         says = declared.of(axis, name)
-        if all(getattr(says, key) == value for key, value in wanted.items()):
+        if all(getattr(says, key) == value for key, value in wanted):
             found.append(name)
     return tuple(found)
 

@@ -6,6 +6,7 @@ the rules decide which combinations are legal.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +44,9 @@ NO_STRATEGY = (
     "outer bits",
     "actor_learner",
 )
+
+# Those of them that look at members only, never at numbers of workers or at options.
+WHATEVER_THE_SIZE = ("sync x topology", "compression x topology")
 
 
 def tiny(recipe: Recipe = RECIPES[0], *, options: Fields | None = None, **fields: Any) -> Cell:
@@ -125,15 +129,32 @@ def shapes(asked: Asked = Asked(), *, by_library: bool = False) -> Iterator[Fiel
     With `by_library` the answer is the strategies that call the library past `Comm` (their ranks
     are processes); without it the answer is all others.
     """
+    for shape in _shapes(asked, by_library):
+        yield {**shape, "options": copy.deepcopy(shape["options"])}
+
+
+@cache
+def _shapes(asked: Asked, by_library: bool) -> tuple[Fields, ...]:
+    """`shapes`, found once: it asks the rules about thousands of cells."""
+    return tuple(_found_shapes(asked, by_library))
+
+
+def _found_shapes(asked: Asked, by_library: bool) -> Iterator[Fields]:
     shown: set[str] = set()
     for sized in _candidates(asked) if asked.undivided else ():
-        if calls_library(sized[0]["sync"]) != by_library:
+        if calls_library(sized[0]["sync"]) != by_library or _never_together(sized[0]):
             continue
         legal = [shape for shape in sized if not rules.validate(tiny(**shape))]
         once = _shown_once(sized[0])
         if legal and once not in shown:
             shown |= {once} - {""}
             yield from _thinned(legal) if _is_further(legal[0]) else legal
+
+
+def _never_together(shape: Fields) -> bool:
+    """Whether a rule refuses the members themselves, so that no other size need be asked about."""
+    found = rules.validate(tiny(**shape))
+    return any(problem.rule in WHATEVER_THE_SIZE for problem in found)
 
 
 def refused(asked: Asked) -> Iterator[Refused]:
