@@ -12,7 +12,7 @@ import pytest
 from benchsuite.cluster.local import Cluster
 from benchsuite.laws import Control, Law, MakeRanks
 from benchsuite.laws.harness import cases
-from benchsuite.laws.harness.process_ranks import process_ranks, together
+from benchsuite.laws.harness.process_ranks import asked_by, process_ranks, together
 from benchsuite.laws.harness.runs import remembered
 from benchsuite.plan.cell import Cell
 from tests.law_cells import all_laws, holds, lines, on, tiny
@@ -26,7 +26,12 @@ PLACES = {
     place: [cell for cell in place.of(cases.Asked()) if cases.in_processes(cell)]
     for place in map(cases.cells_of, all_laws())
 }
-CELLS = [cell for cells in PLACES.values() for cell in cells]
+RUNS = [
+    run
+    for family, laws in all_laws().items()
+    for law in laws
+    for run in asked_by(law, PLACES[cases.cells_of(family)])
+]
 LINES = [line for family in all_laws() for line in lines(family, PLACES[cases.cells_of(family)])]
 TWINS = [
     pytest.param(law, control, id=f"{law.name}: {control.broken}")
@@ -42,7 +47,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRanks]:
     me = psutil.Process(os.getpid())
     before = {child.pid for child in me.children(recursive=True)}
     with Cluster() as cluster:
-        yield remembered(together(process_ranks(cluster, tmp_path_factory.mktemp("ranks")), CELLS))
+        yield remembered(together(process_ranks(cluster, tmp_path_factory.mktemp("ranks")), RUNS))
     left = {child.pid for child in me.children(recursive=True)} - before
     assert not left, f"processes left behind: {left}"
 

@@ -81,6 +81,10 @@ class Law:
     # of each shape is enough.
     own_run: bool = False
 
+    # Functions of a module that its check hands to `runs.run` as `change` and `after`. Where ranks
+    # are processes, those that are told here are started once for the runs of all laws.
+    asks: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict, hash=False)
+
 
 def families() -> dict[str, tuple[Law, ...]]:
     """Family, which is the name of its file -> its laws."""

@@ -180,6 +180,7 @@ LAWS = (
             ),
         ),
         own_run=True,
+        asks={"change": _watched, "after": _seen},
     ),
     Law(
         "half precision of the library's follows one process",

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from benchsuite.comm import Comm
 from benchsuite.laws import Control, Figure, Law, MakeRanks
 from benchsuite.laws.harness import cases
-from benchsuite.laws.harness.runs import Change, one_rank, option, relative, worst
+from benchsuite.laws.harness.runs import Change, option, relative, run, worst
 from benchsuite.laws.harness.variants import VARIANTS, Fields
 from benchsuite.laws.parallel import held
 from benchsuite.laws.synchronous import FLOAT64
@@ -53,20 +52,9 @@ class Seen:
 
 
 def _ran(make_ranks: MakeRanks, cell: Cell, change: Change | None) -> list[Seen]:
-    """What the parts of a run found; laws that change nothing share it (`runs.remembered`)."""
-    body = (
-        partial(_one_rank, cell=cell)
-        if change is None
-        else partial(_one_rank, cell=cell, change=change)
-    )
-    found: list[Seen] = make_ranks(cell.world_size, body)
-    return found
-
-
-def _one_rank(comm: Comm, *, cell: Cell, change: Change | None = None) -> Seen:
-    """The run of one rank, and what it finds at its end."""
-    seen: Seen = one_rank(comm, cell=cell, change=change, after=_look).after
-    return seen
+    """What the parts of a run found."""
+    result = run(make_ranks, cell, change=change, after=_look)
+    return [worker.after for worker in result.workers]
 
 
 def _look(training: Training) -> Seen:
@@ -333,6 +321,7 @@ LAWS = (
                 on(),
             ),
         ),
+        asks={"after": _look},
     ),
     Law(
         "shards make the whole, with the padding",
@@ -343,6 +332,7 @@ LAWS = (
                 "padding is not told", partial(shards_make_the_whole, change=_loses_padding), on()
             ),
         ),
+        asks={"after": _look},
     ),
     Law(
         "nothing stays gathered after a step or an inference",
@@ -355,6 +345,7 @@ LAWS = (
                 on(),
             ),
         ),
+        asks={"after": _look},
     ),
     Law(
         "shards compute with the newest parameters",
@@ -375,5 +366,6 @@ LAWS = (
                 on(**UNEVEN),
             ),
         ),
+        asks={"after": _look},
     ),
 )

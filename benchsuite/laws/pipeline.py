@@ -319,6 +319,7 @@ LAWS = (
                 on(schedule="zero_bubble"),
             ),
         ),
+        asks={"after": _look},
     ),
     Law(
         "micro-batches in flight are as many as told",
@@ -329,6 +330,7 @@ LAWS = (
                 "another schedule runs", partial(in_flight_is_told, change=_other_schedule), on()
             ),
         ),
+        asks={"after": _look},
     ),
     Law(
         "what crosses the cuts is what the library sends",
@@ -339,11 +341,13 @@ LAWS = (
                 "every batch goes through twice", partial(cuts_are_crossed, change=_twice), on()
             ),
         ),
+        asks={"after": _look},
     ),
     Law(
         "stages hold the model, and tied weights twice",
         stages_hold_the_model,
         _is_looked_at,
         (Control("a part keeps more", partial(stages_hold_the_model, change=_holds_more), on()),),
+        asks={"after": _look},
     ),
 )

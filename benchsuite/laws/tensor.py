@@ -286,6 +286,7 @@ LAWS = (
                 on(**CUT_TOKENS),
             ),
         ),
+        asks={"after": _look},
     ),
     Law(
         "a transformer block is four all-reduces of its activation",
@@ -299,6 +300,7 @@ LAWS = (
             ),
             Control("tokens are cut", a_block_is_four, on(**CUT_TOKENS)),
         ),
+        asks={"after": _look},
     ),
     Law(
         "slices of weights compute the gradient of the whole",
@@ -326,6 +328,7 @@ LAWS = (
                 on(**CUT_TOKENS),
             ),
         ),
+        asks={"after": _look},
     ),
     Law(
         "copies on all parts are equal bit for bit",
@@ -341,5 +344,6 @@ LAWS = (
                 "sums are left out", partial(copies_are_equal, change=_adds_nothing), on(**MLP)
             ),
         ),
+        asks={"after": _look},
     ),
 )

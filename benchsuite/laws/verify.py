@@ -26,7 +26,7 @@ from benchsuite.errors import UsageError
 from benchsuite.laws import Control, Figure, Law, MakeRanks, families
 from benchsuite.laws.harness import cases
 from benchsuite.laws.harness.cases import Asked, Cells
-from benchsuite.laws.harness.process_ranks import process_ranks, together
+from benchsuite.laws.harness.process_ranks import LawRun, asked_by, process_ranks, together
 from benchsuite.laws.harness.ranks import thread_ranks
 from benchsuite.laws.harness.runs import remembered
 from benchsuite.laws.harness.virtual_ranks import virtual_ranks
@@ -176,14 +176,10 @@ class _Ranks:
             cluster = self._stack.enter_context(Cluster())
             try:
                 cluster.start()
-                places = {cases.cells_of(family) for family in families()}
-                shown = [
-                    cell
-                    for place in places
-                    for cell in place.of(self._asked)
-                    if cases.in_processes(cell)
-                ]
-                self._processes = together(process_ranks(cluster, Path(folder)), shown)
+                runs: list[LawRun] = []
+                for named in _laws(self._asked):
+                    runs += asked_by(named.law, named.place.of(self._asked))
+                self._processes = together(process_ranks(cluster, Path(folder)), runs)
             except RuntimeError as error:
                 self._no_processes = str(error)
         if self._processes is None:
