@@ -182,7 +182,7 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form; `from_json` restores an equal cell."""
-        # `asdict` goes into the budget too; `plain_numbers` turns tuples into lists, as a file would.
+        # `asdict` goes into the budget too; `plain_numbers` makes lists of tuples, as a file would.
         document: dict[str, Any] = plain_numbers(dataclasses.asdict(self))
         return document
 
