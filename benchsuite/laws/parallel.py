@@ -329,7 +329,7 @@ CELLS = cases.Cells(divided_cells, subject)
 
 def _is_divided(cell: Cell) -> bool:
     """Whether the cell's replicas are divided."""
-    return setup.is_divided(cell)
+    return setup.is_model_parallel(cell)
 
 
 def _on(name: str, clip_norm: float = 0.0, *, replicas: int = 1) -> dict[str, Any]:

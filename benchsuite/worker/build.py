@@ -31,7 +31,7 @@ def build(
     assert cell.tuning == "same", (
         "a tuned cell runs with the factor that its trials chose: tuned.with_factor"
     )
-    if setup.is_divided(cell):
+    if setup.is_model_parallel(cell):
         return model_parallel.build(cell, comm, wrap=wrap, before_model=before_model)
     if given is None:
         workload, part = setup.build_part(cell, before_model=before_model)

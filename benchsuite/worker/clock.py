@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchsuite.comm import Handle
 from benchsuite.measure.device_time import DeviceTimer, StepTimes
+from benchsuite.plan.hashing import finite
 from benchsuite.workload import Batch, DeviceLoss, Part, Ready, read_loss
 
 
@@ -57,18 +58,18 @@ class TimedPart(Part):
         busy: bool = True,
         timer: DeviceTimer | None = None,
     ) -> None:
-        self._timer = timer
-        self._num_gradients = 0
         self._part = part
         self._slow_down = slow_down
         self._busy = busy
+        self._timer = timer
+        self._num_gradients = 0  # on a device
+        self._last_gradient_ns = 0  # when the first layer's gradient came, the last in backward
         self.module = part.module
         self.shapes = part.shapes
         self.params = part.params
         self.goes_on = False  # after a divergence: others wait for this rank
         self.compute_ns = 0
         self.backward_wait_ns = 0  # inside a library's backward pass, after the last gradient
-        self._last_gradient_ns = 0
         self.has_grad_buffer = part.has_grad_buffer
 
     @property
@@ -109,8 +110,11 @@ class TimedPart(Part):
         timer.begin("compute")
         loss = compute()
         if slow:
-            self._wait_until(start + int(self._slow_down * (timer.now_ns() - start)))
+            computed = timer.now_ns() - start
+            self._wait_until(start + int(self._slow_down * computed))
         timer.end("compute")
+
+        # Looking at a loss waits for the device, so it is done now and then only.
         self._num_gradients += 1
         if loss is not None and not self.goes_on and self._num_gradients % CHECK_EVERY == 0:
             check_finite(self._part, read_loss(loss))
@@ -134,6 +138,7 @@ class TimedPart(Part):
         start = time.perf_counter_ns()
         loss = self._part.backward(batch)
         end = time.perf_counter_ns()
+        # The mark is of an earlier pass where no hook has run in this one.
         last = self._last_gradient_ns if self._last_gradient_ns > start else end
         self.backward_wait_ns += end - last
         self._end(start, end, loss, waited=end - last)
@@ -154,7 +159,7 @@ class TimedPart(Part):
     def _wait_until(self, deadline: int) -> None:
         if self._busy:
             while time.perf_counter_ns() < deadline:
-                pass
+                pass  # a slow worker computes: its core is not free for others
         else:
             time.sleep(max(0, deadline - time.perf_counter_ns()) / 1e9)
 
@@ -167,8 +172,8 @@ class StepClock:
     def __init__(self, capacity: int) -> None:
         self._rows = np.zeros((max(capacity, 1), len(self.FIELDS)), dtype=np.int64)
         self._loss = np.full(max(capacity, 1), np.nan)
-        self._abandoned: list[int] = []
-        self._unread: list[tuple[int, DeviceLoss]] = []
+        self._abandoned: list[int] = []  # steps whose gradient was given up
+        self._unread: list[tuple[int, DeviceLoss]] = []  # step, and its loss on the device
         self.num_steps = 0
 
     def add(self, row: tuple[int, int, int, int, int, int, int], loss: float | None) -> None:
@@ -200,15 +205,18 @@ class StepClock:
             for (position, _), value in zip(self._unread, values, strict=True):
                 self._loss[position] = value
             self._unread.clear()
-        columns = {name: self._rows[:, at] for at, name in enumerate(self.FIELDS)}
-        for step, known in enumerate(times):
+
+        columns = {name: self._rows[:, at] for at, name in enumerate(self.FIELDS)}  # views
+        for step, on_device in enumerate(times):
             if step:
                 columns["start_ns"][step] = times[step - 1].end_ns
-            columns["end_ns"][step] = max(known.end_ns, columns["start_ns"][step])
-            columns["compute_ns"][step] = known.compute_ns
-            columns["blocked_ns"][step] += known.blocked_ns
+            columns["end_ns"][step] = max(on_device.end_ns, columns["start_ns"][step])
+            columns["compute_ns"][step] = on_device.compute_ns
+            # What the host waited for is there already: the device's waits come on top.
+            columns["blocked_ns"][step] += on_device.blocked_ns
+
             whole = columns["end_ns"][step] - columns["start_ns"][step]
-            left = whole - known.compute_ns - columns["blocked_ns"][step]
+            left = whole - on_device.compute_ns - columns["blocked_ns"][step]
             columns["data_ns"][step] = max(0, min(columns["data_ns"][step], left))
 
     @property
@@ -222,10 +230,7 @@ class StepClock:
             name: self._rows[: self.num_steps, position].tolist()
             for position, name in enumerate(self.FIELDS)
         }
-        columns["loss"] = [
-            value if math.isfinite(value) else None
-            for value in self._loss[: self.num_steps].tolist()
-        ]
-        # Steps whose gradient was given up: no loss, and no divergence.
+        columns["loss"] = [finite(loss) for loss in self._loss[: self.num_steps].tolist()]
+        # Their loss is null too, and is no divergence.
         columns["abandoned"] = self._abandoned
         return columns

@@ -21,8 +21,9 @@ from benchsuite.measure.device_time import Event, cuda_event
 from benchsuite.plan.cell import Cell
 from benchsuite.workload import Workload
 
+# precision -> the type of the two matrices whose product is the ceiling.
 PRODUCTS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
-SIZE = {"fp32": 8192, "fp64": 4096, "bf16": 8192}  # rows and columns
+SIZE = {"fp32": 8192, "fp64": 4096, "bf16": 8192}  # rows and columns of each matrix
 REPEATS = 20
 TRAINING = 3  # forward passes that a gradient is worth
 
@@ -68,10 +69,12 @@ def matmul_ceiling(
     """
     n = size or SIZE[precision]
     dtype = PRODUCTS[precision]
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
+    a = torch.randn(n, n, device=device).to(dtype)  # (n, n)
+    b = torch.randn(n, n, device=device).to(dtype)  # (n, n)
+    out = torch.empty_like(a)  # (n, n)
     for _ in range(REPEATS):
         torch.mm(a, b, out=out)
+
     marks = [event()]
     marks[0].record()
     for _ in range(REPEATS):
@@ -79,8 +82,10 @@ def matmul_ceiling(
         marks.append(event())
         marks[-1].record()
     synchronise()
+
     milliseconds = [begin.elapsed_time(end) for begin, end in itertools.pairwise(marks)]
-    return 2 * n**3 / (statistics.median(milliseconds) / 1e3)
+    seconds = statistics.median(milliseconds) / 1e3
+    return 2 * n**3 / seconds  # a product and a sum for each of n terms of n^2 elements
 
 
 class HostEvent:

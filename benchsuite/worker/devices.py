@@ -24,8 +24,10 @@ def choose(cell: Cell, local_rank: int) -> torch.device:
         )
     device = torch.device("cuda", number(local_rank, count))
     torch.cuda.set_device(device)
+    # TF32 has 10 bits of mantissa instead of 23: another precision than the cell says.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    # The fastest kernel of each shape is found once, in the first steps.
     torch.backends.cudnn.benchmark = True
     return device
 
@@ -37,8 +39,6 @@ def number(local_rank: int, count: int) -> int:
 
 def current(cell: Cell) -> torch.device:
     """The rank's device, once it was chosen."""
-    return (
-        torch.device("cpu")
-        if cell.device == "cpu"
-        else torch.device("cuda", torch.cuda.current_device())
-    )
+    if cell.device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -5,12 +5,12 @@ that owns them.
 from __future__ import annotations
 
 import bisect
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchsuite.plan.hashing import finite
 from benchsuite.topology.parameter_server import Topology as ParameterServer
 from benchsuite.worker.setup import Training
 from benchsuite.worker.snapshots import Snapshots, checksum
@@ -35,11 +35,11 @@ def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
         vectors = [snapshots[position] for position in range(len(snapshots))]
     else:
         return None
+
     metrics: list[float | None] = []
     for vector in vectors:
         training.part.params.copy_(vector)
-        value = training.workload.evaluate(training.part.infer)
-        metrics.append(value if math.isfinite(value) else None)
+        metrics.append(finite(training.workload.evaluate(training.part.infer)))
     return {
         "samples": snapshots.samples[: len(vectors)],
         "version": snapshots.version[: len(vectors)],
@@ -59,11 +59,12 @@ def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
     mine = [snapshots[position] for position in range(len(snapshots))]
     counts = torch.tensor([len(mine)])
     if comm.rank != 0:
-        comm.send(counts, 0)
-        comm.send(torch.tensor(snapshots.samples), 0)
+        comm.send(counts, 0)  # (1,)
+        comm.send(torch.tensor(snapshots.samples), 0)  # (snapshots,)
         for vector in mine:
-            comm.send(vector.contiguous(), 0)
+            comm.send(vector.contiguous(), 0)  # (P,)
         return []
+
     sums = [vector.clone() for vector in mine]
     for rank in range(1, training.topology.num_workers):
         comm.recv(counts, rank)
@@ -73,7 +74,8 @@ def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
         for vector in theirs:
             comm.recv(vector, rank)
         for total, at in zip(sums, snapshots.samples, strict=True):
-            total.add_(theirs[max(bisect.bisect_right(samples.tolist(), at) - 1, 0)])
+            newest = bisect.bisect_right(samples.tolist(), at) - 1
+            total.add_(theirs[max(newest, 0)])
     return [total.div_(training.topology.num_workers) for total in sums]
 
 
@@ -92,6 +94,8 @@ def _gather_slices(training: Training, snapshots: Snapshots) -> list[Tensor]:
             if vector.numel():
                 comm.send(vector.contiguous(), first)
         return []
+
+    # Server -> its slice at each snapshot. A rank without parameters sends no vectors.
     slices = [mine]
     for rank in range(first + 1, comm.size):
         comm.recv(count, rank)
@@ -101,4 +105,5 @@ def _gather_slices(training: Training, snapshots: Snapshots) -> list[Tensor]:
             if vector.numel():
                 comm.recv(vector, rank)
         slices.append(received)
+    # Not strict: where a server was lost or late, only what all of them have is joined.
     return [torch.cat(pieces) for pieces in zip(*slices, strict=False)]

@@ -29,7 +29,8 @@ class RankJob:
     run_dir: str = ""
     store_host: str = "127.0.0.1"
     store_port: int = 0
-    store_listen_fd: int | None = None  # rank 0: a bound, listening socket to host the TCPStore on
+    # Rank 0 only: a bound, listening socket on which it hosts the TCPStore.
+    store_listen_fd: int | None = None
     # Someone else (torchrun's agent) hosts the store: every rank is a client.
     store_is_hosted: bool = False
     store_prefix: str = ""  # separates the cells of one job in a shared store
@@ -41,6 +42,7 @@ class RankJob:
     beat_path: str = ""  # mmap file of `measure/beat.py`; "" = no beat
 
 
+# Exit codes, by which a launcher knows how a process ended.
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_NO_NAMESPACE = 70  # of the cell host: no private network
@@ -76,6 +78,7 @@ def write_rank_file(run_dir: str | Path, rank: int, content: str | bytes) -> Pat
     """
     path = Path(run_dir) / rank_file(rank)
     data = content.encode() if isinstance(content, str) else content
+    # The marker comes second: whoever sees it may read the record.
     write_atomic(path, data)
     write_atomic(path.with_suffix(".ok"), b"%d\n" % len(data))
     return path
@@ -97,7 +100,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # a power cut may not leave a name without its content
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -59,9 +59,11 @@ class Loop:
 
         `owner`: this rank's parameters are what snapshots are taken of.
         """
-        self.comm.wait_ns = self.comm.ticket_wait_ns = self.part.compute_ns = (
-            self.part.backward_wait_ns
-        ) = 0
+        # What building and connecting took is not the run's.
+        self.comm.wait_ns = 0
+        self.comm.ticket_wait_ns = 0
+        self.part.compute_ns = 0
+        self.part.backward_wait_ns = 0
         if self.timer is not None:
             self.timer.start()
         measured.start_ns = self.comm.now_ns()
@@ -69,12 +71,14 @@ class Loop:
             self._serve(measured, owner=owner)
         else:
             self._work(measured, owner=owner)
-        # The device has done what it was given.
+
+        # The run ends when the device has done its work, not when the host has asked for it.
         times = self.timer.settle() if self.timer is not None else []
         measured.end_ns = self.comm.now_ns()
         self.part.compute_ns += sum(step.compute_ns for step in times)
         self.comm.wait_ns += sum(step.blocked_ns for step in times)
         measured.clock.settle(times)
+
         measured.compute_ns = self.part.compute_ns
         measured.ticket_wait_ns = self.comm.ticket_wait_ns
         measured.blocked_ns = self.comm.wait_ns + self.part.backward_wait_ns
@@ -91,10 +95,11 @@ class Loop:
         global_batch = training.recipe.global_batch
         enter = self.enter
         now = comm.now_ns
-        apart = strategy.apart  # batches are handed out
+        apart = strategy.apart  # then batches are handed out one by one
         if owner:
             snapshots.offer(strategy.snapshot(), samples=0, version=0, time_ns=now())
-        # marks: here the step before ended
+
+        # Where the step before ended, and how much had been computed and waited by then.
         begin = now()
         compute = 0
         blocked = 0
@@ -104,23 +109,28 @@ class Loop:
             fetch = now()
             batch = training.fetch(work)
             data = now() - fetch
+
             enter(Phase.COMPUTE, self.step)
             try:
                 loss = strategy.step(batch)
             except Diverged:
+                # The step is kept, with a loss that is not finite and without samples.
                 clock.add((begin, now(), data, 0, 0, index * num_shards + shard, 0), math.nan)
                 break
             self.step += 1
-            number = index * num_shards + shard
+
+            number = index * num_shards + shard  # of the shard, among all of the budget
             if owner:
-                samples = (
-                    (number + 1) * global_batch // num_shards if apart else self.step * global_batch
-                )
+                if apart:  # whoever was handed this shard, those before it were handed out too
+                    samples = (number + 1) * global_batch // num_shards
+                else:
+                    samples = self.step * global_batch
                 snapshots.offer(
                     strategy.snapshot(), samples=samples, version=self.step, time_ns=now()
                 )
             if self.timer is not None:
                 self.timer.end_step()
+
             end = now()
             computed = part.compute_ns
             waited = comm.wait_ns + part.backward_wait_ns
@@ -131,6 +141,7 @@ class Loop:
             begin = end
             compute = computed
             blocked = waited
+
         strategy.finish()
         if owner:
             samples = training.recipe.budget if apart else self.step * global_batch

@@ -26,7 +26,7 @@ from benchsuite.measure import faults, load, memory
 from benchsuite.measure.beat import Beat, Phase
 from benchsuite.measure.device_time import DeviceTimer
 from benchsuite.measure.wire import WireBytes, WireMeter
-from benchsuite.plan import cell as cells
+from benchsuite.plan.cell import from_json
 from benchsuite.worker import device_figures, devices, model_parallel, predict, setup
 from benchsuite.worker.build import build
 from benchsuite.worker.clock import StepClock, TimedPart
@@ -40,6 +40,9 @@ from benchsuite.worker.snapshots import Snapshots
 from benchsuite.worker.traffic_mode import derived_run
 from benchsuite.workload import Part
 
+POLL_S = 0.002  # between two looks at a counter of the store
+
+# What a comm calls a phase -> the phase of the beat.
 _PHASES = {"send": Phase.SEND, "recv": Phase.RECV, "barrier": Phase.BARRIER, "serve": Phase.SERVE}
 
 
@@ -48,14 +51,16 @@ class Rank:
 
     def __init__(self, job: RankJob) -> None:
         self.job = job
-        self.cell = cells.from_json(job.cell)
+        self.cell = from_json(job.cell)
         self.beat: Beat = faults.open_beat(job.beat_path, rank=job.rank, faults=self.cell.faults)
         self.loop: Loop | None = None
-        self.slow_down = (
-            self.cell.straggler.get(str(job.rank), 1.0) if job.rank < self.cell.num_workers else 1.0
-        )
-        self.lost = 0  # ranks that died while the strategy went on
+        # How many times as long as its own computation a straggler's gradient takes; 1.0: none.
+        self.slow_down = 1.0
+        if job.rank < self.cell.num_workers:
+            self.slow_down = self.cell.straggler.get(str(job.rank), 1.0)
+        # A straggler keeps its core busy, unless ranks share cores: then it would slow them too.
         self.busy = not load.oversubscribed(self.cell)
+        self.lost = 0  # ranks that died while the strategy went on
         self.memory = memory.RankMemory()
         self.timer: DeviceTimer | None = None
 
@@ -63,9 +68,11 @@ class Rank:
         memory.reset_peak()
         torch.set_num_threads(self.cell.threads)
         torch.use_deterministic_algorithms(self.cell.device == "cpu")
-        # That mode also fills fresh memory with NaN, a debugging aid: 1 % of a step of the digits
-        # CNN.
+        # That mode also fills fresh memory with NaN. This helps to find reads of memory that nobody
+        # wrote, and costs 1 % of a step of the digits CNN.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+
+        # Where starting and ending a cell takes its time; `selfcheck` shows it.
         marks = {"entered": time.perf_counter_ns()}
         self.beat.enter(Phase.START, 0)
         self.store = open_store(self.job)
@@ -78,22 +85,27 @@ class Rank:
         training = build(
             self.cell, self.comm, wrap=self._timed, before_model=self.memory.begin_model
         )
-        axis: Any = training.comm  # of the replica axis: what a strategy waits for is counted there
+        # The comm of the replica axis, which counts how long a strategy waits.
+        axis: Any = training.comm
         self.loop = Loop(training, self.part, axis, self.beat.enter, self.timer)
         self._check_equal_start(training)
         marks["built"] = time.perf_counter_ns()
+
         measured = self._train(training)
+
         self.beat.enter(Phase.EVALUATE, self.loop.step)
         marks["left_loop"] = time.perf_counter_ns()
-        if measured.device is not None:  # the others are quiet now
-            measured.device |= device_figures.arithmetic(
+        if measured.device is not None:
+            # The other ranks are quiet now, so the ceiling is measured on a device without company.
+            arithmetic = device_figures.arithmetic(
                 self.cell, training.workload, measures=self.job.rank == 0
             )
+            measured.device |= arithmetic
         evaluations = evaluate(training, measured.snapshots)
         marks["evaluated"] = time.perf_counter_ns()
         self.beat.enter(Phase.WRITE, self.loop.step)
         record = rank_record(self.job, training, measured, evaluations)
-        record["marks_ns"] = marks  # where starting and ending a cell takes its time (`selfcheck`)
+        record["marks_ns"] = marks
         record["straggler"] = self._straggler()
         record["predicted"] = self._predicted(training)
         write_rank_file(self.job.run_dir, self.job.rank, json.dumps(record, allow_nan=False))
@@ -107,9 +119,11 @@ class Rank:
         measured = self._measured(training, owner)
         meter = self._meter()
         meter.start()
-        measured.cpu_s = -time.process_time()
+
+        measured.cpu_s = -time.process_time()  # `_stop` adds the reading at the end
         assert self.loop is not None
         self.loop.run(measured, owner=owner)
+
         self._stop(measured, meter, training)
         return measured
 
@@ -118,9 +132,9 @@ class Rank:
         every = training.workload.target.evaluate_every if owner else 0
         settled_ns = self.timer.now_ns if self.timer is not None else None
         snapshots = Snapshots(every, self.job.run_dir, str(self.job.rank), settled_ns=settled_ns)
-        return Measured(
-            StepClock(recipe.budget // recipe.global_batch + 1), snapshots, memory=self.memory
-        )
+
+        num_steps = recipe.budget // recipe.global_batch
+        return Measured(StepClock(num_steps + 1), snapshots, memory=self.memory)
 
     def _meter(self) -> WireMeter:
         return WireMeter(
@@ -145,7 +159,7 @@ class Rank:
             lost = int(self.store.add("lost", 0))
             if int(self.store.add("ended", 0)) + lost >= self.comm.size:
                 return lost
-            time.sleep(0.002)
+            time.sleep(POLL_S)
 
     def _leave(self, training: Training) -> None:
         """Nobody takes the store away while a peer still needs it; a worker may still be lost
@@ -155,11 +169,13 @@ class Rank:
             self.comm.barrier()
             return
         self.store.add("left", 1)
-        while (
-            self.comm.rank == 0
-            and int(self.store.add("left", 0)) + int(self.store.add("lost", 0)) < self.comm.size
-        ):
-            time.sleep(0.002)
+        if self.comm.rank != 0:
+            return
+        # Rank 0 hosts the store, so it stays until everybody has left or is known to be lost.
+        gone = 0
+        while gone < self.comm.size:
+            gone = int(self.store.add("left", 0)) + int(self.store.add("lost", 0))
+            time.sleep(POLL_S)
 
     def _stop(self, measured: Measured, meter: WireMeter, training: Training) -> None:
         """The loop ends here: later traffic (snapshots, barriers) is not the strategy's."""
@@ -167,10 +183,12 @@ class Rank:
         measured.memory.end_loop()
         if self.timer is not None:
             measured.device = device_figures.peaks()
-        measured.traffic = self.comm.traffic + Traffic()  # a copy: what follows is not the run's
+        # Copies: what is sent from here on is not the run's.
+        measured.traffic = self.comm.traffic + Traffic()
         measured.calls = dict(self.comm.calls)
-        # Before anybody can miss it.
+        # Told before the barriers below: rank 0 reads it after them, and finds it there.
         self.store.set(f"events/{self.comm.rank}", json.dumps(measured.events))
+
         begin = time.perf_counter_ns()
         self.lost = self._all_ended(training)
         if self.lost:
@@ -180,10 +198,11 @@ class Rank:
             return
         measured.wire = meter.stop()
         measured.barrier_ns = time.perf_counter_ns() - begin
+
         if training.strategy.calls_library and training.topology.num_workers > 1:
             measured.derived = self._derive(training, measured)
         if training.replica is not None:
-            # Before it is asked for one more gradient.
+            # Read before the part is asked for one more gradient, which it would count.
             measured.part_facts = dict(training.replica.facts())
             measured.derived_inside = self._derive_inside(training, measured)
 
@@ -195,12 +214,12 @@ class Rank:
         losses = measured.clock.to_json()["loss"]
         if not losses or None in losses:
             return None
-        flat = training.part.params.clone()
+        before = training.part.params.clone()
         num_workers = training.topology.num_workers
         batch = training.fetch((0, self.comm.rank, num_workers))
         cycles = training.strategy.cycles(len(losses))
         traffic = derived_run(lambda: training.strategy.step(batch), cycles, num_workers)
-        training.part.params.copy_(flat)
+        training.part.params.copy_(before)  # the evaluation is of the run's last parameters
         return traffic
 
     def _derive_inside(self, training: Training, measured: Measured) -> Traffic | None:
@@ -220,22 +239,22 @@ class Rank:
         """
         if self.comm.rank != 0 or self.lost:
             return None
-        events = setup.gather_events(
-            [json.loads(self.store.get(f"events/{rank}")) for rank in range(self.comm.size)]
+        per_rank = [json.loads(self.store.get(f"events/{rank}")) for rank in range(self.comm.size)]
+        events = setup.gather_events(per_rank)
+        traffic = predict.of_run(
+            self.cell,
+            training.strategy,
+            training.part.shapes,
+            events,
+            training.setting,
+            workload=training.workload,
         )
-        strategy = training.strategy
-        shapes = training.part.shapes
-        described = training.setting
-        return predict.of_run(
-            self.cell, strategy, shapes, events, described, workload=training.workload
-        ).to_json()
+        return traffic.to_json()
 
     def _straggler(self) -> dict[str, Any] | None:
-        return (
-            {"factor": self.slow_down, "how": "busy" if self.busy else "sleep"}
-            if self.slow_down > 1
-            else None
-        )
+        if self.slow_down <= 1:
+            return None
+        return {"factor": self.slow_down, "how": "busy" if self.busy else "sleep"}
 
     # -- small things ------------------------------------------------------------------------------
 
@@ -244,7 +263,8 @@ class Rank:
         return self.part
 
     def _enter(self, phase: str) -> None:
-        self.beat.enter(_PHASES[phase], self.loop.step if self.loop is not None else 0)
+        step = self.loop.step if self.loop is not None else 0
+        self.beat.enter(_PHASES[phase], step)
 
     def _check_equal_start(self, training: Training) -> None:
         """All ranks must start from the same bits: a same-seed start that differs is a broken
@@ -252,17 +272,19 @@ class Rank:
         """
         store = self.store
         store.set(f"start/{self.comm.rank}", json.dumps(model_parallel.digests(training)))
-        if self.comm.rank == 0:
-            first: dict[str, tuple[int, str]] = {}
-            for rank in range(self.comm.size):
-                for part, digest in json.loads(store.get(f"start/{rank}")).items():
-                    holder, expected = first.setdefault(part, (rank, digest))
-                    if digest != expected:
-                        raise RuntimeError(
-                            f"rank {rank} starts from other parameters than rank {holder} with the "
-                            "same seed "
-                            f"{self.cell.seed}: layers() must depend on torch's random state only"
-                        )
+        if self.comm.rank != 0:
+            return
+        # Part -> the first rank that holds it, and the checksum of what it holds.
+        first: dict[str, tuple[int, str]] = {}
+        for rank in range(self.comm.size):
+            for part, digest in json.loads(store.get(f"start/{rank}")).items():
+                holder, expected = first.setdefault(part, (rank, digest))
+                if digest != expected:
+                    raise RuntimeError(
+                        f"rank {rank} starts from other parameters than rank {holder} with the "
+                        f"same seed {self.cell.seed}: layers() must depend on torch's random "
+                        "state only"
+                    )
 
 
 def run_rank(job: RankJob) -> None:
@@ -274,7 +296,7 @@ def goodbye(job: RankJob) -> None:
     """Says goodbye to every server in the place of a dead worker (strategies with `survives =
     "worker"`).
     """
-    cell = cells.from_json(job.cell)
+    cell = from_json(job.cell)
     store = open_client(job)
     comm = ProcessComm(
         World(store, lambda: store), rank=job.rank, size=cell.world_size, group=NO_GROUP
@@ -282,7 +304,8 @@ def goodbye(job: RankJob) -> None:
     topology = setup.make("topology", cell.topology, setup.options_for(cell, "topology"))
     topology.start(comm, num_servers=cell.num_servers)
     strategy = setup.make("sync", cell.sync, setup.options_for(cell, "sync"))
-    topology.use_threads(strategy.num_threads(topology.num_workers))  # doors to their threads
+    # Each of a server's threads has a door of its own, and all of them are told.
+    topology.use_threads(strategy.num_threads(topology.num_workers))
     topology.goodbye()
     store.add("lost", 1)
 

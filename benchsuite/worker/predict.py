@@ -21,7 +21,7 @@ def predicted(cell: Cell) -> Traffic:
     """
     workload, strategy, shapes, described, num_batches = _described(cell)
     events = setup.expected_events(strategy, workload, num_batches, described)
-    if setup.is_divided(cell):
+    if setup.is_model_parallel(cell):
         events = model_parallel.expected_events(cell, workload, events, num_batches)
     return of_run(cell, strategy, shapes, events, described, workload=workload)
 
@@ -41,10 +41,9 @@ def of_run(
     workload: started; where there is none yet, and the cell's replicas are divided, it is started
     here.
     """
-    if setup.is_divided(cell):
-        return model_parallel.predicted(
-            cell, workload or setup.start_workload(cell), strategy, events, described
-        )
+    if setup.is_model_parallel(cell):
+        started = workload or setup.start_workload(cell)
+        return model_parallel.predicted(cell, started, strategy, events, described)
     return setup.predicted_traffic(strategy, shapes, events, described)
 
 
@@ -56,16 +55,18 @@ def kept(cell: Cell) -> dict[str, int | None]:
     is no server, or a user's file states no formula.
     """
     workload, strategy, shapes, described, _ = _described(cell)
-    formula = getattr(strategy, "state_bytes", None)
-    if formula is None:
+    parts = [shapes]
+    if setup.is_model_parallel(cell):
+        parts = model_parallel.part_shapes(cell, workload)
+
+    on_workers: list[int | None] = [strategy.state_bytes(part, described) for part in parts]
+    known = [num_bytes for num_bytes in on_workers if num_bytes is not None]
+    if len(known) < len(parts):  # a user's strategy that states no formula
         return {"worker": None, "server": None}
-    parts = model_parallel.part_shapes(cell, workload) if setup.is_divided(cell) else [shapes]
-    server = (
-        sum(formula(part, described, server=True) for part in parts)
-        if described.num_servers
-        else None
-    )
-    return {"worker": max(formula(part, described) for part in parts), "server": server}
+    server = None
+    if described.num_servers:
+        server = sum(strategy.state_bytes(part, described, server=True) for part in parts)
+    return {"worker": max(known), "server": server}
 
 
 def _described(cell: Cell) -> tuple[Workload, Strategy, Shapes, Setting, int]:

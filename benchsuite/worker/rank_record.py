@@ -4,7 +4,6 @@ makes the run of it.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from benchsuite.comm.traffic import Calls, Traffic
 from benchsuite.measure.memory import RankMemory
 from benchsuite.measure.wire import WireBytes
+from benchsuite.plan.hashing import finite
 from benchsuite.topology.server_log import ServerLog
 from benchsuite.worker.clock import StepClock
 from benchsuite.worker.job import RankJob
@@ -29,7 +29,8 @@ class Measured:
     snapshots: Snapshots
     start_ns: int = 0
     end_ns: int = 0
-    compute_ns: int = 0  # the three totals of the loop alone: later steps and barriers do not count
+    # Totals of the loop alone: later steps and barriers do not count.
+    compute_ns: int = 0
     blocked_ns: int = 0
     ticket_wait_ns: int = 0
     cpu_s: float = 0.0
@@ -38,10 +39,12 @@ class Measured:
     calls: Calls = field(default_factory=dict)
     events: dict[str, int] = field(default_factory=dict)
     server: ServerLog | None = None
+    # What a library sent that calls itself (ddp), derived from steps after the run.
     derived: Traffic | None = None
-    # Of a part of a divided replica, at the loop's end.
+    # What a part of a model-parallel replica says of itself at the loop's end.
     part_facts: dict[str, Any] = field(default_factory=dict)
-    derived_inside: Traffic | None = None  # by the library, from part to part of a replica
+    # What the library sent from part to part of a replica, derived from one gradient.
+    derived_inside: Traffic | None = None
     barrier_ns: int = 0  # waiting for the others at the end
     memory: RankMemory = field(default_factory=RankMemory)
     device: dict[str, Any] | None = None  # of a rank on a device: `device_figures`
@@ -72,7 +75,8 @@ def rank_record(
         "device": measured.device,
         "traffic": measured.traffic.to_json(),
         "derived": measured.derived.to_json() if measured.derived is not None else None,
-        # of the collectives that this rank was the first of; None: the library called itself (ddp)
+        # Of the collectives that this rank was the first of. None where nobody called any through
+        # `Comm`: ddp calls the library by itself.
         "derived_total": _derived_total(measured),
         "payload_source": payload_source(training),
         "events": measured.events,
@@ -81,7 +85,7 @@ def rank_record(
         "evaluations": evaluations,
         "snapshots": {"samples": measured.snapshots.samples, "time_ns": measured.snapshots.time_ns},
         "num_parameters": training.part.params.numel(),
-        "divided": _divided_json(training, measured),
+        "model_parallel": _model_parallel_json(training, measured),
         "shapes": {name: list(shape) for name, shape in training.part.shapes.items()},
         "snapshot_of": training.strategy.snapshot_of,
         "apart": training.strategy.apart,
@@ -118,11 +122,11 @@ def _derived_total(measured: Measured) -> dict[str, Any] | None:
     divided replica.
     """
     calls = derived_total(measured.calls) if measured.calls else None
-    both = [each for each in (calls, measured.derived_inside) if each is not None]
-    return Traffic.total(both).to_json() if both else None
+    known = [each for each in (calls, measured.derived_inside) if each is not None]
+    return Traffic.total(known).to_json() if known else None
 
 
-def _divided_json(training: Training, measured: Measured) -> dict[str, Any] | None:
+def _model_parallel_json(training: Training, measured: Measured) -> dict[str, Any] | None:
     """Of a part of a divided replica: its number, what it holds and counts, whether its samples
     are its own, what it says of itself.
     """
@@ -144,7 +148,7 @@ def _server_json(log: ServerLog | None) -> dict[str, Any] | None:
         return None
     own: dict[str, Any] = {}
     if log.losses is not None:
-        own["losses"] = [loss if math.isfinite(loss) else None for loss in log.losses]
+        own["losses"] = [finite(loss) for loss in log.losses]
     return own | {
         "log": log.columns(),
         "versions": log.version,

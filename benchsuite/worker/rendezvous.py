@@ -13,7 +13,9 @@ from benchsuite.comm.process import ProcessComm
 from benchsuite.plan.cell import Cell
 from benchsuite.worker.job import RankJob
 
-PROCESS_GROUP_GRACE_S = 5.0  # one judge: the launcher's deadline comes first
+# How much longer than the launcher waits a process group waits, so that there is one judge of a
+# rank that hangs: the launcher, which can say which rank stopped where.
+PROCESS_GROUP_GRACE_S = 5.0
 
 
 def connect(
@@ -32,7 +34,10 @@ def connect(
         world_size=job.world_size,
         timeout=timedelta(seconds=timeout_s),
     )
-    moved = device if device is not None and cell.backend == "nccl" else torch.device("cpu")
+
+    moved = torch.device("cpu")
+    if device is not None and cell.backend == "nccl":
+        moved = device
     world = World(
         store,
         lambda: open_client(job),

@@ -45,22 +45,24 @@ class Batches:
         device: torch.device | None = None,
     ) -> None:
         self._workload = workload
-        self._strategy = strategy
         self._device = device
         self._trajectory_length = 0 if strategy is None else strategy.batches_per_trajectory
         self.collects = workload.collects
         self._apart = strategy is not None and is_apart(strategy)
         self._rank = 0 if comm is None else comm.rank
-        self._direct: Direct | None = None  # joins the workers
+
+        # Joins the workers, where they normalise their advantages together.
+        self._direct: Direct | None = None
         if comm is not None and num_workers > 1 and self.collects and agrees(strategy):
             workers = comm.split(range(num_workers))
             if workers is not None:
                 self._direct = Direct()
                 self._direct.start(workers)
+
         self._environments: Any = None
-        self._taken = 0
-        self._number = -1
-        self._statistics = torch.empty(0)
+        self._taken = 0  # batches that this worker was given
+        self._number = -1  # of the rollout that is being used up
+        self._statistics = torch.empty(0)  # (minibatches, 3), see `Rollout.statistics`
         self._rollout: Rollout | None = None
         self.events = {"rollouts": 0} if self.collects else {}
 
@@ -82,17 +84,21 @@ class Batches:
         if not self.collects:
             batch: Batch = self._workload.batch(index, shard=shard, num_shards=num_shards)
             return batch
+
         if self._apart:
+            # Whoever is handed a batch plays in its own environments: the number says nothing.
             index = self._taken
             shard = self._rank
         self._taken += 1
         if self._environments is None:
             self._environments = self._workload.environments(shard=shard, num_shards=num_shards)
+
         length = self._trajectory_length
         if length:
             self.events["rollouts"] += 1
             trajectory: Batch = self._workload.trajectory(act, self._environments, index, length)
             return trajectory
+
         number, position = divmod(index, self._workload.per_rollout)
         if number != self._number:
             self._rollout = self._collect(act, number)
@@ -111,7 +117,7 @@ class Batches:
 
     def _sum_over_workers(self, direct: Direct, own: Tensor) -> Tensor:
         """In rank order, the same bits on all."""
-        rows = direct.gather(own.flatten().to(self._device))
+        rows = direct.gather(own.flatten().to(self._device))  # of each worker (3 minibatches,)
         total = torch.empty_like(rows[0])
         rank_order_sum(rows, total)
         return total.cpu().view_as(own)
@@ -144,4 +150,5 @@ def expected_events(workload: Any, num_batches: int, setting: Setting) -> Events
     """Rollouts of an undisturbed run; {} where nobody acts."""
     if not workload.collects:
         return {}
-    return {"rollouts": [-(-num_batches // workload.per_rollout)] * setting.num_workers}
+    num_rollouts = -(-num_batches // workload.per_rollout)  # the last one may be used in part
+    return {"rollouts": [num_rollouts] * setting.num_workers}

@@ -21,9 +21,8 @@ from benchsuite.compression import Compression
 from benchsuite.errors import UsageError
 from benchsuite.parallel import Parallel, PartOfReplica
 from benchsuite.parallel.replica import Replica
-from benchsuite.plan import cell as cells
-from benchsuite.plan import placement, plugins
-from benchsuite.plan.cell import Cell
+from benchsuite.plan import declared, placement, plugins
+from benchsuite.plan.cell import Cell, global_batch
 from benchsuite.sync import Events, Setting, Strategy, Work
 from benchsuite.topology import Graph, Topology
 from benchsuite.topology.parameter_server import Topology as ParameterServer
@@ -41,8 +40,8 @@ from benchsuite.workload import (
     micro_batches,
 )
 
-# Of parameters, gradients, optimiser state, and so of what travels; bf16: forward and loss under
-# autocast.
+# precision -> the type of parameters, gradients and optimiser state, and so of what travels. With
+# bf16 all of these stay float32: only the forward pass and the loss run under autocast.
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
 
@@ -59,12 +58,13 @@ class Training:
     compression: Compression
     strategy: Strategy
     batches: Batches
-    # This rank's part of a divided replica; `comm` joins it with its likes.
+    # This rank's part of a replica that several ranks hold. `comm` then joins the same parts of all
+    # replicas.
     replica: PartOfReplica | None = None
-    acted_on: Tensor | None = None  # what the policy of a divided replica saw last
-    num_inferences: int = 0  # of the policy of a divided replica, those that sent something
+    acted_on: Tensor | None = None  # what the policy of such a replica saw last
+    num_inferences: int = 0  # of that policy, those that sent something
     _num_acts: int = 0
-    served: Any = None  # on a server of divided replicas: `divided.Served`
+    served: Any = None  # on a server of model-parallel replicas: `model_parallel.Served`
 
     @property
     def is_server(self) -> bool:
@@ -92,17 +92,22 @@ class Training:
         if self.replica is None:
             return self.batches.fetch(work, self.part.infer)
         index, shard, num_shards = work
-        mine, of = self.replica.share(shard, num_shards)
+        # Slice `my_shard` of `num_slices` of the global batch is what this rank reads.
+        my_shard, num_slices = self.replica.share(shard, num_shards)
         if not self.batches.collects:
-            return self.batches.fetch((index, mine, of), self.part.infer)
-        # parts act in lock-step: they play the same rollout, then each takes its share
+            return self.batches.fetch((index, my_shard, num_slices), self.part.infer)
+
+        # The parts act in lock-step: they play the same rollout, then each takes its share of it.
         before = self._num_acts
         with self.replica.whole():
             batch = self.batches.fetch(work, self._act)
         acted = self._num_acts - before
         # A whole policy has gathered its parameters once, and sends nothing when it acts again.
         self.num_inferences += min(acted, 1) if self.replica.acts_whole else acted
-        return micro_batches(batch, of // num_shards)[mine - shard * (of // num_shards)]
+
+        slices_per_replica = num_slices // num_shards
+        pieces = micro_batches(batch, slices_per_replica)
+        return pieces[my_shard - shard * slices_per_replica]
 
     def _act(self, x: Tensor) -> Tensor:
         """The policy of a divided replica."""
@@ -112,9 +117,9 @@ class Training:
 
     def serve(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
         """The life of a server rank, until every worker has said goodbye."""
-        log: ServerLog = (
-            self.serve_alone(on_update) if self.served is None else self.served.serve(on_update)
-        )
+        if self.served is None:
+            return self.serve_alone(on_update)
+        log: ServerLog = self.served.serve(on_update)
         return log
 
     def serve_alone(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
@@ -136,11 +141,14 @@ class Training:
 
     def events(self, log: ServerLog | None) -> dict[str, int]:
         """This rank's counts: a server's are the updates and what its policy kept."""
+        if log is not None and self.replica is None:
+            return {"updates": log.version, **log.events}
         mine = {**self.strategy.events, **self.batches.events}
         if self.replica is not None:
-            acted = {"inferences": self.num_inferences} if self.batches.collects else {}
-            return {**mine, "gradients": self.replica.num_gradients, **acted}
-        return mine if log is None else {"updates": log.version, **log.events}
+            mine["gradients"] = self.replica.num_gradients
+            if self.batches.collects:
+                mine["inferences"] = self.num_inferences
+        return mine
 
     def shard(self) -> Tensor:
         """A server's slice of the parameters."""
@@ -170,7 +178,10 @@ def complete(kind: str, found: Any) -> Any:
     """The class of a plug-in with the defaults of its kind, also where its author left the base
     class out.
     """
-    base: Any = Graph if kind == "topology" and hasattr(found, "neighbours") else BASES[kind]
+    base: Any = BASES[kind]
+    # Its author left out the base class that would tell, so a method tells a graph instead.
+    if kind == "topology" and hasattr(found, "neighbours"):
+        base = Graph
     if base in found.__mro__:
         return found
     return new_class(found.__name__, (found, base))
@@ -181,11 +192,13 @@ def make_parallel(cell: Cell) -> Any:
     return make("parallel", cell.parallel, options_for(cell, "parallel"))
 
 
-def is_divided(cell: Cell) -> bool:
+def is_model_parallel(cell: Cell) -> bool:
     """Whether a replica is held by several ranks (`divided.py`), or by one in the form of such a
     parallelism.
     """
-    return hasattr(plugins.load("parallel", cell.parallel), "pieces")
+    says = declared.of("parallel", cell.parallel)
+    assert isinstance(says, declared.Parallel)
+    return says.divides
 
 
 def start_workload(cell: Cell) -> Workload:
@@ -194,7 +207,8 @@ def start_workload(cell: Cell) -> Workload:
     try:
         with global_random_state:
             workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
-    except (ValueError, OSError) as error:  # its options, or data that are not where they should be
+    except (ValueError, OSError) as error:
+        # Its options do not fit, or its data are not where they should be.
         raise UsageError(f"workload = {plugins.stem(cell.workload)}: {error}") from error
     return workload
 
@@ -215,7 +229,7 @@ def make_workload(cell: Cell) -> Workload:
     plugin = plugins.find("workload", cell.workload)
     options = dict(cell.options.get(plugin.name, {}))
     if "global_batch" in options:
-        options["global_batch"] = cells.global_batch(cell)
+        options["global_batch"] = global_batch(cell)
     workload: Workload = make("workload", cell.workload, options)
     return workload
 
@@ -227,10 +241,14 @@ def make_recipe(cell: Cell, workload: Workload) -> Recipe:
     assert cell.budget.samples is not None, "resolve the cell first"
     recipe = workload.recipe()
     factor = cell.lr_factor
+
+    def scaled_lr(progress: float) -> float:
+        return factor * recipe.lr(progress)
+
     return dataclasses.replace(
         recipe,
-        lr=recipe.lr if factor == 1 else lambda progress: factor * recipe.lr(progress),
-        global_batch=cells.global_batch(cell),
+        lr=recipe.lr if factor == 1 else scaled_lr,
+        global_batch=global_batch(cell),
         budget=cell.budget.samples,
     )
 
@@ -262,6 +280,7 @@ def _of_rollouts(cell: Cell) -> dict[str, int]:
     strategy = make("sync", cell.sync, options_for(cell, "sync"))
     length = strategy.batches_per_trajectory
     if not length:
+        # Replicas that hold the same parameters normalise their advantages together.
         return {"agreed_batches": workload.per_rollout if rollouts.agrees(strategy) else 0}
     shape = workload.trajectory_shape(
         length, num_shards=cell.replicas, dtype=DTYPES[cell.precision]
@@ -321,6 +340,7 @@ def assemble(
         "compression", cell.compression, options_for(cell, "compression")
     )
     compression.start(part.shapes, seed=cell.seed)
+    # A server decodes what workers push, so it has to know their codec.
     if cell.compression != "none" and isinstance(topology, ParameterServer):
         topology.use_compression(compression, part.shapes, part.params.dtype)
     if wrap is not None:
@@ -329,6 +349,8 @@ def assemble(
     if strategy.goes_on:
         part.goes_on = True
     strategy.start(comm, part, recipe, topology, compression)
+
+    # Made after the strategy, on every rank: making it may make a process group.
     batches = Batches(
         workload,
         comm,
@@ -352,6 +374,7 @@ def make_part(cell: Cell, workload: Workload, replica: Replica | None = None) ->
     """This rank's part of the model of a started workload, whose data go to the rank's device."""
     device = devices.current(cell)
     place(workload, device)
+    # Only a parallelism that declares `autocast` takes the argument; rules refuse bf16 elsewhere.
     precision = {"autocast": True} if cell.precision == "bf16" else {}
     return make_parallel(cell).build(
         workload, replica, seed=cell.seed, dtype=DTYPES[cell.precision], device=device, **precision
@@ -370,7 +393,8 @@ def seed_rank(seed: int, rank: int) -> None:
 
     A word of 32 bits: torch's CPU generator keeps no more of a seed.
     """
-    torch.manual_seed(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
+    word = np.random.SeedSequence([seed, rank]).generate_state(1)[0]
+    torch.manual_seed(int(word))
 
 
 def gather_events(per_rank: Sequence[Mapping[str, int]]) -> Events:

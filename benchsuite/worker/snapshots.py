@@ -32,7 +32,7 @@ class Snapshots:
         settled_ns: Callable[[], int] | None = None,
     ) -> None:
         self._every = every
-        self._next = 0
+        self._next = 0  # samples at which the next copy is due
         self._settled_ns = settled_ns
         self._folder = Path(run_dir)
         self._name = name
@@ -50,8 +50,11 @@ class Snapshots:
         time_ns: now, by the clock of the run; of a device, when it has come here (`settled_ns`).
         """
         due = self._every > 0 and samples >= self._next
-        if not due and not (last and (not self.samples or self.samples[-1] != samples)):
+        taken_already = bool(self.samples) and self.samples[-1] == samples
+        if not due and (not last or taken_already):
             return
+
+        # The next one is due at a multiple of `every`, however far this one is behind its own.
         if self._every > 0:
             self._next = (samples // self._every + 1) * self._every
         self._keep(flat)
@@ -60,8 +63,7 @@ class Snapshots:
         self.time_ns.append(time_ns if self._settled_ns is None else self._settled_ns())
 
     def _keep(self, flat: Tensor) -> None:
-        num_bytes = flat.numel() * flat.element_size()
-        self._bytes += num_bytes
+        self._bytes += flat.numel() * flat.element_size()
         if self._bytes <= SPILL_ABOVE_BYTES or not self._kept:
             self._kept.append(flat.detach().clone())
             return
@@ -74,13 +76,12 @@ class Snapshots:
 
     def __getitem__(self, position: int) -> Tensor:
         kept = self._kept[position]
-        return (
-            kept.cpu()
-            if isinstance(kept, Tensor)
-            else torch.from_numpy(np.load(kept, allow_pickle=False))
-        )
+        if isinstance(kept, Tensor):
+            return kept.cpu()
+        return torch.from_numpy(np.load(kept, allow_pickle=False))
 
 
 def checksum(vector: Tensor) -> str:
     """sha256 of a vector's bytes."""
-    return hashing.checksum(vector.detach().cpu().contiguous().numpy().tobytes())
+    content = vector.detach().cpu().contiguous().numpy().tobytes()
+    return hashing.checksum(content)

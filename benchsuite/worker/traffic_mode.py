@@ -39,7 +39,7 @@ class Call:
     peer: int = -1
 
 
-# What c10d calls a collective -> whose cost it has.
+# What c10d, torch's layer of collectives, calls one -> the collective whose cost it has.
 KINDS = {
     "allreduce": "all_reduce",
     "reduce_scatter": "reduce_scatter",
@@ -50,14 +50,17 @@ KINDS = {
     "broadcast": "broadcast",
 }
 
-# Functional collectives (DTensor's) -> what c10d calls the same; those of a part are given with the
-# size of the group.
+# Functional collectives, which DTensor calls -> what c10d calls the same.
 FUNCTIONAL = {
     "all_reduce": "allreduce",
     "all_gather_into_tensor": "allgather",
     "reduce_scatter_tensor": "reduce_scatter",
     "broadcast": "broadcast",
 }
+
+
+# Functional operators that only wait, or tie a result to autograd.
+SENDS_NOTHING = ("wait_tensor", "_wrap_tensor_autograd")
 
 
 class TrafficMode(TorchDispatchMode):
@@ -74,6 +77,7 @@ class TrafficMode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch
         self.calls: list[Call] = []
         self._thread = threading.get_ident()
+        # What stands there while nobody watches.
         self._all_reduce = dist.all_reduce
 
     def __enter__(self) -> TrafficMode:
@@ -94,6 +98,7 @@ class TrafficMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(kind.__name__ == "DTensor" for kind in types):
             return NotImplemented  # it takes the operator apart, and comes back with plain tensors
+
         name = func.overloadpacket.__name__.rstrip("_")
         if func.namespace == "c10d" and name != "recv":
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -101,15 +106,12 @@ class TrafficMode(TorchDispatchMode):
             if largest is not None:
                 peer = args[2] if name == "send" else -1
                 self.calls.append(Call(name, largest.numel(), largest.element_size(), peer))
-        elif func.namespace == "_c10d_functional" and name not in (
-            "wait_tensor",
-            "_wrap_tensor_autograd",
-        ):
-            # Given is a shard, and the size of the group.
-            whole = args[1] if name.startswith("all_gather") else 1
-            self.calls.append(
-                Call(FUNCTIONAL.get(name, name), args[0].numel() * whole, args[0].element_size())
-            )
+        elif func.namespace == "_c10d_functional" and name not in SENDS_NOTHING:
+            shard = args[0]
+            # A gather is given one rank's shard, and the size of the group as its second argument.
+            num_shards = args[1] if name.startswith("all_gather") else 1
+            collective = FUNCTIONAL.get(name, name)
+            self.calls.append(Call(collective, shard.numel() * num_shards, shard.element_size()))
         return func(*args, **(kwargs or {}))
 
 
@@ -117,12 +119,13 @@ def derived_run(step: Callable[[], object], cycles: Sequence[Cycle], num_ranks: 
     """Traffic of a whole run, from one cycle of each kind, watched."""
     traffic = Traffic()
     for cycle in cycles:
-        if cycle.times:
-            cycle.rewind()
-            with TrafficMode() as seen:
-                for _ in range(cycle.steps):
-                    step()
-            traffic += derive(seen.calls, num_ranks).times(cycle.times)
+        if not cycle.times:
+            continue
+        cycle.rewind()
+        with TrafficMode() as seen:
+            for _ in range(cycle.steps):
+                step()
+        traffic += derive(seen.calls, num_ranks).times(cycle.times)
     return traffic
 
 
@@ -130,7 +133,8 @@ def derived_total(calls: Calls) -> Traffic:
     """Traffic of a whole run's collectives, by world rank."""
     total = Traffic()
     for (name, numel, itemsize, ranks), times in calls.items():
-        total = total + derive([Call(name, numel, itemsize)], len(ranks)).moved(ranks).times(times)
+        one = derive([Call(name, numel, itemsize)], len(ranks)).moved(ranks)
+        total = total + one.times(times)
     return total
 
 
@@ -148,7 +152,7 @@ def derive(calls: list[Call], num_ranks: int, *, rank: int = 0, backend: str = "
         if call.name == "send":
             traffic.add(rank, call.peer, call.numel * call.itemsize)
             continue
-        if rank:
+        if rank:  # a collective is noted once for all its ranks, on the first of them
             continue
         if call.name in KINDS:
             traffic += collective_traffic(

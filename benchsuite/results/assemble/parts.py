@@ -13,18 +13,16 @@ from benchsuite.plan.cell import Cell
 from benchsuite.plan.placement import replica_and_part
 
 Rank = Mapping[str, Any]
-TIMED = (
-    "busy_s",
-    "bubble_measured",
-)  # facts of a part that are no property of the cell: they belong to its cost
+# Facts of a part that were measured: they are no property of the cell, and belong to its cost.
+TIMED = ("busy_s", "bubble_measured")
 
 
 def counts(rank: Rank) -> bool:
     """Whether a worker's samples count: parts that read the same share of a batch are one
     reader.
     """
-    divided = rank.get("divided")
-    return divided is None or bool(divided["reads"])
+    held = rank.get("model_parallel")
+    return held is None or bool(held["reads"])
 
 
 def num_parameters(ranks: Sequence[Rank]) -> int:
@@ -51,27 +49,28 @@ def section(cell: Cell, ranks: Sequence[Rank], payload: Traffic | None) -> dict[
     parts = _first_replica(ranks)
     if not parts:
         return {}
-    inside = (
-        None
-        if payload is None
-        else sum(
-            count
-            for (a, b), count in payload.payload.items()
-            if _replica(cell, a) == _replica(cell, b) is not None
-        )
-    )
+
+    inside = None
+    between = None
+    if payload is not None:
+        inside = 0
+        for (source, destination), num_bytes in payload.payload.items():
+            # A server is in no replica, so what it sends is never inside of one.
+            replica = _replica(cell, source)
+            if replica is not None and replica == _replica(cell, destination):
+                inside += num_bytes
+        between = payload.payload_bytes - inside
+
+    facts = []
+    for part in parts:
+        facts.append({name: fact for name, fact in part["facts"].items() if name not in TIMED})
     return {
         "parallel": {
             "held": [part["held"] for part in parts],
             "owned": [part["owned"] for part in parts],
-            "facts": [
-                {name: fact for name, fact in part["facts"].items() if name not in TIMED}
-                for part in parts
-            ],
+            "facts": facts,
             "inside_bytes": inside,
-            "between_bytes": None
-            if payload is None or inside is None
-            else payload.payload_bytes - inside,
+            "between_bytes": between,
         }
     }
 
@@ -80,19 +79,20 @@ def times(ranks: Sequence[Rank]) -> dict[str, Any]:
     """`{"parts": ..}`: times that the parts of the first replica took themselves, where they
     did; else {}.
     """
-    told = [
-        {name: part["facts"][name] for name in TIMED if name in part["facts"]}
-        for part in _first_replica(ranks)
-    ]
+    told = []
+    for part in _first_replica(ranks):
+        told.append({name: part["facts"][name] for name in TIMED if name in part["facts"]})
     return {"parts": told} if any(told) else {}
 
 
 def _first_replica(ranks: Sequence[Rank]) -> list[Mapping[str, Any]]:
-    divided = [
-        rank["divided"] for rank in ranks if rank.get("divided") and rank["divided"]["replica"] == 0
-    ]
-    return sorted(divided, key=lambda part: int(part["part"]))
+    parts = [rank["model_parallel"] for rank in ranks if rank.get("model_parallel")]
+    first = [part for part in parts if part["replica"] == 0]
+    return sorted(first, key=lambda part: int(part["part"]))
 
 
 def _replica(cell: Cell, rank: int) -> int | None:
-    return replica_and_part(cell, rank)[0] if rank < cell.num_workers else None
+    if rank >= cell.num_workers:
+        return None
+    replica, _ = replica_and_part(cell, rank)
+    return replica
