@@ -74,17 +74,24 @@ presets = {
     },
 }
 
-# 1280 = 20 x 64: no ragged batch
+# 1280 = 20 x 64, so that the last batch of an epoch is a whole one.
 TRAIN = 1280
 TEST = 517
+
 BUDGET = 240 * 64  # samples; a preset or the cell's budget comes first
-# ResNet-50: as Wu and He 2018
+
+# Groups of a GroupNorm; those of ResNet-50 as in Wu and He 2018.
 GROUPS = 8
 GROUPS_50 = 32
+
+# Model -> the shape of one image.
 SHAPES = {"digits": (1, 8, 8), "resnet18": (3, 32, 32), "resnet50": (3, 224, 224)}
-# synthetic images of 224x224 (154 MB), which endless data goes round in; classes
+
+# Synthetic images of 224x224 (154 MB), which are used again and again, and their classes.
 POOL = 256
 CLASSES_50 = 1000
+
+# How the layers of the digits' chain split under tensor parallelism.
 DIGITS_PLAN = {
     "0.0": "columns",
     "0.1": "channels",
@@ -100,18 +107,18 @@ SCALES = {  # data -> mean and standard deviation of its colours
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+
 CHANGES = 11  # purpose of a random stream: how pictures are cropped and mirrored
-# pixels that a crop of CIFAR-10 moves by, threads that decode images, at most
-MARGIN = 4
-DECODERS = 8
-Split = tuple[
-    Any, Tensor, Any, Tensor
-]  # images (or their files) to train on, their classes; images to test on, theirs
+MARGIN = 4  # pixels by which a crop of CIFAR-10 moves at most
+DECODERS = 8  # threads that decode images, at most
+
+# Images to train on, or their files, and their classes; then those to test on.
+Split = tuple[Any, Tensor, Any, Tensor]
 
 
 @dataclass
 class Workload(workload.Workload):
-    """Digits, synthetic images, or images of the user's."""
+    """The model tells what an image shows: a digit, a synthetic class, or one of the user's."""
 
     later = ("data", "path", "optimizer", "lr_batch")
     tensor_divides = (8,)  # GROUPS
@@ -167,68 +174,97 @@ class Workload(workload.Workload):
 
     @property
     def target(self) -> Target:
-        """Test accuracy in percent; synthetic images have nothing to reach and are not evaluated on
-        the way."""
+        """The test accuracy in percent, and the values of it that count as reached.
+
+        Synthetic images have nothing to reach, so they are not evaluated on the way.
+        """
         every = self.evaluate_every if self.model == "digits" or self.data != "own" else 0
         return Target("accuracy", *TARGETS[self.data], evaluate_every=every, unit="%")
 
     def start(self, *, seed: int, dtype: torch.dtype) -> None:
+        """Loads or makes the images; those of a folder stay files until their turn comes."""
         self._seed = seed
         self._dtype = dtype
-        if self.data == "own":
-            found = (
-                _digits(dtype) if self.model == "digits" else _synthetic(seed, dtype, self.model)
-            )
-        else:
-            path = Path(self.path).expanduser()
-            if not path.is_absolute() or not path.is_dir():  # a rank stands in a folder of its own
-                raise UsageError(
-                    f"path = {self.path!r}, but data = {self.data} needs a folder's whole path: "
-                    "set path"
-                )
 
-            found = (_image_folder if self.data == "imagenet" else _cifar10)(path)
-
-        self._x, self._y, self._x_test, self._y_test = found
+        self._x, self._y, self._x_test, self._y_test = self._split()
         self._endless = self.model == "resnet50" and self.data == "own"
-        if not self._endless and (has := len(self._x)) < self.global_batch:
+        has = len(self._x)
+
+        if not self._endless and has < self.global_batch:
             raise UsageError(
                 f"global_batch({self.global_batch}) > {has} images, {self.path or self.model}: set "
                 "fewer"
             )
 
+        # The permutation of the epoch that is under way; no epoch is yet.
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.long)
 
+    def _split(self) -> Split:
+        """Returns the images to train on and those to test on, as the cell asks for them."""
+        if self.data == "own" and self.model == "digits":
+            return _digits(self._dtype)
+
+        if self.data == "own":
+            return _synthetic(self._seed, self._dtype, self.model)
+
+        # A rank runs in a folder of its own, where a path from here leads nowhere.
+        path = Path(self.path).expanduser()
+        if not path.is_absolute() or not path.is_dir():
+            raise UsageError(
+                f"path = {self.path!r}, but data = {self.data} needs a folder's whole path: "
+                "set path"
+            )
+
+        return _image_folder(path) if self.data == "imagenet" else _cifar10(path)
+
     def place(self, device: torch.device) -> None:
-        """Images that are kept in memory move to where the model is."""
-        for name in ("_x", "_y", "_x_test", "_y_test"):
-            if isinstance(kept := getattr(self, name), Tensor):
-                setattr(self, name, kept.to(device))
+        """Moves images that are kept in memory to where the model is; files stay where they are."""
+        self._y = self._y.to(device)
+        self._y_test = self._y_test.to(device)
+
+        if isinstance(self._x, Tensor):
+            self._x = self._x.to(device)
+
+        if isinstance(self._x_test, Tensor):
+            self._x_test = self._x_test.to(device)
 
     def layers(self) -> list[nn.Module]:
-        return {"digits": _digits_chain, "resnet18": _resnet18_chain, "resnet50": _resnet50_chain}[
-            self.model
-        ]()
+        """The chain of the model that the cell asks for."""
+        if self.model == "digits":
+            return _digits_chain()
+
+        return _resnet18_chain() if self.model == "resnet18" else _resnet50_chain()
 
     def tensor_plan(self) -> Mapping[str, str]:
-        first, end = (
-            (0, 9) if self.model == "resnet18" else (3, 17)
-        )  # of a bottleneck the 3x3 and the last 1x1
+        """Two convolutions of every block split, the first by its outputs and the next by inputs.
 
+        Of a bottleneck these are the 3x3 and the last 1x1.
+        """
+        if self.model == "digits":
+            return DIGITS_PLAN
+
+        # Where the first of them stands in a block's body, and the layer behind the last block.
+        first, end = (0, 9) if self.model == "resnet18" else (3, 17)
         places = {first: "columns", first + 1: "channels", first + 3: "rows"}
-        of_blocks = {
-            f"{block}.body.{at}": how for block in range(1, end) for at, how in places.items()
-        }
+        plan: dict[str, str] = {}
 
-        return DIGITS_PLAN if self.model == "digits" else of_blocks
+        for block in range(1, end):
+            for at, how in places.items():
+                plan[f"{block}.body.{at}"] = how
+
+        return plan
 
     def layer_flops(self) -> list[int]:
-        """Forward operations of each layer for one image: 2 per multiply-add of convolutions and
-        matrix products."""
+        """Counts the forward operations of each layer for one image.
+
+        A multiply-add of a convolution or a matrix product counts as 2, everything else as
+        nothing. The chain runs once on the meta device, where nothing is computed.
+        """
         counts: list[int] = []
 
         def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            """Adds what one module needs: every output element is a product with one filter."""
             counts[-1] += 2 * module.weight[0].numel() * output.numel()  # type: ignore[index]
 
         with torch.device("meta"):
@@ -244,7 +280,10 @@ class Workload(workload.Workload):
         return counts
 
     def recipe(self) -> Recipe:
+        """The optimiser that the cell asks for, over a warm-up and a linear fall."""
+
         def make_optimizer(params: Iterable[Tensor]) -> torch.optim.Optimizer:
+            """Makes the optimiser; its learning rate is set anew before every step."""
             lr = self.lr
             decay = self.weight_decay
             momentum = self.momentum
@@ -264,7 +303,7 @@ class Workload(workload.Workload):
         )
 
     def _lr(self, progress: float) -> float:
-        """10 % linear warm-up, then linear to 1 %."""
+        """The learning rate: it rises over 10 % of the budget, then falls in a line to 1 %."""
         peak = self.lr * (self.global_batch / self.lr_batch if self.lr_batch else 1)
         if progress < 0.1:
             return peak * (progress + 0.004) / 0.104
@@ -272,8 +311,11 @@ class Workload(workload.Workload):
         return peak * (1 - 0.99 * (progress - 0.1) / 0.9)
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
-        """The shard's slice of rows [index B, (index + 1) B) of the epoch's permutation: (B/n, c,
-        h, w), (B/n,)."""
+        """Returns the shard's slice of batch `index` of the epoch's permutation.
+
+        x is (B/n, c, h, w), y is (B/n,). What happens to a picture is drawn for the whole batch, so
+        that it does not depend on how the batch is split.
+        """
         share = self.global_batch // num_shards
         rows = self._rows(index, shard * share, share)
         if self.data == "own":
@@ -286,37 +328,39 @@ class Workload(workload.Workload):
         return Batch(self._scaled(pictures), self._y[rows], share)
 
     def _rows(self, index: int, first: int, share: int) -> Any:
-        """Rows of a shard: numbers, or a slice where a view of the pool will do."""
+        """Returns the rows of a shard: their numbers, or a slice where a view will do.
+
+        A view matters for large images: 128 of 224x224 are 77 MB, which need not be copied.
+        """
         if self._endless:
             at = (index * self.global_batch + first) % POOL
-            return (
-                slice(at, at + share) if at + share <= POOL else torch.arange(at, at + share) % POOL
-            )
+            if at + share <= POOL:
+                return slice(at, at + share)
+
+            return torch.arange(at, at + share) % POOL
 
         epoch, position = divmod(index, len(self._x) // self.global_batch)
         if epoch != self._epoch:
-            self._order = torch.from_numpy(
-                np.random.default_rng([self._seed, epoch]).permutation(len(self._x))
-            )
-
+            stream = np.random.default_rng([self._seed, epoch])
+            self._order = torch.from_numpy(stream.permutation(len(self._x)))
             self._epoch = epoch
 
         begin = position * self.global_batch + first
         return self._order[begin : begin + share]
 
     def _scaled(self, pictures: Tensor) -> Tensor:
-        """(n, 3, h, w) bytes to numbers of mean 0 and variance 1."""
-        mean, deviation = torch.tensor(
-            SCALES[self.data], dtype=self._dtype, device=pictures.device
-        ).view(2, 3, 1, 1)
+        """Turns bytes (n, 3, h, w) into numbers of mean 0 and variance 1 in each colour."""
+        scales = torch.tensor(SCALES[self.data], dtype=self._dtype, device=pictures.device)
+        mean, deviation = scales.view(2, 3, 1, 1)
 
         return pictures.to(self._dtype).div_(255).sub_(mean).div_(deviation)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """The mean cross-entropy: output is (B, classes), y is (B,)."""
         return nn.functional.cross_entropy(output, batch.y)
 
     def evaluate(self, infer: Infer) -> float:
-        """Test accuracy in percent over every test image once."""
+        """Returns the test accuracy in percent, over every test image once."""
         right = 0
         at_once = 100 if self.model == "resnet50" else 1000
 
@@ -335,8 +379,11 @@ class Workload(workload.Workload):
 
 
 def _digits(dtype: torch.dtype) -> Split:
-    """load_digits as (1280, 1, 8, 8), (1280,), (517, 1, 8, 8), (517,): one fixed stratified
-    split."""
+    """Returns scikit-learn's digits in one fixed split, stratified by class.
+
+    (1280, 1, 8, 8), (1280,), (517, 1, 8, 8), (517,). The split is the same for every seed: it is
+    part of the task.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -352,8 +399,10 @@ def _digits(dtype: torch.dtype) -> Split:
 
 
 def _synthetic(seed: int, dtype: torch.dtype, model: str) -> Split:
-    """64 random 32x32 colour images with random labels, or POOL of 224x224; 16 more as a test
-    set."""
+    """Returns random colour images with random classes, and 16 more of them as a test set.
+
+    They are 64 of 32x32, or POOL of 224x224.
+    """
     train, classes = (POOL, CLASSES_50) if model == "resnet50" else (64, 10)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(train + 16, *SHAPES[model], generator=generator, dtype=torch.float32).to(dtype)
@@ -363,9 +412,14 @@ def _synthetic(seed: int, dtype: torch.dtype, model: str) -> Split:
 
 
 def _cifar10(folder: Path) -> Split:
-    """The python batches as bytes: (50000, 3, 32, 32), (50000,), (10000, 3, 32, 32), (10000,)."""
+    """Reads the files of CIFAR-10's version for Python; pictures stay bytes.
+
+    (50000, 3, 32, 32), (50000,), (10000, 3, 32, 32), (10000,).
+    """
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
-    if lacking := [name for name in names if not (folder / name).is_file()]:
+    lacking = [name for name in names if not (folder / name).is_file()]
+
+    if lacking:
         needed = (
             f"data = cifar10 reads {names[0]} .. 5 and {names[5]}; set path to the folder "
             "cifar-10-batches-py"
@@ -384,8 +438,10 @@ def _cifar10(folder: Path) -> Split:
 
 
 def _image_folder(folder: Path) -> Split:
-    """train/CLASS/* and val/CLASS/*: files, decoded when their turn comes, and the numbers of their
-    classes."""
+    """Lists the files of train/CLASS/* and val/CLASS/*, and the numbers of their classes.
+
+    A file is decoded when its turn comes: all of ImageNet would not fit into memory.
+    """
     if importlib.util.find_spec("PIL") is None:
         raise UsageError(
             "data = imagenet decodes images with Pillow: pip install 'benchsuite[images]'"
@@ -413,41 +469,53 @@ def _image_folder(folder: Path) -> Split:
 
 
 def _moved(pictures: Tensor, draws: np.ndarray) -> Tensor:
-    """(n, 3, 32, 32) bytes, each moved by up to MARGIN pixels on black and every other one
-    mirrored."""
+    """Moves each picture by up to MARGIN pixels on black, and mirrors every other one.
+
+    pictures: (n, 3, 32, 32) bytes; draws: (n, 5), of which 0 and 1 move and 4 mirrors. All are
+    taken out of the padded pictures by one gather of rows and columns.
+    """
     padded = nn.functional.pad(pictures, [MARGIN] * 4)
     side = pictures.shape[-1]
     steps = torch.from_numpy((draws[:, :2] * (2 * MARGIN + 1)).astype(np.int64))
     along = torch.arange(side)
     mirrored = torch.from_numpy(draws[:, 4] < 0.5)
     rows = steps[:, :1] + along  # (n, 32)
-    columns = steps[:, 1:] + torch.where(mirrored[:, None], side - 1 - along, along)
-    each = torch.arange(len(pictures))[:, None, None, None]
-    colour = torch.arange(3)[:, None, None]
+    columns = steps[:, 1:] + torch.where(mirrored[:, None], side - 1 - along, along)  # (n, 32)
+    each = torch.arange(len(pictures))[:, None, None, None]  # (n, 1, 1, 1)
+    colour = torch.arange(3)[:, None, None]  # (3, 1, 1)
 
     return padded[each, colour, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _decoded(paths: Iterable[str], draws: np.ndarray | None) -> Tensor:
-    """(n, 3, 224, 224) bytes: a random part of each image, mirrored or not; without draws its
-    middle."""
+    """Decodes files into (n, 3, 224, 224) bytes.
+
+    Of each image a random part is taken, mirrored or not; without draws its middle.
+    """
     given = itertools.repeat(None) if draws is None else draws
-    with ThreadPoolExecutor(
-        min(DECODERS, os.cpu_count() or 1)
-    ) as threads:  # Pillow decodes without Python's lock
-        return torch.from_numpy(np.stack(list(threads.map(_picture, paths, given))))
+
+    # Threads are enough: Pillow decodes without Python's lock.
+    with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as threads:
+        pictures = list(threads.map(_picture, paths, given))
+
+    return torch.from_numpy(np.stack(pictures))
 
 
 def _picture(path: str, draw: np.ndarray | None) -> np.ndarray:
+    """Decodes one file into (3, 224, 224) bytes; the five numbers of `draw` say which part."""
+    # Pillow is an extra, and only this data needs it.
     from PIL import Image
 
     with Image.open(path) as image:
         wide, high = image.size
+
+        # The middle, as if the image had been scaled to 256 and cut to 224.
         width = height = min(image.size) * 224 / 256
         left = (wide - width) / 2
         top = (high - height) / 2
 
-        if draw is not None:  # 8 to 100 % of the area, 3:4 to 4:3 (Szegedy et al. 2015)
+        # A part of 8 to 100 % of the area, from 3:4 to 4:3 (Szegedy et al. 2015).
+        if draw is not None:
             area = wide * high * (0.08 + 0.92 * draw[0])
             shape = math.exp((2 * draw[1] - 1) * math.log(4 / 3))
             width = min(math.sqrt(area * shape), wide)
@@ -470,7 +538,10 @@ def _picture(path: str, draw: np.ndarray | None) -> np.ndarray:
 def _layer(
     inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = GROUPS
 ) -> list[nn.Module]:
-    """Convolution without bias, GroupNorm; the height and width are divided by the stride."""
+    """Makes a convolution without bias and its GroupNorm.
+
+    Height and width are divided by the stride.
+    """
     return [
         nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
         nn.GroupNorm(groups, outputs),
@@ -478,8 +549,10 @@ def _layer(
 
 
 def _digits_chain() -> list[nn.Module]:
-    """Chain of 8: four convolution blocks, pooling inside blocks 2 and 4, then the two linear
-    layers.
+    """Makes the chain of 8 for digits.
+
+    Four blocks of a convolution, of which 2 and 4 end in a pooling; then two linear layers, with
+    what stands between them.
 
     (B, 1, 8, 8) -> (B, 16, 8, 8) -> (B, 16, 4, 4) -> (B, 32, 4, 4) -> (B, 32, 2, 2) -> (B, 64) ->
     (B, 10)
@@ -496,8 +569,11 @@ def _digits_chain() -> list[nn.Module]:
 
 
 class ResidualBlock(nn.Module):
-    """Of He et al. 2016, GroupNorm for BatchNorm: two 3x3 convolutions, or a bottleneck's one
-    between two of 1x1."""
+    """A block of He et al. 2016, with GroupNorm in the place of BatchNorm.
+
+    Two 3x3 convolutions; or with `inner` channels a bottleneck, one of 3x3 between two of 1x1. What
+    comes in is added to what comes out, by way of a 1x1 convolution where their shapes differ.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, inner: int = 0) -> None:
         super().__init__()
@@ -507,21 +583,24 @@ class ResidualBlock(nn.Module):
         if not inner:
             shapes = [(inputs, outputs, 3, stride), (outputs, outputs, 3, 1)]
 
-        self.body = nn.Sequential(
-            *[part for shape in shapes for part in (*_layer(*shape, groups), nn.ReLU())][:-1]
-        )
+        # The last ReLU stands behind the addition, in `forward`.
+        parts: list[nn.Module] = []
+        for shape in shapes:
+            parts += [*_layer(*shape, groups), nn.ReLU()]
+
+        self.body = nn.Sequential(*parts[:-1])
 
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.skip = nn.Sequential(*_layer(inputs, outputs, 1, stride, groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        """Maps (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         return torch.relu(self.body(x) + self.skip(x))
 
 
 def _resnet18_chain() -> list[nn.Module]:
-    """CIFAR form of ResNet-18 for 10 classes: 11,173,962 parameters, chain of 11."""
+    """Makes ResNet-18 in its form for CIFAR, 10 classes: 11,173,962 parameters, chain of 11."""
     stem = nn.Sequential(*_layer(3, 64), nn.ReLU())
     widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
     blocks = [ResidualBlock(a, b, 1 if a == b else 2) for a, b in itertools.pairwise(widths)]
@@ -530,7 +609,7 @@ def _resnet18_chain() -> list[nn.Module]:
 
 
 def _resnet50_chain() -> list[nn.Module]:
-    """ResNet-50 for 1000 classes: 25,557,032 parameters, chain of 19."""
+    """Makes ResNet-50 for 1000 classes: 25,557,032 parameters, chain of 19."""
     stem = nn.Sequential(*_layer(3, 64, 7, 2, GROUPS_50), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
     widths = [64, *[256] * 3, *[512] * 4, *[1024] * 6, *[2048] * 3]
     blocks = [

@@ -49,8 +49,10 @@ TEST = 3
 
 
 class Ballast(nn.Module):
-    """Parameters that nothing depends on: their gradient is 0, and they are sent like all
-    others."""
+    """Parameters that the output does not depend on.
+
+    Their gradient is 0, and it is sent like that of all others: more bytes, the same learning.
+    """
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class Ballast(nn.Module):
 
 @dataclass
 class Workload(workload.Workload):
-    """Regression of a teacher's outputs."""
+    """The student learns to answer as the teacher does, from noisy samples of its answers."""
 
     inputs: int = 20
     """Length of x."""
@@ -167,8 +169,10 @@ class Workload(workload.Workload):
         return {"0": "columns", "2": "rows"}
 
     def layer_flops(self) -> list[int]:
-        """Forward operations of each layer for one sample: 2 per multiply-add of matrix
-        products."""
+        """Counts the forward operations of each layer for one sample.
+
+        A multiply-add of a matrix product counts as 2, everything else as nothing.
+        """
         half = self.hidden // 2
         products = [2 * self.inputs * self.hidden, 0, 2 * self.hidden * half, 0, 2 * half]
 
@@ -178,6 +182,7 @@ class Workload(workload.Workload):
         """SGD whose peak rate grows with the global batch as `lr_rule` says."""
 
         def make_optimizer(params: object) -> torch.optim.Optimizer:
+            """Makes plain SGD; its learning rate is set anew before every step."""
             return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum)  # type: ignore[arg-type]
 
         ratio = self.global_batch / BASE_BATCH
@@ -196,8 +201,10 @@ class Workload(workload.Workload):
         )
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
-        """Samples [index B + shard B/n, ..) of the endless stream: x is (B/n, inputs), y is (B/n,
-        1)."""
+        """Returns samples [index B + shard B/n, ..) of the endless stream, B/n of them.
+
+        x is (B/n, inputs), y is (B/n, 1).
+        """
         # B/n, and the number of the first sample in the stream.
         share = self.global_batch // num_shards
         first = index * self.global_batch + shard * share
@@ -229,8 +236,10 @@ class Workload(workload.Workload):
         return nn.functional.mse_loss(output, batch.y)
 
     def evaluate(self, infer: Infer) -> float:
-        """Excess loss over 1024 held-out inputs: mean square of student - teacher, over the
-        teacher's variance."""
+        """Returns the excess loss over the 1024 held-out inputs.
+
+        It is the mean square of student - teacher, over the variance of the teacher's answers.
+        """
         errors = infer(self._x_test) - self._y_test  # (held out, 1)
         return float(errors.square().mean()) / self._variance
 
@@ -250,17 +259,16 @@ class Workload(workload.Workload):
             found = (x.to(self._dtype), y)
             self._blocks[number] = found
 
-            # A dictionary keeps its order: the first one is the oldest.
-
+            # A dictionary keeps its order, so the first one is the oldest.
             while len(self._blocks) > KEPT_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
 
         return found
 
     def _answers(self, x: Tensor) -> Tensor:
-        """What the teacher says of x (n, inputs): (n, 1), scaled to mean 0 and variance 1.
+        """Returns what the teacher says to x (n, inputs), scaled to mean 0 and variance 1.
 
-        So the excess loss of a constant guess is 1, whatever the teacher.
+        The answers are (n, 1). They are computed in float64 whatever the student's dtype is.
         """
         with torch.no_grad():
             answers: Tensor = (self._teacher(x) - self._mean) / self._scale
@@ -269,7 +277,10 @@ class Workload(workload.Workload):
 
 
 def _chain(inputs: int, hidden: int) -> list[nn.Module]:
-    """The article's network: three matrices, the second hidden layer half as wide as the first."""
+    """Makes the article's network: three matrices, with tanh between them.
+
+    The second hidden layer is half as wide as the first, and the output is one number.
+    """
     half = hidden // 2
 
     return [

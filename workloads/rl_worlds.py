@@ -1,8 +1,8 @@
-"""The worlds that `rl_agent.py` acts in: a pole on a cart, synthetic frames, Atari games. Batches
-of environments.
+"""The worlds that `rl_agent.py` acts in: a pole on a cart, synthetic frames, Atari games.
 
-Each has streams of its own per environment, so that what happens in it does not depend on who owns
-the others.
+A world is a batch of environments that are stepped together. Every environment has a random stream
+of its own, so that what happens in it does not depend on which worker owns the others: the same
+environments live the same lives for every number of workers.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ class World(Protocol):
 
 
 class CartPole:
-    """CartPole-v1 (Barto, Sutton and Anderson 1983); to the bits gymnasium's, which steps one at a
-    time in float64.
+    """CartPole-v1: a pole stands on a cart that is pushed left or right.
 
-    `state` is (4, n): position, velocity, angle, angular velocity. Every step gives a reward of 1.
+    Barto, Sutton and Anderson 1983. All poles are stepped at once, with the bits of gymnasium's
+    environment, which steps one at a time in float64. Every step gives a reward of 1.
+
+    `state` is (4, n): position, velocity, angle and angular velocity of each pole.
     """
 
     GRAVITY = 9.8  # m/s^2
@@ -149,16 +151,19 @@ class CartPole:
         state += change
         self.age += 1
 
-        # Rows 0 and 2 are position and angle.
-        beyond = np.abs(state[::2]) > self._bounds  # (2, n)
-        fallen = np.asarray(beyond.any(0))  # (n,)
+        # Rows 0 and 2 are position and angle. A pole that falls in its last step has fallen: the
+        # two answers exclude each other.
+        fallen = np.asarray((np.abs(state[::2]) > self._bounds).any(0))
         timed_out = (self.age >= TIME_LIMIT) & ~fallen
 
         return self._rewards, fallen, timed_out
 
 
 class Frames:
-    """Random frames, whatever is done: for volume, not for learning. An episode has 64 steps."""
+    """Random frames, whatever the agent does: they are there for their volume, not for learning.
+
+    An episode has 64 steps, and none ends before.
+    """
 
     # Of an episode, which always ends by its time and never by what is done.
     STEPS = 64
@@ -166,8 +171,10 @@ class Frames:
     def __init__(self, streams: Sequence[np.random.Generator]) -> None:
         self._streams = streams
 
-        # The last frames of each environment, the newest last.
+        # The last frames of each environment, the newest last.            (n, 4, 84, 84)
         self._frames = np.zeros((len(streams), *FRAMES), dtype=np.uint8)
+
+        # Steps of each environment's episode so far.                                 (n,)
         self._age = np.zeros(len(streams), dtype=np.int64)
         self.restart(np.ones(len(streams), dtype=bool))
 
@@ -191,6 +198,8 @@ class Frames:
 
         self._age += 1
         rewards = (self._frames[:, -1, 0, 0] > 127) * 1.0
+
+        # No state is the last one by the game's own rules, only by the time.
         over = np.zeros(len(actions), dtype=bool)
         timed_out = self._age >= self.STEPS
 
@@ -203,10 +212,12 @@ class Frames:
 
 
 class Atari:
-    """A game by the ale-py package, seen as by Mnih et al. 2015.
+    """A game of the ale-py package, seen as Mnih et al. 2015 let their agent see it.
 
-    Every fourth frame (the brighter of two), grey, 84 x 84, the last four of them; rewards cut to
-    their sign; up to 30 idle steps at the start; 27,000 steps at most.
+    An observation is the last four frames, each grey and of 84 x 84 bytes. An action lasts four
+    frames of the game, of which one is kept. Rewards are cut to their sign, so that one learning
+    rate serves all games. An episode begins with up to 30 idle frames, so that not all are alike,
+    and has at most 27,000 actions.
     """
 
     SKIP = 4  # frames that one action lasts
@@ -245,7 +256,9 @@ class Atari:
             game = self._games[number]
             game.reset_game()
 
-            for _ in range(int(self._streams[number].integers(self.IDLE + 1))):
+            # The first action of every game is to do nothing.
+            idle = int(self._streams[number].integers(self.IDLE + 1))
+            for _ in range(idle):
                 game.act(self._actions[number][0])
 
             self._frames[number] = _small(game.getScreenGrayscale())
@@ -281,10 +294,9 @@ class Atari:
 
 
 def _game(name: str, seed: int) -> Any:
-    """A running game of the emulator, deterministic but for its seed.
+    """Starts a game in an emulator of its own.
 
-    ValueError where the package, or the game, is not there. The package is imported here and not at
-    the top, because only this environment needs it.
+    ValueError where the ale-py package, or the game in it, is not there.
     """
     try:
         package = importlib.import_module("ale_py")
@@ -299,9 +311,10 @@ def _game(name: str, seed: int) -> Any:
     if path is None:
         raise ValueError(f"game = {name!r}: ale-py has no such game; set game = pong, breakout ..")
 
+    # Without this the emulator prints a greeting for every environment.
     package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
 
-    # By default the emulator repeats an action with probability 1/4; Mnih et al. had none of that.
+    # Settings count from the next `loadROM`. No sticky actions: Mnih et al. 2015 had none.
     game = package.ALEInterface()
     game.setInt("random_seed", seed)
     game.setFloat("repeat_action_probability", 0.0)

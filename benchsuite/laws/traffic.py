@@ -171,7 +171,6 @@ LAWS = (
                 "nothing is synchronised", partial(called_is_predicted, change=_NO_MEAN), _NATIVE
             ),
         ),
-        asks={"after": _one_step_seen},
     ),
     Law(
         "counted traffic of a run is what was expected before it",
