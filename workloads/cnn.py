@@ -210,6 +210,7 @@ class Workload(workload.Workload):
 
         # A rank runs in a folder of its own, where a path from here leads nowhere.
         path = Path(self.path).expanduser()
+
         if not path.is_absolute() or not path.is_dir():
             raise UsageError(
                 f"path = {self.path!r}, but data = {self.data} needs a folder's whole path: "
@@ -340,6 +341,7 @@ class Workload(workload.Workload):
             return torch.arange(at, at + share) % POOL
 
         epoch, position = divmod(index, len(self._x) // self.global_batch)
+
         if epoch != self._epoch:
             stream = np.random.default_rng([self._seed, epoch])
             self._order = torch.from_numpy(stream.permutation(len(self._x)))

@@ -149,8 +149,10 @@ class Workload(workload.Workload):
         ValueError where the network alone has more than `num_parameters`.
         """
         chain = _chain(self.inputs, self.hidden)
+
         if self.num_parameters:
             own = sum(p.numel() for layer in chain for p in layer.parameters())
+
             if self.num_parameters < own:
                 raise ValueError(
                     f"num_parameters = {self.num_parameters}, but the network alone has {own}: set "
@@ -250,6 +252,7 @@ class Workload(workload.Workload):
         those before it. Drawing all of it at once is what makes single samples cheap.
         """
         found = self._blocks.get(number)
+
         if found is None:
             stream = np.random.default_rng([DATA, self._seed, number])
             x = _normal(stream, BLOCK, self.inputs)

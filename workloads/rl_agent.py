@@ -401,6 +401,7 @@ class Workload(workload.Workload):
 
             kept["rewards"][:, time] = self.reward_scale * rewards
             ended = over | late
+
             if ended.any():
                 kept["ends"][:, time] = ended
                 world.restart(ended)

@@ -226,6 +226,7 @@ class Atari:
 
     def __init__(self, game: str, seeds: Sequence[Sequence[int]]) -> None:
         self._games = []
+
         for seed in seeds:
             # The emulator takes a C int: 31 bits of the 32.
             state = np.random.SeedSequence(list(seed)).generate_state(1)

@@ -265,6 +265,7 @@ class Workload(workload.Workload):
             """Makes the optimiser; its learning rate is set anew before every step."""
             lr = self.lr
             decay = self.weight_decay
+
             if self.optimizer == "muon":
                 return muon(
                     params, lambda name: name.split(".")[-2] in PLAN, lr=lr, weight_decay=decay
@@ -337,6 +338,7 @@ class Workload(workload.Workload):
         They are (count, T + 1): what is predicted from and what is predicted share their memory.
         """
         number, begin = divmod(first, BLOCK)
+
         if number not in self._blocks:
             stream = np.random.default_rng([DATA, self._seed, number])
             self._blocks[number] = self._draw(stream, BLOCK)
@@ -384,6 +386,7 @@ class Workload(workload.Workload):
         """
         length = self.context + 1
         cut = len(self._text) - max(len(self._text) // 10, length)
+
         if cut <= length:
             least = f"too few for sequences of {length}: at least {2 * length + 1}"
             raise ValueError(f"the text has {len(self._text)} bytes, {least}")
@@ -568,6 +571,7 @@ def source() -> np.ndarray:
 def stationary(table: np.ndarray) -> np.ndarray:
     """Returns P(two symbols in a row are a, b) in the long run, (8, 8), by power iteration."""
     pairs = np.full(table.shape[:2], 1 / table.shape[0] ** 2)
+
     while True:
         after: np.ndarray = np.einsum("ab,abc->bc", pairs, table)
         if np.abs(after - pairs).max() < 1e-15:

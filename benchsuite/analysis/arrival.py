@@ -31,16 +31,20 @@ def arrivals(runs: Sequence[Run], cells: pd.DataFrame, *, goal: str = "target") 
     seconds are not compared).
     """
     found: dict[str, list[Run]] = defaultdict(list)
+
     for run in runs:
         if run.result.get("target"):
             found[run.cell_id].append(run)
+
     rows = []
+
     for name in cells.to_dict("records"):
         mine = found.get(name["cell_id"])
         if mine:
             rows.append(
                 name | _facts(mine, goal) | {"base": base(str(name["series"]), str(name["tuning"]))}
             )
+
     added = ["n", *QUANTITIES, "slowdown", "hosts", "lr_factors", "flagged", "base"]
     return pd.DataFrame(rows, columns=[*cells.columns, *added])
 

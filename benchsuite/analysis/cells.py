@@ -53,6 +53,7 @@ def describe(cells: Sequence[Cell]) -> pd.DataFrame:
     by_size = _variants(cells, within_size=False)
     both = len({cell.tuning for cell in cells}) > 1
     rows = []
+
     for order, cell in enumerate(cells):
         for axis in AXES:  # the labels of a user's files are found by what a cell says
             declared.seen(axis, getattr(cell, axis))
@@ -81,6 +82,7 @@ def describe(cells: Sequence[Cell]) -> pd.DataFrame:
                 "by_size": "" if options else by_size.get(cell.id, ""),
             }
         )
+
     return pd.DataFrame(rows).drop_duplicates("cell_id", ignore_index=True)
 
 
@@ -123,9 +125,11 @@ def spread_text(table: Mapping[str, Any] | None) -> str:
     """
     if table is None:
         return ""
+
     if table["kind"] == "markov":
         slow = table["enter"] / (table["enter"] + table["leave"])
         return f"spells {table['slow_factor']:g}x slow ({slow:.0%})"
+
     own = [key for key in compute_time.KINDS.get(str(table["kind"]), {}) if key in table]
     said = [f"{key.replace('_', ' ')} {table[key]:g}" for key in own]
     return ", ".join([str(table["kind"]).replace("_", " "), *said])
@@ -138,11 +142,14 @@ def _variants(cells: Sequence[Cell], *, within_size: bool) -> dict[str, str]:
     else among all.
     """
     groups: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
+
     for cell in cells:
         groups[cell.workload, cell.preset, cell.clock, cell.gradients, strategy_of(cell)].append(
             cell
         )
+
     names = {}
+
     for group in groups.values():
         flat = {
             cell.id: _flat({**identity(cell), "lr_factor": cell.to_json()["lr_factor"]})
@@ -159,15 +166,18 @@ def _variants(cells: Sequence[Cell], *, within_size: bool) -> dict[str, str]:
             for key in keys
             if any(len({flat[cell_id].get(key) for cell_id in size}) > 1 for size in sizes.values())
         ]
+
         for cell_id, fields in flat.items():
             names[cell_id] = " ".join(
                 f"{key.rpartition('.')[2]}={fields.get(key, '-')}" for key in differing
             )
+
     return names
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     fields: dict[str, str] = {}
+
     for key, value in document.items():
         if not prefix and key in _APART:
             continue
@@ -175,4 +185,5 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             fields |= _flat(value, f"{prefix}{key}.")
         else:
             fields[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+
     return fields

@@ -45,6 +45,7 @@ def curves(runs: Sequence[Run]) -> pd.DataFrame:
     payload bytes (over all ranks).
     """
     rows = []
+
     for run in runs:
         evaluations = run.result["evaluations"]
         at = evaluations["samples"]
@@ -56,6 +57,7 @@ def curves(runs: Sequence[Run]) -> pd.DataFrame:
             evaluations["metric"],
             losses,
         )
+
         for point, (samples, seconds, num_bytes, metric, loss) in enumerate(
             zip(*series, strict=True)
         ):
@@ -73,6 +75,7 @@ def curves(runs: Sequence[Run]) -> pd.DataFrame:
                     loss,
                 )
             )
+
     return pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
 
 
@@ -83,13 +86,17 @@ def _means(losses: Sequence[float | None], at: Sequence[int], stops: Sequence[in
     """
     means = []
     position = 0
+
     for stop in stops:
         window: list[float] = []
+
         while position < len(at) and at[position] <= stop:
             loss = losses[position]
             window.append(math.nan if loss is None else float(loss))
             position += 1
+
         means.append(sum(window) / len(window) if window else math.nan)
+
     return means
 
 
@@ -119,9 +126,11 @@ def to_target(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """
     table = frame.copy()
     has_target = table["target_metric"].notna()
+
     for column in TO_TARGET:
         numbers = pd.to_numeric(table[column]).astype(float)
         table[column] = numbers.mask(numbers.isna() & has_target, math.inf)
+
     finals = [column for column in ("final_metric", "final_loss") if column in table]
     return cells.merge(per_cell(table, (*TO_TARGET, *finals)), on="cell_id")
 

@@ -81,11 +81,13 @@ class MessageFit:
     ) -> float:
         """Seconds that one message takes; `mbit`: on a link shaped to this rate."""
         seconds = self.link(num_bytes).shaped(mbit, payload_share).seconds(num_bytes)
+
         for segment in self.segments:
             if segment.high_bytes <= num_bytes:
                 seconds = max(
                     seconds, segment.link.shaped(mbit, payload_share).seconds(segment.high_bytes)
                 )
+
         return seconds
 
     def to_json(self) -> dict[str, Any]:
@@ -105,10 +107,12 @@ def fit_messages(points: Points) -> MessageFit:
     """The fit with the number of segments that the data ask for. ValueError below 3 sizes."""
     x, y = _columns(points)
     sizes = np.unique(x)
+
     if len(sizes) < SIZES_PER_SEGMENT:
         raise ValueError(
             f"{len(sizes)} sizes: a line with its error needs at least {SIZES_PER_SEGMENT}"
         )
+
     pieces = _Pieces(x, y, sizes)
     most = min(MOST_SEGMENTS, len(sizes) // SIZES_PER_SEGMENT)
     cuts = min(
@@ -149,9 +153,11 @@ def left_out_sizes(points: Points) -> dict[float, LeftOut]:
     if len(sizes) <= SIZES_PER_SEGMENT:
         return {}
     found = {}
+
     for size in sizes:
         fitted = fit_messages([point for point in points if point[0] != size])
         found[size] = LeftOut(fitted.predict(size), median_at(points, size))
+
     return found
 
 
@@ -201,6 +207,7 @@ def left_out_rates(fitted: MessageFit, shaped: Mapping[float, Points]) -> dict[f
     Empty below 2 rates.
     """
     errors = {}
+
     for mbit, points in shaped.items():
         share = payload_share(
             fitted, {other: points for other, points in shaped.items() if other != mbit}
@@ -212,6 +219,7 @@ def left_out_rates(fitted: MessageFit, shaped: Mapping[float, Points]) -> dict[f
             for size in sorted({size for size, _ in points})
         ]
         errors[mbit] = max(each, key=abs)
+
     return errors
 
 
@@ -219,6 +227,7 @@ def payload_share(fitted: MessageFit, shaped: Mapping[float, Points]) -> float |
     """What headers leave of a link's rate: median over the points at which the link, not the host,
     was the limit."""
     shares = []
+
     for mbit, points in shaped.items():
         for size, seconds in points:
             link = fitted.link(size)
@@ -226,6 +235,7 @@ def payload_share(fitted: MessageFit, shaped: Mapping[float, Points]) -> float |
             left_s = seconds - link.alpha_s
             if left_s > 0 and ideal_s > link.beta_s_per_byte * size:
                 shares.append(ideal_s / left_s)
+
     return min(1.0, float(np.median(shares))) if shares else None
 
 
@@ -304,15 +314,18 @@ def _robust_line(x: _Floats, y: _Floats, rounds: int = 60) -> tuple[float, float
     )
     least, best = min((float(np.abs(np.log((a + b * x) / y)).sum()), (a, b)) for a, b in ends)
     idle = 0
+
     for _ in range(rounds):
         alpha, beta = np.exp(logs)
         fitted = alpha + beta * x
         residual = np.log(fitted / y)
         error = float(np.abs(residual).sum())
         idle = 0 if error < least * (1 - 1e-6) - 1e-9 else idle + 1
+
         if error < least:
             best = (float(alpha), float(beta))
             least = error
+
         if idle == 6:
             break
         weight = 1 / np.maximum(np.abs(residual), 1e-4)
@@ -324,6 +337,7 @@ def _robust_line(x: _Floats, y: _Floats, rounds: int = 60) -> tuple[float, float
             normal + 1e-3 * np.trace(normal) * np.eye(2), -(slopes * weight) @ residual
         )
         logs = logs + np.clip(step, -2.0, 2.0)
+
     return best
 
 

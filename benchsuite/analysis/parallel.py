@@ -90,10 +90,12 @@ def parallel(frame: pd.DataFrame, cells: pd.DataFrame, of: Sequence[Cell]) -> pd
     merged = cells.merge(forms(of), on="cell_id").merge(
         per_cell(table, QUANTITIES), on="cell_id", how="left"
     )
+
     for column in QUANTITIES:
         merged[column] = merged[column].map(
             lambda each: each if isinstance(each, Summary) else _NONE
         )
+
     for column in ("oversubscribed", "contended"):
         merged[column] = merged[column].eq(True)  # no run: no flag
     for column in ("n", "num_contended"):
@@ -113,9 +115,11 @@ def loss_gaps(runs: Sequence[Run]) -> tuple[float, float]:
     same: later sums in another order may switch a ReLU or a maximum, and the difference jumps.
     """
     by_step: dict[tuple[int, int], list[float]] = defaultdict(list)
+
     for run in runs:
         for step, loss in enumerate(run.result["loss"]):
             by_step[run.cell.seed, step].append(math.nan if loss is None else float(loss))
+
     gaps = {key: max(losses) - min(losses) for key, losses in by_step.items() if len(losses) > 1}
     first = [gap for (_, step), gap in gaps.items() if step == 0]
     return max(first, default=math.nan), max(gaps.values(), default=math.nan)

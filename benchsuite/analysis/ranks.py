@@ -23,6 +23,7 @@ def rank_split(runs: Sequence[Run]) -> pd.DataFrame:
     up to 1.
     """
     rows = []
+
     for run in runs:
         for rank in run.cost.get("ranks", ()):
             wall_s = rank.get("wall_s")
@@ -45,6 +46,7 @@ def rank_split(runs: Sequence[Run]) -> pd.DataFrame:
                     "separable": rank.get("blocked_s") is not None,
                 }
             )
+
     return pd.DataFrame(rows, columns=list(SPLIT_COLUMNS))
 
 
@@ -68,17 +70,20 @@ def staleness(runs: Sequence[Run]) -> pd.DataFrame:
     Columns: cell_id, seed, staleness (versions), updates, share of the run's updates.
     """
     rows = []
+
     for run in runs:
         recorded = run.result.get("staleness")
         if not recorded:
             continue
         total = sum(recorded["histogram"].values())
+
         for value, count in sorted(
             (int(value), count) for value, count in recorded["histogram"].items()
         ):
             rows.append(
                 (run.cell_id, run.cell.seed, value, count, count / total if total else math.nan)
             )
+
     return pd.DataFrame(rows, columns=["cell_id", "seed", "staleness", "updates", "share"])
 
 

@@ -103,11 +103,13 @@ def compare(
     olds = _newest(base)
     news = _newest(head)
     findings: list[Finding] = []
+
     for key in sorted(
         olds.keys() | news.keys(), key=lambda key: ((olds.get(key) or news[key]).cell.label, *key)
     ):
         old = olds.get(key)
         new = news.get(key)
+
         if old is None or new is None:
             run = old or new
             assert run is not None
@@ -116,9 +118,11 @@ def compare(
                 _finding(run, "run", old and old.run_id, new and new.run_id, verdict, note)
             )
             continue
+
         findings += _compared(
             old, new, _tolerance(old, new, same_build=same_build, chosen=loss_tolerance)
         )
+
     return Comparison(findings)
 
 
@@ -136,23 +140,29 @@ def _compared(old: Run, new: Run, tolerance: float) -> list[Finding]:
         return [
             _finding(old, "status", str(old.status), str(new.status), verdict, new.reason or "")
         ]
+
     by_arrival = _by_arrival(old) or _by_arrival(new)
     findings = _tuned(old, new, by_arrival=by_arrival)
     for metric in TIMING_FREE_COUNTS if by_arrival else COUNTS:
         findings.append(_exact(old, metric, old.result.get(metric), new.result.get(metric)))
+
     if old.cell.clock == "virtual":
         findings.append(
             _exact(old, "virtual_s", old.cost.get("virtual_s"), new.cost.get("virtual_s"))
         )
         findings.append(_exact(old, "staleness", _staleness(old), _staleness(new)))
+
     if _pushes(old) is not None or _pushes(new) is not None:
         findings.append(_exact(old, "pushes", _pushes(old), _pushes(new)))
+
     if by_arrival:
         note = "depends on timing"
         findings.append(_finding(old, "loss", _final(old), _final(new), NOT_COMPARED, note))
         return findings
+
     findings.append(_loss(old, new, tolerance))
     findings.append(_close(old, "final_loss", _final(old), _final(new), tolerance))
+
     if tolerance == 0:
         findings.append(_exact(old, "samples_to_target", _goal(old), _goal(new)))
     else:
@@ -160,6 +170,7 @@ def _compared(old: Run, new: Run, tolerance: float) -> list[Finding]:
         findings.append(
             _finding(old, "samples_to_target", _goal(old), _goal(new), NOT_COMPARED, note)
         )
+
     return findings
 
 
@@ -182,9 +193,11 @@ def _loss(old: Run, new: Run, tolerance: float) -> Finding:
     b = list(new.result.get("loss", ()))
     if len(a) != len(b):
         return _exact(old, "loss (entries)", len(a), len(b))
+
     for step, (x, y) in enumerate(zip(a, b, strict=True)):
         if not _is_close(x, y, tolerance):
             return _close(old, f"loss at step {step}", x, y, tolerance)
+
     return _close(old, f"loss at {len(a)} steps", _digest(a), _digest(b), tolerance)
 
 

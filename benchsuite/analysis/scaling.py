@@ -24,6 +24,7 @@ def per_cell(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     `num_contended` counts them.
     """
     rows = []
+
     for cell_id, group in frame.groupby("cell_id", sort=False):
         flags = group["flags"].fillna("").astype(str)
         row: dict[str, object] = {
@@ -36,6 +37,7 @@ def per_cell(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         for column in columns:
             row[column] = summarize(values(group, column))
         rows.append(row)
+
     return pd.DataFrame(
         rows, columns=["cell_id", "n", "oversubscribed", "contended", "num_contended", *columns]
     )
@@ -55,6 +57,7 @@ def scaling(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """
     table = cells.merge(per_cell(frame, QUANTITIES), on="cell_id")
     efficiencies = []
+
     for row in table.itertuples():
         base = table[
             (table["workload"] == row.workload)
@@ -68,14 +71,17 @@ def scaling(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
             or base["oversubscribed"].any()
             or base["contended"].any()
         )
+
         if len(base) != 1 or flagged:
             efficiencies.append(summarize([]))
             continue
+
         here: Summary = row.samples_per_s  # type: ignore[assignment]  # itertuples is untyped
         alone: Summary = base["samples_per_s"].iloc[0]
         efficiencies.append(
             ratio(here.points, [int(str(row.replicas)) * value for value in alone.points])
         )
+
     table["efficiency"] = pd.Series(efficiencies, dtype=object, index=table.index)
     return table
 
@@ -88,6 +94,7 @@ def runs_of_line(points: pd.DataFrame) -> list[pd.DataFrame]:
     stretches: list[pd.DataFrame] = []
     current: list[int] = []
     ordered = points.sort_values("replicas")
+
     for index, flagged in zip(
         ordered.index, ordered["oversubscribed"] | ordered["contended"], strict=True
     ):
@@ -96,5 +103,6 @@ def runs_of_line(points: pd.DataFrame) -> list[pd.DataFrame]:
             current = []
         else:
             current.append(index)
+
     stretches.append(ordered.loc[current])
     return [stretch for stretch in stretches if len(stretch) > 1]

@@ -64,6 +64,7 @@ def select(
     stale = tuple(run for run in here if run.code_id != newest[run.cell_id])
     best: dict[tuple[str, int], Run] = {}
     repeats = 0
+
     for run in here:
         if run.code_id != newest[run.cell_id]:
             continue
@@ -71,8 +72,10 @@ def select(
         repeats += key in best
         if key not in best or _RANK[run.status] >= _RANK[best[key].status]:
             best[key] = run
+
     chosen = []
     absent = []
+
     for cell_id, cell in wanted.items():
         for seed in sorted(seeds):
             run_or_none = best.get((cell_id, seed))
@@ -89,6 +92,7 @@ def select(
                         run_or_none.reason or "no reason recorded",
                     )
                 )
+
     elsewhere = tuple(run for run in mine if run.machine != machine)
     return Selection(tuple(chosen), tuple(absent), stale, elsewhere, repeats, machine)
 

@@ -67,10 +67,12 @@ def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
     are equal: a deterministic quantity has no spread.
     """
     points = tuple(float(value) for value in values)
+
     if any(math.isnan(point) for point in points):
         raise ValueError(
             "a launch without a value is left out, or infinite if it missed; it is never NaN"
         )
+
     n = len(points)
     if n == 0:
         return Summary(0, math.nan, math.nan, math.nan, "none")
@@ -81,14 +83,17 @@ def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
         return Summary(n, center, low, high, "exact", points)
     # Logs need positive, finite values: with a miss or a zero there is a range only.
     censored = math.isinf(high)
+
     if n >= FEW and n < MANY and low > 0 and not censored:
         mean, half = _log_t(points)
         return Summary(
             n, math.exp(mean), math.exp(mean - half), math.exp(mean + half), "t interval", points
         )
+
     if n >= MANY:
         low, high = bootstrap_median(points, seed=seed)
         return Summary(n, center, low, high, "bootstrap", points)
+
     return Summary(n, center, low, high, "range", points)
 
 
@@ -116,10 +121,12 @@ def ratio(
     """
     top = np.asarray(numerator, dtype=float)
     bottom = np.asarray(denominator, dtype=float)
+
     if paired and len(top) != len(bottom):
         raise ValueError(
             f"paired needs one value per block on both sides, not {len(top)} and {len(bottom)}"
         )
+
     if not (
         np.all(np.isfinite(top))
         and np.all(np.isfinite(bottom))
@@ -127,14 +134,17 @@ def ratio(
         and np.all(bottom > 0)
     ):
         raise ValueError("a ratio needs positive, finite values on both sides")
+
     n = min(len(top), len(bottom))
     if n == 0:
         return Summary(0, math.nan, math.nan, math.nan, "none")
     center = float(np.median(top) / np.median(bottom))
+
     if n < FEW:
         ratios = (top / bottom) if paired else np.divide.outer(top, bottom).ravel()
         points = tuple(ratios.tolist()) if paired else ()
         return Summary(n, center, float(ratios.min()), float(ratios.max()), "range", points)
+
     if n < MANY:
         mean, half = (
             _log_t((top / bottom).tolist()) if paired else _welch(np.log(top), np.log(bottom))
@@ -142,6 +152,7 @@ def ratio(
         return Summary(
             n, math.exp(mean), math.exp(mean - half), math.exp(mean + half), "t interval"
         )
+
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(top), size=(RESAMPLES, len(top)))
     other = rows if paired else rng.integers(0, len(bottom), size=(RESAMPLES, len(bottom)))

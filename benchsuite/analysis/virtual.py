@@ -38,9 +38,11 @@ def virtual(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """
     table = frame.copy()
     has_target = table["target_metric"].notna()
+
     for column in CENSORED:
         numbers = pd.to_numeric(table[column]).astype(float)
         table[column] = numbers.mask(numbers.isna() & has_target, math.inf)
+
     table["idle_share"] = pd.to_numeric(table["idle_share"]).round(ROUNDED)
     merged = cells.merge(per_cell(table, tuple(SOURCES)), on="cell_id")
     return merged.rename(columns=SOURCES)

@@ -124,6 +124,7 @@ class _Host:
     def _start(self, ranks: RankProcesses, cell: Cell, run_dir: Path) -> None:
         """Starts all ranks; rank 0 is handed a bound socket, so that no port is lost to another."""
         document = cell.to_json()
+
         # Bound and not only chosen: between choosing a free port and binding it another process
         # could take it. The system chooses the number. The ranks start below, inside the `with`,
         # because the rank that gets the socket duplicates it while it is open here.

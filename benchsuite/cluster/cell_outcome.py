@@ -71,6 +71,7 @@ def classify(
     lost = [end for end in missing if _died(end) and end.role == "worker"]
     only_workers_lost = bool(lost) and len(lost) == len(missing)
     some_worker_finished = any(end.complete and end.role == "worker" for end in ends)
+
     if survives and only_workers_lost and some_worker_finished:
         first = min(lost, key=_died_first)
         return Outcome(
@@ -193,6 +194,7 @@ def _follows(end: RankEnd) -> bool:
 def _signal_name(end: RankEnd) -> str:
     """`SIGKILL` and the like; a real-time signal has a number only."""
     number = -(end.exit_code or 0)
+
     try:
         # Real-time signals have no names of their own.
         return signal.Signals(number).name

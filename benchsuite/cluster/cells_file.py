@@ -43,6 +43,7 @@ def read(path: Path) -> list[Cell]:
     """
     try:
         document = json.loads(path.read_text())
+
         if document["schema"] != SCHEMA:
             raise UsageError(
                 f"{path} has schema {document['schema']}, this version reads {SCHEMA}: write it "

@@ -81,6 +81,7 @@ def resolve(environment: Mapping[str, str]) -> Place:
             for name in (names.world_size, "MASTER_ADDR", "MASTER_PORT")
             if name not in environment
         ]
+
         if missing:
             lacking = ", ".join(missing)
             raise UsageError(
@@ -123,6 +124,7 @@ def interface_towards(host: str) -> str:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 9))  # sends nothing: asks the routing table
             own = probe.getsockname()[0]
+
             for _, name in socket.if_nameindex():
                 if _address(probe, name) == own:
                     return name
@@ -140,4 +142,5 @@ def _address(probe: socket.socket, name: str) -> str:
         answer = ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
     except OSError:  # an interface without an address
         return ""
+
     return socket.inet_ntoa(answer[20:24])

@@ -67,6 +67,7 @@ def hold_lifeline() -> None:
 def _await_parent() -> None:
     """Ends this process when the parent's end of multiprocessing's pipe closes."""
     parent = multiprocessing.parent_process()
+
     if parent is not None:
         # The owner of the fork server holds the other end of the pipe; the kernel closes it,
         # whatever the owner died of.

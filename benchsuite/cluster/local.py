@@ -232,6 +232,7 @@ class Cluster(Engine):
     def _write(self, document: dict[str, Any]) -> None:
         """Sends the host one JSON line. Raises _HostLost where it is gone."""
         assert self._host is not None and self._host.stdin is not None
+
         try:
             self._host.stdin.write(json.dumps(document).encode() + b"\n")
             self._host.stdin.flush()
@@ -289,6 +290,7 @@ class Cluster(Engine):
 
         self._host.kill()
         code = self._host.wait()
+
         if self._host.stdin is not None:
             with contextlib.suppress(OSError):
                 self._host.stdin.close()

@@ -73,6 +73,7 @@ def _unshare(flags: int) -> None:
     """unshare(2), which Python 3.11 does not offer. Raises OSError with the kernel's reason."""
     # `use_errno`: without it errno may have changed by the time that Python asks.
     libc = ctypes.CDLL(None, use_errno=True)
+
     if libc.unshare(flags) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"unshare: {os.strerror(code)}")

@@ -47,6 +47,7 @@ def main(job: RankJob, listener: socket.socket | None, entries: Sequence[str]) -
 
     try:
         _redirect_output(Path(job.run_dir) / f"rank{job.rank}.log")
+
         if listener is not None:
             # `detach`, because torch closes the descriptor itself; Python's object would close it a
             # second time, and by then the number may be another file's.
@@ -108,6 +109,7 @@ def _prepare(job: RankJob) -> None:
     # The fork server has imported it. `import torch` here would hide that it did not, and cost
     # seconds of the cell's time without a word.
     torch = sys.modules.get("torch")
+
     if torch is None:
         print("torch was not preloaded: this rank imports it itself", file=sys.stderr)
         return

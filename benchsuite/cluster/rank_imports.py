@@ -38,12 +38,14 @@ _SHARED_BY_ALL_RANKS = (
 def preloaded_modules() -> list[str]:
     """Everything that cells of the suite's own members need: torch, the worker, the plug-ins."""
     modules = list(_SHARED_BY_ALL_RANKS)
+
     for kind, (_, prefix, _) in plugins.KINDS.items():
         if kind == "cluster":  # engines are loaded where ranks are started, never inside a rank
             continue
         # A plug-in folder that cannot be read costs the ranks that need it, not all of them.
         with contextlib.suppress(UsageError, OSError):
             modules += [f"{prefix}.{name}" for name in plugins.names(kind)]
+
     return modules
 
 
@@ -56,12 +58,14 @@ def python_path(more: Sequence[str] = ()) -> str:
     """
     root = Path(__file__).resolve().parents[2]
     given = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+
     if any(_holds_another(Path(each), root) for each in given):
         entries = [*more, str(root), *given]
     elif "site-packages" in root.parts or _is_installed_for_editing(root):
         entries = [*more, *given]
     else:
         entries = [*more, *given, str(root)]
+
     return os.pathsep.join(entries)
 
 
@@ -77,6 +81,7 @@ def _is_installed_for_editing(root: Path) -> bool:
         spec = finder.find_spec("benchsuite", None)
         if spec is not None and spec.origin == str(root / "benchsuite" / "__init__.py"):
             return True
+
     return False
 
 

@@ -182,6 +182,7 @@ class RankProcesses:
                 return ending
 
             some_ended = len(alive) < len(self._ranks)
+
             if some_ended:
                 # A rank can hand in its record without ending: look four times a second.
                 remaining = min(remaining, 0.25)
@@ -297,6 +298,7 @@ class RankProcesses:
         a guess would name a culprit.
         """
         self._batch += 1
+
         for rank in alive:
             # A sentinel without an exit code means that the process is not yet reaped: the next
             # look will find it.
@@ -387,10 +389,12 @@ def _exists(pid: int | None) -> bool:
     """Whether a process is still there; one that is dead and only waits to be reaped is not."""
     if pid is None:
         return False
+
     try:
         # Signal 0 is delivered to nobody: the kernel only says whether it could be.
         os.kill(pid, 0)
     except OSError as error:
         # EPERM means that the process exists and belongs to somebody else.
         return error.errno != errno.ESRCH
+
     return _process_state(pid) not in ("Z", "X", "")

@@ -106,6 +106,7 @@ class _Supervisor:
         # supervisors have left.
         if not self._place.agent_store:
             self._call("leave", self._place.store_host, self._place.store_port)
+
         if store is not None:
             store.join(ARRIVAL_S)
             store.kill()
@@ -121,6 +122,7 @@ class _Supervisor:
         # All supervisors come to the same answer by themselves, without a word between them: it
         # rests on the cell and the size of the job only.
         refusal = _refusal(cell, place.world_size)
+
         if refusal or place.rank >= cell.world_size:
             if refusal:
                 self._record(folder, {"unsupported": refusal})
@@ -319,6 +321,7 @@ def _supervise(arguments: Sequence[str]) -> int:
         # before others began.
         own_record = f"supervisor{place.rank}.json"
         folders = [cell_folder(out, index, cell) for index, cell in enumerate(cells)]
+
         if any((folder / own_record).exists() for folder in folders):
             raise UsageError(
                 f"{out} holds records of an earlier job: collect them and give another --out"

@@ -171,6 +171,7 @@ class SimulatorPool:
         """
         # At most what a pipe holds; `select` has said that this read does not block.
         data = os.read(simulator.outcomes, 1 << 16)
+
         if not data:
             self._lose(simulator, failures, waiting, at_deadline=False)
             return
@@ -181,6 +182,7 @@ class SimulatorPool:
         while b"\n" in simulator.buffer:
             line, _, simulator.buffer = simulator.buffer.partition(b"\n")
             document = json.loads(line)
+
             if document.pop("ready", False):
                 simulator.ready = True
                 continue
@@ -235,6 +237,7 @@ class SimulatorPool:
         reason = self._end(simulator, wait_s=0.0 if at_deadline else 2.0)
 
         lost = [simulator.cell] if simulator.cell else []
+
         if not simulator.ready:
             if not waiting:
                 return

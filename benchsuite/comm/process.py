@@ -153,17 +153,14 @@ class ProcessComm:
         self._ticket_client: Any = None
         self._splits = 0  # groups of ranks made so far
         self._num_made = 0  # shared vectors and locks made so far
-
         # Ranks of one host have a faster barrier, made when it is first needed.
         self._on_one_host = False  # whether this is a split of ranks that share a host
         self._sockets: SocketBarrier | None = None
         self._kept: list[Any] = []  # shared memory that must outlive its tensors
-
         # What `strict` checks: the one thread that may use the group, and the receives from each
         # source that are posted and not waited for.
         self._owner: int | None = None
         self._receiving = [0] * size
-
         self._on_phase = on_phase
         self._lane: Lane | None = None
 

@@ -40,6 +40,7 @@ class SocketBarrier:
 
         # The secret keeps strangers out: anybody on the host may connect to an abstract socket.
         secret = secrets.token_bytes(_SECRET_BYTES)
+
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.settimeout(timeout_s)
             address = f"benchsuite-{secrets.token_hex(12)}".encode()
@@ -51,6 +52,7 @@ class SocketBarrier:
 
             # Of two ranks the later one connects and the earlier one accepts.
             found = {other: self._connect(store, rank, other) for other in range(rank)}
+
             while len(found) < size - 1:
                 other, peer = self._accept(listener, secret)
                 found[other] = peer

@@ -101,6 +101,7 @@ class Traffic:
         AssertionError where the other one is no part of it, because it has more bytes somewhere.
         """
         rest = Traffic()
+
         for name in ("payload", "messages", "shm", "control"):
             counts = getattr(self, name)
             taken = getattr(part, name)
@@ -179,6 +180,7 @@ class Traffic:
         counted.
         """
         sums: dict[tuple[str, int], int] = {}  # (direction, port) -> bytes
+
         for (source, destination), count in self.payload.items():
             out, into = (ports[source], ports[destination]) if ports else (source, destination)
 

@@ -61,6 +61,7 @@ def cuts(workload: Workload, layers: Sequence[nn.Module], *, size: int, num_chun
     The layers may be on the meta device. UsageError where there are too few of them.
     """
     counted = workload.layer_flops()
+
     if counted is None:
         loads = [_parameters(layer) for layer in layers]
     else:
@@ -108,6 +109,7 @@ def balanced(
 
     for chunk in range(count):
         reached: dict[int, tuple[float, float, tuple[int, ...]]] = {}
+
         for end in range(1, len(loads) + 1):
             ways = [
                 (
@@ -134,6 +136,7 @@ def balanced(
 def holders(found: Cuts, layers: Sequence[nn.Module]) -> dict[str, list[int]]:
     """Parameter of the whole model -> the parts that hold it, the first layer's first."""
     held: dict[str, list[int]] = {}
+
     for name, parameter in trained_parameters(nn.Sequential(*layers)).items():
         chunks = [
             number
@@ -164,6 +167,7 @@ def pieces_of(found: Cuts, layers: Sequence[nn.Module]) -> list[list[Piece]]:
 def on_meta(layers: Sequence[nn.Module]) -> list[nn.Module]:
     """The same layers without their numbers; shared parameters stay shared, nothing is copied."""
     known: dict[int, Any] = {}
+
     for layer in layers:
         for tensor in (*layer.parameters(), *layer.buffers()):
             bare = tensor.detach().to("meta")
@@ -200,6 +204,7 @@ def crossings(
     for chunk, left in enumerate(leaves[:-1]):
         here = found.part_of(chunk)
         there = found.part_of(chunk + 1)
+
         if here != there:
             yield (
                 here,

@@ -166,6 +166,7 @@ class DataPart(Part):
             return self._accumulated(micro_batches(batch, self._num_micro), ready)
 
         loss = self._loss(self.module, batch)
+
         if ready is None:
             torch._foreach_copy_(self._grads, self._gradients(loss))
         else:
@@ -186,6 +187,7 @@ class DataPart(Part):
         for number, piece in enumerate(pieces, start=1):
             loss = self._loss(self.module, piece)
             share = loss / len(pieces)
+
             if ready is None or number < len(pieces):
                 torch._foreach_add_(self._grads, self._gradients(share))
             else:
@@ -223,6 +225,7 @@ class DataPart(Part):
         # Hooks cost a wrapper per tensor: they are registered once, by the first who asks.
         if not self._ends:
             stop = 0
+
             for shape in self.shapes.values():
                 self._ends.append((stop, stop + shape.numel()))
                 stop += shape.numel()

@@ -99,6 +99,7 @@ class Parallel(parallel.ModelParallel):
         backend: str = "gloo",
     ) -> Traffic:
         traffic = sum_traffic(size).times(2 if clip else 1)
+
         for unit in units_of(layers):
             gather = collective_traffic("all_gather", unit.numel(size), itemsize, size)
             traffic += gather.times(1 if self.stays_gathered(unit) else 2)
@@ -336,6 +337,7 @@ def _gathered(module: object) -> Iterator[None]:
         return
 
     module.unshard()
+
     try:
         yield
     finally:

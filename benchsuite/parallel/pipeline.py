@@ -127,6 +127,7 @@ class Parallel(parallel.ModelParallel):
             traffic.add(there, here, num_bytes * m, m)
 
         shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
+
         for name, parts in cuts.holders(found, layers).items():
             for one, other in combinations(parts, 2):
                 for edge in ((one, other), (other, one)):
@@ -251,6 +252,7 @@ class PipelinePart(parallel.PartOfReplica):
         """The library's stages and schedule for batches of this shape."""
         x = batch.x
         count = self._options.num_micro_batches
+
         if not isinstance(x, Tensor) or batch.num_samples % count:
             raise UsageError(
                 f"parallel = pipeline: a batch of {batch.num_samples} samples, x is "
@@ -260,6 +262,7 @@ class PipelinePart(parallel.PartOfReplica):
             )
 
         key = (x.shape, x.dtype)
+
         if key not in self._runs:
             first = micro_batches(batch, count)[0].x
             self._runs[key] = start(

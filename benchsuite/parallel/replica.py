@@ -67,6 +67,7 @@ def sum_traffic(size: int) -> Traffic:
 def tell_traffic(size: int, root: int) -> Traffic:
     """Traffic of a float64 that part `root` tells the others, one message to each."""
     traffic = Traffic()
+
     for part in range(size):
         if part != root:
             traffic.add(root, part, NUMBER_BYTES)

@@ -48,6 +48,7 @@ def counted(orders: Sequence[Sequence[Action]], *, num_stages: int) -> float:
 
     while any(position < len(order) for position, order in zip(at, orders, strict=True)):
         moved = False
+
         for part, order in enumerate(orders):
             while at[part] < len(order):
                 ready = _ready(order[at[part]], done, num_stages)
@@ -104,6 +105,7 @@ def in_flight(order: Sequence[Action]) -> int:
     So many sets of activations are in its memory at once. I alone frees none: W still needs them.
     """
     most = now = 0
+
     for kind, _, _ in order:
         now += {FORWARD: 1, BACKWARD: -1, WEIGHT: -1}.get(kind, 0)
         most = max(most, now)

@@ -86,6 +86,7 @@ class Split:
 
     def _check(self) -> None:
         holders: dict[int, str] = {}
+
         for name, parameter in self._chain.named_parameters(remove_duplicate=False):
             first = holders.setdefault(id(parameter), name)
             if first != name and not self._dim(name) is self._dim(first) is None:
@@ -95,6 +96,7 @@ class Split:
 
         for name, how in self._plan.items():
             module = self._chain.get_submodule(name)
+
             if not isinstance(module, SPLIT.get(how, ())):
                 known = {
                     each: " or ".join(kind.__name__ for kind in kinds)
@@ -122,6 +124,7 @@ class Split:
             ]
 
             groups = [("num_groups", module.num_groups)] if isinstance(module, nn.GroupNorm) else []
+
             for what, length in [*lengths, *groups]:
                 if length % self.size:
                     raise ValueError(
@@ -135,6 +138,7 @@ class Split:
         """What a part holds, in the order of its vector: what it owns first. Part 0 owns what is
         not split."""
         found = []
+
         for name, shape in self._shapes.items():
             dim = self._dim(name)
             if dim is None:
@@ -168,9 +172,11 @@ class Split:
     def styles(self) -> list[tuple[str, ParallelStyle]]:
         """What `parallelize_module` is told, module by module."""
         styles: list[tuple[str, ParallelStyle]] = []
+
         for name, how in self._plan.items():
             is_conv = isinstance(self._chain.get_submodule(name), nn.Conv2d)
             layout = Shard(TOKENS) if _layer(name) in self._token_layers else Replicate()
+
             if how == "columns":
                 styles.append(
                     (name, OutputChannels() if is_conv else ColwiseParallel(input_layouts=layout))
@@ -212,6 +218,7 @@ class Split:
     def _runs(self) -> list[tuple[str, str]]:
         """First and last of neighbouring layers: from one to the other tokens stay cut."""
         found: list[tuple[str, str]] = []
+
         for layer in sorted(self._token_layers, key=int):
             if found and int(layer) == int(found[-1][1]) + 1:
                 found[-1] = (found[-1][0], layer)

@@ -201,6 +201,7 @@ class Run:
         )
 
         kwargs: dict[str, Any] = {}
+
         if (
             self._last
         ):  # the library cuts the target like x: it is given numbers, and a target may be anything
@@ -229,6 +230,7 @@ class Run:
     def planned(self) -> list[list[Action]]:
         """What each part does, by the library's plan."""
         stage = self._stages[0]
+
         if self._name in SINGLE:
             parts = range(stage.group_size)
             return [
@@ -294,6 +296,7 @@ def start(
     crossing: of one micro-batch, what enters the chain and what leaves each of its chunks.
     """
     stages = []
+
     for number, chunk in chunks.items():
         chunk.splits = name == "zero_bubble"
         stage = Stage(

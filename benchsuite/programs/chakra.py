@@ -110,18 +110,22 @@ def one_cell(plan: Plan) -> Cell:
     UsageError where the plan has none or more than one, or where its cell is not virtual.
     """
     found = [*plan.cells, *(each.cell for each in plan.refused)]
+
     if len(found) * len(plan.seeds) != 1:
         shown = f", the first of them {found[0].label}" if found else ""
         raise UsageError(
             f"{len(found)} cells x {len(plan.seeds)} seeds{shown}: a trace is that of one run; "
             "give one value per flag and one seed, or --only EXPR"
         )
+
     cell = found[0].with_seed(plan.seeds[0])
+
     if cell.clock != "virtual":
         raise UsageError(
             f"{cell.label}: clock = {cell.clock}, and a schedule is what the virtual clock did: "
             "add --clock virtual"
         )
+
     if plan.refused:
         raise UsageError(f"{cell.label}: {plan.refused[0].reason}")
     return cell
@@ -143,11 +147,13 @@ def export(cell: Cell, folder: str | Path) -> Exported:
     traces = tuple(folder / f"{cell.id}.{rank}.et" for rank in range(cell.world_size))
     for rank, path in enumerate(traces):
         path.write_bytes(format_.trace(cell, schedule, rank, groups))
+
     if groups:
         ranks = {number: schedule.groups[name] for name, number in groups.items()}
         (folder / f"{cell.id}.groups.json").write_text(
             json.dumps(ranks, indent=1) + "\n", encoding="utf-8"
         )
+
     path = folder / f"{cell.id}.json"
     about = _about(cell, schedule, simulated.records, traces, groups)
     path.write_text(
@@ -170,6 +176,7 @@ class Format:
                 f"export chakra: {error}; the format needs the package protobuf: pip install "
                 "'benchsuite[chakra]'"
             ) from error
+
         file = descriptor_pb2.FileDescriptorProto(
             name="et_def.proto", package="ChakraProtoMsg", syntax="proto3"
         )
@@ -177,14 +184,17 @@ class Format:
         for number, name in enumerate(NODE_TYPE_NAMES):
             values.add(name=name, number=number)
         of = descriptor_pb2.FieldDescriptorProto
+
         for message, fields in FIELDS.items():
             made = file.message_type.add(name=message)
             if message == "AttributeProto":
                 made.oneof_decl.add(name="value")
+
             for name, number, kind in fields:
                 label = of.LABEL_REPEATED if kind.endswith("[]") else of.LABEL_OPTIONAL
                 field = made.field.add(name=name, number=number, label=label)
                 kind = kind.removesuffix("[]")
+
                 if kind in FIELDS or kind == "NodeType":
                     field.type = of.TYPE_MESSAGE
                     field.type_name = f".ChakraProtoMsg.{kind}"
@@ -192,8 +202,10 @@ class Format:
                         field.type = of.TYPE_ENUM
                 else:
                     field.type = of.Type.Value(f"TYPE_{kind.upper()}")
+
                 if name.endswith("_val"):
                     field.oneof_index = 0
+
         pool = descriptor_pool.DescriptorPool()
         pool.Add(file)
         self._metadata, self._node = (
@@ -231,6 +243,7 @@ class Format:
         )
         add = node.attr.add
         add(name="is_cpu_op", bool_val=False)
+
         if event.kind in ("send", "receive"):
             ends = (event.rank, event.peer) if event.kind == "send" else (event.peer, event.rank)
             add(name="comm_src", int32_val=ends[0])
@@ -243,6 +256,7 @@ class Format:
             add(name="comm_tag", int32_val=event.tag)
             if event.group in groups:
                 add(name="pg_name", string_val=groups[event.group])
+
         add(name="start_ns", uint64_val=event.begin)
         add(name="duration_ns", uint64_val=event.end - event.begin)
         return node
@@ -265,9 +279,11 @@ def _delimited(message: bytes) -> bytes:
     """
     length = bytearray()
     left = len(message)
+
     while left > 0x7F:
         length.append(left & 0x7F | 0x80)
         left >>= 7
+
     return bytes([*length, left]) + message
 
 
@@ -332,10 +348,12 @@ def _about(
 def _edges(schedule: Schedule, *, control: bool) -> dict[Edge, list[int]]:
     """(source, destination) -> [bytes, messages] of everything that was sent."""
     found: dict[Edge, list[int]] = {}
+
     for events in schedule.events:
         for event in events:
             if event.kind == "send" and event.control == control:
                 edge = found.setdefault((event.rank, event.peer), [0, 0])
                 edge[0] += event.num_bytes
                 edge[1] += 1
+
     return found

@@ -135,6 +135,7 @@ def _torch(torch: Machine) -> Iterator[Row]:
             "pip install torch (CPU build is enough)",
         )
         return
+
     yield Row("torch", torch.torch, "everything but reports")
     gloo = "" if torch.gloo else "install torch's wheel from pytorch.org: this build has no gloo"
     yield Row("gloo", _yes(torch.gloo), "backend = gloo, the default", gloo)
@@ -149,6 +150,7 @@ def _accelerators(torch: Machine) -> Iterator[Row]:
     """The rows on GPUs and nccl; only a machine that has a GPU can lack something here."""
     names = ", ".join(sorted(set(environment.gpus())))
     devices = torch.num_cuda_devices or 0
+
     if devices:
         yield Row("GPUs", f"{devices} {names}".strip(), "device = cuda")
     elif names:
@@ -157,6 +159,7 @@ def _accelerators(torch: Machine) -> Iterator[Row]:
         )
     else:
         yield Row("GPUs", "none", "device = cuda")
+
     needs_nccl = bool(devices or names) and not torch.nccl
     yield Row(
         "nccl",

@@ -59,16 +59,19 @@ class ShapedLoopback:
             raise NotShaped(
                 f"the machine's own loopback is not shaped: {self._reason or 'no private network'}"
             )
+
         found = re.search(r"\bmtu (\d+)", _run("ip", "link", "show", "lo"))
         if found is None:
             raise NotShaped("ip link show lo tells no mtu")
         self._mtu_before = found[1]
         _run("ip", "link", "set", "lo", "mtu", str(MTU))
+
         try:
             self.set_rate(1000)
         except NotShaped:
             _run("ip", "link", "set", "lo", "mtu", self._mtu_before)
             raise
+
         self.set_rate(None)
         return self
 
@@ -90,6 +93,7 @@ class ShapedLoopback:
             if "tbf" in _run("tc", "qdisc", "show", "dev", "lo"):
                 _run("tc", "qdisc", "del", "dev", "lo", "root")
             return
+
         rate = f"{mbit:g}mbit"
         burst = f"{BURST_BYTES}b"
         limit = f"{LIMIT_BYTES}b"
@@ -124,7 +128,9 @@ def _run(*command: str) -> str:
         raise NotShaped(f"{command[0]} is not installed (iproute2)") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotShaped(f"{' '.join(command)}: {error}") from error
+
     if done.returncode != 0:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise NotShaped(f"{' '.join(command[:4])}: {said}")
+
     return done.stdout

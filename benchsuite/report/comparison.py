@@ -11,6 +11,7 @@ from benchsuite.report import text
 def table(comparison: Comparison) -> str:
     """Plain text, one line per metric, and a closing line with the verdict."""
     rows = [("cell", "seed", "metric", "base", "head", "verdict")]
+
     for finding in comparison.findings:
         note = f" ({finding.note})" if finding.note else ""
         rows.append(
@@ -23,6 +24,7 @@ def table(comparison: Comparison) -> str:
                 f"{finding.verdict}{note}",
             )
         )
+
     document = comparison.to_json()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in document["counts"].items())
     verdict = f"{document['verdict']}: {counts or 'nothing to compare'}"

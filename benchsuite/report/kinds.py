@@ -93,27 +93,33 @@ def find(reference: str) -> Declared:
     """The kind of that name, or in the file at that path. UsageError names what is known."""
     if plugins.is_path(reference):
         path = Path(reference).expanduser().resolve()
+
         if not path.is_file():
             raise UsageError(
                 f"figure kind {reference!r}: no such file; give an existing .py file or one of: "
                 f"{', '.join(names())}"
             )
+
         return _read(path, path.stat().st_mtime_ns)
+
     for folder in _FOLDERS:
         path = _HERE / folder / f"{reference}.py"
         if reference in names() and path.is_file():
             return _read(path, path.stat().st_mtime_ns)
+
     raise UsageError(plugins.unknown("figure kind", reference, names()))
 
 
 def load(reference: str) -> Callable[..., Any]:
     """Imports the kind's file and returns its `draw` or `tabulate`."""
     declared = find(reference)
+
     if plugins.is_path(reference):
         module = _import_path(declared.path)
     else:
         folder = declared.path.parent.name
         module = importlib.import_module(f"benchsuite.report.{folder}.{reference}")
+
     function: Callable[..., Any] = getattr(module, declared.function)
     return function
 
@@ -128,11 +134,13 @@ def _import_path(path: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up here
+
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+
     return module
 
 
@@ -140,17 +148,21 @@ def _import_path(path: Path) -> Any:
 def _read(path: Path, mtime_ns: int) -> Declared:
     """The declaration in a file, without importing it."""
     del mtime_ns  # part of the cache key only
+
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
         raise UsageError(f"{path}: line {error.lineno}: {error.msg}") from error
+
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     functions = sorted(defined & {"draw", "tabulate"})
+
     if len(functions) != 1:
         raise UsageError(
             f"{path} defines {' and '.join(functions) or 'neither draw nor tabulate'}; a figure "
             "kind has one function of the two, draw(spec, material) or tabulate(spec, material)"
         )
+
     return Declared(_kind(tree, path), functions[0], path)
 
 
@@ -164,6 +176,7 @@ def _kind(tree: ast.Module, path: Path) -> Kind:
             and isinstance(node.value, ast.Call)
         ):
             return _checked(_literals(node.value, path), path)
+
     raise UsageError(
         f'{path} declares no figure kind; write KIND = Kind(title="...", clock="wall") at its top'
     )
@@ -175,6 +188,7 @@ def _literals(call: ast.Call, path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: Kind takes keywords, not {ast.unparse(call.args[0])}")
     known = [each.name for each in fields(Kind)]
     values = {}
+
     for keyword in call.keywords:
         if keyword.arg not in known:
             raise UsageError(
@@ -185,6 +199,7 @@ def _literals(call: ast.Call, path: Path) -> dict[str, Any]:
         except ValueError as error:
             text = ast.unparse(keyword.value)
             raise UsageError(f"{path}: {keyword.arg} needs a literal, not {text}") from error
+
     return values
 
 

@@ -76,6 +76,7 @@ def clear(out_dir: Path) -> None:
         listed = json.loads((out_dir / NAME).read_text(encoding="utf-8"))["outputs"]
     except (OSError, ValueError, KeyError):
         return
+
     for name in listed:
         path = (out_dir / name).resolve()
         if path.is_relative_to(out_dir.resolve()):

@@ -135,9 +135,11 @@ def _sections(
 ) -> list[Section]:
     sections = []
     number = 0
+
     with matplotlib.rc_context(style.theme()):  # type: ignore[arg-type]  # a Literal of all keys, which a dict[str] is not
         for entry in specs:
             section = Section(entry.name, entry.title)
+
             if not material.has_cells(entry):
                 section.nothing = "No cell of this plan belongs here."
             elif kinds.find(entry.kind).is_table:
@@ -147,7 +149,9 @@ def _sections(
                 for drawing in kinds.load(entry.kind)(entry, material.seen_by(entry)):
                     number += 1
                     section.drawings.append(_placed(drawing, out_dir, number=number, epoch=epoch))
+
             sections.append(section)
+
     return sections
 
 
@@ -217,6 +221,7 @@ def _html(
         }
         for absence in selection.absent
     ]
+
     for refused in plan.refused:
         absent.append(
             {
@@ -226,6 +231,7 @@ def _html(
                 "reason": refused.reason,
             }
         )
+
     stale = [
         f"{run.cell.label} seed {run.cell.seed}: {run.run_id}, code {run.code_id}"
         for run in selection.stale
@@ -266,11 +272,13 @@ def _lede(plan: Plan, material: Material) -> str:
         return "This plan has no cell that can run."
     seeds = text.count_of(len(plan.seeds), "seed")
     said = [f"{_trained(names)}, {seeds}." if len(names) else ""]
+
     if len(virtual):
         said.append(
             f"In virtual time (real gradients, simulated clock and network): {_trained(virtual)}, "
             f"{seeds}."
         )
+
     return " ".join([*filter(None, said), "Same initial parameters, same data, same schedule."])
 
 
@@ -309,12 +317,14 @@ def _facts(material: Material) -> list[tuple[str, str]]:
         ("made", span),
     ]
     facts.append(("commit", ", ".join(material.commits)))
+
     for key in ("cpu", "torch", "python"):
         values = {
             str(e.get(key) or e.get("versions", {}).get(key) or "") for e in material.environments
         } - {""}
         if values:
             facts.append((key, ", ".join(sorted(values))))
+
     return [(key, value) for key, value in facts if value]
 
 
@@ -345,31 +355,38 @@ def _asides(material: Material, *, drawn: Collection[str]) -> list[str]:
     selection = material.selection
     said = []
     diverged: dict[str, list[Run]] = {}
+
     for run in selection.runs:
         if run.result.get("diverged_step") is not None:
             diverged.setdefault(run.cell.label, []).append(run)
+
     for label, runs in diverged.items():
         where = ", ".join(
             f"seed {run.cell.seed} at step {run.result['diverged_step']}" for run in runs
         )
         said.append(f"Diverged: {label}, {where}; {'misses' if len(runs) > 1 else 'a miss'}.")
+
     virtual = 0 if "virtual" in drawn else len(material.in_virtual_time.runs)
+
     if virtual:
         said.append(
             f"{text.count_of(virtual, 'run')} of the virtual clock not drawn here: its seconds "
             "are not wall seconds."
         )
+
     if selection.elsewhere:
         machines = ", ".join(sorted({run.machine for run in selection.elsewhere}))
         said.append(
             f"{text.count_of(len(selection.elsewhere), 'run')} of other machines ({machines}) not "
             "drawn here."
         )
+
     if selection.repeats:
         said.append(
             f"{text.count_of(selection.repeats, 'run')} repeated a cell and seed; the newest ok "
             "one counts."
         )
+
     reasons = Counter(
         str(run.cost["wire_reason"]) for run in material.runs if run.cost.get("wire_reason")
     )

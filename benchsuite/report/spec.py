@@ -67,6 +67,7 @@ class FigureSpec:
                 if not any(_slowed(cell, wanted) for wanted in allowed):
                     return False
                 continue
+
             if key == "servers":
                 value: Any = cell.num_servers
             elif key == "compute_time":
@@ -80,8 +81,10 @@ class FigureSpec:
                     if isinstance(value, str)
                     else value
                 )
+
             if value not in allowed:
                 return False
+
         return True
 
 
@@ -99,18 +102,22 @@ def parse(entries: Iterable[Mapping[str, Any]], cells: Iterable[Cell] = ()) -> l
     """
     listed = list(entries) or [{"kind": kind} for kind in _worth_drawing(list(cells))]
     specs: list[FigureSpec] = []
+
     for entry in listed:
         spec = _parse_one(entry)
         taken = [
             other.name for other in specs if other.kind == spec.kind or other.name == spec.name
         ]
+
         if spec.name in taken:
             if "name" in entry:
                 raise UsageError(f"two figures are named {spec.name!r}: give each its own name")
             spec = FigureSpec(
                 spec.kind, f"{spec.name}_{len(taken) + 1}", spec.title, spec.values, spec.where
             )
+
         specs.append(spec)
+
     return specs
 
 
@@ -118,6 +125,7 @@ def _worth_drawing(cells: Sequence[Cell]) -> list[str]:
     """The kinds of a plain page that have something to show of these cells."""
     clocks = {cell.clock for cell in cells} or {"wall"}
     wanted = []
+
     for name in kinds.of_a_plain_page():
         kind = kinds.find(name).kind
         pointless = any(
@@ -126,6 +134,7 @@ def _worth_drawing(cells: Sequence[Cell]) -> list[str]:
         )
         if kind.clocks <= clocks and not pointless:
             wanted.append(name)
+
     return wanted
 
 
@@ -133,26 +142,35 @@ def _parse_one(entry: Mapping[str, Any]) -> FigureSpec:
     kind = str(entry.get("kind", ""))
     declared = kinds.find(kind).kind
     own = declared.keys
+
     for key in entry:
         if key not in (*_SHARED, *own):
             raise UsageError(plugins.unknown("key", key, (*_SHARED, *own), of=f"figure {kind}"))
+
     values = {}
+
     for key, known in own.items():
         default = tuple(value for value in known if value not in declared.only_asked)
         values[key] = tuple(str(value) for value in _listed(entry.get(key, default)))
+
         for value in values[key]:
             if value not in known:
                 raise UsageError(plugins.unknown(key, value, known, of=f"figure {kind}"))
+
     where = {}
+
     for key, wanted in entry.get("where", {}).items():
         if key not in WHERE:
             raise UsageError(plugins.unknown("filter", key, WHERE, of=f"figure {kind}"))
         where[key] = tuple(_listed(wanted))
+
     name = str(entry.get("name", plugins.stem(kind)))
+
     if not name.replace("_", "").replace("-", "").isalnum():
         raise UsageError(
             f"figure name {name!r} becomes a file name: letters, digits, '-' and '_' only"
         )
+
     return FigureSpec(kind, name, str(entry.get("title", declared.title)), values, where)
 
 

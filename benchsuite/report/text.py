@@ -31,11 +31,13 @@ def aligned(
         return []
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
+
     for row in rows:
         fields = []
         for column, (field, width) in enumerate(zip(row, widths, strict=True)):
             fields.append(field.rjust(width) if column in right else field.ljust(width))
         lines.append((" " * indent + "  ".join(fields)).rstrip())
+
     return lines
 
 
@@ -105,10 +107,12 @@ def si(value: float, unit: str = "B", digits: int = 3) -> str:
     """The value with a decimal prefix (k = 1000): `si(101480) == "101 kB"`."""
     if math.isnan(value):
         return EMPTY
+
     for factor, name in _SCALES:
         # 999,999 is printed as 1 M: what rounds up to the next prefix takes it.
         if abs(value) >= factor * (1 - 0.5 * 10**-digits):
             return f"{_significant(value / factor, digits)} {name}{unit}"
+
     return f"{_significant(value, digits)} {unit}"
 
 

@@ -112,10 +112,12 @@ class Tree:
         A user's file is named by its kind, its own name and its content, like `sync:mine@1f0a..`.
         """
         begin = self._members(cell)
+
         if cell.clock == "virtual":
             begin += ROOTS["simulator"]
         else:
             begin += ROOTS["rank"] + ROOTS["assembly"] + self._engine(cell.cluster)
+
         if cell.tuning == "per_strategy":
             begin += ROOTS["tuning"]
         return self._reach(begin)
@@ -156,28 +158,34 @@ class Tree:
     def _reach(self, begin: Iterable[str]) -> frozenset[str]:
         """The given modules, their packages, and all that these import, and so on."""
         begin = frozenset(begin)
+
         if begin not in self._reached:
             found: set[str] = set()
             waiting: list[str] = []
             for module in begin:
                 waiting += self._start(module)
+
             while waiting:
                 node = waiting.pop()
                 if node not in found:
                     found.add(node)
                     waiting += self._next(node)
+
             self._reached[begin] = frozenset(node for node in found if not node.endswith(_ASKED))
+
         return self._reached[begin]
 
     def _start(self, module: str) -> list[str]:
         """A module that a run starts with, after the packages that it is in."""
         if ":" in module:  # a user's file, which is in no package of the project
             return [module]
+
         if module not in self._paths:
             raise LookupError(
                 f"code_id starts with {module}, and the project has no such module: "
                 f"put the one that took its place into ROOTS of {Path(__file__).name}"
             )
+
         return self._executed(module)
 
     def _next(self, node: str) -> list[str]:
@@ -190,6 +198,7 @@ class Tree:
             for name in names:
                 executed.update(self._executed(name))
             self._edges[node] = sorted(executed - {node})
+
         return self._edges[node]
 
     def _executed(self, name: str) -> list[str]:
@@ -228,10 +237,12 @@ def _project_files() -> dict[str, Path]:
     folders = {plugins.PACKAGE.name: plugins.PACKAGE}
     folders |= {prefix: folder for folder, prefix, _ in plugins.KINDS.values()}
     found = {}
+
     for prefix, folder in folders.items():
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder).with_suffix("").parts
             found[".".join([prefix, *parts]).removesuffix(".__init__")] = path
+
     return found
 
 
@@ -260,9 +271,11 @@ def _parsed(content: bytes, package: str) -> _File:
     """Remembered by content, so that the next tree of this process parses only what has changed."""
     at_import: list[ast.stmt] = []
     when_asked: list[ast.stmt] = []
+
     for statement in ast.parse(content).body:
         is_getattr = isinstance(statement, ast.FunctionDef) and statement.name == "__getattr__"
         (when_asked if is_getattr else at_import).append(statement)
+
     return _File(
         digest=checksum(content),
         imports=tuple(_imported(at_import, package)),

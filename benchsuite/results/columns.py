@@ -193,6 +193,7 @@ def _time_columns(run: Run) -> Row:
     values: Row = {f"{prefix}{name}": cost.get(name) for name in _TIMES}
     for goal in ("easy", "target", "hard"):
         values[f"{prefix}time_to_{goal}_s"] = (cost.get("time_to") or {}).get(goal)
+
     if prefix:
         values["virtual_s"] = cost.get("virtual_s")
     else:
@@ -202,6 +203,7 @@ def _time_columns(run: Run) -> Row:
         values["env_steps_per_s"] = (
             cost.get("samples_per_s") if "policy_lag" in run.result else None
         )
+
     return values
 
 

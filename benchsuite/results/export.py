@@ -79,23 +79,28 @@ def series(store: Store, folder: Path) -> list[Path]:
         "ranks": _ranks,
     }
     paths = []
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, columns in SERIES.items():
             path = folder / f"{name}.csv"
+
             with open(path, "w", encoding="utf-8", newline="") as stream:
                 writer = csv_module.writer(stream, lineterminator="\n")
                 writer.writerow(columns)
+
                 for run in runs:
                     key = (run.run_id, run.cell_id, run.cell.seed, run.cell.clock)
                     writer.writerows(
                         [_field(value) for value in (*key, *point)] for point in points[name](run)
                     )
+
             paths.append(path)
     except OSError as error:
         raise UsageError(
             f"{folder} cannot be written: {error.strerror}; give another --series DIR"
         ) from error
+
     return paths
 
 
@@ -104,10 +109,12 @@ def _curves(run: Run) -> Iterator[tuple[Any, ...]]:
     evaluation.
     """
     loss = run.result.get("loss") or []
+
     for samples, value in zip(
         run.result.get("loss_samples") or [None] * len(loss), loss, strict=False
     ):
         yield "loss", samples, None, None, value
+
     evaluations = run.result.get("evaluations") or {}
     name = (run.result.get("target") or {}).get("metric", "metric")
     points = zip_longest(

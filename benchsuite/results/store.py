@@ -96,6 +96,7 @@ class Store:
     def check_writable(self) -> None:
         """Raises StoreError now, rather than after the first cell has been computed."""
         path = self.root / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
+
         with self._one_clear_error():
             self.root.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -111,6 +112,7 @@ class Store:
             if run.cell_id
             else self.root / run.machine / run.cell.id
         )
+
         while True:
             path = folder / f"{run.run_id}.json"
             if self._write_once(path, dumps(run.to_json())):
@@ -137,10 +139,12 @@ class Store:
     def environment(self, machine: str, environment_id: str) -> dict[str, Any]:
         """The stored environment; {} where the file is missing or broken."""
         path = self.root / machine / ENVIRONMENTS / f"{environment_id}.json"
+
         with contextlib.suppress(OSError, ValueError):
             document = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(document, dict):
                 return document
+
         return {}
 
     def runs(
@@ -151,12 +155,14 @@ class Store:
         paths = [path for path in self._files() if wanted is None or path.parent.name in wanted]
         found: list[Run] = []
         foreign: list[_NoRun] = []
+
         for path in paths:
             stored = _read(path)
             if isinstance(stored, _NoRun):
                 foreign.append(stored)
             elif stored is not None:
                 found.append(stored.run)
+
         if foreign:
             self._warn_once(foreign)
         return sorted(
@@ -197,6 +203,7 @@ class Store:
         """One row per run with the keys of `frame.COLUMNS`, in the order of the run ids."""
         environments: dict[tuple[str, str], dict[str, Any]] = {}
         rows = []
+
         for entry in self._indexed().values():
             machine = entry["machine"]
             environment_id = entry["environment_id"]
@@ -206,6 +213,7 @@ class Store:
             values = dict(zip(columns.COLUMNS, entry["values"], strict=True))
             values["commit"], values["dirty"] = environment.get("commit"), environment.get("dirty")
             rows.append(values)
+
         return sorted(rows, key=lambda values: values["run_id"])
 
     def frame(self) -> pd.DataFrame:
@@ -215,9 +223,11 @@ class Store:
         types = {"str": "string", "int": "Int64", "float": "Float64", "bool": "boolean"}
         rows = self.rows()
         series = {}
+
         for name, kind in columns.COLUMNS.items():
             column = [values[name] for values in rows]
             series[name] = pd.array(column, dtype=types[kind])  # type: ignore[call-overload]
+
         return pd.DataFrame(series)
 
     def _files(self) -> Iterator[Path]:
@@ -237,31 +247,39 @@ class Store:
         """
         cached = self._load_cache()
         now = _Cache()
+
         for path in self._files():
             name = str(path.relative_to(self.root))
             stamp = _stamp(path)
             if stamp is None:
                 continue
+
             if cached.foreign.get(name) == stamp:
                 now.foreign[name] = stamp
                 continue
+
             entry = cached.files.get(name)
+
             if entry is None or entry["stamp"] != stamp:
                 stored = _read(path)
                 if stored is None:
                     continue
+
                 if isinstance(stored, _NoRun):
                     stored.warn()
                     if stored.stamp is not None:
                         now.foreign[name] = stored.stamp
                     continue
+
                 entry = {
                     "stamp": stored.stamp,
                     "machine": path.parts[-3],
                     "environment_id": stored.run.environment_id,
                     "values": stored.values,
                 }
+
             now.files[name] = entry
+
         if now != cached:
             self._save_cache(now)
         return now.files
@@ -270,13 +288,16 @@ class Store:
         """Warns of those that the cache does not know as foreign, and remembers them there."""
         cache = self._load_cache()
         news = False
+
         for each in foreign:
             name = str(each.path.relative_to(self.root))
             if each.stamp is None or cache.foreign.get(name) != each.stamp:
                 each.warn()
+
             if each.stamp is not None and cache.foreign.get(name) != each.stamp:
                 cache.foreign[name] = each.stamp
                 news = True
+
         if news:
             self._save_cache(cache)
 
@@ -286,11 +307,13 @@ class Store:
             document = json.loads((self.root / CACHE).read_text(encoding="utf-8"))
             if document["key"] == _cache_key():
                 return _Cache(document["files"], document["foreign"])
+
         return _Cache()
 
     def _save_cache(self, cache: _Cache) -> None:
         """The cache is a convenience: a folder that cannot be written is read without one."""
         document = {"key": _cache_key(), "files": cache.files, "foreign": cache.foreign}
+
         with contextlib.suppress(OSError):
             temporary = self.root / f"{CACHE}.{os.getpid()}-{secrets.token_hex(4)}"
             try:
@@ -305,6 +328,7 @@ class Store:
         False where the name is taken.
         """
         temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
         with self._one_clear_error():
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -340,11 +364,14 @@ def _publish(temporary: Path, path: Path) -> bool:
         if path.exists():
             return False
         temporary.replace(path)  # run ids carry 32 random bits: two writers do not meet here
+
     descriptor = os.open(path.parent, os.O_RDONLY)
+
     try:
         os.fsync(descriptor)  # the name survives a power cut too
     finally:
         os.close(descriptor)
+
     return True
 
 
@@ -374,12 +401,14 @@ def _stamp(path: Path) -> _Stamp | None:
         status = path.stat()
     except FileNotFoundError:
         return None
+
     return [status.st_mtime_ns, status.st_size]
 
 
 def _read(path: Path) -> _Stored | _NoRun | None:
     """The run in a file with its row; None where the file is gone."""
     stamp = None
+
     try:
         stamp = _stamp(path)
         if stamp is None:

@@ -60,7 +60,6 @@ def counts(view: View) -> Problems:
             "rank is one replica",
             f"set model_parallel = 1, or parallel to one of {dividing}",
         )
-
     if cell.server_placement == "with_worker" and (
         cell.num_servers == 0 or cell.num_servers > cell.num_workers
     ):
@@ -70,11 +69,9 @@ def counts(view: View) -> Problems:
         )
         if cell.num_servers == 0:
             reason = "server_placement = with_worker, and there is no server"
-
         yield Problem(
             "servers", reason, "set servers to at most the workers, or server_placement = own_host"
         )
-
     if cell.hosts > max(cell.world_size, 1):
         yield Problem(
             "hosts",

@@ -58,7 +58,6 @@ def stages(view: View) -> Problems:
             f"schedule = {schedule} needs",
             "set num_micro_batches to a multiple of the stages",
         )
-
     layers = num_layers(view.cell)
     if layers and layers < parts * chunks:
         yield Problem(
@@ -66,7 +65,6 @@ def stages(view: View) -> Problems:
             f"layers({layers}) < stages({parts}) x num_chunks({chunks})",
             f"set model_parallel x num_chunks to at most {layers}",
         )
-
     trained = view.workload.trained_layers
     if trained and trained < parts:
         yield Problem(

@@ -78,23 +78,19 @@ def run_cells(
     they left (`starters.launch`). simulate: does so for cells of the virtual clock, several at once
     and in any order (`starters.simulate`); it is called when all others are done, so that nothing
     disturbs what is measured. Trials of tuned cells come before all cells. Ctrl-C keeps the
-    finished runs and returns with `interrupted`.
-
-    Raises where the store cannot be written, before anything is run.
+    finished runs and returns with `interrupted`. Raises where the store cannot be written, before
+    anything is run.
     """
     progress = progress or Progress()
     # Now, and not after the first cell has run for an hour.
     store.check_writable()
-
     asked = list(cells)
     refused_cells = [cell for cell, _ in refused]
     # A refusal stands for the rules and the members' files that it rests on, not for all code.
     unrecorded = store.missing(refused_cells, None, setting.rules_id)
     missing = asked if fresh else store.missing(asked, None, setting.code_id)
-
     num_runs = len(unrecorded) + len(missing)
     tally = Tally(stored=len(asked) + len(refused_cells) - num_runs)
-
     # Drawn anew for each command, so that repetitions average over orders, and stored, so that each
     # order can be repeated.
     order_seed = secrets.randbelow(2**32)
@@ -102,16 +98,10 @@ def run_cells(
     trials = interleaved(tuner.untried, order_seed)
     launched = interleaved(missing, order_seed)
     seconds = _Estimate(store, [*trials, *launched])
-    progress.start(
-        total=len(trials) + len(launched),
-        stored=tally.stored,
-        refused=len(refused),
-        trials=len(trials),
-    )
-
+    total = len(trials) + len(launched)
+    progress.start(total=total, stored=tally.stored, refused=len(refused), trials=len(trials))
     try:
         _record_refused(refused, unrecorded, store, setting, tally=tally, progress=progress)
-
         # The generators below do nothing until `_stored` asks them: what a tuned cell runs with is
         # known only when all trials are stored.
         launch_tuned = tuner.launching(launch)
@@ -119,16 +109,13 @@ def run_cells(
         order = itertools.chain(
             _launches(trials, launch, simulate), _launches(launched, launch_tuned, simulate_tuned)
         )
-
         for run, path in _stored(order, store, order_seed, seconds, progress):
             tally.add(run, path)
-
     # What has ended is on the disk, and the same command goes on from there.
     except KeyboardInterrupt:
         tally.interrupted = True
     finally:
         progress.stop()
-
     return tally
 
 

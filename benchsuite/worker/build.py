@@ -33,9 +33,11 @@ def build(
     )
     if setup.is_model_parallel(cell):
         return model_parallel.build(cell, comm, wrap=wrap, before_model=before_model)
+
     if given is None:
         workload, part = setup.build_part(cell, before_model=before_model)
         recipe = setup.make_recipe(cell, workload)
     else:
         workload, recipe, part = given
+
     return setup.assemble(cell, comm, workload, recipe, part, wrap=wrap)

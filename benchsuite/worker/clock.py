@@ -109,9 +109,11 @@ class TimedPart(Part):
         start = timer.now_ns() if slow else 0
         timer.begin("compute")
         loss = compute()
+
         if slow:
             computed = timer.now_ns() - start
             self._wait_until(start + int(self._slow_down * computed))
+
         timer.end("compute")
 
         # Looking at a loss waits for the device, so it is done now and then only.
@@ -135,6 +137,7 @@ class TimedPart(Part):
             loss = self._on_device(self._timer, lambda: self._part.backward(batch))
             assert loss is not None
             return loss
+
         start = time.perf_counter_ns()
         loss = self._part.backward(batch)
         end = time.perf_counter_ns()
@@ -151,9 +154,11 @@ class TimedPart(Part):
         if loss is not None and not self.goes_on:
             check_finite(self._part, loss)
         computed = end - start - waited
+
         if self._slow_down > 1.0:
             self._wait_until(end + int((self._slow_down - 1.0) * computed))
             computed += time.perf_counter_ns() - end
+
         self.compute_ns += computed
 
     def _wait_until(self, deadline: int) -> None:
@@ -182,16 +187,20 @@ class StepClock:
         No loss: a gradient given up.
         """
         position = self.num_steps
+
         if position == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
             self._loss = np.concatenate([self._loss, np.full_like(self._loss, np.nan)])
+
         self._rows[position] = row
+
         if loss is None:
             self._abandoned.append(position)
         elif isinstance(loss, DeviceLoss):
             self._unread.append((position, loss))
         else:
             self._loss[position] = loss
+
         self.num_steps = position + 1
 
     def settle(self, times: Sequence[StepTimes]) -> None:
@@ -207,6 +216,7 @@ class StepClock:
             self._unread.clear()
 
         columns = {name: self._rows[:, at] for at, name in enumerate(self.FIELDS)}  # views
+
         for step, on_device in enumerate(times):
             if step:
                 columns["start_ns"][step] = times[step - 1].end_ns

@@ -77,10 +77,12 @@ def matmul_ceiling(
 
     marks = [event()]
     marks[0].record()
+
     for _ in range(REPEATS):
         torch.mm(a, b, out=out)
         marks.append(event())
         marks[-1].record()
+
     synchronise()
 
     milliseconds = [begin.elapsed_time(end) for begin, end in itertools.pairwise(marks)]

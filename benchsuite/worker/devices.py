@@ -18,10 +18,12 @@ def choose(cell: Cell, local_rank: int) -> torch.device:
     if cell.device == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
+
     if count == 0:
         raise RuntimeError(
             f"device = cuda, but torch {torch.__version__} sees no CUDA device in this rank"
         )
+
     device = torch.device("cuda", number(local_rank, count))
     torch.cuda.set_device(device)
     # TF32 has 10 bits of mantissa instead of 23: another precision than the cell says.

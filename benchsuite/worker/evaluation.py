@@ -37,9 +37,11 @@ def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
         return None
 
     metrics: list[float | None] = []
+
     for vector in vectors:
         training.part.params.copy_(vector)
         metrics.append(finite(training.workload.evaluate(training.part.infer)))
+
     return {
         "samples": snapshots.samples[: len(vectors)],
         "version": snapshots.version[: len(vectors)],
@@ -58,6 +60,7 @@ def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
     comm = training.comm
     mine = [snapshots[position] for position in range(len(snapshots))]
     counts = torch.tensor([len(mine)])
+
     if comm.rank != 0:
         comm.send(counts, 0)  # (1,)
         comm.send(torch.tensor(snapshots.samples), 0)  # (snapshots,)
@@ -66,6 +69,7 @@ def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
         return []
 
     sums = [vector.clone() for vector in mine]
+
     for rank in range(1, training.topology.num_workers):
         comm.recv(counts, rank)
         samples = torch.empty(int(counts), dtype=torch.int64)
@@ -73,9 +77,11 @@ def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
         theirs = [torch.empty_like(mine[0]) for _ in range(int(counts))]
         for vector in theirs:
             comm.recv(vector, rank)
+
         for total, at in zip(sums, snapshots.samples, strict=True):
             newest = bisect.bisect_right(samples.tolist(), at) - 1
             total.add_(theirs[max(newest, 0)])
+
     return [total.div_(training.topology.num_workers) for total in sums]
 
 
@@ -88,22 +94,29 @@ def _gather_slices(training: Training, snapshots: Snapshots) -> list[Tensor]:
     params = training.part.params
     mine = [snapshots[position] for position in range(len(snapshots))]
     count = torch.tensor([len(mine)])
+
     if comm.rank != first:
         comm.send(count, first)
+
         for vector in mine:
             if vector.numel():
                 comm.send(vector.contiguous(), first)
+
         return []
 
     # Server -> its slice at each snapshot. A rank without parameters sends no vectors.
     slices = [mine]
+
     for rank in range(first + 1, comm.size):
         comm.recv(count, rank)
         start, stop = topology.slice_of(rank - first, params.numel())
         received = [torch.empty(stop - start, dtype=params.dtype) for _ in range(int(count))]
+
         for vector in received:
             if vector.numel():
                 comm.recv(vector, rank)
+
         slices.append(received)
+
     # Not strict: where a server was lost or late, only what all of them have is joined.
     return [torch.cat(pieces) for pieces in zip(*slices, strict=False)]

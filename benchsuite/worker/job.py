@@ -87,6 +87,7 @@ def write_rank_file(run_dir: str | Path, rank: int, content: str | bytes) -> Pat
 def rank_complete(run_dir: str | Path, rank: int) -> bool:
     """The rank's record is there and as long as its marker says."""
     path = Path(run_dir) / rank_file(rank)
+
     try:
         return path.stat().st_size == int(path.with_suffix(".ok").read_bytes())
     except (OSError, ValueError):
@@ -96,6 +97,7 @@ def rank_complete(run_dir: str | Path, rank: int) -> bool:
 def write_atomic(path: Path, data: bytes) -> None:
     """Temporary file in the same directory, fsync, replace; on failure nothing is left behind."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
     try:
         with open(temporary, "wb") as file:
             file.write(data)

@@ -67,6 +67,7 @@ class Loop:
         if self.timer is not None:
             self.timer.start()
         measured.start_ns = self.comm.now_ns()
+
         if self.training.is_server:
             self._serve(measured, owner=owner)
         else:
@@ -109,7 +110,6 @@ class Loop:
             fetch = now()
             batch = training.fetch(work)
             data = now() - fetch
-
             enter(Phase.COMPUTE, self.step)
             try:
                 loss = strategy.step(batch)
@@ -118,19 +118,16 @@ class Loop:
                 clock.add((begin, now(), data, 0, 0, index * num_shards + shard, 0), math.nan)
                 break
             self.step += 1
-
             number = index * num_shards + shard  # of the shard, among all of the budget
             if owner:
-                if apart:  # whoever was handed this shard, those before it were handed out too
-                    samples = (number + 1) * global_batch // num_shards
-                else:
-                    samples = self.step * global_batch
+                # Whoever was handed this shard, those before it were handed out too.
+                handed_out = (number + 1) * global_batch // num_shards
+                samples = handed_out if apart else self.step * global_batch
                 snapshots.offer(
                     strategy.snapshot(), samples=samples, version=self.step, time_ns=now()
                 )
             if self.timer is not None:
                 self.timer.end_step()
-
             end = now()
             computed = part.compute_ns
             waited = comm.wait_ns + part.backward_wait_ns
@@ -141,7 +138,6 @@ class Loop:
             begin = end
             compute = computed
             blocked = waited
-
         strategy.finish()
         if owner:
             samples = training.recipe.budget if apart else self.step * global_batch
@@ -166,6 +162,7 @@ class Loop:
         if owner:
             snapshots.offer(shard, samples=0, version=0, time_ns=now())
         measured.server = training.serve(on_update)
+
         if owner:
             samples = int(measured.server.num_used * training.samples_per_push)
             version = measured.server.version

@@ -95,12 +95,14 @@ class Rank:
 
         self.beat.enter(Phase.EVALUATE, self.loop.step)
         marks["left_loop"] = time.perf_counter_ns()
+
         if measured.device is not None:
             # The other ranks are quiet now, so the ceiling is measured on a device without company.
             arithmetic = device_figures.arithmetic(
                 self.cell, training.workload, measures=self.job.rank == 0
             )
             measured.device |= arithmetic
+
         evaluations = evaluate(training, measured.snapshots)
         marks["evaluated"] = time.perf_counter_ns()
         self.beat.enter(Phase.WRITE, self.loop.step)
@@ -155,6 +157,7 @@ class Rank:
         if not _survives(training):
             return 0
         self.store.add("ended", 1)
+
         while True:
             lost = int(self.store.add("lost", 0))
             if int(self.store.add("ended", 0)) + lost >= self.comm.size:
@@ -168,11 +171,13 @@ class Rank:
         if not _survives(training):
             self.comm.barrier()
             return
+
         self.store.add("left", 1)
         if self.comm.rank != 0:
             return
         # Rank 0 hosts the store, so it stays until everybody has left or is known to be lost.
         gone = 0
+
         while gone < self.comm.size:
             gone = int(self.store.add("left", 0)) + int(self.store.add("lost", 0))
             time.sleep(POLL_S)
@@ -191,16 +196,19 @@ class Rank:
 
         begin = time.perf_counter_ns()
         self.lost = self._all_ended(training)
+
         if self.lost:
             measured.wire = WireBytes(
                 reason=f"{self.lost} of {self.comm.size} ranks were lost: no common reading"
             )
             return
+
         measured.wire = meter.stop()
         measured.barrier_ns = time.perf_counter_ns() - begin
 
         if training.strategy.calls_library and training.topology.num_workers > 1:
             measured.derived = self._derive(training, measured)
+
         if training.replica is not None:
             # Read before the part is asked for one more gradient, which it would count.
             measured.part_facts = dict(training.replica.facts())
@@ -276,6 +284,7 @@ class Rank:
             return
         # Part -> the first rank that holds it, and the checksum of what it holds.
         first: dict[str, tuple[int, str]] = {}
+
         for rank in range(self.comm.size):
             for part, digest in json.loads(store.get(f"start/{rank}")).items():
                 holder, expected = first.setdefault(part, (rank, digest))

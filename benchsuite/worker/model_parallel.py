@@ -65,6 +65,7 @@ def build(
     workload = setup.start_workload(cell)
     recipe = setup.make_recipe(cell, workload)
     before_model()
+
     if world.rank >= cell.num_workers:
         return _server(
             cell,
@@ -74,6 +75,7 @@ def build(
             comms=[comm for comm in outer if comm is not None],
             wrap=wrap,
         )
+
     replica, number = placement.replica_and_part(cell, world.rank)
     comm = comms[replica]
     mine = outer[number]
@@ -152,6 +154,7 @@ def _server(
     pieces = setup.make_parallel(cell).pieces(workload, layers, cell.model_parallel)
     total = PartSum(len(pieces))
     served = []
+
     for number, (comm, held) in enumerate(zip(comms, pieces, strict=True)):
         comm.traffic = Traffic()  # threads do not count into one
         part = HeldPart(held, cut(parameters, held))
@@ -163,6 +166,7 @@ def _server(
         owned = max(0, min(part.num_owned, stop) - start)
         topology.one_of_parts(owned, partial(total, number))
         served.append(training)
+
     first = served[0]
     first.served = Served(served, total, world)
     return first
@@ -203,11 +207,13 @@ class Served:
         serve_part(0)
         for thread in threads:
             thread.join()
+
         if errors:
             broken = [
                 error for error in errors if not isinstance(error, threading.BrokenBarrierError)
             ]
             raise (broken or errors)[0]
+
         for training in self.trainings:
             self.world.traffic.include(training.comm.traffic)
         assert logs[0] is not None
@@ -228,6 +234,7 @@ def predicted(
     itemsize = setting.itemsize
     batch, acted_on = example(workload, layers, cell.replicas)
     total = Traffic()
+
     for part, held in enumerate(parallel.pieces(workload, layers, cell.model_parallel)):
         ranks = placement.ranks_of_part(cell, part)
         mine = {
@@ -236,6 +243,7 @@ def predicted(
         }
         here = dataclasses.replace(setting, topology=setup.make_topology(cell, part))
         total += setup.predicted_traffic(strategy, shapes_of(held), mine, here).moved(ranks)
+
     one = parallel.predicted_traffic(
         workload,
         layers,
@@ -246,14 +254,17 @@ def predicted(
         backend=cell.backend,
     )
     acting = Traffic()
+
     if acted_on is not None:
         acting = parallel.predicted_inference(
             workload, layers, acted_on, size=cell.model_parallel, itemsize=itemsize
         )
+
     for replica in range(cell.replicas):
         ranks = placement.ranks_of_replica(cell, replica)
         times = [count(events, name, ranks[0]) for name in ("gradients", "inferences")]
         total += (one.times(times[0]) + acting.times(times[1])).moved(ranks)
+
     return total
 
 
@@ -306,6 +317,7 @@ def example(
     on the meta device.
     """
     seen: list[Tensor] = []
+
     if not workload.collects:
         batch: Batch = workload.batch(0, shard=0, num_shards=replicas)
     else:
@@ -316,6 +328,7 @@ def example(
             return torch.zeros(chain(seen[0]).shape)
 
         batch = rollouts.example(workload, act, num_shards=replicas)
+
     x, y = (mapped(value, lambda tensor: tensor.to("meta")) for value in (batch.x, batch.y))
     return Batch(x, y, batch.num_samples), seen[0] if seen else None
 
@@ -330,6 +343,7 @@ def digests(training: Training) -> dict[int, str]:
         held = [
             (training.replica.replica.part if training.replica is not None else 0, training.part)
         ]
+
     return {number: checksum(part.params) for number, part in held}
 
 

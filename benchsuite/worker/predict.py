@@ -44,6 +44,7 @@ def of_run(
     if setup.is_model_parallel(cell):
         started = workload or setup.start_workload(cell)
         return model_parallel.predicted(cell, started, strategy, events, described)
+
     return setup.predicted_traffic(strategy, shapes, events, described)
 
 

@@ -53,6 +53,7 @@ class Batches:
 
         # Joins the workers, where they normalise their advantages together.
         self._direct: Direct | None = None
+
         if comm is not None and num_workers > 1 and self.collects and agrees(strategy):
             workers = comm.split(range(num_workers))
             if workers is not None:
@@ -81,6 +82,7 @@ class Batches:
     def fetch(self, work: Work, act: Infer) -> Batch:
         """The batch of this work. act: the worker's policy, as it is now."""
         index, shard, num_shards = work
+
         if not self.collects:
             batch: Batch = self._workload.batch(index, shard=shard, num_shards=num_shards)
             return batch
@@ -89,11 +91,13 @@ class Batches:
             # Whoever is handed a batch plays in its own environments: the number says nothing.
             index = self._taken
             shard = self._rank
+
         self._taken += 1
         if self._environments is None:
             self._environments = self._workload.environments(shard=shard, num_shards=num_shards)
 
         length = self._trajectory_length
+
         if length:
             self.events["rollouts"] += 1
             trajectory: Batch = self._workload.trajectory(act, self._environments, index, length)

@@ -144,10 +144,12 @@ class Training:
         if log is not None and self.replica is None:
             return {"updates": log.version, **log.events}
         mine = {**self.strategy.events, **self.batches.events}
+
         if self.replica is not None:
             mine["gradients"] = self.replica.num_gradients
             if self.batches.collects:
                 mine["inferences"] = self.num_inferences
+
         return mine
 
     def shard(self) -> Tensor:
@@ -204,12 +206,14 @@ def is_model_parallel(cell: Cell) -> bool:
 def start_workload(cell: Cell) -> Workload:
     """The workload with its data and its random streams."""
     workload = make_workload(cell)
+
     try:
         with global_random_state:
             workload.start(seed=cell.seed, dtype=DTYPES[cell.precision])
     except (ValueError, OSError) as error:
         # Its options do not fit, or its data are not where they should be.
         raise UsageError(f"workload = {plugins.stem(cell.workload)}: {error}") from error
+
     return workload
 
 
@@ -218,9 +222,11 @@ def make_topology(cell: Cell, part: int = 0) -> Any:
     ranks are that it joins: those that hold this part of a replica.
     """
     topology = make("topology", cell.topology, options_for(cell, "topology"))
+
     if topology.by_host:
         hosts = placement.hosts(cell)
         topology.place([hosts[rank] for rank in placement.ranks_of_part(cell, part)])
+
     return topology
 
 
@@ -279,9 +285,11 @@ def _of_rollouts(cell: Cell) -> dict[str, int]:
     workload: Any = make_workload(cell)
     strategy = make("sync", cell.sync, options_for(cell, "sync"))
     length = strategy.batches_per_trajectory
+
     if not length:
         # Replicas that hold the same parameters normalise their advantages together.
         return {"agreed_batches": workload.per_rollout if rollouts.agrees(strategy) else 0}
+
     shape = workload.trajectory_shape(
         length, num_shards=cell.replicas, dtype=DTYPES[cell.precision]
     )
@@ -292,12 +300,14 @@ def make_strategy(cell: Cell, workload: Any) -> Strategy:
     """Not started. One that takes trajectories is told what they look like."""
     strategy: Any = make("sync", cell.sync, options_for(cell, "sync"))
     length = strategy.batches_per_trajectory
+
     if length:
         strategy.expect(
             workload.trajectory_shape(
                 length, num_shards=cell.replicas, dtype=DTYPES[cell.precision]
             )
         )
+
     made: Strategy = strategy
     return made
 

@@ -64,9 +64,11 @@ class Snapshots:
 
     def _keep(self, flat: Tensor) -> None:
         self._bytes += flat.numel() * flat.element_size()
+
         if self._bytes <= SPILL_ABOVE_BYTES or not self._kept:
             self._kept.append(flat.detach().clone())
             return
+
         path = self._folder / f"snapshot-{self._name}-{len(self._kept)}.npy"
         np.save(path, flat.detach().cpu().numpy(), allow_pickle=False)
         self._kept.append(path)

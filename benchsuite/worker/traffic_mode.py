@@ -100,9 +100,11 @@ class TrafficMode(TorchDispatchMode):
             return NotImplemented  # it takes the operator apart, and comes back with plain tensors
 
         name = func.overloadpacket.__name__.rstrip("_")
+
         if func.namespace == "c10d" and name != "recv":
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             largest = max(tensors, key=lambda t: t.numel() * t.element_size(), default=None)
+
             if largest is not None:
                 peer = args[2] if name == "send" else -1
                 self.calls.append(Call(name, largest.numel(), largest.element_size(), peer))
@@ -112,29 +114,36 @@ class TrafficMode(TorchDispatchMode):
             num_shards = args[1] if name.startswith("all_gather") else 1
             collective = FUNCTIONAL.get(name, name)
             self.calls.append(Call(collective, shard.numel() * num_shards, shard.element_size()))
+
         return func(*args, **(kwargs or {}))
 
 
 def derived_run(step: Callable[[], object], cycles: Sequence[Cycle], num_ranks: int) -> Traffic:
     """Traffic of a whole run, from one cycle of each kind, watched."""
     traffic = Traffic()
+
     for cycle in cycles:
         if not cycle.times:
             continue
         cycle.rewind()
+
         with TrafficMode() as seen:
             for _ in range(cycle.steps):
                 step()
+
         traffic += derive(seen.calls, num_ranks).times(cycle.times)
+
     return traffic
 
 
 def derived_total(calls: Calls) -> Traffic:
     """Traffic of a whole run's collectives, by world rank."""
     total = Traffic()
+
     for (name, numel, itemsize, ranks), times in calls.items():
         one = derive([Call(name, numel, itemsize)], len(ranks)).moved(ranks)
         total = total + one.times(times)
+
     return total
 
 
@@ -148,12 +157,15 @@ def derive(calls: list[Call], num_ranks: int, *, rank: int = 0, backend: str = "
     not known.
     """
     traffic = Traffic()
+
     for call in calls:
         if call.name == "send":
             traffic.add(rank, call.peer, call.numel * call.itemsize)
             continue
+
         if rank:  # a collective is noted once for all its ranks, on the first of them
             continue
+
         if call.name in KINDS:
             traffic += collective_traffic(
                 KINDS[call.name], call.numel, call.itemsize, num_ranks, backend=backend
@@ -162,4 +174,5 @@ def derive(calls: list[Call], num_ranks: int, *, rank: int = 0, backend: str = "
             raise ValueError(
                 f"c10d::{call.name}: its cost on the wire is not known; add it to derive()"
             )
+
     return traffic

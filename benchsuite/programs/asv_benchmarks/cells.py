@@ -39,6 +39,7 @@ class Cells:
         from benchsuite.running import api
 
         figures: Figures = {}
+
         with tempfile.TemporaryDirectory(prefix="benchsuite-asv-") as folder:
             cells = [
                 Cell(workload="cnn", preset="smoke", replicas=2, **fields)
@@ -46,6 +47,7 @@ class Cells:
             ]
             api.run(cells, results=folder, seeds=SEEDS)
             table = api.load_results(folder)
+
         for name, fields in CELLS.items():
             mine = table[
                 (table.sync == fields["sync"])
@@ -59,6 +61,7 @@ class Cells:
                 "payload_bytes": _floats(mine.payload_bytes),
                 "final_loss": _floats(mine.final_loss),
             }
+
         return figures
 
     def setup(self, figures: Figures, cell: str) -> None:

@@ -64,9 +64,8 @@ def run(
 
         def beside(launches: Launches) -> None:
             if not pairs:
-                pairs.extend(
-                    cells.pairs(workload, preset, launches.affordable(effort.steps, effort.seconds))
-                )
+                steps = launches.affordable(effort.steps, effort.seconds)
+                pairs.extend(cells.pairs(workload, preset, steps))
             cells.measure(pairs, lambda cell: starters.launch(bench.cluster, cell, here))
 
         launches = take(bench, cell, effort, say=say, beside=beside)
@@ -75,8 +74,8 @@ def run(
     models = cells.models_of(launches)
     say("virtual twins")
     cells.predict(pairs, launches, models, lambda cells: starters.simulate(cells, here))
-    say("fits")
     environment = store.environment(here.machine, here.environment_id)
+    say("fits")
     document = {
         "schema": SCHEMA,
         "kind": "calibration",
@@ -149,16 +148,19 @@ def _messages(launches: Launches) -> Iterator[Figure]:
     """Messages one way and both ways at once, tickets, counters, and an incast."""
     figure = partial(_figure, launches)
     sizes = list(launches.records["messages"][0][0]["one_way"])
+
     for name, said in (("one_way", "one message"), ("both_ways", "a message each way at once")):
         times = launches.medians("messages", name, sizes[0])
         yield figure(
             "messages", f"{said}, {_bytes(sizes[0])}", "us", [1e6 * value for value in times]
         )
+
         for size in (size for size in sizes if int(size) in (MIB, int(sizes[-1]))):
             rates = [
                 8 * int(size) / value / 1e9 for value in launches.medians("messages", name, size)
             ]
             yield figure("messages", f"{said}, {_bytes(size)}", "Gbit/s", rates, better="higher")
+
     for name, said in (
         ("ticket", "a ticket, until the server has it"),
         ("ticket_call", "a ticket, for its sender"),
@@ -167,6 +169,7 @@ def _messages(launches: Launches) -> Iterator[Figure]:
         yield figure(
             "messages", said, "us", [1e6 * value for value in launches.medians("messages", name)]
         )
+
     note = OVERSUBSCRIBED if num_cores() < RANKS_OF["incast"] else ""
     yield figure(
         "incast", "incast, 3 ranks: a second message takes", "x", cells.incast(launches), note=note
@@ -176,9 +179,11 @@ def _messages(launches: Launches) -> Iterator[Figure]:
 def _work(launches: Launches) -> Iterator[Figure]:
     """Additions of a server, and gradients of a worker alone."""
     figure = partial(_figure, launches)
+
     for size in launches.records["additions"][0][0]["add"]:
         rates = [int(size) / value / 1e9 for value in launches.medians("additions", "add", size)]
         yield figure("additions", f"in-place add, {_bytes(size)}", "GB/s", rates, better="higher")
+
     for batch in launches.batches:
         times = launches.medians("gradients", "gradient", str(batch))
         yield figure(
@@ -189,6 +194,7 @@ def _work(launches: Launches) -> Iterator[Figure]:
 def _steps(launches: Launches, models: Models) -> Iterator[Figure]:
     """Two ranks that work at once, and what of a step no model explains."""
     figure = partial(_figure, launches)
+
     if launches.two_ranks:
         times = launches.medians("steps", "both_gradient")
         said = f"gradient of {launches.batches[0] // 2} samples, both ranks at once"
@@ -200,11 +206,13 @@ def _steps(launches: Launches, models: Models) -> Iterator[Figure]:
             "ms",
             [1e3 * value for value in times],
         )
+
     kinds = {
         "alone": "one rank",
         "exchanging": "two ranks, one exchange",
         "answered": "one rank, one answer",
     }
+
     for name, points in cells.rests(launches, models).items():
         said = f"rest of a step, {kinds[name]}"
         yield figure(
@@ -249,12 +257,15 @@ def _compute(launches: Launches) -> dict[str, Any]:
     points = [(float(batch), value) for batch, column in times.items() for value in column]
     found: dict[str, Any] = {"n": len(points), "overhead_s": None, "per_sample_s": None}
     found |= {"left_out_batch_errors": {}, "worst_batch_error": None}
+
     if len(times) < 2:
         return found | {
             "reason": f"{len(times)} batch size divides the global batch: a line needs two"
         }
+
     straight = fits.line(points)
     found |= {"overhead_s": straight.alpha_s, "per_sample_s": straight.beta_s_per_byte}
+
     if len(times) > 2:
         errors = {
             batch: fits.line([point for point in points if point[0] != batch]).seconds(batch)
@@ -264,6 +275,7 @@ def _compute(launches: Launches) -> dict[str, Any]:
         }
         found["left_out_batch_errors"] = {str(batch): error for batch, error in errors.items()}
         found["worst_batch_error"] = max(map(abs, errors.values()))
+
     return found
 
 
@@ -274,6 +286,7 @@ def _shaped(launches: Launches, model: MessageModel) -> dict[str, Any]:
     added.
     """
     rows = []
+
     for mbit, points in launches.shaped_points().items():
         size = max(size for size, _ in points)
         delivered = [8 * size / seconds / 1e6 for at, seconds in points if at == size]
@@ -285,6 +298,7 @@ def _shaped(launches: Launches, model: MessageModel) -> dict[str, Any]:
                 "left_out": model.rate_errors.get(mbit),
             }
         )
+
     errors = model.rate_errors.values()
     return {
         "provenance": "emulated",
@@ -303,6 +317,7 @@ def _modelled(models: Models) -> Iterator[dict[str, Any]]:
             for name in MODELLED_OPERATIONS:
                 operation = OPERATIONS[name]
                 model = models.both_ways if operation.both_ways else models.one_way
+
                 for num_workers in MODELLED_WORKERS:
                     found = model.extrapolate(
                         operation, num_workers=num_workers, num_bytes=num_bytes, mbit=mbit

@@ -109,11 +109,13 @@ def pairs(workload: str, preset: str, steps: int) -> list[Pair]:
         {"replicas": 2, "topology": "native"},
         {"replicas": 1, "servers": 1, "sync": "asynchronous", "topology": "parameter_server"},
     )
+
     for fields in kinds:
         cell = resolve(Cell(**base, **fields))
         found.append(
             Pair(cell, reason="; ".join(problem.reason for problem in rules.validate(cell)))
         )
+
     return found
 
 
@@ -134,7 +136,9 @@ def predict(
     for pair in pairs:
         if not pair.reason:
             pair.twin = twin(pair.cell, launches, models)
+
     runs = {cell.id: run for cell, run in simulate([pair.twin for pair in pairs if pair.twin])}
+
     for pair in pairs:
         if pair.twin:
             pair.predicted = runs[pair.twin.id]
@@ -148,6 +152,7 @@ def twin(cell: Cell, launches: Launches, models: Models) -> Cell:
     size = launches.vector_bytes
     link = models.one_way.fit.link(size)
     added = 0.0
+
     if cell.topology == "parameter_server":
         # A server steps where others add, and its times contain that.
         times = _answered(launches, models)
@@ -161,6 +166,7 @@ def twin(cell: Cell, launches: Launches, models: Models) -> Cell:
     else:
         link = models.both_ways.fit.link(size / 2)
         times = _exchanging(launches, link)
+
     return resolve(
         dataclasses.replace(
             cell,
@@ -188,11 +194,13 @@ def rests(launches: Launches, models: Models) -> Mapping[str, list[float]]:
     found = {
         "alone": _differences(launches, "gradients", ("step", whole), ("gradient", whole), 0.0)
     }
+
     if launches.two_ranks:
         message = models.both_ways.fit.predict(launches.vector_bytes / 2)
         found["exchanging"] = _differences(
             launches, "steps", ("both_step",), ("both_gradient",), message
         )
+
     message = 2 * models.one_way.fit.predict(launches.vector_bytes)
     found["answered"] = _differences(launches, "steps", ("one_step",), ("one_gradient",), message)
     return found
@@ -262,12 +270,14 @@ def _answered(launches: Launches, models: Models) -> list[float]:
 def gradients_s(launches: Launches, kind: str, *path: str) -> list[float]:
     """Seconds of each single gradient, of all ranks that computed, launch by launch."""
     found: list[float] = []
+
     for ranks in launches.records[kind]:
         for rank in ranks:
             times: Any = rank
             for name in path:
                 times = times.get(name, {})
             found += [ns * NS for ns in times or ()]
+
     return found
 
 

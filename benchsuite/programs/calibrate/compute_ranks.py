@@ -35,15 +35,18 @@ def additions(job: RankJob) -> None:
     """
     _quiet_torch()
     record: Times = {"add": {}}
+
     for size, repetitions in read_order(job.run_dir)["sizes"].items():
         x = torch.zeros(int(size) // 4)
         y = torch.ones(int(size) // 4)
         times = record["add"][size] = []
+
         for repetition in range(WARMUP + repetitions):
             begin = perf_counter_ns()
             x.add_(y)
             if repetition >= WARMUP:
                 times.append(perf_counter_ns() - begin)
+
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
 
 
@@ -98,6 +101,7 @@ def gradients(job: RankJob) -> None:
         "step": {batch: [] for batch in batches},
     }
     record["vector_bytes"] = step.vector_bytes
+
     for _ in range(BLOCKS):
         for batch, repetitions in batches.items():
             end = perf_counter_ns() + int(1e9 * seconds / BLOCKS)
@@ -105,9 +109,11 @@ def gradients(job: RankJob) -> None:
                 if repetition > WARMUP and perf_counter_ns() > end:
                     break
                 gradient, whole = step.run(int(batch))
+
                 if repetition >= WARMUP:
                     record["gradient"][batch].append(gradient)
                     record["step"][batch].append(whole)
+
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
 
 
@@ -132,11 +138,13 @@ def steps(job: RankJob) -> None:
         f"{name}_{part}": [] for name in ("both", "twice", "one") for part in ("gradient", "step")
     }
     count = -(-order["rounds"] // BLOCKS)
+
     for _ in range(BLOCKS):
         if order["both_batch"]:
             _exchanging(comm, step, record, "both", order, count)
             _exchanging(comm, step, record, "twice", order, count)
         _answered(comm, step, record, order, count)
+
     leave(job, comm, record)
 
 
@@ -158,6 +166,7 @@ def _exchanging(
             sending.wait()
 
     comm.barrier()
+
     for repetition in range(WARMUP + count):
         gradient, whole = step.run(order["both_batch"], shard=comm.rank, between=exchange)
         if repetition >= WARMUP:
@@ -177,12 +186,15 @@ def _answered(comm: ProcessComm, step: _Step, record: Times, order: Times, count
         receiving.wait()
 
     comm.barrier()
+
     for repetition in range(WARMUP + count):
         if comm.rank == 1:
             comm.recv(theirs, 0)
             comm.send(mine, 0)
             continue
+
         gradient, whole = step.run(order["one_batch"], between=ask)
+
         if repetition >= WARMUP:
             record["one_gradient"].append(gradient)
             record["one_step"].append(whole)

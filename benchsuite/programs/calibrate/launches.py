@@ -154,12 +154,14 @@ def slowest(ranks: Sequence[Record], *path: str) -> np.ndarray[Any, np.dtype[np.
     Ranks that have no such times are left out.
     """
     rows = []
+
     for rank in ranks:
         found: Any = rank
         for name in path:
             found = found.get(name, {})
         if found:
             rows.append(found)
+
     return np.asarray(np.array(rows, dtype=float).max(axis=0))
 
 
@@ -179,6 +181,7 @@ def take(
     """
     whole = global_batch(cell)
     found = Launches(batches=[whole // share for share in SHARES if whole % share == 0])
+
     for number in range(effort.launches):
         say(f"launches {number + 1} of {effort.launches}")
         seeded = cell.with_seed(number)
@@ -201,6 +204,7 @@ def take(
         beside(found)
         if effort.rates and found.shaped_reason in (None, "not asked for"):
             _launch(bench, found, "shaped", seeded, {"rates": effort.rates})
+
     return found
 
 

@@ -35,11 +35,13 @@ def messages(job: RankJob) -> None:
     comm = connected(job)
     order = read_order(job.run_dir)
     record: Times = {"one_way": {}, "both_ways": {}}
+
     for size, repetitions in order["sizes"].items():
         record["one_way"][size] = _one_way(comm, int(size), repetitions)
         comm.barrier()
         record["both_ways"][size] = _both_ways(comm, int(size), repetitions)
         comm.barrier()
+
     record |= _controls(comm, order["controls"])
     leave(job, comm, record)
 
@@ -50,6 +52,7 @@ def _one_way(comm: ProcessComm, size: int, repetitions: int, warmup: int = WARMU
     theirs = torch.zeros(size // 4)
     times = []
     receiving = comm.irecv(theirs, 1 - comm.rank)
+
     for repetition in range(warmup + repetitions):
         begin = perf_counter_ns()
         if comm.rank == 0:
@@ -57,10 +60,12 @@ def _one_way(comm: ProcessComm, size: int, repetitions: int, warmup: int = WARMU
         receiving.wait()
         if repetition + 1 < warmup + repetitions:
             receiving = comm.irecv(theirs, 1 - comm.rank)
+
         if comm.rank == 1:
             comm.send(mine, 0)
         elif repetition >= warmup:
             times.append((perf_counter_ns() - begin) // 2)
+
     return times
 
 
@@ -70,6 +75,7 @@ def _both_ways(comm: ProcessComm, size: int, repetitions: int) -> list[int]:
     theirs = torch.zeros(size // 4)
     other = 1 - comm.rank
     times = []
+
     for repetition in range(WARMUP + repetitions):
         begin = perf_counter_ns()
         receiving = comm.irecv(theirs, other)
@@ -78,6 +84,7 @@ def _both_ways(comm: ProcessComm, size: int, repetitions: int) -> list[int]:
         sending.wait()
         if repetition >= WARMUP:
             times.append(perf_counter_ns() - begin)
+
     return times
 
 
@@ -90,6 +97,7 @@ def _controls(comm: ProcessComm, repetitions: int) -> Times:
     calls = []
     arrivals = []
     counters = []
+
     for repetition in range(WARMUP + repetitions):
         if comm.rank == 0:
             begin = perf_counter_ns()
@@ -104,6 +112,7 @@ def _controls(comm: ProcessComm, repetitions: int) -> Times:
             _, _, sent_ns = comm.next_ticket()
             arrivals.append(perf_counter_ns() - sent_ns)  # both ranks read the clock of one host
             comm.ticket(0, repetition)
+
     return {
         "ticket_call": calls[WARMUP:],
         "ticket": arrivals[WARMUP:],
@@ -120,6 +129,7 @@ def incast(job: RankJob) -> None:
     comm = connected(job)
     order = read_order(job.run_dir)
     record: Times = {"at_once": {}, "in_turn": {}}
+
     for size, repetitions in order["sizes"].items():
         numel = int(size) // 4
         for repetition in range(WARMUP + repetitions):
@@ -127,28 +137,34 @@ def incast(job: RankJob) -> None:
                 taken = _gather(comm, numel, together=name == "at_once")
                 if repetition >= WARMUP and comm.rank == 0:
                     record[name].setdefault(size, []).append(taken)
+
     leave(job, comm, record)
 
 
 def _gather(comm: ProcessComm, numel: int, *, together: bool) -> int:
     """The ns in which rank 0 receives a vector from each of the others; 0 on the others."""
     word = torch.zeros(1)
+
     if comm.rank != 0:
         mine = torch.ones(numel)
         comm.recv(word, 0)
         comm.send(mine, 0)
         return 0
+
     senders = range(1, comm.size)
     theirs = [torch.zeros(numel) for _ in senders]
     begin = perf_counter_ns()
     receiving = [comm.irecv(vector, sender) for sender, vector in zip(senders, theirs, strict=True)]
+
     for sender, handle in zip(senders, receiving, strict=True):
         comm.send(word, sender)
         if not together:
             handle.wait()
+
     if together:
         for handle in receiving:
             handle.wait()
+
     return perf_counter_ns() - begin
 
 
@@ -158,11 +174,13 @@ def shaped(job: RankJob) -> None:
     Order: {"rates": {Mbit/s: {bytes: repetitions}}}.
     """
     store = open_store(job)
+
     with contextlib.ExitStack() as stack:
         link = _slow_link(job, stack) if job.rank == 0 else None
         if job.rank == 0:
             store.set("shaped", link if isinstance(link, str) else "")
         reason = store.get("shaped").decode()
+
         if reason:
             write_rank_file(job.run_dir, job.rank, json.dumps({"reason": reason, "one_way": {}}))
             store.set(f"seen by {job.rank}", "")
@@ -170,8 +188,10 @@ def shaped(job: RankJob) -> None:
                 f"seen by {1 - job.rank}"
             )  # rank 0 hosts the store, so it stays until the other has read
             return
+
         comm = connected(job, store)  # only now do packets have their size
         record: Times = {"reason": None, "one_way": {}}
+
         for rate, sizes in read_order(job.run_dir)["rates"].items():
             comm.barrier()
             if isinstance(link, ShapedLoopback):
@@ -182,6 +202,7 @@ def shaped(job: RankJob) -> None:
                 size: _one_way(comm, int(size), repetitions, warmup=1)
                 for size, repetitions in sizes.items()
             }
+
         comm.barrier()
         if isinstance(link, ShapedLoopback):
             link.set_rate(None)
@@ -191,6 +212,7 @@ def shaped(job: RankJob) -> None:
 def _slow_link(job: RankJob, stack: contextlib.ExitStack) -> ShapedLoopback | str:
     """The shaped link, which `stack` puts back at its end, or the reason why there is none."""
     link = ShapedLoopback(private_network=job.private_network, network_reason=job.network_reason)
+
     try:
         return stack.enter_context(link)
     except NotShaped as reason:

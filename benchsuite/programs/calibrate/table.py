@@ -36,6 +36,7 @@ def _measured(document: Document) -> Iterator[str]:
         f"measured, one value per fresh launch: {document['workload']} {document['preset']}"
     ).rstrip()
     rows = [("", "median", "low .. high", "n", "")]
+
     for figure in document["quantities"]:
         spread = (
             f"{text.plain(figure['low'])} .. {text.plain(figure['high'])}"
@@ -54,7 +55,9 @@ def _measured(document: Document) -> Iterator[str]:
                 marks,
             )
         )
+
     mark = "*" if (document["shaped"]["foreign_cpu_share"] or 0) > CONTENDED_ABOVE else ""
+
     for rate in document["shaped"]["rates"]:
         low = min(rate["delivered_mbit"])
         high = max(rate["delivered_mbit"])
@@ -69,6 +72,7 @@ def _measured(document: Document) -> Iterator[str]:
                 mark,
             )
         )
+
     yield from text.aligned(rows, right=(1, 2, 3), indent=2)
     if document["shaped"]["reason"]:
         yield f"  no link was shaped: {document['shaped']['reason']}"
@@ -80,11 +84,13 @@ def _fitted(document: Document) -> Iterator[str]:
         "batches (worst)"
     )
     rows = []
+
     for name, said in (("one_way", "one message"), ("both_ways", "a message each way")):
         fitted = document["fits"][name]
         begin = document["fits"][name]["low_bytes"]
         worst = f"{_percent(fitted['worst_size_error'])} at {_bytes(fitted['worst_left_out_size'])}"
         worst += f", {_percent(fitted['median_size_error'])}"
+
         for number, segment in enumerate(fitted["segments"]):
             end = segment["high_bytes"] or fitted["high_bytes"]
             beta = segment["beta_s_per_byte"]
@@ -101,8 +107,10 @@ def _fitted(document: Document) -> Iterator[str]:
             )
             begin = end
             said = ""
+
     shaped = document["shaped"]
     compute = document["fits"]["compute"]
+
     if shaped["rates"]:
         share = f"{shaped['payload_share']:.3f} of the rate"
         rows.append(
@@ -114,16 +122,19 @@ def _fitted(document: Document) -> Iterator[str]:
                 f"error {_percent(shaped['worst_rate_error'])}",
             )
         )
+
     if compute["per_sample_s"] is not None:
         each = f"{1e6 * compute['per_sample_s']:.1f} us a sample"
         error = f"error {_percent(compute['worst_batch_error'])}"
         rows.append(("a gradient", "", f"{1e6 * compute['overhead_s']:.0f} us", each, error))
+
     yield from text.aligned(rows, right=(2, 3), indent=2)
 
 
 def _predicted(document: Document) -> Iterator[str]:
     yield "median step time: predicted under the virtual clock, beside the measured one"
     rows = [("", "virtual", "wall", "low .. high", "n", "difference")]
+
     for pair in document["predictions"]:
         measured = pair["measured_step_s"]
         predicted = pair["predicted_virtual_step_s"]
@@ -139,6 +150,7 @@ def _predicted(document: Document) -> Iterator[str]:
         rows.append(
             (pair["label"].partition(" ")[2], virtual, wall, low_high, str(len(measured)), said)
         )
+
     yield from text.aligned(rows, right=(1, 2, 3, 4), indent=2)
 
 
@@ -149,6 +161,7 @@ def _modelled(document: Document) -> Iterator[str]:
             "rate is not known"
         )
         return
+
     yield (
         "modelled: one mean on equal full-duplex ports, value [interval]; worst error on "
         "left-out sizes/rates"
@@ -157,10 +170,13 @@ def _modelled(document: Document) -> Iterator[str]:
         n for n in SHOWN_WORKERS if any(row["num_workers"] == n for row in document["modelled"])
     ]
     blocks: dict[tuple[float, float], dict[str, dict[int, Document]]] = {}
+
     for row in document["modelled"]:
         block = blocks.setdefault((row["link_mbit"], row["num_bytes"]), {})
         block.setdefault(row["operation"], {})[row["num_workers"]] = row
+
     rows: list[Row] = []
+
     for (mbit, num_bytes), operations in blocks.items():
         size = f"{num_bytes / 1e6:g} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:g} kB"
         rows.append((f"{size}, {mbit / 1000:g} Gbit/s", *(f"N = {n}" for n in workers), "left out"))
@@ -172,6 +188,7 @@ def _modelled(document: Document) -> Iterator[str]:
             )
             for name, row in operations.items()
         ]
+
     yield from text.aligned(rows, right=(), indent=2)
 
 
@@ -234,7 +251,9 @@ def _percent(share: float | None) -> str:
 def _bytes(value: float | None) -> str:
     if value is None:
         return "-"
+
     for unit, scale in (("MiB", 2**20), ("KiB", 2**10)):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
+
     return f"{value:.0f} B"

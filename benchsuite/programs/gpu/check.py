@@ -123,23 +123,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cpu-dry-run", action="store_true", help="the same way on the CPU, with tiny presets"
     )
     args = parser.parse_args(arguments)
+
     if not args.cpu_dry_run and not torch.cuda.is_available():
         print(
             f"no GPU check: torch {torch.__version__} sees no CUDA device here (--cpu-dry-run goes "
             "without)"
         )
         return NO_DEVICE
+
     torch.set_num_threads(1)
     device = "cpu" if args.cpu_dry_run else "cuda"
     devices.choose(Cell(device=device), local_rank=0)
     found = Found()
     started_at = now_iso()
+
     for part in (presets, shared, hand_written, laws):
         try:
             part(found, device)
         except Exception as error:  # noqa: BLE001  one part that breaks must not cost the others' figures
             traceback.print_exc()
             found.check(part.__name__, False, f"{type(error).__name__}: {error}")
+
     passed = bool(found.checks) and all(check.holds for check in found.checks)
     path = write(Path(args.out), found, started_at=started_at, device=device, passed=passed)
     print(f"{'passed' if passed else 'failed'}: {path}")
@@ -178,11 +182,14 @@ def write(folder: Path, found: Found, *, started_at: str, device: str, passed: b
 def presets(found: Found, device: str) -> None:
     """Measures the gpu presets, each alone on the device."""
     wanted = []
+
     for workload, preset, precision in ALONE:
         known = plugins.find("workload", workload).presets
+
         if preset not in known:
             found.absent.append(f"{workload}/{preset}")
             continue
+
         small = device == "cpu"
         wanted.append(
             Cell(
@@ -197,10 +204,12 @@ def presets(found: Found, device: str) -> None:
                 budget=Budget(steps=8 if small else None, timeout_s=DEADLINE_S),
             )
         )
+
     for run in launched(wanted):
         row = summary(run)
         found.runs.append(row)
         found.check(run.cell.label, run.status == Status.OK, run.reason or shown(row))
+
         if (run.cell.workload, run.cell.preset) == ("transformer", "gpu"):
             share = row["mfu"] or 0.0
             found.check(
@@ -226,6 +235,7 @@ def shared(found: Found, device: str) -> None:
         )
         for topology in SHARED
     ]
+
     for run in launched(cells_):
         row = summary(run)
         found.runs.append(row)
@@ -240,6 +250,7 @@ def launched(wanted: Sequence[Cell]) -> Iterator[Run]:
     with tempfile.TemporaryDirectory(prefix="benchsuite-gpu-") as folder:
         api.run(list(wanted), results=folder)
         runs = {run.cell_id: run for run in Store(folder).runs()}
+
     for cell in {resolve(cell).id: cell for cell in wanted}:
         yield runs[cell]
 
@@ -270,10 +281,12 @@ def summary(run: Run) -> dict[str, Any]:
 def shown(row: dict[str, Any]) -> str:
     """A run as one printed line."""
     parts = [f"{row['rate']:,.0f} {row['unit']}" if row["rate"] else "no rate"]
+
     if row["mfu"]:
         parts.append(
             f"{100 * row['mfu']:.1f} % of {row['matmul_ceiling_flop_per_s'] / 1e12:.0f} TFLOP/s"
         )
+
     if row["peak_device_bytes"]:
         parts.append(f"{row['peak_device_bytes'] / 2**30:.2f} GiB on the device")
     return ", ".join(parts)
@@ -289,9 +302,11 @@ def hand_written(found: Found, device: str) -> None:
     """
     small = device == "cpu"
     known = plugins.find("workload", "cnn").presets
+
     if not small and "gpu" not in known:
         found.absent.append("cnn/gpu beside a hand-written loop")
         return
+
     cell = Cell(
         workload="cnn",
         preset="comm" if small else "gpu",
@@ -323,6 +338,7 @@ def laws(found: Found, device: str) -> None:
             f"{cell.label}{pieces} equals one process",
             partial(equals_one_process, thread_ranks, cell),
         )
+
     asked(
         found,
         "a bf16 gradient is the fp32 one, rounded",

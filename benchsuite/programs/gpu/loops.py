@@ -64,6 +64,7 @@ def compared(cell: Cell, *, rounds: int, warm_up: int) -> Rates:
     The first round of all warms the device up and is not kept.
     """
     rates = Rates()
+
     for number in range(rounds + 1):
         order = ("ours", "hand") if number % 2 else ("hand", "ours")
         for side in order:
@@ -71,6 +72,7 @@ def compared(cell: Cell, *, rounds: int, warm_up: int) -> Rates:
             gc.collect()  # the other side finds an empty device
             if number:
                 getattr(rates, side).append(rate)
+
     return rates
 
 
@@ -87,6 +89,7 @@ def _ours(cell: Cell, warm_up: int) -> float:
 
         training = build(cell, comm, wrap=timed)
         recipe = training.recipe
+
         with tempfile.TemporaryDirectory() as folder:
             measured = Measured(
                 StepClock(recipe.budget // recipe.global_batch), Snapshots(0, folder, "0")
@@ -94,6 +97,7 @@ def _ours(cell: Cell, warm_up: int) -> float:
             Loop(training, made[0], comm, lambda phase, step: None, timer).run(
                 measured, owner=False
             )
+
         columns = measured.clock.to_json()
         assert None not in columns["loss"], "the run diverged"
         return _rate(columns["end_ns"], recipe.global_batch, warm_up)
@@ -120,6 +124,7 @@ def _hand(cell: Cell, warm_up: int) -> float:
             autocast = lambda: torch.autocast(device.type, torch.bfloat16)  # noqa: E731
         timer = _timer(cell)
         timer.start()
+
         for step in range(recipe.budget // recipe.global_batch):
             batch = to_device(workload.batch(step, shard=0, num_shards=1), device)
             for group in optimizer.param_groups:
@@ -130,6 +135,7 @@ def _hand(cell: Cell, warm_up: int) -> float:
             loss.backward()
             optimizer.step()
             timer.end_step()
+
         ends = [step.end_ns for step in timer.settle()]
         return _rate(ends, recipe.global_batch, warm_up)
 

@@ -50,17 +50,21 @@ def flat_loop(job: RankJob) -> None:
     dist.barrier()
     cpu_s = -time.process_time()
     stamps[0] = time.perf_counter_ns()
+
     for step in range(steps):
         batch = workload.batch(step, shard=rank, num_shards=size)
         loss: Tensor = nn.functional.cross_entropy(model(batch.x), batch.y)
         torch._foreach_copy_(pieces, torch.autograd.grad(loss, parameters))
+
         if size > 1:
             dist.all_reduce(grad)
             grad.div_(size)
+
         optimizer.param_groups[0]["lr"] = recipe.lr(step * batch_size / budget)
         optimizer.step()
         losses[step] = float(loss.detach())
         stamps[step + 1] = time.perf_counter_ns()
+
     end(job, stamps, losses, cpu_s + time.process_time())
 
 
@@ -81,6 +85,7 @@ def ddp_loop(job: RankJob) -> None:
     dist.barrier()
     cpu_s = -time.process_time()
     stamps[0] = time.perf_counter_ns()
+
     for step in range(steps):
         batch = workload.batch(step, shard=rank, num_shards=size)
         optimizer.zero_grad()
@@ -90,6 +95,7 @@ def ddp_loop(job: RankJob) -> None:
         optimizer.step()
         losses[step] = float(loss.detach())
         stamps[step + 1] = time.perf_counter_ns()
+
     end(job, stamps, losses, cpu_s + time.process_time())
 
 

@@ -68,9 +68,11 @@ def launching(bench: Bench, effort: Effort) -> Iterator[Figure]:
     meter = CpuMeter()
     empty = []
     real = []
+
     for _ in range(effort.launches):
         empty.append(bench.launch(cell, f"{RANKS}:empty"))
         real.append(bench.launch(cell))
+
     foreign = meter.read().foreign_share
     yield Figure(
         item="launch",
@@ -133,6 +135,7 @@ def harness(bench: Bench, effort: Effort) -> Iterator[Figure]:
     First comes its own book-keeping alone.
     """
     yield from bookkeeping(bench, effort)
+
     for sync, script, replicas in (
         ("synchronous", "flat_loop", 1),
         ("synchronous", "flat_loop", 2),
@@ -165,12 +168,14 @@ def bookkeeping(bench: Bench, effort: Effort) -> Iterator[Figure]:
         )
     )
     points = []
+
     for _ in range(effort.launches):
         steps = bench.launch(idle).ranks[0]["steps"]
         start, end, data = (
             np.array(steps[name], dtype=float) for name in ("start_ns", "end_ns", "data_ns")
         )
         points.append(float(np.median(end - start - data)) / 1e3)
+
     yield Figure(
         item="harness",
         quantity="book-keeping of a step that does nothing",
@@ -201,18 +206,23 @@ def against_script(
     order = list(sides)
     random.shuffle(order)
     meter = CpuMeter()
+
     for _ in range(effort.pairs * effort.launches):
         losses = []
+
         for entry in order:
             launch = bench.launch(cell, entry)
             sides[entry].append(step_us(launch.ranks, effort.warmup))
             cpu[entry].append(sum(rank["cpu_s"] for rank in launch.ranks))
             losses.append(launch.ranks[0]["steps"]["loss"][-1])
+
         order.reverse()
+
         if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[1]):
             raise RuntimeError(
                 f"{script} and the worker did not do the same work: last losses {losses}"
             )
+
     foreign = meter.read().foreign_share
     yield from _beside(sides, cpu, name=name, item=item, bar=bar, foreign=foreign)
 
@@ -281,11 +291,13 @@ def ring(bench: Bench, effort: Effort) -> Iterator[Figure]:
     foreign, launches = _launches(
         bench, cell, f"{RANKS}:ring", effort.launches, effort.ring_repetitions
     )
+
     for size in effort.ring_repetitions:
         time_of = {
             name: _medians(launches, f"{name} {size}") for name in ("ring", "native", "all_reduce")
         }
         where = f"2 ranks, {size / MIB:g} MiB"
+
         for name, said in (
             ("all_reduce", "gloo's all_reduce (a sum)"),
             ("native", "gloo's all_reduce, divided"),
@@ -317,6 +329,7 @@ def server(bench: Bench, effort: Effort) -> Iterator[Figure]:
     foreign, launches = _launches(
         bench, cell, f"{RANKS}:server", effort.launches, effort.server_updates
     )
+
     for size in effort.server_updates:
         tickets, ordered = (
             _medians(launches, f"{name} {size}") for name in ("tickets", "known order")

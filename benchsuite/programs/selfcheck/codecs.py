@@ -58,6 +58,7 @@ def codecs(job: RankJob) -> None:
     made: dict[str, Compression] = {name: setup.make("compression", name, {}) for name in OVER}
     record = {name: _described(name, compression, shapes) for name, compression in made.items()}
     names = sorted(made)
+
     for repetition in range(WARMUP + repetitions):
         order.shuffle(names)
         for name in names:
@@ -65,6 +66,7 @@ def codecs(job: RankJob) -> None:
             if repetition >= WARMUP:
                 record[name]["encode"].append(encode)
                 record[name]["decode"].append(decode)
+
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
 
 
@@ -81,6 +83,7 @@ def wires(job: RankJob) -> None:
         for name, size in sizes.items()
     }
     record: dict[str, list[int]] = {name: [] for name in names}
+
     for repetition in range(WARMUP + int(order["repetitions"])):
         for name in names[repetition % len(names) :] + names[: repetition % len(names)]:
             mine, other = vectors[name]
@@ -89,6 +92,7 @@ def wires(job: RankJob) -> None:
             comm.sendrecv(mine, peer, other, peer)
             if repetition >= WARMUP:
                 record[name].append(time.perf_counter_ns() - begin)
+
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
     comm.barrier()
 

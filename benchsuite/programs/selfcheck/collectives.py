@@ -70,6 +70,7 @@ def hierarchical(bench: Bench, launches: int, effort: CollectiveEffort) -> Itera
             for seed in range(launches)
         ]
         foreign = meter.read().foreign_share
+
         for size in effort.repetitions:
             times = {
                 name: medians(runs, f"{name} {size}")
@@ -102,6 +103,7 @@ def overlap(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[F
         cells, launches, lambda cell: _step_ms(bench.launch(cell).ranks, effort.warmup)
     )
     foreign = meter.read().foreign_share
+
     for name, (_, _, _, bar) in SIDES.items():
         if name == "DDP":
             continue
@@ -117,6 +119,7 @@ def overlap(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[F
             f"{statistics.median(found['DDP']):.1f} ms; "
             f"best {min(points):.2f}",
         )
+
     yield from _hidden(bench, launches, effort)
 
 
@@ -138,12 +141,14 @@ def _hidden(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[F
         for mib, bar in SHAPED_BUCKETS.items()
     }
     alone = resolve(Cell(workload="cnn", preset="smoke"))
+
     if why := bench.launch(alone, f"{SHAPED}:probe").ranks[0]["reason"]:
         yield from (
             dataclasses.replace(figure, note=f"no link is shaped here: {why}")
             for figure in figures.values()
         )
         return
+
     sides = {
         mib: _step_cell("synchronous", "ring", mib, effort=effort) for mib in (0.0, *SHAPED_BUCKETS)
     }
@@ -156,6 +161,7 @@ def _hidden(bench: Bench, launches: int, effort: CollectiveEffort) -> Iterator[F
     )
     foreign = meter.read().foreign_share
     plain = found[0.0]
+
     for mib, figure in figures.items():
         note = (
             f"{statistics.median(plain):.0f} ms, in buckets {statistics.median(found[mib]):.0f} ms"
@@ -171,10 +177,12 @@ def _in_turns(
     """So many values of each side; another side goes first in every round."""
     found: dict[Side, list[float]] = {side: [] for side in sides}
     order = list(sides)
+
     for _ in range(launches):
         for side in order:
             found[side].append(measure(sides[side]))
         order = order[1:] + order[:1]
+
     return found
 
 

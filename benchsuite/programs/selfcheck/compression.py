@@ -42,6 +42,7 @@ def compression(
         order = {"repetitions": times, "sizes": sizes}
         moved = [bench.launch(pair.with_seed(seed), WIRES, order).ranks for seed in range(launches)]
         foreign = meter.read().foreign_share
+
         for name in sizes:
             if name in records[0]:
                 yield from _figures(name, [record[name] for record in records], foreign)
@@ -59,6 +60,7 @@ def _figures(
         side: [statistics.median(record[side]) / 1e6 for record in records]
         for side in ("encode", "decode")
     }
+
     for side, points in work.items():
         yield Figure(
             item="compression",
@@ -67,6 +69,7 @@ def _figures(
             points=points,
             foreign=foreign,
         )
+
     yield Figure(
         item="compression",
         quantity=f"{where}: faster than a dense ring below",

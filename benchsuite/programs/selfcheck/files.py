@@ -68,6 +68,7 @@ def store(num_runs: int) -> Iterator[Figure]:
         meter = CpuMeter()
         first = [_timed(Store(folder).frame)]
         later = [_timed(Store(folder).frame) for _ in range(3)]
+
     foreign = meter.read().foreign_share
     what = f"table of {num_runs:,} stored runs"
     yield Figure(
@@ -119,6 +120,7 @@ def page(results: str | Path) -> Iterator[Figure]:
     missing = len(wanted.runs())
     if Path(results).is_dir():
         missing = len(Store(results).missing(wanted.runs(), None, code_id.code_id))
+
     if missing:
         note = (
             f"{missing} of its {len(wanted.runs())} runs are not in {results}: benchsuite run "
@@ -126,6 +128,7 @@ def page(results: str | Path) -> Iterator[Figure]:
         )
         yield Figure(item="report", quantity=quantity, unit="s", bar=PAGE_BAR_S, note=note)
         return
+
     with tempfile.TemporaryDirectory(prefix="benchsuite-") as out:
         command = [
             sys.executable,
@@ -140,6 +143,7 @@ def page(results: str | Path) -> Iterator[Figure]:
         ]
         meter = CpuMeter()
         seconds = [_started(command, dict(os.environ)) for _ in range(3)]
+
     foreign = meter.read().foreign_share
     yield Figure(
         item="report", quantity=quantity, unit="s", bar=PAGE_BAR_S, points=seconds, foreign=foreign

@@ -37,6 +37,7 @@ def parallel(bench: Bench, effort: Effort) -> Iterator[Figure]:
     effort = replace(
         effort, pairs=1, steps=min(effort.steps, STEPS), warmup=min(effort.warmup, WARMUP)
     )
+
     for name, script, workloads, options in COMPARED:
         for workload in workloads:
             cell = Cell(

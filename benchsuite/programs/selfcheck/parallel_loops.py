@@ -37,9 +37,11 @@ def fsdp_loop(job: RankJob) -> None:
     budget = recipe.budget
     model = nn.Sequential(*seeded_layers(workload, job.cell["seed"]))
     users = Counter(parameter for layer in model for parameter in layer.parameters())
+
     for layer in model:
         if any(True for _ in layer.parameters()) and all(users[p] == 1 for p in layer.parameters()):
             fully_shard(layer)
+
     fully_shard(model)
     parameters = list(model.parameters())
     optimizer = recipe.make_optimizer(parameters)
@@ -49,6 +51,7 @@ def fsdp_loop(job: RankJob) -> None:
     dist.barrier()
     cpu_s = -time.process_time()
     stamps[0] = time.perf_counter_ns()
+
     for step in range(steps):
         batch = workload.batch(step, shard=rank, num_shards=size)
         optimizer.zero_grad()
@@ -60,6 +63,7 @@ def fsdp_loop(job: RankJob) -> None:
         optimizer.step()
         losses[step] = float(loss.detach())
         stamps[step + 1] = time.perf_counter_ns()
+
     cpu_s += time.process_time()
     common = torch.tensor(losses)
     # The mean loss of all shares, as in the suite: what is compared must have done the same work.
@@ -78,6 +82,7 @@ def tensor_loop(job: RankJob) -> None:
     budget = recipe.budget
     model = nn.Sequential(*seeded_layers(workload, job.cell["seed"]))
     mesh = init_device_mesh("cpu", (job.world_size,))
+
     for block in list(model)[1:-1]:
         parallelize_module(
             block,
@@ -89,6 +94,7 @@ def tensor_loop(job: RankJob) -> None:
                 "down": RowwiseParallel(),
             },
         )
+
     groups = [
         [p for p in model.parameters() if isinstance(p, DTensor) is split]
         for split in (True, False)
@@ -100,11 +106,13 @@ def tensor_loop(job: RankJob) -> None:
     dist.barrier()
     cpu_s = -time.process_time()
     stamps[0] = time.perf_counter_ns()
+
     for step in range(steps):
         batch = workload.batch(step, shard=0, num_shards=1)
         optimizer.zero_grad()
         loss = workload.loss(model(batch.x), batch)
         loss.backward()
+
         if recipe.clip_norm is not None:
             grads = [[p.grad for p in group if p.grad is not None] for group in groups]
             split, plain = (nn.utils.get_total_norm(each) for each in grads)
@@ -112,11 +120,13 @@ def tensor_loop(job: RankJob) -> None:
             norm = float(torch.hypot(split.full_tensor(), plain))
             for each in grads:
                 torch._foreach_mul_(each, min(1.0, recipe.clip_norm / (norm + 1e-6)))
+
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr(step * batch_size / budget)
         optimizer.step()
         losses[step] = float(loss.detach())
         stamps[step + 1] = time.perf_counter_ns()
+
     end(job, stamps, losses, cpu_s + time.process_time())
 
 

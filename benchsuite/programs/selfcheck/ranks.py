@@ -48,6 +48,7 @@ def ring(job: RankJob) -> None:
     ours = Ring()
     native.start(comm)
     ours.start(comm)
+
     for size, repetitions in _sizes(job).items():
         x = torch.ones(size // 4)
         variants: dict[str, Callable[[Tensor], None]] = {
@@ -56,6 +57,7 @@ def ring(job: RankJob) -> None:
             "ring": ours.mean,
         }
         names = sorted(variants)
+
         for repetition in range(WARMUP + repetitions):
             order.shuffle(names)
             for name in names:
@@ -63,6 +65,7 @@ def ring(job: RankJob) -> None:
                 taken = _timed(comm, variants[name], x)
                 if repetition >= WARMUP:
                     record.setdefault(f"{name} {size}", []).append(taken)
+
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
     comm.barrier()
 
@@ -86,6 +89,7 @@ def hierarchical(job: RankJob) -> None:
     record: dict[str, list[int]] = {}
     ours = Hierarchical()
     ours.start(comm)
+
     for size, repetitions in _sizes(job).items():
         outside = torch.ones(size // 4)
         inside = ours.buffer(size // 4, like=outside)
@@ -95,6 +99,7 @@ def hierarchical(job: RankJob) -> None:
             "in place": (ours.mean, inside),
         }
         names = sorted(variants)
+
         for repetition in range(WARMUP + repetitions):
             order.shuffle(names)
             for name in names:
@@ -103,6 +108,7 @@ def hierarchical(job: RankJob) -> None:
                 taken = _timed(comm, operation, x)
                 if repetition >= WARMUP:
                     record.setdefault(f"{name} {size}", []).append(taken)
+
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
     comm.barrier()
 
@@ -119,6 +125,7 @@ def server_profile(job: RankJob) -> None:
     mine = torch.ones(size // 4)
     answer = torch.zeros(size // 4)
     profile: dict[str, int] = {}
+
     if topology.server < 0:
         comm.barrier()
         for update in range(updates):
@@ -135,6 +142,7 @@ def server_profile(job: RankJob) -> None:
         )
         total = time.perf_counter_ns() - begin
         profile = {**watched.spent, "apply": policy.spent, "total": total}
+
     write_rank_file(job.run_dir, job.rank, json.dumps(profile))
     comm.barrier()
 
@@ -173,22 +181,26 @@ def server(job: RankJob) -> None:
     """
     comm = _connected(job)
     record: dict[str, list[int]] = {}
+
     for size, updates in _sizes(job).items():
         topology = ParameterServer()
         topology.start(comm, num_servers=1)
         mine = torch.ones(size // 4)
         answer = torch.zeros(size // 4)
         count = -(-updates // BLOCKS)
+
         for block in range(2 * (BLOCKS + 1)):
             name = ("tickets", "known order")[block % 2]
             loop = _by_ticket if name == "tickets" else _in_order
             comm.barrier()
             begin = time.perf_counter_ns()
             loop(comm, topology, mine, answer, count)
+
             if block >= 2:  # the first block of each loop warms up
                 record.setdefault(f"{name} {size}", []).append(
                     (time.perf_counter_ns() - begin) // count
                 )
+
     write_rank_file(job.run_dir, job.rank, json.dumps(record))
     comm.barrier()
 

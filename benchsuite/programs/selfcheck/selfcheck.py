@@ -68,6 +68,7 @@ def _figures(
     if "commands" in items:
         say("commands")
         yield from files.commands(3 * effort.launches)
+
     if wanted := [item for item in items if item in WITH_RANKS]:
         with Bench((*cells.MODULES, *parallel.MODULES)) as bench:
             for item in wanted:
@@ -81,12 +82,15 @@ def _figures(
                     yield from selfcheck_collectives.CHECKS[item](
                         bench, effort.launches, collectives
                     )
+
     if "virtual" in items:
         say("virtual")
         yield from virtual.virtual(effort.launches)
+
     if "store" in items:
         say("store")
         yield from files.store(NUM_RUNS)
+
     if "report" in items:
         say("report")
         yield from files.page(results)
@@ -96,13 +100,17 @@ def table(document: Mapping[str, Any]) -> str:
     """Plain text: quantity, median, interval or range, n, bar, verdict; notes below their line."""
     rows = [("quantity", "median", "low .. high", "n", "bar", "verdict")]
     notes = [""]
+
     for figure in document["figures"]:
         rows.append(_row(figure))
         notes.append(figure["note"])
+
     lines = []
+
     for line, note in zip(text.aligned(rows, right=(1, 2, 3, 4)), notes, strict=True):
         lines.append(line)
         lines += [f"    {note}"] if note else []
+
     return "\n".join([*lines, "", _caption(document)])
 
 

@@ -29,14 +29,18 @@ def around(job: RankJob) -> None:
     module, _, name = str(order["entry"]).partition(":")
     entry = getattr(importlib.import_module(module), name)
     ready = Path(job.run_dir) / READY_FILE
+
     if job.rank:
         deadline = time.monotonic() + WAIT_S
+
         while not ready.exists():
             if time.monotonic() > deadline:
                 raise RuntimeError(f"rank 0 shaped no link within {WAIT_S:g} s")
             time.sleep(0.002)
+
         entry(job)
         return
+
     with _loopback(job) as link:
         link.set_rate(float(order["mbit"]))
         ready.touch()
@@ -46,11 +50,13 @@ def around(job: RankJob) -> None:
 def probe(job: RankJob) -> None:
     """Leaves the reason why links cannot be shaped here as its record; "" where they can."""
     reason = ""
+
     try:
         with _loopback(job):
             pass
     except NotShaped as error:
         reason = str(error)
+
     write_rank_file(job.run_dir, job.rank, json.dumps({"reason": reason}))
 
 

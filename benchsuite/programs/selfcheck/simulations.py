@@ -62,6 +62,7 @@ def ring(repetitions: int) -> dict[str, float]:
         "free": {},
         "1 Gbit/s": {"link_mbit": 1000.0, "latency_us": 50.0},
     }
+
     for name, link in links.items():
         stamps: list[float] = []
 
@@ -69,16 +70,19 @@ def ring(repetitions: int) -> dict[str, float]:
             topology = Topology()
             topology.start(comm)
             vector = torch.full((RING_PARAMETERS,), float(comm.rank))
+
             for _ in range(1 + repetitions):
                 comm.barrier()
                 if comm.rank == 0:
                     stamps.append(time.perf_counter())
                 topology.mean(vector)
+
             if comm.rank == 0:
                 stamps.append(time.perf_counter())
 
         virtual_ranks(WORKERS, body, **link)
         found[name] = 1e3 * (stamps[-1] - stamps[1]) / repetitions  # the first allocates
+
     return found
 
 
@@ -115,15 +119,18 @@ def _rates(cell: Cell, steps: int, repetitions: int) -> dict[str, float]:
     """
     found: dict[str, list[float]] = {}
     kept = Kept()
+
     for times in SPREADS.values():
         # A first run traces graphs for the sizes of groups that occur.
         _simulate(dataclasses.replace(cell, compute_time=times), steps, kept)
+
     for _ in range(repetitions):
         for name, times in SPREADS.items():
             spread = dataclasses.replace(cell, compute_time=times)
             for key, batching in ((name, True), (f"{name} alone", False)):
                 facts = _simulate(spread, steps, kept, batching=batching)
                 found.setdefault(key, []).append(facts["gradients"] / facts["cpu_s"])
+
     return {name: statistics.median(values) for name, values in found.items()}
 
 
@@ -131,10 +138,12 @@ def _simulate(cell: Cell, steps: int, kept: Kept, *, batching: bool = True) -> d
     with tempfile.TemporaryDirectory(prefix="benchsuite-") as folder:
         sized = resolve(dataclasses.replace(cell, budget=Budget(steps=steps)))
         facts = simulate(sized, folder, kept=kept, batching=batching).facts
+
     if batching and facts["one_by_one"]:
         raise RuntimeError(
             f"gradients of {cell.label} are not computed together: {facts['one_by_one']}"
         )
+
     return dict(facts)
 
 

@@ -30,6 +30,7 @@ def virtual(launches: int, repetitions: int = 3) -> Iterator[Figure]:
     for name, samples in CNN_SAMPLES.items():
         yield from _cnn(name, samples, launches, repetitions)
     points, foreign = _launch("ring", launches, 3 * repetitions)
+
     for link in points[0]:
         yield Figure(
             item="virtual",
@@ -39,6 +40,7 @@ def virtual(launches: int, repetitions: int = 3) -> Iterator[Figure]:
             points=[point[link] for point in points],
             foreign=foreign,
         )
+
     points, foreign = _launch("memory", launches, 1)
     yield Figure(
         item="virtual",
@@ -94,12 +96,16 @@ def _launch(
     command = [sys.executable, "-m", MODULE, name, str(repetitions)]
     meter = CpuMeter()
     points = []
+
     for _ in range(launches):
         ended = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False
         )
+
         if ended.returncode != 0:
             said = ended.stderr.strip().splitlines() or ["nothing was said"]
             raise UsageError(f"selfcheck virtual: {name} ended with {ended.returncode}: {said[-1]}")
+
         points.append(json.loads(ended.stdout))
+
     return points, meter.read().foreign_share

@@ -98,18 +98,22 @@ def grid(
     axes = []
     cells = []
     top = strip
+
     for row, under in zip(rows, below, strict=True):
         line = []
         boxes = []
+
         for column in range(columns):
             left = labels + column * cell_width + m.left
             bottom = height - (top + m.top + row)
             size = (cell_width - m.left - m.right) / width, row / height
             line.append(figure.add_axes((left / width, bottom / height, *size)))
             boxes.append(_box(labels + column * cell_width, top, cell_width, m.top + row + under))
+
         axes.append(line)
         cells.append(boxes)
         top += m.top + row + under
+
     column_boxes = [
         _box(labels + c * cell_width, strip, cell_width, height - strip) for c in range(columns)
     ]
@@ -123,12 +127,14 @@ def _legend_rows(entries: Sequence[Entry], width: float) -> tuple[int, int]:
     if not lengths:
         return 0, 1
     columns = len(lengths)
+
     while columns > 1:
         # Inches: about 0.06 per letter at 7 pt, and 0.42 for the mark and the gap of a column.
         widest = sum(max(lengths[start::columns]) * 0.06 + 0.42 for start in range(columns))
         if widest <= width:
             break
         columns -= 1
+
     return -(-len(lengths) // columns), columns
 
 
@@ -139,6 +145,7 @@ def _box(x: float, y: float, width: float, height: float) -> Box:
 def add_legend(drawing: Drawing) -> None:
     """Draws the legend strip that the saved files have on top."""
     handles = []
+
     for entry in drawing.legend:
         if isinstance(entry, Look):
             look = {
@@ -153,6 +160,7 @@ def add_legend(drawing: Drawing) -> None:
             handles.append(
                 Line2D([], [], color=color, marker="s", linestyle="none", markersize=5, label=label)
             )
+
     if handles:
         drawing.figure.legend(
             handles=handles,

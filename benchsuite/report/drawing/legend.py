@@ -32,6 +32,7 @@ def entry(of: Entry) -> dict[str, Any]:
             "label": label,
             "swatch": _swatch(f'<rect width="12" height="12" fill="{color}"/>', width=12),
         }
+
     dash = f' stroke-dasharray="{" ".join(f"{d * 1.5:g}" for d in of.dash)}"' if of.dash else ""
     line = f'<path d="M0 6H30" stroke="{of.color}" stroke-width="1.8"{dash}/>' if of.joined else ""
     shape = _SHAPES.get(of.marker, _SHAPES["o"])

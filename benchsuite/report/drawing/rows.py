@@ -90,11 +90,13 @@ def draw(
         [height], len(columns), width=WIDE_IN, legend=legend, margins=margins, labels=labels
     )
     inches = (WIDE_IN - labels) / len(columns) - margins.left - margins.right
+
     for place, (ax, column) in enumerate(zip(layout.axes[0], columns, strict=True)):
         _frame(ax, rows, column, first=place == 0)
         _scale(ax, columns if shared else [column])
         if misses:
             _edge(ax, inches)
+
         for at, row in enumerate(rows):
             _row(ax, at, row, levels, column, inches=inches)
             if row.key in column.texts:
@@ -107,6 +109,7 @@ def draw(
                     color=INK,
                     fontsize=SMALL,
                 )
+
     return layout
 
 
@@ -118,11 +121,13 @@ def _frame(ax: Axes, rows: Sequence[Row], column: Column, *, first: bool) -> Non
         axis="y", length=0, pad=72 * LEFT_IN + 2
     )  # names end where a panel is cut for a phone
     ax.spines["left"].set_visible(False)
+
     for at in range(1, len(rows)):
         if rows[at].group != rows[at - 1].group:
             ax.axhline(at - 0.5, color=SOFT, linewidth=0.5, alpha=0.6, zorder=0.5)
         else:
             ax.axhline(at - 0.5, color=GRID, linewidth=0.4, zorder=0.5)
+
     ax.grid(axis="x")
     ax.set_axisbelow(True)
     if len(rows) > 12:
@@ -148,6 +153,7 @@ def _scale(ax: Axes, columns: Sequence[Column]) -> None:
         if math.isfinite(end) and (end > 0 or not column.log)
     ]
     low, high = (min(ends), max(ends)) if ends else (1.0, 1.0)
+
     if column.log:
         # Room beside the outermost marks, as a factor, since the axis is logarithmic.
         room = max((high / low) ** 0.06, 1.06)
@@ -163,6 +169,7 @@ def _scale(ax: Axes, columns: Sequence[Column]) -> None:
     else:
         ax.set_xlim(0, high * 1.06)
         ax.xaxis.set_major_locator(MaxNLocator(3))
+
     if not ends:
         ax.xaxis.set_major_locator(NullLocator())
     factor, prefix = text.prefix(high) if column.unit else (1.0, "")
@@ -212,9 +219,11 @@ def _row(
     }
     if column.joined:
         _join(ax, [(mark.summary.center, places[level]) for level, mark in drawn.items()])
+
     for level, mark in drawn.items():
         if mark.summary.n:
             _mark(ax, places[level], mark, levels[level], inches=inches)
+
     _count_misses(
         ax, at, places, {level: mark.summary for level, mark in drawn.items()}, inches=inches
     )
@@ -237,6 +246,7 @@ def _mark(ax: Axes, y: float, mark: Mark, look: Look, *, inches: float) -> None:
     _spread(ax, y, summary, plain, inches=inches)
     if not math.isfinite(summary.center):
         return
+
     if summary.center <= 0 and column_is_log(ax):
         ax.plot(
             [0],
@@ -258,6 +268,7 @@ def _mark(ax: Axes, y: float, mark: Mark, look: Look, *, inches: float) -> None:
             fontsize=5.2,
         )
         return
+
     face = "white" if mark.hollow else look.color
     ax.plot(
         [summary.center],
@@ -277,10 +288,12 @@ def _spread(
     Where some runs missed, it is dashed up to the edge, and an open mark stands beyond.
     """
     color = plain["color"]
+
     if not summary.misses:
         if summary.high > summary.low:
             ax.hlines(y, summary.low, summary.high, color=color, linewidth=0.9, zorder=2)
         return
+
     ax.plot(
         [1 + AT_IN / inches],
         [y],
@@ -291,6 +304,7 @@ def _spread(
         zorder=3,
         **plain,
     )
+
     if math.isfinite(summary.low):
         edge = ax.get_xlim()[1]
         dashes = (0, (2, 1.2))
@@ -309,9 +323,11 @@ def _count_misses(
     counts = {level: f"{s.misses} of {s.n}" for level, s in drawn.items() if s.misses}
     style: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "color": INK}
     x = 1 + (AT_IN + 0.06) / inches
+
     if len(set(counts.values())) == 1 and len(counts) in (1, len(places)):
         y = at if len(counts) > 1 else places[next(iter(counts))]
         ax.text(x, y, next(iter(counts.values())), fontsize=SMALL, **style)
         return
+
     for level, phrase in counts.items():
         ax.text(x, places[level], phrase, fontsize=5.2, **style)

@@ -102,14 +102,17 @@ def setting(table: pd.DataFrame, material: Material) -> str:
     """The end of a caption: workload, workers, in virtual time the world, then the provenance."""
     first = table.iloc[0]
     world = ""
+
     if material.clock == "virtual":
         links = "free links" if first["link"] == "free" else f"links of {first['link']}"
         world = f", compute times {first['spread']}, {links}"
+
         if (table["hosts"] > 1).any():
             world += (
                 "; where hosts are named, the ranks of one exchange in no time and their "
                 "bytes cross no link"
             )
+
     said = f"{first['workload']}, {labels.workers(int(first['replicas']))}{world}."
     return f"{said} {material.provenance(list(table['cell_id']))}"
 

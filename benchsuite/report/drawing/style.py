@@ -78,11 +78,13 @@ def looks(series: Iterable[str]) -> dict[str, Look]:
     given: dict[str, tuple[str, int, int]] = {}
     free = itertools.cycle(_FREE)
     used: Counter[str] = Counter()
+
     for name in sorted(set(series)):
         plain = name.removesuffix(" tuned")
         sync = name.partition("/")[0]
         says = _strategy(sync)
         topology = plain.removeprefix(f"{sync}/")
+
         if topology in says.looks:
             color, marker, dash = says.looks[topology]
             given[name] = (PALETTE[color], marker, dash)
@@ -94,10 +96,13 @@ def looks(series: Iterable[str]) -> dict[str, Look]:
         else:
             place = 5 + used[sync]
             given[name] = (next(free), place, used[sync])
+
         used[sync] += 1
+
         if plain != name:
             color_of, marker, dash = given[name]
             given[name] = (color_of, marker, dash + 1)
+
     return {
         name: Look(
             color, MARKERS[marker % len(MARKERS)], DASHES[dash % len(DASHES)], labels.label(name)
@@ -113,6 +118,7 @@ def families(syncs: Iterable[str]) -> dict[str, Look]:
     """
     free = itertools.cycle(_FREE)
     found = {}
+
     for name in dict.fromkeys(syncs):
         sync = name.removesuffix(" compressed")
         says = _strategy(sync)
@@ -121,6 +127,7 @@ def families(syncs: Iterable[str]) -> dict[str, Look]:
         mark = _UNKNOWN if colour == "" else _mark(says) if sync == name else _COMPRESSED
         marker = MARKERS[mark % len(MARKERS)]
         found[name] = Look(color, marker, SOLID, labels.label(name), joined=False)
+
     return found
 
 
@@ -147,10 +154,12 @@ def forms(kinds: Iterable[str]) -> dict[str, Look]:
     """
     wanted = set(kinds)
     known: dict[str, tuple[str, str, str]] = {}
+
     for name in (*declared.members("parallel"), *sorted(wanted)):
         says = declared.by_stem("parallel", name)
         if isinstance(says, declared.Parallel) and says.marks:
             known[name] = (_colour(says.colour), says.marks[0], says.marks[-1])
+
     known |= _FORMS
     free = dict(
         zip(
@@ -159,10 +168,12 @@ def forms(kinds: Iterable[str]) -> dict[str, Look]:
         )
     )
     found = {}
+
     for form in (*known, *free):
         color, one, several = known.get(form) or (free[form], "<", ">")
         for kind in sorted((kind for kind in wanted if kind.rpartition("× ")[2] == form), key=len):
             found[kind] = Look(color, several if kind != form else one, SOLID, kind, joined=False)
+
     return found
 
 

@@ -73,9 +73,11 @@ def draw_line(ax: Axes, points: pd.DataFrame, column: str, look: Look, shift: fl
     xs = []
     ys = []
     missed = False
+
     for point in points.to_dict("records"):
         summary: Summary = point[column]
         x = float(point["replicas"]) * shift
+
         if math.isinf(summary.center):
             missed = True
             ax.plot(
@@ -94,12 +96,15 @@ def draw_line(ax: Axes, points: pd.DataFrame, column: str, look: Look, shift: fl
             xs.append(x)
             ys.append(math.nan)
             continue
+
         xs.append(x)
         ys.append(summary.center)
+
         if math.isinf(summary.high):
             _bar_to_the_edge(ax, x, summary.low, look.color)
         elif summary.high > summary.low:
             ax.vlines(x, summary.low, summary.high, color=look.color, linewidth=0.9, zorder=2)
+
     ax.plot(
         xs,
         ys,
@@ -137,6 +142,7 @@ def style_axes(ax: Axes, y: str, counts: Sequence[int], *, first: bool, last: bo
     ax.set_xticks(shown, [str(count) for count in shown])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(counts[0] / 1.35, counts[-1] * 1.35)
+
     if scale == "share":
         ax.set_ylim(0, 1)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
@@ -150,6 +156,7 @@ def style_axes(ax: Axes, y: str, counts: Sequence[int], *, first: bool, last: bo
         ax.set_yscale("log")
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(value)))
+
     ax.grid(axis="y")
     if first:
         ax.set_ylabel(QUANTITIES[y].label)
@@ -166,6 +173,7 @@ def share_limits(axes: Sequence[Axes], y: str) -> None:
     # Marks that stand on the upper edge would be cut in half.
     high *= 1.4 if QUANTITIES[y].scale == "count" else 1.0
     steps = (1.0, 3.0) if high > 20 * low else (1.0, 2.0, 5.0)
+
     for ax in axes:
         ax.set_ylim(low, high)
         if QUANTITIES[y].scale == "log":

@@ -51,6 +51,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     names = material.of(material.names, spec)
     names = names[names["cell_id"].isin(set(material.curves["cell_id"]))]
     workloads = list(dict.fromkeys(names["workload"]))
+
     for workload in workloads:
         for x in spec.values["x"]:
             suffix = f"_{workload.replace('/', '_')}" if len(workloads) > 1 else ""
@@ -60,6 +61,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
                     name, names[names["workload"] == workload], material, x=x, ys=spec.values["y"]
                 )
             )
+
     return drawings
 
 
@@ -78,15 +80,19 @@ def _curves(
         legend=legend,
         margins=Margins(top=0.2, between=0.22),
     )
+
     for column, count in enumerate(shown):
         group = names[names["replicas"] == count]
         silent = []
+
         for row, y in enumerate(ys):
             ax = layout.axes[row][column]
             silent = _lines(ax, group, material, x=x, y=y)
             _style_y(ax, y, target, first=column == 0)
             _style_x(ax, x, last=row == len(ys) - 1)
+
         layout.axes[0][column].set_title(labels.workers(count), loc="left", fontweight="bold")
+
         if silent:
             ax = layout.axes[0][column]
             phrase = "no bytes:\n" + "\n".join(silent)
@@ -100,6 +106,7 @@ def _curves(
                 color=SOFT,
                 fontsize=6.5,
             )
+
     _share_limits(layout.axes)
     ids = [
         cell_id
@@ -143,14 +150,17 @@ def _lines(ax: Axes, group: pd.DataFrame, material: Material, *, x: str, y: str)
         if x == "seconds"
         else set()
     )
+
     for position, cell in enumerate(group.itertuples()):
         look = material.looks[str(cell.series)]
         line = band(material.curves[material.curves["cell_id"] == cell.cell_id], x=x, y=y)
         if line.empty:
             continue
+
         if float(line["x"].iloc[-1]) == 0:
             silent.append(labels.short(str(cell.series)))
             continue
+
         ax.fill_between(
             line["x"], line["low"], line["high"], color=look.color, alpha=0.13, linewidth=0
         )
@@ -166,6 +176,7 @@ def _lines(ax: Axes, group: pd.DataFrame, material: Material, *, x: str, y: str)
             zorder=2 + position * 0.1,
             **marker_face(look, hollow=cell.cell_id in hollow),
         )
+
     return silent
 
 
@@ -175,6 +186,7 @@ def _is_accuracy(target: Mapping[str, object]) -> bool:
 
 def _style_y(ax: Axes, y: str, target: Mapping[str, object], *, first: bool) -> None:
     ax.grid(axis="y")
+
     if y == "loss":
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0)))
@@ -183,9 +195,11 @@ def _style_y(ax: Axes, y: str, target: Mapping[str, object], *, first: bool) -> 
         if first:
             ax.set_ylabel("training loss")
         return
+
     unit = f" ({target['unit']})" if target.get("unit") else ""
     if first:
         ax.set_ylabel(f"{target.get('metric', 'metric')}{unit}")
+
     if _is_accuracy(target):
         # Spaced by the logarithm of the error 100 - accuracy, which must not become 0.
         floor = 0.2
@@ -198,7 +212,9 @@ def _style_y(ax: Axes, y: str, target: Mapping[str, object], *, first: bool) -> 
         )
         ax.yaxis.set_major_locator(FixedLocator([0, 50, 80, 90, 95, 97.5, 99]))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
     bound = target.get("target")
+
     if isinstance(bound, (int, float)):
         ax.axhline(bound, color=SOFT, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1.5)
         ax.annotate(

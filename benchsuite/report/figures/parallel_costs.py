@@ -61,10 +61,12 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         margins=margins,
     )
     boxes = []
+
     for line, cells, workload in zip(layout.axes, layout.cells, workloads, strict=True):
         shown = [
             (ax, box, (workload, count)) for ax, box, count in zip(line, cells, ranks, strict=True)
         ]
+
         for ax, box, key in shown:
             if key not in parts:
                 ax.set_visible(False)
@@ -104,13 +106,16 @@ def front(part: pd.DataFrame) -> list[list[str]]:
     rows = part[part["every_step"]]
     found: list[list[str]] = []
     least: Summary | None = None
+
     for _, group in rows.groupby(rows["payload_bytes_per_step"].map(lambda s: s.center)):
         memory = dict(zip(group["cell_id"], group["peak_model_bytes"], strict=True))
         alike = tied(memory, "peak_model_bytes")
         here = memory[alike[0]]
+
         if least is None or (here.center < least.center and apart(here, least, margin=CODE_BYTES)):
             found.append(alike)
             least = here
+
     return found
 
 
@@ -123,6 +128,7 @@ def _has_place(row: Mapping[Any, Any]) -> bool:
 
 def _panel(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
     ax.set_xscale("log")
+
     for row in part.to_dict("records"):
         memory: Summary = row["peak_model_bytes"]
         x = row["payload_bytes_per_step"].center
@@ -140,6 +146,7 @@ def _panel(ax: Axes, part: pd.DataFrame, looks: Mapping[str, Look]) -> None:
             gid=row["kind"],
             zorder=3,
         )
+
     ax.set_xlabel("bytes per step, all ranks")
     ax.set_ylabel("MiB, fullest rank")
     ax.grid()
@@ -153,6 +160,7 @@ def _share(axes: Sequence[Axes], alone: pd.DataFrame) -> None:
     tops = [float(ax.dataLim.y1) for ax in axes] + ([single.high / MIB] if single else [])
     room = max((max(ends) / min(ends)) ** 0.08, 1.2)
     decades = math.log10(max(ends) / min(ends))
+
     for ax in axes:
         ax.set_xlim(min(ends) / room, max(ends) * room)
         ax.set_ylim(0, max(tops) * 1.14)
@@ -160,6 +168,7 @@ def _share(axes: Sequence[Axes], alone: pd.DataFrame) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(value, "B")))
         ax.yaxis.set_major_locator(MaxNLocator(5))
+
         if single:
             height = single.center / MIB
             ax.axhline(
@@ -187,6 +196,7 @@ def _front(ax: Axes, part: pd.DataFrame, groups: Sequence[Sequence[str]]) -> Non
     """Writes 1, 2, .. left of the front's points, and what they are called below the panel."""
     rows = {row["cell_id"]: row for row in part.to_dict("records")}
     taken: list[tuple[float, float]] = []
+
     for position, group in enumerate(groups):
         row = rows[group[0]]
         spot = row["payload_bytes_per_step"].center, row["peak_model_bytes"].center / MIB

@@ -34,9 +34,11 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         return []
     columns = min(len(names), 2 if len(names) <= 4 else 3)
     heights = []
+
     for start in range(0, len(names), columns):
         line = names.iloc[start : start + columns]
         heights.append(0.19 * max(int(size) for size in line["world_size"]) + 0.06)
+
     used = [PARTS[part] for part in PARTS if split[part].max() > 0.005]
     margins = Margins(left=0.82, right=0.2, top=0.44, bottom=0.28, between=0.28)
     layout = grid(heights, columns, width=WIDE_IN, legend=used, margins=margins)
@@ -44,6 +46,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     boxes = [box for line in layout.cells for box in line]
     for ax in flat[len(names) :]:
         ax.set_visible(False)
+
     for place, (ax, name) in enumerate(zip(flat, names.to_dict("records"), strict=False)):
         bars = round((heights[place // columns] - 0.06) / 0.19)
         _ranks(
@@ -53,6 +56,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
             readable=0.05 * columns,
         )
         _split_title(ax, name)
+
     return [
         Drawing(
             spec.name,
@@ -97,8 +101,10 @@ def _ranks(ax: Axes, rows: pd.DataFrame, bars: int, *, readable: float) -> None:
     the least share whose percentage is written into the bar.
     """
     called = []
+
     for place, row in enumerate(rows.to_dict("records")):
         left = 0.0
+
         for part, (color, _) in PARTS.items():
             share = float(row[part])
             hatch = "////" if part == "compute" and not row["separable"] else None
@@ -112,6 +118,7 @@ def _ranks(ax: Axes, rows: pd.DataFrame, bars: int, *, readable: float) -> None:
                 hatch=hatch,
                 edgecolor="white",
             )
+
             if share > readable and part in ("compute", "blocked"):
                 ink = "white" if part == "compute" else INK
                 ax.text(
@@ -123,9 +130,12 @@ def _ranks(ax: Axes, rows: pd.DataFrame, bars: int, *, readable: float) -> None:
                     color=ink,
                     fontsize=6.5,
                 )
+
             left += share
+
         slowed = f" ({row['straggler']:g}x)" if row["straggler"] != 1 else ""
         called.append(f"{row['role']} {row['rank']}{slowed}")
+
     ax.set_yticks(range(len(called)), called)
     ax.set_ylim(bars - 0.5, -0.5)
     ax.set_xlim(0, 1)

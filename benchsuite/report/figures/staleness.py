@@ -43,6 +43,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     boxes = [box for line in layout.cells for box in line]
     for ax in flat[len(names) :]:
         ax.set_visible(False)
+
     for ax, name, title in zip(flat, names.to_dict("records"), titles, strict=False):
         rows = table[table["cell_id"] == name["cell_id"]]
         color = material.looks[name["series"]].color
@@ -58,6 +59,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         ax.set_xlabel("staleness (versions)")
         ax.grid(axis="y")
         ax.set_axisbelow(True)
+
     caption = (
         "Share of the updates of a run by staleness = version at the update minus version that the "
         "gradient was computed with. Bar: median over the runs; line: range. "

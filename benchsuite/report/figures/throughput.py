@@ -42,6 +42,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     series = list(dict.fromkeys(table["series"]))
     legend = [material.looks[name] for name in series]
     layout = grid([1.9], 2, width=WIDE_IN, legend=legend)
+
     for ax, column, scale, title in (
         (layout.axes[0][0], "samples_per_s", 1.0, "samples per second, all workers together"),
         (layout.axes[0][1], "cpu_s_per_sample", 1e3, "CPU milliseconds per sample, all ranks"),
@@ -57,8 +58,10 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
                 material.looks[name],
                 {n: counts.index(n) + shift for n in counts},
             )
+
         ax.set_title(title, loc="left")
         _frame(ax, counts)
+
     flagged = int((table["oversubscribed"] | table["contended"]).sum())
     hollow = (
         f" Hollow ({flagged} of {len(table)} points): oversubscribed or contended, so no line "
@@ -117,6 +120,7 @@ def _points(
         ax.vlines(
             x, summary.low * scale, summary.high * scale, color=look.color, linewidth=1.0, zorder=2
         )
+
         if summary.n < 10:
             ax.plot(
                 [x] * summary.n,
@@ -126,6 +130,7 @@ def _points(
                 markersize=2,
                 zorder=2,
             )
+
         ax.plot(
             [x],
             [summary.center * scale],
@@ -143,6 +148,7 @@ def _rates(spec: FigureSpec, table: pd.DataFrame, material: Material) -> Drawing
     slowed = sorted(dict.fromkeys(map(str, table["straggler"])))
     looks = levels([labels.slowed(title) for title in slowed])
     columns = []
+
     for title, column, scale, axis, claims in (
         ("throughput", "samples_per_s", 1.0, "samples per second, all workers", True),
         ("CPU time", "cpu_s_per_sample", 1e3, "ms per sample, all ranks", False),
@@ -155,6 +161,7 @@ def _rates(spec: FigureSpec, table: pd.DataFrame, material: Material) -> Drawing
             for row in table.to_dict("records")
         }
         columns.append(Column(title, axis, marks, log=False))
+
     drawn = dict(zip(slowed, looks, strict=True))
     layout = rows.draw(listed(table, material), drawn, columns)
     flagged = int((table["oversubscribed"] | table["contended"]).sum())

@@ -37,9 +37,11 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     """One column per quantity; the colours tell who is slowed."""
     virtual = material.clock == "virtual"
     drawings = []
+
     for suffix, table in worlds(spec, material):
         slowed = stragglers(table)
         columns = []
+
         for x in spec.values["x"]:
             title, axis, unit = AXES[x]
             axis = f"virtual {axis}" if virtual and x == "seconds" else axis
@@ -50,6 +52,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
                 for row in table.to_dict("records")
             }
             columns.append(Column(title, axis, marks, unit=unit))
+
         looks = levels([labels.slowed(text) for text in slowed])
         drawn = dict(zip(slowed, looks, strict=True))
         layout = rows.draw(listed(table, material), drawn, columns)
@@ -71,6 +74,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
                 labels=layout.labels,
             )
         )
+
     return drawings
 
 

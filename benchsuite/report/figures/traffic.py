@@ -41,16 +41,19 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     margins = Margins(left=min(max(0.92, room), MOST_LABEL_IN), right=0.24, top=0.24)
     layout = grid([height], 2, width=WIDE_IN, legend=legend, margins=margins)
     total, port = layout.axes[0]
+
     for place, row in zip(places, table.to_dict("records"), strict=True):
         color = material.looks[row["series"]].color
         _bytes_row(total, place, row, color)
         _bar(port, place, row["busiest_port_bytes_per_step"], color, 0.6)
+
     for ax, title in (
         (total, "bytes per step, all ranks"),
         (port, "bytes per step through the busiest port"),
     ):
         ax.set_title(title, loc="left")
         _frame(ax, places, called, headings)
+
     derived = int((table["payload_source"] == "derived").sum())
     caption = (
         "Dark: payload; light: what the kernel counted on the wire, with the ratio wire / (payload "
@@ -82,6 +85,7 @@ def _frame(
 ) -> None:
     """Names the rows and sets the axes of one panel."""
     ax.set_yticks(places, called)
+
     for place, heading in headings:
         ax.text(
             -0.01,
@@ -92,6 +96,7 @@ def _frame(
             va="center",
             fontweight="bold",
         )
+
     ax.set_ylim(max(places) + 0.8, -1.4)
     ax.set_xlim(left=0)
     ax.margins(x=0.12)
@@ -108,14 +113,18 @@ def _rows(table: pd.DataFrame) -> tuple[list[float], list[tuple[float, str]]]:
     headings = []
     at = -1.0
     before = None
+
     for count, slowed in zip(table["replicas"], table["straggler"], strict=True):
         heading = labels.workers(count) + (f", {slowed}" if slowed else "")
         at += 1.0
+
         if heading != before:
             at += 0.5 if before is None else 1.3
             headings.append((at - 1.0, heading))
             before = heading
+
         places.append(at)
+
     return places, headings
 
 
@@ -129,12 +138,14 @@ def _bytes_row(ax: Axes, place: float, row: Mapping[Hashable, Any], color: str) 
     if predicted.n and predicted.center > 0:
         ax.vlines(predicted.center, place - 0.44, place + 0.06, color=INK, linewidth=1.3)
     end = max((s.high for s in (payload, wire) if s.n), default=0.0)
+
     if payload.n and payload.center == 0:
         phrase = "0"
     elif ratio.n:
         phrase = f"× {ratio.center:.3g}"
     else:
         phrase = "wire not counted"
+
     ax.annotate(
         phrase,
         (end, place),

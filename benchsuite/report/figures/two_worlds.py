@@ -39,6 +39,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     left, right = layout.axes[0]
     whole = measured[~measured["oversubscribed"].astype(bool)]
     counts = sorted({*whole["replicas"], *virtual["replicas"]})
+
     for position, name in enumerate(series):
         shift = 2 ** (0.09 * (position - (len(series) - 1) / 2))
         for ax, table, column in (
@@ -48,6 +49,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
             points = table[table["series"] == name].sort_values("replicas")
             if len(points):
                 draw_line(ax, points, column, material.looks[name], shift)
+
     for ax, title in (
         (left, "measured here: samples per second"),
         (right, "virtual: samples per virtual second"),
@@ -55,6 +57,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         style_axes(ax, "samples_per_s", counts, first=False, last=True)
         share_limits([ax], "samples_per_s")
         ax.set_title(title, loc="left")
+
     left_out = int(measured["oversubscribed"].sum())
     caption = (
         "Left: total samples over total wall time, where workers and servers have a core each"

@@ -43,6 +43,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     """One drawing per group of cells that may be compared (`strategy_rows.worlds`)."""
     name = names(material, short=True)
     drawings = []
+
     for suffix, table in worlds(spec, material):
         parts = by_straggler(table)
         fronts = [unbeaten(part) for _, part in parts]
@@ -55,9 +56,11 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
         layout = grid(
             [1.9], len(parts), width=WIDE_IN, legend=list(looks.values()), margins=margins
         )
+
         for ax, (slowed, part), chosen in zip(layout.axes[0], parts, fronts, strict=True):
             _panel(ax, part, chosen, [name(one) for one in _series(part, chosen)], looks)
             ax.set_title(labels.slowed(slowed), loc="left", fontweight="bold")
+
         _share(layout.axes[0])
         for ax, (_, part), chosen in zip(layout.axes[0], parts, fronts, strict=True):
             _numbers(ax, part, chosen)
@@ -78,6 +81,7 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
                 "other beats named",
             )
         )
+
     return drawings
 
 
@@ -106,11 +110,13 @@ def _silent(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> st
     """Names those who send nothing: they are on no axis of bytes, and no rival of who does."""
     name = names(material, short=True)
     said: dict[str, list[str]] = {}
+
     for slowed, part in parts:
         for row in part.to_dict("records"):
             if row["bytes"].center == 0:
                 time = f"{labels.slowed(slowed)} {text.quantity(row['seconds'])}"
                 said.setdefault(name(str(row["series"])), []).append(time)
+
     return "".join(
         f"Nor is {who}: it sends nothing, its workers share one host's memory (virtual seconds: "
         f"{'; '.join(times)}). "
@@ -130,6 +136,7 @@ def missed(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> str
     """Names those whose median run did not arrive, straggler by straggler."""
     name = names(material, short=True)
     said = []
+
     for slowed, part in parts:
         late = [
             f"{name(str(row['series']))} {text.quantity(row['seconds'])}"
@@ -138,6 +145,7 @@ def missed(parts: Sequence[tuple[str, pd.DataFrame]], material: Material) -> str
         ]
         if late:
             said.append(f"{labels.slowed(slowed)}: {', '.join(late)}")
+
     return (
         f"Not on the picture, since their median run did not arrive: {'; '.join(said)}. "
         if said
@@ -160,9 +168,11 @@ def _panel(
     ax.set_xscale("log")
     ax.set_yscale("log")
     rows = {str(row["cell_id"]): row for row in part.to_dict("records")}
+
     for cell_id, row in rows.items():
         x = row["seconds"].center
         y = row["bytes"].center
+
         if cell_id not in on_front and math.isfinite(x) and y > 0:
             look = looks[_family(row["strategy"])]
             pale: dict[str, Any] = {
@@ -172,6 +182,7 @@ def _panel(
                 "markeredgewidth": 0,
             }
             ax.plot([x], [y], look.marker, gid="beaten", zorder=2, **pale)
+
     chosen = [rows[cell_id] for cell_id in on_front]
     _stairs(ax, [(row["seconds"].center, row["bytes"].center) for row in chosen])
     for row in chosen:
@@ -180,6 +191,7 @@ def _panel(
     ax.set_ylabel("bytes to target")
     ax.grid()
     ax.set_axisbelow(True)
+
     for position, label in enumerate(called):
         ax.annotate(
             f"{position + 1}  {label}",
@@ -216,9 +228,11 @@ def _ranges(ax: Axes, row: Mapping[Any, Any], look: Look) -> None:
     x = seconds.center
     y = amount.center
     line: dict[str, Any] = {"color": look.color, "linewidth": 0.8, "zorder": 2.6}
+
     if math.isfinite(seconds.high):
         ax.hlines(y, seconds.low, seconds.high, **line)
         ax.vlines(x, amount.low, amount.high, **line)
+
     ax.plot(
         [x],
         [y],
@@ -244,6 +258,7 @@ def _share(axes: Sequence[Axes]) -> None:
         high = max(ends)
         room = max((high / low) ** 0.07, 1.12)
         steps = (1.0, 3.0) if high > 8 * low else (1.0, 2.0, 5.0)
+
         for ax in axes:
             (ax.set_xlim, ax.set_ylim)[axis](low / room, high * room)
             scale = (ax.xaxis, ax.yaxis)[axis]
@@ -262,16 +277,19 @@ def _numbers(ax: Axes, part: pd.DataFrame, on_front: Sequence[str]) -> None:
     """
     spots = centers(part, "seconds", "bytes")
     taken: list[tuple[float, float]] = []
+
     for position, cell_id in enumerate(on_front):
         x, y = (
             float(value) * 72 / ax.figure.dpi for value in ax.transData.transform(spots[cell_id])
         )
         dx = -5.0
         dy = -5.0
+
         # Down and to the left there are no other points: whoever stood there would beat this one.
         while any(math.hypot(x + dx - a, y + dy - b) < NEAR_PT for a, b in taken):
             dx = dx - 3.0
             dy = dy - 3.0
+
         taken.append((x + dx, y + dy))
         far = dx < -8
         ax.annotate(

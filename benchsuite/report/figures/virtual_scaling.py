@@ -64,22 +64,26 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     workloads = list(dict.fromkeys(table["workload"]))
     across = spec.values["columns"][0]
     down = spec.values["rows"][0]
+
     for workload in workloads:
         suffix = f"_{workload.replace('/', '_')}" if len(workloads) > 1 else ""
         mine = table[table["workload"] == workload]
         drawn = [
             y for y in spec.values["y"] if (mine[_COLUMNS.get(y, y)].map(lambda s: s.n) > 0).any()
         ]
+
         if not across and not down:
             if drawn:
                 panels = [[Panel(_with(mine, y), y, QUANTITIES[y].label) for y in drawn]]
                 drawings.append(_drawing(f"{spec.name}{suffix}", panels, material))
             continue
+
         for y in drawn:
             name = spec.name if len(spec.values["y"]) == 1 else f"{spec.name}_{y}"
             drawings.append(
                 _drawing(f"{name}{suffix}", _grid(_with(mine, y), y, across, down), material)
             )
+
     return drawings
 
 
@@ -128,6 +132,7 @@ def _drawing(name: str, panels: Sequence[Sequence[Panel]], material: Material) -
     )
     counts = sorted(set(table["replicas"]))
     quantities = list(dict.fromkeys(panel.y for line in panels for panel in line))
+
     for r, line in enumerate(panels):
         for c, panel in enumerate(line):
             ax = layout.axes[r][c]
@@ -142,6 +147,7 @@ def _drawing(name: str, panels: Sequence[Sequence[Panel]], material: Material) -
                 first=c == 0 and len(quantities) == 1,
                 last=r == len(panels) - 1,
             )
+
     for y in quantities:
         axes = [
             layout.axes[r][c]
@@ -150,6 +156,7 @@ def _drawing(name: str, panels: Sequence[Sequence[Panel]], material: Material) -
             if panel.y == y
         ]
         share_limits(axes, y)
+
     boxes = [box for line in layout.cells for box in line]
     return Drawing(
         name,
@@ -174,12 +181,14 @@ def _caption(table: pd.DataFrame, material: Material, quantities: Sequence[str])
         else ""
     )
     goal = ""
+
     if arrives:
         target = material.in_virtual_time.target(str(table["workload"].iloc[0]))
         if target:
             sign = "≥" if target["direction"] == "max" else "≤"
             unit = str(target.get("unit") or "")
             goal = f" Target: {target['metric']} {sign} {target['target']:g}{unit}."
+
     timing = " Times only: no gradient was computed." if set(table["gradients"]) == {"none"} else ""
     return (
         f"{meanings[0].upper()}{meanings[1:]}. Line: median, bar: range or "
@@ -194,6 +203,7 @@ def _by_size(table: pd.DataFrame) -> str:
     E.g. `k sync: backup_workers = 1, 2 with 4, 16 workers.`
     """
     said = []
+
     for series, rows in table[table["by_size"] != ""].groupby("series", sort=False):
         pairs = sorted(
             {(int(n), str(text)) for n, text in zip(rows["replicas"], rows["by_size"], strict=True)}
@@ -202,6 +212,7 @@ def _by_size(table: pd.DataFrame) -> str:
         values = ", ".join(text.partition("=")[2] for _, text in pairs)
         sizes = ", ".join(str(n) for n, _ in pairs)
         said.append(f" {labels.label(str(series))}: {name} = {values} with {sizes} workers.")
+
     return "".join(said)
 
 
@@ -209,12 +220,14 @@ def _lines(ax: Axes, table: pd.DataFrame, material: Material, column: str) -> bo
     """Draws one line per series and returns whether a median was never reached."""
     missed = False
     series = list(dict.fromkeys(table["series"]))
+
     for position, name in enumerate(series):
         points = table[table["series"] == name].sort_values("replicas")
         shift = 2 ** (
             0.09 * (position - (len(series) - 1) / 2)
         )  # bars of several series beside each other
         missed |= draw_line(ax, points, column, material.looks[name], shift)
+
     return missed
 
 
@@ -226,6 +239,7 @@ def _theory(ax: Axes, y: str, table: pd.DataFrame, counts: Sequence[int]) -> Non
         "linestyle": (0, (1, 1.6)),
         "gid": "theory",
     }
+
     if y == "staleness":
         ax.plot(counts, [n - 1 for n in counts], **style)
     # The slowest of N exponential times takes H_N = 1 + 1/2 + .. + 1/N means, a gradient one.

@@ -38,11 +38,13 @@ def draw(spec: FigureSpec, material: Material) -> list[Drawing]:
     """
     y = spec.values["y"][0]
     drawings = []
+
     for suffix, table in worlds(spec, material):
         pairs = both(table)
         if pairs.empty:
             continue
         columns = []
+
         for slowed in stragglers(pairs):
             mine = pairs[pairs["straggler"] == slowed].to_dict("records")
             marks = {(str(row["base"]), str(row["tuning"])): Mark(row[y]) for row in mine}

@@ -121,16 +121,19 @@ def label(cell: Cell, variant: str = "") -> str:
     rest = variant.split()
     said = plugins.stem(cell.parallel)
     says = declared.where_known("parallel", cell.parallel)
+
     if isinstance(says, declared.Parallel) and says.stages:
         schedule = str(options.get("schedule", ""))
         chunks = int(options.get("num_chunks", 0)) or says.several_chunks.get(schedule, 1)
         said += f" {labels.short(schedule)} m={options.get('num_micro_batches')}"
         said += f" V={chunks}" if chunks > 1 else ""
         rest = [each for each in rest if each.partition("=")[0] not in _PIPELINE]
+
     if cell.num_workers == 1:
         said = ALONE
     elif is_divided(cell) and cell.replicas > 1:
         said = f"{cell.replicas} × {said}"
+
     sync = plugins.stem(cell.sync)
     parts = [said, *([] if sync == Cell.sync else [labels.label(sync)])]
     if cell.replicas > 1 and not declared.label_with_topology(sync):
@@ -158,12 +161,14 @@ def tabulate(spec: FigureSpec, material: Material) -> Table:
     rows: list[tuple[tuple[str, int], int, list[Value]]] = []
     bold = {column.key: best(table, column) for column in COLUMNS}
     order = {workload: place for place, workload in enumerate(dict.fromkeys(table["workload"]))}
+
     for place, row in enumerate(table.to_dict("records")):
         values = [_value(column, row, bold[column.key]) for column in COLUMNS]
         values.append(Value(_notes(row, material)))
         rows.append(
             ((row["workload"], row["ranks"]), place, [Value(row["label"]), *_place(row), *values])
         )
+
     for each in refused:
         name = _workload(each.cell)
         order.setdefault(name, len(order))
@@ -177,6 +182,7 @@ def tabulate(spec: FigureSpec, material: Material) -> Table:
                 [Value(label(each.cell)), *_place(row), *empty, note],
             )
         )
+
     rows.sort(key=lambda entry: (order[entry[0][0]], entry[0][1], entry[1]))
     groups = [group for group, _, _ in rows]
     breaks = [place > 0 and groups[place] != groups[place - 1] for place in range(len(groups))]
@@ -190,10 +196,12 @@ def tabulate(spec: FigureSpec, material: Material) -> Table:
     headings.append(("notes", "flags, servers, and what is missing"))
     printed = [values for _, _, values in rows]
     same = []
+
     if len(order) == 1:  # said once
         headings.pop(1)
         printed = [[values[0], *values[2:]] for values in printed]
         same = list(order)
+
     ids = [str(cell_id) for cell_id in table["cell_id"]]
     caption = _caption(table, same, material, ids)
     return Table(spec.name, caption, headings, printed, breaks, _numbers(table), ids)
@@ -207,6 +215,7 @@ def best(table: pd.DataFrame, column: Column) -> set[str]:
     chosen: set[str] = set()
     if not column.better or table.empty:
         return chosen
+
     for _, group in table.groupby(list(GROUP), sort=False):
         members = {
             row["cell_id"]: row[column.key]
@@ -217,6 +226,7 @@ def best(table: pd.DataFrame, column: Column) -> set[str]:
         }
         ties = tied(members, column.key, least=column.better == "min")
         chosen |= set(ties) if len(ties) < len(members) else set()
+
     return chosen
 
 
@@ -257,14 +267,17 @@ def _value(column: Column, row: Mapping[Any, Any], bold: set[str]) -> Value:
     summary: Summary = row[column.key]
     if summary.n == 0:
         return Value(text.EMPTY, sort=math.inf)
+
     if column.wall and row["oversubscribed"]:
         return Value(
             text.EMPTY, f"({row['world_size']} ranks, {row['cores'] or 'fewer'} cores)", math.inf
         )
+
     if column.key == "held_parameters":
         share = summary.center / row["num_parameters"].center
         part = f"({100 * share:.0f} %)" if share < 0.995 else ""
         return Value(text.si(summary.center, "").strip(), part, summary.center)
+
     factor, prefix = text.prefix(summary.center) if column.si else (1.0, "")
     phrase, spread = text.parts(summary, scale=column.scale / factor)
     if column.key == "peak_model_bytes":
@@ -329,6 +342,7 @@ def _caption(
 def _numbers(table: pd.DataFrame) -> pd.DataFrame:
     """The same rows as plain numbers, for CSV."""
     rows = []
+
     for record in table.to_dict("records"):
         keys = (
             "cell_id",
@@ -343,8 +357,11 @@ def _numbers(table: pd.DataFrame) -> pd.DataFrame:
             "oversubscribed",
         )
         row: dict[str, Any] = {key: record[key] for key in keys}
+
         for quantity in QUANTITIES:
             summary: Summary = record[quantity]
             row |= {f"{quantity}_{end}": getattr(summary, end) for end in ("center", "low", "high")}
+
         rows.append(row)
+
     return pd.DataFrame(rows)

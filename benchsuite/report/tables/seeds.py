@@ -36,6 +36,7 @@ def tabulate(spec: FigureSpec, material: Material) -> Table:
     workers = names["replicas"].nunique() > 1
     rows = []
     numbers = []
+
     for name in names.to_dict("records"):
         runs = [run for run in material.runs if run.cell_id == name["cell_id"]]
         row = [Value(str(name["workload"]))]
@@ -43,6 +44,7 @@ def tabulate(spec: FigureSpec, material: Material) -> Table:
         row += [Value(str(name["replicas"]), sort=float(name["replicas"]))] if workers else []
         rows.append([*row, Value(str(len(runs)), sort=float(len(runs))), *_values(runs)])
         numbers.append(_numbers(name, runs))
+
     headings = [("workload", "what is trained")]
     headings += [("strategy", "sync, topology")] if several else []
     headings += [("workers", "ranks that compute gradients")] if workers else []
@@ -74,6 +76,7 @@ def answer(material: Material) -> list[Sentence]:
     said: list[Sentence] = []
     if (material.names["replicas"] > 1).any():
         return said
+
     for name in material.names.to_dict("records"):
         runs = [run for run in material.runs if run.cell_id == name["cell_id"]]
         if not runs or not runs[0].result.get("target"):
@@ -92,6 +95,7 @@ def answer(material: Material) -> list[Sentence]:
                 f"{_between(min(at), max(at), ' to ')} in all.",
             )
         )
+
     return said
 
 
@@ -105,10 +109,12 @@ def _values(runs: Sequence[Run]) -> list[Value]:
     if not runs or not runs[0].result.get("target"):
         return [Value(text.EMPTY, sort=math.inf)] * (len(LEVELS) + 4)
     values = []
+
     for level in LEVELS:
         k = sum(map(math.isfinite, _arrivals(runs, level)))
         n = len(runs)
         values.append(Value(f"{k} of {n}", f"≥ {text.at_least(lower_share(k, n))}", sort=k / n))
+
     at = _arrivals(runs, "target")
     center, spread = text.parts(summarize(at))
     low, high = quartiles(at)
@@ -132,6 +138,7 @@ def _numbers(name: Mapping[Hashable, Any], runs: Sequence[Run]) -> dict[str, Any
     row = {key: name[key] for key in ("cell_id", "workload", "series", "replicas")} | {
         "n": len(runs)
     }
+
     for level in LEVELS:
         at = _arrivals(runs, level)
         k = sum(map(math.isfinite, at))
@@ -145,6 +152,7 @@ def _numbers(name: Mapping[Hashable, Any], runs: Sequence[Run]) -> dict[str, Any
             f"samples_to_{level}_min": min(at, default=math.nan),
             f"samples_to_{level}_max": max(at, default=math.nan),
         }
+
     return row
 
 
@@ -154,6 +162,7 @@ def _between(low: float, high: float, joined: str = "–") -> str:
 
 def _caption(material: Material, names: pd.DataFrame, ids: list[str]) -> str:
     stated = []
+
     for workload in dict.fromkeys(names["workload"]):
         target = material.target(str(workload))
         if target:
@@ -165,6 +174,7 @@ def _caption(material: Material, names: pd.DataFrame, ids: list[str]) -> str:
             stated.append(
                 f"{workload}: {target['metric']} {relation} {levels}{unit}{twice}, {every}"
             )
+
     return (
         f"{'; '.join(stated)}. A seed that did not arrive is infinite, and stays in median, middle "
         "half and range. Shares: lower 95 % bounds, one-sided (Clopper and Pearson). "

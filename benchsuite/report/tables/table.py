@@ -179,15 +179,19 @@ def tabulate(spec: FigureSpec, material: Material) -> Table:
     rows = []
     groups = [_group(name) for name, _ in records]
     breaks = [index > 0 and groups[index] != groups[index - 1] for index in range(len(groups))]
+
     for name, fact in records:
         row = [*_named(name, shape), _count(name["cell_id"], material)]
+
         for column in shape.columns:
             summary = fact.get(column.key, _NONE)
             is_best = name["cell_id"] in bold[column.key]
             row.append(_value(column, summary, fact.get("n", 0), bold=is_best))
+
         if shape.with_notes:
             row.append(Value(_notes(name["cell_id"], fact, material)))
         rows.append(row)
+
     ids = list(names["cell_id"])
     shown = [
         fact[column.key] for _, fact in records for column in shape.columns if column.key in fact
@@ -247,9 +251,11 @@ def _headings(names: pd.DataFrame, shape: _Shape, material: Material) -> list[tu
         for workload in names["workload"]
     }
     final = metrics.pop() if len(metrics) == 1 else "final metric"
+
     for column in shape.columns:
         heading = final if column.key == "final_metric" else column.heading
         headings.append((heading, column.meaning))
+
     headings += [("notes", "flags, and what is missing")] if shape.with_notes else []
     return headings
 
@@ -308,9 +314,11 @@ def _facts(material: Material) -> dict[str, dict[str, Any]]:
     """Cell id -> column key -> `Summary`, and the flags of the cell."""
     tables = (material.scaling, material.targets, material.traffic)
     table = per_cell(material.frame, ["staleness_mean", "policy_lag_mean"]).set_index("cell_id")
+
     for other in tables:
         fresh = other.set_index("cell_id")
         table = table.join(fresh[[column for column in fresh if column not in table]])
+
     return {
         str(cell_id): {
             key: row[_SOURCES.get(key, key)] for key in COLUMNS if _SOURCES.get(key, key) in table
@@ -353,24 +361,30 @@ def _value(column: Column, summary: Summary, n: int, *, bold: bool) -> Value:
     phrase, spread = text.parts(summary, scale=column.scale / factor)
     if column.si and math.isfinite(summary.center):
         phrase = f"{phrase} {prefix}B"
+
     if math.isinf(summary.center):
         phrase, _, spread = phrase.partition(" (")
         spread = f"({spread}"
     elif summary.n < n:
         spread = f"{spread}, n = {summary.n}".removeprefix(", ")
+
     return Value(phrase, spread, summary.center, bold)
 
 
 def _best(column: Column, records: list[tuple[Any, dict[str, Any]]]) -> set[str]:
     """Cell ids that are printed bold: the best of each group and the ties within its interval."""
     groups: dict[tuple[Any, ...], list[tuple[str, Summary]]] = {}
+
     for name, fact in records:
         summary = fact.get(column.key, _NONE)
         flagged = column.wall and fact and (fact["oversubscribed"] or fact["num_contended"])
+
         if column.better and summary.n and not flagged and math.isfinite(summary.center):
             key = _group(name)
             groups.setdefault(key, []).append((name["cell_id"], summary))
+
     chosen: set[str] = set()
+
     for members in groups.values():
         pick: Callable[..., Any] = max if column.better == "max" else min
         best: Summary = pick(
@@ -381,6 +395,7 @@ def _best(column: Column, records: list[tuple[Any, dict[str, Any]]]) -> set[str]
         ties = {cell_id for cell_id, s in members if s.low <= best.high and s.high >= best.low}
         if len(ties) < len(members):
             chosen |= ties
+
     return chosen
 
 
@@ -424,19 +439,23 @@ def _tuned(cell_id: str, material: Material) -> list[str]:
         if run.cell_id == cell_id and run.result.get("tuning")
     ]
     said = []
+
     for tuning in chosen:
         tried = [trial["lr_factor"] for trial in tuning["trials"]]
         edge = ": the edge of the grid" if tuning["lr_factor"] in (min(tried), max(tried)) else ""
         said.append(f"lr x{tuning['lr_factor']:g} of {len(tried)} tried{edge}")
+
     return list(dict.fromkeys(said))
 
 
 def _numbers(records: list[tuple[Any, dict[str, Any]]], columns: list[Column]) -> pd.DataFrame:
     """The same rows as plain numbers, for CSV: centre, low, high, kind of spread, misses."""
     rows = []
+
     for name, fact in records:
         keys = ("cell_id", "workload", "series", "straggler", "spread", "link", "replicas")
         row: dict[str, Any] = {str(key): name[key] for key in keys} | {"n": fact.get("n", 0)}
+
         for column in columns:
             summary: Summary = fact.get(column.key, _NONE)
             row |= {
@@ -444,5 +463,7 @@ def _numbers(records: list[tuple[Any, dict[str, Any]]], columns: list[Column]) -
                 for end in ("center", "low", "high")
             }
             row |= {f"{column.key}_spread": summary.kind, f"{column.key}_misses": summary.misses}
+
         rows.append(row)
+
     return pd.DataFrame(rows)

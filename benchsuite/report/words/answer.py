@@ -67,10 +67,12 @@ def _plain(table: pd.DataFrame) -> pd.DataFrame:
 def _broken(material: Material) -> list[Sentence]:
     """Payload that differs from its prediction: then no byte on the page may be believed."""
     said = []
+
     for world in (material, material.in_virtual_time):
         table = world.traffic if world.runs else world.names.assign(law="")
         called = {cell.id: cell.label for cell in material.cells}
         said += [called[cell_id] for cell_id in table.loc[table["law"] == "broken", "cell_id"]]
+
     if not said:
         return []
     return [
@@ -88,6 +90,7 @@ def _speed(material: Material) -> list[Sentence]:
         & (table["samples_per_s"].map(lambda s: s.n) > 0)
     ]
     rows = largest(clean)
+
     if rows.empty:
         return [
             Sentence(
@@ -96,6 +99,7 @@ def _speed(material: Material) -> list[Sentence]:
                 "not compared.",
             )
         ]
+
     ends = Ends("samples_per_s", "max", "fastest", "slowest", " samples/s")
     count = int(rows["replicas"].iloc[0])
     crowded = table.loc[table["oversubscribed"] & (table["replicas"] > count), "replicas"]
@@ -136,6 +140,7 @@ def _arrival(material: Material) -> list[Sentence]:
     arrived = rows[~missed]
     ends = Ends("samples_to_target", "min", "needed least", "needed most", " samples")
     said = []
+
     if len(arrived) > 1:
         said.append(
             f"With {labels.workers(int(rows['replicas'].iloc[0]))}, to {aim}: "
@@ -147,15 +152,18 @@ def _arrival(material: Material) -> list[Sentence]:
             f"Only {name(only['series'])} reached {aim}, after "
             f"{text.quantity(only['samples_to_target'])} samples"
         )
+
     late = [
         (name(row["series"]), row["samples_to_target"]) for row in rows[missed].to_dict("records")
     ]
+
     if len(late) > MANY:
         said.append(
             f"missed {aim} in half of their runs or more: {listed([who for who, _ in late])}"
         )
     else:
         said += [f"{who} missed {aim}: {text.quantity(summary)}" for who, summary in late]
+
     return [Sentence("Convergence", f"{'; '.join(said)} ({number_of_launches(rows)}).")]
 
 
@@ -165,11 +173,13 @@ def _same_training(material: Material) -> list[Sentence]:
     whole = rows["strategy"].str.fullmatch("synchronous/[^/]+")  # compressed ones train otherwise
     rows = rows[whole & (rows["replicas"] > 1)]
     said = []
+
     for count, group in rows.groupby("replicas"):
         gap = convergence.largest_gap(material.curves, list(group["cell_id"]))
         if not math.isnan(gap):
             alike = "equal in every digit" if gap == 0 else f"at most {gap:.2g} apart"
             said.append(f"{alike} with {labels.workers(int(str(count)))}")
+
     if not said:
         return []
     return [
@@ -241,6 +251,7 @@ def _straggler(material: Material) -> list[Sentence]:
     table = material.scaling[material.scaling["straggler"] != ""]
     name = names(material)
     sentences = []
+
     for (replicas, slowed, _), group in table.groupby(
         ["replicas", "straggler", "workload"], sort=False
     ):
@@ -264,6 +275,7 @@ def _straggler(material: Material) -> list[Sentence]:
                 f"{text.quantity(slow['samples_per_s'])} ({launches}){_gain(fast, slow)}.",
             )
         )
+
     return sentences
 
 

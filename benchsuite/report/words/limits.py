@@ -107,6 +107,7 @@ def limits(material: Material) -> list[tuple[str, str]]:
     if not material.runs:
         return [*virtual, *_preview(material.in_virtual_time)]
     said = [*_crowding(material)]
+
     if all(run.cell.hosts == 1 for run in material.runs):
         said.append(
             (
@@ -123,7 +124,9 @@ def limits(material: Material) -> list[tuple[str, str]]:
                 "the scheduler: it is bound by the CPU.",
             )
         )
+
     said += _preview(material)
+
     if material.names["strategy"].str.startswith("asynchronous").any():
         said.append(
             (
@@ -132,6 +135,7 @@ def limits(material: Material) -> list[tuple[str, str]]:
                 "global batch.",
             )
         )
+
     if "derived" in set(material.frame["payload_source"].dropna()):
         said.append(
             (
@@ -139,6 +143,7 @@ def limits(material: Material) -> list[tuple[str, str]]:
                 "Payload of library collectives is a formula; only the wire column checks it.",
             )
         )
+
     return [*said, *virtual]
 
 
@@ -188,6 +193,7 @@ def _crowding(material: Material) -> Iterable[tuple[str, str]]:
     table = material.scaling
     crowded = table[table["oversubscribed"]]
     cores = sorted({int(run.cost["cores"]) for run in material.runs if run.cost.get("cores")})
+
     if len(crowded):
         machine = f"{cores[0]} cores" if len(cores) == 1 else "too few cores"
         sizes = text.count_of(len(crowded), "cell")
@@ -201,7 +207,9 @@ def _crowding(material: Material) -> Iterable[tuple[str, str]]:
             "which strategy is faster. CPU time, bytes, updates and staleness are counted and stay "
             "valid.",
         )
+
     contended = int(table["num_contended"].sum())
+
     if contended:
         yield (
             "Some runs shared the machine.",

@@ -68,42 +68,50 @@ def _groups(table: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
     """
     ran = table[(table["n"] > 0) & table["every_step"] & (table["ranks"] > 1)]
     groups = {}
+
     for workload in dict.fromkeys(ran["workload"]):
         mine = ran[ran["workload"] == workload]
         for ranks in sorted(set(mine["ranks"])):
             part = mine[mine["ranks"] == ranks]
             if part["kind"].nunique() > 1:
                 groups[str(workload), int(ranks)] = part
+
     return groups
 
 
 def _short(groups: Groups) -> Sentence:
     """Which form keeps least and which sends least, workload by workload."""
     said = []
+
     for quantity, phrase in ((MEMORY, "Least memory per rank"), (BYTES, "Fewest bytes per step")):
         leaders: dict[str, list[tuple[str, int]]] = {}
+
         for key, part in groups.items():
             ties = [row for row, close in _ranked(part, quantity) if close]
             forms = sorted({str(row["form"]) for row in ties})
             if forms:
                 leaders.setdefault(forms[0] if len(forms) == 1 else CLOSE, []).append(key)
+
         places = [
             f"{who} ({_where(keys, groups)})" if len(leaders) > 1 else who
             for who, keys in leaders.items()
         ]
         said += [f"{phrase}: {'; '.join(places)}."] if places else []
+
     return Sentence("Answer", f"At equal ranks, numbers below (≈: {CLOSE}). {' '.join(said)}")
 
 
 def _where(keys: Sequence[tuple[str, int]], groups: Groups) -> str:
     """Where a comparison holds: `cnn/comm on 2 ranks`, with ranks where they differ."""
     said = []
+
     for workload in dict.fromkeys(workload for workload, _ in keys):
         mine = [ranks for name, ranks in keys if name == workload]
         every = [ranks for name, ranks in groups if name == workload]
         said.append(
             workload if mine == every else f"{workload} on {' and '.join(map(str, mine))} ranks"
         )
+
     return ", ".join(said)
 
 
@@ -131,6 +139,7 @@ def _one(workload: str, table: pd.DataFrame, groups: Groups) -> Sentence:
         for row in mine[(mine["ranks"] == 1) & (mine["n"] > 0)].to_dict("records")
         if row[MEMORY].n
     ]
+
     for (name, ranks), part in groups.items():
         if name == workload:
             lost = list(mine.loc[(mine["ranks"] == ranks) & (mine["n"] == 0), "label"])
@@ -139,6 +148,7 @@ def _one(workload: str, table: pd.DataFrame, groups: Groups) -> Sentence:
             sent = _list(part, BYTES, text.si_quantity)
             parts = [f"{ranks} ranks, MiB per rank: {memory}", f"bytes per step: {sent}", *missing]
             said.append("; ".join(parts))
+
     return Sentence(workload, f"{'. '.join(said)} ({number_of_launches(mine[mine['n'] > 0])}).")
 
 
@@ -151,9 +161,11 @@ def _list(part: pd.DataFrame, quantity: str, shown: Callable[[Summary], str]) ->
     if not ranked:
         return "not known"
     said = ""
+
     for row, close in ranked:
         said += (" ≈ " if close else ", ") if said else ""
         said += f"{row['kind']} {shown(row[quantity])}"
+
     return said
 
 
@@ -172,18 +184,22 @@ def _bubble(table: pd.DataFrame) -> list[Sentence]:
         return []
     alike = sum(row["bubble_slots"].center == row["bubble_predicted"].center for row in rows)
     said = []
+
     for ranks in sorted({row["ranks"] for row in rows}):
         counted: dict[str, set[str]] = {}
+
         for row in rows:
             if row["ranks"] == ranks:
                 counted.setdefault(row["label"], set()).add(
                     text.percent(row["bubble_slots"].center, digits=3)
                 )
+
         told = [
             f"{name.removeprefix('pipeline ')} {' or '.join(sorted(each))}"
             for name, each in counted.items()
         ]
         said.append(f"{ranks} stages: {', '.join(told)}")
+
     formula = f"as the formula says in {alike} of {text.count_of(len(rows), 'cell')}"
     phrase = (
         f"Slots in which a stage idles, counted in the order of passes, {formula}. "
@@ -195,10 +211,12 @@ def _bubble(table: pd.DataFrame) -> list[Sentence]:
 def _used(rows: Sequence[Row]) -> str:
     """Bubble and uneven stages together, by the best schedule of each workload."""
     found: dict[str, dict[int, tuple[float, float]]] = {}
+
     for row in rows:
         share = (1 - row["bubble_slots"].center) * row["balance"].center
         mine = found.setdefault(str(row["workload"]), {})
         mine[row["ranks"]] = max(mine.get(row["ranks"], (0.0, 0.0)), (share, row["balance"].center))
+
     told = [
         f"{workload} "
         + ", ".join(
@@ -217,9 +235,11 @@ def _between(table: pd.DataFrame) -> list[Sentence]:
     """Bytes between replicas of several ranks: agreeing less often beside every step."""
     products = table[(table["n"] > 0) & (table["replicas"] > 1) & (table["parts"] > 1)]
     said = []
+
     for workload, part in products.groupby("workload", sort=False):
         rows = [row for row in part.to_dict("records") if row["between_bytes_per_step"].n]
         amounts: dict[str, list[str]] = {}
+
         for row in (row for row in rows if not row["every_step"]):
             same = [
                 each["between_bytes_per_step"]
@@ -231,7 +251,9 @@ def _between(table: pd.DataFrame) -> list[Sentence]:
                 amounts.setdefault(f"{seldom} for {text.si_quantity(same[0])}", []).append(
                     row["label"]
                 )
+
         said += [f"{workload} {amount} ({listed(who)})" for amount, who in amounts.items()]
+
     phrase = "Per step, agreeing less often sends for agreeing in every step"
     return [Sentence("Between replicas", f"{phrase}: {'; '.join(said)}.")] if said else []
 
@@ -247,12 +269,14 @@ def _speed(table: pd.DataFrame) -> list[Sentence]:
         (table["n"] > 0) & ~(table["oversubscribed"] | table["contended"]) & table["every_step"]
     ]
     said = _versus(clean, Ends("samples_per_s", "max", "fastest", "slowest", " samples/s"))
+
     if not said:
         phrase = (
             "No two forms had a core for every rank, and that core to itself: wall-clock times "
             "are not compared."
         )
         return [Sentence("Throughput", phrase)]
+
     return [Sentence("Throughput", f"With a core for every rank: {'; '.join(said)}.")]
 
 
@@ -267,6 +291,7 @@ def _cpu(table: pd.DataFrame) -> list[Sentence]:
 def _versus(table: pd.DataFrame, ends: Ends) -> list[str]:
     """Best and worst of every workload on every number of ranks from 2 on."""
     said = []
+
     for (workload, ranks), part in table.groupby(["workload", "ranks"], sort=False):
         known = part[part[ends.column].map(lambda s: s.n) > 0].assign(series=part["label"])
         if len(known) > 1 and int(str(ranks)) > 1:
@@ -274,12 +299,14 @@ def _versus(table: pd.DataFrame, ends: Ends) -> list[str]:
                 f"{workload} on {ranks} ranks: {versus(known, ends, str)} "
                 f"({number_of_launches(known)})"
             )
+
     return said
 
 
 def _same_training(table: pd.DataFrame, material: Material) -> list[Sentence]:
     """Losses of all forms that do what one process would do, seed by seed."""
     said = []
+
     for workload, part in table[table["every_step"] & (table["n"] > 0)].groupby(
         "workload", sort=False
     ):
@@ -288,6 +315,7 @@ def _same_training(table: pd.DataFrame, material: Material) -> list[Sentence]:
         )
         if len(part) > 1 and not math.isnan(first):
             said.append(f"{workload} {first:.1g}, later {later:.1g}")
+
     if not said:
         return []
     why = (

@@ -80,11 +80,13 @@ def versus(rows: pd.DataFrame, ends: Ends, name: Callable[[str], str]) -> str:
     (best_name, best), (worst_name, worst) = pairs[0], pairs[-1]
     apart = best.low > worst.high if ends.better == "max" else best.high < worst.low
     high, low = (text.quantity(v, scale=ends.scale) + ends.unit for v in (best, worst))
+
     if not apart:
         return (
             f"no difference seen between {best_name}, {high}, and {worst_name}, {low} (the "
             "ranges touch)"
         )
+
     ties = [
         n
         for n, v in pairs[1:-1]

@@ -35,6 +35,7 @@ def answer(material: Material) -> list[Sentence]:
     """The sentences; none where no worker of a virtual cell is slowed."""
     virtual = material.in_virtual_time
     sentences = []
+
     for table in slowed_worlds(virtual):
         same = table[table["tuning"] != TUNED]
         parts = by_straggler(same)
@@ -43,6 +44,7 @@ def answer(material: Material) -> list[Sentence]:
             *(_one(slowed, part, virtual) for slowed, part in parts),
         ]
         sentences += [*_cost(parts, virtual), *_tuning(table, virtual)]
+
     return sentences
 
 
@@ -77,18 +79,22 @@ def _leaders(parts: list[tuple[str, pd.DataFrame]], material: Material) -> str:
     """Who is best on each quantity, straggler by straggler; who always is, is said once."""
     name = names(material, short=True)
     said = []
+
     for column, phrase in (("seconds", "First in virtual time"), ("bytes", "Fewest bytes")):
         leaders: dict[str, list[str]] = {}
+
         for slowed, part in parts:
             best = _ordered(_on_links(part), column)
             if best:
                 leaders.setdefault(name(best[0][0]), []).append(labels.slowed(slowed))
+
         told = [
             who if len(when) == len(parts) else f"{who} ({', '.join(when)})"
             for who, when in leaders.items()
         ]
         if told:
             said.append(f"{phrase}: {'; '.join(told)}.")
+
     return " ".join(said)
 
 
@@ -191,12 +197,14 @@ def _tuning(table: pd.DataFrame, material: Material) -> list[Sentence]:
     if pairs.empty:
         return []
     said = []
+
     for slowed, part in by_straggler(pairs):
         helped, harmed, alike = _changes(part, names(material, short=True))
         phrase = [f"helps {_most(helped)}"] if helped else []
         phrase += [f"harms {_most(harmed)}"] if harmed else []
         phrase += [f"no difference seen for {few(alike)}"] if alike else []
         said.append(f"{_capital(labels.slowed(slowed))}: {'; '.join(phrase)}.")
+
     own = table[table["tuning"] == TUNED]
     tuned = by_straggler(own.assign(series=own["base"]))
     return [
@@ -217,6 +225,7 @@ def _changes(part: pd.DataFrame, name: Name) -> tuple[list[str], list[str], list
     helped = []
     harmed = []
     alike = []
+
     for one, rows in part.groupby("base", sort=False):
         before: Summary = rows.loc[rows["tuning"] != TUNED, "seconds"].iloc[0]
         tuned = rows[rows["tuning"] == TUNED].to_dict("records")[0]
@@ -225,12 +234,14 @@ def _changes(part: pd.DataFrame, name: Name) -> tuple[list[str], list[str], list
             f"{name(str(one))} {factors(tuned)}, {text.quantity(before)} to {text.quantity(after)}"
         )
         gain = math.inf if math.isinf(before.center) else before.center / after.center
+
         if after.high < before.low or (math.isinf(before.center) and math.isfinite(after.center)):
             helped.append((gain, change))
         elif after.low > before.high or (math.isinf(after.center) and math.isfinite(before.center)):
             harmed.append((-gain, change))
         else:
             alike.append(name(str(one)))
+
     first, last = (sorted(each, key=lambda pair: -pair[0]) for each in (helped, harmed))
     return [phrase for _, phrase in first], [phrase for _, phrase in last], alike
 

@@ -48,6 +48,7 @@ def _waiting(material: Material, name: Name) -> list[Sentence]:
         return []
     table = table[table["replicas"] == table["replicas"].max()]
     said = []
+
     for spread, rows in table.groupby("spread", sort=False):
         shares = [
             (name(s), w.center) for s, w in zip(rows["series"], rows["waiting"], strict=True) if w.n
@@ -55,6 +56,7 @@ def _waiting(material: Material, name: Name) -> list[Sentence]:
         if len(shares) > 1:
             shares.sort(key=lambda pair: pair[1])
             said.append(f"{spread}: " + ", ".join(f"{who} {share:.0%}" for who, share in shares))
+
     stale = [
         (name(s), w.center)
         for s, w in zip(table["series"], table["staleness"], strict=True)
@@ -87,6 +89,7 @@ def _arrival(material: Material, name: Name) -> list[Sentence]:
     told = [world["workload"].iloc[0] for world in slowed_worlds(material.in_virtual_time)]
     table = table[(table["tuning"] == "same") & ~table["workload"].isin(told)]
     sentences = []
+
     for workload, part in table.groupby("workload", sort=False):
         several = part.groupby("replicas")["series"].nunique()
         several = several[several > 1]
@@ -100,12 +103,15 @@ def _arrival(material: Material, name: Name) -> list[Sentence]:
             "seconds: "
         )
         arrived = rows[rows["virtual_seconds_to_target"].map(lambda s: math.isfinite(s.center))]
+
         if len(worlds) == 1 and len(arrived) > 1:
             ends = Ends("virtual_seconds_to_target", "min", "first", "last", " virtual s")
             phrase += f"{versus(arrived, ends, name)}{_missed(rows, name)}"
         else:
             phrase += f"{_firsts(worlds, name)}{_margin(worlds, name)}{_missed(rows, name)}"
+
         sentences.append(Sentence("Time to target", f"{phrase} ({number_of_launches(rows)})."))
+
     return sentences
 
 
@@ -133,6 +139,7 @@ def _firsts(worlds: list[pd.DataFrame], name: Name) -> str:
     A tie counts for nobody.
     """
     firsts: Counter[str] = Counter()
+
     for world in worlds:
         pairs = sorted(_times(world, name), key=lambda pair: pair[1].center)
         if (
@@ -143,6 +150,7 @@ def _firsts(worlds: list[pd.DataFrame], name: Name) -> str:
             firsts[pairs[0][0]] += 1
         else:
             firsts["nobody clearly"] += 1
+
     many = f"of {text.count_of(len(worlds), 'world')} (compute times x links)"
     said = [f"{who} first in {count}" for who, count in firsts.most_common()]
     return f"{listed(said)} {many}"
@@ -151,16 +159,19 @@ def _firsts(worlds: list[pd.DataFrame], name: Name) -> str:
 def _margin(worlds: list[pd.DataFrame], name: Name) -> str:
     """The world in which the first and the last are furthest apart, with both numbers."""
     best: tuple[float, str] = (1.0, "")
+
     for world in worlds:
         pairs = [pair for pair in _times(world, name) if math.isfinite(pair[1].center)]
         if len(pairs) < 2:
             continue
         pairs.sort(key=lambda pair: pair[1].center)
         (first, low), (last, high) = pairs[0], pairs[-1]
+
         if low.high < high.low and high.center / low.center > best[0]:
             where = f"{world['spread'].iloc[0]} times, links {world['link'].iloc[0]}"
             numbers = f"{first} {text.quantity(low)}, {last} {text.quantity(high)}"
             best = (high.center / low.center, f"; furthest apart with {where}: {numbers}")
+
     return best[1]
 
 

@@ -70,10 +70,12 @@ def measured(
     cost |= _wire(ranks)
     cost |= _curve_costs(ranks, result, begin)
     raw = _raw(workers, ranks)
+
     if server is not None:
         raw |= _raw_of_server(server)
         if one_host:
             raw |= _raw_of_one_host(ranks, server)
+
     if "queue_length" in raw:
         cost["queue_length"] = lag.extent(raw["queue_length"])
     return cost, raw
@@ -118,6 +120,7 @@ def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:
     if len({rank["host"] for rank in ranks}) == 1:
         return list(ranks)
     aligned: list[Rank] = []
+
     for rank in ranks:
         origin = rank["start_ns"]
         steps = dict(rank["steps"])
@@ -126,10 +129,13 @@ def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:
         moved = {**rank, "start_ns": 0, "end_ns": rank["end_ns"] - origin, "steps": steps}
         shots = rank["snapshots"]
         moved["snapshots"] = {**shots, "time_ns": [at - origin for at in shots["time_ns"]]}
+
         if rank["evaluations"]:
             times = [at - origin for at in rank["evaluations"]["time_ns"]]
             moved["evaluations"] = {**rank["evaluations"], "time_ns": times}
+
         aligned.append(moved)
+
     return aligned
 
 
@@ -144,6 +150,7 @@ def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Windo
     starts = []
     ends = []
     sizes = []
+
     for worker, taken_steps in zip(workers, counts, strict=True):
         steps = worker["steps"]
         starts.append((np.array(steps["start_ns"][:taken_steps], dtype=np.float64) - begin) * NS)
@@ -151,6 +158,7 @@ def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Windo
         sizes.append(
             np.array(steps["samples"][:taken_steps], dtype=np.float64) * parts.counts(worker)
         )
+
     if apart(ranks):
         return window.apart(starts, ends, sizes)
     shortest = min(counts)
@@ -196,15 +204,18 @@ def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]
     """Medians over the worker steps after the warm-up."""
     dropped = measured.warmup_steps if measured else 0
     columns: dict[str, list[float]] = {"data": [], "compute": [], "blocked": [], "update": []}
+
     for worker in workers:
         steps = worker["steps"]
         per_worker = dropped if not apart(workers) else dropped // len(workers)
+
         for at in range(per_worker, taken(worker)):
             parts = [steps[f"{name}_ns"][at] for name in ("data", "compute", "blocked")]
             columns["data"].append(parts[0])
             columns["compute"].append(parts[1])
             columns["blocked"].append(parts[2])
             columns["update"].append(steps["end_ns"][at] - steps["start_ns"][at] - sum(parts))
+
     names = {
         "data": "data_s",
         "compute": "compute_s",
@@ -256,12 +267,14 @@ def _lock_wait_share(cell: Cell, server: Mapping[str, Any] | None, worker_s: flo
 
 def _wire(ranks: Sequence[Rank]) -> dict[str, Any]:
     read = [rank["wire"] for rank in ranks if rank["wire"]["bytes"] is not None]
+
     if not read:
         return {
             "wire_bytes": None,
             "wire_idle_bytes": None,
             "wire_reason": ranks[0]["wire"]["reason"],
         }
+
     return {
         "wire_bytes": sum(wire["bytes"] for wire in read),
         "wire_idle_bytes": sum(wire["idle_bytes"] for wire in read),
@@ -277,12 +290,14 @@ def _evaluation_times(ranks: Sequence[Rank], curve: Mapping[str, Any]) -> list[i
     times: list[int] = list(curve["time_ns"])
     if owner["snapshot_of"] != "mean":
         return times
+
     for rank in ranks:
         taken_at = rank["snapshots"]
         for position, samples in enumerate(owner["snapshots"]["samples"][: len(times)]):
             index = bisect.bisect_right(taken_at["samples"], samples) - 1
             if index >= 0:
                 times[position] = max(times[position], taken_at["time_ns"][index])
+
     return times
 
 

@@ -28,10 +28,12 @@ def section(
     per_rollout = workers[0].get("per_rollout", 0)
     if not per_rollout:
         return {}
+
     if workers[0]["snapshot_of"] == "servers":
         lags = [] if server is None else list(_of_pushes(workers, server["log"], per_rollout))
     else:
         lags = [lag for worker in workers for lag in _of_steps(cell, worker, per_rollout)]
+
     return {"policy_lag": summary(lags)}
 
 
@@ -70,6 +72,7 @@ def _of_pushes(
     }
     collected: dict[tuple[int, int], int] = {}  # worker, rollout -> version
     taken: dict[int, int] = {}
+
     for worker, tag, read, before in zip(
         log["worker"], log["tag"], log["version_read"], log["version_before"], strict=True
     ):
@@ -82,9 +85,11 @@ def _of_pushes(
 def _of_steps(cell: Cell, worker: Rank, per_rollout: int) -> Iterable[int]:
     steps = worker["steps"]
     count = sum(1 for samples in steps["samples"] if samples)
+
     if worker["apart"] and worker["snapshot_of"] == "replica":
         index = steps["index"]
         return [index[at] - index[at - at % per_rollout] for at in range(count)]
+
     says = declared.where_known("sync", cell.sync)
     late = isinstance(says, declared.Strategy) and says.lag_by_one
     return [at % per_rollout + (late and at >= per_rollout) for at in range(count)]

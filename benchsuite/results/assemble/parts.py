@@ -52,13 +52,16 @@ def section(cell: Cell, ranks: Sequence[Rank], payload: Traffic | None) -> dict[
 
     inside = None
     between = None
+
     if payload is not None:
         inside = 0
+
         for (source, destination), num_bytes in payload.payload.items():
             # A server is in no replica, so what it sends is never inside of one.
             replica = _replica(cell, source)
             if replica is not None and replica == _replica(cell, destination):
                 inside += num_bytes
+
         between = payload.payload_bytes - inside
 
     facts = []
