@@ -112,10 +112,12 @@ class Tree:
         A user's file is named by its kind, its own name and its content, like `sync:mine@1f0a..`.
         """
         begin = self._members(cell)
+
         if cell.clock == "virtual":
             begin += ROOTS["simulator"]
         else:
             begin += ROOTS["rank"] + ROOTS["assembly"] + self._engine(cell.cluster)
+
         if cell.tuning == "per_strategy":
             begin += ROOTS["tuning"]
         return self._reach(begin)
@@ -137,6 +139,7 @@ class Tree:
         member = plugins.find(kind, reference)
         if not member.given_by_path:
             return (f"{plugins.KINDS[kind][1]}.{member.name}",)
+
         return tuple(self._user_node(kind, path) for path in _files_of_user(member))
 
     def _engine(self, reference: str) -> tuple[str, ...]:
@@ -149,6 +152,7 @@ class Tree:
             name = f"{kind}:{path.stem}@{file.digest[:16]}"
             self._user_nodes[path] = name
             self._files[name] = file
+
         return self._user_nodes[path]
 
     # -- the graph -----------------------------------------------------------------------------
@@ -156,6 +160,7 @@ class Tree:
     def _reach(self, begin: Iterable[str]) -> frozenset[str]:
         """The given modules, their packages, and all that these import, and so on."""
         begin = frozenset(begin)
+
         if begin not in self._reached:
             found: set[str] = set()
             waiting: list[str] = []
@@ -166,7 +171,9 @@ class Tree:
                 if node not in found:
                     found.add(node)
                     waiting += self._next(node)
+
             self._reached[begin] = frozenset(node for node in found if not node.endswith(_ASKED))
+
         return self._reached[begin]
 
     def _start(self, module: str) -> list[str]:
@@ -178,6 +185,7 @@ class Tree:
                 f"code_id starts with {module}, and the project has no such module: "
                 f"put the one that took its place into ROOTS of {Path(__file__).name}"
             )
+
         return self._executed(module)
 
     def _next(self, node: str) -> list[str]:
@@ -190,6 +198,7 @@ class Tree:
             for name in names:
                 executed.update(self._executed(name))
             self._edges[node] = sorted(executed - {node})
+
         return self._edges[node]
 
     def _executed(self, name: str) -> list[str]:
@@ -206,12 +215,14 @@ class Tree:
             path = self._paths[module]
             package = module if path.name == "__init__.py" else module.rpartition(".")[0]
             self._files[module] = _File.parse(self._read(path), package, path)
+
         return self._files[module]
 
     def _digest(self, modules: frozenset[str]) -> str:
         if modules not in self._digests:
             named = [f"{module}\0{self._file(module).digest}\0" for module in sorted(modules)]
             self._digests[modules] = checksum("".join(named).encode())[:12]
+
         return self._digests[modules]
 
 
@@ -228,10 +239,12 @@ def _project_files() -> dict[str, Path]:
     folders = {plugins.PACKAGE.name: plugins.PACKAGE}
     folders |= {prefix: folder for folder, prefix, _ in plugins.KINDS.values()}
     found = {}
+
     for prefix, folder in folders.items():
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder).with_suffix("").parts
             found[".".join([prefix, *parts]).removesuffix(".__init__")] = path
+
     return found
 
 
@@ -263,6 +276,7 @@ def _parsed(content: bytes, package: str) -> _File:
     for statement in ast.parse(content).body:
         is_getattr = isinstance(statement, ast.FunctionDef) and statement.name == "__getattr__"
         (when_asked if is_getattr else at_import).append(statement)
+
     return _File(
         digest=checksum(content),
         imports=tuple(_imported(at_import, package)),
@@ -291,6 +305,7 @@ def _absolute(node: ast.ImportFrom, package: str) -> str:
     """The module that names are imported from: one dot is the package, two the one around it."""
     if not node.level:
         return node.module or ""
+
     parts = package.split(".")
     base = parts[: len(parts) - (node.level - 1)]
     return ".".join([*base, node.module] if node.module else base)
@@ -300,5 +315,6 @@ def _is_false_on_import(test: ast.expr) -> bool:
     """Whether a condition is `TYPE_CHECKING` or `__name__ == "__main__"`."""
     if isinstance(test, ast.Compare) and getattr(test.left, "id", "") == "__name__":
         return ast.unparse(test) == "__name__ == '__main__'"
+
     name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
     return name == "TYPE_CHECKING"

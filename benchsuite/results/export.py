@@ -63,6 +63,7 @@ def csv(store: Store, stream: TextIO) -> int:
     writer.writerow(COLUMNS)
     rows = store.rows()
     writer.writerows([_field(row[name]) for name in COLUMNS] for row in rows)
+
     return len(rows)
 
 
@@ -79,6 +80,7 @@ def series(store: Store, folder: Path) -> list[Path]:
         "ranks": _ranks,
     }
     paths = []
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, columns in SERIES.items():
@@ -86,16 +88,19 @@ def series(store: Store, folder: Path) -> list[Path]:
             with open(path, "w", encoding="utf-8", newline="") as stream:
                 writer = csv_module.writer(stream, lineterminator="\n")
                 writer.writerow(columns)
+
                 for run in runs:
                     key = (run.run_id, run.cell_id, run.cell.seed, run.cell.clock)
                     writer.writerows(
                         [_field(value) for value in (*key, *point)] for point in points[name](run)
                     )
+
             paths.append(path)
     except OSError as error:
         raise UsageError(
             f"{folder} cannot be written: {error.strerror}; give another --series DIR"
         ) from error
+
     return paths
 
 
@@ -104,10 +109,12 @@ def _curves(run: Run) -> Iterator[tuple[Any, ...]]:
     evaluation.
     """
     loss = run.result.get("loss") or []
+
     for samples, value in zip(
         run.result.get("loss_samples") or [None] * len(loss), loss, strict=False
     ):
         yield "loss", samples, None, None, value
+
     evaluations = run.result.get("evaluations") or {}
     name = (run.result.get("target") or {}).get("metric", "metric")
     points = zip_longest(
@@ -116,6 +123,7 @@ def _curves(run: Run) -> Iterator[tuple[Any, ...]]:
         run.cost.get("evaluation_bytes") or (),
         evaluations.get("metric", ()),
     )
+
     for point in points:
         yield name, *point
 
@@ -142,4 +150,5 @@ def _field(value: Any) -> Any:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
+
     return repr(value) if isinstance(value, float) else value

@@ -107,9 +107,11 @@ class Run:
             raise ValueError("not a run file")
         if not 1 <= schema <= SCHEMA:
             raise ValueError(f"schema {schema}, this version reads 1 to {SCHEMA}")
+
         for section in ("cell", "result", "cost", "raw"):
             if not isinstance(document.get(section, {}), Mapping):
                 raise ValueError(f"{section} is {document[section]!r:.60}, not an object")
+
         known = {"schema", "seed"} | {f for f in Run.__dataclass_fields__ if f != "extra"}
         return Run(
             cell=from_json(document["cell"]),
@@ -155,4 +157,5 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     document = asdict(outcome)
     document["status"] = str(outcome.status)
     document["flags"] = list(outcome.flags)
+
     return document

@@ -96,6 +96,7 @@ class Store:
     def check_writable(self) -> None:
         """Raises StoreError now, rather than after the first cell has been computed."""
         path = self.root / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
+
         with self._one_clear_error():
             self.root.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -111,10 +112,12 @@ class Store:
             if run.cell_id
             else self.root / run.machine / run.cell.id
         )
+
         while True:
             path = folder / f"{run.run_id}.json"
             if self._write_once(path, dumps(run.to_json())):
                 return path
+
             run = dataclasses.replace(run, run_id=new_run_id())
 
     def write_environment(self, machine: str, environment: Mapping[str, Any]) -> str:
@@ -122,6 +125,7 @@ class Store:
         name = environment_id(environment)
         document = json.loads(canonical(environment))
         self._write_once(self.root / machine / ENVIRONMENTS / f"{name}.json", dumps(document))
+
         return name
 
     def write_calibration(self, machine: str, document: Mapping[str, Any]) -> Path:
@@ -132,15 +136,18 @@ class Store:
         started = "".join(letter for letter in str(document["started_at"]) if letter not in "-:")
         path = self.root / machine / CALIBRATIONS / f"{started}-{environment_id(document)[:8]}.json"
         self._write_once(path, dumps(document))
+
         return path
 
     def environment(self, machine: str, environment_id: str) -> dict[str, Any]:
         """The stored environment; {} where the file is missing or broken."""
         path = self.root / machine / ENVIRONMENTS / f"{environment_id}.json"
+
         with contextlib.suppress(OSError, ValueError):
             document = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(document, dict):
                 return document
+
         return {}
 
     def runs(
@@ -151,12 +158,14 @@ class Store:
         paths = [path for path in self._files() if wanted is None or path.parent.name in wanted]
         found: list[Run] = []
         foreign: list[_NoRun] = []
+
         for path in paths:
             stored = _read(path)
             if isinstance(stored, _NoRun):
                 foreign.append(stored)
             elif stored is not None:
                 found.append(stored.run)
+
         if foreign:
             self._warn_once(foreign)
         return sorted(
@@ -197,6 +206,7 @@ class Store:
         """One row per run with the keys of `frame.COLUMNS`, in the order of the run ids."""
         environments: dict[tuple[str, str], dict[str, Any]] = {}
         rows = []
+
         for entry in self._indexed().values():
             machine = entry["machine"]
             environment_id = entry["environment_id"]
@@ -206,6 +216,7 @@ class Store:
             values = dict(zip(columns.COLUMNS, entry["values"], strict=True))
             values["commit"], values["dirty"] = environment.get("commit"), environment.get("dirty")
             rows.append(values)
+
         return sorted(rows, key=lambda values: values["run_id"])
 
     def frame(self) -> pd.DataFrame:
@@ -218,6 +229,7 @@ class Store:
         for name, kind in columns.COLUMNS.items():
             column = [values[name] for values in rows]
             series[name] = pd.array(column, dtype=types[kind])  # type: ignore[call-overload]
+
         return pd.DataFrame(series)
 
     def _files(self) -> Iterator[Path]:
@@ -237,6 +249,7 @@ class Store:
         """
         cached = self._load_cache()
         now = _Cache()
+
         for path in self._files():
             name = str(path.relative_to(self.root))
             stamp = _stamp(path)
@@ -245,6 +258,7 @@ class Store:
             if cached.foreign.get(name) == stamp:
                 now.foreign[name] = stamp
                 continue
+
             entry = cached.files.get(name)
             if entry is None or entry["stamp"] != stamp:
                 stored = _read(path)
@@ -255,13 +269,16 @@ class Store:
                     if stored.stamp is not None:
                         now.foreign[name] = stored.stamp
                     continue
+
                 entry = {
                     "stamp": stored.stamp,
                     "machine": path.parts[-3],
                     "environment_id": stored.run.environment_id,
                     "values": stored.values,
                 }
+
             now.files[name] = entry
+
         if now != cached:
             self._save_cache(now)
         return now.files
@@ -270,6 +287,7 @@ class Store:
         """Warns of those that the cache does not know as foreign, and remembers them there."""
         cache = self._load_cache()
         news = False
+
         for each in foreign:
             name = str(each.path.relative_to(self.root))
             if each.stamp is None or cache.foreign.get(name) != each.stamp:
@@ -277,6 +295,7 @@ class Store:
             if each.stamp is not None and cache.foreign.get(name) != each.stamp:
                 cache.foreign[name] = each.stamp
                 news = True
+
         if news:
             self._save_cache(cache)
 
@@ -286,11 +305,13 @@ class Store:
             document = json.loads((self.root / CACHE).read_text(encoding="utf-8"))
             if document["key"] == _cache_key():
                 return _Cache(document["files"], document["foreign"])
+
         return _Cache()
 
     def _save_cache(self, cache: _Cache) -> None:
         """The cache is a convenience: a folder that cannot be written is read without one."""
         document = {"key": _cache_key(), "files": cache.files, "foreign": cache.foreign}
+
         with contextlib.suppress(OSError):
             temporary = self.root / f"{CACHE}.{os.getpid()}-{secrets.token_hex(4)}"
             try:
@@ -305,6 +326,7 @@ class Store:
         False where the name is taken.
         """
         temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
         with self._one_clear_error():
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -312,6 +334,7 @@ class Store:
                     stream.write(text)
                     stream.flush()
                     os.fsync(stream.fileno())
+
                 return _publish(temporary, path)
             finally:
                 with contextlib.suppress(OSError):
@@ -339,12 +362,15 @@ def _publish(temporary: Path, path: Path) -> bool:
             raise
         if path.exists():
             return False
+
         temporary.replace(path)  # run ids carry 32 random bits: two writers do not meet here
+
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)  # the name survives a power cut too
     finally:
         os.close(descriptor)
+
     return True
 
 
@@ -374,16 +400,19 @@ def _stamp(path: Path) -> _Stamp | None:
         status = path.stat()
     except FileNotFoundError:
         return None
+
     return [status.st_mtime_ns, status.st_size]
 
 
 def _read(path: Path) -> _Stored | _NoRun | None:
     """The run in a file with its row; None where the file is gone."""
     stamp = None
+
     try:
         stamp = _stamp(path)
         if stamp is None:
             return None
+
         run = Run.parse(json.loads(path.read_text(encoding="utf-8")))
         row = columns.row(run)
         values = [columns.typed(name, row[name]) for name in columns.COLUMNS]

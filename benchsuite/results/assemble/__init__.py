@@ -44,6 +44,7 @@ def assemble(
     result: dict[str, Any] = {}
     cost: dict[str, Any] = {}
     raw: dict[str, Any] = {}
+
     if outcome.status == Status.OK:
         ranks = read_ranks(cell, run_dir)
         result = results.deterministic(cell, ranks)
@@ -58,6 +59,7 @@ def assemble(
         cost["provenance"] = "counted" if OVERSUBSCRIBED in flags else "measured"
         if result["diverged_step"] is not None:
             flags.add(DIVERGED)
+
     return Run(
         cell=cell,
         code_id=code_id,

@@ -70,10 +70,12 @@ def measured(
     cost |= _wire(ranks)
     cost |= _curve_costs(ranks, result, begin)
     raw = _raw(workers, ranks)
+
     if server is not None:
         raw |= _raw_of_server(server)
         if one_host:
             raw |= _raw_of_one_host(ranks, server)
+
     if "queue_length" in raw:
         cost["queue_length"] = lag.extent(raw["queue_length"])
     return cost, raw
@@ -117,6 +119,7 @@ def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:
     """
     if len({rank["host"] for rank in ranks}) == 1:
         return list(ranks)
+
     aligned: list[Rank] = []
     for rank in ranks:
         origin = rank["start_ns"]
@@ -129,7 +132,9 @@ def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:
         if rank["evaluations"]:
             times = [at - origin for at in rank["evaluations"]["time_ns"]]
             moved["evaluations"] = {**rank["evaluations"], "time_ns": times}
+
         aligned.append(moved)
+
     return aligned
 
 
@@ -141,9 +146,11 @@ def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Windo
     counts = [taken(worker) for worker in workers]
     if min(counts) < 2:
         return None
+
     starts = []
     ends = []
     sizes = []
+
     for worker, taken_steps in zip(workers, counts, strict=True):
         steps = worker["steps"]
         starts.append((np.array(steps["start_ns"][:taken_steps], dtype=np.float64) - begin) * NS)
@@ -151,8 +158,10 @@ def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Windo
         sizes.append(
             np.array(steps["samples"][:taken_steps], dtype=np.float64) * parts.counts(worker)
         )
+
     if apart(ranks):
         return window.apart(starts, ends, sizes)
+
     shortest = min(counts)
     return window.together(
         *(np.stack([row[:shortest] for row in rows]) for rows in (starts, ends, sizes))
@@ -169,6 +178,7 @@ def _split(rank: Rank, wall_s: float) -> dict[str, Any]:
     compute_s = rank["compute_ns"] * NS
     blocked_s = rank["blocked_ns"] * NS
     tickets_s = rank["ticket_wait_ns"] * NS
+
     return {
         "rank": rank["rank"],
         "role": rank["role"],
@@ -196,21 +206,25 @@ def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]
     """Medians over the worker steps after the warm-up."""
     dropped = measured.warmup_steps if measured else 0
     columns: dict[str, list[float]] = {"data": [], "compute": [], "blocked": [], "update": []}
+
     for worker in workers:
         steps = worker["steps"]
         per_worker = dropped if not apart(workers) else dropped // len(workers)
+
         for at in range(per_worker, taken(worker)):
             parts = [steps[f"{name}_ns"][at] for name in ("data", "compute", "blocked")]
             columns["data"].append(parts[0])
             columns["compute"].append(parts[1])
             columns["blocked"].append(parts[2])
             columns["update"].append(steps["end_ns"][at] - steps["start_ns"][at] - sum(parts))
+
     names = {
         "data": "data_s",
         "compute": "compute_s",
         "blocked": "blocked_comm_s",
         "update": "update_s",
     }
+
     return {
         f"{names[part]}_median": statistics.median(values) * NS if values else None
         for part, values in columns.items()
@@ -225,12 +239,14 @@ def _device(ranks: Sequence[Rank], samples_per_s: float | None) -> dict[str, Any
     used = [rank["device"] for rank in ranks if rank.get("device")]
     if not used:
         return {}
+
     num_devices = len(
         {(rank["host"], rank["device"]["index"]) for rank in ranks if rank.get("device")}
     )
     flops = used[0]["flops_per_sample"]
     ceiling = used[0]["matmul_ceiling_flop_per_s"]
     rate = samples_per_s * flops if samples_per_s and flops else None
+
     return {
         "device_name": used[0]["name"],
         "num_devices": num_devices,
@@ -249,6 +265,7 @@ def _lock_wait_share(cell: Cell, server: Mapping[str, Any] | None, worker_s: flo
     """
     if server is None or cell.options.get(plugins.stem(cell.sync), {}).get("lock") != "exclusive":
         return None
+
     log = server["log"]
     waited_ns = sum(log["apply_ns"]) - sum(log["sent_ns"])
     return float(waited_ns * NS / worker_s)
@@ -262,6 +279,7 @@ def _wire(ranks: Sequence[Rank]) -> dict[str, Any]:
             "wire_idle_bytes": None,
             "wire_reason": ranks[0]["wire"]["reason"],
         }
+
     return {
         "wire_bytes": sum(wire["bytes"] for wire in read),
         "wire_idle_bytes": sum(wire["idle_bytes"] for wire in read),
@@ -277,12 +295,14 @@ def _evaluation_times(ranks: Sequence[Rank], curve: Mapping[str, Any]) -> list[i
     times: list[int] = list(curve["time_ns"])
     if owner["snapshot_of"] != "mean":
         return times
+
     for rank in ranks:
         taken_at = rank["snapshots"]
         for position, samples in enumerate(owner["snapshots"]["samples"][: len(times)]):
             index = bisect.bisect_right(taken_at["samples"], samples) - 1
             if index >= 0:
                 times[position] = max(times[position], taken_at["time_ns"][index])
+
     return times
 
 
@@ -302,6 +322,7 @@ def _curve_costs(ranks: Sequence[Rank], result: Mapping[str, Any], begin: int) -
         if known
         else [None for _ in samples]
     )
+
     at = {
         level: samples.index(count) if count is not None else None
         for level, count in result["samples_to"].items()

@@ -32,6 +32,7 @@ def section(
         lags = [] if server is None else list(_of_pushes(workers, server["log"], per_rollout))
     else:
         lags = [lag for worker in workers for lag in _of_steps(cell, worker, per_rollout)]
+
     return {"policy_lag": summary(lags)}
 
 
@@ -39,6 +40,7 @@ def summary(values: Sequence[int]) -> dict[str, Any] | None:
     """Mean, largest and histogram of whole numbers."""
     if not values:
         return None
+
     histogram: dict[str, int] = {}
     for value in sorted(values):
         histogram[str(value)] = histogram.get(str(value), 0) + 1
@@ -70,6 +72,7 @@ def _of_pushes(
     }
     collected: dict[tuple[int, int], int] = {}  # worker, rollout -> version
     taken: dict[int, int] = {}
+
     for worker, tag, read, before in zip(
         log["worker"], log["tag"], log["version_read"], log["version_before"], strict=True
     ):
@@ -85,6 +88,7 @@ def _of_steps(cell: Cell, worker: Rank, per_rollout: int) -> Iterable[int]:
     if worker["apart"] and worker["snapshot_of"] == "replica":
         index = steps["index"]
         return [index[at] - index[at - at % per_rollout] for at in range(count)]
+
     says = declared.where_known("sync", cell.sync)
     late = isinstance(says, declared.Strategy) and says.lag_by_one
     return [at % per_rollout + (late and at >= per_rollout) for at in range(count)]

@@ -65,6 +65,7 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         "events": _events(cell, ranks),
         "staleness": _staleness(server) if asynchronous else None,
     }
+
     if "data_sha256" in first:  # of a text; other data are what seed and code say
         result["data_sha256"] = first["data_sha256"]
     return result | lag.section(cell, workers, server) | _traffic(cell, ranks, lost)
@@ -83,10 +84,12 @@ def _losses(
         losses, consumed, samples = _losses_handed_out(workers)
     else:
         losses, consumed, samples = _losses_together(workers)
+
     if None not in losses and any(_diverged(worker) for worker in workers):
         # A gradient on parameters that are not finite is not pushed: the servers never saw it.
         losses.append(None)
         consumed.append(samples)
+
     return losses, consumed, samples
 
 
@@ -95,6 +98,7 @@ def _steps(ranks: Sequence[Rank], workers: Sequence[Rank], server: Any) -> int:
     if served(ranks) and server:
         versions: int = server["versions"]
         return versions
+
     counts = [taken(worker) for worker in workers]
     return sum(counts) if apart(ranks) else max(counts)
 
@@ -129,12 +133,14 @@ def _losses_together(workers: Sequence[Rank]) -> Losses:
     losses: list[float | None] = []
     consumed = []
     total = 0
+
     for step in range(min(len(worker["steps"]["loss"]) for worker in workers)):
         values = [worker["steps"]["loss"][step] for worker in workers]
         finite = [value for value in values if value is not None]
         losses.append(sum(finite) / len(finite) if len(finite) == len(values) else None)
         total += sum(worker["steps"]["samples"][step] for worker in workers)
         consumed.append(total)
+
     return losses, consumed, total
 
 
@@ -144,12 +150,14 @@ def _losses_handed_out(workers: Sequence[Rank]) -> Losses:
     for worker in workers:
         steps = worker["steps"]
         rows += list(zip(steps["index"], steps["loss"], steps["samples"], strict=True))
+
     rows.sort(key=lambda row: row[0])
     consumed = []
     total = 0
     for _, _, samples in rows:
         total += samples
         consumed.append(total)
+
     return [loss for _, loss, _ in rows], consumed, total
 
 
@@ -177,6 +185,7 @@ def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any
     losses: list[float | None] = []
     consumed = []
     total = 0
+
     for tag, given_up in zip(server["log"]["tag"], server["log"]["abandoned"], strict=True):
         loss, samples = loss_of.get(tag, (None, per_push))
         if own is not None:
@@ -185,6 +194,7 @@ def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any
         if tag in loss_of or own is not None:
             losses.append(loss)
             consumed.append(total + given_up * per_push)
+
     return losses, consumed, total + server["num_abandoned"] * per_push
 
 
@@ -200,6 +210,7 @@ def _events(cell: Cell, ranks: Sequence[Rank]) -> dict[str, list[int]]:
 def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if server is None or not server["log"]["worker"]:
         return None
+
     log = server["log"]
     return lag.summary(
         [b - r for b, r in zip(log["version_before"], log["version_read"], strict=True)]
@@ -211,6 +222,7 @@ def _traffic(cell: Cell, ranks: Sequence[Rank], lost: Sequence[int]) -> dict[str
     source = ranks[0]["payload_source"]
     payload: Traffic | None = counted
     reason = None
+
     if lost:
         payload = None
         reason = f"what rank {', '.join(map(str, lost))} sent is not known: it was lost"
@@ -225,6 +237,7 @@ def _traffic(cell: Cell, ranks: Sequence[Rank], lost: Sequence[int]) -> dict[str
         payload = counted + Traffic.from_json(one) if one else (counted if alone else None)
         if payload is None:
             reason = "derived from steps after the run, which a diverged run has not"
+
     predicted = next((rank["predicted"] for rank in ranks if rank["predicted"]), None)
     expected = Traffic.from_json(predicted) if predicted else None
     return parts.section(cell, ranks, payload) | {

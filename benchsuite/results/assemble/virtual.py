@@ -41,6 +41,7 @@ def sections(
             assert residual == 0, (
                 f"tiling identity of server {rank['rank']}: left minus right = {residual}, not 0"
             )
+
     result = results.deterministic(cell, ranks)
     cost, raw = costs.measured(cell, ranks, result)
     if cell.gradients == "none":
@@ -53,16 +54,19 @@ def sections(
         }
         result["samples_to"] = dict.fromkeys(result["samples_to"])
         result["target"] = None
+
     result |= thinned(result["loss"], result["loss_samples"])
     if cost["window"] is not None:
         busy = busy_share(ranks, cost["window"]["start_s"], cost["window"]["stop_s"])
         cost["idle_share"] = max(0.0, 1 - busy)
+
     cost["virtual_s"] = cost.pop("wall_s")
     cost["ranks_left_out"] = max(0, len(ranks) - MOST_RANKS)
     cost["ranks"] = cost["ranks"][:MOST_RANKS] if not cost["ranks_left_out"] else []
     for split in cost["ranks"]:
         split["virtual_s"] = split.pop("wall_s")
         split |= dict.fromkeys(("cpu_s", "peak_rss_bytes", "base_rss_bytes", "peak_model_bytes"))
+
     cost |= dict.fromkeys(NOT_SIMULATED)
     cost |= {
         "provenance": "virtual",
@@ -86,6 +90,7 @@ def busy_share(ranks: Sequence[Rank], start_s: float, stop_s: float) -> float:
     high = begin + stop_s / NS
     workers = [rank["steps"] for rank in ranks if rank["role"] == "worker"]
     computed = 0.0
+
     for steps in workers:
         # A gradient is the first thing of a step.
         starts = np.array(steps["start_ns"], dtype=np.float64)
@@ -93,6 +98,7 @@ def busy_share(ranks: Sequence[Rank], start_s: float, stop_s: float) -> float:
         computed += float(
             np.clip(np.minimum(ends, high) - np.maximum(starts, low), 0.0, None).sum()
         )
+
     return float(computed / (len(workers) * (high - low)))
 
 
@@ -105,11 +111,13 @@ def thinned(losses: Sequence[float | None], samples: Sequence[int]) -> dict[str,
     size = -(-len(losses) // MOST_LOSSES)
     if size <= 1:
         return {"loss": list(losses), "loss_samples": list(samples)}
+
     means: list[float | None] = []
     for begin in range(0, len(losses), size):
         group = losses[begin : begin + size]
         finite = [loss for loss in group if loss is not None]
         means.append(math.fsum(finite) / len(finite) if len(finite) == len(group) else None)
+
     ends = [samples[min(begin + size, len(samples)) - 1] for begin in range(0, len(samples), size)]
     return {"loss": means, "loss_samples": ends}
 
@@ -122,6 +130,7 @@ def tiling_residual(server: Mapping[str, Any]) -> int:
     for read, following in zip(log["version_read"], log["version_next"], strict=True):
         if following >= 0:
             tiles += following - read  # staleness, and from just before the apply to the next read
+
     ahead = sum(versions - last for last in server["last_read"])
     right = len(server["last_read"]) * versions - sum(server["first_read"])
     return int(tiles + server["abandoned_versions"] + ahead - right)
@@ -132,4 +141,5 @@ def _length(series: Any) -> int:
         return sum(_length(each) for each in series.values())
     if isinstance(series, list):
         return sum(_length(each) if isinstance(each, list) else 1 for each in series)
+
     return 1
