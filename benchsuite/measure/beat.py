@@ -84,8 +84,10 @@ def read(path: str | Path) -> Pulse:
         data = Path(path).read_bytes()
     except OSError:
         return Pulse()
+
     if len(data) != _LAYOUT.size:
         return Pulse()
+
     pulse = Pulse(*_LAYOUT.unpack(data))
     return pulse if pulse.phase in Phase._value2member_map_ else Pulse()
 

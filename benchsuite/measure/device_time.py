@@ -100,9 +100,11 @@ class DeviceTimer:
         for step, what, begin, end in self._spans:
             if step < len(sums):
                 sums[step][what] += begin.elapsed_time(end)
+
         times = []
         at_ms = 0.0
         before = self._origin
+
         for event, spans in zip(self._steps, sums, strict=True):
             # A float32: fine from step to step, coarse from the start.
             at_ms += before.elapsed_time(event)
@@ -113,6 +115,7 @@ class DeviceTimer:
                     ends, round(spans["compute"] * NS_PER_MS), round(spans["blocked"] * NS_PER_MS)
                 )
             )
+
         return times
 
     def _mark(self) -> Event:

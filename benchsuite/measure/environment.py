@@ -109,6 +109,7 @@ def machine() -> str:
     hardware = [cpu_model(), cards, load.num_cores(), memory_gib, platform.machine()]
     digest = checksum(canonical(hardware).encode())[:6]
     count = f"-x{len(cards)}" if len(cards) > 1 else ""
+
     return f"{name}{count}-{load.num_cores()}c-{digest}"
 
 
@@ -119,6 +120,7 @@ def cpu_model() -> str:
     for key in ("model name", "Model", "cpu model", "uarch"):
         if found := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
             return found[1].strip()
+
     return platform.processor() or platform.machine() or "unknown"
 
 
@@ -133,9 +135,11 @@ def gpus() -> tuple[str, ...]:
         for text in found
         if (model := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE))
     ]
+
     if not models and shutil.which("nvidia-smi"):
         listing = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
         models = [line.strip() for line in (listing or "").splitlines() if line.strip()]
+
     return tuple(models)
 
 
@@ -157,17 +161,20 @@ def nics() -> list[str]:
     """Network interfaces that stay (no loopback, no virtual ones of containers)."""
     lines = (_text("/proc/thread-self/net/dev") or "").splitlines()[2:]
     names = sorted(line.split(":")[0].strip() for line in lines)
+
     return [name for name in names if not _PASSING.match(name)]
 
 
 def versions() -> dict[str, str | None]:
     """Installed versions by package metadata, without importing; None = not installed."""
     found: dict[str, str | None] = {}
+
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
+
     return found
 
 
@@ -181,6 +188,7 @@ def code_version() -> tuple[str, bool]:
     lines = (top or "").split()
     if len(lines) != 2 or Path(lines[0]).resolve() != clone:
         return f"wheel {VERSION}", False
+
     status = _output(
         "git", "-C", str(clone), "status", "--porcelain", "--", "benchsuite", "workloads"
     )
@@ -199,6 +207,7 @@ def _output(*command: str) -> str | None:
     # a hook's GIT_DIR would point git at another repository; a status must not take the index lock
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     variables["GIT_OPTIONAL_LOCKS"] = "0"
+
     try:
         done = subprocess.run(
             command,
@@ -211,4 +220,5 @@ def _output(*command: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
+
     return done.stdout if done.returncode == 0 else None

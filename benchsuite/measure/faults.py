@@ -23,10 +23,12 @@ class InjectedFault(RuntimeError):
 def open_beat(path: str, *, rank: int, faults: Sequence[Mapping[str, Any]] = ()) -> Beat:
     """The beat of this rank, with the faults of the cell that are meant for it."""
     planned: dict[int, list[tuple[int, str]]] = {}
+
     for fault in faults:
         if int(fault["rank"]) == rank:
             phase = Phase[str(fault["phase"]).upper()]
             planned.setdefault(phase, []).append((int(fault["step"]), str(fault["signal"])))
+
     return Beat(
         path, faults={phase: _striker(strikes) for phase, strikes in planned.items()} or None
     )
@@ -46,6 +48,7 @@ def _strike(how: str) -> None:
         os._exit(0)
     if how == "raise":
         raise InjectedFault("the fault that this cell asked for")
+
     while how == "spin":
         pass
     os.kill(os.getpid(), signal.Signals[how])

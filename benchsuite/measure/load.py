@@ -38,6 +38,7 @@ class CpuLoad:
         """Share of our cores' time that others used, 0 to 1."""
         if self.busy_s is None or self.own_s is None or self.seconds <= 0:
             return None
+
         return max(0.0, self.busy_s - self.own_s) / (self.seconds * self.cores)
 
     @property
@@ -71,10 +72,12 @@ class CpuMeter:
         cores = num_cores()
         busy = busy_s(self._cpus)
         own = tree_cpu_s(self._root)
+
         if busy is None or own is None or self._busy is None or self._own is None:
             return CpuLoad(
                 seconds, cores, None, None, "this system tells no CPU times (no /proc, no psutil)"
             )
+
         return CpuLoad(seconds, cores, busy - self._busy, max(0.0, own - self._own))
 
 
@@ -85,6 +88,7 @@ def oversubscribed(cell: Cell, cores: int | None = None) -> bool:
     """
     if cell.clock == "virtual" or cell.device != "cpu":
         return False
+
     ranks_here = math.ceil(cell.world_size / cell.hosts)
     return ranks_here * cell.threads > (num_cores() if cores is None else cores)
 
@@ -93,6 +97,7 @@ def affinity() -> frozenset[int]:
     """The cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
+
     return frozenset(range(os.cpu_count() or 1))
 
 
@@ -115,6 +120,7 @@ def cpu_quota() -> float | None:
             period = (folder / "cpu.cfs_period_us").read_text()
         except OSError:
             return None
+
     try:
         return None if int(quota) <= 0 else int(quota) / int(period)
     except ValueError:  # "max"
@@ -124,47 +130,57 @@ def cpu_quota() -> float | None:
 def busy_s(cpus: Iterable[int]) -> float | None:
     """CPU seconds since boot that these cores spent in processes or were taken by a hypervisor."""
     wanted = {f"cpu{number}" for number in cpus}
+
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
         return _busy_by_psutil(wanted)
+
     total = 0
     for line in lines:
         name, *ticks = line.split()
         if name in wanted:
             user, nice, system, _, _, _, _, *steal = map(int, ticks[:8])
             total += user + nice + system + sum(steal)
+
     return total * _TICK_S
 
 
 def tree_cpu_s(root: int) -> float | None:
     """CPU seconds of a process, its living descendants, and all that any of them has waited for."""
     processes: dict[int, tuple[int, int]] = {}  # pid -> (parent, ticks)
+
     try:
         entries = [entry for entry in os.listdir("/proc") if entry.isdigit()]
     except OSError:
         return _tree_by_psutil(root)
+
     for entry in entries:
         try:
             text = Path(f"/proc/{entry}/stat").read_text(errors="replace")
         except OSError:
             continue  # it has just ended
+
         fields = text.rpartition(")")[2].split()  # the name before may hold spaces and brackets
         processes[int(entry)] = (
             int(fields[1]),
             sum(map(int, fields[11:15])),
         )  # utime stime cutime cstime
+
     if root not in processes:
         return _tree_by_psutil(root)
+
     children: dict[int, list[int]] = {}
     for pid, (parent, _) in processes.items():
         children.setdefault(parent, []).append(pid)
     waiting = [root]
     ticks = 0
+
     while waiting:
         pid = waiting.pop()
         ticks += processes[pid][1]
         waiting += children.get(pid, [])
+
     return ticks * _TICK_S
 
 
@@ -173,6 +189,7 @@ def _busy_by_psutil(wanted: set[str]) -> float | None:
         import psutil
     except ImportError:
         return None
+
     times = [
         t for number, t in enumerate(psutil.cpu_times(percpu=True)) if f"cpu{number}" in wanted
     ]
@@ -186,10 +203,12 @@ def _tree_by_psutil(root: int) -> float | None:
         import psutil
     except ImportError:
         return None
+
     try:
         parent = psutil.Process(root)
         times = [process.cpu_times() for process in [parent, *parent.children(recursive=True)]]
     except psutil.Error:
         return None
+
     kinds = ("user", "system", "children_user", "children_system")
     return float(sum(getattr(t, kind, 0.0) for t in times for kind in kinds))

@@ -65,6 +65,7 @@ def peak_rss_bytes() -> int:
     peak = _status("VmHWM")
     if peak is not None:
         return peak
+
     unit = 1 if sys.platform == "darwin" else 1024  # KiB everywhere but there
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -82,6 +83,7 @@ def available_bytes() -> int | None:
                 return int(line.split()[1]) * 1024
     except OSError:
         return None
+
     return None
 
 
@@ -93,6 +95,7 @@ def reset_peak() -> bool:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
+
     return True
 
 
@@ -111,11 +114,13 @@ def keep_freed_memory() -> None:
     to a quarter of its time, and a group of simulated gradients half of it.
     """
     libc = ctypes.CDLL(None)
+
     if hasattr(libc, "mallopt") and not any(name in os.environ for name in _USERS_CHOICE):  # glibc
         if not libc.mallopt(
             _M_MMAP_THRESHOLD, 1 << 30
         ):  # before glibc 2.35 half a heap is the most
             libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
@@ -128,4 +133,5 @@ def _status(name: str) -> int | None:
                     return int(line.split()[1]) * 1024
     except OSError:
         return None
+
     return None

@@ -26,6 +26,7 @@ def examine_torch() -> Machine:
     """Devices and backends of the installed torch; all None where it cannot be imported."""
     # -P: no file of the working directory shadows a module
     command = [sys.executable, "-P", "-c", _PROBE]
+
     try:
         answer = subprocess.run(
             command,
@@ -37,6 +38,8 @@ def examine_torch() -> Machine:
         )
     except subprocess.TimeoutExpired:
         return Machine()
+
     if answer.returncode != 0:
         return Machine()
+
     return Machine(**json.loads(answer.stdout.splitlines()[-1]))

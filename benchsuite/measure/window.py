@@ -49,6 +49,7 @@ def warmup(step_s: Sequence[float] | Floats) -> int:
     most = int(len(steps) * MAX_WARMUP_SHARE)
     if most < MIN_WARMUP_STEPS:
         return most
+
     means = steps[: len(steps) // BATCH * BATCH].reshape(-1, BATCH).mean(axis=1)
     candidates = range(min(most // BATCH, len(means) - 2) + 1)
     errors = [float(means[d:].var() / (len(means) - d)) for d in candidates]
@@ -65,6 +66,7 @@ def together(start_s: Floats, end_s: Floats, samples: Floats) -> Window:
     ends = end_s.max(axis=0)
     begin = float(ends[dropped - 1]) if dropped else float(start_s.min())
     gaps = np.diff(np.concatenate([[begin], ends[dropped:]]))
+
     return _window(
         dropped, begin, float(ends[-1]), samples[:, dropped:].sum(axis=0), gaps, durations[dropped:]
     )
@@ -90,6 +92,7 @@ def apart(start_s: Sequence[Floats], end_s: Sequence[Floats], samples: Sequence[
     stop = float(min(worker[-1] for worker in end_s if len(worker)))
     inside = (ends > begin) & (ends <= stop)
     gaps = np.diff(np.concatenate([[begin], ends[inside]]))
+
     return _window(dropped, begin, stop, sizes[inside], gaps, durations[inside])
 
 
@@ -100,6 +103,7 @@ def _window(
     seconds = stop - begin
     rate = total / seconds if seconds > 0 and total else None
     low, high = interval(gaps, float(samples.mean())) if len(samples) else (None, None)
+
     return Window(dropped, begin, stop, total, rate, low, high, step_s)
 
 
@@ -111,11 +115,13 @@ def interval(gaps: Floats, samples_per_gap: float) -> tuple[float | None, float 
     count = len(gaps) // length
     if count < MIN_BATCHES:
         return None, None
+
     means = gaps[: count * length].reshape(count, length).mean(axis=1)
     half = _t975(count - 1) * float(means.std(ddof=1)) / math.sqrt(count)
     mean = float(means.mean())
     if mean - half <= 0:
         return None, None
+
     return samples_per_gap / (mean + half), samples_per_gap / (mean - half)
 
 
@@ -127,11 +133,13 @@ def autocorrelation_time(series: Floats) -> float:
     variance = float(centred @ centred)
     if len(series) < 4 or variance == 0:
         return 1.0
+
     tau = 1.0
     for lag in range(1, len(series) // 2):
         tau += 2 * float(centred[:-lag] @ centred[lag:]) / variance
         if lag > 5 * tau:
             break
+
     return max(1.0, tau)
 
 
@@ -144,4 +152,5 @@ def _t975(degrees: int) -> float:
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+
     return z + first / n + second / n**2 + third / n**3

@@ -73,6 +73,7 @@ class WireMeter:
             if private
             else (reason or "no private network: the counters are the whole machine's")
         )
+
         if not reads and not self._reason:
             self._reason = "counted by another rank of this host"
 
@@ -94,6 +95,7 @@ class WireMeter:
         last = self._read()
         if self._first is None or last is None:
             return WireBytes(reason=self._reason)
+
         return WireBytes(
             bytes=max(0, last.tx_bytes - self._first.tx_bytes - self._idle_bytes),
             packets=max(0, last.tx_packets - self._first.tx_packets - self._idle_packets),
@@ -107,11 +109,13 @@ class WireMeter:
         """
         self._barrier()
         counters = None
+
         if not self._reason:
             try:
                 counters = read_counters(self._interface)
             except (OSError, LookupError, ValueError) as error:
                 self._reason = f"interface counters of {self._interface!r}: {error}"
+
         self._barrier()
         return counters
 
@@ -122,10 +126,12 @@ def read_counters(interface: str = "lo") -> Counters:
     for line in Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]:
         name, _, numbers = line.partition(":")
         table[name.strip()] = numbers.split()
+
     if interface not in table:
         raise LookupError(
             f"no such interface in this namespace; there are: {', '.join(sorted(table)) or 'none'}"
         )
+
     values = table[interface]  # 8 columns received, then 8 transmitted: bytes, packets ..
     return Counters(tx_bytes=int(values[8]), tx_packets=int(values[9]), retransmits=_retransmits())
 

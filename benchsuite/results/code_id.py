@@ -139,6 +139,7 @@ class Tree:
         member = plugins.find(kind, reference)
         if not member.given_by_path:
             return (f"{plugins.KINDS[kind][1]}.{member.name}",)
+
         return tuple(self._user_node(kind, path) for path in _files_of_user(member))
 
     def _engine(self, reference: str) -> tuple[str, ...]:
@@ -151,6 +152,7 @@ class Tree:
             name = f"{kind}:{path.stem}@{file.digest[:16]}"
             self._user_nodes[path] = name
             self._files[name] = file
+
         return self._user_nodes[path]
 
     # -- the graph -----------------------------------------------------------------------------
@@ -215,12 +217,14 @@ class Tree:
             path = self._paths[module]
             package = module if path.name == "__init__.py" else module.rpartition(".")[0]
             self._files[module] = _File.parse(self._read(path), package, path)
+
         return self._files[module]
 
     def _digest(self, modules: frozenset[str]) -> str:
         if modules not in self._digests:
             named = [f"{module}\0{self._file(module).digest}\0" for module in sorted(modules)]
             self._digests[modules] = checksum("".join(named).encode())[:12]
+
         return self._digests[modules]
 
 
@@ -304,6 +308,7 @@ def _absolute(node: ast.ImportFrom, package: str) -> str:
     """The module that names are imported from: one dot is the package, two the one around it."""
     if not node.level:
         return node.module or ""
+
     parts = package.split(".")
     base = parts[: len(parts) - (node.level - 1)]
     return ".".join([*base, node.module] if node.module else base)
@@ -313,5 +318,6 @@ def _is_false_on_import(test: ast.expr) -> bool:
     """Whether a condition is `TYPE_CHECKING` or `__name__ == "__main__"`."""
     if isinstance(test, ast.Compare) and getattr(test.left, "id", "") == "__name__":
         return ast.unparse(test) == "__name__ == '__main__'"
+
     name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
     return name == "TYPE_CHECKING"

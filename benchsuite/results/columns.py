@@ -159,6 +159,7 @@ def row(run: Run) -> Row:
         "samples_to_target": (run.result.get("samples_to") or {}).get("target"),
         "bytes_to_target": (run.cost.get("bytes_to") or {}).get("target"),
     }
+
     return values
 
 
@@ -166,11 +167,13 @@ def typed(name: str, value: Any) -> Any:
     """The value in its column's type; None stays None (a hand-made file may hold 3.0 for 3)."""
     if value is None:
         return None
+
     kind = COLUMNS[name]
     if kind == "float":
         return float(value)
     if kind == "int":
         return int(value)
+
     return bool(value) if kind == "bool" else str(value)
 
 
@@ -184,6 +187,7 @@ def _cell_columns(run: Run) -> Row:
     values["straggler"] = canonical(cell.straggler) if cell.straggler else None
     values["compute_time"] = compute_time.shown(cell.compute_time)
     values["receive_cost"] = canonical(cell.receive_cost) if cell.receive_cost else None
+
     return values
 
 
@@ -221,6 +225,7 @@ def _byte_columns(run: Run) -> Row:
             for name in ("inside_bytes", "between_bytes")
         },
     }
+
     per_step = totals | {
         "messages": result.get("messages"),
         "busiest_port_bytes": result.get("busiest_port_bytes"),
@@ -228,6 +233,7 @@ def _byte_columns(run: Run) -> Row:
     steps = result.get("steps")  # updates where asynchronous
     values: Row = {f"{name}_per_step": _ratio(total, steps) for name, total in per_step.items()}
     values["payload_bytes_per_sample"] = _ratio(totals["payload_bytes"], result.get("samples"))
+
     return totals | values
 
 
@@ -238,6 +244,7 @@ def _part_columns(run: Run) -> Row:
     parallel = run.result.get("parallel")
     if not parallel:
         return {"held_parameters": run.result.get("num_parameters")}
+
     facts = parallel.get("facts") or [{}]
     times = [part.get("bubble_measured") for part in run.cost.get("parts", ())]
     measured = [share for share in times if share is not None]

@@ -63,6 +63,7 @@ def csv(store: Store, stream: TextIO) -> int:
     writer.writerow(COLUMNS)
     rows = store.rows()
     writer.writerows([_field(row[name]) for name in COLUMNS] for row in rows)
+
     return len(rows)
 
 
@@ -123,6 +124,7 @@ def _curves(run: Run) -> Iterator[tuple[Any, ...]]:
         run.cost.get("evaluation_bytes") or (),
         evaluations.get("metric", ()),
     )
+
     for point in points:
         yield name, *point
 
@@ -149,4 +151,5 @@ def _field(value: Any) -> Any:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
+
     return repr(value) if isinstance(value, float) else value

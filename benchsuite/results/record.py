@@ -157,4 +157,5 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     document = asdict(outcome)
     document["status"] = str(outcome.status)
     document["flags"] = list(outcome.flags)
+
     return document

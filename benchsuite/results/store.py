@@ -117,6 +117,7 @@ class Store:
             path = folder / f"{run.run_id}.json"
             if self._write_once(path, dumps(run.to_json())):
                 return path
+
             run = dataclasses.replace(run, run_id=new_run_id())
 
     def write_environment(self, machine: str, environment: Mapping[str, Any]) -> str:
@@ -124,6 +125,7 @@ class Store:
         name = environment_id(environment)
         document = json.loads(canonical(environment))
         self._write_once(self.root / machine / ENVIRONMENTS / f"{name}.json", dumps(document))
+
         return name
 
     def write_calibration(self, machine: str, document: Mapping[str, Any]) -> Path:
@@ -134,6 +136,7 @@ class Store:
         started = "".join(letter for letter in str(document["started_at"]) if letter not in "-:")
         path = self.root / machine / CALIBRATIONS / f"{started}-{environment_id(document)[:8]}.json"
         self._write_once(path, dumps(document))
+
         return path
 
     def environment(self, machine: str, environment_id: str) -> dict[str, Any]:
@@ -336,6 +339,7 @@ class Store:
                     stream.write(text)
                     stream.flush()
                     os.fsync(stream.fileno())
+
                 return _publish(temporary, path)
             finally:
                 with contextlib.suppress(OSError):
@@ -363,6 +367,7 @@ def _publish(temporary: Path, path: Path) -> bool:
             raise
         if path.exists():
             return False
+
         temporary.replace(path)  # run ids carry 32 random bits: two writers do not meet here
 
     descriptor = os.open(path.parent, os.O_RDONLY)
@@ -413,6 +418,7 @@ def _read(path: Path) -> _Stored | _NoRun | None:
         stamp = _stamp(path)
         if stamp is None:
             return None
+
         run = Run.parse(json.loads(path.read_text(encoding="utf-8")))
         row = columns.row(run)
         values = [columns.typed(name, row[name]) for name in columns.COLUMNS]

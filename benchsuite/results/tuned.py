@@ -26,4 +26,5 @@ def trained(run: Run) -> Cell:
     """The run's cell as it was trained: a tuned one with the factor that was chosen for it."""
     if not is_tuned(run.cell):
         return run.cell
+
     return with_factor(run.cell, run.result["tuning"]["lr_factor"])

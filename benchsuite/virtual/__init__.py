@@ -1,8 +1,7 @@
-"""The virtual world: the same strategy files with real gradients, a simulated clock and a simulated
-network.
+"""The virtual world: the same strategy files with real gradients, a simulated clock and network.
 
-`clock.py` runs ranks as greenlets in virtual time, `network.py` gives every rank a port,
-`compute_time.py` says how long a gradient takes, `gradients.py` and `part.py` compute outstanding
-gradients together, `world.py` runs a cell, `simulator.py` is the process that `benchsuite run`
-hands cells to. The `Comm` of this world is `comm/virtual.py`.
+`clock.py` runs ranks as greenlets in virtual time. `network.py` gives every host a port.
+`streams.py` says how long a gradient takes. `gradients.py` and `part.py` compute outstanding
+gradients together. `comm.py` is the `Comm` of this world. `world.py` runs a cell; the process that
+`benchsuite run` hands cells to is `cluster/simulator_process.py`.
 """

@@ -2,11 +2,11 @@
 
 Entries are ordered by (time in integer ns, rank, sequence): two things that happen at one moment
 happen in rank order, whatever order the ranks were started in, so a run repeats byte for byte.
-Whatever blocks gives the thread to the next entry; a heap that is empty while ranks still wait is a
-deadlock, and says who waits for what.
+Whatever blocks gives the thread to the next entry. A heap that is empty while ranks still wait is a
+deadlock, and its message says who waits for what.
 
-The thread's grad mode, autocast and random state would leak over a switch: each task takes its own
-along.
+The thread's grad mode, autocast and random state would leak from rank to rank over a switch: each
+task takes its own along.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _random = torch.default_generator
 
 
 class Deadlock(RuntimeError):
-    """Ranks wait and nothing is under way that could wake them."""
+    """Ranks wait, and nothing is under way that could wake them."""
 
 
 class Task:
@@ -45,7 +45,8 @@ class Task:
         self.rank = rank
         self.name = name
         self.greenlet = body
-        self.turn = 0  # a wake-up is for one pause; later ones for the same pause find another turn
+        # A wake-up is for one pause: a later one for the same pause finds another turn.
+        self.turn = 0
         self.waits_for = "its start"
         self.grad_enabled = True
         self.autocast = False
@@ -57,8 +58,9 @@ class VirtualClock:
 
     def __init__(self) -> None:
         self.now = 0
+        # (time, rank, sequence, task or function, the task's turn or the function's argument)
         self._heap: list[tuple[int, int, int, Any, Any]] = []
-        self._sequence = 0
+        self._sequence = 0  # no two entries are equal, so the last two are never compared
         self._tasks: list[Task] = []
         self._unfinished = 0  # of the tasks that a run waits for; a lane's is none of them
         self._current: Task | None = None
@@ -71,9 +73,10 @@ class VirtualClock:
     def spawn(
         self, rank: int, body: Callable[[], None], *, name: str = "", counts: bool = True
     ) -> Task:
-        """A task that starts now.
+        """Makes a task that starts now.
 
-        `counts`: the run is over only when it has ended (a lane serves, and never ends).
+        counts: whether the run is over only when this task has ended. A lane does not count: it
+        serves, and never ends.
         """
 
         def life() -> None:
@@ -85,15 +88,16 @@ class VirtualClock:
         self._tasks.append(task)
         self._unfinished += counts
         self._push(self.now, rank, task, task.turn)
+
         return task
 
     def run(self) -> None:
-        """Until every task has ended.
+        """Runs until every task that counts has ended.
 
         The first error of a task is raised with its rank; the others are ended.
         """
         collecting = gc.isenabled()
-        # nothing here forms cycles, and a full collection costs as much as a thousand messages
+        # Nothing here forms cycles, and a full collection costs as much as a thousand messages.
         gc.disable()
         outside = Task(NETWORK, "outside", getcurrent())
         self._save(outside)
@@ -102,10 +106,12 @@ class VirtualClock:
             task.greenlet.parent = self._hub
         try:
             while self._unfinished:
-                # (a greenlet that has not begun counts as false)
+                # A greenlet that has not begun counts as false, so it is compared with None.
                 chosen = self._to_start
                 self._to_start = None
-                (self._next() if chosen is None else chosen).switch()
+                if chosen is None:
+                    chosen = self._next()
+                chosen.switch()
         except BaseException as error:
             self.failed = self._current
             if self.failed is not None:
@@ -121,84 +127,108 @@ class VirtualClock:
 
     @property
     def task(self) -> Task:
-        """The task that runs."""
+        """The task that runs now."""
         assert self._current is not None, "outside of a run"
         return self._current
 
     def pause(self, waits_for: str) -> None:
-        """Gives the thread away until this task is woken."""
+        """Gives the thread away until this task is woken.
+
+        waits_for: what to say of it where nothing wakes it any more.
+        """
         task = self._current
         assert task is not None
         task.waits_for = waits_for
         self._save(task)
         following = self._next()
+
         if following is not task.greenlet:
             if following:
                 following.switch()
             else:
-                # not begun yet: it would count our frames as its own, and a thousand are too many
+                # It has not begun yet. Begun from here it would keep our frames below its own,
+                # and a thousand ranks begun in this way are too many frames: the hub begins it.
                 assert self._hub is not None
                 self._to_start = following
                 self._hub.switch()
+
         self._resume(task)
 
     def wake(self, task: Task, at: int) -> None:
-        """Wakes a task's present pause (the running task's: its next one) at a time that is not
-        over.
+        """Wakes a task's present pause at a time that is not over yet.
+
+        Of the running task it is the next pause. A wake-up whose pause is over by then does
+        nothing.
         """
         self._push(at, task.rank, task, task.turn)
 
     def wait_until(self, at: int, waits_for: str = "the time") -> None:
-        """Pauses the running task until then; nothing where it is over."""
+        """Pauses the running task until a time; returns at once where that is over."""
         while at > self.now:
             self.wake(self.task, at)
             self.pause(waits_for)
 
     def call_at(self, at: int, function: Callable[[Any], None], argument: Any) -> None:
-        """`function(argument)` at that time, before any rank; it may not pause."""
+        """Calls `function(argument)` at a time, before any rank goes on.
+
+        The function may not pause.
+        """
         self._push(at, NETWORK, function, argument)
 
     # -- inside ------------------------------------------------------------------------------------
 
     def _push(self, at: int, rank: int, what: Any, argument: Any) -> None:
+        """Enters a wake-up; `argument` is the task's turn, or what a function is called with."""
         self._sequence += 1
         heappush(self._heap, (at, rank, self._sequence, what, argument))
 
     def _next(self) -> greenlet:
-        """Takes entries until one is a task's turn; that task is the current one then."""
+        """Takes entries until one is a task's turn, makes that task the current one and returns it.
+
+        Calls functions on the way. Deadlock where no entry is left.
+        """
         heap = self._heap
+
         while heap:
             at, _, _, what, argument = heappop(heap)
-            if type(what) is not Task:
+            if type(what) is not Task:  # a function of the network's
                 self.now = at
                 what(argument)
             elif argument == what.turn and not what.greenlet.dead:
                 self.now = at
                 what.turn += 1
                 self._current = what
+
                 return what.greenlet
+
         self._current = None
         waiting = [
             f"{task.name} for {task.waits_for}" for task in self._tasks if not task.greenlet.dead
         ]
-        shown = "; ".join(waiting[:8]) + (
-            f"; and {len(waiting) - 8} more" if len(waiting) > 8 else ""
-        )
+        shown = "; ".join(waiting[:8])
+        if len(waiting) > 8:
+            shown += f"; and {len(waiting) - 8} more"
         raise Deadlock(
             f"nothing is under way at {self.now / 1e9:.9g} virtual seconds, and these wait: {shown}"
         )
 
     def _save(self, task: Task) -> None:
+        """Keeps what torch knows of the running task, before another one runs."""
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "a rank of the virtual clock may not wait inside torch.inference_mode(): use "
                 "no_grad()"
             )
+
         task.grad_enabled = torch.is_grad_enabled()
         task.autocast = torch.is_autocast_enabled("cpu")
         task.random_state = _random.get_state()
 
     def _resume(self, task: Task) -> None:
+        """Gives a task its own state of torch back.
+
+        Setting a mode costs more than asking for it.
+        """
         if torch.is_grad_enabled() != task.grad_enabled:
             torch.set_grad_enabled(task.grad_enabled)
         if torch.is_autocast_enabled("cpu") != task.autocast:
@@ -206,8 +236,10 @@ class VirtualClock:
         _random.set_state(task.random_state)
 
     def _end_all(self) -> None:
+        """Ends every task that has begun, so that no greenlet outlives its run."""
         for task in self._tasks:
             if task.greenlet and not task.greenlet.dead:
                 task.greenlet.throw(GreenletExit)
+
         self._tasks.clear()
         self._heap.clear()

@@ -1,12 +1,12 @@
 """`VirtualComm`: the `Comm` protocol in simulated time.
 
-The same strategies as under the wall clock, in one thread.
+The same strategies as under the wall clock run on it, in one thread. Vectors are really exchanged,
+and time passes as `virtual/network.py` says. A send leaves the caller when its last byte has left
+the port; what the receiver has not asked for by then is copied, nothing else is.
 
-Vectors are really exchanged, time passes by `virtual/network.py`. A send leaves the caller when its
-last byte has left the port; what the receiver has not asked for by then is copied, nothing else is.
-Library collectives are one rendezvous: added in rank order, priced like their textbook algorithm,
-noted as `calls` (their payload is derived). Counters, locks and shared memory take no time; a
-ticket takes the latency.
+A library's collective is one rendezvous: added in rank order, priced like its textbook algorithm,
+and noted in `calls`, from which its payload is derived. Counters, locks and shared memory take no
+time; a ticket takes the latency.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from benchsuite.virtual.comm_world import VirtualWorld
 
 
 class VirtualComm:
-    """See `Comm`.
+    """A `Comm` of one rank in virtual time.
 
-    `calls`: collectives of the library, of all ranks that were given the same mapping.
+    calls: the library's collectives of all ranks that were given the same mapping.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class VirtualComm:
         self._name = name
         self.schedule = world.schedule
         self.mine = self.world_ranks[rank]
-        self._sending: dict[
-            int, Channel
-        ] = {}  # made when first used: a star of 1024 ranks needs few of its pairs
+        # Channels are made when first used: a star of 1024 ranks needs few of its pairs.
+        self._sending: dict[int, Channel] = {}
         self._receiving: dict[int, Channel] = {}
         self._tickets = world.tickets(name, rank)
+        # All ranks of a comm call in the same order, so equal numbers mean the same call.
         self._num_collectives = 0
         self._splits = 0
         self._num_made = 0  # shared vectors and locks
@@ -79,12 +79,17 @@ class VirtualComm:
         self.irecv(x, src).wait()
 
     def sendrecv(self, x: Tensor, dst: int, y: Tensor, src: int) -> None:
+        """Receives and sends at once.
+
+        The receive is posted first, so no vector has to be copied.
+        """
         receiving = self.irecv(y, src)
         sending = self.isend(x, dst)
         receiving.wait()
         sending.wait()
 
     def isend(self, x: Tensor, dst: int) -> Send:
+        """Posts a message; the network says when its last byte has left, and when it arrives."""
         num_bytes = x.numel() * x.element_size()
         other = self.world_ranks[dst]
         self.traffic.add(self.mine, other, num_bytes)
@@ -99,6 +104,7 @@ class VirtualComm:
         return Send(self, message, released)
 
     def irecv(self, x: Tensor, src: int) -> Receive:
+        """Posts a receive, which takes the next message from `src` in posting order."""
         receive = Receive(self, x, src)
         channel = self._receiving.get(src)
         if channel is None:
@@ -109,8 +115,10 @@ class VirtualComm:
     # -- collectives of the library (derived, not counted) -----------------------------------------
 
     def all_reduce(self, x: Tensor) -> None:
+        """The sum over all ranks, made in rank order and given to all."""
+
         def finish(entries: Sequence[Tensor]) -> None:
-            total = entries[0].clone()
+            total = entries[0].clone()  # (numel,)
             for entry in entries[1:]:
                 total.add_(entry)
             for entry in entries:
@@ -119,8 +127,10 @@ class VirtualComm:
         self._collective("allreduce", "all_reduce", x, x.numel(), x.element_size(), finish)
 
     def all_gather(self, out: Tensor, x: Tensor) -> None:
+        """The vectors of all ranks, one behind the other in rank order."""
+
         def finish(entries: Sequence[tuple[Tensor, Tensor]]) -> None:
-            whole = torch.cat([mine for _, mine in entries])
+            whole = torch.cat([mine for _, mine in entries])  # (size * numel,)
             for target, _ in entries:
                 target.copy_(whole)
 
@@ -129,8 +139,10 @@ class VirtualComm:
         )
 
     def reduce_scatter(self, out: Tensor, x: Tensor) -> None:
+        """The sum over all ranks, of which each gets its own slice."""
+
         def finish(entries: Sequence[tuple[Tensor, Tensor]]) -> None:
-            total = entries[0][1].clone()
+            total = entries[0][1].clone()  # (size * numel of out,)
             for _, entry in entries[1:]:
                 total.add_(entry)
             for (target, _), piece in zip(entries, total.view(len(entries), -1), strict=True):
@@ -141,6 +153,8 @@ class VirtualComm:
         )
 
     def broadcast(self, x: Tensor, root: int) -> None:
+        """The root's vector, on all ranks."""
+
         def finish(entries: Sequence[Tensor]) -> None:
             for entry in entries:
                 if entry is not entries[root]:
@@ -160,25 +174,33 @@ class VirtualComm:
         itemsize: int,
         finish: Callable[[Sequence[Any]], None],
     ) -> None:
-        """Meets the other ranks of this comm; `call`: the c10d name under which its bytes are
-        derived.
+        """Meets the other ranks of this comm; the last one to come computes the result for all.
+
+        call: the c10d name under which its bytes are derived, "" = none are. kind: whose price it
+        has. entry: what this rank brings. finish: makes the results from all entries, in rank
+        order.
         """
         number = self._num_collectives
-        self._num_collectives = self._num_collectives + 1
+        self._num_collectives += 1
         meeting: Meeting = self.world.meeting(self._name, number, self.size)
+
         if meeting.join(self.rank, (kind, numel, itemsize), entry, self.clock.task):
+            # The last rank to come makes everybody's result, and says when all may go on.
             finish(meeting.entries)
             if call and self.size > 1:
                 noted = (call, numel, itemsize, tuple(self.world_ranks))
                 self.calls[noted] = self.calls.get(noted, 0) + 1
+
             end = self._network.collective(kind, self.world_ranks, numel * itemsize)
             self.world.close(self._name, number)
             meeting.ends(end, self.clock)
+
         begin = self.clock.now
         while meeting.at is None:
             self.clock.pause(f"a {kind} with {self.size} ranks")
         self.clock.wait_until(meeting.at, f"a {kind} with {self.size} ranks")
         self.wait_ns += self.clock.now - begin
+
         if self.schedule is not None:
             self.schedule.collective(
                 kind, numel * itemsize, begin, group=self._name, ranks=self.world_ranks, tag=number
@@ -194,9 +216,13 @@ class VirtualComm:
     def split(self, ranks: Sequence[int]) -> VirtualComm | None:
         name = f"{self._name}/{self._splits}:{'-'.join(map(str, ranks))}"
         self._splits += 1
-        return self._child(name, list(ranks)) if self.rank in ranks else None
+        if self.rank not in ranks:
+            return None
+
+        return self._child(name, list(ranks))
 
     def _child(self, name: str, ranks: Sequence[int]) -> VirtualComm:
+        """A comm of some of these ranks, which counts into the same books."""
         return VirtualComm(
             self.world,
             rank=list(ranks).index(self.rank),
@@ -236,6 +262,7 @@ class VirtualComm:
         return ticket.source, ticket.tag, ticket.sent_ns
 
     def farewell(self, dst: int) -> None:
+        """Never called: a receive costs the same whenever it is posted, so none is open early."""
         raise AssertionError("early_bytes = 0: no receive is open at a goodbye")
 
     # -- one host only -----------------------------------------------------------------------------
@@ -249,11 +276,12 @@ class VirtualComm:
         return Lock(self.world.lock(self._name, self._once(name)), self)
 
     def _once(self, name: str) -> str:
-        """Every call makes a new one: all ranks call in the same order."""
+        """A name that no earlier call has used: all ranks call in the same order."""
         self._num_made += 1
         return f"{name}/{self._num_made}"
 
     def _one_host(self, what: str) -> None:
+        """Raises UsageError where the ranks are on several hosts."""
         if len(set(self.hosts)) > 1:
             raise UsageError(
                 f"{what}: shared memory joins ranks of one host, these are on "

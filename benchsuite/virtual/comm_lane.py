@@ -12,38 +12,42 @@ from benchsuite.virtual.rank_comm import RankComm
 
 
 class LaneHandle:
-    """What one lane call returned or raised."""
+    """What one lane call returned or raised, once it has ended."""
 
     def __init__(self, comm: RankComm) -> None:
         self._comm = comm
-        self._task: Task | None = None
+        self._task: Task | None = None  # who waits for it
         self.done = False
-        self.point: tuple[int, ...] = ()  # of a schedule: where it is forked, then where it ends
+        # Of a schedule: first where the call is forked, then where it ends.
+        self.point: tuple[int, ...] = ()
         self.value: Any = None
         self.error: BaseException | None = None
 
     def ends(self) -> None:
-        """The call is over."""
+        """Called by the lane when the call is over; wakes whoever waits for it."""
         self.done = True
         if self._task is not None:
             self._comm.clock.wake(self._task, self._comm.clock.now)
 
     def wait(self) -> Any:
+        """Waits for the call; returns its value or raises its error."""
         clock = self._comm.clock
         begin = clock.now
         while not self.done:
             self._task = clock.task
             clock.pause("its lane")
+
         self._comm.wait_ns += clock.now - begin
         if self._comm.schedule is not None:
             self._comm.schedule.join(self.point)
         if self.error is not None:
             raise self.error
+
         return self.value
 
 
 class Lane:
-    """A second task of a rank that runs what it is handed, in order, beside the first."""
+    """A second task of a rank, which runs what it is handed in order, beside the first task."""
 
     def __init__(self, comm: RankComm, make_comm: Callable[[], RankComm]) -> None:
         self._comm = comm
@@ -54,7 +58,7 @@ class Lane:
         self._task = comm.clock.spawn(rank, self._run, name=f"a lane of rank {rank}", counts=False)
 
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> LaneHandle:
-        """Appends a call."""
+        """Appends a call, and wakes the lane where it has nothing to do."""
         handle = LaneHandle(self._comm)
         if self._comm.schedule is not None:
             handle.point = self._comm.schedule.point()
@@ -62,15 +66,19 @@ class Lane:
         if self._idle:
             self._idle = False
             self._comm.clock.wake(self._task, self._comm.clock.now)
+
         return handle
 
     def _run(self) -> None:
+        """Runs calls for ever; the clock ends it with the run."""
         comm = self._make_comm()
         schedule = comm.schedule
+
         while True:
             while not self._calls:
                 self._idle = True
                 self._comm.clock.pause("something to do")
+
             fn, args, handle = self._calls.popleft()
             if schedule is not None:
                 schedule.join(handle.point)
@@ -78,6 +86,7 @@ class Lane:
                 handle.value = fn(comm, *args)
             except Exception as error:  # noqa: BLE001  handed to whoever waits
                 handle.error = error
+
             if schedule is not None:
                 handle.point = schedule.point()
             handle.ends()
@@ -85,14 +94,14 @@ class Lane:
 
 @dataclass
 class LockState:
-    """Who holds a lock, and who waits for it, first come, first served."""
+    """Who holds a lock, and who waits for it; first come, first served."""
 
     taken: bool = False
     waiting: deque[Task] = field(default_factory=deque)
 
 
 class Lock:
-    """A context manager on a lock of the world."""
+    """A context manager on a lock that all ranks of a comm share."""
 
     def __init__(self, state: LockState, comm: RankComm) -> None:
         self._state = state
@@ -104,11 +113,16 @@ class Lock:
         if self._state.taken:
             self._state.waiting.append(clock.task)
             clock.pause("a lock")  # woken as its holder
+
         self._state.taken = True
         self._comm.wait_ns += clock.now - begin
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Hands the lock to the first who waits, or gives it back.
+
+        It stays taken when it is handed on.
+        """
         if self._state.waiting:
             self._comm.clock.wake(self._state.waiting.popleft(), self._comm.clock.now)
         else:

@@ -1,6 +1,4 @@
-"""What is under way between `VirtualComm`s: messages and those who wait for them, meetings of a
-collective, tickets.
-"""
+"""What is under way between `VirtualComm`s: messages, receives, collectives and tickets."""
 
 from __future__ import annotations
 
@@ -17,7 +15,8 @@ from benchsuite.virtual.schedule import Event
 class Message:
     """A vector under way.
 
-    `x` is the sender's own memory until the receiver has it, or the sender goes on.
+    `x` is the sender's own memory until the receiver has taken it, or until the sender goes on:
+    then it is a copy.
     """
 
     __slots__ = ("at", "receive", "sent", "x")
@@ -29,14 +28,14 @@ class Message:
         self.sent: Event | None = None  # where a schedule is recorded
 
     def arrives(self, at: int) -> None:
-        """Told by the network."""
+        """Called by the network, as soon as it knows when the last byte will be there."""
         self.at = at
         if self.receive is not None:
             self.receive.expect(at)
 
 
 class Channel:
-    """Messages from one rank to another of one comm, matched in posting order."""
+    """Messages from one rank of a comm to another one, matched with receives in posting order."""
 
     __slots__ = ("messages", "receives")
 
@@ -45,14 +44,14 @@ class Channel:
         self.receives: deque[Receive] = deque()
 
     def put(self, message: Message) -> None:
-        """A send."""
+        """Posts a message: for the first receive that waits, or for one that is still to come."""
         if self.receives:
             self.receives.popleft().match(message)
         else:
             self.messages.append(message)
 
     def ask(self, receive: Receive) -> None:
-        """A receive."""
+        """Posts a receive: for the first message there is, or for one that is still to come."""
         if self.messages:
             receive.match(self.messages.popleft())
         else:
@@ -60,7 +59,7 @@ class Channel:
 
 
 class Send:
-    """Done when the last byte has left the port."""
+    """The handle of a send: done when the last byte has left the port."""
 
     __slots__ = ("_comm", "_message", "_released")
 
@@ -70,6 +69,7 @@ class Send:
         self._released = released
 
     def wait(self) -> None:
+        """Waits until the port is free of the message; then the sender may change its vector."""
         comm = self._comm
         message = self._message
         clock = comm.clock
@@ -77,15 +77,18 @@ class Send:
         if self._released > begin:
             clock.wait_until(self._released, "its send")
             comm.wait_ns += clock.now - begin
+
         if comm.schedule is not None:
             comm.schedule.waited(message.sent)
-        if message.receive is None:  # the sender may change its vector from here on
+        if message.receive is None:
+            # Nobody has asked for it yet, and the sender may change its vector from here on.
             message.x = message.x.clone()
 
 
 class Receive:
-    """Done at the arrival, never before; the vector may be written earlier, as by a network
-    card.
+    """The handle of a receive: done at the arrival, never before.
+
+    The vector itself may be written earlier, as a network card does.
     """
 
     __slots__ = ("_comm", "_src", "_task", "at", "sent", "x")
@@ -99,13 +102,14 @@ class Receive:
         self._task: Task | None = None
 
     def match(self, message: Message) -> None:
-        """The message that this receive takes."""
+        """Takes a message. RuntimeError where it has another length."""
         if message.x.numel() != self.x.numel():
             raise RuntimeError(
                 f"a message of {message.x.numel()} elements from rank {self._src} for a receive of "
                 f"{self.x.numel()} "
                 f"on rank {self._comm.rank}: lengths must be equal"
             )
+
         self.x.copy_(message.x)
         message.receive = self
         self.sent = message.sent
@@ -113,52 +117,55 @@ class Receive:
             self.expect(message.at)
 
     def expect(self, at: int) -> None:
-        """The arrival is known."""
+        """Told when the message arrives, once that is known."""
         self.at = at
         if self._task is not None:
             self._comm.clock.wake(self._task, max(at, self._comm.clock.now))
 
     def ready(self) -> bool:
-        """Whether it has arrived by now."""
+        """Whether the message has arrived by now."""
         return self.at is not None and self.at <= self._comm.clock.now
 
     def wake_at_arrival(self, task: Task) -> None:
-        """Wakes the task's next pause when the message is there (it may be woken by others
-        before).
-        """
+        """Wakes the task's next pause when the message is there. Others may wake it earlier."""
         self._task = task
         if self.at is not None:
             self._comm.clock.wake(task, self.at)
 
     def forget(self) -> None:
-        """Nobody waits for it any more."""
+        """Says that nobody waits for the message any more."""
         self._task = None
 
     def wait(self) -> None:
+        """Waits for the message, then for the rank's own copying, where that takes time."""
         comm = self._comm
         clock = comm.clock
         begin = clock.now
+
         if self.at is None or self.at > begin:
             task = clock.task
             while not self.ready():
                 self.wake_at_arrival(task)
                 clock.pause(f"a message from rank {self._src}")
+
             self._task = None
+
         if comm.schedule is not None:
             comm.schedule.received(self.sent, begin)
+
         busy = comm.world.receive_ns_per_byte
         if busy:
             here = clock.now
-            clock.wait_until(
-                here + round(self.x.numel() * self.x.element_size() * busy), "its own copying"
-            )
+            num_bytes = self.x.numel() * self.x.element_size()
+            clock.wait_until(here + round(num_bytes * busy), "its own copying")
             if comm.schedule is not None:
                 comm.schedule.computed("copy", here)
+
         comm.wait_ns += clock.now - begin
 
 
 class Meeting:
-    """One collective of one comm."""
+    """One collective of one comm: who has come, and when it ends."""
 
     def __init__(self, size: int) -> None:
         self.entries: list[Any] = [None] * size
@@ -167,20 +174,27 @@ class Meeting:
         self._tasks: list[Task] = []
 
     def join(self, rank: int, what: Any, entry: Any, task: Task) -> bool:
-        """Enters; True for the last one. RuntimeError where the ranks call different things."""
+        """Enters this rank; True for the last one.
+
+        what: the call with its length. RuntimeError where the ranks call different things.
+        """
         if self._tasks and what != self._what:
             raise RuntimeError(
                 f"rank {rank} calls {what[0]} of {what[1]} elements while others call "
                 f"{self._what[0]} of "
                 f"{self._what[1]}: every rank must enter the same collective"
             )
+
         self._what = what
         self.entries[rank] = entry
         self._tasks.append(task)
         return len(self._tasks) == len(self.entries)
 
     def ends(self, at: int, clock: VirtualClock) -> None:
-        """Everybody goes on then. The last one, who calls this, does not wait yet."""
+        """Sets the time at which everybody goes on.
+
+        The last rank, which calls this, does not wait yet.
+        """
         self.at = at
         for task in self._tasks:
             if task is not clock.task:
@@ -188,7 +202,7 @@ class Meeting:
 
 
 class Ticket(NamedTuple):
-    """`at`: when it is there."""
+    """A ticket under way. `at`: when it is there, in ns."""
 
     at: int
     source: int
@@ -205,21 +219,26 @@ class Tickets:
         self._task: Task | None = None
 
     def put(self, ticket: Ticket, clock: VirtualClock) -> None:
-        """One more; a ticket from nearer by may overtake."""
+        """Adds a ticket. One from nearer by may overtake those that were sent before it."""
         queue = self._queue
+
         if queue and queue[-1].at > ticket.at:
-            self._queue = queue = deque(sorted([*queue, ticket], key=lambda each: each.at))
+            # The sort is stable: tickets of one moment stay in the order of their sending.
+            queue = deque(sorted([*queue, ticket], key=lambda each: each.at))
+            self._queue = queue
         else:
             queue.append(ticket)
+
         if self._task is not None and queue[0] is ticket:
             clock.wake(self._task, ticket.at)
 
     def take(self, clock: VirtualClock) -> Ticket:
-        """Waits for the first one."""
+        """Waits for the first ticket and takes it."""
         while not self._queue or self._queue[0].at > clock.now:
             self._task = clock.task
             if self._queue:
                 clock.wake(self._task, self._queue[0].at)
             clock.pause("a ticket")
+
         self._task = None
         return self._queue.popleft()

@@ -1,11 +1,11 @@
-"""Gradients of a group as one traced graph, made cheap to replay: small groups spend more time on
-calls than on sums.
+"""Gradients of a group as one traced graph, made cheap to replay.
 
-`trace`: `vmap(grad)` of a loss, recorded operator by operator (make_fx). `lean`: what is computed
-twice is computed once, views of views become one view, views that change nothing are left out,
-gradients of weights are multiplied the right way round, and operators are called as tensor methods,
-whose binding costs a third of an `OpOverload`'s. Which sums are formed stays (`gradients.py` holds
-every graph against the module).
+Small groups spend more time on calls than on sums. `trace`: `vmap(grad)` of a loss, recorded
+operator by operator (make_fx). `lean`: what is computed twice is computed once, views of views
+become one view, views that change nothing are left out, gradients of weights are multiplied the
+right way round, and operators are called as tensor methods, whose binding costs a third of an
+`OpOverload`'s. Which sums are formed stays the same (`gradients.py` holds every graph against the
+module).
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ METHODS = frozenset(
 
 @dataclass(frozen=True)
 class Graph:
-    """run: parameters (k, P), or (P,) where all rows share them, x, y (k, ..), grads (N, P), rows
-    (k,) -> losses (k,).
+    """A traced gradient of a group of k rows.
 
-    The gradients of the group go into these rows of `grads`.
+    run: parameters (k, P), or (P,) where all rows share them, x, y (k, ..), grads (N, P), rows (k,)
+    -> losses (k,). The gradients of the group go into these rows of `grads`.
     """
 
     run: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -73,16 +73,19 @@ class Graph:
 def trace(loss: Loss, given: Tensor, x: Tensor, y: Tensor) -> Graph:
     """The graph of the gradients of `loss` for groups of this size.
 
-    Raises what vmap raises where it cannot.
+    Raises whatever vmap raises where it cannot batch the loss.
     """
-    batched = vmap(grad_and_value(loss), in_dims=(None if given.dim() == 1 else 0, 0, 0))
+    # Parameters that all rows share are not batched.
+    params_dim = None if given.dim() == 1 else 0
+    batched = vmap(grad_and_value(loss), in_dims=(params_dim, 0, 0))
     made = lean(make_fx(lambda p, x, y: batched(p, x, y))(given, x, y))
     num_calls = sum(node.op.startswith("call") for node in made.graph.nodes)
+
     return Graph(_into_rows(made).forward, num_calls)
 
 
 class CountCalls(TorchDispatchMode):
-    """How many operators a piece of code calls, its backward pass included."""
+    """Counts how many operators a piece of code calls, its backward pass included."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch
@@ -94,7 +97,10 @@ class CountCalls(TorchDispatchMode):
 
 
 def lean(traced: fx.GraphModule) -> fx.GraphModule:
-    """The same function with fewer and cheaper calls. `traced`: of `make_fx`, consumed."""
+    """The same function with fewer and cheaper calls.
+
+    traced: made by `make_fx`; it is consumed.
+    """
     graph = traced.graph
     calls = [node for node in graph.nodes if node.op == "call_function"]
     for node in calls:
@@ -111,19 +117,20 @@ def lean(traced: fx.GraphModule) -> fx.GraphModule:
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
             name = node.target._schema.name.partition("::")[2]
-            name = "view" if name == "_unsafe_view" else name
+            if name == "_unsafe_view":
+                name = "view"
             if name in METHODS and node.args and isinstance(node.args[0], fx.Node):
                 node.op = "call_method"
                 node.target = name
+
     return fx.GraphModule(traced, graph)
 
 
 def _into_rows(made: fx.GraphModule) -> fx.GraphModule:
-    """The graph with two more arguments, `grads` and `rows`: each piece of a gradient is copied as
-    soon as it is there.
+    """The graph with two more arguments, `grads` and `rows`, into which it writes.
 
-    One vector put together at the end would be read and written twice from memory that no cache
-    holds any more.
+    Each piece of a gradient is copied as soon as it is there. One vector put together at the end
+    would be read and written twice, from memory that no cache holds any more.
     """
     graph = made.graph
     (end,) = (node for node in graph.nodes if node.op == "output")
@@ -133,8 +140,10 @@ def _into_rows(made: fx.GraphModule) -> fx.GraphModule:
         pieces = list(gradients.args[0])
     *_, last = (node for node in graph.nodes if node.op == "placeholder")
     with graph.inserting_after(last):
+        # Each goes right behind `last`, so the second one stands first.
         rows = graph.placeholder("rows")
-        grads = graph.placeholder("grads")  # before `rows`
+        grads = graph.placeholder("grads")
+
     end.args = (losses,)
     if gradients not in pieces and not gradients.users:
         graph.erase_node(gradients)
@@ -153,20 +162,24 @@ def _into_rows(made: fx.GraphModule) -> fx.GraphModule:
         begin += width
         if made_by is not piece and not piece.users:
             graph.erase_node(piece)
+
     return fx.GraphModule(made, graph)
 
 
 def _is_mutable(node: fx.Node) -> bool:
+    """Whether an operator changes one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _out_of_place(node: fx.Node) -> None:
-    """Of an operator that changes a fresh result which nobody else reads, the form that leaves
-    it alone.
+    """Puts the form that changes nothing in the place of an operator that works in place.
+
+    Only where it changes a fresh result that nobody else reads.
     """
     source: Any = node.args[0] if node.args else None
     if not _is_mutable(node) or not isinstance(source, fx.Node) or set(source.users) != {node}:
         return
+
     made = source.target
     fresh = isinstance(made, torch._ops.OpOverload) and all(
         r.alias_info is None for r in made._schema.returns
@@ -178,43 +191,51 @@ def _out_of_place(node: fx.Node) -> None:
 
 
 def _compute_once(graph: fx.Graph) -> None:
-    """Equal operators on equal arguments become one; none of the graph's may work in place."""
-    known: dict[tuple[Any, str, str], fx.Node] = {}
+    """Makes equal operators on equal arguments one; none of the graph's may work in place."""
+    # (operator, arguments, keyword arguments) -> the first node that computes it
+    computed: dict[tuple[Any, str, str], fx.Node] = {}
+
     for node in list(graph.nodes):
         if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(
             node.target, "tags", ()
         ):
             continue
-        first = known.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+
+        first = computed.setdefault((node.target, str(node.args), str(node.kwargs)), node)
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
 
 
 def _multiply_transposed(graph: fx.Graph, node: fx.Node) -> None:
-    """(A B)^T as B^T A^T, row after row in memory: copying it transposed took a fifth of the
-    digits CNN's gradient.
+    """Computes (A B)^T as B^T A^T, which lies in memory row after row.
+
+    Copying it transposed took a fifth of the digits CNN's gradient.
     """
-    product: Any = node.args[0]
+    product: Any = node.args[0]  # (k, rows, columns)
     dims: Any = node.args[1:3]
+
     if (
         product.target is not _ops.bmm.default
         or set(product.users) != {node}
         or {dim % 3 for dim in dims} != {1, 2}
     ):
         return
+
     with graph.inserting_before(node):
         left, right = (
             graph.call_function(_ops.transpose.int, (each, 1, 2)) for each in reversed(product.args)
         )
         swapped = graph.call_function(_ops.bmm.default, (left, right))
+
     node.replace_all_uses_with(swapped)
 
 
 def _shorten(node: fx.Node) -> None:
+    """Leaves out a view that changes nothing, and makes a view of views one view."""
     source: Any = node.args[0] if node.args else None
     if any(_changes(user, node) for user in node.users):
-        return  # without it, its source would be changed in place
+        return  # without the view, its source would be changed in place
     if node.target in _NO_OPS:
         node.replace_all_uses_with(source)
     elif node.target in _VIEWS:
@@ -228,16 +249,19 @@ def _shorten(node: fx.Node) -> None:
 
 
 def _changes_nothing(node: fx.Node, source: fx.Node) -> bool:
+    """Whether an operator gives back its first argument as it is."""
     if node.target is _ops.permute.default:
         order: Any = node.args[1]
         return list(order) == sorted(order)
+
     return node.target is _ops.expand.default and _shape(source) == _shape(node)
 
 
 def _changes(user: fx.Node, node: fx.Node) -> bool:
-    """Whether an operator works on its first argument in place, and that is `node`."""
+    """Whether an operator works in place on its first argument, and that is `node`."""
     return _is_mutable(user) and bool(user.args) and user.args[0] is node
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
+    """The shape that a node's result had when it was traced."""
     return tuple(node.meta["val"].shape)

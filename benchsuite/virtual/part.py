@@ -1,5 +1,4 @@
-"""Replicas of the virtual world: one module for all, a row of parameters and a row of gradients per
-rank.
+"""Replicas of the virtual world: one module, and a row of parameters and gradients per rank.
 
 A worker that asks for a gradient sleeps for its compute time. The gradient itself is computed when
 the first sleeper wakes up, for all that have asked until then: their parameters and batches are
@@ -22,12 +21,12 @@ from benchsuite.virtual.schedule import Schedule
 from benchsuite.worker.clock import check_finite
 from benchsuite.workload import Batch, Part, Ready
 
-# a third of a gradient's time is its forward pass, the rest goes backward over the parameters
+# A third of a gradient's time is its forward pass; the rest goes backward over the parameters.
 FORWARD_SHARE = 3
 
 
 class Times(Protocol):
-    """How long gradients take."""
+    """How long gradients take, in virtual time."""
 
     def ns(self, worker: int, step: int) -> int:
         """Time of the worker's step-th gradient."""
@@ -47,7 +46,7 @@ class Awaited(Protocol):
 
 
 class Request:
-    """A gradient that a worker has asked for."""
+    """A gradient that a worker has asked for; its loss is there once it is computed."""
 
     __slots__ = ("batch", "loss", "row")
 
@@ -58,8 +57,9 @@ class Request:
 
 
 class Pool:
-    """Parameters and gradients of all ranks, (ranks, P) each; computes what has been asked for
-    when it is needed.
+    """Parameters and gradients of all ranks, (ranks, P) each.
+
+    Computes all that has been asked for when the first of it is needed.
     """
 
     def __init__(self, template: DataPart, gradients: Gradients, *, num_ranks: int) -> None:
@@ -68,7 +68,9 @@ class Pool:
         self.params = template.params.expand(num_ranks, -1).clone()
         self.grads = torch.zeros_like(self.params)
         self._asked: dict[int, Request] = {}  # in the order of asking
-        self.num_gradients = self.num_groups = self.num_abandoned = 0
+        self.num_gradients = 0
+        self.num_groups = 0
+        self.num_abandoned = 0
 
     def ask(self, row: int, batch: Batch) -> Request:
         """Notes a request; the worker may not touch its parameters until it is done or dropped."""
@@ -76,12 +78,12 @@ class Pool:
         return request
 
     def drop(self, request: Request) -> None:
-        """Nobody needs it any more."""
+        """Forgets a request whose gradient nobody needs any more."""
         self._asked.pop(request.row, None)
         self.num_abandoned += 1
 
     def loss(self, request: Request) -> float:
-        """Its loss; its gradient stands in the worker's row then."""
+        """The loss of a request; the gradient then stands in the worker's row."""
         if request.loss is None:
             self._compute_all()
         assert request.loss is not None
@@ -94,6 +96,7 @@ class Pool:
             return self.template.infer(x)
 
     def _compute_all(self) -> None:
+        """Computes every gradient that has been asked for, in groups."""
         requests = list(self._asked.values())
         self._asked.clear()
         rows = [request.row for request in requests]
@@ -116,17 +119,17 @@ class Source(Protocol):
         """Notes what the rank needs."""
 
     def drop(self, request: Request) -> None:
-        """Nobody needs it any more."""
+        """Forgets a request whose gradient nobody needs any more."""
 
     def loss(self, request: Request) -> float:
-        """Its loss; the gradient is in the rank's row then."""
+        """The loss of a request; the gradient then stands in the rank's row."""
 
     def infer(self, row: int, x: Tensor) -> Tensor:
         """Outputs of the rank's replica, as it is now."""
 
 
 class VirtualPart(Part):
-    """A `Part` in virtual time, timed like `measure.clock.TimedPart`."""
+    """A `Part` in virtual time, timed like `worker.clock.TimedPart`."""
 
     def __init__(
         self,
@@ -142,7 +145,7 @@ class VirtualPart(Part):
         self._times = times
         self._rank = rank
         self._schedule = schedule
-        row = rank % len(pool.params)
+        row = rank % len(pool.params)  # where nothing is computed all ranks share one row
         self.module: nn.Module = pool.template.module
         self.shapes = pool.template.shapes
         self.params = pool.params[row]
@@ -156,8 +159,14 @@ class VirtualPart(Part):
         return self._pool.infer(self._rank, x)
 
     def gradient(self, batch: Batch, ready: Ready | None = None, until: Any = None) -> float | None:
+        """Asks for a gradient and lets its compute time pass; the sums are made when they are
+        needed.
+
+        until: where it is done first, the gradient is given up, and None is returned.
+        """
         clock = self._clock
-        begin = mark = clock.now
+        begin = clock.now
+        mark = begin  # until where a schedule has booked what was computed
         end = begin + self._times.ns(self._rank, self._step)
         self._step += 1
         request = self._pool.ask(self._rank, batch)
@@ -172,6 +181,7 @@ class VirtualPart(Part):
             if self._schedule is not None:
                 self._schedule.computed("gradient, given up", mark)
             return None
+
         if self._schedule is not None:
             self._schedule.computed("gradient", mark)
         loss = self._pool.loss(request)
@@ -184,37 +194,41 @@ class VirtualPart(Part):
         """Sleeps until the gradient is done (True) or, before that, the handle is (False)."""
         clock = self._clock
         task = self._clock.task
+
         while clock.now < end:
             if until.ready():
                 until.forget()
                 return False
+
             until.wake_at_arrival(task)
             clock.wake(task, end)
             clock.pause("its gradient")
+
         until.forget()
         return True
 
     def _announce(self, begin: int, end: int, request: Request, ready: Ready) -> int:
-        """Slices in backward order, each when its share of the backward pass is over: shares as
-        numbers of elements.
+        """Hands on slices in backward order, each when its share of the backward pass is over.
 
-        Returns when the last one was handed on: a schedule knows the gradient until then.
+        Shares are by numbers of elements. Returns when the last slice was handed on: a schedule has
+        booked the gradient until then.
         """
         mark = begin
         total = self.params.numel()
         forward = (end - begin) // FORWARD_SHARE
         stop = total
+
         for shape in reversed(list(self.shapes.values())):
             start = stop - shape.numel()
-            self._clock.wait_until(
-                begin + forward + (end - begin - forward) * (total - start) // total, "its gradient"
-            )
+            backward = (end - begin - forward) * (total - start) // total
+            self._clock.wait_until(begin + forward + backward, "its gradient")
             self._pool.loss(request)
             if self._schedule is not None:
                 self._schedule.computed("part of a gradient", mark)
             ready(start, stop)
             mark = self._clock.now
             stop = start
+
         return mark
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:

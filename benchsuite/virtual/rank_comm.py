@@ -9,7 +9,7 @@ from benchsuite.virtual.schedule import Schedule
 
 
 class Wires(Protocol):
-    """What a receive asks of the world."""
+    """What a receive asks of the world: how long it takes to copy what has arrived."""
 
     receive_ns_per_byte: float
 

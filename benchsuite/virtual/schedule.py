@@ -1,9 +1,8 @@
-"""A schedule: what a virtual run did.
+"""A schedule: who computed when in a virtual run, which message went where, and what waited for
+what.
 
-Who computed when, which message left and came, and what waited for what.
-
-`world.simulate(.., record=True)` records it by hooks in `comm/virtual.py`, `comm/virtual_parts.py`
-and `part.py`; a run that is not recorded has none of this. `chakra.py` writes it for other
+`world.simulate(.., record=True)` records it by hooks in `comm.py`, `comm_parts.py`, `comm_lane.py`
+and `part.py`; a run that is not recorded has none of this. `programs/chakra.py` writes it for other
 simulators.
 
 Events of a rank stand in the order in which its tasks went on, so an event waits for earlier
@@ -27,7 +26,7 @@ COLLECTIVE = "collective"
 
 @dataclass(slots=True, eq=False)
 class Event:
-    """One event of one rank; begin, end: virtual ns.
+    """One event of one rank. begin, end: virtual ns.
 
     compute: from asking to done, or to giving up. send: from posting until the last byte has left
     the port. receive: from when the rank waits for it until it is there (no time, where it had come
@@ -52,17 +51,18 @@ class Event:
 
 
 class Schedule:
-    """Events by rank.
+    """The events of a run, by rank.
 
-    `groups`: world ranks of each comm that called a collective, by the comm's name.
+    groups: world ranks of each comm that called a collective, by the comm's name.
     """
 
     def __init__(self, clock: VirtualClock, num_ranks: int) -> None:
         self.events: list[list[Event]] = [[] for _ in range(num_ranks)]
         self.groups: dict[str, tuple[int, ...]] = {}
         self._clock = clock
+        # Task -> numbers of its rank's events that had to be over for it to be where it is.
         self._points: dict[Task, tuple[int, ...]] = {}
-        self._num_sent: dict[tuple[int, int], int] = {}
+        self._num_sent: dict[tuple[int, int], int] = {}  # (source, destination) -> messages so far
 
     @property
     def end(self) -> int:
@@ -71,7 +71,7 @@ class Schedule:
 
     @property
     def unreceived(self) -> list[Event]:
-        """Messages and tickets that nobody took."""
+        """Messages and tickets that nobody has taken."""
         return [
             event
             for rank in self.events
@@ -82,13 +82,17 @@ class Schedule:
     # -- told by the hooks, each for the task that runs --------------------------------------------
 
     def computed(self, name: str, begin: int) -> None:
-        """It has computed since `begin`."""
+        """Notes that the running task has computed since `begin`."""
         self._passed(COMPUTE, name, begin)
 
     def sent(
         self, name: str, destination: int, num_bytes: int, *, end: int, control: bool = False
     ) -> Event:
-        """It sends, and goes on; `waited` where it waits for that."""
+        """Notes that the running task sends and goes on.
+
+        The event is returned: `waited` notes that the task waited for it, `received` that another
+        one took it.
+        """
         source = self._clock.task.rank
         tag = self._num_sent.get((source, destination), 0)
         self._num_sent[source, destination] = tag + 1
@@ -97,18 +101,20 @@ class Schedule:
         event.num_bytes = num_bytes
         event.tag = tag
         event.control = control
+
         return event
 
     def waited(self, sent: Event | None) -> None:
-        """Its send is over."""
+        """Notes that the running task has waited for its own send."""
         assert sent is not None, "recorded from the start"
         self.join((sent.number,))
 
     def received(self, sent: Event | None, begin: int) -> None:
-        """It has waited since `begin` for a message, and has it."""
+        """Notes that the running task has waited since `begin` for a message, and has it."""
         assert sent is not None, "recorded from the start"
-        if sent.taken:  # it waits for the same message once more
-            return
+        if sent.taken:
+            return  # the task waits for the same message once more
+
         sent.taken = True
         event = self._passed(RECEIVE, sent.name, begin)
         event.peer = sent.rank
@@ -119,7 +125,10 @@ class Schedule:
     def collective(
         self, kind: str, num_bytes: int, begin: int, *, group: str, ranks: Sequence[int], tag: int
     ) -> None:
-        """It has been in a collective of a comm since `begin`; alone it was in none."""
+        """Notes that the running task has been in a collective since `begin`.
+
+        A rank alone was in none, since it sends nothing.
+        """
         if len(ranks) > 1:
             event = self._passed(COLLECTIVE, kind, begin)
             event.num_bytes = num_bytes
@@ -128,33 +137,40 @@ class Schedule:
             self.groups.setdefault(group, tuple(ranks))
 
     def point(self) -> tuple[int, ...]:
-        """Where it is: what had to be over for that.
+        """Where the running task is: the events that had to be over for that.
 
-        A lane call is forked there, and ends at such a point.
+        A lane call is forked at such a point, and ends at one.
         """
         return self._points.get(self._clock.task, ())
 
     def join(self, point: tuple[int, ...]) -> None:
-        """It has waited for these events of its rank too."""
+        """Notes that the running task has waited for these events of its rank too."""
         task = self._clock.task
         events = self.events[task.rank]
         here = self._points.get(task, ())
+
         for number in point:
             if number not in here:
-                here = (*(each for each in here if each not in events[number].after), number)
+                # What the event itself waited for need not be waited for once more.
+                earlier = events[number].after
+                here = (*(each for each in here if each not in earlier), number)
+
         self._points[task] = here
 
     # -- inside ------------------------------------------------------------------------------------
 
     def _add(self, kind: str, name: str, begin: int, end: int) -> Event:
+        """Books an event of the running task, which waits for the task's present point."""
         task = self._clock.task
         events = self.events[task.rank]
         event = Event(task.rank, len(events), kind, name, begin, end, self._points.get(task, ()))
         events.append(event)
+
         return event
 
     def _passed(self, kind: str, name: str, begin: int) -> Event:
-        """An event that the task waited for: it goes on from there."""
+        """Books an event that the task waited for: it goes on from there."""
         event = self._add(kind, name, begin, self._clock.now)
         self._points[self._clock.task] = (event.number,)
+
         return event

@@ -1,7 +1,8 @@
 """What a module carries from one gradient to the next besides parameters, kept apart for each rank.
 
-Buffers (running statistics, counters) and torch's random state (dropout). Ranks of one process
-share the module: a rank's set is put in when it is its turn, as if it were in a process of its own.
+These are buffers (running statistics, counters) and torch's random state (dropout). Ranks of one
+process share the module: a rank's set is put in when it is its turn, as if it were in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ _random = torch.default_generator
 
 
 class ModuleStates:
-    """One set per rank, made when first needed: the buffers as built, the random state of a fresh
-    rank.
+    """One set of buffers and random state per rank, made when it is first needed.
 
-    `changing`: whether gradients change them at all; only then they are put in and taken out.
+    A fresh rank has the buffers as built and its own random state. changing: whether gradients
+    change them at all; only then they are put in and taken out.
     """
 
     def __init__(self, module: nn.Module, seed: int) -> None:
@@ -35,6 +36,7 @@ class ModuleStates:
         """Computes one gradient to see whether it changes anything; puts everything back."""
         outside = _random.get_state()
         gradient()
+
         moved = any(
             not _equal(now, then) for now, then in zip(self._buffers, self._start, strict=True)
         )
@@ -43,30 +45,37 @@ class ModuleStates:
 
     @contextmanager
     def of(self, rank: int) -> Iterator[None]:
-        """Inside, the module is the rank's."""
+        """A context inside which the module is the rank's."""
         if not self.changing:
             yield
             return
+
         outside = _random.get_state()
         if rank in self._kept:
             self._put(*self._kept[rank])
         else:
             self._put(self._start, outside)
             seed_rank(self._seed, rank)
+
         try:
             yield
         finally:
-            self._kept[rank] = [buffer.clone() for buffer in self._buffers], _random.get_state()
+            buffers = [buffer.clone() for buffer in self._buffers]
+            self._kept[rank] = (buffers, _random.get_state())
             self._put(self._start, outside)
 
     def _put(self, buffers: list[Tensor], random_state: Tensor) -> None:
+        """Gives the module these buffers, and torch this random state."""
         with torch.no_grad():
             for buffer, value in zip(self._buffers, buffers, strict=True):
                 buffer.copy_(value)
+
         _random.set_state(random_state)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return (
-        torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b)
-    )
+    """Whether two buffers are equal, NaN being equal to NaN."""
+    if a.is_floating_point():
+        return torch.equal(a.nan_to_num(), b.nan_to_num())
+
+    return torch.equal(a, b)

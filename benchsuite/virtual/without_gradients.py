@@ -1,5 +1,6 @@
-"""What stands in the place of data, gradients and updates where no gradient is computed: times
-only, or timed again.
+"""What stands in the place of data, gradients and updates where no gradient is computed.
+
+A cell may be asked for times only, or a trajectory that is known is timed again.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from benchsuite.workload import Batch, Infer, Workload
 
 
 class Losses:
-    """In the place of a `Pool` where no gradient is computed: all ranks share one vector, and
-    losses are given.
+    """Stands in the place of a `Pool` where no gradient is computed.
 
-    losses: worker -> its losses step by step, of a run with the same trajectory; none = 0.
+    All ranks share one vector. losses: worker -> its losses step by step, from a run with the same
+    trajectory; () = every loss is 0.
     """
 
     def __init__(self, template: DataPart, losses: Sequence[Sequence[float]] = ()) -> None:
@@ -28,33 +29,37 @@ class Losses:
         self.params = template.params.view(1, -1)
         self.grads = torch.zeros_like(template.params).view(1, -1)
         self._taken: dict[int, int] = {}
-        self.num_gradients = self.num_groups = self.num_abandoned = 0
+        self.num_gradients = 0
+        self.num_groups = 0
+        self.num_abandoned = 0
 
     def ask(self, row: int, batch: Batch) -> Request:
-        """Nothing is computed."""
+        """Answers at once with the next known loss of the rank."""
         request = Request(row, batch)
         step = self._taken.get(row, 0)
         self._taken[row] = step + 1
         request.loss = self._losses[row][step] if self._losses else 0.0
+
         return request
 
     def drop(self, request: Request) -> None:
-        """Counts."""
+        """Counts a gradient that was given up."""
         self.num_abandoned += 1
 
     def loss(self, request: Request) -> float:
-        """As given."""
+        """The known loss."""
         assert request.loss is not None
         return request.loss
 
     def infer(self, row: int, x: Tensor) -> Tensor:
-        """Of the parameters that all share."""
+        """The policy's answer by the parameters that all ranks share."""
         return self.template.infer(x)
 
 
 class WithoutData:
-    """A workload whose batches hold nothing: where no gradient is computed nobody looks into
-    them.
+    """A workload whose batches hold nothing.
+
+    Where no gradient is computed nobody looks into them.
     """
 
     def __init__(self, workload: Workload, global_batch: int) -> None:
@@ -62,17 +67,26 @@ class WithoutData:
         self._global_batch = global_batch
 
     def __getattr__(self, name: str) -> Any:
+        """Everything else is the workload's own, but acting: environments are numbers of
+        samples.
+        """
         found = getattr(self._workload, name)
-        return {"environments": self._share, "collect": self._nothing}.get(name, found)
+        if name == "environments":
+            return self._share
+
+        return self._nothing if name == "collect" else found
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
         return Batch(None, None, self._global_batch // num_shards)
 
     def _share(self, *, shard: int, num_shards: int) -> int:
+        """In the place of a worker's environments: how many samples a minibatch of it stands
+        for.
+        """
         return self._global_batch // num_shards
 
     def _nothing(self, act: Infer, environments: int, number: int) -> NoRollout:
-        """Nobody acts either."""
+        """A rollout for which nobody acts."""
         return NoRollout(self._workload.per_rollout, environments)  # type: ignore[attr-defined]  # it collects
 
 
@@ -84,19 +98,20 @@ class NoRollout:
         self._num_samples = num_samples
 
     def statistics(self) -> Tensor:
-        """Zeros."""
+        """Zeros, which take the place of the sums of advantages."""
         return torch.zeros(self._count, 3, dtype=torch.float64)
 
     def batch(self, position: int, statistics: Tensor) -> Batch:
-        """As many samples as one of its kind stands for."""
+        """A batch that holds nothing and counts as many samples as a real one."""
         return Batch(None, None, self._num_samples)
 
 
 def idle(
     make: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
 ) -> Callable[[Any], torch.optim.Optimizer]:
-    """The same optimiser, which steps nothing: where no gradient is computed there is nothing to
-    step.
+    """The same optimiser, which steps nothing.
+
+    Its state is asked for all the same: predictions count it.
     """
 
     def made(params: Any) -> torch.optim.Optimizer:

@@ -1,10 +1,10 @@
-"""A cell in virtual time: every rank's life in one thread, and the same records as fresh processes
-would leave.
+"""A cell in virtual time: every rank's life in one thread, and the records that processes would
+leave.
 
 The ranks run the loop of `benchsuite/worker/loop.py` with the strategy's own file; what differs
-from `worker.py` is the comm, the part and the clock. A cell whose parameters do not depend on who
-is fast (`timing_free`) is trained once, in the plainest of worlds (`cell.untimed`), and timed
-afterwards under each link and each spread of compute times (`Trajectory`): which gradients are
+from `worker/main.py` is the comm, the part and the clock. A cell whose parameters do not depend on
+who is fast (`timing_free`) is trained once, in the plainest of worlds (`cell.untimed`), and timed
+afterwards under each link and each spread of compute times (`Trajectory`). Which gradients are
 computed together, and so how they round, is then the same for all of them.
 """
 
@@ -27,12 +27,11 @@ from benchsuite.comm.traffic import Calls
 from benchsuite.errors import UsageError
 from benchsuite.measure.memory import available_bytes
 from benchsuite.parallel.data import DataPart
-from benchsuite.plan import cell as cells
 from benchsuite.plan import compute_time, placement
-from benchsuite.plan.cell import Cell
+from benchsuite.plan.cell import Cell, global_batch, trajectory_key, untimed
 from benchsuite.virtual.clock import VirtualClock
 from benchsuite.virtual.comm import VirtualComm
-from benchsuite.virtual.comm_world import Script, VirtualWorld
+from benchsuite.virtual.comm_world import CounterAnswers, VirtualWorld
 from benchsuite.virtual.gradients import Gradients, Graphs, loss_key
 from benchsuite.virtual.network import Network
 from benchsuite.virtual.part import Pool, Times, VirtualPart
@@ -58,7 +57,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a timing-free cell does whatever the times are."""
+    """What a timing-free cell does, whatever the times are."""
 
     losses: list[list[float]]  # worker -> its losses step by step
     evaluations: Mapping[str, Any] | None  # rank 0's or the first server's, times apart
@@ -67,9 +66,7 @@ class Trajectory:
 
 @dataclass
 class Kept:
-    """What one process keeps from cell to cell: traced gradients, and trajectories to be timed
-    again.
-    """
+    """What one process keeps from cell to cell: traced gradients, and known trajectories."""
 
     traced: dict[str, Graphs] = field(default_factory=dict)  # by `loss_key`
     # None: it diverged, or failed.
@@ -77,14 +74,14 @@ class Kept:
 
 
 class SimulationError(RuntimeError):
-    """A rank raised, or all wait for each other. `culprit`: as in a run file."""
+    """A rank raised, or all ranks wait for each other. `culprit`: as in a run file."""
 
     def __init__(self, error: Exception, culprit: Mapping[str, Any] | None, now_s: float) -> None:
         lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
-        said = f"rank {culprit['rank']} raised " if culprit else ""
-        super().__init__(
-            f"{said}{lines[0]}" + (f" (at {now_s:.6g} virtual seconds)" if culprit else "")
-        )
+        said = lines[0]
+        if culprit:
+            said = f"rank {culprit['rank']} raised {said} (at {now_s:.6g} virtual seconds)"
+        super().__init__(said)
         self.culprit = culprit
 
 
@@ -103,77 +100,87 @@ def simulate(
     *,
     kept: Kept | None = None,
     times: Times | None = None,
-    script: Script | None = None,
+    counter_answers: CounterAnswers | None = None,
     batching: bool = True,
     start_order: Sequence[int] = (),
     record: bool = False,
 ) -> Simulated:
-    """Runs a resolved cell.
+    """Runs a resolved cell of the virtual clock.
 
-    Snapshots over 64 MiB are spilled to `run_dir`.
-
-    kept: of this process. times, script: in the place of the cell's compute times and of the
-    counters' answers, where a recorded run is replayed. batching: False computes gradients one by
-    one. start_order: the order in which the ranks are started (it changes nothing). record: also
-    what was done when, as a `Schedule`.
+    Snapshots over 64 MiB are spilled to `run_dir`. kept: what this process keeps. times,
+    counter_answers: take the place of the cell's compute times and of the counters' answers, where
+    a recorded run is replayed. batching: False computes gradients one by one. start_order: the
+    order in which the ranks are started (it changes nothing). record: also what was done when, as a
+    `Schedule`.
     """
     kept = kept or Kept()
-    key = (
-        cells.trajectory_key(cell)
-        if times is None and script is None and batching and not record
-        else None
-    )
-    found = None
+    # A trajectory stands for every timing of a cell, unless more than times is asked of this run.
+    key = None
+    if times is None and counter_answers is None and batching and not record:
+        key = trajectory_key(cell)
+    trained = None  # a trajectory that was made now, and so costs what it cost
     known = None
+
     if key is not None:
         if key not in kept.trajectories:
-            found = kept.trajectories[key] = _trajectory(cells.untimed(cell), run_dir, kept)
+            trained = _trajectory(untimed(cell), run_dir, kept)
+            kept.trajectories[key] = trained
+
         known = kept.trajectories[key]
+
     made = _Simulation(
         cell,
         run_dir,
         kept,
         known=known,
         times=times,
-        script=script,
+        counter_answers=counter_answers,
         batching=batching,
         record=record,
     )
     simulated = made.run(start_order)
-    if found is None:
+    if trained is None:
         return simulated
+
     spent = {
-        name: simulated.facts[name] + found.facts[name]
+        name: simulated.facts[name] + trained.facts[name]
         for name in ("real_s", "cpu_s", "gradients", "groups")
     }
-    facts = {**simulated.facts, **spent, "one_by_one": found.facts["one_by_one"], "retimed": False}
+    facts = {
+        **simulated.facts,
+        **spent,
+        "one_by_one": trained.facts["one_by_one"],
+        "retimed": False,
+    }
     return dataclasses.replace(simulated, facts=facts)
 
 
 def _trajectory(cell: Cell, run_dir: str | Path, kept: Kept) -> Trajectory | None:
-    """Trains; None where that fails or diverges: then every timing of the cell is simulated
-    whole.
+    """Trains a cell and keeps what does not depend on times.
+
+    None where training fails or diverges: then every timing of the cell is simulated whole.
     """
     try:
         simulated = _Simulation(cell, run_dir, kept).run(())
     except SimulationError:
         return None
+
     losses = [record["steps"]["loss"] for record in simulated.records if record["role"] == "worker"]
     if any(None in worker for worker in losses):
         return None
+
     found = next(
         (record["evaluations"] for record in simulated.records if record["evaluations"]), None
     )
-    known = (
-        None
-        if found is None
-        else {name: value for name, value in found.items() if name != "time_ns"}
-    )
-    return Trajectory(losses, known, simulated.facts)
+    curve = None
+    if found is not None:
+        curve = {name: value for name, value in found.items() if name != "time_ns"}
+
+    return Trajectory(losses, curve, simulated.facts)
 
 
 class _Simulation:
-    """One cell; `run` once."""
+    """One simulation of one cell; `run` is called once."""
 
     def __init__(
         self,
@@ -183,7 +190,7 @@ class _Simulation:
         *,
         known: Trajectory | None = None,
         times: Times | None = None,
-        script: Script | None = None,
+        counter_answers: CounterAnswers | None = None,
         batching: bool = True,
         record: bool = False,
     ) -> None:
@@ -198,25 +205,28 @@ class _Simulation:
         self._workload: Workload
         self._workload, template = setup.build_part(cell)
         assert isinstance(template, DataPart), "rules: the virtual clock needs parallel = data"
-        # Timed again: nobody looks at it.
+        # A known trajectory is timed again: nobody looks at what acting would bring.
         acts_again = known is not None and self._workload.collects
         if cell.gradients == "none" or acts_again:
-            self._workload = WithoutData(self._workload, cells.global_batch(cell))
-        self._batch = cells.global_batch(cell) / cell.num_workers
+            self._workload = WithoutData(self._workload, global_batch(cell))
+        self._batch = global_batch(cell) / cell.num_workers  # samples of one worker
         self._fits(template)
         self._pool = self._make_pool(template, batching=batching)
         self._recipe = setup.make_recipe(cell, self._workload)
+
         if isinstance(self._pool, Losses):
             self._recipe = dataclasses.replace(
                 self._recipe, make_optimizer=idle(self._recipe.make_optimizer)
             )
+
         self._times = times or self._compute_times()
-        self._world = self._make_world(script)
+        self._world = self._make_world(counter_answers)
         self._records: list[Record] = [{}] * cell.world_size
         self._trainings: list[Training] = []
         self._calls: Calls = {}
 
     def run(self, start_order: Sequence[int]) -> Simulated:
+        """Runs all ranks to their ends and gathers what they recorded."""
         begin = time.perf_counter()
         cpu = time.process_time()
         for rank in start_order or range(self._cell.world_size):
@@ -225,24 +235,28 @@ class _Simulation:
             self._clock.run()
         except Exception as error:
             raise SimulationError(error, self._culprit(), self._clock.now / NS_PER_S) from error
+
         first = self._records[0]
         first["predicted"] = self._predicted()
         first["derived_total"] = derived_total(self._calls).to_json()
         facts = self._facts(time.perf_counter() - begin, time.process_time() - cpu)
+
         return Simulated(self._records, facts, self._schedule)
 
     # -- what the ranks share ----------------------------------------------------------------------
 
     def _fits(self, template: DataPart) -> None:
-        """UsageError where parameters and gradients of all ranks are more than this machine has
-        free.
+        """Raises UsageError where the vectors of all ranks do not fit into the machine's free
+        memory.
         """
         if self._cell.gradients == "none" or self._known is not None:
             return
+
         size = template.params.numel() * template.params.element_size()
         ranks = self._cell.world_size
-        needed = 2 * ranks * size
+        needed = 2 * ranks * size  # parameters and gradients
         free = available_bytes()
+
         if free is not None and needed > free:
             raise UsageError(
                 f"{ranks} ranks x {size / 2**20:.1f} MiB, parameters and gradients: "
@@ -252,10 +266,12 @@ class _Simulation:
             )
 
     def _make_pool(self, template: DataPart, *, batching: bool) -> Pool | Losses:
+        """Where gradients come from: they are computed, or known, or none."""
         if self._cell.gradients == "none":
             return Losses(template)
         if self._known is not None:
             return Losses(template, self._known.losses)
+
         traced = self._kept.traced.setdefault(loss_key(self._cell), {})
         self._gradients = Gradients(
             self._workload, template, seed=self._cell.seed, traced=traced, batching=batching
@@ -263,12 +279,15 @@ class _Simulation:
         return Pool(template, self._gradients, num_ranks=self._cell.world_size)
 
     def _compute_times(self) -> ComputeTimes:
+        """How long gradients take in this cell, stragglers included."""
         cell = self._cell
         factors = {int(worker): factor for worker, factor in cell.straggler.items()}
         table = cell.compute_time or compute_time.DEFAULT
+
         return ComputeTimes(table, seed=cell.seed, samples=self._batch, factors=factors)
 
-    def _make_world(self, script: Script | None) -> VirtualWorld:
+    def _make_world(self, counter_answers: CounterAnswers | None) -> VirtualWorld:
+        """The network of this cell, and what its ranks share."""
         cell = self._cell
         cost = self._cell.receive_cost or {}
         network = Network(
@@ -279,17 +298,21 @@ class _Simulation:
             incast=float(cost.get("incast", 1.0)),
         )
         copying = float(cost.get("copy_s_per_gib", 0.0)) * NS_PER_S / GIB
+
         return VirtualWorld(
             self._clock,
             network,
             receive_ns_per_byte=copying,
-            script=script,
+            counter_answers=counter_answers,
             schedule=self._schedule,
         )
 
     # -- the life of a rank ------------------------------------------------------------------------
 
     def _life(self, rank: int) -> None:
+        """One rank from its start to its record, as `worker/main.py` does it under the wall
+        clock.
+        """
         cell = self._cell
         setup.seed_rank(cell.seed, rank)
         comm = VirtualComm(
@@ -309,7 +332,7 @@ class _Simulation:
             Snapshots(every, self._run_dir, str(rank)),
         )
         Loop(training, part, comm, lambda phase, step: None).run(measured, owner=owner)
-        # A copy: joining slices for the evaluation is not the run's.
+        # A copy: what is sent to evaluate the snapshots is not the run's.
         measured.traffic = comm.traffic + Traffic()
         job = RankJob(cell={}, rank=rank, world_size=cell.world_size)
         evaluations = self._evaluations(training, measured.snapshots)
@@ -320,23 +343,33 @@ class _Simulation:
             self._trainings.append(training)
 
     def _evaluations(self, training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
+        """The rank's curve: evaluated now, or known from the trajectory with the times of this
+        run.
+        """
         if self._cell.gradients == "none":
             return None
         if self._known is None:
             return evaluate(training, snapshots)
-        first = training.comm.rank == (training.topology.num_workers if training.is_server else 0)
+
+        # The rank that owned the curve in the run that is known: rank 0, or the first server.
+        owner = training.topology.num_workers if training.is_server else 0
+        first = training.comm.rank == owner
         if not first or not snapshots.samples or self._known.evaluations is None:
             return None
+
         return {**self._known.evaluations, "time_ns": snapshots.time_ns}
 
     def _straggler(self, rank: int) -> dict[str, Any] | None:
+        """How the rank was slowed down, for its record; None where it was not."""
         factor = self._cell.straggler.get(str(rank), 1.0)
         return {"factor": factor, "how": "virtual"} if factor > 1 else None
 
     def _culprit(self) -> dict[str, Any] | None:
+        """Whose error ended the run, as a run file names it; None where all ranks wait."""
         failed = self._clock.failed
         if failed is None:
             return None
+
         role = "server" if failed.rank >= self._cell.num_workers else "worker"
         return {"rank": failed.rank, "role": role, "how": "error", "phase": None, "step": None}
 
@@ -346,13 +379,17 @@ class _Simulation:
         """What the strategy's own file says of this run, from shapes and recorded events."""
         training = self._trainings[0]
         events = setup.gather_events([record["events"] for record in self._records])
-        return predict.of_run(
+
+        traffic = predict.of_run(
             self._cell, training.strategy, training.part.shapes, events, training.setting
-        ).to_json()
+        )
+        return traffic.to_json()
 
     def _facts(self, real_s: float, cpu_s: float) -> dict[str, Any]:
+        """What the simulation cost: seconds of this machine, and how gradients were computed."""
         pool = self._pool
         computed = isinstance(pool, Pool)
+
         return {
             "real_s": real_s,
             "cpu_s": cpu_s,
@@ -365,8 +402,8 @@ class _Simulation:
 
 
 def record(cell: Cell) -> tuple[Schedule, Simulated]:
-    """Runs a resolved cell of the virtual clock without gradients, in this process; what it did,
-    and its records.
+    """Runs a resolved cell without gradients, in this process; returns its schedule and its
+    records.
 
     UsageError as of `simulate`.
     """

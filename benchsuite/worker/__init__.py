@@ -1,3 +1,5 @@
-"""The life of one rank, worker or server: its pieces put together from a cell, its loop, clock
-and record.
+"""The life of one rank, worker or server.
+
+Its pieces are put together from a cell (`setup.py`), it runs its loop by its clock, and it writes
+its record.
 """

@@ -21,12 +21,11 @@ def build(
 ) -> Training:
     """Builds and starts everything on this rank.
 
-    `wrap(part, worker)` may stand between strategy and part; `before_model()` is called once the
-    workload has its data.
+    The full model is built on the CPU from the one seed, so that every rank starts equal.
 
-    The full model is built on the CPU from the one seed, so that every rank starts equal. given: a
-    started workload, a recipe and a part that are there already (ranks of one process share the
-    first two).
+    wrap: `wrap(part, worker)` may stand between strategy and part. given: a started workload, a
+    recipe and a part that are there already (ranks of one process share the first two).
+    before_model: called once the workload has its data.
     """
     assert cell.tuning == "same", (
         "a tuned cell runs with the factor that its trials chose: tuned.with_factor"

@@ -1,9 +1,9 @@
-"""Where a rank's time goes: step by step, in preallocated arrays, nothing else inside the timed
-region.
+"""Where a rank's time goes: `TimedPart` times its gradients, `StepClock` keeps a row per step.
 
 `TimedPart` stands between strategy and part: it times the gradient, notices a loss that is not
-finite, and makes a straggler slow. `StepClock` keeps one row per step. Times are `perf_counter_ns`:
-on one host one clock for all ranks.
+finite, and makes a straggler slow. `StepClock` writes into arrays that exist before the loop, so
+that the timed region does nothing else. Times are `perf_counter_ns`, which on one host is one clock
+for all ranks.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from benchsuite.workload import Batch, DeviceLoss, Part, Ready, read_loss
 
 
 class Diverged(Exception):
-    """The parameters are not finite: raised before anything is sent, at the same step on every
-    replica that agrees.
+    """The parameters are not finite any more, so this rank stops computing.
+
+    Raised before anything is sent, at the same step on every replica that agrees: nobody waits for
+    a rank that has stopped.
     """
 
 
@@ -42,12 +44,13 @@ CHECK_EVERY = 32  # gradients of a device between two looks at the loss, which w
 
 
 class TimedPart(Part):
-    """A `Part` whose gradients are timed.
+    """A `Part` whose gradients are timed, and which may be made slow.
 
-    `slow_down` > 1 makes a straggler of it.
+    slow_down: how many times as long as its own computation a gradient takes; above 1 the worker is
+    a straggler. busy: whether it computes while it is slow, or sleeps.
 
-    `timer`: of a device, whose times are known after the run: `compute_ns` stays 0 until then, and
-    a loss that is not finite is noticed at most 32 gradients later.
+    timer: of a device, whose times are known after the run only. `compute_ns` stays 0 until then,
+    and a loss that is not finite is noticed at most 32 gradients later.
     """
 
     def __init__(
@@ -96,15 +99,23 @@ class TimedPart(Part):
     def gradient(
         self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
     ) -> float | None:
+        """The part's gradient, timed by the host's clock, or by events where the part is on a
+        device.
+        """
         if self._timer is not None:
             return self._on_device(self._timer, lambda: self._part.gradient(batch, ready, until))
+
         start = time.perf_counter_ns()
         loss = self._part.gradient(batch, ready, until)
         self._end(start, time.perf_counter_ns(), loss)
         return loss
 
     def _on_device(self, timer: DeviceTimer, compute: Callable[[], float | None]) -> float | None:
-        """A gradient between two events. A straggler waits for its work, then for as long again."""
+        """Computes a gradient between two events of the device.
+
+        A straggler waits until its work is done, then for as long again as its factor says: this is
+        the one case in which a step waits for the device.
+        """
         slow = self._slow_down > 1.0
         start = timer.now_ns() if slow else 0
         timer.begin("compute")
@@ -123,7 +134,11 @@ class TimedPart(Part):
         return loss
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
-        """Also marks when the first layer, the last in a backward pass, has its gradient."""
+        """Wraps the module, and marks when the first layer's gradient is there.
+
+        The first layer is the last one in a backward pass: what the library does after it is
+        waiting for communication that could not be hidden.
+        """
         first = next(p for p in self._part.module.parameters() if p.requires_grad)
 
         def mark(_: Tensor) -> None:
@@ -133,6 +148,7 @@ class TimedPart(Part):
         self._part.wrap(wrapper)
 
     def backward(self, batch: Batch) -> float:
+        """A backward pass through a library's wrapper: after the last gradient all is waiting."""
         if self._timer is not None:
             loss = self._on_device(self._timer, lambda: self._part.backward(batch))
             assert loss is not None
@@ -145,11 +161,13 @@ class TimedPart(Part):
         last = self._last_gradient_ns if self._last_gradient_ns > start else end
         self.backward_wait_ns += end - last
         self._end(start, end, loss, waited=end - last)
+
         return loss
 
     def _end(self, start: int, end: int, loss: float | None, *, waited: int = 0) -> None:
-        """Between start and end all but `waited` was computation; a straggler takes that much
-        longer.
+        """Books a gradient: between start and end all but `waited` was computation.
+
+        A straggler now takes longer by its factor, of what it computed and not of what it waited.
         """
         if loss is not None and not self.goes_on:
             check_finite(self._part, loss)
@@ -162,6 +180,7 @@ class TimedPart(Part):
         self.compute_ns += computed
 
     def _wait_until(self, deadline: int) -> None:
+        """Lets time pass: with a busy core, or asleep where ranks share cores."""
         if self._busy:
             while time.perf_counter_ns() < deadline:
                 pass  # a slow worker computes: its core is not free for others
@@ -170,7 +189,10 @@ class TimedPart(Part):
 
 
 class StepClock:
-    """One row per step of this rank."""
+    """One row per step of this rank: times in ns, the shard's number, samples, and the loss.
+
+    A loss may still be on a device when its step is booked; `settle` reads all of these at once.
+    """
 
     FIELDS = ("start_ns", "end_ns", "data_ns", "compute_ns", "blocked_ns", "index", "samples")
 
@@ -182,9 +204,9 @@ class StepClock:
         self.num_steps = 0
 
     def add(self, row: tuple[int, int, int, int, int, int, int], loss: float | None) -> None:
-        """Appends one step; grows only where a strategy makes more steps than planned.
+        """Books one step; the arrays grow only where a strategy makes more steps than planned.
 
-        No loss: a gradient given up.
+        row: as `FIELDS` says. loss: None where the gradient was given up.
         """
         position = self.num_steps
 
@@ -204,7 +226,8 @@ class StepClock:
         self.num_steps = position + 1
 
     def settle(self, times: Sequence[StepTimes]) -> None:
-        """Reads what was left on a device: losses, and the times of every step.
+        """Reads what was left on a device, once, after the loop: losses, and the times of every
+        step.
 
         A step begins when the one before ends. Data was fetched while the device worked: what of it
         can have made the device wait is at most what is left of the step.
@@ -243,4 +266,5 @@ class StepClock:
         columns["loss"] = [finite(loss) for loss in self._loss[: self.num_steps].tolist()]
         # Their loss is null too, and is no divergence.
         columns["abandoned"] = self._abandoned
+
         return columns

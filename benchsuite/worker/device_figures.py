@@ -1,10 +1,9 @@
-"""What a device was used for: peak memory, arithmetic per sample, and the ceiling that the
-arithmetic is held against.
+"""What a device was used for: peak memory, arithmetic per sample, and the ceiling of both.
 
 The ceiling is measured in the same run, after the loop: the rate of one large matrix product in the
-cell's precision, by events. Training takes three times the forward pass's operations (one forward,
-two backward), which is the field's convention: what is computed twice to save memory does not
-count, nor what is not a product.
+cell's precision, timed by events. Training takes three times the forward pass's operations (one
+forward, two backward), which is the field's convention: neither what is computed twice to save
+memory counts, nor what is not a product.
 """
 
 from __future__ import annotations
@@ -39,8 +38,9 @@ def peaks() -> dict[str, Any]:
 
 
 def arithmetic(cell: Cell, workload: Workload, *, measures: bool) -> dict[str, Any]:
-    """Operations of training on one sample (None: the workload states none); the ceiling, on the
-    rank that measures.
+    """Operations of training on one sample, and the ceiling on the rank that measures it.
+
+    Both may be None: where the workload states no operations, and on the other ranks.
     """
     return {
         "flops_per_sample": training_flops(workload),
@@ -49,8 +49,9 @@ def arithmetic(cell: Cell, workload: Workload, *, measures: bool) -> dict[str, A
 
 
 def training_flops(workload: Workload) -> int | None:
-    """Three times the forward operations of all layers for one sample, by the workload's own
-    `layer_flops`.
+    """Operations of training on one sample: three times the forward pass of all layers.
+
+    None where the workload's `layer_flops` states none.
     """
     counted = workload.layer_flops()
     return None if counted is None else TRAINING * sum(counted)
@@ -64,8 +65,10 @@ def matmul_ceiling(
     event: Callable[[], Event] = cuda_event,
     synchronise: Callable[[], None] = torch.cuda.synchronize,
 ) -> float:
-    """Operations per second of C = A B, square: the median of `REPEATS` products after as many
-    that warm up.
+    """Operations per second of C = A B with square matrices.
+
+    The median of `REPEATS` products, after as many that warm up. event, synchronise: of the device;
+    a test gives those of the host.
     """
     n = size or SIZE[precision]
     dtype = PRODUCTS[precision]
@@ -91,13 +94,15 @@ def matmul_ceiling(
 
 
 class HostEvent:
-    """An event of the host's clock, for what runs on the CPU."""
+    """An event of the host's clock, for what runs on the CPU; it has the methods of a CUDA
+    event.
+    """
 
     def __init__(self) -> None:
         self.at_ns = 0
 
     def record(self) -> None:
-        """Now."""
+        """Marks the present moment."""
         self.at_ns = time.perf_counter_ns()
 
     def elapsed_time(self, end: HostEvent) -> float:

@@ -1,9 +1,9 @@
-"""The device of a rank: chosen once at its start, with the settings that figures on a device depend
-on.
+"""The device of a rank, and the settings of torch that figures on a device depend on.
 
-`cpu`, or the CUDA device number local rank modulo devices: with the `nccl` backend a device per
-local rank, with `gloo` ranks may share one. On CUDA float32 means float32 (no TF32), cuDNN picks
-its fastest kernels, nothing is compiled, and results need not repeat bit for bit.
+It is `cpu`, or the CUDA device whose number is local rank modulo devices: with the `nccl` backend
+every local rank has a device, with `gloo` ranks may share one. On CUDA float32 means float32 (no
+TF32), cuDNN picks its fastest kernels, nothing is compiled, and results need not repeat bit for
+bit.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from benchsuite.plan.cell import Cell
 
 
 def choose(cell: Cell, local_rank: int) -> torch.device:
-    """Makes the rank's device the current one, and returns it."""
+    """Makes the rank's device the current one and returns it.
+
+    RuntimeError where torch sees none.
+    """
     if cell.device == "cpu":
         return torch.device("cpu")
+
     count = torch.cuda.device_count()
 
     if count == 0:
@@ -31,6 +35,7 @@ def choose(cell: Cell, local_rank: int) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     # The fastest kernel of each shape is found once, in the first steps.
     torch.backends.cudnn.benchmark = True
+
     return device
 
 
@@ -43,4 +48,5 @@ def current(cell: Cell) -> torch.device:
     """The rank's device, once it was chosen."""
     if cell.device == "cpu":
         return torch.device("cpu")
+
     return torch.device("cuda", torch.cuda.current_device())

@@ -1,5 +1,6 @@
-"""The curve of a run: its snapshots, evaluated after the loop and off the clock, on the rank
-that owns them.
+"""The curve of a run: its snapshots, evaluated by the rank that owns them.
+
+This happens after the loop and off the clock, so that evaluation takes nothing from the run.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from benchsuite.worker.snapshots import Snapshots, checksum
 
 
 def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
-    """Metric of every snapshot; None on the ranks that own none.
+    """The metric of every snapshot; None on the ranks that own no curve.
 
-    Several servers' slices are joined on the first, the replicas' mean is made on rank 0.
-
-    `checksum` is the sha256 of the last snapshot's bytes.
+    Slices that several servers hold are joined on the first server; where the mean over replicas
+    counts it is made on rank 0. `checksum` is the sha256 of the last snapshot's bytes.
     """
     if training.strategy.snapshot_of == "servers" and training.is_server:
         vectors = _gather_slices(training, snapshots)
@@ -52,10 +52,10 @@ def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
 
 
 def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
-    """On rank 0: at each of its snapshots the mean over replicas, added in rank order (traffic
-    outside the run).
+    """On rank 0: the mean over replicas at each of its own snapshots; [] on the others.
 
-    Of a replica that goes at its own pace the newest snapshot that is not newer counts.
+    Replicas are added in rank order, so that the bits repeat. A replica may go at its own pace: its
+    newest snapshot that is not newer in samples counts. What is sent here is outside the run.
     """
     comm = training.comm
     mine = [snapshots[position] for position in range(len(snapshots))]
@@ -86,7 +86,10 @@ def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
 
 
 def _gather_slices(training: Training, snapshots: Snapshots) -> list[Tensor]:
-    """Slices of equal position, joined on the first server (traffic outside the run)."""
+    """On the first server: the servers' slices of equal position, joined; [] on the others.
+
+    What is sent here is outside the run.
+    """
     topology = training.topology
     comm = training.comm
     assert isinstance(topology, ParameterServer)

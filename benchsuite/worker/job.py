@@ -1,9 +1,7 @@
 """What a launcher hands to one rank, `RankJob`, and how the rank hands its record back.
 
-No torch.
-
 A `RankJob` is plain data and crosses the fork server by pickle. The record is a file in the run
-directory.
+directory. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class RankJob:
-    """One rank of one cell. `benchsuite.worker.main.run_rank(job)` is its life."""
+    """One rank of one cell, as plain data. `benchsuite.worker.main.run_rank(job)` is its life."""
 
     cell: Mapping[str, Any]  # Cell.to_json(), resolved
     rank: int
@@ -62,30 +60,30 @@ def error_file(run_dir: str | Path, rank: int) -> Path:
 
 
 class CannotWrite(OSError):
-    """The run directory takes no more: disk full, quota, read-only.
+    """The run directory takes no more: the disk is full, a quota is used up, or it is read-only.
 
-    The rank ends with EXIT_CANNOT_WRITE.
+    A rank that meets it ends with EXIT_CANNOT_WRITE, so that the user is told about the disk and
+    not about the strategy.
     """
 
 
 def write_rank_file(run_dir: str | Path, rank: int, content: str | bytes) -> Path:
-    """Writes a rank's record whole or not at all, then its marker.
+    """Writes a rank's record whole or not at all, then its marker; returns the record's path.
 
-    CannotWrite where the directory takes no more.
-
-    The marker `rank<k>.ok` holds the record's size: whoever waits can see that it is complete
-    without parsing it.
+    The marker `rank<k>.ok` holds the record's size: whoever waits can see that the record is
+    complete without parsing it. CannotWrite where the directory takes no more.
     """
     path = Path(run_dir) / rank_file(rank)
     data = content.encode() if isinstance(content, str) else content
     # The marker comes second: whoever sees it may read the record.
     write_atomic(path, data)
     write_atomic(path.with_suffix(".ok"), b"%d\n" % len(data))
+
     return path
 
 
 def rank_complete(run_dir: str | Path, rank: int) -> bool:
-    """The rank's record is there and as long as its marker says."""
+    """Whether the rank's record is there and is as long as its marker says."""
     path = Path(run_dir) / rank_file(rank)
 
     try:
@@ -95,7 +93,11 @@ def rank_complete(run_dir: str | Path, rank: int) -> bool:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Temporary file in the same directory, fsync, replace; on failure nothing is left behind."""
+    """Writes a file so that a reader sees all of it or nothing.
+
+    It is written under a temporary name in the same folder, synchronised to disk, and then renamed.
+    On failure nothing is left behind.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
     try:
@@ -103,6 +105,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # a power cut may not leave a name without its content
+
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):

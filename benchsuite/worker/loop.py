@@ -1,8 +1,8 @@
-"""The loop of one rank by its world's clock: steps 3 to 6 of the article on a worker, the server's
-loop on a server.
+"""The loop of one rank, by the clock of its world: a worker's steps, or a server's serving.
 
-The same code in both worlds: under the wall clock `worker.py` calls it in a process per rank, under
-the virtual one `virtual/world.py` in a greenlet per rank. Time is what `comm.now_ns` says.
+A worker makes steps 3 to 6 of the article. The same code runs in both worlds: under the wall clock
+`main.py` calls it in a process per rank, under the virtual clock `virtual/world.py` in a greenlet
+per rank. Time is what `comm.now_ns` says.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from benchsuite.worker.setup import Training
 
 
 class MeasuredPart(Protocol):
-    """What the loop reads of a part that is timed."""
+    """What the loop reads of a part that is timed: its own totals in ns."""
 
     compute_ns: int
     backward_wait_ns: int  # inside a library's backward pass, after the last gradient
 
 
 class MeasuredComm(Comm, Protocol):
-    """A comm that also keeps a server's time without work apart."""
+    """A comm that also keeps the time for which a server had no work."""
 
     ticket_wait_ns: int
 
@@ -36,7 +36,8 @@ class MeasuredComm(Comm, Protocol):
 class Loop:
     """One rank's loop.
 
-    `step` is where it is. `enter(phase, step)` is told on the way (the beat).
+    `step` is the number of the step that it is in. enter: `enter(phase, step)` is told on the way,
+    for the beat.
     """
 
     def __init__(
@@ -55,9 +56,9 @@ class Loop:
         self.step = 0
 
     def run(self, measured: Measured, *, owner: bool) -> None:
-        """Until the budget is used.
+        """Runs until the budget is used, and writes into `measured` what it took.
 
-        `owner`: this rank's parameters are what snapshots are taken of.
+        owner: whether snapshots are taken of this rank's parameters.
         """
         # What building and connecting took is not the run's.
         self.comm.wait_ns = 0
@@ -67,7 +68,6 @@ class Loop:
         if self.timer is not None:
             self.timer.start()
         measured.start_ns = self.comm.now_ns()
-
         if self.training.is_server:
             self._serve(measured, owner=owner)
         else:
@@ -92,24 +92,23 @@ class Loop:
         comm = self.comm
         strategy = training.strategy
         clock = measured.clock
-        snapshots = measured.snapshots
-        global_batch = training.recipe.global_batch
         enter = self.enter
         now = comm.now_ns
-        apart = strategy.apart  # then batches are handed out one by one
         if owner:
-            snapshots.offer(strategy.snapshot(), samples=0, version=0, time_ns=now())
+            self._snapshot(measured, 0)
 
         # Where the step before ended, and how much had been computed and waited by then.
         begin = now()
         compute = 0
         blocked = 0
+
         while (work := strategy.next_index()) is not None:
             index, shard, num_shards = work
             enter(Phase.DATA, self.step)
             fetch = now()
             batch = training.fetch(work)
             data = now() - fetch
+
             enter(Phase.COMPUTE, self.step)
             try:
                 loss = strategy.step(batch)
@@ -117,17 +116,15 @@ class Loop:
                 # The step is kept, with a loss that is not finite and without samples.
                 clock.add((begin, now(), data, 0, 0, index * num_shards + shard, 0), math.nan)
                 break
+
             self.step += 1
+
             number = index * num_shards + shard  # of the shard, among all of the budget
             if owner:
-                # Whoever was handed this shard, those before it were handed out too.
-                handed_out = (number + 1) * global_batch // num_shards
-                samples = handed_out if apart else self.step * global_batch
-                snapshots.offer(
-                    strategy.snapshot(), samples=samples, version=self.step, time_ns=now()
-                )
+                self._snapshot(measured, self._consumed(number, num_shards))
             if self.timer is not None:
                 self.timer.end_step()
+
             end = now()
             computed = part.compute_ns
             waited = comm.wait_ns + part.backward_wait_ns
@@ -138,15 +135,35 @@ class Loop:
             begin = end
             compute = computed
             blocked = waited
+
         strategy.finish()
         if owner:
-            samples = training.recipe.budget if apart else self.step * global_batch
-            snapshots.offer(
-                strategy.snapshot(), samples=samples, version=self.step, time_ns=now(), last=True
+            samples = self.step * training.recipe.global_batch
+            self._snapshot(
+                measured, training.recipe.budget if strategy.apart else samples, last=True
             )
 
+    def _consumed(self, number: int, num_shards: int) -> int:
+        """Samples of the budget that all workers have used by this step, the `number`th shard's."""
+        global_batch = self.training.recipe.global_batch
+        if self.training.strategy.apart:
+            # Shards are handed out in order: whoever got this one, those before it are out too.
+            return (number + 1) * global_batch // num_shards
+
+        return self.step * global_batch
+
+    def _snapshot(self, measured: Measured, samples: int, *, last: bool = False) -> None:
+        """Offers this worker's parameters for the curve."""
+        measured.snapshots.offer(
+            self.training.strategy.snapshot(),
+            samples=samples,
+            version=self.step,
+            time_ns=self.comm.now_ns(),
+            last=last,
+        )
+
     def _serve(self, measured: Measured, *, owner: bool) -> None:
-        """A server's loop is the topology's; this takes snapshots of its slice."""
+        """A server's loop, which is the topology's; here snapshots of its slice are taken."""
         training = self.training
         snapshots = measured.snapshots
         now = self.comm.now_ns
@@ -162,7 +179,6 @@ class Loop:
         if owner:
             snapshots.offer(shard, samples=0, version=0, time_ns=now())
         measured.server = training.serve(on_update)
-
         if owner:
             samples = int(measured.server.num_used * training.samples_per_push)
             version = measured.server.version

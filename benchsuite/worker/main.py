@@ -47,7 +47,11 @@ _PHASES = {"send": Phase.SEND, "recv": Phase.RECV, "barrier": Phase.BARRIER, "se
 
 
 class Rank:
-    """State of one rank; `run` reads as its life."""
+    """One rank's state from its start to its record; `run` reads as its life.
+
+    Made in a fresh process, which ends when `run` returns. What is measured of the process itself
+    (memory, time) so belongs to this cell alone.
+    """
 
     def __init__(self, job: RankJob) -> None:
         self.job = job
@@ -65,6 +69,11 @@ class Rank:
         self.timer: DeviceTimer | None = None
 
     def run(self) -> None:
+        """Runs the whole life of this rank and writes its record.
+
+        The beat is told of every phase, so that a launcher which waits in vain can say where the
+        rank has stopped.
+        """
         memory.reset_peak()
         torch.set_num_threads(self.cell.threads)
         torch.use_deterministic_algorithms(self.cell.device == "cpu")
@@ -116,7 +125,10 @@ class Rank:
     # -- the loop ----------------------------------------------------------------------------------
 
     def _train(self, training: Training) -> Measured:
-        """Steps 3 to 6, timed: a worker's loop or a server's."""
+        """Runs steps 3 to 6 and times them: a worker's loop, or a server's.
+
+        The wire's counters are read around the loop, with a barrier on both sides of each reading.
+        """
         owner = training.owns_snapshots
         measured = self._measured(training, owner)
         meter = self._meter()
@@ -130,6 +142,9 @@ class Rank:
         return measured
 
     def _measured(self, training: Training, owner: bool) -> Measured:
+        """Where the loop writes what it measures; only the rank that owns the curve takes
+        snapshots.
+        """
         recipe = training.recipe
         every = training.workload.target.evaluate_every if owner else 0
         settled_ns = self.timer.now_ns if self.timer is not None else None
@@ -139,6 +154,9 @@ class Rank:
         return Measured(StepClock(num_steps + 1), snapshots, memory=self.memory)
 
     def _meter(self) -> WireMeter:
+        """Reads the network's counters; on one rank of each host, because the counters are the
+        host's.
+        """
         return WireMeter(
             self.comm.barrier,
             interface=self.job.interface,
@@ -151,22 +169,26 @@ class Rank:
         """Waits until every rank has ended its loop or is known to be lost; returns how many are
         lost.
 
-        Only for strategies that survive a worker: a barrier with a dead rank would not return.
-        Counts in the store.
+        Only for strategies that survive the loss of a worker: a barrier with a dead rank would
+        never return, so ranks are counted in the store instead.
         """
         if not _survives(training):
             return 0
+
         self.store.add("ended", 1)
 
         while True:
             lost = int(self.store.add("lost", 0))
             if int(self.store.add("ended", 0)) + lost >= self.comm.size:
                 return lost
+
             time.sleep(POLL_S)
 
     def _leave(self, training: Training) -> None:
-        """Nobody takes the store away while a peer still needs it; a worker may still be lost
-        here.
+        """Waits until no peer needs this rank any more.
+
+        Rank 0 hosts the store, and its end takes the store away. Where a worker may be lost, the
+        lost ones count as gone.
         """
         if not _survives(training):
             self.comm.barrier()
@@ -175,6 +197,7 @@ class Rank:
         self.store.add("left", 1)
         if self.comm.rank != 0:
             return
+
         # Rank 0 hosts the store, so it stays until everybody has left or is known to be lost.
         gone = 0
 
@@ -183,7 +206,9 @@ class Rank:
             time.sleep(POLL_S)
 
     def _stop(self, measured: Measured, meter: WireMeter, training: Training) -> None:
-        """The loop ends here: later traffic (snapshots, barriers) is not the strategy's."""
+        """Closes the books of the loop: what is sent later (snapshots, barriers) is not the
+        strategy's.
+        """
         measured.cpu_s += time.process_time()
         measured.memory.end_loop()
         if self.timer is not None:
@@ -215,38 +240,48 @@ class Rank:
             measured.derived_inside = self._derive_inside(training, measured)
 
     def _derive(self, training: Training, measured: Measured) -> Traffic | None:
-        """Of the whole run, from more steps, untimed, that are watched.
+        """What a library that calls itself has sent in the whole run, derived from watched steps.
 
-        Not after a divergence: the ranks may stand apart.
+        These steps are made after the run, untimed, one of each kind that the strategy names. None
+        after a divergence: the ranks may have stopped at different steps, and would wait for each
+        other.
         """
         losses = measured.clock.to_json()["loss"]
         if not losses or None in losses:
             return None
+
         before = training.part.params.clone()
         num_workers = training.topology.num_workers
         batch = training.fetch((0, self.comm.rank, num_workers))
         cycles = training.strategy.cycles(len(losses))
         traffic = derived_run(lambda: training.strategy.step(batch), cycles, num_workers)
         training.part.params.copy_(before)  # the evaluation is of the run's last parameters
+
         return traffic
 
     def _derive_inside(self, training: Training, measured: Measured) -> Traffic | None:
-        """What the library sent between the parts of a replica in the whole run, from one more
-        gradient.
+        """What the library has sent between the parts of a replica in the whole run.
+
+        Derived from one more gradient, which every part of every replica computes. None on servers,
+        which have no part in it, and after a divergence.
         """
         losses = measured.clock.to_json()["loss"]
         if training.is_server or not losses or None in losses:
             return None
+
         return model_parallel.derive_inside(training, measured.events)
 
     # -- after the loop ----------------------------------------------------------------------------
 
     def _predicted(self, training: Training) -> dict[str, Any] | None:
-        """On rank 0: what the strategy's own file says this run must have sent, from shapes and
-        recorded events.
+        """On rank 0: what the strategy's own file says that this run must have sent.
+
+        It follows from shapes and from the events that all ranks recorded. None where a rank was
+        lost, whose events nobody knows.
         """
         if self.comm.rank != 0 or self.lost:
             return None
+
         per_rank = [json.loads(self.store.get(f"events/{rank}")) for rank in range(self.comm.size)]
         events = setup.gather_events(per_rank)
         traffic = predict.of_run(
@@ -260,28 +295,38 @@ class Rank:
         return traffic.to_json()
 
     def _straggler(self) -> dict[str, Any] | None:
+        """How this rank was slowed down, for its record; None where it was not."""
         if self.slow_down <= 1:
             return None
+
         return {"factor": self.slow_down, "how": "busy" if self.busy else "sleep"}
 
     # -- small things ------------------------------------------------------------------------------
 
     def _timed(self, part: Part, rank: int) -> TimedPart:
+        """Puts the clock between strategy and part.
+
+        The strategy works with what is returned and so is timed without knowing it.
+        """
         self.part = TimedPart(part, slow_down=self.slow_down, busy=self.busy, timer=self.timer)
         return self.part
 
     def _enter(self, phase: str) -> None:
+        """Tells the beat that a comm waits in this phase."""
         step = self.loop.step if self.loop is not None else 0
         self.beat.enter(_PHASES[phase], step)
 
     def _check_equal_start(self, training: Training) -> None:
-        """All ranks must start from the same bits: a same-seed start that differs is a broken
-        workload.
+        """Raises RuntimeError on rank 0 where two ranks start from different parameters.
+
+        All ranks build the model from one seed, so a difference means that the workload draws from
+        something else than torch's random state. Replicas would then never agree.
         """
         store = self.store
         store.set(f"start/{self.comm.rank}", json.dumps(model_parallel.digests(training)))
         if self.comm.rank != 0:
             return
+
         # Part -> the first rank that holds it, and the checksum of what it holds.
         first: dict[str, tuple[int, str]] = {}
 
@@ -297,13 +342,15 @@ class Rank:
 
 
 def run_rank(job: RankJob) -> None:
-    """One rank of one cell, from connecting to its file."""
+    """Runs one rank of one cell, from connecting to writing its file. Called in a fresh process."""
     Rank(job).run()
 
 
 def goodbye(job: RankJob) -> None:
-    """Says goodbye to every server in the place of a dead worker (strategies with `survives =
-    "worker"`).
+    """Says goodbye to every server in the place of a worker that has died.
+
+    For strategies with `survives = "worker"`: a server serves until all its workers have said
+    goodbye. Counts the worker as lost, so that those who wait in `Rank._all_ended` go on.
     """
     cell = from_json(job.cell)
     store = open_client(job)
@@ -320,4 +367,5 @@ def goodbye(job: RankJob) -> None:
 
 
 def _survives(training: Training) -> bool:
+    """Whether the run of this strategy goes on when a worker dies."""
     return training.strategy.survives == "worker"

@@ -1,10 +1,11 @@
-"""Replicas that several ranks hold together (`pipeline`, `tensor`, `fsdp`): who talks to whom, what
-is sent inside.
+"""Replicas that several ranks hold together (`pipeline`, `tensor`, `fsdp`), their servers and
+traffic.
 
-Every part of a replica agrees with the same part of the other replicas, over a comm of their own: a
-strategy of the replica axis sees one part's vector, and does not know of the others. A server owns
-slice j of every part's vector and serves each part in a thread of its own, with its own comm; of a
-mean gradient that is clipped they add up the norm.
+Every part of a replica agrees with the same part of the other replicas, over a comm of their own. A
+strategy of the replica axis so sees one part's vector, and does not know of the others.
+
+A server owns slice j of every part's vector and serves each part in a thread of its own, with its
+own comm. Where a mean gradient is clipped, these threads add up its norm.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def build(
 ) -> Training:
     """Builds and starts everything on this rank.
 
-    Every rank of the run calls it: groups are made together.
+    Every rank of the run calls it, because process groups are made together: one for each part
+    (over replicas), and one for each replica (over its parts).
     """
     outer = [
         world.split(placement.ranks_of_part(cell, part)) for part in range(cell.model_parallel)
@@ -84,6 +86,7 @@ def build(
     part: PartOfReplica = setup.make_part(cell, workload, joined)
     training = setup.assemble(cell, mine, workload, recipe, part, wrap=wrap, number=number)
     training.replica = part
+
     return training
 
 
@@ -91,7 +94,7 @@ def build(
 
 
 class HeldPart(Part):
-    """A part's vector on a server: nothing is computed with it."""
+    """A part's vector on a server, which steps it and computes nothing with it."""
 
     def __init__(self, pieces: Sequence[Piece], params: Tensor) -> None:
         self.module = nn.Module()
@@ -117,24 +120,32 @@ class HeldPart(Part):
 
 @dataclass
 class PartSum:
-    """A float64 per part, added in the order of the parts, for the threads that serve them."""
+    """Adds up one float64 of each part, for the threads of a server that serve them.
+
+    The sum is made in the order of the parts, so all threads get the same bits.
+    """
 
     num_parts: int
     _values: list[float] = field(init=False)
     _barrier: threading.Barrier = field(init=False)
 
     def __post_init__(self) -> None:
-        self._values, self._barrier = [0.0] * self.num_parts, threading.Barrier(self.num_parts)
+        self._values = [0.0] * self.num_parts
+        self._barrier = threading.Barrier(self.num_parts)
 
     def __call__(self, part: int, value: float) -> float:
+        """Gives this part's value and returns the sum over all parts, once all have given
+        theirs.
+        """
         self._values[part] = value
         self._barrier.wait()
         total = sum(self._values)
         self._barrier.wait()  # nobody writes the next one before all have read
+
         return total
 
     def abort(self) -> None:
-        """Lets go of those who wait for a thread that has failed."""
+        """Lets go of those who wait for a thread that has failed; they get BrokenBarrierError."""
         self._barrier.abort()
 
 
@@ -147,7 +158,10 @@ def _server(
     comms: Sequence[Comm],
     wrap: Wrap | None,
 ) -> Training:
-    """The trainings of all parts; that of part 0, whose part is wrapped, knows the others."""
+    """The training of every part, on a server; that of part 0 is returned and knows the others.
+
+    Only part 0 is wrapped, because one part's timings are what the server reports.
+    """
     dtype = setup.DTYPES[cell.precision]
     layers = seeded_layers(workload, cell.seed)
     parameters = trained_parameters(nn.Sequential(*layers).to(dtype))
@@ -156,7 +170,7 @@ def _server(
     served = []
 
     for number, (comm, held) in enumerate(zip(comms, pieces, strict=True)):
-        comm.traffic = Traffic()  # threads do not count into one
+        comm.traffic = Traffic()  # each thread counts for itself; `Served.serve` adds them up
         part = HeldPart(held, cut(parameters, held))
         wrapped = wrap if number == 0 else None
         training = setup.assemble(cell, comm, workload, recipe, part, wrap=wrapped, number=number)
@@ -174,16 +188,18 @@ def _server(
 
 @dataclass
 class Served:
-    """What a server of divided replicas serves."""
+    """What a server of model-parallel replicas serves: all parts, each in a thread."""
 
     trainings: Sequence[Training]  # one per part
     total: PartSum
     world: Comm
 
     def serve(self, on_update: Update | None) -> ServerLog:
-        """One thread per part, until every worker has said goodbye.
+        """Serves until every worker has said goodbye.
 
-        The log is that of part 0, like all the others.
+        Returns the log of part 0, which is like the others.
+
+        Where a thread fails, the others are let go, and its error is raised here.
         """
         logs: list[ServerLog | None] = [None] * len(self.trainings)
         errors: list[BaseException] = []
@@ -207,12 +223,12 @@ class Served:
         serve_part(0)
         for thread in threads:
             thread.join()
-
         if errors:
-            broken = [
+            # A broken barrier is what the other threads meet when one has failed: not the cause.
+            causes = [
                 error for error in errors if not isinstance(error, threading.BrokenBarrierError)
             ]
-            raise (broken or errors)[0]
+            raise (causes or errors)[0]
 
         for training in self.trainings:
             self.world.traffic.include(training.comm.traffic)
@@ -226,8 +242,10 @@ class Served:
 def predicted(
     cell: Cell, workload: Workload, strategy: Strategy, events: Events, setting: Setting
 ) -> Traffic:
-    """Of a whole run, by world rank: each part's agreement between replicas, and what every
-    replica sends inside.
+    """Traffic of a whole run, by world rank: between replicas, and inside of every replica.
+
+    Between replicas each part has its own agreement, on its own shapes. Inside, a replica sends
+    what its parallelism says for each gradient, and for each time that its policy acts.
     """
     parallel = setup.make_parallel(cell)
     layers = meta_layers(workload)
@@ -237,13 +255,12 @@ def predicted(
 
     for part, held in enumerate(parallel.pieces(workload, layers, cell.model_parallel)):
         ranks = placement.ranks_of_part(cell, part)
-        mine = {
-            name: [counts[rank] if rank < len(counts) else 0 for rank in ranks]
-            for name, counts in events.items()
-        }
+        # Events of the ranks that hold this part, by their rank on the replica axis.
+        mine = {name: [count(events, name, rank) for rank in ranks] for name in events}
         here = dataclasses.replace(setting, topology=setup.make_topology(cell, part))
         total += setup.predicted_traffic(strategy, shapes_of(held), mine, here).moved(ranks)
 
+    # One gradient of one replica, from part to part.
     one = parallel.predicted_traffic(
         workload,
         layers,
@@ -253,8 +270,9 @@ def predicted(
         clip=setting.clip and clips_inside(strategy, setting),
         backend=cell.backend,
     )
-    acting = Traffic()
 
+    # One inference of one replica: where nobody acts it sends nothing.
+    acting = Traffic()
     if acted_on is not None:
         acting = parallel.predicted_inference(
             workload, layers, acted_on, size=cell.model_parallel, itemsize=itemsize
@@ -262,50 +280,55 @@ def predicted(
 
     for replica in range(cell.replicas):
         ranks = placement.ranks_of_replica(cell, replica)
-        times = [count(events, name, ranks[0]) for name in ("gradients", "inferences")]
-        total += (one.times(times[0]) + acting.times(times[1])).moved(ranks)
+        num_gradients = count(events, "gradients", ranks[0])  # the same on all its parts
+        num_inferences = count(events, "inferences", ranks[0])
+        total += (one.times(num_gradients) + acting.times(num_inferences)).moved(ranks)
 
     return total
 
 
 def part_shapes(cell: Cell, workload: Workload) -> list[Shapes]:
-    """What each part of a replica holds."""
+    """Names and shapes of what each part of a replica holds."""
     pieces = setup.make_parallel(cell).pieces(workload, meta_layers(workload), cell.model_parallel)
     return [shapes_of(held) for held in pieces]
 
 
 def clips_inside(strategy: Strategy, setting: Setting) -> bool:
-    """Whether workers clip, and so ask their replica for its norm: a server of means does it
-    itself.
+    """Whether workers clip, and so ask all parts of their replica for the norm.
+
+    They do not where a server clips the mean: it adds up the norm by itself.
     """
     return not (setting.num_servers and strategy.clips_mean)
 
 
 def expected_events(cell: Cell, workload: Workload, events: Events, num_batches: int) -> Events:
-    """Events of an undisturbed run, by rank on the replica axis -> by world rank.
+    """Events of an undisturbed run: given by rank of the replica axis, returned by world rank.
 
-    A policy acts in every step of a rollout and at its end (one that is made whole for a rollout
-    sends once); that an episode runs out of time, when it acts once more, is not foreseen.
+    A policy acts in every step of a rollout and once at its end; one that gathers its parameters
+    for a rollout sends once. It acts once more where an episode runs out of time, which nobody can
+    foresee.
     """
     ranks = [placement.replica_and_part(cell, rank)[0] for rank in range(cell.num_workers)]
     servers = range(cell.replicas, cell.replicas + cell.num_servers)
-    at = [*ranks, *servers]
-    spread = {
-        name: [counts[i] if i < len(counts) else 0 for i in at] for name, counts in events.items()
-    }
-    acting: Any = workload
+
+    # World rank -> the rank on the replica axis whose events it repeats.
+    repeated = [*ranks, *servers]
+    spread = {name: [count(events, name, rank) for rank in repeated] for name in events}
+
+    acting: Any = workload  # `rollout_steps` is of a workload that collects
     steps = acting.rollout_steps if workload.collects else 0
-    times = 1 if setup.make_parallel(cell).acts_whole else steps + 1
-    inferences = (
-        {"inferences": [times * played for played in spread["rollouts"][: cell.num_workers]]}
-        if steps
-        else {}
-    )
+    inferences = {}
+
+    if steps:
+        sends_per_rollout = 1 if setup.make_parallel(cell).acts_whole else steps + 1
+        played = spread["rollouts"][: cell.num_workers]
+        inferences = {"inferences": [sends_per_rollout * rollouts for rollouts in played]}
+
     return {**spread, "gradients": [num_batches] * cell.num_workers, **inferences}
 
 
 def meta_layers(workload: Workload) -> list[nn.Module]:
-    """The chain with shapes and no memory."""
+    """The workload's layers with shapes and without memory."""
     with torch.device("meta"):
         return workload.layers()
 
@@ -313,8 +336,9 @@ def meta_layers(workload: Workload) -> list[nn.Module]:
 def example(
     workload: Workload, layers: Sequence[nn.Module], replicas: int
 ) -> tuple[Batch, Tensor | None]:
-    """A replica's share of a batch, and what its policy sees at once (None where nobody acts),
-    on the meta device.
+    """A replica's share of a batch, and what its policy sees at once, both on the meta device.
+
+    The second is None where nobody acts.
     """
     seen: list[Tensor] = []
 
@@ -329,31 +353,34 @@ def example(
 
         batch = rollouts.example(workload, act, num_shards=replicas)
 
-    x, y = (mapped(value, lambda tensor: tensor.to("meta")) for value in (batch.x, batch.y))
+    def to_meta(tensor: Tensor) -> Tensor:
+        return tensor.to("meta")
+
+    x = mapped(batch.x, to_meta)
+    y = mapped(batch.y, to_meta)
     return Batch(x, y, batch.num_samples), seen[0] if seen else None
 
 
 def digests(training: Training) -> dict[int, str]:
-    """sha256 of the parameters that this rank holds, by part: those of a worker are one part's,
-    a server's all.
+    """The sha256 of the parameters that this rank holds, by part.
+
+    A worker holds one part, a server a slice of all of them.
     """
     if training.served is not None:
         held = [(part, each.part) for part, each in enumerate(training.served.trainings)]
     else:
-        held = [
-            (training.replica.replica.part if training.replica is not None else 0, training.part)
-        ]
+        number = training.replica.replica.part if training.replica is not None else 0
+        held = [(number, training.part)]
 
-    return {number: checksum(part.params) for number, part in held}
+    return {part: checksum(holder.params) for part, holder in held}
 
 
 def derive_inside(training: Training, events: Mapping[str, int]) -> Traffic:
-    """What the library sent in a run with these events of this rank, by world rank: from one more
-    gradient and, where a policy acted, one more inference, watched here.
+    """What the library sent inside this rank's replica in a run with these events, by world rank.
 
-    Called on all parts of all replicas; the gradient is lost.
-
-    The library's collectives are noted by part 0, messages from point to point by their sender.
+    It is watched during one more gradient and, where a policy acted, one more inference. Called on
+    all parts of all replicas; the gradient is lost. The library's collectives are noted by part 0,
+    messages from point to point by their sender.
     """
     part = training.replica
     acted_on = training.acted_on
@@ -367,15 +394,14 @@ def derive_inside(training: Training, events: Mapping[str, int]) -> Traffic:
 
 
 def watched(part: PartOfReplica, call: Callable[[], object], backend: str) -> Traffic:
-    """What the library sends in a call, from this rank.
+    """What the library sends during a call, as this rank sees it.
 
-    What goes through our comm is seen too, and counted there.
+    What goes through our own comm is seen too, but is counted there already, and so is taken off.
     """
     comm = part.replica.comm
-    before = comm.traffic + Traffic()
+    before = comm.traffic + Traffic()  # a copy: the call counts into the comm's own
     with TrafficMode() as seen:
         call()
-    seen_bytes = derive(seen.calls, comm.size, rank=comm.rank, backend=backend).moved(
-        comm.world_ranks
-    )
-    return seen_bytes.minus(comm.traffic.minus(before))
+    derived = derive(seen.calls, comm.size, rank=comm.rank, backend=backend)
+    counted = comm.traffic.minus(before)
+    return derived.moved(comm.world_ranks).minus(counted)

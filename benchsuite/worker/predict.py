@@ -1,5 +1,7 @@
-"""Bytes that a run will send and keep, before it runs: from the strategy's own file, shapes and
-expected events.
+"""Bytes that a run will send and keep, told before it runs.
+
+They follow from the formulas in the strategy's own file, from shapes, and from the events that are
+expected.
 """
 
 from __future__ import annotations
@@ -16,9 +18,7 @@ from benchsuite.workload import Shapes, Workload, trained_parameters
 
 
 def predicted(cell: Cell) -> Traffic:
-    """Traffic of an undisturbed run, from cell and shapes only (the model is built on the meta
-    device).
-    """
+    """Traffic of an undisturbed run, from the cell alone: the model is built on the meta device."""
     workload, strategy, shapes, described, num_batches = _described(cell)
     events = setup.expected_events(strategy, workload, num_batches, described)
     if setup.is_model_parallel(cell):
@@ -35,10 +35,10 @@ def of_run(
     *,
     workload: Workload | None = None,
 ) -> Traffic:
-    """Traffic of a whole run, from its recorded events: the one place where everything that a run
-    sends is told.
+    """Traffic of a whole run, from its events: the one place where everything that a run sends is
+    told.
 
-    workload: started; where there is none yet, and the cell's replicas are divided, it is started
+    workload: started. Where none is given and a replica is held by several ranks, it is started
     here.
     """
     if setup.is_model_parallel(cell):
@@ -49,11 +49,10 @@ def of_run(
 
 
 def kept(cell: Cell) -> dict[str, int | None]:
-    """Bytes that the strategy keeps on a worker and on the fullest server, by its memory formula
-    (`state_bytes`).
+    """Bytes that the strategy keeps on a worker and on the fullest server (`state_bytes`).
 
-    Of a divided replica on the fullest part; a server keeps something for every part. None: there
-    is no server, or a user's file states no formula.
+    Of a model-parallel replica the fullest part counts; a server keeps something for every part.
+    None: there is no server, or a user's strategy states no formula.
     """
     workload, strategy, shapes, described, _ = _described(cell)
     parts = [shapes]
@@ -64,6 +63,7 @@ def kept(cell: Cell) -> dict[str, int | None]:
     known = [num_bytes for num_bytes in on_workers if num_bytes is not None]
     if len(known) < len(parts):  # a user's strategy that states no formula
         return {"worker": None, "server": None}
+
     server = None
     if described.num_servers:
         server = sum(strategy.state_bytes(part, described, server=True) for part in parts)
@@ -71,8 +71,8 @@ def kept(cell: Cell) -> dict[str, int | None]:
 
 
 def _described(cell: Cell) -> tuple[Workload, Strategy, Shapes, Setting, int]:
-    """The workload, the strategy, not started, and what its formulas take; global batches of the
-    budget.
+    """The workload, the strategy (not started), what its formulas take, and the number of global
+    batches.
     """
     workload = setup.start_workload(cell)
     layers = model_parallel.meta_layers(workload)
@@ -85,4 +85,5 @@ def _described(cell: Cell) -> tuple[Workload, Strategy, Shapes, Setting, int]:
     strategy: Strategy = setup.make("sync", cell.sync, setup.options_for(cell, "sync"))
     recipe = setup.make_recipe(cell, workload)
     described = setup.setting(cell, topology, compression, recipe)
+
     return workload, strategy, shapes, described, recipe.budget // recipe.global_batch

@@ -1,5 +1,6 @@
-"""What one rank writes down: everything in integers of ns and bytes; `benchsuite/assemble/`
-makes the run of it.
+"""What one rank writes down; `benchsuite/results/assemble/` makes the run of all ranks' records.
+
+Everything is in integers of ns and bytes, so that sums over ranks are exact.
 """
 
 from __future__ import annotations
@@ -101,37 +102,44 @@ def rank_record(
 
 
 def data_facts(workload: Workload) -> dict[str, str]:
-    """What is known of data that are the user's or this Python's: the sha256 of their bytes,
-    where it was taken.
+    """The sha256 of the workload's data; {} where seed and code say what the data are.
+
+    It is taken of files that are the user's, or that came with this Python.
     """
     digest = workload.data_sha256
     return {"data_sha256": digest} if digest else {}
 
 
 def payload_source(training: Training) -> str:
-    """`counted` by our own sends, or `derived` from library calls; a divided replica makes some
-    of them.
+    """Whether payload bytes are `counted` by our own sends or `derived` from library calls.
+
+    A library makes some of the sends of a model-parallel replica, so its bytes are derived.
     """
     if training.replica is not None:
         return "derived"
+
     return training.strategy.payload_source or training.topology.payload_source
 
 
 def _derived_total(measured: Measured) -> dict[str, Any] | None:
-    """Of the library's calls that went through our comms, and of those that it made inside a
-    divided replica.
+    """Traffic of the library's calls, those through our comms and those inside a model-parallel
+    replica.
     """
     calls = derived_total(measured.calls) if measured.calls else None
     known = [each for each in (calls, measured.derived_inside) if each is not None]
+
     return Traffic.total(known).to_json() if known else None
 
 
 def _model_parallel_json(training: Training, measured: Measured) -> dict[str, Any] | None:
-    """Of a part of a divided replica: its number, what it holds and counts, whether its samples
-    are its own, what it says of itself.
+    """What this rank holds of a model-parallel replica; None where a replica is one rank.
+
+    reads: whether its samples are its own, or another part reads the same ones. held: elements of
+    its vector. owned: those of them that no other part counts.
     """
     if training.replica is None:
         return None
+
     part = training.replica
     return {
         "replica": training.comm.rank,
@@ -144,8 +152,10 @@ def _model_parallel_json(training: Training, measured: Measured) -> dict[str, An
 
 
 def _server_json(log: ServerLog | None) -> dict[str, Any] | None:
+    """A server's log as plain columns; None on a worker."""
     if log is None:
         return None
+
     own: dict[str, Any] = {}
     if log.losses is not None:
         own["losses"] = [finite(loss) for loss in log.losses]

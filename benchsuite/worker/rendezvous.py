@@ -21,10 +21,12 @@ PROCESS_GROUP_GRACE_S = 5.0
 def connect(
     job: RankJob, cell: Cell, store: Any, on_phase: Any, device: torch.device | None = None
 ) -> ProcessComm:
-    """Joins the run's process group. torch's default group is made too: DDP and the other libraries
-    use it.
+    """Joins the run's process group and returns the comm of all ranks.
 
-    device: the rank's own; nccl moves its memory, gloo the host's.
+    torch's default group is made too, because DDP and other libraries use it.
+
+    on_phase: told when the comm begins to wait. device: the rank's own; nccl moves its memory, gloo
+    the host's.
     """
     timeout_s = job.timeout_s + PROCESS_GROUP_GRACE_S
     dist.init_process_group(
@@ -47,6 +49,7 @@ def connect(
         device=moved,
         staged=device is not None and device.type == "cuda",
     )
+
     return ProcessComm(
         world,
         rank=job.rank,
@@ -58,11 +61,13 @@ def connect(
 
 
 def open_store(job: RankJob) -> Any:
-    """This rank's client of the store; rank 0 hosts it on the socket it was handed, unless
-    somebody else does.
+    """This rank's client of the run's store.
+
+    Rank 0 hosts the store on the socket that it was handed, unless somebody else (torchrun) does.
     """
     if job.store_is_hosted or job.rank != 0:
         return open_client(job)
+
     hosted = dist.TCPStore(
         job.store_host,
         job.store_port,
@@ -75,9 +80,10 @@ def open_store(job: RankJob) -> Any:
 
 
 def open_client(job: RankJob) -> Any:
-    """Another client of the run's store."""
+    """Another client of the run's store, on a connection of its own."""
     timeout = timedelta(seconds=job.timeout_s + PROCESS_GROUP_GRACE_S)
     client = dist.TCPStore(
         job.store_host, job.store_port, is_master=False, wait_for_workers=False, timeout=timeout
     )
+
     return dist.PrefixStore(f"cell/{job.store_prefix}", client)

@@ -1,14 +1,14 @@
 """Where a worker's batches come from: the data, or acting (reinforcement learning).
 
 A plain workload is asked for the batch that the strategy names. One that collects acts with the
-worker's own, current parameters in the worker's own environments: where its minibatches are used up
-it plays the next rollout. Where batches are handed out to whoever is free, being handed one only
-says that there is one more.
+worker's own, current parameters in the worker's own environments: where its minibatches are used
+up, it plays the next rollout. Where batches are handed out to whoever is free, being handed one
+only says that there is one more.
 
 Advantages are normalised over the global minibatch where replicas hold the same parameters at every
 step: then N workers make the update of one. The sums of all minibatches are known right after a
-rollout, so one exchange per rollout does: everybody sends 3 float64 per minibatch to everybody, N
-(N-1) messages. Otherwise each worker normalises its own.
+rollout, so one exchange per rollout does: every worker sends 3 float64 per minibatch to every other
+one, N (N-1) messages. Elsewhere each worker normalises its own.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ STATISTICS_BYTES = 3 * 8  # of a minibatch: sum, sum of squares, number
 
 
 class Batches:
-    """One worker's.
+    """The batches of one worker.
 
-    Made on every rank (a group is). strategy: None = one process, without strategy.
-
-    device: on which the backend sends.
+    Made on every rank, because a process group may be made. strategy: None in one process without a
+    strategy. device: the one whose memory the backend sends.
     """
 
     def __init__(
@@ -72,6 +71,7 @@ class Batches:
         """Steps that share a rollout; 0 where nobody acts."""
         if not self.collects:
             return 0
+
         return 1 if self._trajectory_length else int(self._workload.per_rollout)
 
     @property
@@ -80,7 +80,7 @@ class Batches:
         return int(self._trajectory_length or 1)
 
     def fetch(self, work: Work, act: Infer) -> Batch:
-        """The batch of this work. act: the worker's policy, as it is now."""
+        """The batch of this work. act: the worker's policy with its parameters of now."""
         index, shard, num_shards = work
 
         if not self.collects:
@@ -110,7 +110,7 @@ class Batches:
         return self._rollout.batch(position, self._statistics[position])
 
     def _collect(self, act: Infer, number: int) -> Rollout:
-        """The next rollout, and what its minibatches are normalised by."""
+        """Plays the next rollout, and finds what its minibatches are normalised by."""
         rollout: Rollout = self._workload.collect(act, self._environments, number)
         self._number = number
         self._statistics = rollout.statistics()
@@ -120,10 +120,11 @@ class Batches:
         return rollout
 
     def _sum_over_workers(self, direct: Direct, own: Tensor) -> Tensor:
-        """In rank order, the same bits on all."""
+        """The sum of all workers' statistics, added in rank order: the same bits on all."""
         rows = direct.gather(own.flatten().to(self._device))  # of each worker (3 minibatches,)
         total = torch.empty_like(rows[0])
         rank_order_sum(rows, total)
+
         return total.cpu().view_as(own)
 
 
@@ -133,17 +134,19 @@ def is_apart(strategy: Any) -> bool:
 
 
 def agrees(strategy: Any) -> bool:
-    """Whether replicas hold the same parameters at every step."""
+    """Whether replicas hold the same parameters at every step, so that they may normalise
+    together.
+    """
     return strategy.snapshot_of == "replica" and not strategy.goes_on and not is_apart(strategy)
 
 
 def example(workload: Any, act: Infer, *, num_shards: int) -> Batch:
-    """A worker's first batch; act: any function of the model's shape."""
+    """The first batch of a worker, for shapes. act: any function with the shapes of the model."""
     return Batches(workload).fetch((0, 0, num_shards), act)
 
 
 def predicted_traffic(events: Events, setting: Setting) -> Traffic:
-    """What workers tell each other of their advantages, from the recorded number of rollouts."""
+    """What workers tell each other of their advantages in a whole run, from its rollouts."""
     one = Direct().predicted_gather(
         setting.agreed_batches * STATISTICS_BYTES, num_workers=setting.num_workers
     )
@@ -151,8 +154,9 @@ def predicted_traffic(events: Events, setting: Setting) -> Traffic:
 
 
 def expected_events(workload: Any, num_batches: int, setting: Setting) -> Events:
-    """Rollouts of an undisturbed run; {} where nobody acts."""
+    """The number of rollouts in an undisturbed run; {} where nobody acts."""
     if not workload.collects:
         return {}
+
     num_rollouts = -(-num_batches // workload.per_rollout)  # the last one may be used in part
     return {"rollouts": [num_rollouts] * setting.num_workers}

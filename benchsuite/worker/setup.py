@@ -1,6 +1,7 @@
 """One rank's pieces, put together from a cell: workload, part, topology, compression, strategy.
 
-Shared by the worker (which measures around it) and the laws (which compare what comes out).
+The worker measures around what is built here, and the laws compare what comes out of it: both use
+this file, so that what is proved is what is measured.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
 @dataclass
 class Training:
-    """What one rank works with. `is_server`: it owns a slice instead of computing gradients."""
+    """What one rank works with; every piece is started."""
 
     cell: Cell
     comm: Comm
@@ -68,29 +69,35 @@ class Training:
 
     @property
     def is_server(self) -> bool:
+        """Whether this rank owns a slice of the parameters instead of computing gradients."""
         return self.comm.rank >= self.topology.num_workers
 
     @property
     def owns_snapshots(self) -> bool:
-        """Whether this rank's `snapshot` is (a slice of, a term of) the parameters that count."""
+        """Whether this rank's `snapshot` is (a slice of, or a term of) the parameters that
+        count.
+        """
         owned_by = self.strategy.snapshot_of
         if self.is_server:
             return owned_by == "servers"
+
         return owned_by == "mean" or (owned_by == "replica" and self.comm.rank == 0)
 
     @property
     def setting(self) -> Setting:
+        """What predictions about this training depend on besides shapes and events."""
         return setting(self.cell, self.topology, self.compression, self.recipe)
 
     @property
     def samples_per_push(self) -> float:
-        """Samples that a server counts for a push."""
+        """Samples that a server counts for each push."""
         return self.recipe.global_batch * self.batches.per_push / self.topology.num_workers
 
     def fetch(self, work: Work) -> Batch:
-        """What this worker computes next: data, or what it collects with its parameters of now."""
+        """What this worker computes next: a batch of data, or what it collects by acting now."""
         if self.replica is None:
             return self.batches.fetch(work, self.part.infer)
+
         index, shard, num_shards = work
         # Slice `my_shard` of `num_slices` of the global batch is what this rank reads.
         my_shard, num_slices = self.replica.share(shard, num_shards)
@@ -110,24 +117,32 @@ class Training:
         return pieces[my_shard - shard * slices_per_replica]
 
     def _act(self, x: Tensor) -> Tensor:
-        """The policy of a divided replica."""
+        """The policy of a model-parallel replica: counts how often it acts, and keeps what it
+        saw.
+        """
         self.acted_on = x
         self._num_acts += 1
+
         return self.part.infer(x)
 
     def serve(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
-        """The life of a server rank, until every worker has said goodbye."""
+        """The life of a server rank, until every worker has said goodbye.
+
+        on_update: called with samples and version after each update.
+        """
         if self.served is None:
             return self.serve_alone(on_update)
+
         log: ServerLog = self.served.serve(on_update)
         return log
 
     def serve_alone(self, on_update: Callable[[int, int], None] | None = None) -> ServerLog:
-        """Serves one vector: the parameters, or a part's of divided replicas."""
+        """Serves one vector: the parameters, or those of one part of model-parallel replicas."""
         assert isinstance(self.topology, ParameterServer)
         shard = self.shard()
         policy = self.strategy.policy()
         assert policy is not None
+
         return self.topology.serve(
             shard,
             lambda: self.strategy.make_updater(shard),
@@ -140,9 +155,10 @@ class Training:
         )
 
     def events(self, log: ServerLog | None) -> dict[str, int]:
-        """This rank's counts: a server's are the updates and what its policy kept."""
+        """This rank's counts, by name: a server's are its updates and what its policy counted."""
         if log is not None and self.replica is None:
             return {"updates": log.version, **log.events}
+
         mine = {**self.strategy.events, **self.batches.events}
 
         if self.replica is not None:
@@ -156,11 +172,15 @@ class Training:
         """A server's slice of the parameters."""
         assert isinstance(self.topology, ParameterServer)
         start, stop = self.topology.slice_of(self.topology.server, self.part.params.numel())
+
         return self.part.params[start:stop]
 
 
 def make(kind: str, reference: str, options: Mapping[str, Any]) -> Any:
-    """An instance of a plug-in with its options."""
+    """An instance of a member with its options.
+
+    kind: the axis. reference: a name, or the path of a user's file.
+    """
     loaded: Any = plugins.load(kind, reference)
     return complete(kind, loaded)(**options)
 
@@ -177,8 +197,9 @@ BASES: Mapping[str, type[Any]] = {
 
 @cache
 def complete(kind: str, found: Any) -> Any:
-    """The class of a plug-in with the defaults of its kind, also where its author left the base
-    class out.
+    """The class of a member with all defaults of its kind.
+
+    A user's file may leave the base class out; it gets the defaults all the same.
     """
     base: Any = BASES[kind]
     # Its author left out the base class that would tell, so a method tells a graph instead.
@@ -186,6 +207,7 @@ def complete(kind: str, found: Any) -> Any:
         base = Graph
     if base in found.__mro__:
         return found
+
     return new_class(found.__name__, (found, base))
 
 
@@ -195,16 +217,20 @@ def make_parallel(cell: Cell) -> Any:
 
 
 def is_model_parallel(cell: Cell) -> bool:
-    """Whether a replica is held by several ranks (`divided.py`), or by one in the form of such a
-    parallelism.
+    """Whether a replica is held by several ranks (`model_parallel.py`), or by one in such a
+    form.
     """
     says = declared.of("parallel", cell.parallel)
     assert isinstance(says, declared.Parallel)
+
     return says.divides
 
 
 def start_workload(cell: Cell) -> Workload:
-    """The workload with its data and its random streams."""
+    """The workload with its data and its random streams.
+
+    UsageError where its options do not fit.
+    """
     workload = make_workload(cell)
 
     try:
@@ -218,8 +244,10 @@ def start_workload(cell: Cell) -> Workload:
 
 
 def make_topology(cell: Cell, part: int = 0) -> Any:
-    """The cell's topology (or graph), not started; one that looks at hosts is told where the
-    ranks are that it joins: those that hold this part of a replica.
+    """The cell's topology or graph, not started.
+
+    A topology that looks at hosts is told where its ranks are. part: it joins the ranks that hold
+    this part of a replica.
     """
     topology = make("topology", cell.topology, options_for(cell, "topology"))
 
@@ -241,9 +269,7 @@ def make_workload(cell: Cell) -> Workload:
 
 
 def make_recipe(cell: Cell, workload: Workload) -> Recipe:
-    """The workload's recipe with the cell's batch and budget, its learning rate times the cell's
-    `lr_factor`.
-    """
+    """The workload's recipe with the cell's batch, budget and learning-rate factor."""
     assert cell.budget.samples is not None, "resolve the cell first"
     recipe = workload.recipe()
     factor = cell.lr_factor
@@ -279,9 +305,10 @@ def setting(cell: Cell, topology: Topology, compression: Compression, recipe: Re
 
 
 def _of_rollouts(cell: Cell) -> dict[str, int]:
-    """What workers that act send of it; {} where nobody does."""
+    """What workers that act send besides gradients, for `Setting`; {} where nobody acts."""
     if not plugins.find("workload", cell.workload).constants.get("collects"):
         return {}
+
     workload: Any = make_workload(cell)
     strategy = make("sync", cell.sync, options_for(cell, "sync"))
     length = strategy.batches_per_trajectory
@@ -297,7 +324,7 @@ def _of_rollouts(cell: Cell) -> dict[str, int]:
 
 
 def make_strategy(cell: Cell, workload: Any) -> Strategy:
-    """Not started. One that takes trajectories is told what they look like."""
+    """The cell's strategy, not started. One that takes trajectories is told what they look like."""
     strategy: Any = make("sync", cell.sync, options_for(cell, "sync"))
     length = strategy.batches_per_trajectory
 
@@ -315,7 +342,7 @@ def make_strategy(cell: Cell, workload: Any) -> Strategy:
 def predicted_traffic(
     strategy: Strategy, shapes: Shapes, events: Events, described: Setting
 ) -> Traffic:
-    """What the ranks of the replica axis send in a whole run: by the strategy, and about their
+    """What the ranks of the replica axis send in a whole run: as the strategy, and about
     rollouts.
     """
     return strategy.predicted_traffic(shapes, events, described) + rollouts.predicted_traffic(
@@ -326,7 +353,7 @@ def predicted_traffic(
 def expected_events(
     strategy: Strategy, workload: Workload, num_batches: int, described: Setting
 ) -> Events:
-    """Of an undisturbed run over so many global batches."""
+    """Events of an undisturbed run over so many global batches."""
     expected = strategy.expected_events(num_batches, described)
     return {**rollouts.expected_events(workload, num_batches, described), **expected}
 
@@ -341,8 +368,10 @@ def assemble(
     wrap: Callable[[Part, int], Part] | None = None,
     number: int = 0,
 ) -> Training:
-    """Topology, compression and strategy of the replica axis around a part, started. comm: of
-    this axis. number: of the part, where replicas are divided.
+    """Topology, compression and strategy of the replica axis around a part, all started.
+
+    comm: of this axis. wrap: puts something between strategy and part, e.g. a clock. number: of the
+    part, where replicas are model parallel.
     """
     topology = make_topology(cell, number)
     topology.start(comm, num_servers=cell.num_servers)
@@ -374,9 +403,13 @@ def assemble(
 def build_part(
     cell: Cell, *, before_model: Callable[[], None] = lambda: None
 ) -> tuple[Workload, Part]:
-    """A started workload and this rank's part of its model."""
+    """A started workload and this rank's part of its model.
+
+    before_model: called once the data are there, so that the model's memory can be told apart.
+    """
     workload = start_workload(cell)
     before_model()
+
     return workload, make_part(cell, workload)
 
 
@@ -386,20 +419,20 @@ def make_part(cell: Cell, workload: Workload, replica: Replica | None = None) ->
     place(workload, device)
     # Only a parallelism that declares `autocast` takes the argument; rules refuse bf16 elsewhere.
     precision = {"autocast": True} if cell.precision == "bf16" else {}
+
     return make_parallel(cell).build(
         workload, replica, seed=cell.seed, dtype=DTYPES[cell.precision], device=device, **precision
     )
 
 
 def place(workload: Workload, device: torch.device) -> None:
-    """Data that can stay on a device do, once they are there."""
+    """Moves data that can stay on a device there, where the rank has one."""
     if device.type != "cpu":
         workload.place(device)
 
 
 def seed_rank(seed: int, rank: int) -> None:
-    """Gives this rank torch's random numbers of its own (dropout), the same in every run of the
-    cell.
+    """Gives this rank random numbers of its own (dropout), the same in every run of the cell.
 
     A word of 32 bits: torch's CPU generator keeps no more of a seed.
     """
@@ -408,6 +441,6 @@ def seed_rank(seed: int, rank: int) -> None:
 
 
 def gather_events(per_rank: Sequence[Mapping[str, int]]) -> Events:
-    """One mapping per rank -> one list per name."""
+    """Turns one mapping per rank into one list per name, 0 where a rank counted nothing."""
     names = sorted({name for events in per_rank for name in events})
     return {name: [events.get(name, 0) for events in per_rank] for name in names}

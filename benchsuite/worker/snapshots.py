@@ -1,7 +1,7 @@
-"""Timed snapshots: copies of the parameters that count, evaluated after the run, so that evaluation
-never disturbs.
+"""Snapshots: copies of the parameters that count, which are evaluated after the run.
 
-The copy is inside the clock. Over 64 MiB in all they are spilled to the run directory.
+Evaluation so never disturbs the run; only the copying is inside the clock. Copies over 64 MiB in
+all are spilled to the run directory.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ SPILL_ABOVE_BYTES = 64 * 2**20
 
 
 class Snapshots:
-    """One rank's copies, taken when the samples consumed pass a multiple of `every` (0 = only
-    the last).
+    """One rank's copies, taken when the samples consumed pass a multiple of `every`.
+
+    every: 0 = only at the end. settled_ns: the clock of a device's rank, which waits for the
+    device.
     """
 
     def __init__(
@@ -45,9 +47,9 @@ class Snapshots:
     def offer(
         self, flat: Tensor, *, samples: int, version: int, time_ns: int, last: bool = False
     ) -> None:
-        """Takes a copy where one is due; `last` takes it in any case, once per number of samples.
+        """Takes a copy where one is due; `last` takes one in any case, once per number of samples.
 
-        time_ns: now, by the clock of the run; of a device, when it has come here (`settled_ns`).
+        time_ns: now, by the clock of the run. On a device the copy's own end counts instead.
         """
         due = self._every > 0 and samples >= self._next
         taken_already = bool(self.samples) and self.samples[-1] == samples
@@ -63,6 +65,10 @@ class Snapshots:
         self.time_ns.append(time_ns if self._settled_ns is None else self._settled_ns())
 
     def _keep(self, flat: Tensor) -> None:
+        """Copies the vector to memory, or to a file once the copies are many.
+
+        The first stays in memory.
+        """
         self._bytes += flat.numel() * flat.element_size()
 
         if self._bytes <= SPILL_ABOVE_BYTES or not self._kept:
@@ -80,10 +86,11 @@ class Snapshots:
         kept = self._kept[position]
         if isinstance(kept, Tensor):
             return kept.cpu()
+
         return torch.from_numpy(np.load(kept, allow_pickle=False))
 
 
 def checksum(vector: Tensor) -> str:
-    """sha256 of a vector's bytes."""
+    """The sha256 of a vector's bytes."""
     content = vector.detach().cpu().contiguous().numpy().tobytes()
     return hashing.checksum(content)

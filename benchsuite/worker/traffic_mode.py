@@ -1,11 +1,12 @@
-"""Traffic of library collectives: from the calls that went through `Comm`, or as a dispatch mode
-sees them.
+"""Traffic of library collectives: from calls through `Comm`, or as a dispatch mode sees them.
 
 Our own strategies call the library through `Comm`, which notes every call of the whole run. `ddp`
-calls it by itself: a dispatch mode sees every c10d operation with its tensors, but slows every
-operator, so it sees untimed steps after the run, one of each kind, and the result is multiplied.
-Seen are calls and sizes; the bytes follow from the algorithm's factor (ring all-reduce 2 (N-1) M in
-all), so such rows are `derived` and held against the wire, never against the prediction.
+calls it by itself: a dispatch mode sees every operation of c10d with its tensors, but slows every
+operator. So it watches untimed steps after the run, one of each kind, and the result is multiplied.
+
+What is seen are calls and sizes; bytes follow from the algorithm's factor (a ring all-reduce of M
+bytes sends 2 (N-1) M in all). Such bytes are `derived`: they are held against the wire, never
+against the prediction.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from benchsuite.topology import collective_traffic
 
 @dataclass(frozen=True)
 class Call:
-    """One call: its name in the c10d namespace, elements and bytes per element of its largest
-    tensor, that of a gather or a scatter the whole vector's. peer: whom a `send` goes to, in
-    ranks of its group.
+    """One call of the library, by its largest tensor.
+
+    name: in the c10d namespace. numel, itemsize: elements and bytes per element; of a gather or a
+    scatter those of the whole vector. peer: whom a `send` goes to, in ranks of its group.
     """
 
     name: str
@@ -64,13 +66,11 @@ SENDS_NOTHING = ("wait_tensor", "_wrap_tensor_autograd")
 
 
 class TrafficMode(TorchDispatchMode):
-    """`with TrafficMode() as seen: step()`; then `seen.calls`.
+    """Sees the library's calls: `with TrafficMode() as seen: step()`, then `seen.calls`.
 
-    DDP's bucket all-reduces are seen too.
-
-    A mode belongs to its thread; what a communication hook starts when something has arrived, it
+    A mode belongs to its thread. What a communication hook starts when something has arrived, it
     starts on a thread of the backend's, by `torch.distributed.all_reduce`: that function is watched
-    there.
+    there. So DDP's bucket all-reduces are seen too.
     """
 
     def __init__(self) -> None:
@@ -91,6 +91,7 @@ class TrafficMode(TorchDispatchMode):
         dist.all_reduce = self._all_reduce
 
     def _elsewhere(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for `torch.distributed.all_reduce`, and notes calls of other threads."""
         if threading.get_ident() != self._thread:
             self.calls.append(Call("allreduce", tensor.numel(), tensor.element_size()))
         return self._all_reduce(tensor, *args, **kwargs)
@@ -119,12 +120,13 @@ class TrafficMode(TorchDispatchMode):
 
 
 def derived_run(step: Callable[[], object], cycles: Sequence[Cycle], num_ranks: int) -> Traffic:
-    """Traffic of a whole run, from one cycle of each kind, watched."""
+    """Traffic of a whole run, from one cycle of each kind of step, watched."""
     traffic = Traffic()
 
     for cycle in cycles:
         if not cycle.times:
             continue
+
         cycle.rewind()
 
         with TrafficMode() as seen:
@@ -137,7 +139,7 @@ def derived_run(step: Callable[[], object], cycles: Sequence[Cycle], num_ranks: 
 
 
 def derived_total(calls: Calls) -> Traffic:
-    """Traffic of a whole run's collectives, by world rank."""
+    """Traffic of a whole run's collectives, by world rank, from the calls that comms have noted."""
     total = Traffic()
 
     for (name, numel, itemsize, ranks), times in calls.items():
@@ -148,13 +150,11 @@ def derived_total(calls: Calls) -> Traffic:
 
 
 def derive(calls: list[Call], num_ranks: int, *, rank: int = 0, backend: str = "gloo") -> Traffic:
-    """Traffic of one step from the calls that a rank was seen to make: its own sends and, on rank
-    0, the collectives of all.
+    """Traffic of one step from the calls that a rank was seen to make.
 
-    An all-reduce is a ring, and on gloo a reduce-scatter costs as much as one (else half of it).
-
-    `numel` of a gather or scatter is that of the whole vector. ValueError for a call whose cost is
-    not known.
+    These are its own sends and, on rank 0, the collectives of all ranks. An all-reduce is a ring.
+    On gloo a reduce-scatter costs as much as one, on nccl half of it. `numel` of a gather or
+    scatter is that of the whole vector. ValueError for a call whose cost is not known.
     """
     traffic = Traffic()
 

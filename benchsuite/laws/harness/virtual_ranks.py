@@ -54,8 +54,8 @@ def virtual_ranks(
     """
     clock = VirtualClock()
     network = Network(clock, range(size), link_mbit=link_mbit, latency_us=latency_us)
-    script = None if order is None else order.counter
-    world = VirtualWorld(clock, network, posts_ahead=strict != "nccl", script=script)
+    answers = None if order is None else order.counter
+    world = VirtualWorld(clock, network, posts_ahead=strict != "nccl", counter_answers=answers)
     times = order or compute_time
     body = _with_virtual_parts(
         body, clock, times, graphs if graphs is not None else {}, batching=batching

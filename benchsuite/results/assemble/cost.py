@@ -119,6 +119,7 @@ def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:
     """
     if len({rank["host"] for rank in ranks}) == 1:
         return list(ranks)
+
     aligned: list[Rank] = []
 
     for rank in ranks:
@@ -147,6 +148,7 @@ def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Windo
     counts = [taken(worker) for worker in workers]
     if min(counts) < 2:
         return None
+
     starts = []
     ends = []
     sizes = []
@@ -161,6 +163,7 @@ def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Windo
 
     if apart(ranks):
         return window.apart(starts, ends, sizes)
+
     shortest = min(counts)
     return window.together(
         *(np.stack([row[:shortest] for row in rows]) for rows in (starts, ends, sizes))
@@ -177,6 +180,7 @@ def _split(rank: Rank, wall_s: float) -> dict[str, Any]:
     compute_s = rank["compute_ns"] * NS
     blocked_s = rank["blocked_ns"] * NS
     tickets_s = rank["ticket_wait_ns"] * NS
+
     return {
         "rank": rank["rank"],
         "role": rank["role"],
@@ -222,6 +226,7 @@ def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]
         "blocked": "blocked_comm_s",
         "update": "update_s",
     }
+
     return {
         f"{names[part]}_median": statistics.median(values) * NS if values else None
         for part, values in columns.items()
@@ -236,12 +241,14 @@ def _device(ranks: Sequence[Rank], samples_per_s: float | None) -> dict[str, Any
     used = [rank["device"] for rank in ranks if rank.get("device")]
     if not used:
         return {}
+
     num_devices = len(
         {(rank["host"], rank["device"]["index"]) for rank in ranks if rank.get("device")}
     )
     flops = used[0]["flops_per_sample"]
     ceiling = used[0]["matmul_ceiling_flop_per_s"]
     rate = samples_per_s * flops if samples_per_s and flops else None
+
     return {
         "device_name": used[0]["name"],
         "num_devices": num_devices,
@@ -260,6 +267,7 @@ def _lock_wait_share(cell: Cell, server: Mapping[str, Any] | None, worker_s: flo
     """
     if server is None or cell.options.get(plugins.stem(cell.sync), {}).get("lock") != "exclusive":
         return None
+
     log = server["log"]
     waited_ns = sum(log["apply_ns"]) - sum(log["sent_ns"])
     return float(waited_ns * NS / worker_s)
@@ -317,6 +325,7 @@ def _curve_costs(ranks: Sequence[Rank], result: Mapping[str, Any], begin: int) -
         if known
         else [None for _ in samples]
     )
+
     at = {
         level: samples.index(count) if count is not None else None
         for level, count in result["samples_to"].items()

@@ -41,6 +41,7 @@ def summary(values: Sequence[int]) -> dict[str, Any] | None:
     """Mean, largest and histogram of whole numbers."""
     if not values:
         return None
+
     histogram: dict[str, int] = {}
     for value in sorted(values):
         histogram[str(value)] = histogram.get(str(value), 0) + 1

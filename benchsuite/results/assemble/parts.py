@@ -36,6 +36,7 @@ def checksum(ranks: Sequence[Rank]) -> str | None:
     found = [rank["evaluations"]["checksum"] for rank in ranks if rank["evaluations"]]
     if len(found) < 2:
         return found[0] if found else None
+
     return hashing.checksum("".join(found).encode())
 
 
@@ -97,5 +98,6 @@ def _first_replica(ranks: Sequence[Rank]) -> list[Mapping[str, Any]]:
 def _replica(cell: Cell, rank: int) -> int | None:
     if rank >= cell.num_workers:
         return None
+
     replica, _ = replica_and_part(cell, rank)
     return replica

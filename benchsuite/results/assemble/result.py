@@ -65,6 +65,7 @@ def deterministic(cell: Cell, ranks: Sequence[Rank]) -> dict[str, Any]:
         "events": _events(cell, ranks),
         "staleness": _staleness(server) if asynchronous else None,
     }
+
     if "data_sha256" in first:  # of a text; other data are what seed and code say
         result["data_sha256"] = first["data_sha256"]
     return result | lag.section(cell, workers, server) | _traffic(cell, ranks, lost)
@@ -212,6 +213,7 @@ def _events(cell: Cell, ranks: Sequence[Rank]) -> dict[str, list[int]]:
 def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if server is None or not server["log"]["worker"]:
         return None
+
     log = server["log"]
     return lag.summary(
         [b - r for b, r in zip(log["version_before"], log["version_read"], strict=True)]

@@ -114,6 +114,7 @@ def thinned(losses: Sequence[float | None], samples: Sequence[int]) -> dict[str,
     size = -(-len(losses) // MOST_LOSSES)
     if size <= 1:
         return {"loss": list(losses), "loss_samples": list(samples)}
+
     means: list[float | None] = []
 
     for begin in range(0, len(losses), size):
@@ -145,4 +146,5 @@ def _length(series: Any) -> int:
         return sum(_length(each) for each in series.values())
     if isinstance(series, list):
         return sum(_length(each) if isinstance(each, list) else 1 for each in series)
+
     return 1
