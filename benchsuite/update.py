@@ -67,8 +67,10 @@ class Updater:
         self._lr_scale = lr_scale
 
     def step(self, grad: Tensor | None, *, samples: int) -> None:
-        """Applies `grad` (None: the tensors carry their own) after `samples` of the budget were
-        consumed."""
+        """Applies `grad` after `samples` of the budget were consumed.
+
+        None: the tensors carry their own gradients.
+        """
         # The schedule ends with the budget; a step behind it keeps the last rate.
         progress = min(samples / self._recipe.budget, 1.0)
         lr = self._recipe.lr(progress) * self._lr_scale
@@ -93,23 +95,28 @@ class Updater:
         self.optimizer.state.clear()
 
     def state(self) -> list[Tensor]:
-        """The optimiser's vectors, one per name in order, of all parameters that have it; [] before
-        the first step.
+        """Returns the optimiser's vectors, one per name in alphabetical order.
 
+        Each is about all parameters that have such a state; before the first step there are none.
         Whoever writes to them changes the optimiser's state.
         """
+        # Name of a vector -> the states that hold a piece of it, in the order of the parameters.
         kept: dict[str, list[dict[str, Any]]] = {}
+
         for params in self._params:
             state = self.optimizer.state.get(params, {})
-            for name in (name for name, value in state.items() if _is_like(value, params)):
-                kept.setdefault(name, []).append(state)
+            for name, value in state.items():
+                if _is_like(value, params):
+                    kept.setdefault(name, []).append(state)
 
         return [_whole(kept[name], name) for name in sorted(kept)]
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> None:
-    """One kernel per step where the recipe leaves it open: of a long vector the others read and
-    write it ten times."""
+    """Asks for one kernel per step where the recipe leaves it open.
+
+    The other implementations read and write a long vector ten times.
+    """
     for group in optimizer.param_groups:
         # None means that the recipe has said neither yes nor no.
         if "fused" in group and group["fused"] is None and not group.get("foreach"):
@@ -117,10 +124,15 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
 
 
 def in_chunks(flat: Tensor) -> list[Tensor]:
-    """Views of 1 MiB, in order; one of all for a shorter vector, and on a device, where a call
-    costs more."""
+    """Cuts a vector into views of 1 MiB, in order.
+
+    A shorter one stays whole, and so does one on a device, where a call costs more than it saves.
+    """
     length = CHUNK_BYTES // flat.element_size()
-    return [flat] if flat.numel() <= length or flat.is_cuda else list(flat.split(length))
+    if flat.numel() <= length or flat.is_cuda:
+        return [flat]
+
+    return list(flat.split(length))
 
 
 def _is_like(value: Any, params: Tensor) -> bool:
@@ -132,14 +144,16 @@ def _is_like(value: Any, params: Tensor) -> bool:
 
 
 def _whole(states: list[dict[str, Any]], name: str) -> Tensor:
-    """One vector of the tensors of this name, which are views of it from now on."""
+    """Returns one vector of the tensors of this name, which are views of it from now on."""
     # One tensor needs no joining; several may be views of one vector since an earlier call.
     pieces: list[Tensor] = [state[name] for state in states]
     if len(pieces) == 1:
         return pieces[0].view(-1)
 
+    # Joined once: the next time they are views of one vector already.
     lengths = [piece.numel() for piece in pieces]
     base = pieces[0]._base
+
     if (
         base is None
         or base.numel() != sum(lengths)
@@ -167,11 +181,12 @@ class Load:
 
 
 def state_vectors(recipe: Recipe, shapes: Shapes) -> tuple[int, ...]:
-    """Elements of each vector that the recipe's optimiser keeps: none SGD, P with momentum, P and P
-    Adam.
+    """Returns the elements of each vector that the recipe's optimiser keeps.
 
-    Muon: as many as the hidden matrices have, and twice the others.
+    Plain SGD keeps none, with momentum P, and Adam twice P. Muon keeps as many as the hidden
+    matrices have, and twice as many as all others have.
     """
+    # One step on a small vector shows it. Muon needs the real shapes, but no numbers in them.
     elements = 2 if recipe.elementwise else numel(shapes)
     probe, gradient = torch.zeros(2, elements, device=None if recipe.elementwise else "meta")
     updater = Updater(probe, recipe, shapes=shapes)
@@ -183,31 +198,40 @@ def state_vectors(recipe: Recipe, shapes: Shapes) -> tuple[int, ...]:
 
 
 def clip_factor(norm: float, clip_norm: float) -> float:
-    """Factor that brings a gradient of this global norm to at most `clip_norm` (torch's rule, eps
-    1e-6)."""
+    """Returns the factor that brings a gradient of this norm to at most `clip_norm`.
+
+    It is torch's rule, with its eps of 1e-6, so that a clipped step has torch's bits.
+    """
     return min(1.0, clip_norm / (norm + CLIP_EPS))
 
 
 def clip_part(part: Part, clip_norm: float | None) -> None:
-    """Scales the gradient of a replica, or this part of it, so that the whole has a norm of at most
-    `clip_norm`."""
-    if clip_norm is not None:  # asking for the norm of a divided replica sends messages
+    """Scales this part of a replica's gradient so that the whole has at most `clip_norm`.
+
+    A part knows the norm of the whole (`gradient_norm`); a replica on one rank is the whole.
+    """
+    # Asking for the norm of a divided replica sends messages, so only who clips asks.
+    if clip_norm is not None:
         clip(part.grad, clip_norm, norm=part.gradient_norm())
 
 
 def clip(grad: Tensor, clip_norm: float | None, *, norm: float | None = None) -> None:
     """Scales a gradient in place so that its norm is at most `clip_norm`; nothing without one.
 
-    norm: of what `grad` is a part of.
+    norm: that of the whole which `grad` is a part of; None where it is the whole.
     """
     if clip_norm is None:
         return
 
-    if norm is None and grad.is_cuda:  # no step waits for the device
-        grad.mul_((clip_norm / (torch.linalg.vector_norm(grad) + CLIP_EPS)).clamp(max=1.0))
+    # The factor stays on the device, so that no step waits for it.
+    if norm is None and grad.is_cuda:
+        on_device = clip_norm / (torch.linalg.vector_norm(grad) + CLIP_EPS)
+        grad.mul_(on_device.clamp(max=1.0))
         return
+
     if norm is None:
         norm = float(torch.linalg.vector_norm(grad))
+
     factor = clip_factor(norm, clip_norm)
 
     if factor < 1.0:

@@ -23,8 +23,11 @@ __all__ = ["Codec", "Compression", "Gathered", "pieces_of"]
 
 
 class Compression(Encoding, Protocol):
-    """One file in `compression/`: a dataclass that inherits from this class and stands between a
-    strategy and its topology. `none` hands vectors on untouched."""
+    """What is put on the wire: one file in `compression/`, whose class inherits from this one.
+
+    It is a dataclass that stands between a strategy and its topology. `none` hands vectors on
+    untouched.
+    """
 
     @property
     def nominal_ratio(self) -> float:
@@ -58,9 +61,11 @@ class Compression(Encoding, Protocol):
 
 
 class Gathered:
-    """The mean of what cannot be summed on its way: every worker's encoded vector goes to
-    everybody, is decoded and added in rank order, divided once. Keeps M of scratch: fresh memory of
-    that size costs more than the arithmetic.
+    """The mean of what cannot be summed on its way.
+
+    Every worker's encoded vector goes to everybody, is decoded and added in rank order, and the sum
+    is divided once. A scratch vector of M bytes is kept, because fresh memory of that size costs
+    more than the arithmetic.
     """
 
     def __init__(self, make_codec: Callable[[torch.dtype], Codec]) -> None:

@@ -1,4 +1,4 @@
-"""One bit per element: packing, unpacking. What `sign` and `ef_sign` share."""
+"""One bit per element: packing signs into bytes and unpacking them, for `sign` and `ef_sign`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def packed_bytes(size: int) -> int:
-    """Bytes that so many bits fill, the last one perhaps in part."""
+    """Returns how many bytes so many bits fill, the last one perhaps in part."""
     return -(-size // 8)
 
 

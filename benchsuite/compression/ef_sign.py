@@ -94,7 +94,6 @@ class ScaledSigns:
 
     def __init__(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool) -> None:
         self._pieces = list(pieces)
-
         self._scales_bytes = len(pieces) * SCALE_BYTES
         self.num_bytes = self._scales_bytes + packed_bytes(sum(pieces))
         self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)

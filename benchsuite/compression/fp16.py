@@ -28,18 +28,22 @@ class Compression(compression.Compression):
     nominal_ratio = 0.5
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
+        """Prepares the mean; its memory is made when the first vector comes."""
         self._half = Half(torch.float16)
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
+        """The mean of `flat` (P,) over the workers, in place, summed in the short format."""
         self._half.mean(flat, topology)
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
+        """How one vector is encoded; nothing is kept of the error, so `feedback` has no effect."""
         return Half(torch.float16).codec(pieces)
 
     def settle(self, mean: Tensor) -> None:
-        """A mean stays what it is."""
+        """Leaves the mean as it is."""
 
     def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        """Bytes of one encoded vector: two per element."""
         return sum(pieces) * HALF_BYTES
 
     def predicted_traffic(
@@ -51,6 +55,7 @@ class Compression(compression.Compression):
         num_workers: int,
         num_servers: int = 0,
     ) -> Traffic:
+        """Traffic of one mean: that of as many elements of two bytes each."""
         return Half(torch.float16).predicted_traffic(
             shapes, topology, num_workers=num_workers, num_servers=num_servers
         )

@@ -72,13 +72,14 @@ class Compression(compression.Compression):
 
         The first holds all P and what is sent as it is, the second all Q.
         """
-        first = second = 0
+        first = 0
+        second = 0
+
         for shape in shapes.values():
             if self.factors(shape):
                 r = self._r(shape)
-                first = first + r * shape[0]
-                second = second + r * columns(shape)
-
+                first += r * shape[0]
+                second += r * columns(shape)
             else:
                 first += shape.numel()
 
@@ -96,7 +97,7 @@ class Compression(compression.Compression):
 
         assert self.residual is not None
 
-        # M = gradient + error, of every tensor.
+        # M = gradient + error, of every tensor.                                   (n, m) each
         flat.add_(self.residual)
         whole = views(flat, self._shapes)
         matrices = {name: whole[name].view(shape[0], -1) for name, shape in self._matrices.items()}
@@ -157,6 +158,7 @@ class Compression(compression.Compression):
 
         self._p_size = numel(self._p_shapes)
 
+        # Drawn in float64 whatever the vector's dtype is, so that all dtypes begin alike.
         generator = torch.Generator().manual_seed(self._seed)
         start = torch.randn(second, generator=generator, dtype=torch.float64)
         self._second.copy_(start)

@@ -1,12 +1,10 @@
-"""Uniform quantisation to 8 or 4 bits: what `int8` and the low-bit outer gradient of `diloco`
-share.
+"""Uniform quantisation to 8 or 4 bits, for `int8` and for strategies that quantise by themselves.
 
 Per tensor the range [min, max] is cut into 2^bits - 1 steps (Alistarh et al. 2017, QSGD, here
-rounded to the nearest):
-|error| <= range / (2^bits - 1), in fact half of it. Quantised vectors are never added (100 + 100 =
--56 in int8): on `direct` the owner of a chunk decodes, adds, divides and encodes the mean once more
-(two hops, two errors); elsewhere everybody gathers everybody's vector (one hop), or workers push to
-a server.
+rounded to the nearest): |error| <= range / (2^bits - 1), in fact half of it. Quantised vectors are
+never added (100 + 100 = -56 in int8): on `direct` the owner of a chunk decodes, adds, divides and
+encodes the mean once more (two hops, two errors); elsewhere everybody gathers everybody's vector
+(one hop), or workers push to a server.
 """
 
 from __future__ import annotations
@@ -56,12 +54,11 @@ class Quantiser:
         self._ranges_bytes = RANGE_BYTES * len(pieces)
         self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)
 
-        # A level of 8 bits is a byte of the wire. Levels of 4 bits are made here, then packed.
-        self._levels = (
-            self._wire[self._ranges_bytes :]
-            if bits == 8
-            else torch.empty(self._size, dtype=torch.uint8)
-        )
+        # A level of 8 bits is a byte of the wire. Levels of 4 bits are made apart, then packed.
+        if bits == 8:
+            self._levels = self._wire[self._ranges_bytes :]
+        else:
+            self._levels = torch.empty(self._size, dtype=torch.uint8)
 
         self._scratch: Tensor | None = None  # (P,), made when the first vector tells its dtype
 
@@ -93,7 +90,6 @@ class Quantiser:
         self._levels.copy_(self._scratch.round_().clamp_(0, self._steps))  # (P,)
 
         # Two levels of 4 bits share a byte, the even element in its lower half.
-
         if self._bits == 4:
             packed = self._wire[self._ranges_bytes :]
             odd = self._levels[1::2]

@@ -48,20 +48,24 @@ class Compression(compression.Compression):
     )
 
     def start(self, shapes: Shapes, *, seed: int) -> None:
+        """Prepares the gather of everybody's bits."""
         self._gathered = Gathered(partial(self.codec, pieces_of(shapes)))
 
     def mean(self, flat: Tensor, topology: Topology) -> None:
+        """Replaces `flat` (P,) by the majority's sign of every element."""
         self._gathered.mean(flat, topology)
         self.settle(flat)
 
     def codec(self, pieces: Sequence[int], dtype: torch.dtype, *, feedback: bool = True) -> Codec:
+        """How one vector is encoded; nothing is kept of the error, so `feedback` has no effect."""
         return Signs(sum(pieces))
 
     def settle(self, mean: Tensor) -> None:
-        """The majority: +1, -1, or 0 for a tie."""
+        """Turns the mean of the votes into the majority's: +1, -1, or 0 for a tie."""
         mean.sign_()
 
     def wire_bytes(self, pieces: Sequence[int], itemsize: int) -> int:
+        """Bytes of one encoded vector: a bit per element."""
         return packed_bytes(sum(pieces))
 
     def predicted_traffic(
@@ -73,21 +77,24 @@ class Compression(compression.Compression):
         num_workers: int,
         num_servers: int = 0,
     ) -> Traffic:
+        """Traffic of one mean: a gather of one encoded vector of each worker."""
         return topology.predicted_gather(
             self.wire_bytes(pieces_of(shapes), itemsize), num_workers=num_workers
         )
 
 
 class Signs:
-    """One bit per element."""
+    """The codec of one vector: one bit per element stands on the wire, and nothing else."""
 
     def __init__(self, size: int) -> None:
         self.num_bytes = packed_bytes(size)
         self._wire = torch.empty(self.num_bytes, dtype=torch.uint8)
 
     def encode(self, flat: Tensor) -> Tensor:
+        """The bytes to send for a vector (P,); the next call writes over them."""
         pack_signs(flat, self._wire)
         return self._wire
 
     def decode(self, wire: Tensor, out: Tensor) -> None:
+        """Writes the votes +1 and -1 into `out` (P,)."""
         unpack_signs(wire, out)

@@ -180,7 +180,6 @@ class TopK:
         """Writes the vector that was sent into `out` (P,): zero wherever nothing was."""
         # Copies: the row of another rank may begin at a byte where no value can stand.
         values = wire[: self._values_bytes].clone().view(self._dtype)
-
         indices = wire[self._values_bytes :].clone().view(torch.int32)
 
         out.zero_()

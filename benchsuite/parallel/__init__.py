@@ -22,8 +22,10 @@ from benchsuite.workload import Batch, Part, Workload
 
 
 class Parallel(Protocol):
-    """One file in `parallel/`: a class that inherits from this one (or from `ModelParallel`); its
-    fields are its options."""
+    """One way to hold a replica: a file in `parallel/`, whose class inherits from this one.
+
+    Its fields are its options. What divides a replica over ranks inherits from `ModelParallel`.
+    """
 
     autocast: bool = False
     """Whether forward and loss can run under autocast: `build` takes `autocast: bool` then."""
@@ -41,22 +43,23 @@ class Parallel(Protocol):
         dtype: torch.dtype,
         device: torch.device,
     ) -> Part:
-        """This rank's part. `replica` joins the ranks of one replica (None where a replica is one
-        rank)."""
+        """Makes this rank's part of the model.
+
+        `replica` joins the ranks of one replica; it is None where a replica is one rank.
+        """
 
 
 class ModelParallel(Parallel, Protocol):
-    """A replica on several ranks."""
+    """A way to hold a replica on several ranks, its parts."""
 
     def pieces(
         self, workload: Workload, layers: Sequence[nn.Module], size: int
     ) -> list[list[Piece]]:
-        """What each of `size` parts holds, in the order of its flat vector: what it owns first,
-        copies last.
+        """Lists what each of `size` parts holds, in the order of its flat vector.
 
-        Of the chain's parameters by their names in `nn.Sequential(*layers)`, each once; layers may
-        be on the meta device. Servers and predictions ask too: nothing is sent and no process group
-        is needed.
+        What a part owns comes first, copies last. Parameters have their names in
+        `nn.Sequential(*layers)`, and each stands once; layers may be on the meta device. Servers
+        and predictions ask too: nothing is sent and no process group is needed.
         """
 
     def predicted_traffic(
@@ -70,12 +73,11 @@ class ModelParallel(Parallel, Protocol):
         clip: bool,
         backend: str = "gloo",
     ) -> Traffic:
-        """Of one step of one replica, between its parts 0 .. size-1. `batch` is a replica's share,
-        on the meta device.
+        """Predicts the traffic of one step of one replica, between its parts 0 .. size-1.
 
-        What the library sends, and our own scalars (`Replica.sum`, with `clip` that of the norm)
-        and tied gradients. On gloo a reduce-scatter costs what an all-reduce does; on nccl half of
-        it.
+        `batch` is a replica's share, on the meta device. Counted are what the library sends, our
+        own numbers (`Replica.sum`, with `clip` that of the norm too), and tied gradients. On gloo a
+        reduce-scatter costs what an all-reduce does; on nccl half of it.
         """
 
     def predicted_inference(
@@ -87,15 +89,17 @@ class ModelParallel(Parallel, Protocol):
         size: int,
         itemsize: int,
     ) -> Traffic:
-        """Of one `Part.infer(x)`: a policy acts inside the run."""
+        """Predicts the traffic of one `Part.infer(x)`, by which a policy acts inside the run."""
 
 
 class PartOfReplica(Part, Protocol):
     """What `ModelParallel.build` returns beyond a `Part`."""
 
     replica: Replica
-    num_gradients: int  # so many times `gradient` was called
-    # Elements of `params` and `grad` that count here: the first ones. The rest are copies.
+    num_gradients: int  # how many times `gradient` was called
+
+    # The first so many elements of `params` and `grad` are this part's own; the rest are copies of
+    # what another part owns, and count there.
     num_owned: int
 
     acts_whole: bool = False
@@ -106,15 +110,16 @@ class PartOfReplica(Part, Protocol):
         return nullcontext()
 
     def gradient_norm(self) -> float:
-        """Norm of the whole gradient in `grad` of all parts; called on all of them."""
+        """Norm of the whole gradient, over `grad` of all parts; all of them have to call it."""
 
     def finite(self) -> bool:
-        """Whether all parts' parameters are finite; called on all of them."""
+        """Whether the parameters of all parts are finite; all of them have to call it."""
 
     def share(self, shard: int, num_shards: int) -> tuple[int, int]:
-        """Which slice of a global batch this rank reads where its replica is given slice `shard` of
-        `num_shards`."""
+        """Says which slice of a global batch this rank reads: its number, and out of how many.
+
+        The replica as a whole was given slice `shard` of `num_shards`.
+        """
 
     def facts(self) -> Mapping[str, Any]:
-        """What the run file keeps of this part, in plain JSON: balance, bubble, activation
-        bytes."""
+        """What the run file keeps of this part, in plain JSON: for instance balance and bubble."""

@@ -1,10 +1,9 @@
-"""Styles for `parallelize_module` that the library lacks: convolutions and GroupNorm, split along
-their channels.
+"""Convolutions and GroupNorm split along their channels, which torch's library does not offer.
 
-As with matrices: a convolution split by its output channels needs its whole input, and one split by
-its input channels adds up what the parts have. A GroupNorm between the two keeps whole groups on a
-part. What is sent are the library's own all-reduces, of DTensors at the borders; in between are
-plain tensors.
+They are styles for `parallelize_module`. As with matrices, a convolution split by its output
+channels needs its whole input, and one split by its input channels adds up what the parts have. A
+GroupNorm between the two keeps whole groups on a part. What is sent are the library's own
+all-reduces, of DTensors at the borders; in between are plain tensors.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 
 class OutputChannels(ParallelStyle):
-    """A convolution's output channels are split; the gradient of its whole input is the sum of the
-    parts'."""
+    """Splits a convolution by its output channels.
+
+    Its input is whole on every part, so the input's gradient is the sum of what the parts have.
+    """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         """Leaves this part's output channels in the module; `parallelize_module` calls it."""
@@ -39,8 +40,10 @@ class OutputChannels(ParallelStyle):
 
 
 class InputChannels(ParallelStyle):
-    """A convolution's input channels are split; its output is the sum of the parts', plus the bias
-    once."""
+    """Splits a convolution by its input channels.
+
+    Its output is the sum of what the parts have, plus the bias, which is added once.
+    """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         """Leaves this part's input channels in the module; `parallelize_module` calls it."""

@@ -24,8 +24,10 @@ from benchsuite.workload import Workload, trained_parameters
 
 @dataclass(frozen=True)
 class Cuts:
-    """Chunk k of the chain stands on part k % size: chunk 0 of every part, then chunk 1 of every
-    part, .."""
+    """Where the chain is cut into chunks: chunk k stands on part k % size.
+
+    So the chain goes through chunk 0 of every part, then through chunk 1 of every part, and so on.
+    """
 
     chunks: Sequence[range]  # layers of each chunk, in the order of the chain
     loads: Sequence[float]  # of each layer
@@ -37,7 +39,7 @@ class Cuts:
         return list(range(part, len(self.chunks), self.size))
 
     def part_of(self, chunk: int) -> int:
-        """Where a chunk stands."""
+        """Returns the part on which a chunk stands."""
         return chunk % self.size
 
     def layers_of(self, part: int) -> list[int]:
@@ -45,12 +47,12 @@ class Cuts:
         return [layer for chunk in self.of_part(part) for layer in self.chunks[chunk]]
 
     def load_of(self, part: int) -> float:
-        """Sum over the part's layers."""
+        """Returns the load of a part, the sum over its layers."""
         return sum(self.loads[layer] for layer in self.layers_of(part))
 
     @property
     def balance(self) -> float:
-        """total / (parts x largest): no schedule keeps the parts busier than this."""
+        """The total load over parts times the largest one: no schedule keeps parts busier."""
         largest = max(self.load_of(part) for part in range(self.size))
         return sum(self.loads) / (self.size * largest) if largest else 1.0
 
@@ -95,11 +97,10 @@ def _parameters(layer: nn.Module) -> float:
 def balanced(
     loads: Sequence[float], count: int, trained: Sequence[bool], size: int
 ) -> list[range] | None:
-    """`count` runs of layers, a trained one in each of the first `size`, whose largest load is as
-    small as can be.
+    """Cuts the chain into `count` runs of layers whose largest load is as small as can be.
 
-    Of those with the same largest load the most equal ones that a programme over prefixes finds.
-    None: there are none.
+    Each of the first `size` runs has a trained layer. Of several ways with the same largest load it
+    is the most equal one that a dynamic programme over prefixes finds; None where there is no way.
     """
     at = [0.0, *accumulate(loads)]
     before = [0, *accumulate(map(int, trained))]
@@ -199,8 +200,10 @@ def outputs(found: Cuts, layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]
 def crossings(
     found: Cuts, leaves: Sequence[Tensor], itemsize: int
 ) -> Iterator[tuple[int, int, int]]:
-    """(from part, to part, bytes) of what leaves each chunk for one on another part. itemsize: of a
-    parameter."""
+    """Lists (from part, to part, bytes) of what leaves each chunk for one on another part.
+
+    itemsize: bytes of an element of a parameter, and so of an activation.
+    """
     for chunk, left in enumerate(leaves[:-1]):
         here = found.part_of(chunk)
         there = found.part_of(chunk + 1)

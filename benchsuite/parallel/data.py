@@ -40,7 +40,7 @@ from benchsuite.workload import (
 
 @dataclass
 class Parallel(parallel.Parallel):
-    """One rank per replica."""
+    """A replica is one rank, which holds the whole model."""
 
     num_micro_batches: int = 1
     """Pieces of a rank's share of a batch: gradients are accumulated over them, activations live
@@ -75,7 +75,7 @@ class Parallel(parallel.Parallel):
 
 
 class DataPart(Part):
-    """A whole replica on one rank. `params` and `grad` are (P,)."""
+    """A whole replica on one rank; its flat vectors `params` and `grad` are (P,)."""
 
     has_grad_buffer = True
 
@@ -94,12 +94,14 @@ class DataPart(Part):
         self._autocast = autocast
         self._num_micro = num_micro_batches
         self._device = device
+
         named = trained_parameters(self.module)
         self.shapes: Shapes = {name: p.shape for name, p in named.items()}
         self.params = torch.zeros(numel(self.shapes), dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.params)
         self._parameters = list(named.values())
 
+        # The module computes with views of the flat vector from now on.
         for p, view in zip(self._parameters, views(self.params, self.shapes).values(), strict=True):
             view.copy_(p.detach())
             p.data = view
@@ -156,6 +158,7 @@ class DataPart(Part):
     def gradient(
         self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
     ) -> float | None:
+        """Fills `grad` and returns the loss; micro-batches are added up where there are some."""
         if until is not None:
             raise ValueError(
                 "a real backward pass is not abandoned: `until` is for the virtual clock"
@@ -179,13 +182,17 @@ class DataPart(Part):
         return float(loss) if self._device.type == "cpu" else DeviceLoss(loss)
 
     def _accumulated(self, pieces: Sequence[Batch], ready: Ready | None) -> float:
-        """The mean over micro-batches, added up in the flat vector; only the last one announces its
-        slices."""
+        """Adds the mean gradient over the micro-batches up in the flat vector; returns the loss.
+
+        Only the last micro-batch announces its slices: before it none is final.
+        """
         self.grad.zero_()
         losses = []
 
         for number, piece in enumerate(pieces, start=1):
             loss = self._loss(self.module, piece)
+
+            # Dividing the loss divides every gradient, without another pass over the vector.
             share = loss / len(pieces)
 
             if ready is None or number < len(pieces):
@@ -270,6 +277,7 @@ class DataPart(Part):
             parameter.register_post_accumulate_grad_hook(hook(position))
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        """Has `backward` go through the library's wrapper around the module."""
         self._forward = wrapper(self.module)
 
     def backward(self, batch: Batch) -> float:

@@ -46,7 +46,7 @@ from benchsuite.workload import (
 
 @dataclass
 class Parallel(parallel.ModelParallel):
-    """`model_parallel` ranks share parameters, gradients and optimiser state of a replica."""
+    """The `model_parallel` ranks of a replica share parameters, gradients and optimiser state."""
 
     reshard: Literal["but_root", "full", "gradient_only"] = "but_root"
     """When parameters are freed after the forward pass: all but the root unit's (torch's default),
@@ -82,6 +82,7 @@ class Parallel(parallel.ModelParallel):
     def pieces(
         self, workload: Workload, layers: Sequence[nn.Module], size: int
     ) -> list[list[Piece]]:
+        """Every part holds a shard of every parameter; none is a copy."""
         named = trained_parameters(nn.Sequential(*layers))
         return [
             [shard(name, p.shape, part, size) for name, p in named.items()] for part in range(size)
@@ -98,6 +99,8 @@ class Parallel(parallel.ModelParallel):
         clip: bool,
         backend: str = "gloo",
     ) -> Traffic:
+        """Each unit is gathered for both passes, or once, and its gradients reduced once."""
+        # The loss, and with clipping the square of the norm.
         traffic = sum_traffic(size).times(2 if clip else 1)
 
         for unit in units_of(layers):
@@ -126,13 +129,15 @@ class Parallel(parallel.ModelParallel):
         )
 
     def stays_gathered(self, unit: Unit) -> bool:
-        """Whether its parameters are kept between forward and backward pass."""
+        """Whether a unit's parameters are kept between its forward and its backward pass."""
         return self.reshard == "gradient_only" or (unit.is_root and self.reshard == "but_root")
 
 
 class FSDPPart(parallel.PartOfReplica):
-    """A share of every parameter. `params` and `grad` hold this part's shards, one after the
-    other."""
+    """One part of a replica, with a share of every parameter.
+
+    Its flat vectors `params` and `grad` hold this part's shards, one after the other.
+    """
 
     has_grad_buffer = True
     acts_whole = True
@@ -152,13 +157,19 @@ class FSDPPart(parallel.PartOfReplica):
         module = nn.Sequential(*layers).to(dtype)
         named = trained_parameters(module)
         pieces = options.pieces(workload, layers, replica.size)[replica.part]
-        units = units_of(layers)  # not kept: whole parameters are gone once they are sharded
+
+        # Not kept by this object: once they are sharded, the whole parameters shall be freed.
+        units = units_of(layers)
+
         self._workload = workload
         self.replica = replica
         self._autocast = autocast
         self.num_gradients = 0
-        self._hold: ExitStack | None = None  # lets go of what stays gathered
+
+        # What lets go of parameters that stay gathered for a rollout, and whether they are.
+        self._hold: ExitStack | None = None
         self._is_whole = False
+
         self._facts = _facts(
             options, units, {name: p.shape for name, p in named.items()}, pieces, replica
         )
@@ -170,6 +181,8 @@ class FSDPPart(parallel.PartOfReplica):
         self._bind_grad()
         self.module: nn.Module = _sharded(module.to(device), units, options, replica)
         self._parameters = list(trained_parameters(self.module).values())
+
+        # The library's copies of shards, and the views in the flat vector that they copy.
         self._copied = self._join_memory()
 
     def use_grad_buffer(self, buffer: Tensor) -> None:
@@ -183,11 +196,11 @@ class FSDPPart(parallel.PartOfReplica):
 
     @torch.no_grad()
     def _join_memory(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Makes the library's shards views of the flat vector; those that it pads it keeps as
-        copies.
+        """Makes the library's shards views of the flat vector, and finds those that stay copies.
 
-        They are what comes back: the copies, and where their values stand. The library looks at its
-        shards again when it first gathers, so that is done here, before anything is measured.
+        The library keeps shards that it pads in memory of its own. Returned are these copies, and
+        the views where their values stand. The library looks at its shards again when it first
+        gathers, so that is done here, before anything is measured.
         """
         own = list(views(self.params, self.shapes).values())
         for parameter, view in zip(self._parameters, own, strict=True):
@@ -208,7 +221,7 @@ class FSDPPart(parallel.PartOfReplica):
         return [local[at] for at in copies], [own[at] for at in copies]
 
     def _refresh(self) -> None:
-        """The library's copies get the parameters' values."""
+        """Gives the library's copies the values of the parameters, which a step has changed."""
         copies, values = self._copied
         if copies:
             with torch.no_grad():
@@ -225,6 +238,7 @@ class FSDPPart(parallel.PartOfReplica):
     def gradient(
         self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
     ) -> float | None:
+        """Fills `grad` with this part's shards of the mean gradient, and returns the mean loss."""
         if ready is not None or until is not None:
             raise ValueError(
                 "fsdp reduces inside its backward pass: no slices as they come, nothing to abandon"
@@ -244,8 +258,10 @@ class FSDPPart(parallel.PartOfReplica):
 
     @torch.no_grad()
     def _take_gradients(self) -> None:
-        """The library's mean gradients into the flat vector; what the loss does not reach has
-        gradient 0."""
+        """Moves the library's mean gradients into the flat vector.
+
+        A parameter that the loss does not reach has gradient 0.
+        """
         into = []
         found = []
 
@@ -260,18 +276,18 @@ class FSDPPart(parallel.PartOfReplica):
         torch._foreach_copy_(into, found)
 
     def gradient_norm(self) -> float:
-        """Norm of the replica's whole gradient."""
+        """Norm of the replica's whole gradient, of which no element stands on two parts."""
         return self.replica.norm(self.grad)
 
     def finite(self) -> bool:
-        """Whether all parameters of the replica are."""
+        """Whether all parameters of the replica are finite."""
         return self.replica.all_finite(self.params)
 
     def infer(self, x: Tensor) -> Tensor:
-        """Every part computes all of `x`, one unit gathered at a time.
+        """Runs all of `x` forward on every part, with one unit gathered at a time.
 
-        Past the library's own hooks: they count a forward pass as half of a step, and would gather
-        once too often in the next one.
+        This goes past the library's own hooks: they count a forward pass as half of a step, and
+        would gather once too often in the next one.
         """
         if not self._is_whole:
             self._refresh()
@@ -295,8 +311,10 @@ class FSDPPart(parallel.PartOfReplica):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Parameters do not change inside: from the first inference on they stay gathered. A
-        rollout has hundreds."""
+        """Promises that parameters do not change inside, so the first inference gathers for all.
+
+        A rollout has hundreds of inferences; each would gather every unit once more.
+        """
         with ExitStack() as self._hold:
             try:
                 yield
@@ -316,22 +334,25 @@ class FSDPPart(parallel.PartOfReplica):
             self._is_whole = True
 
     def share(self, shard: int, num_shards: int) -> tuple[int, int]:
-        """Parts divide the replica's batch."""
+        """Every part reads a slice of its own: parts divide the replica's batch."""
         return shard * self.replica.size + self.replica.part, num_shards * self.replica.size
 
     def facts(self) -> Mapping[str, Any]:
+        """Units and padding, for the run file."""
         return self._facts
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        """Is never called: the rules refuse a library's wrapper with `fsdp`."""
         raise AssertionError("a sharded module is not wrapped again")
 
     def backward(self, batch: Batch) -> float:
+        """Is never called: the rules refuse a library's wrapper with `fsdp`."""
         raise AssertionError("a sharded module is not wrapped again")
 
 
 @contextmanager
 def _gathered(module: object) -> Iterator[None]:
-    """A unit's parameters are whole inside."""
+    """Has a unit's parameters whole inside; a module that is no unit is left alone."""
     if not isinstance(module, FSDPModule):
         yield
         return
@@ -347,7 +368,7 @@ def _gathered(module: object) -> Iterator[None]:
 def _sharded(
     module: nn.Sequential, units: Sequence[Unit], options: Parallel, replica: Replica
 ) -> nn.Module:
-    """The chain with `fully_shard` on every unit and on the whole, which holds what is left."""
+    """Calls `fully_shard` on every unit, then on the whole chain, which holds what is left."""
     for name, parameter in module.named_parameters():
         if parameter.dim() == 0:
             raise UsageError(
@@ -381,9 +402,11 @@ def _fsdp_modules(module: nn.Module) -> Iterator[FSDPModule]:
 
 
 def _local(parameter: Any) -> Tensor:
-    """The tensor inside a DTensor, itself: `to_local()` of a parameter makes a view."""
+    """Returns the very tensor inside a DTensor; `to_local()` of a parameter makes a view of it."""
     names, _ = parameter.__tensor_flatten__()
-    return next(inner for name in names if isinstance(inner := getattr(parameter, name), Tensor))
+    inner = (getattr(parameter, name) for name in names)
+
+    return next(each for each in inner if isinstance(each, Tensor))
 
 
 def _facts(

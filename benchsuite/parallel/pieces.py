@@ -1,7 +1,7 @@
-"""Which part of a replica holds what: every part's flat vector is made of pieces of the whole
-model's parameters.
+"""Which part of a replica holds which pieces of the whole model's parameters.
 
-One description for building, for servers (which own slices of parts that they do not compute), for
+Every part's flat vector is made of such pieces, one after the other. There is one
+description for building, for servers (which own slices of parts that they do not compute), for
 predictions and for the laws, which put the pieces together again.
 """
 

@@ -41,7 +41,7 @@ from benchsuite.workload import (
 
 @dataclass
 class Parallel(parallel.ModelParallel):
-    """A replica's layers over `model_parallel` stages."""
+    """The layers of a replica are divided over its `model_parallel` ranks, the stages."""
 
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
     """Order of the micro-batches' forward and backward passes."""
@@ -75,7 +75,7 @@ class Parallel(parallel.ModelParallel):
 
     @property
     def chunks(self) -> int:
-        """V."""
+        """Runs of layers on each stage (V), where 0 has become the schedule's own number."""
         return self.num_chunks or self.several_chunks.get(self.schedule, 1)
 
     def build(
@@ -99,11 +99,11 @@ class Parallel(parallel.ModelParallel):
     def pieces(
         self, workload: Workload, layers: Sequence[nn.Module], size: int
     ) -> list[list[Piece]]:
-        """What each part holds: whole parameters of its layers, copies of tied ones last."""
+        """Lists what each part holds: whole parameters of its layers, copies of tied ones last."""
         return cuts.pieces_of(self.cuts(workload, layers, size), layers)
 
     def cuts(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> cuts.Cuts:
-        """Which layers stand where."""
+        """Says which layers stand on which part."""
         return cuts.cuts(workload, layers, size=size, num_chunks=self.chunks)
 
     def predicted_traffic(
@@ -117,6 +117,7 @@ class Parallel(parallel.ModelParallel):
         clip: bool,
         backend: str = "gloo",
     ) -> Traffic:
+        """Activations and their gradients across the cuts, tied gradients, and the loss."""
         found = self.cuts(workload, layers, size)
         traffic = Traffic()
         m = self.num_micro_batches
@@ -126,6 +127,7 @@ class Parallel(parallel.ModelParallel):
             traffic.add(here, there, num_bytes * m, m)
             traffic.add(there, here, num_bytes * m, m)
 
+        # The holders of a tied parameter tell each other its gradient, in pairs.
         shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
 
         for name, parts in cuts.holders(found, layers).items():
@@ -133,9 +135,12 @@ class Parallel(parallel.ModelParallel):
                 for edge in ((one, other), (other, one)):
                     traffic.add(*edge, shapes[name].numel() * itemsize)
 
-        return Traffic.total(
-            [traffic, tell_traffic(size, size - 1), *([sum_traffic(size)] if clip else [])]
-        )
+        # The last part tells the others the loss; with clipping all add up the norm's square.
+        traffic += tell_traffic(size, size - 1)
+        if clip:
+            traffic += sum_traffic(size)
+
+        return traffic
 
     def predicted_inference(
         self,
@@ -146,7 +151,7 @@ class Parallel(parallel.ModelParallel):
         size: int,
         itemsize: int,
     ) -> Traffic:
-        """From stage to stage once, then the last one's output to all."""
+        """Activations go from stage to stage once, then the last one's output to all."""
         found = self.cuts(workload, layers, size)
         traffic = Traffic()
         leaves = cuts.outputs(found, cuts.on_meta(layers), x)
@@ -158,8 +163,11 @@ class Parallel(parallel.ModelParallel):
 
 
 class PipelinePart(parallel.PartOfReplica):
-    """One stage of a replica. `params` and `grad`: its layers' parameters, copies of tied ones
-    last."""
+    """One stage of a replica.
+
+    Its flat vectors `params` and `grad` are those of its layers' parameters, copies of tied ones
+    last.
+    """
 
     has_grad_buffer = True
 
@@ -183,10 +191,11 @@ class PipelinePart(parallel.PartOfReplica):
         self.shapes: Shapes = pieces.shapes_of(held)
         self.num_owned = pieces.num_owned(held)
         self._parameters = [named[piece.name] for piece in held]
+
+        # Parameters that other parts hold too -> the parts that hold them.
+        holders = cuts.holders(self._cuts, layers)
         self._tied = {
-            piece.name: parts
-            for piece in held
-            if len(parts := cuts.holders(self._cuts, layers)[piece.name]) > 1
+            piece.name: holders[piece.name] for piece in held if len(holders[piece.name]) > 1
         }
 
         # The whole chain without its numbers, for the shapes of what crosses the cuts.
@@ -218,8 +227,10 @@ class PipelinePart(parallel.PartOfReplica):
         self._last = replica.size - 1  # the part with the loss
 
     def use_grad_buffer(self, buffer: Tensor) -> None:
-        """Lets the gradient live in memory that a topology owns. The library adds to `.grad`, which
-        lies in it."""
+        """Lets the gradient live in memory that a topology owns.
+
+        Every parameter's `.grad` is a view of it, and the library adds to that.
+        """
         self.grad = buffer
         self._grads = views(self.grad, self.shapes)
 
@@ -231,6 +242,7 @@ class PipelinePart(parallel.PartOfReplica):
     def gradient(
         self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
     ) -> float | None:
+        """Fills `grad` by one pass of the schedule, and returns the mean loss on every part."""
         if ready is not None or until is not None:
             raise ValueError(
                 "a pipeline's gradient is whole when its last micro-batch is: no `ready`, no "
@@ -249,7 +261,7 @@ class PipelinePart(parallel.PartOfReplica):
         return float(loss) if loss.device.type == "cpu" else DeviceLoss(loss)
 
     def _run(self, batch: Batch) -> Run:
-        """The library's stages and schedule for batches of this shape."""
+        """Returns the library's stages and schedule for batches of this shape, made once."""
         x = batch.x
         count = self._options.num_micro_batches
 
@@ -278,8 +290,10 @@ class PipelinePart(parallel.PartOfReplica):
         return self._last_run
 
     def _sum_tied(self) -> None:
-        """Each holder adds up all holders' gradients in the order of the chain: the same bits
-        everywhere."""
+        """Replaces the gradient of each tied parameter by the sum over its holders.
+
+        Every holder adds in the order of the chain, so all have the same bits.
+        """
         part = self.replica.part
         comm = self.replica.comm
 
@@ -302,10 +316,15 @@ class PipelinePart(parallel.PartOfReplica):
                 mine.copy_(torch.stack([terms[holder] for holder in parts]).sum(0))
 
     def _expect(self) -> tuple[Handle, Tensor] | None:
-        """A receive of the loss, posted before the passes: the last part, done first, need not wait
-        for the others."""
+        """Posts the receive of the loss before the passes, where receives can be posted early.
+
+        The last part is the first to know the loss, and so need not wait for the others to ask.
+        """
         comm = self.replica.comm
-        return None if comm.rank == self._last or not comm.posts_ahead else self._receive()
+        if comm.rank == self._last or not comm.posts_ahead:
+            return None
+
+        return self._receive()
 
     def _receive(self) -> tuple[Handle, Tensor]:
         """Posts a receive of the loss, a float64, from the last part."""
@@ -313,7 +332,7 @@ class PipelinePart(parallel.PartOfReplica):
         return self.replica.comm.irecv(number, self._last), number
 
     def _tell(self, losses: Sequence[Tensor], expected: tuple[Handle, Tensor] | None) -> Tensor:
-        """The mean loss, on all parts."""
+        """Returns the mean loss on every part: the last one knows it, and tells the others."""
         if losses:
             loss = torch.stack([each.detach() for each in losses]).sum().double().reshape(1)
             for part in range(self._last):
@@ -327,18 +346,20 @@ class PipelinePart(parallel.PartOfReplica):
         return loss
 
     def gradient_norm(self) -> float:
-        """Of the replica's whole gradient."""
+        """Norm of the replica's whole gradient; copies of tied parameters count once."""
         return self.replica.norm(self.grad[: self.num_owned])
 
     def finite(self) -> bool:
-        """Whether every part's parameters are."""
+        """Whether every part's parameters are finite."""
         return self.replica.all_finite(self.params)
 
     # -- evaluation --------------------------------------------------------------------------------
 
     def infer(self, x: Tensor) -> Tensor:
-        """From stage to stage outside of the schedule, through the library's group; the last one
-        tells all."""
+        """Runs `x` forward from stage to stage, and returns the output on every part.
+
+        This is outside of the schedule, but through the library's group; the last stage tells all.
+        """
         replica = self.replica
         found = self._cuts
         leaves = cuts.outputs(found, self._bare, x)
@@ -397,6 +418,7 @@ class PipelinePart(parallel.PartOfReplica):
         return self._last_run.executed if self._last_run is not None else ()
 
     def facts(self) -> Mapping[str, Any]:
+        """What the run file keeps: the schedule, the balance of the cuts, and the bubble."""
         options = self._options
         size = self.replica.size
         part = self.replica.part

@@ -1,5 +1,8 @@
-"""The ranks of one replica, as its parts see them: for the library a process group, for our own
-numbers a `Comm`."""
+"""The ranks of one replica, as its parts see them.
+
+They are joined twice: by a process group, through which torch's libraries talk, and by a `Comm`,
+through which our own numbers go (the loss, the norm of the gradient).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from benchsuite.topology import NUMBER_BYTES, sum_number, sum_number_traffic
 
 @dataclass(frozen=True)
 class Replica:
-    """`comm.rank` is the number of the part. `group` holds the same ranks in the same order."""
+    """How a part reaches the other parts of its replica.
+
+    `comm.rank` is the number of the part. `group` holds the same ranks in the same order.
+    """
 
     comm: Comm
     group: Any  # torch.distributed.ProcessGroup in torch's own table
@@ -60,7 +66,7 @@ class Replica:
 
 
 def sum_traffic(size: int) -> Traffic:
-    """Traffic of one `Replica.sum`."""
+    """Predicts the traffic of one `Replica.sum`."""
     return sum_number_traffic(range(size))
 
 

@@ -1,5 +1,8 @@
-"""What `fsdp` gathers and reduces together (units), and which rows of a parameter each part holds
-(shards)."""
+"""How `fsdp` divides a model: by units, which are gathered together, and units by shards.
+
+A unit is a layer, or several that share parameters; a shard is the rows of a parameter that one
+part holds.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The bubble of a pipeline: by formula, and counted in slots from the order in which its parts do
-what they do.
+"""The bubble of a pipeline, the share of the time in which its parts wait for each other.
 
-A slot is a forward pass of a chunk, the half of its backward pass that gives the input's gradient,
+It is given by formula, and counted in slots from the order in which the parts do their passes. A
+slot is a forward pass of a chunk, the half of its backward pass that gives the input's gradient,
 or the half that gives the weights'; transfers take no time. Narayanan et al. 2021 (Megatron-LM),
 section 2.2; Qi et al. 2023 (Zero Bubble Pipeline Parallelism), section 2.3.
 """

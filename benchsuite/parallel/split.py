@@ -1,7 +1,7 @@
-"""What a workload's `tensor_plan` makes of its chain: who holds which slice, which styles, which
-collectives.
+"""What a workload's `tensor_plan` makes of its chain of layers, for tensor parallelism.
 
-Needs no process group: servers and predictions ask too.
+It says which part holds which slice, what torch's library is told, and which collectives that
+costs. No process group is needed, because servers and predictions ask too.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from benchsuite.parallel.channels import GroupedChannels, InputChannels, OutputC
 from benchsuite.parallel.pieces import Piece, whole
 from benchsuite.workload import trained_parameters
 
-Collective = tuple[
-    Literal["all_reduce", "all_gather", "reduce_scatter"], int
-]  # and elements of the whole vector
+# A kind of collective, and the elements of the whole vector that it is about.
+Collective = tuple[Literal["all_reduce", "all_gather", "reduce_scatter"], int]
 
 TOKENS = 1  # the dimension of (B, T, d) that is cut
-SPLIT: Mapping[str, tuple[type[nn.Module], ...]] = {  # how -> modules that can be split so
+
+# How a module is split -> the modules that can be.
+SPLIT: Mapping[str, tuple[type[nn.Module], ...]] = {
     "columns": (nn.Linear, nn.Conv2d),
     "rows": (nn.Linear, nn.Conv2d),
     "gathered": (nn.Linear,),
@@ -40,8 +41,10 @@ SPLIT: Mapping[str, tuple[type[nn.Module], ...]] = {  # how -> modules that can 
 
 
 class Split:
-    """A chain of layers, split over `size` parts. ValueError for a plan that cannot be carried
-    out."""
+    """A chain of layers, split over `size` parts.
+
+    ValueError for a plan that cannot be carried out.
+    """
 
     def __init__(
         self, chain: nn.Sequential, plan: Mapping[str, str], *, size: int, tokens: bool
@@ -49,21 +52,25 @@ class Split:
         self.size = size
         self._chain = chain
         self._plan = dict(plan) if size > 1 else {}
-        layers = (
-            [_layer(name) for name, how in self._plan.items() if how == "tokens"] if tokens else []
-        )
 
-        self._token_layers = list(
-            dict.fromkeys(layers)
-        )  # in which a part sees a slice of the tokens
+        # Layers in which a part sees a slice of the tokens, each once, in the order of the plan.
+        layers: list[str] = []
+        if tokens:
+            layers = [_layer(name) for name, how in self._plan.items() if how == "tokens"]
 
+        self._token_layers = list(dict.fromkeys(layers))
+
+        # Parameters in the order of a part's vector.
         found = {name: parameter.shape for name, parameter in trained_parameters(chain).items()}
         self._shapes = {name: found[name] for name in sorted(found, key=self._place)}
         self._check()
 
     def _place(self, name: str) -> int:
         """Slices come first in a part's vector, parameters with partial gradients last."""
-        return 0 if self._dim(name) is not None else 2 if self._is_partial(name) else 1
+        if self._dim(name) is not None:
+            return 0
+
+        return 2 if self._is_partial(name) else 1
 
     def _dim(self, name: str) -> int | None:
         """The dimension along which a parameter is split; None = it stands on every part."""
@@ -85,6 +92,7 @@ class Split:
         )
 
     def _check(self) -> None:
+        """Raises ValueError where the plan names what cannot be split, or does not divide."""
         holders: dict[int, str] = {}
 
         for name, parameter in self._chain.named_parameters(remove_duplicate=False):
@@ -135,8 +143,10 @@ class Split:
     # -- parameters --------------------------------------------------------------------------------
 
     def pieces(self, part: int) -> list[Piece]:
-        """What a part holds, in the order of its vector: what it owns first. Part 0 owns what is
-        not split."""
+        """Lists what a part holds, in the order of its vector: what it owns first.
+
+        What is not split stands on every part, and part 0 owns it.
+        """
         found = []
 
         for name, shape in self._shapes.items():
@@ -145,21 +155,14 @@ class Split:
                 found.append(whole(name, shape, owned=part == 0))
             else:
                 length = shape[dim] // self.size
-                found.append(
-                    Piece(
-                        name,
-                        torch.Size([*shape[:dim], length, *shape[dim + 1 :]]),
-                        dim,
-                        part * length,
-                    )
-                )
+                slice_shape = torch.Size([*shape[:dim], length, *shape[dim + 1 :]])
+                found.append(Piece(name, slice_shape, dim, part * length))
 
         return found
 
     @property
     def num_partial(self) -> int:
-        """Elements at the end of every part's vector whose gradients are still to be summed over
-        the parts."""
+        """Elements at the end of every part's vector whose gradients a sum over parts completes."""
         return sum(shape.numel() for name, shape in self._shapes.items() if self._is_partial(name))
 
     @property
@@ -170,7 +173,7 @@ class Split:
     # -- computing ---------------------------------------------------------------------------------
 
     def styles(self) -> list[tuple[str, ParallelStyle]]:
-        """What `parallelize_module` is told, module by module."""
+        """Lists what `parallelize_module` is told, module by module."""
         styles: list[tuple[str, ParallelStyle]] = []
 
         for name, how in self._plan.items():
@@ -190,6 +193,7 @@ class Split:
             elif how == "channels":
                 styles.append((name, GroupedChannels()))
 
+        # Where tokens begin to be cut, and where they are whole again.
         for first, last in self._runs():
             styles.append(
                 (
@@ -216,7 +220,7 @@ class Split:
         return styles
 
     def _runs(self) -> list[tuple[str, str]]:
-        """First and last of neighbouring layers: from one to the other tokens stay cut."""
+        """Lists the first and last of neighbouring layers between which tokens stay cut."""
         found: list[tuple[str, str]] = []
 
         for layer in sorted(self._token_layers, key=int):
@@ -228,8 +232,10 @@ class Split:
         return found
 
     def collectives(self, x: Tensor) -> list[Collective]:
-        """Those of one gradient, or where no gradient is asked for (`torch.no_grad`), of one
-        inference. Their sizes are what a forward pass of the whole chain shows, on any device."""
+        """Lists the collectives of one gradient, or under `torch.no_grad` those of one inference.
+
+        Their sizes are what a forward pass of the whole chain shows, on any device, meta included.
+        """
         found: list[Collective] = []
         seen: list[tuple[str, Callable[..., None]]] = [
             (name, partial(_of_module, found, how, _layer(name) in self._token_layers))
@@ -258,11 +264,13 @@ def _of_module(
     inputs: tuple[Any, ...],
     output: Tensor,
 ) -> None:
-    """The collectives of one module, forward and backward: a gradient is sent where one is asked
-    for."""
+    """Adds the collectives of one module, forward and backward, to those found.
+
+    A gradient is sent only where one is asked for: that of an image, say, is not.
+    """
     taken = inputs[0].numel()
     made = output.numel()
-    wanted = inputs[0].requires_grad  # an image's is not
+    wanted = inputs[0].requires_grad
 
     if how in ("columns", "gathered"):
         found.extend([("all_gather", taken)] if tokens else [])
@@ -280,5 +288,5 @@ def _of_module(
 
 
 def _layer(name: str) -> str:
-    """The number of the layer that a module or parameter belongs to."""
+    """Returns the number of the layer that a module or parameter belongs to."""
     return name.split(".")[0]

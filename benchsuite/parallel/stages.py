@@ -1,4 +1,7 @@
-"""The library's side of a pipeline: its stages, watched, and its schedules; see `pipeline.py`."""
+"""The side of a pipeline that torch's library runs: its schedules, and its stages, watched.
+
+`pipeline.py` says what a pipeline is and what it sends.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,12 @@ NO_OUTPUTS = (
 
 
 class Chunk(nn.Module):
-    """A run of layers. What leaves it for another is contiguous, no view of what came in, and in
-    the parameters' type: the library sends it, detaches it, and has laid out memory for it."""
+    """A run of layers between two cuts.
+
+    What leaves it for another chunk is contiguous, because the library sends it; no view of what
+    came in, because the library detaches it; and of the parameters' type, because the library has
+    laid out memory for that.
+    """
 
     def __init__(
         self,
@@ -66,12 +73,14 @@ class Chunk(nn.Module):
         self._is_last = is_last
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Of forward and loss."""
-        return (
-            torch.autocast(self._device.type, torch.bfloat16) if self._autocast else nullcontext()
-        )
+        """Returns the context of the forward pass and the loss: autocast, or none."""
+        if not self._autocast:
+            return nullcontext()
+
+        return torch.autocast(self._device.type, torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the layers; what comes out is fit to be sent, unless nobody is behind."""
         came = x
         if self.splits and x.requires_grad:
             x = _Contiguous.apply(x)  # type: ignore[no-untyped-call]  # torch
@@ -87,19 +96,25 @@ class Chunk(nn.Module):
         return x.clone() if x is came or x._is_view() else x
 
     def fit_to_send(self, x: Tensor) -> Tensor:
-        """Contiguous, and numbers in the parameters' type."""
+        """Returns `x` contiguous, its numbers in the parameters' type."""
         return x.to(self._dtype if x.is_floating_point() else x.dtype).contiguous()
 
 
 class _Contiguous(torch.autograd.Function):
-    """The same; the gradient, which is sent, contiguous."""
+    """Hands its input on, and makes the gradient that comes back contiguous.
+
+    A backward pass in two halves sends the input's gradient as autograd leaves it, and the library
+    sends contiguous tensors only.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Returns a view of x: autograd wants a new tensor."""
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Returns the gradient, copied where it is not contiguous."""
         return gradients[0].contiguous()
 
 
@@ -111,18 +126,22 @@ class Log:
         self.busy_ns = 0
 
     def add(self, kind: str, chunk: int, micro: int, begin_ns: int) -> None:
+        """Notes a pass that began then and ends now."""
         self.busy_ns += time.perf_counter_ns() - begin_ns
         self.actions.append((kind, chunk, micro))
 
 
 class Stage(PipelineStage):
-    """The library's, with each pass noted and timed. Receives are waited for before a pass, sends
-    after it."""
+    """The library's stage, with each pass noted and timed.
+
+    Waiting is not in these times: the library waits for receives before a pass, for sends after it.
+    """
 
     log: Log
     chunk: Chunk
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        """The library's forward pass of one micro-batch, timed."""
         begin = time.perf_counter_ns()
         output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
         self.log.add(FORWARD, self.stage_index, fwd_chunk_id, begin)
@@ -136,25 +155,32 @@ class Stage(PipelineStage):
         full_backward: bool = True,
         last_backward: bool = False,
     ) -> None:
+        """The library's backward pass of one micro-batch, or its first half, timed."""
         begin = time.perf_counter_ns()
         super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
         self.log.add(BACKWARD if full_backward else INPUT, self.stage_index, bwd_chunk_id, begin)
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        """The library's second half of a backward pass, timed."""
         begin = time.perf_counter_ns()
         super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
         self.log.add(WEIGHT, self.stage_index, bwd_chunk_id, begin)
 
     def _validate_fwd_input(self, *_: Any) -> None:
-        """Older torch holds every micro-batch against the shapes told, and views of the data
-        against their strides."""
+        """Leaves out a check of older versions of torch.
+
+        They hold every micro-batch against the shapes told, and views of the data against strides.
+        """
 
     def _validate_fwd_outputs(self, *_: Any) -> None:
-        """The same of what leaves, which under autocast has another type on the last stage."""
+        """Leaves out the same check of what leaves the stage.
+
+        Under autocast the last stage's output has another type than the one told.
+        """
 
 
 class Run:
-    """A schedule for batches of one shape."""
+    """The library's schedule for batches of one shape, with the stages of this part."""
 
     def __init__(
         self,
@@ -178,8 +204,8 @@ class Run:
         for stage in stages:
             stage.log = self._log
 
-        # a mean over micro-batches is taken in the loss: the library would divide every parameter's
-        # gradient
+        # The mean over micro-batches is taken in the loss, which costs one division; the library
+        # would divide every parameter's gradient.
         self._schedule = SCHEDULES[name](
             stages[0] if name in SINGLE else stages,
             num_micro_batches,
@@ -191,20 +217,22 @@ class Run:
         self._last = stages[-1].is_last
 
     def step(self, batch: Batch) -> list[Tensor]:
-        """All micro-batches forward and backward: gradients are added to `.grad`. Losses (of the
-        mean) on the last stage."""
+        """Takes all micro-batches forward and backward, and adds gradients to `.grad`.
+
+        Returns the losses on the last stage, divided so that their sum is the mean; elsewhere none.
+        """
         losses: list[Tensor] = []
         self._log.actions = []
         device = self._stages[0].device
-        args = (
-            (to_device(Batch(batch.x, None, batch.num_samples), device).x,) if self._first else ()
-        )
-
+        args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
 
-        if (
-            self._last
-        ):  # the library cuts the target like x: it is given numbers, and a target may be anything
+        if self._first:
+            args = (to_device(Batch(batch.x, None, batch.num_samples), device).x,)
+
+        # The library cuts the target as it cuts x, but a target may be anything. So it is given the
+        # numbers of the micro-batches, and `_loss` looks up what they stand for.
+        if self._last:
             y = to_device(Batch(None, batch.y, batch.num_samples), device).y
             self._micro = micro_batches(Batch(batch.x, y, batch.num_samples), self._count)
             kwargs = {"target": torch.arange(self._count), "losses": losses}
@@ -213,13 +241,16 @@ class Run:
         self._schedule.step(*args, **kwargs, **NO_OUTPUTS)
         self._wall_ns += time.perf_counter_ns() - begin
 
-        if self._steps == 0:  # the first one lays out the memory
-            self._wall_ns, self._log.busy_ns = 0, 0
+        # The first step lays out the library's memory, and is not counted.
+        if self._steps == 0:
+            self._wall_ns = 0
+            self._log.busy_ns = 0
 
         self._steps += 1
         return losses
 
     def _loss(self, output: Tensor, number: Tensor) -> Tensor:
+        """The loss of micro-batch `number`, divided by how many there are; it counts as busy."""
         begin = time.perf_counter_ns()
         with self._stages[-1].chunk.precision():
             loss = self._workload.loss(output, self._micro[int(number)]) / self._count
@@ -228,7 +259,7 @@ class Run:
         return loss
 
     def planned(self) -> list[list[Action]]:
-        """What each part does, by the library's plan."""
+        """Lists what each part does, by the library's plan."""
         stage = self._stages[0]
 
         if self._name in SINGLE:
@@ -252,31 +283,34 @@ class Run:
 
     @property
     def executed(self) -> list[Action]:
-        """What this part did in the last step."""
+        """The passes that this part did in the last step, in their order."""
         return self._log.actions
 
     def facts(self) -> dict[str, Any]:
-        """Bytes of one micro-batch at each cut, the bubble counted and measured, micro-batches in
-        flight.
+        """What the run file keeps: bytes at each cut, the bubble, and micro-batches in flight.
 
-        Counted is the plan of all parts: of no worth where this one did its passes in another
-        order.
+        The bubble is counted from the plan of all parts, and measured on this one. A count is worth
+        nothing where this part did its passes in another order than planned.
         """
         stage = self._stages[0]
         planned = self.planned()
-        as_planned = planned[stage.group_rank] == self.executed
-        on_cpu = (
-            torch.device(stage.device).type == "cpu"
-        )  # a device is busy after a pass has returned
+        bubble_counted: float | None = None
+        bubble_measured: float | None = None
+        busy_s: float | None = None
 
-        timed = self._steps > 1 and on_cpu
+        if planned[stage.group_rank] == self.executed:
+            bubble_counted = slots.counted(planned, num_stages=stage.num_stages)
+
+        # Not on a device, which is still busy when a pass has returned.
+        if self._steps > 1 and torch.device(stage.device).type == "cpu":
+            bubble_measured = 1 - self._log.busy_ns / self._wall_ns
+            busy_s = self._log.busy_ns / 1e9
+
         return {
             "activation_bytes": [tensor.nbytes for tensor in self._crossing[1:-1]],
-            "bubble_counted": slots.counted(planned, num_stages=stage.num_stages)
-            if as_planned
-            else None,
-            "bubble_measured": 1 - self._log.busy_ns / self._wall_ns if timed else None,
-            "busy_s": self._log.busy_ns / 1e9 if timed else None,
+            "bubble_counted": bubble_counted,
+            "bubble_measured": bubble_measured,
+            "busy_s": busy_s,
             "in_flight": slots.in_flight(self.executed),
             "order": [f"{kind}{chunk}.{micro}" for kind, chunk, micro in self.executed],
         }
@@ -291,8 +325,9 @@ def start(
     replica: Replica,
     num_micro_batches: int,
 ) -> Run:
-    """Stages with the shapes of what they receive and send, so that none is sent at run time.
+    """Makes the stages of this part and their schedule.
 
+    Stages are told the shapes of what they receive and send, so that no shape is sent at run time.
     crossing: of one micro-batch, what enters the chain and what leaves each of its chunks.
     """
     stages = []
@@ -316,6 +351,6 @@ def start(
 
 
 def _described(tensor: Tensor, *, first: bool = False) -> Tensor:
-    """On the meta device; what crosses a cut has a gradient that goes back."""
+    """Describes a tensor on the meta device; what crosses a cut has a gradient that goes back."""
     bare = tensor.to("meta")
     return bare if first or not bare.is_floating_point() else bare.requires_grad_()

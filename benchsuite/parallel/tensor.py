@@ -47,7 +47,7 @@ from benchsuite.workload import (
 
 @dataclass
 class Parallel(parallel.ModelParallel):
-    """Each layer's weights split over the parts of a replica."""
+    """The weights of each layer are split over the parts of a replica."""
 
     sequence_parallel: bool = False
     """Between two pairs of split layers a part holds a slice of the tokens."""
@@ -69,6 +69,7 @@ class Parallel(parallel.ModelParallel):
         dtype: torch.dtype,
         device: torch.device,
     ) -> TensorPart:
+        """This rank's slices of the model, in the process group of its replica."""
         assert replica is not None
         layers = [layer.to(dtype) for layer in seeded_layers(workload, seed)]
 
@@ -77,6 +78,7 @@ class Parallel(parallel.ModelParallel):
         )
 
     def _split(self, workload: Workload, layers: Sequence[nn.Module], size: int) -> Split:
+        """Says how the workload's plan divides its chain over `size` parts."""
         return Split(
             nn.Sequential(*layers), workload.tensor_plan(), size=size, tokens=self.sequence_parallel
         )
@@ -84,13 +86,14 @@ class Parallel(parallel.ModelParallel):
     def pieces(
         self, workload: Workload, layers: Sequence[nn.Module], size: int
     ) -> list[list[Piece]]:
+        """Every part holds its slices first, then what stands on every part."""
         split = self._split(workload, layers, size)
         return [split.pieces(part) for part in range(size)]
 
     def collectives(
         self, workload: Workload, layers: Sequence[nn.Module], batch: Batch, size: int
     ) -> list[Collective]:
-        """The library's in one gradient of one replica."""
+        """Lists the library's collectives in one gradient of one replica."""
         return self._split(workload, layers, size).collectives(batch.x)
 
     def predicted_inference(
@@ -102,6 +105,7 @@ class Parallel(parallel.ModelParallel):
         size: int,
         itemsize: int,
     ) -> Traffic:
+        """The collectives of a forward pass alone."""
         with torch.no_grad():
             found = self._split(workload, layers, size).collectives(x)
 
@@ -120,6 +124,7 @@ class Parallel(parallel.ModelParallel):
         clip: bool,
         backend: str = "gloo",
     ) -> Traffic:
+        """The collectives of one gradient, and with clipping the sum of the norm's square."""
         traffic = sum_traffic(size) if clip else Traffic()
         for kind, numel in self.collectives(workload, layers, batch, size):
             traffic += collective_traffic(kind, numel, itemsize, size, backend=backend)
@@ -128,7 +133,7 @@ class Parallel(parallel.ModelParallel):
 
 
 class TensorPart(parallel.PartOfReplica):
-    """A part of a replica: its slices, then what stands on every part."""
+    """One part of a replica; its flat vectors hold its slices, then what stands on every part."""
 
     def __init__(
         self,
@@ -143,6 +148,7 @@ class TensorPart(parallel.PartOfReplica):
         self.num_gradients = 0
         self._workload = workload
         self._split = split
+
         chain = nn.Sequential(*layers)
         pieces = split.pieces(replica.part)
         self.shapes = shapes_of(pieces)
@@ -150,27 +156,31 @@ class TensorPart(parallel.PartOfReplica):
         self.params = cut(trained_parameters(chain), pieces).to(device)
         self.grad = torch.zeros_like(self.params)
         self._grads = list(views(self.grad, self.shapes).values())
+
+        # Gradients of parameters in layers of tokens: each part has those of its own tokens.
         self._partial = self.grad[self.grad.numel() - split.num_partial :]
         self.module: nn.Module = chain.to(device)
 
         if split.size > 1:
             mesh = DeviceMesh.from_group(replica.group, device.type)
+
+            # `src_data_rank=None`: nothing is sent, because every part has made the same whole.
             for name, style in split.styles():
-                parallelize_module(
-                    chain, mesh, {name: style}, src_data_rank=None
-                )  # every part has the same whole
+                parallelize_module(chain, mesh, {name: style}, src_data_rank=None)
 
         self._parameters = [
             self._bind(name, view) for name, view in views(self.params, self.shapes).items()
         ]
 
     def _bind(self, name: str, view: Tensor) -> nn.Parameter:
-        """The module computes with the flat vector's own elements."""
+        """Lets the module compute with the flat vector's own elements, by a view of them."""
         owner, _, leaf = name.rpartition(".")
         module = self.module.get_submodule(owner)
         parameter: nn.Parameter = getattr(module, leaf)
 
-        if not isinstance(whole := parameter.data, DTensor):
+        whole = parameter.data
+
+        if not isinstance(whole, DTensor):
             parameter.data = view
             return parameter
 
@@ -184,6 +194,7 @@ class TensorPart(parallel.PartOfReplica):
     def gradient(
         self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
     ) -> float:
+        """Fills `grad` with this part's slices of the gradient, and returns the loss."""
         if ready is not None or until is not None:
             raise ValueError(
                 "a part's gradient is whole when it is returned and never abandoned: no `ready`, "
@@ -196,6 +207,7 @@ class TensorPart(parallel.PartOfReplica):
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         torch._foreach_copy_(self._grads, list(map(_local, gradients, self._parameters)))
 
+        # The library does not know that these are parts of a sum.
         if self._partial.numel():
             dist.all_reduce(self._partial, group=self.replica.group)
 
@@ -203,7 +215,7 @@ class TensorPart(parallel.PartOfReplica):
         return float(loss) if self.replica.device.type == "cpu" else DeviceLoss(loss)
 
     def gradient_norm(self) -> float:
-        """Norm of the replica's whole gradient."""
+        """Norm of the replica's whole gradient; what stands on every part counts once."""
         return self.replica.norm(self.grad[: self.num_owned])
 
     def finite(self) -> bool:
@@ -211,6 +223,7 @@ class TensorPart(parallel.PartOfReplica):
         return self.replica.all_finite(self.params)
 
     def infer(self, x: Tensor) -> Tensor:
+        """Forward without gradient, by all parts together; the result stands where `x` does."""
         training = self.module.training
         self.module.eval()
 
@@ -222,12 +235,11 @@ class TensorPart(parallel.PartOfReplica):
             self.module.train(training)
 
     def share(self, shard: int, num_shards: int) -> tuple[int, int]:
-        """All parts read the replica's whole share."""
+        """Every part reads the replica's whole share."""
         return shard, num_shards
 
     def facts(self) -> Mapping[str, Any]:
-        """Elements that are split over the parts, that stand on every part, and whose gradients are
-        added up apart."""
+        """How many elements are split, stand on every part, or have gradients summed apart."""
         replicated = self._split.num_replicated
         return {
             "split_elements": self.params.numel() - replicated,
@@ -236,14 +248,16 @@ class TensorPart(parallel.PartOfReplica):
         }
 
     def wrap(self, wrapper: Any) -> None:
+        """Is never called: the rules refuse a library's wrapper with `tensor`."""
         raise AssertionError("a library's wrapper goes around a replica on one rank")
 
     def backward(self, batch: Batch) -> float:
+        """Is never called: the rules refuse a library's wrapper with `tensor`."""
         raise AssertionError("a library's wrapper goes around a replica on one rank")
 
 
 def _local(gradient: Tensor | None, parameter: Tensor) -> Tensor:
-    """This part's slice; a parameter that the loss does not reach has gradient 0."""
+    """Returns this part's slice of a gradient, 0 for a parameter that the loss does not reach."""
     if gradient is None:
         gradient = torch.zeros_like(parameter)
 

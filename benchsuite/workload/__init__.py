@@ -46,7 +46,7 @@ class Batch:
 
 
 def micro_batches(batch: Batch, count: int) -> list[Batch]:
-    """The batch in `count` equal pieces, cut along dimension 0 (views)."""
+    """Cuts a batch along dimension 0 into `count` equal pieces, which are views of it."""
     if count == 1:
         return [batch]
 
@@ -62,10 +62,10 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
 
 
 def _piece(value: Any, at: int, count: int) -> Any:
-    """Piece `at` of `count` of a batch's x or y, every tensor in it cut along dimension 0."""
+    """Returns piece `at` of `count` of a batch's x or y, every tensor in it cut alike."""
 
     def cut(whole: Tensor) -> Tensor:
-        """The rows of the piece, a view."""
+        """Returns the rows of the piece, a view."""
         length = len(whole) // count
         return whole[at * length : (at + 1) * length]
 
@@ -103,7 +103,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return batch
 
     def moved(value: Tensor) -> Tensor:
-        """The tensor on the device. Only from pinned memory does the copy not wait."""
+        """Moves one tensor. Only from pinned memory does the copy not wait."""
         if value.device == device:
             return value
 
@@ -151,19 +151,21 @@ class Recipe:
     lr: Callable[[float], float]
     global_batch: int
     budget: int  # samples
-    clip_norm: float | None = None
+    clip_norm: float | None = None  # largest norm of the whole gradient; None does not clip
 
-    # the optimiser treats every element alike: it may work on a flat vector or a slice of it
+    # The optimiser treats every element alike, so it may work on a flat vector or a slice of it.
     elementwise: bool = True
 
     def optimizer_of(self, named: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-        """The optimiser of whole tensors, given by their names."""
+        """Makes the optimiser of whole tensors, for who steps no flat vector."""
         return self.make_optimizer(named.values() if self.elementwise else named.items())
 
 
 class Workload(Protocol):
-    """One file in `workloads/`: a dataclass that inherits from this class; its fields are its
-    options, and `presets` stands in the module."""
+    """What is trained: one file in `workloads/`, a dataclass that inherits from this class.
+
+    Its fields are its options; the module's `presets` say what its named settings set.
+    """
 
     @property
     def target(self) -> Target:
@@ -173,10 +175,11 @@ class Workload(Protocol):
     """Whether batches come from acting: the workload is a `RolloutWorkload` then."""
 
     data_sha256: str = ""
-    """Of the bytes of data that are the user's or this Python's, where it was taken."""
+    """Hash of the data where they are the user's or this Python's, so that runs can be told apart;
+    empty where the suite makes the data."""
 
     def layer_flops(self) -> list[int] | None:
-        """Forward operations of each layer for one sample; None where nobody worked them out."""
+        """Counts the forward operations of each layer for one sample; None: not worked out."""
         return None
 
     def place(self, device: torch.device) -> None:
@@ -187,26 +190,30 @@ class Workload(Protocol):
         """Loads data and fixes every random stream. Called once before anything else."""
 
     def layers(self) -> list[nn.Module]:
-        """The model as a chain, built on the CPU. The suite seeds torch before it calls
-        (`seeded_layers`)."""
+        """Builds the model as a chain of layers, on the CPU.
+
+        The suite seeds torch before it calls (`seeded_layers`), so nothing is seeded here.
+        """
 
     def tensor_plan(self) -> Mapping[str, str]:
-        """Module of the chain (`nn.Sequential(*layers)`'s name) -> how it splits by weight ({} = it
-        does not).
+        """Says how modules split by weight: their names in `nn.Sequential(*layers)` -> how.
 
-        "columns": by its outputs, a matrix or a convolution; "rows": by its inputs, behind columns;
-        "gathered": by its outputs, which are put together at once; "channels": a GroupNorm between
-        columns and rows; "tokens": a norm of tokens, of which it sees a slice under
-        `sequence_parallel`. The class says what the parts must divide, numbers or names of options:
-        `tensor_divides = ("width",)`; and which option counts tokens, dimension 1 of an activation:
-        `tensor_tokens`.
+        {}: the workload does not split. "columns": by its outputs, a matrix or a convolution;
+        "rows": by its inputs, behind columns; "gathered": by its outputs, which are put together at
+        once; "channels": a GroupNorm between columns and rows; "tokens": a norm of tokens, of which
+        it sees a slice under `sequence_parallel`. The class says what the parts must divide,
+        numbers or names of options (`tensor_divides = ("width",)`), and which option counts tokens,
+        dimension 1 of an activation (`tensor_tokens`).
         """
 
     def recipe(self) -> Recipe:
-        """Optimiser, schedule, clipping, batch and budget of the single-process run."""
+        """Says with what optimiser, schedule, clipping, batch and budget one process trains."""
 
     def batch(self, index: int, *, shard: int, num_shards: int) -> Batch:
-        """Global batch `index`, slice `shard` of `num_shards`: pure in (seed, index)."""
+        """Returns slice `shard` of `num_shards` of global batch `index`.
+
+        It depends on the seed and these three numbers alone, not on what was asked for before.
+        """
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """The mean loss over the batch, a scalar that carries its graph.
@@ -247,34 +254,43 @@ class Rollout(Protocol):
     """What a worker has collected: minibatches of it, in the order in which it is trained on."""
 
     def statistics(self) -> Tensor:
-        """(minibatches, 3) in float64: sum, sum of squares and number of each one's advantages."""
+        """Returns the sum, the sum of squares and the number of each minibatch's advantages.
+
+        (minibatches, 3) in float64: those of several workers can be added.
+        """
 
     def batch(self, position: int, statistics: Tensor) -> Batch:
-        """Minibatch `position`; `statistics` (3,) says what its advantages are normalised by."""
+        """Returns minibatch `position`; by `statistics` (3,) its advantages are normalised."""
 
 
 class RolloutWorkload(Workload, Protocol):
-    """A workload whose batches come from acting (reinforcement learning). It says `collects =
-    True`."""
+    """A workload whose batches come from acting (reinforcement learning).
+
+    It says `collects = True`, and its `batch` is never called.
+    """
 
     per_rollout: int  # minibatches, one step of a strategy each
     rollout_steps: int  # of each environment
 
     def environments(self, *, shard: int, num_shards: int) -> Any:
-        """A worker's own environments, at their first starts; whoever owns them keeps them from
-        rollout to rollout."""
+        """Makes a worker's own environments, at their first starts.
+
+        Whoever owns them keeps them from rollout to rollout.
+        """
 
     def collect(self, act: Infer, environments: Any, number: int) -> Rollout:
-        """Rollout `number` of these environments by the policy `act`."""
+        """Plays rollout `number` of these environments by the policy `act`."""
 
     def trajectory(self, act: Infer, environments: Any, number: int, batches: int) -> Batch:
-        """As many environment steps as so many minibatches stand for, in order, with what an
-        off-policy loss needs."""
+        """Plays as many environment steps as so many minibatches stand for.
+
+        They stay in order, with what the loss of another policy than the one that acted needs.
+        """
 
     def trajectory_shape(
         self, batches: int, *, num_shards: int, dtype: torch.dtype
     ) -> TrajectoryShape:
-        """Shapes and types of what `trajectory` returns for so many minibatches."""
+        """Says the shapes and types of what `trajectory` returns for so many minibatches."""
 
 
 class Part(Protocol):
@@ -304,7 +320,7 @@ class Part(Protocol):
         return bool(torch.isfinite(self.params).all())
 
     def infer(self, x: Tensor) -> Tensor:
-        """Forward without gradient; the result stands on every rank of the replica."""
+        """Runs x forward without gradient; the result stands on every rank of the replica."""
 
     def gradient(
         self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
@@ -320,8 +336,10 @@ class Part(Protocol):
         """Puts a library's wrapper around the module that `backward` calls (ddp only)."""
 
     def backward(self, batch: Batch) -> float:
-        """`loss.backward()` through the wrapped module, gradients left in the parameters' own
-        `.grad` (ddp only)."""
+        """Calls `loss.backward()` through the wrapped module (ddp only).
+
+        Gradients are left in the parameters' own `.grad`, where the wrapper puts them.
+        """
 
 
 # torch has one random state for all threads. Thread ranks take turns where a workload may draw from
@@ -330,8 +348,10 @@ global_random_state = threading.RLock()
 
 
 def seeded_layers(workload: Workload, seed: int) -> list[nn.Module]:
-    """`workload.layers()` under the seed, built on the CPU: other devices' generators are left
-    alone."""
+    """Builds `workload.layers()` on the CPU, with torch's random state set from the seed.
+
+    The state is put back after it. Generators of other devices are left alone.
+    """
     with global_random_state, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return workload.layers()
@@ -352,7 +372,7 @@ def numel(shapes: Shapes) -> int:
 
 
 def views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
-    """Named views into a flat vector (P,), which shares its memory with all of them."""
+    """Returns named views into a flat vector (P,), which shares its memory with all of them."""
     pieces = flat.split([shape.numel() for shape in shapes.values()])
     return {
         name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)

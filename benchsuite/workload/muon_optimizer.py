@@ -27,8 +27,10 @@ def muon(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.95),
 ) -> torch.optim.Optimizer:
-    """Muon on the matrices among the tensors that `is_hidden`, AdamW on the others. UsageError
-    before torch 2.9."""
+    """Makes Muon for the matrices whose names are hidden ones, and AdamW for all other tensors.
+
+    UsageError before torch 2.9, which has no Muon.
+    """
     if not hasattr(torch.optim, "Muon"):
         raise UsageError(
             f"optimizer = muon needs torch >= 2.9, this is {torch.__version__}: set optimizer = "
@@ -43,7 +45,8 @@ def muon(
     if matrices:
         made.append(torch.optim.Muon(matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw"))
 
-    if others:  # the first stage of a pipeline may hold no matrix, another one nothing else
+    # The first stage of a pipeline may hold no matrix, another one nothing else.
+    if others:
         made.append(torch.optim.AdamW(others, lr, betas, weight_decay=weight_decay))
 
     return Together(made)
@@ -56,9 +59,11 @@ class Together(torch.optim.Optimizer):
         super().__init__([group for each in optimizers for group in each.param_groups], {})
         self._optimizers = optimizers
 
-        for each in optimizers:  # whoever forgets or averages the state does so for all
+        # Whoever forgets or averages the state does so for all.
+        for each in optimizers:
             each.state = self.state
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no loss is computed again
+        """Lets each optimiser step its own tensors."""
         for each in self._optimizers:
             each.step()
