@@ -54,7 +54,7 @@ NO_TORCH = ("plan", "rules", "results", "analysis", "report", "running", "cli")
 ONLY_STANDARD = ("comm", "worker", "sync", "topology", "parallel", "compression", "measure")
 STANDARD = sys.stdlib_module_names | {"torch", "numpy", "benchsuite"}
 # Used where they are found, with a fallback or `unsupported` where they are not.
-OPTIONAL = {"psutil", "sklearn", "gymnasium", "greenlet", "scipy"}
+OPTIONAL = {"sklearn", "gymnasium", "greenlet", "scipy"}
 TORCH_DISTRIBUTED = ("comm", "parallel", "cluster", "laws")  # laws: groups of thread ranks
 # The library's own strategy, hand-written loops, and who watches the library.
 TORCH_DISTRIBUTED_FILES = (

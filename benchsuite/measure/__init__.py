@@ -1,1 +1,4 @@
-"""Meters: step windows, wire bytes, memory, device time, load, environment, heart beats."""
+"""Meters and facts: time, memory, load, bytes on a wire, and what a run ran on.
+
+Each looks at one thing, from outside of the strategy that is measured.
+"""

@@ -1,8 +1,9 @@
 """The beat: where a rank is right now, readable by others also when the rank hangs or is dead.
 
-One 40-byte file per rank, mapped into memory: pid, step, sequence, phase, time. `enter` writes all
-five, so whoever waits for the ranks can say which one stopped where. The file is allocated before
-it is mapped: writing to a sparse mapping on a full disk is a SIGBUS. Imports no torch.
+It is one 40-byte file per rank, mapped into memory: pid, step, sequence, phase, time. `enter`
+writes all five, so whoever waits for the ranks can say which one stopped where. The file is
+allocated before it is mapped: writing to a sparse mapping on a full disk is a SIGBUS. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from typing import NamedTuple
 from benchsuite.plan.faults import Phase as Phase
 
 _LAYOUT = struct.Struct("=qqqqq")
+# Looked up once, since every step enters several phases.
 _pack = _LAYOUT.pack_into
 _clock = time.monotonic_ns  # one clock for all processes of a machine
 
-# Others may be the reason to be here.
+# Phases in which others may be the reason that a rank stays.
 WAITING = frozenset({Phase.SEND, Phase.RECV, Phase.BARRIER, Phase.SERVE})
 
 
 class Pulse(NamedTuple):
-    """One reading of a beat."""
+    """One reading of a beat; all zero where the rank never began."""
 
     pid: int = 0
     step: int = 0
@@ -42,14 +44,14 @@ class Pulse(NamedTuple):
 
 
 class Beat:
-    """The writer's side, one per rank."""
+    """The writer's side of a beat, one per rank."""
 
     def __init__(
         self, path: str | Path = "", *, faults: Mapping[int, Callable[[int], None]] | None = None
     ) -> None:
-        """Maps `path`; "" = nobody reads.
+        """Maps the file `path`; "" = nobody reads.
 
-        `faults`: phase -> what to call with the step after it was entered.
+        faults: phase -> what to call with the step after the phase was entered.
         """
         self._pid = os.getpid()
         self._seq = 0
@@ -58,7 +60,7 @@ class Beat:
         _pack(self._view, 0, self._pid, 0, 0, Phase.START, _clock())
 
     def enter(self, phase: int, step: int) -> None:
-        """This rank is now in `phase` of `step`. Under 1 us."""
+        """Says that this rank is now in `phase` of `step`. Takes under 1 us."""
         self._seq += 1
         _pack(self._view, 0, self._pid, step, self._seq, phase, _clock())
         if self._faults is not None and phase in self._faults:
@@ -68,7 +70,7 @@ class Beat:
 def create(path: str | Path) -> None:
     """Allocates an empty beat (all zero), before the rank exists.
 
-    OSError, and no file, where the disk is full.
+    OSError, and no file is left, where the disk is full.
     """
     try:
         _map(path).close()
@@ -79,7 +81,9 @@ def create(path: str | Path) -> None:
 
 
 def read(path: str | Path) -> Pulse:
-    """The last beat; all zero where the rank never got as far."""
+    """The last beat of a rank; all zero where it never got as far, or the file is of another
+    kind.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError:
@@ -89,10 +93,12 @@ def read(path: str | Path) -> Pulse:
         return Pulse()
 
     pulse = Pulse(*_LAYOUT.unpack(data))
+    # A number that is no phase: the file is of something else.
     return pulse if pulse.phase in Phase._value2member_map_ else Pulse()
 
 
 def _map(path: str | Path) -> mmap.mmap:
+    """The file mapped into memory, its blocks allocated."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, _LAYOUT.size)

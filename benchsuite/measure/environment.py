@@ -1,10 +1,8 @@
-"""What a run ran on: machine, versions, commit, kernel and network, environment variables by
-allow-list.
+"""What a run ran on: machine, versions, commit, kernel, network and environment variables.
 
-No torch.
-
-Written once per host as results/<machine>/env/<id>.json; runs refer to it by id. Nothing here names
-a host or a user.
+Variables are recorded by a list of allowed names. The environment is written once per host as
+results/<machine>/env/<id>.json; runs refer to it by id. Nothing here names a host or a user.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -66,13 +64,14 @@ VARIABLES = (
     "WORLD_SIZE",
     "LOCAL_WORLD_SIZE",
 )
-# Come and go with containers.
+# Interfaces whose names begin so come and go with containers.
 _PASSING = re.compile(r"^(lo|veth|br-|docker|virbr|tap|tun|ifb|dummy|cni|flannel|cali)")
 
 
 def collect() -> dict[str, Any]:
-    """The environment of this host as plain JSON, without times: the same on every call until
-    something changes.
+    """The environment of this host as plain JSON, without times.
+
+    It is the same on every call until something changes.
     """
     commit, dirty = code_version()
     return {
@@ -96,13 +95,14 @@ def collect() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """`amd-epyc-7b13-2c-1f3a9c`: processor or GPU, cores, a hash of the hardware; never the host's
-    name.
+    """A name for this make of machine, such as `amd-epyc-7b13-2c-1f3a9c`.
 
-    Two machines of the same make share it; the environment of each run tells them apart.
+    It holds the processor or GPU, the cores and a hash of the hardware, never the host's name. Two
+    machines of the same make share it; the environment of each run tells them apart.
     """
     cards = gpus()
     model = cards[0] if cards else cpu_model()
+    # Trade marks, the clock rate and the number of cores tell nothing of the make.
     words = re.sub(r"\((r|tm|c)\)|\bcpu\b|\bprocessor\b|@.*|\b\d+-core\b", " ", model.lower())
     name = "-".join(re.findall(r"[a-z0-9]+", words))[:40].strip("-") or "unknown"
     memory_gib = round((memory_bytes() or 0) / 1024**3)
@@ -115,7 +115,7 @@ def machine() -> str:
 
 @functools.cache
 def cpu_model() -> str:
-    """As the kernel names it, e.g. `AMD EPYC 7B13`."""
+    """The processor as the kernel names it, e.g. `AMD EPYC 7B13`."""
     text = _text("/proc/cpuinfo") or ""
     for key in ("model name", "Model", "cpu model", "uarch"):
         if found := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
@@ -152,13 +152,16 @@ def memory_bytes() -> int | None:
 
 
 def congestion_control() -> str | None:
-    """TCP's, of this network namespace: it moves loopback by a factor of 2."""
+    """The congestion control of TCP in this network namespace.
+
+    It moves figures on loopback by a factor of 2. None where the kernel does not say.
+    """
     text = _text("/proc/sys/net/ipv4/tcp_congestion_control")
     return text.strip() if text else None
 
 
 def nics() -> list[str]:
-    """Network interfaces that stay (no loopback, no virtual ones of containers)."""
+    """The network interfaces that stay: no loopback, no virtual ones of containers."""
     lines = (_text("/proc/thread-self/net/dev") or "").splitlines()[2:]
     names = sorted(line.split(":")[0].strip() for line in lines)
 
@@ -196,6 +199,7 @@ def code_version() -> tuple[str, bool]:
 
 
 def _text(path: str | Path) -> str | None:
+    """The content of a file; None where it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -204,7 +208,8 @@ def _text(path: str | Path) -> str | None:
 
 def _output(*command: str) -> str | None:
     """A short command's output; None where it is missing, fails or takes longer than 10 s."""
-    # a hook's GIT_DIR would point git at another repository; a status must not take the index lock
+    # A hook's GIT_DIR would point git at another repository, and a status must not take the lock of
+    # the index.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     variables["GIT_OPTIONAL_LOCKS"] = "0"
 

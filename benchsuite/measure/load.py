@@ -1,11 +1,12 @@
-"""How busy the machine was while a cell ran, and who kept it busy: `contended` and
-`oversubscribed`.
+"""How busy the machine was while a cell ran: `contended` and `oversubscribed`.
 
-No torch.
+The share of others = (busy time of our cores - CPU time of the run's own process tree, dead
+children included) divided by what our cores had to give. Above 5 % a run is `contended`. Interrupt
+time belongs to no process, and on loopback it is our own messages': it is left out on both sides.
 
-Foreign CPU share = (busy time of our cores - CPU time of the run's own process tree, dead children
-included) divided by what our cores had to give. Above 5 % a run is `contended`. Interrupt time
-belongs to no process, and on loopback it is our own messages': it is left out on both sides.
+All is read from /proc and not by psutil, as in `memory.py`: psutil has no peak that can be reset,
+and there is one way to read, not two. Where there is no /proc there are no figures, and the reason
+says so. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from benchsuite.plan.cell import Cell
 
+# Share of our cores' time that others may use before a run is called contended.
 CONTENDED_ABOVE = 0.05
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -35,7 +37,7 @@ class CpuLoad:
 
     @property
     def foreign_share(self) -> float | None:
-        """Share of our cores' time that others used, 0 to 1."""
+        """The share of our cores' time that others used, 0 to 1; None where it is not known."""
         if self.busy_s is None or self.own_s is None or self.seconds <= 0:
             return None
 
@@ -43,15 +45,15 @@ class CpuLoad:
 
     @property
     def contended(self) -> bool:
-        """More than 5 % of our cores went to others."""
+        """Whether more than 5 % of our cores' time went to others."""
         share = self.foreign_share
         return share is not None and share > CONTENDED_ABOVE
 
 
 class CpuMeter:
-    """Starts when it is made (or by `start`); `read` gives the load since then.
+    """Measures the load of an interval, which begins when the meter is made, or at `start`.
 
-    `root`: the process whose tree is ours, default this one: command, cell host, fork server,
+    root: the process whose tree is ours, by default this one: command, cell host, fork server,
     ranks. Call `read` while the tree still hangs together; what a parent has waited for is in its
     own account.
     """
@@ -62,9 +64,10 @@ class CpuMeter:
         self.start()
 
     def start(self) -> None:
-        """The interval begins here."""
+        """Begins the interval here."""
         self._since = time.monotonic()
-        self._busy, self._own = busy_s(self._cpus), tree_cpu_s(self._root)
+        self._busy = busy_s(self._cpus)
+        self._own = tree_cpu_s(self._root)
 
     def read(self) -> CpuLoad:
         """The load since `start`; the interval goes on."""
@@ -74,27 +77,28 @@ class CpuMeter:
         own = tree_cpu_s(self._root)
 
         if busy is None or own is None or self._busy is None or self._own is None:
-            return CpuLoad(
-                seconds, cores, None, None, "this system tells no CPU times (no /proc, no psutil)"
-            )
+            return CpuLoad(seconds, cores, None, None, "this system tells no CPU times (no /proc)")
 
         return CpuLoad(seconds, cores, busy - self._busy, max(0.0, own - self._own))
 
 
 def oversubscribed(cell: Cell, cores: int | None = None) -> bool:
-    """(workers + servers) x threads > cores: a sleeping straggler's core counts too.
+    """Whether the ranks of a host want more cores than there are.
 
-    Never under the virtual clock.
+    (workers + servers) x threads > cores: a sleeping straggler's core counts too. Never under the
+    virtual clock, nor on devices.
     """
     if cell.clock == "virtual" or cell.device != "cpu":
         return False
 
     ranks_here = math.ceil(cell.world_size / cell.hosts)
-    return ranks_here * cell.threads > (num_cores() if cores is None else cores)
+    if cores is None:
+        cores = num_cores()
+    return ranks_here * cell.threads > cores
 
 
 def affinity() -> frozenset[int]:
-    """The cores this process may use."""
+    """Numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
 
@@ -102,15 +106,19 @@ def affinity() -> frozenset[int]:
 
 
 def num_cores() -> int:
-    """How many cores can work for us at once: the affinity mask, or a container's smaller CPU
-    quota.
+    """How many cores can work for us at once.
+
+    The affinity mask, or a container's CPU quota where that is smaller.
     """
+    allowed = len(affinity())
     quota = cpu_quota()
-    return len(affinity()) if quota is None else max(1, min(len(affinity()), math.floor(quota)))
+    if quota is None:
+        return allowed
+    return max(1, min(allowed, math.floor(quota)))
 
 
 def cpu_quota() -> float | None:
-    """Cores by the container's quota (cgroup v2 or v1); None = no quota."""
+    """Cores that the container's quota allows (cgroup v2 or v1); None = no quota."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
     except (OSError, ValueError):
@@ -128,18 +136,22 @@ def cpu_quota() -> float | None:
 
 
 def busy_s(cpus: Iterable[int]) -> float | None:
-    """CPU seconds since boot that these cores spent in processes or were taken by a hypervisor."""
+    """CPU seconds since boot that these cores spent in processes, or a hypervisor took from them.
+
+    None where the system has no /proc.
+    """
     wanted = {f"cpu{number}" for number in cpus}
 
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
-        return _busy_by_psutil(wanted)
+        return None
 
     total = 0
     for line in lines:
         name, *ticks = line.split()
         if name in wanted:
+            # user nice system idle iowait irq softirq steal; what follows is counted in user.
             user, nice, system, _, _, _, _, *steal = map(int, ticks[:8])
             total += user + nice + system + sum(steal)
 
@@ -147,13 +159,16 @@ def busy_s(cpus: Iterable[int]) -> float | None:
 
 
 def tree_cpu_s(root: int) -> float | None:
-    """CPU seconds of a process, its living descendants, and all that any of them has waited for."""
+    """CPU seconds of a process, its living descendants, and all that any of them has waited for.
+
+    None where the system has no /proc, or the process is gone.
+    """
     processes: dict[int, tuple[int, int]] = {}  # pid -> (parent, ticks)
 
     try:
         entries = [entry for entry in os.listdir("/proc") if entry.isdigit()]
     except OSError:
-        return _tree_by_psutil(root)
+        return None
 
     for entry in entries:
         try:
@@ -161,54 +176,25 @@ def tree_cpu_s(root: int) -> float | None:
         except OSError:
             continue  # it has just ended
 
-        fields = text.rpartition(")")[2].split()  # the name before may hold spaces and brackets
-        processes[int(entry)] = (
-            int(fields[1]),
-            sum(map(int, fields[11:15])),
-        )  # utime stime cutime cstime
+        # The process's name stands before, and may hold spaces and brackets itself.
+        fields = text.rpartition(")")[2].split()
+        parent = int(fields[1])
+        ticks = sum(map(int, fields[11:15]))  # utime stime cutime cstime
+        processes[int(entry)] = (parent, ticks)
 
     if root not in processes:
-        return _tree_by_psutil(root)
+        return None
 
     children: dict[int, list[int]] = {}
     for pid, (parent, _) in processes.items():
         children.setdefault(parent, []).append(pid)
+    # From the root down, each process once.
     waiting = [root]
-    ticks = 0
+    total = 0
 
     while waiting:
         pid = waiting.pop()
-        ticks += processes[pid][1]
+        total += processes[pid][1]
         waiting += children.get(pid, [])
 
-    return ticks * _TICK_S
-
-
-def _busy_by_psutil(wanted: set[str]) -> float | None:
-    try:
-        import psutil
-    except ImportError:
-        return None
-
-    times = [
-        t for number, t in enumerate(psutil.cpu_times(percpu=True)) if f"cpu{number}" in wanted
-    ]
-    return float(
-        sum(t.user + t.system + getattr(t, "nice", 0.0) + getattr(t, "steal", 0.0) for t in times)
-    )
-
-
-def _tree_by_psutil(root: int) -> float | None:
-    try:
-        import psutil
-    except ImportError:
-        return None
-
-    try:
-        parent = psutil.Process(root)
-        times = [process.cpu_times() for process in [parent, *parent.children(recursive=True)]]
-    except psutil.Error:
-        return None
-
-    kinds = ("user", "system", "children_user", "children_system")
-    return float(sum(getattr(t, kind, 0.0) for t in times for kind in kinds))
+    return total * _TICK_S

@@ -1,11 +1,10 @@
-"""A rank's peak memory (the highest resident set of this process, shared pages included), and its
-allocator.
+"""A rank's peak memory, the highest resident set of its process, and its allocator.
 
-No torch.
+Shared pages count. A forked child does not inherit its parent's peak, but starts at what was
+resident when it was forked: a rank from a preloaded fork server starts at the size of torch.
+`reset_peak` sets the mark down to what is resident now.
 
-A forked child does not inherit its parent's peak, but starts at what was resident when it was
-forked: a rank from a preloaded fork server starts at the size of torch. `reset_peak` sets the mark
-down to what is resident now.
+All is read from /proc, which has a peak that can be reset; psutil has none. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,20 +16,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# of malloc.h
+# Names of malloc.h, for `mallopt`.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_USERS_CHOICE = (
-    "MALLOC_TRIM_THRESHOLD_",
-    "MALLOC_MMAP_THRESHOLD_",
-    "GLIBC_TUNABLES",
-)  # variables that glibc reads
+# Variables that glibc reads: who sets one has tuned the allocator.
+_USERS_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 @dataclass
 class RankMemory:
-    """Resident sets of a rank: before there is a model, at most while it is built and trained, at
-    most in all.
+    """Resident sets of a rank: before there is a model, at most while it is trained, and at most in
+    all.
 
     What training takes is the peak of building and of the loop minus the base: parameters,
     gradient, optimiser state, activations, buffers of strategy and communication, snapshots; also
@@ -43,25 +39,25 @@ class RankMemory:
     _before: int = 0  # the peak until the model was built
 
     def begin_model(self) -> None:
-        """Right before the model is built."""
+        """Called right before the model is built: what is resident now is the base."""
         self._before = peak_rss_bytes()
         give_back_freed()
         reset_peak()
         self.base_rss_bytes = rss_bytes()
 
     def end_loop(self) -> None:
-        """Right after the loop."""
+        """Called right after the loop: what the model took is known now."""
         if self.base_rss_bytes is not None:
             self.peak_model_bytes = max(0, peak_rss_bytes() - self.base_rss_bytes)
 
     @property
     def peak_rss_bytes(self) -> int:
-        """Highest resident set until now."""
+        """The highest resident set of the process until now."""
         return max(self._before, peak_rss_bytes())
 
 
 def peak_rss_bytes() -> int:
-    """Highest resident set since the start, the fork, or the last `reset_peak`."""
+    """The highest resident set since the start, the fork, or the last `reset_peak`."""
     peak = _status("VmHWM")
     if peak is not None:
         return peak
@@ -71,7 +67,7 @@ def peak_rss_bytes() -> int:
 
 
 def rss_bytes() -> int | None:
-    """Resident now; None where the system does not say."""
+    """The resident set now; None where the system does not say."""
     return _status("VmRSS")
 
 
@@ -88,8 +84,9 @@ def available_bytes() -> int | None:
 
 
 def reset_peak() -> bool:
-    """Sets the peak to what is resident now; False where that is not allowed (then a peak is
-    since the fork).
+    """Sets the peak down to what is resident now.
+
+    False where that is not allowed: a peak is then since the fork.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -100,32 +97,32 @@ def reset_peak() -> bool:
 
 
 def give_back_freed() -> None:
-    """glibc returns what is free to the kernel: what is resident afterwards is in use."""
+    """Lets glibc return what is free to the kernel: what is resident afterwards is in use."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
 
 
 def keep_freed_memory() -> None:
-    """glibc keeps what is freed, unless the user tuned it by a variable: tensors come and go by
-    megabytes.
+    """Lets glibc keep what is freed, unless the user tuned it by a variable.
 
-    Giving them back to the kernel each time costs a step of ResNet-18 19,000 page faults, a sixth
-    to a quarter of its time, and a group of simulated gradients half of it.
+    Tensors come and go by megabytes. Giving them back to the kernel each time costs a step of
+    ResNet-18 19,000 page faults, a sixth to a quarter of its time, and a group of simulated
+    gradients half of it.
     """
     libc = ctypes.CDLL(None)
 
-    if hasattr(libc, "mallopt") and not any(name in os.environ for name in _USERS_CHOICE):  # glibc
-        if not libc.mallopt(
-            _M_MMAP_THRESHOLD, 1 << 30
-        ):  # before glibc 2.35 half a heap is the most
+    tuned_by_user = any(name in os.environ for name in _USERS_CHOICE)
+    if hasattr(libc, "mallopt") and not tuned_by_user:  # else another library than glibc
+        if not libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30):
+            # Before glibc 2.35 half a heap is the most.
             libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
 
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _status(name: str) -> int | None:
-    """A size in /proc/self/status, in bytes."""
+    """A size in /proc/self/status, in bytes; None where there is no such line or file."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:

@@ -1,4 +1,7 @@
-"""What the installed torch can do: a subprocess looks, so that this process imports no torch."""
+"""What the installed torch can do.
+
+A subprocess looks, so that this process imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _TIMEOUT_S = 120.0  # a cold import of torch on a slow disk
 
 
 def examine_torch() -> Machine:
-    """Devices and backends of the installed torch; all None where it cannot be imported."""
+    """Devices and backends of the installed torch; all None where torch cannot be imported."""
     # -P: no file of the working directory shadows a module
     command = [sys.executable, "-P", "-c", _PROBE]
 

@@ -1,12 +1,12 @@
 """Bytes on the wire by the kernel's interface counters, where the run has its network to itself.
 
-No torch.
+These are the transmitted bytes of `lo` in the run's private namespace (each byte once), or of a
+host's own veth. They are read from /proc/thread-self/net/dev; never from /sys, which shows the
+namespace that mounted it. A reading is barrier, read, barrier, so that nothing is under way; what
+such a reading costs itself is measured while idle and taken off.
 
-Transmitted bytes of `lo` in the run's private namespace (each byte once), or of a host's own veth.
-Read from /proc/thread-self/net/dev; never from /sys, which shows the namespace that mounted it. A
-reading is barrier, read, barrier, so that nothing is under way; what such a reading costs itself is
-measured while idle and taken off. Layer: a veth or `lo` with segmentation offload counts one header
-per super-packet.
+The layer is that of the interface: a veth or `lo` with segmentation offload counts one header per
+super-packet. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ NUM_IDLE = 5  # idle readings; their median is what a reading costs
 
 @dataclass(frozen=True)
 class Counters:
-    """One reading of an interface of this thread's network namespace; `retransmits` are the
-    namespace's.
+    """One reading of an interface.
+
+    `retransmits` are those of this thread's whole network namespace.
     """
 
     tx_bytes: int
@@ -34,9 +35,9 @@ class Counters:
 
 @dataclass(frozen=True)
 class WireBytes:
-    """Sent between two readings.
+    """What was sent between two readings.
 
-    `bytes` is None with the reason where others use the network too.
+    `bytes` is None, with the reason, where others use the network too.
     """
 
     bytes: int | None = None
@@ -46,15 +47,15 @@ class WireBytes:
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain form for the run file."""
+        """The plain form for the run file."""
         return dict(vars(self))
 
 
 class WireMeter:
-    """`start` and `stop` around what is measured; every rank calls both, since both hold barriers.
+    """Reads the counters around what is measured: `start` and `stop`.
 
-    `reads = False` on all ranks but one per network namespace: the counters are the namespace's,
-    not the rank's.
+    Every rank calls both, since both hold barriers. `reads = False` on all ranks but one per
+    network namespace: the counters are the namespace's, not the rank's.
     """
 
     def __init__(
@@ -68,26 +69,25 @@ class WireMeter:
     ) -> None:
         self._barrier = barrier
         self._interface = interface
-        self._reason = (
-            ""
-            if private
-            else (reason or "no private network: the counters are the whole machine's")
-        )
-
-        if not reads and not self._reason:
+        self._reason = ""  # why nothing is read
+        if not private:
+            self._reason = reason or "no private network: the counters are the whole machine's"
+        elif not reads:
             self._reason = "counted by another rank of this host"
 
     def start(self) -> None:
         """Finds out what a reading costs, then takes the first one."""
         readings = [self._read() for _ in range(NUM_IDLE + 1)]
-        known = [reading for reading in readings if reading is not None]
-        pairs = list(itertools.pairwise(known))
-        self._idle_bytes = round(
-            statistics.median([b.tx_bytes - a.tx_bytes for a, b in pairs] or [0])
-        )
-        self._idle_packets = round(
-            statistics.median([b.tx_packets - a.tx_packets for a, b in pairs] or [0])
-        )
+        taken = [reading for reading in readings if reading is not None]
+        # Between two readings of an idle network lies what a reading itself sends.
+        num_bytes = [
+            after.tx_bytes - before.tx_bytes for before, after in itertools.pairwise(taken)
+        ]
+        packets = [
+            after.tx_packets - before.tx_packets for before, after in itertools.pairwise(taken)
+        ]
+        self._idle_bytes = round(statistics.median(num_bytes or [0]))
+        self._idle_packets = round(statistics.median(packets or [0]))
         self._first = readings[-1]
 
     def stop(self) -> WireBytes:
@@ -104,8 +104,9 @@ class WireMeter:
         )
 
     def _read(self) -> Counters | None:
-        """Barrier, read, barrier; every rank takes part in the barriers, also where nothing can
-        be read.
+        """Barrier, read, barrier; None where nothing can be read.
+
+        Every rank takes part in the barriers, also those that do not read.
         """
         self._barrier()
         counters = None
@@ -137,6 +138,7 @@ def read_counters(interface: str = "lo") -> Counters:
 
 
 def _retransmits() -> int:
+    """TCP segments that this network namespace has sent again."""
     lines = [line.split() for line in Path("/proc/thread-self/net/snmp").read_text().splitlines()]
     names, values = (line for line in lines if line[0] == "Tcp:")
     return int(values[names.index("RetransSegs")])

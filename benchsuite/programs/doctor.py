@@ -114,7 +114,9 @@ def _machine() -> Iterator[Row]:
         "cpu accounting",
         "yes" if load.tree_cpu_s(os.getpid()) is not None else "no",
         "the flag `contended`",
-        "" if load.tree_cpu_s(os.getpid()) is not None else "install psutil",
+        ""
+        if load.tree_cpu_s(os.getpid()) is not None
+        else "this system has no /proc: CPU time of others is not known",
     )
     resets = memory.reset_peak()
     yield Row("peak memory", "per run" if resets else "since the fork", "peak_memory_bytes")

@@ -1,3 +1,1 @@
-"""Run files: how one is written, stored, checked, assembled from its ranks and turned into a
-table.
-"""
+"""Stored runs: what a run file holds, where it lies, and the table of all of them."""

@@ -43,9 +43,8 @@ ROOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         # all ranks of a cell of the virtual clock
         "simulator": ("benchsuite.cluster.simulator_process",),
         "assembly": ("benchsuite.results.assemble",),  # makes one run of the files of real ranks
-        "tuning": (
-            "benchsuite.running.tune",
-        ),  # how trials choose, for cells with tuning = per_strategy
+        # How trials choose, for cells with tuning = per_strategy.
+        "tuning": ("benchsuite.running.tune",),
     }
 )
 

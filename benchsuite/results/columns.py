@@ -2,7 +2,7 @@
 
 Columns are appended, never renamed; units stand in their names; null where a column does not apply.
 Times of the wall clock and of the virtual clock never share a column. `commit` and `dirty` come
-from the environment that the run names and are filled in by the store. Imports neither torch nor
+from the environment that the run names, and are filled in by the store. Imports neither torch nor
 pandas.
 """
 
@@ -102,8 +102,8 @@ _CELL_FIELDS = (
     )
     + ("gradients", "lr_factor")
 )
-# of `cost`, by clock: the same quantity stands in `x` under the wall clock and in `virtual_x` under
-# the virtual one
+# Of `cost`, by clock: the same quantity stands in `x` under the wall clock and in `virtual_x` under
+# the virtual one.
 _TIMES = ("samples_per_s", "step_time_s_median", "compute_s_median", "blocked_comm_s_median")
 _COST = (
     ("provenance", "idle_share", "lock_wait_share", "bubble_share", "peak_memory_bytes")
@@ -128,8 +128,9 @@ _RESULT = (
 
 
 def row(run: Run) -> Row:
-    """The run as one row with exactly the keys of `COLUMNS`; `commit` and `dirty` are None (the
-    store knows them).
+    """The run as one row with exactly the keys of `COLUMNS`.
+
+    `commit` and `dirty` are None: the store knows them.
     """
     values: Row = dict.fromkeys(COLUMNS)
     values |= {
@@ -148,6 +149,7 @@ def row(run: Run) -> Row:
     values |= _time_columns(run)
     values |= _byte_columns(run)
     values |= _part_columns(run)
+    # Sections that do not apply to a run are absent or null.
     staleness = run.result.get("staleness") or {}
     values |= {
         "simulation_s": (run.cost.get("simulation") or {}).get("real_s"),
@@ -164,7 +166,10 @@ def row(run: Run) -> Row:
 
 
 def typed(name: str, value: Any) -> Any:
-    """The value in its column's type; None stays None (a hand-made file may hold 3.0 for 3)."""
+    """The value in its column's type; None stays None.
+
+    A file made by hand may hold 3.0 for 3.
+    """
     if value is None:
         return None
 
@@ -174,10 +179,13 @@ def typed(name: str, value: Any) -> Any:
     if kind == "int":
         return int(value)
 
-    return bool(value) if kind == "bool" else str(value)
+    if kind == "bool":
+        return bool(value)
+    return str(value)
 
 
 def _cell_columns(run: Run) -> Row:
+    """The columns that say what was asked for."""
     cell = run.cell
     values: Row = {name: getattr(cell, name) for name in _CELL_FIELDS}
     values |= {axis: plugins.stem(getattr(cell, axis)) for axis in AXES}
@@ -192,6 +200,7 @@ def _cell_columns(run: Run) -> Row:
 
 
 def _time_columns(run: Run) -> Row:
+    """Times and rates, in the columns of the clock that the cell runs by."""
     cost = run.cost
     prefix = "virtual_" if run.cell.clock == "virtual" else ""
     values: Row = {f"{prefix}{name}": cost.get(name) for name in _TIMES}
@@ -212,18 +221,18 @@ def _time_columns(run: Run) -> Row:
 
 
 def _byte_columns(run: Run) -> Row:
+    """Bytes in all, per step and per sample."""
     result = run.result
     cost = run.cost
+    parallel = result.get("parallel") or {}
     totals = {
         "predicted_bytes": result.get("predicted_bytes"),
         "payload_bytes": result.get("payload_bytes"),
         "shm_bytes": result.get("shm_bytes"),
         "control_bytes": cost.get("control_bytes"),
         "wire_bytes": cost.get("wire_bytes"),
-        **{
-            name: (result.get("parallel") or {}).get(name)
-            for name in ("inside_bytes", "between_bytes")
-        },
+        "inside_bytes": parallel.get("inside_bytes"),
+        "between_bytes": parallel.get("between_bytes"),
     }
 
     per_step = totals | {
@@ -238,8 +247,9 @@ def _byte_columns(run: Run) -> Row:
 
 
 def _part_columns(run: Run) -> Row:
-    """Of divided replicas: the fullest part, and what a pipeline's parts say of the whole; alike
-    for every replica.
+    """Of model-parallel replicas: the fullest part, and what a pipeline's parts say of the whole.
+
+    All replicas are alike, so the first one speaks.
     """
     parallel = run.result.get("parallel")
     if not parallel:
@@ -258,4 +268,7 @@ def _part_columns(run: Run) -> Row:
 
 
 def _ratio(total: float | None, count: int | None) -> float | None:
-    return total / count if total is not None and count else None
+    """total / count; None where one of them is not known, or nothing was counted."""
+    if total is None or not count:
+        return None
+    return total / count

@@ -1,8 +1,7 @@
-"""Derived forms of stored runs, never edited: `export csv` (one row per run) and its series (one
-row per point).
+"""Derived forms of stored runs, never edited: `export csv` and its series.
 
-Seconds of a series are those of the clock that its row names. A null is an empty field. Neither
-torch nor pandas is needed.
+The table has one row per run, a series one row per point. Seconds of a series are those of the
+clock that its row names. A null is an empty field. Neither torch nor pandas is needed.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from benchsuite.results.columns import COLUMNS
 from benchsuite.results.record import Run
 from benchsuite.results.store import Store
 
+# Name of a series -> its columns. The first four say which run a point is of.
 SERIES: Mapping[str, tuple[str, ...]] = {
     "curves": (
         "run_id",
@@ -56,8 +56,9 @@ SERIES: Mapping[str, tuple[str, ...]] = {
 
 
 def csv(store: Store, stream: TextIO) -> int:
-    """Writes every stored run as one row with the columns of `frame.COLUMNS`; returns the number
-    of rows.
+    """Writes every stored run as one row with the columns of `columns.COLUMNS`.
+
+    Returns the number of rows.
     """
     writer = csv_module.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -92,9 +93,8 @@ def series(store: Store, folder: Path) -> list[Path]:
 
                 for run in runs:
                     key = (run.run_id, run.cell_id, run.cell.seed, run.cell.clock)
-                    writer.writerows(
-                        [_field(value) for value in (*key, *point)] for point in points[name](run)
-                    )
+                    for point in points[name](run):
+                        writer.writerow([_field(value) for value in (*key, *point)])
 
             paths.append(path)
     except OSError as error:
@@ -106,14 +106,15 @@ def series(store: Store, folder: Path) -> list[Path]:
 
 
 def _curves(run: Run) -> Iterator[tuple[Any, ...]]:
-    """Loss against samples at every step; the metric against samples, seconds and bytes at every
+    """Points of a run's curves.
+
+    Loss against samples at every step; the metric against samples, seconds and bytes at every
     evaluation.
     """
     loss = run.result.get("loss") or []
 
-    for samples, value in zip(
-        run.result.get("loss_samples") or [None] * len(loss), loss, strict=False
-    ):
+    loss_samples = run.result.get("loss_samples") or [None] * len(loss)
+    for samples, value in zip(loss_samples, loss, strict=False):
         yield "loss", samples, None, None, value
 
     evaluations = run.result.get("evaluations") or {}
@@ -130,23 +131,28 @@ def _curves(run: Run) -> Iterator[tuple[Any, ...]]:
 
 
 def _step_times(run: Run) -> Iterator[tuple[Any, ...]]:
+    """The duration of every step of every worker."""
     for worker, steps in enumerate(run.raw.get("step_s") or ()):
         for step, seconds in enumerate(steps):
             yield worker, step, seconds
 
 
 def _staleness(run: Run) -> Iterable[tuple[Any, ...]]:
+    """The histogram of staleness, in rising order."""
     histogram = (run.result.get("staleness") or {}).get("histogram") or {}
     return sorted((int(staleness), updates) for staleness, updates in histogram.items())
 
 
 def _ranks(run: Run) -> Iterator[tuple[Any, ...]]:
+    """Where the time of every rank went, its memory and its role."""
     for rank in run.cost.get("ranks") or ():
-        yield tuple(rank.get(name) for name in SERIES["ranks"][4:])
+        yield tuple(rank.get(name) for name in SERIES["ranks"][4:])  # behind the run's four
 
 
 def _field(value: Any) -> Any:
-    """True and False as JSON writes them; floats by their shortest exact form."""
+    """A value as a csv field: true and false as JSON writes them, floats by their shortest exact
+    form.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -53,7 +53,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one cell with one seed."""
+    """One run of one cell with one seed, as its file holds it."""
 
     cell: Cell
     code_id: str
@@ -133,27 +133,27 @@ class Run:
 
 
 def new_run_id() -> str:
-    """Sortable by time, unique across machines: `20261123T131500Z-1f3a9c02`."""
+    """A fresh id, sortable by time and unique across machines: `20261123T131500Z-1f3a9c02`."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
 def environment_id(environment: Mapping[str, Any]) -> str:
-    """Hash of an environment's content: first 12 hex digits of sha256 over the canonical JSON."""
+    """The hash of an environment's content: the first 12 hex digits over its canonical JSON."""
     return checksum(canonical(environment).encode())[:12]
 
 
 def now_iso() -> str:
-    """UTC, seconds."""
+    """The present time in UTC, to the second."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def dumps(document: Mapping[str, Any]) -> str:
-    """Strict JSON, keys sorted; ValueError for NaN or infinity."""
+    """Strict JSON with sorted keys. ValueError for NaN or infinity."""
     return json.dumps(document, sort_keys=True, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
-    """Plain form, one line from the cell host to the command."""
+    """The plain form of an outcome: one line from the cell host to the command."""
     document = asdict(outcome)
     document["status"] = str(outcome.status)
     document["flags"] = list(outcome.flags)

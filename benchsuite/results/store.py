@@ -3,9 +3,9 @@
     <root>/<machine>/<cell id>/<run id>.json      one run, never overwritten
     <root>/<machine>/env/<hash>.json              environment, once per host
     <root>/<machine>/calibration/<date>-<hash>.json    what `benchsuite calibrate` found
-    <root>/gpu/gpu-check-<date>.json              what `make gpu-check` found, here and where a root
-    lies in another <root>/.frame-cache.json                      derived: one row per run file,
-    keyed by its name, mtime and size
+    <root>/gpu/gpu-check-<date>.json              what `make gpu-check` found
+    <root>/.frame-cache.json                      derived: a row per run file, keyed by its name,
+                                                  mtime and size
 
 Folders of several machines merge by copying. A truncated or foreign file is skipped with a warning
 that names it, once: the cache remembers it until it changes. A run that is deleted while others are
@@ -35,20 +35,17 @@ if TYPE_CHECKING:
 
 CodeId = str | Callable[[Cell], str]
 
-DONE = (Status.OK, Status.TIMEOUT, Status.UNSUPPORTED)  # not run again; `failed` is
+# How a run may have ended that is not made again. One that failed is.
+DONE = (Status.OK, Status.TIMEOUT, Status.UNSUPPORTED)
 CACHE = ".frame-cache.json"
-# folders that hold no runs
+# Folders that hold no runs.
 ENVIRONMENTS = "env"
 CALIBRATIONS = "calibration"
 GPU_CHECKS = "gpu"
-# mtime in ns and size of a file, which is read again where one of them has changed
+# The mtime in ns and the size of a file, which is read again where one of them has changed.
 _Stamp = list[int]
-_NO_LINKS = (
-    errno.EPERM,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EMLINK,
-)  # file systems without hard links
+# What file systems without hard links answer.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class StoreError(RuntimeError):
@@ -73,7 +70,7 @@ class _Cache:
 
 @dataclasses.dataclass(frozen=True)
 class _NoRun:
-    """Why a file is skipped.
+    """A file that is skipped, and why.
 
     stamp: None where the file could not be read, which may be otherwise the next time.
     """
@@ -83,6 +80,7 @@ class _NoRun:
     stamp: _Stamp | None
 
     def warn(self) -> None:
+        """Tells the user, by a warning that names the file."""
         message = f"{self.path} skipped, not a complete run file: {self.why}"
         warnings.warn(message, ForeignFile, stacklevel=2)
 
@@ -95,6 +93,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Raises StoreError now, rather than after the first cell has been computed."""
+        # A folder that exists may still be read only: only a file tells.
         path = self.root / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
 
         with self._one_clear_error():
@@ -107,11 +106,7 @@ class Store:
 
         A taken run id is replaced by a fresh one.
         """
-        folder = (
-            self.root / run.machine / run.cell_id
-            if run.cell_id
-            else self.root / run.machine / run.cell.id
-        )
+        folder = self.root / run.machine / (run.cell_id or run.cell.id)
 
         while True:
             path = folder / f"{run.run_id}.json"
@@ -122,6 +117,7 @@ class Store:
 
     def write_environment(self, machine: str, environment: Mapping[str, Any]) -> str:
         """Writes the environment if it is not there yet; returns its id, a hash of its content."""
+        # The name is a hash of the content: a file that is there already holds the same.
         name = environment_id(environment)
         document = json.loads(canonical(environment))
         self._write_once(self.root / machine / ENVIRONMENTS / f"{name}.json", dumps(document))
@@ -178,15 +174,19 @@ class Store:
     ) -> list[Cell]:
         """Cells with their seed that have no ok, timeout or unsupported run of this code.
 
-        `seeds = None`: the cells carry theirs. `code_id` may be a function of the cell (it hashes
-        the files used).
+        seeds: None = the cells carry theirs. code_id: a text, or a function of the cell, since it
+        hashes the files that the cell uses.
         """
-        done = {(r["cell_id"], r["seed"], r["code_id"]) for r in self.rows() if r["status"] in DONE}
-        return [
-            cell
-            for cell in _with_seeds(cells, seeds)
-            if (cell.id, cell.seed, code_of(code_id, cell)) not in done
-        ]
+        done = set()
+        for row in self.rows():
+            if row["status"] in DONE:
+                done.add((row["cell_id"], row["seed"], row["code_id"]))
+
+        missing = []
+        for cell in _with_seeds(cells, seeds):
+            if (cell.id, cell.seed, code_of(code_id, cell)) not in done:
+                missing.append(cell)
+        return missing
 
     def stale(
         self, cells: Iterable[Cell], seeds: Sequence[int] | None, code_id: CodeId
@@ -196,14 +196,16 @@ class Store:
         They stay, and are never drawn with new ones.
         """
         now = {(cell.id, cell.seed): code_of(code_id, cell) for cell in _with_seeds(cells, seeds)}
-        return [
-            r
-            for r in self.rows()
-            if now.get((r["cell_id"], r["seed"]), r["code_id"]) != r["code_id"]
-        ]
+        stale = []
+        for row in self.rows():
+            # A row of another cell or seed is as new as it is.
+            current = now.get((row["cell_id"], row["seed"]), row["code_id"])
+            if current != row["code_id"]:
+                stale.append(row)
+        return stale
 
     def rows(self) -> list[columns.Row]:
-        """One row per run with the keys of `frame.COLUMNS`, in the order of the run ids."""
+        """One row per run with the keys of `columns.COLUMNS`, in the order of the run ids."""
         environments: dict[tuple[str, str], dict[str, Any]] = {}
         rows = []
 
@@ -214,7 +216,8 @@ class Store:
                 environments[machine, environment_id] = self.environment(machine, environment_id)
             environment = environments[machine, environment_id]
             values = dict(zip(columns.COLUMNS, entry["values"], strict=True))
-            values["commit"], values["dirty"] = environment.get("commit"), environment.get("dirty")
+            values["commit"] = environment.get("commit")
+            values["dirty"] = environment.get("dirty")
             rows.append(values)
 
         return sorted(rows, key=lambda values: values["run_id"])
@@ -234,19 +237,22 @@ class Store:
         return pd.DataFrame(series)
 
     def _files(self) -> Iterator[Path]:
-        """Candidates for run files: `<machine>/<cell id>/*.json`, hidden names and folders
-        without runs left out.
+        """Candidates for run files: `<machine>/<cell id>/*.json`.
+
+        Hidden names and folders without runs are left out.
         """
         for machine in _folders(self.root):
             for cell_folder in _folders(machine):
-                if cell_folder.name not in (ENVIRONMENTS, CALIBRATIONS, GPU_CHECKS):
-                    for path in _entries(cell_folder):
-                        if path.suffix == ".json" and not path.name.startswith("."):
-                            yield path
+                if cell_folder.name in (ENVIRONMENTS, CALIBRATIONS, GPU_CHECKS):
+                    continue
+                for path in _entries(cell_folder):
+                    if path.suffix == ".json" and not path.name.startswith("."):
+                        yield path
 
     def _indexed(self) -> dict[str, dict[str, Any]]:
-        """File name -> {stamp, machine, environment_id, values}; only new or changed files are
-        parsed.
+        """File name -> {stamp, machine, environment_id, values}.
+
+        Only new or changed files are parsed; the cache holds the others.
         """
         cached = self._load_cache()
         now = _Cache()
@@ -261,6 +267,7 @@ class Store:
                 now.foreign[name] = stamp
                 continue
 
+            # A file whose stamp is unchanged is not read again.
             entry = cached.files.get(name)
 
             if entry is None or entry["stamp"] != stamp:
@@ -284,6 +291,7 @@ class Store:
             now.files[name] = entry
 
         if now != cached:
+            # Written only where something has changed: a read-only look leaves no trace.
             self._save_cache(now)
         return now.files
 
@@ -326,15 +334,16 @@ class Store:
                 temporary.unlink(missing_ok=True)
 
     def _write_once(self, path: Path, text: str) -> bool:
-        """Temporary file in the same folder, fsync, hard link to the name.
+        """Writes a file whole, once: False where the name is taken.
 
-        False where the name is taken.
+        A temporary file in the same folder is synchronised to disk and then linked to the name.
         """
         temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
         with self._one_clear_error():
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                # Hidden by its name until it is complete: readers leave out what begins with a dot.
                 with open(temporary, "x", encoding="utf-8") as stream:
                     stream.write(text)
                     stream.flush()
@@ -347,17 +356,19 @@ class Store:
 
     @contextlib.contextmanager
     def _one_clear_error(self) -> Iterator[None]:
+        """Turns any OSError inside into a StoreError that says what to do."""
         try:
             yield
         except OSError as error:
             raise StoreError(
                 f"results folder {self.root} cannot be written: {os.strerror(error.errno or 0)}; "
-                "nothing half-written "
-                "was left. Free space or rights there, or choose another folder with --results DIR"
+                "nothing half-written was "
+                "left. Free space or rights there, or choose another folder with --results DIR"
             ) from error
 
 
 def _publish(temporary: Path, path: Path) -> bool:
+    """Gives a complete temporary file its name; False where the name is taken."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -368,7 +379,8 @@ def _publish(temporary: Path, path: Path) -> bool:
         if path.exists():
             return False
 
-        temporary.replace(path)  # run ids carry 32 random bits: two writers do not meet here
+        # Another writer of the same name would be lost here; run ids have 32 random bits.
+        temporary.replace(path)
 
     descriptor = os.open(path.parent, os.O_RDONLY)
 
@@ -388,6 +400,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _folders(root: Path) -> list[Path]:
+    """The folders inside a folder, hidden ones left out."""
     return [entry for entry in _entries(root) if entry.is_dir() and not entry.name.startswith(".")]
 
 
@@ -401,7 +414,7 @@ class _Stored:
 
 
 def _stamp(path: Path) -> _Stamp | None:
-    """None where the file is gone: it was deleted after it was listed."""
+    """The mtime and size of a file; None where it was deleted after it was listed."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -439,9 +452,13 @@ def _read(path: Path) -> _Stored | _NoRun | None:
 
 
 def _with_seeds(cells: Iterable[Cell], seeds: Sequence[int] | None) -> list[Cell]:
-    return (
-        list(cells) if seeds is None else [cell.with_seed(seed) for cell in cells for seed in seeds]
-    )
+    """The cells with each of the seeds; as they are where no seeds are given."""
+    if seeds is None:
+        return list(cells)
+    seeded = []
+    for cell in cells:
+        seeded += [cell.with_seed(seed) for seed in seeds]
+    return seeded
 
 
 def code_of(code_id: CodeId, cell: Cell) -> str:
@@ -450,8 +467,9 @@ def code_of(code_id: CodeId, cell: Cell) -> str:
 
 
 def _cache_key() -> str:
-    """Changes with the code that makes rows and writes the cache, so that an old cache is never
-    read by new code.
+    """A hash of the code that makes rows and writes the cache.
+
+    An old cache is so never read by new code.
     """
     from benchsuite.plan import cell, hashing
     from benchsuite.results import record

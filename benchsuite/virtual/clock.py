@@ -48,6 +48,8 @@ class Task:
         # A wake-up is for one pause: a later one for the same pause finds another turn.
         self.turn = 0
         self.waits_for = "its start"
+
+        # What torch keeps for the thread, as it was when the task last paused.
         self.grad_enabled = True
         self.autocast = False
         self.random_state = _random.get_state()
@@ -63,6 +65,7 @@ class VirtualClock:
         self._sequence = 0  # no two entries are equal, so the last two are never compared
         self._tasks: list[Task] = []
         self._unfinished = 0  # of the tasks that a run waits for; a lane's is none of them
+
         self._current: Task | None = None
         self._hub: greenlet | None = None
         self._to_start: greenlet | None = None
@@ -187,6 +190,7 @@ class VirtualClock:
 
         Calls functions on the way. Deadlock where no entry is left.
         """
+        # One list lives as long as the clock, so the attribute is looked up once.
         heap = self._heap
 
         while heap:

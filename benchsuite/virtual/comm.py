@@ -44,18 +44,21 @@ class VirtualComm:
         traffic: Traffic | None = None,
         calls: Calls | None = None,
     ) -> None:
+        # Ranks are local to this comm; `world_ranks` names them in the run.
         self.rank = rank
         self.size = size
         self.world_ranks: Sequence[int] = tuple(world_ranks) or tuple(range(size))
         self.hosts: Sequence[int] = tuple(hosts) or (0,) * size
         self.traffic = traffic if traffic is not None else Traffic()
         self.calls: Calls = calls if calls is not None else {}
+
         self.wait_ns = 0
         self.ticket_wait_ns = 0  # a server's time without work
         self.posts_ahead = world.posts_ahead
         self.early_bytes = 0  # a receive costs the same whenever it is posted
         self.world = world
         self.clock = world.clock
+
         self._network = world.network
         self._name = name
         self.schedule = world.schedule
@@ -68,6 +71,7 @@ class VirtualComm:
         self._num_collectives = 0
         self._splits = 0
         self._num_made = 0  # shared vectors and locks
+
         self._lane: Lane | None = None
 
     # -- point to point ----------------------------------------------------------------------------
@@ -92,6 +96,7 @@ class VirtualComm:
         """Posts a message; the network says when its last byte has left, and when it arrives."""
         num_bytes = x.numel() * x.element_size()
         other = self.world_ranks[dst]
+        # Bytes count when they are sent, whether or not anybody takes them.
         self.traffic.add(self.mine, other, num_bytes)
         message = Message(self.clock, x)
         released = self._network.post(message, self.mine, other, num_bytes)
@@ -192,6 +197,7 @@ class VirtualComm:
                 self.calls[noted] = self.calls.get(noted, 0) + 1
 
             end = self._network.collective(kind, self.world_ranks, numel * itemsize)
+            # The next collective of the same number would be another one.
             self.world.close(self._name, number)
             meeting.ends(end, self.clock)
 
@@ -247,6 +253,7 @@ class VirtualComm:
         self.traffic.add_control(self.mine, TICKET_BYTES)
         now = self.clock.now
         other = self.world_ranks[dst]
+        # Too short to need a port: it takes the latency only.
         at = now + self._network.latency_between(self.mine, other)
         sent = None
         if self.schedule is not None:

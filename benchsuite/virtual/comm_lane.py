@@ -19,7 +19,9 @@ class LaneHandle:
         self._task: Task | None = None  # who waits for it
         self.done = False
         # Of a schedule: first where the call is forked, then where it ends.
+
         self.point: tuple[int, ...] = ()
+
         self.value: Any = None
         self.error: BaseException | None = None
 
@@ -62,6 +64,7 @@ class Lane:
         handle = LaneHandle(self._comm)
         if self._comm.schedule is not None:
             handle.point = self._comm.schedule.point()
+        # The lane's own task takes it from here, in order.
         self._calls.append((fn, args, handle))
         if self._idle:
             self._idle = False
@@ -83,6 +86,8 @@ class Lane:
             if schedule is not None:
                 schedule.join(handle.point)
             try:
+                # The call has a comm of its own, so its messages do not mix with those of the
+                # rank's life.
                 handle.value = fn(comm, *args)
             except Exception as error:  # noqa: BLE001  handed to whoever waits
                 handle.error = error
@@ -112,6 +117,7 @@ class Lock:
         begin = clock.now
         if self._state.taken:
             self._state.waiting.append(clock.task)
+            # Whoever gives the lock back hands it to this task, so it is not free in between.
             clock.pause("a lock")  # woken as its holder
 
         self._state.taken = True

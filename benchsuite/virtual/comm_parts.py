@@ -110,7 +110,9 @@ class Receive:
                 f"on rank {self._comm.rank}: lengths must be equal"
             )
 
+        # The data may come early, since nobody looks at them before `wait` returns.
         self.x.copy_(message.x)
+        # The message tells this receive when it arrives.
         message.receive = self
         self.sent = message.sent
         if message.at is not None:
@@ -170,6 +172,7 @@ class Meeting:
     def __init__(self, size: int) -> None:
         self.entries: list[Any] = [None] * size
         self.at: int | None = None  # when it ends, once everybody is there
+
         self._what: Any = None
         self._tasks: list[Task] = []
 
@@ -237,6 +240,7 @@ class Tickets:
         while not self._queue or self._queue[0].at > clock.now:
             self._task = clock.task
             if self._queue:
+                # It may be woken before by a ticket that overtakes this one.
                 clock.wake(self._task, self._queue[0].at)
             clock.pause("a ticket")
 

@@ -75,6 +75,7 @@ class VirtualWorld:
             return self._counter_answers(name, rank)
 
         value = self._counters.get((comm, name), 0)
+        # One thread runs all ranks, so nobody comes between reading and writing.
         self._counters[comm, name] = value + n
         return value
 

@@ -70,9 +70,11 @@ class Gradients:
         self._template = template
         self._traced = traced if traced is not None else {}
         self._checked: Graphs = {}
+        # Below this number of rows, by the shapes of a batch, one by one is cheaper.
         self._alone: dict[tuple[Any, ...], float] = {}  # shapes of a batch -> its break-even
         self.reason = "" if batching else "switched off"  # why gradients are computed one by one
         row_bytes = COPIES * template.params.numel() * template.params.element_size()
+
         self._most_rows = max(2, min(MOST_ROWS, MOST_BYTES // max(row_bytes, 1)))
         self.states = ModuleStates(template.module, seed)
         self._looked = False
@@ -129,10 +131,12 @@ class Gradients:
     def _one(self, params: Tensor, batch: Batch, grad: Tensor) -> float:
         """A gradient by the module's own backward pass, through the template."""
         template = self._template
+        # The template is one replica for all ranks: it works with the parameters that it is given.
         template.params.copy_(params)
         with torch.enable_grad():
             loss = template.gradient(batch)
         assert loss is not None
+        # (P,)
         grad.copy_(template.grad)
         return loss
 
@@ -242,6 +246,7 @@ class Gradients:
         last = len(x) - 1
         gradients = own.new_zeros(len(x), own.numel())  # (size, P)
         with torch.no_grad():
+            # Into rows of its own: the group's real rows are not touched yet.
             losses = graph.run(given, x, y, gradients, torch.arange(len(x)))
         params = given if given.dim() == 1 else given[last]  # (P,)
         loss = self._one(params, Batch(x[last], y[last], num_samples), own)

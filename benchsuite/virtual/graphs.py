@@ -149,6 +149,7 @@ def _into_rows(made: fx.GraphModule) -> fx.GraphModule:
         graph.erase_node(gradients)
     begin = 0
     for piece in pieces:
+        # The operator that made the piece, without the views around it, is followed by the copy.
         made_by = piece
         width = _shape(piece)[1]
         while made_by.target in ("view", *_VIEWS):
@@ -181,6 +182,7 @@ def _out_of_place(node: fx.Node) -> None:
         return
 
     made = source.target
+    # A result is fresh where it shares no memory with an argument.
     fresh = isinstance(made, torch._ops.OpOverload) and all(
         r.alias_info is None for r in made._schema.returns
     )

@@ -76,6 +76,7 @@ class Network:
             return now
 
         duration = round(num_bytes * self.ns_per_byte)
+        # First in, first out: the port sends what it was given before.
         begin = max(now, self._out_free[out])
         self._out_free[out] = begin + duration
         self._sequence += 1
@@ -95,12 +96,14 @@ class Network:
         queue.
         """
         queued = self._queued[port]
+        # A message that is posted later reaches the port after this moment.
         horizon = self._clock.now + self.latency
         free = self._in_free[port]
 
         while queued and queued[0][0] <= horizon:
             at, _, duration, message = heappop(queued)
             if free > at:  # others are queueing for the port: incast
+                # Switches drop packets where many flows meet, and what is dropped is sent again.
                 duration = round(duration * self._incast)
             free = max(at, free) + duration
             message.arrives(free)
@@ -118,6 +121,7 @@ class Network:
         time.
         """
         hosts = {self._hosts[rank] for rank in ranks}
+        # As if every rank had a port of its own.
         price = self.price(kind, len(ranks), num_bytes, single_host=len(hosts) == 1)
         if not num_bytes or len(hosts) == 1:
             return self._clock.now + price
@@ -140,6 +144,7 @@ class Network:
         if size == 1 or single_host:
             return 0
 
+        # The whole vector over one port.
         moved = num_bytes * self.ns_per_byte
         rounds = ceil(log2(size))  # of a tree
         share = (size - 1) * (self.latency + moved / size)  # one pass of a ring

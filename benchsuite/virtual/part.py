@@ -91,12 +91,14 @@ class Pool:
 
     def infer(self, row: int, x: Tensor) -> Tensor:
         """Outputs of the rank's replica, as it is now."""
+        # The one module that all ranks share works with this rank's parameters.
         self.template.params.copy_(self.params[row])
         with self._gradients.states.of(row):
             return self.template.infer(x)
 
     def _compute_all(self) -> None:
         """Computes every gradient that has been asked for, in groups."""
+        # All that have asked are computed together: their parameters cannot change any more.
         requests = list(self._asked.values())
         self._asked.clear()
         rows = [request.row for request in requests]
@@ -201,6 +203,7 @@ class VirtualPart(Part):
                 return False
 
             until.wake_at_arrival(task)
+            # Whichever of the two comes first wakes it; the loop looks which one it was.
             clock.wake(task, end)
             clock.pause("its gradient")
 
@@ -221,6 +224,7 @@ class VirtualPart(Part):
         for shape in reversed(list(self.shapes.values())):
             start = stop - shape.numel()
             backward = (end - begin - forward) * (total - start) // total
+            # After the forward pass, by the share of the elements that lie behind this slice.
             self._clock.wait_until(begin + forward + backward, "its gradient")
             self._pool.loss(request)
             if self._schedule is not None:

@@ -69,6 +69,7 @@ def in_virtual_time(cell: Cell) -> Cell:
 
     UsageError where its push log does not tell all that decided the run.
     """
+    # Each line: what stands in the way of a replay, in whose words, and what would do.
     answering = names_of("sync", answers_at_once=True)
     reasons = (
         (cell.clock != "wall", f"clock = {cell.clock}", "a run of the wall clock"),
@@ -172,8 +173,10 @@ def compared(run: Run) -> dict[str, Any]:
     `pushes`: how many there were. `gaps`: as `gaps` gives them, None = finite in one of them only.
     `tolerance`: relative. `same`: whether they are the same run.
     """
+    # The replay's records become sections as those of any virtual run do.
     again = replay(run)
     result, _, _ = sections(in_virtual_time(trained(run)), again.records, again.facts)
+
     found = gaps(run, result)
     tolerance = TOLERANCE[run.cell.precision]
     same = found["staleness"] == 0 and max(found["loss"], found["metric"]) <= tolerance

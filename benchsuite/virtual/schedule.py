@@ -94,6 +94,7 @@ class Schedule:
         one took it.
         """
         source = self._clock.task.rank
+        # Messages between two ranks are told apart by their number.
         tag = self._num_sent.get((source, destination), 0)
         self._num_sent[source, destination] = tag + 1
         event = self._add(SEND, name, self._clock.now, end)

@@ -28,6 +28,7 @@ class ModuleStates:
     def __init__(self, module: nn.Module, seed: int) -> None:
         self._buffers = list(module.buffers())
         self._seed = seed
+        # The buffers as built, with which every rank begins.
         self._start = [buffer.clone() for buffer in self._buffers]
         self._kept: dict[int, tuple[list[Tensor], Tensor]] = {}
         self.changing = False
@@ -55,6 +56,7 @@ class ModuleStates:
             self._put(*self._kept[rank])
         else:
             self._put(self._start, outside)
+            # Its first gradient: as a fresh process of this rank would begin.
             seed_rank(self._seed, rank)
 
         try:

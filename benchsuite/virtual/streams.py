@@ -69,6 +69,7 @@ class ComputeTimes:
 
     def ns(self, worker: int, step: int) -> int:
         """Time of the worker's step-th gradient. Steps of a worker are asked for in order."""
+        # Blocks are drawn whole, so the k-th draw does not depend on how far a run has come.
         number, at = divmod(step, BLOCK)
         block = self._blocks.get(worker)
         if block is None or block[0] != number:
@@ -104,11 +105,13 @@ class ComputeTimes:
 
     def _gamma(self, stream: np.random.Generator) -> Floats:
         """Gamma with the coefficient of variation `cv`."""
+        # Gamma(k) / k has the mean 1 and the coefficient of variation k^(-1/2).
         shape = float(self._table["cv"]) ** -2
         return stream.standard_gamma(shape, BLOCK) / shape
 
     def _log_normal(self, stream: np.random.Generator) -> Floats:
         """Log-normal with the coefficient of variation `cv`."""
+        # exp(N(-v/2, v)) has the mean 1 and the coefficient of variation sqrt(e^v - 1).
         variance = math.log1p(float(self._table["cv"]) ** 2)
         drawn: Floats = np.exp(math.sqrt(variance) * stream.standard_normal(BLOCK) - variance / 2)
 
@@ -117,6 +120,7 @@ class ComputeTimes:
     def _pareto(self, stream: np.random.Generator) -> Floats:
         """Pareto with the tail index `shape`: rare gradients take very long."""
         shape = float(self._table["shape"])
+        # numpy draws Lomax, Pareto from 0: 1 + it has the mean shape / (shape - 1).
         return (1 + stream.pareto(shape, BLOCK)) * (shape - 1) / shape
 
     def _resampled(self, stream: np.random.Generator) -> Floats:

@@ -194,6 +194,8 @@ class _Simulation:
         batching: bool = True,
         record: bool = False,
     ) -> None:
+        # A virtual run repeats bit for bit; one worker process simulates many cells one after the
+        # other.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
         self._cell = cell
@@ -211,6 +213,7 @@ class _Simulation:
             self._workload = WithoutData(self._workload, global_batch(cell))
         self._batch = global_batch(cell) / cell.num_workers  # samples of one worker
         self._fits(template)
+        # What the ranks share: the pool of gradients, the recipe, the times, the world of comms.
         self._pool = self._make_pool(template, batching=batching)
         self._recipe = setup.make_recipe(cell, self._workload)
 
@@ -220,6 +223,7 @@ class _Simulation:
             )
 
         self._times = times or self._compute_times()
+
         self._world = self._make_world(counter_answers)
         self._records: list[Record] = [{}] * cell.world_size
         self._trainings: list[Training] = []
@@ -289,6 +293,7 @@ class _Simulation:
     def _make_world(self, counter_answers: CounterAnswers | None) -> VirtualWorld:
         """The network of this cell, and what its ranks share."""
         cell = self._cell
+        # A receiver's own costs, which a link does not have.
         cost = self._cell.receive_cost or {}
         network = Network(
             self._clock,
@@ -315,6 +320,7 @@ class _Simulation:
         """
         cell = self._cell
         setup.seed_rank(cell.seed, rank)
+        # From here on as under the wall clock: comm, part, training, loop, record.
         comm = VirtualComm(
             self._world,
             rank=rank,
@@ -324,6 +330,7 @@ class _Simulation:
         )
         part = VirtualPart(self._pool, self._clock, self._times, rank=rank, schedule=self._schedule)
         training = build(cell, comm, given=(self._workload, self._recipe, part))
+
         owner = training.owns_snapshots
         every = training.workload.target.evaluate_every if owner else 0
         recipe = training.recipe
@@ -334,6 +341,7 @@ class _Simulation:
         Loop(training, part, comm, lambda phase, step: None).run(measured, owner=owner)
         # A copy: what is sent to evaluate the snapshots is not the run's.
         measured.traffic = comm.traffic + Traffic()
+
         job = RankJob(cell={}, rank=rank, world_size=cell.world_size)
         evaluations = self._evaluations(training, measured.snapshots)
         self._records[rank] = rank_record(job, training, measured, evaluations) | {

@@ -65,11 +65,13 @@ class TimedPart(Part):
         self._slow_down = slow_down
         self._busy = busy
         self._timer = timer
+
         self._num_gradients = 0  # on a device
         self._last_gradient_ns = 0  # when the first layer's gradient came, the last in backward
         self.module = part.module
         self.shapes = part.shapes
         self.params = part.params
+
         self.goes_on = False  # after a divergence: others wait for this rank
         self.compute_ns = 0
         self.backward_wait_ns = 0  # inside a library's backward pass, after the last gradient
@@ -139,6 +141,7 @@ class TimedPart(Part):
         The first layer is the last one in a backward pass: what the library does after it is
         waiting for communication that could not be hidden.
         """
+        # A backward pass comes to the first layer last.
         first = next(p for p in self._part.module.parameters() if p.requires_grad)
 
         def mark(_: Tensor) -> None:
@@ -171,6 +174,7 @@ class TimedPart(Part):
         """
         if loss is not None and not self.goes_on:
             check_finite(self._part, loss)
+        # What was computed, without what was waited for inside the library.
         computed = end - start - waited
 
         if self._slow_down > 1.0:
@@ -214,6 +218,7 @@ class StepClock:
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
             self._loss = np.concatenate([self._loss, np.full_like(self._loss, np.nan)])
 
+        # (steps, 7) of int64: no object is made inside the timed region.
         self._rows[position] = row
 
         if loss is None:
@@ -232,6 +237,7 @@ class StepClock:
         A step begins when the one before ends. Data was fetched while the device worked: what of it
         can have made the device wait is at most what is left of the step.
         """
+        # One transfer for all losses: each `float(loss)` would be a transfer of its own.
         if self._unread:
             values = torch.stack([loss.tensor.double() for _, loss in self._unread]).tolist()
             for (position, _), value in zip(self._unread, values, strict=True):

@@ -53,6 +53,7 @@ def training_flops(workload: Workload) -> int | None:
 
     None where the workload's `layer_flops` states none.
     """
+    # Nobody guesses: where a workload states no numbers there is no figure.
     counted = workload.layer_flops()
     return None if counted is None else TRAINING * sum(counted)
 

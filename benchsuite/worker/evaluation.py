@@ -39,6 +39,7 @@ def evaluate(training: Training, snapshots: Snapshots) -> dict[str, Any] | None:
     metrics: list[float | None] = []
 
     for vector in vectors:
+        # The model that was trained is free now, and evaluates each snapshot in turn.
         training.part.params.copy_(vector)
         metrics.append(finite(training.workload.evaluate(training.part.infer)))
 
@@ -68,6 +69,7 @@ def _mean_of_replicas(training: Training, snapshots: Snapshots) -> list[Tensor]:
             comm.send(vector.contiguous(), 0)  # (P,)
         return []
 
+    # The snapshots of rank 0 say at which samples the curve has points.
     sums = [vector.clone() for vector in mine]
 
     for rank in range(1, training.topology.num_workers):
@@ -93,6 +95,7 @@ def _gather_slices(training: Training, snapshots: Snapshots) -> list[Tensor]:
     topology = training.topology
     comm = training.comm
     assert isinstance(topology, ParameterServer)
+    # Workers have the lower ranks, servers follow.
     first = topology.num_workers
     params = training.part.params
     mine = [snapshots[position] for position in range(len(snapshots))]

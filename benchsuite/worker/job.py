@@ -25,6 +25,7 @@ class RankJob:
     hosts: tuple[int, ...] = ()  # host number of each rank; () = all on host 0
     # The rank writes rank<k>.json here, atomically (temporary file, fsync, replace).
     run_dir: str = ""
+    # Where the run's store is, or is to be hosted by rank 0.
     store_host: str = "127.0.0.1"
     store_port: int = 0
     # Rank 0 only: a bound, listening socket on which it hosts the TCPStore.
@@ -32,6 +33,7 @@ class RankJob:
     # Someone else (torchrun's agent) hosts the store: every rank is a client.
     store_is_hosted: bool = False
     store_prefix: str = ""  # separates the cells of one job in a shared store
+    # A hang is the launcher's to judge, so process groups wait a little longer than it does.
     timeout_s: float = 120.0  # the launcher's deadline; process groups get this + 5 s
     interface: str = "lo"  # network interface for gloo
     # The ranks are alone in a network namespace: interface counters are theirs.
@@ -98,6 +100,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     It is written under a temporary name in the same folder, synchronised to disk, and then renamed.
     On failure nothing is left behind.
     """
+    # In the same folder, so that the renaming stays inside one file system and is atomic.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
     try:

@@ -106,11 +106,14 @@ class Loop:
             index, shard, num_shards = work
             enter(Phase.DATA, self.step)
             fetch = now()
+            # Step 2 of the article; where workers act they collect here.
             batch = training.fetch(work)
             data = now() - fetch
 
             enter(Phase.COMPUTE, self.step)
             try:
+                # Steps 3 to 5: the gradient, the agreement, the update. Time in each is kept by
+                # part and comm.
                 loss = strategy.step(batch)
             except Diverged:
                 # The step is kept, with a loss that is not finite and without samples.
@@ -126,6 +129,7 @@ class Loop:
                 self.timer.end_step()
 
             end = now()
+            # Totals since the loop began: a step's own share is the difference.
             computed = part.compute_ns
             waited = comm.wait_ns + part.backward_wait_ns
             clock.add(
@@ -136,6 +140,7 @@ class Loop:
             compute = computed
             blocked = waited
 
+        # Step 6 ends here: what is still under way is drained, and the servers are told goodbye.
         strategy.finish()
         if owner:
             samples = self.step * training.recipe.global_batch
@@ -167,6 +172,7 @@ class Loop:
         training = self.training
         snapshots = measured.snapshots
         now = self.comm.now_ns
+        # A view: what the server steps is what the snapshot copies.
         shard = training.shard()
         one_at_a_time = threading.Lock()  # a server without lock has several threads
 

@@ -65,6 +65,7 @@ class Rank:
         # A straggler keeps its core busy, unless ranks share cores: then it would slow them too.
         self.busy = not load.oversubscribed(self.cell)
         self.lost = 0  # ranks that died while the strategy went on
+
         self.memory = memory.RankMemory()
         self.timer: DeviceTimer | None = None
 
@@ -84,12 +85,14 @@ class Rank:
         # Where starting and ending a cell takes its time; `selfcheck` shows it.
         marks = {"entered": time.perf_counter_ns()}
         self.beat.enter(Phase.START, 0)
+        # Connect and place: the store first, since the process group is made over it.
         self.store = open_store(self.job)
         device = devices.choose(self.cell, self.job.local_rank)
         self.timer = DeviceTimer() if device.type == "cuda" else None
         self.comm = connect(self.job, self.cell, self.store, self._enter, device)
         self.comm.timer = self.timer if self.cell.backend == "nccl" else None
         marks["connected"] = time.perf_counter_ns()
+        # Build: the model comes from the cell's seed, dropout from this rank's own.
         setup.seed_rank(self.cell.seed, self.job.rank)
         training = build(
             self.cell, self.comm, wrap=self._timed, before_model=self.memory.begin_model
@@ -115,11 +118,13 @@ class Rank:
         evaluations = evaluate(training, measured.snapshots)
         marks["evaluated"] = time.perf_counter_ns()
         self.beat.enter(Phase.WRITE, self.loop.step)
+        # Write: the record last, when everything is known.
         record = rank_record(self.job, training, measured, evaluations)
         record["marks_ns"] = marks
         record["straggler"] = self._straggler()
         record["predicted"] = self._predicted(training)
         write_rank_file(self.job.run_dir, self.job.rank, json.dumps(record, allow_nan=False))
+
         self._leave(training)
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -129,6 +134,7 @@ class Rank:
 
         The wire's counters are read around the loop, with a barrier on both sides of each reading.
         """
+        # Only the rank that owns the curve pays for its copies.
         owner = training.owns_snapshots
         measured = self._measured(training, owner)
         meter = self._meter()
@@ -253,6 +259,7 @@ class Rank:
         before = training.part.params.clone()
         num_workers = training.topology.num_workers
         batch = training.fetch((0, self.comm.rank, num_workers))
+        # A strategy says which steps are alike: one of each kind is watched.
         cycles = training.strategy.cycles(len(losses))
         traffic = derived_run(lambda: training.strategy.step(batch), cycles, num_workers)
         training.part.params.copy_(before)  # the evaluation is of the run's last parameters
@@ -354,6 +361,7 @@ def goodbye(job: RankJob) -> None:
     """
     cell = from_json(job.cell)
     store = open_client(job)
+    # A comm without a process group: the dead worker has taken its own along.
     comm = ProcessComm(
         World(store, lambda: store), rank=job.rank, size=cell.world_size, group=NO_GROUP
     )

@@ -78,10 +78,12 @@ def build(
             wrap=wrap,
         )
 
+    # A worker: one part of one replica.
     replica, number = placement.replica_and_part(cell, world.rank)
     comm = comms[replica]
     mine = outer[number]
     assert comm is not None and mine is not None
+    # The library's group and our comm join the same ranks: each sends its own things.
     joined = Replica(comm, groups[replica], devices.current(cell))
     part: PartOfReplica = setup.make_part(cell, workload, joined)
     training = setup.assemble(cell, mine, workload, recipe, part, wrap=wrap, number=number)
@@ -176,6 +178,7 @@ def _server(
         training = setup.assemble(cell, comm, workload, recipe, part, wrap=wrapped, number=number)
         topology = training.topology
         assert isinstance(topology, ParameterServer)
+        # Copies of other parts' elements lie behind the owned ones, and do not count in the norm.
         start, stop = topology.slice_of(topology.server, part.params.numel())
         owned = max(0, min(part.num_owned, stop) - start)
         topology.one_of_parts(owned, partial(total, number))
@@ -250,6 +253,7 @@ def predicted(
     parallel = setup.make_parallel(cell)
     layers = meta_layers(workload)
     itemsize = setting.itemsize
+    # Shapes are enough: nothing below computes on memory.
     batch, acted_on = example(workload, layers, cell.replicas)
     total = Traffic()
 

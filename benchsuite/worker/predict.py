@@ -75,6 +75,7 @@ def _described(cell: Cell) -> tuple[Workload, Strategy, Shapes, Setting, int]:
     batches.
     """
     workload = setup.start_workload(cell)
+    # Shapes are enough for bytes, so the largest model costs no memory here.
     layers = model_parallel.meta_layers(workload)
     shapes = {name: p.shape for name, p in trained_parameters(nn.Sequential(*layers)).items()}
     topology: Topology = setup.make_topology(cell)

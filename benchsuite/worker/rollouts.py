@@ -46,6 +46,7 @@ class Batches:
         self._workload = workload
         self._device = device
         self._trajectory_length = 0 if strategy is None else strategy.batches_per_trajectory
+
         self.collects = workload.collects
         self._apart = strategy is not None and is_apart(strategy)
         self._rank = 0 if comm is None else comm.rank
@@ -100,9 +101,11 @@ class Batches:
 
         if length:
             self.events["rollouts"] += 1
+            # A learner computes the loss: everything that it needs travels along.
             trajectory: Batch = self._workload.trajectory(act, self._environments, index, length)
             return trajectory
 
+        # A rollout has as many minibatches as its workload says, one for each step.
         number, position = divmod(index, self._workload.per_rollout)
         if number != self._number:
             self._rollout = self._collect(act, number)
@@ -111,6 +114,7 @@ class Batches:
 
     def _collect(self, act: Infer, number: int) -> Rollout:
         """Plays the next rollout, and finds what its minibatches are normalised by."""
+        # The environments go on where the rollout before has left them.
         rollout: Rollout = self._workload.collect(act, self._environments, number)
         self._number = number
         self._statistics = rollout.statistics()

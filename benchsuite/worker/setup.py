@@ -373,6 +373,7 @@ def assemble(
     comm: of this axis. wrap: puts something between strategy and part, e.g. a clock. number: of the
     part, where replicas are model parallel.
     """
+    # Each piece is started before the one that works with it.
     topology = make_topology(cell, number)
     topology.start(comm, num_servers=cell.num_servers)
     compression: Compression = make(

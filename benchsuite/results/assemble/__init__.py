@@ -1,9 +1,7 @@
-"""Rank files and the host's outcome become one `Run`.
-
-Imports numpy, no torch.
+"""The files of all ranks, and the outcome that their host saw, become one `Run`.
 
 Deterministic quantities go into `result`, times and load into `cost`, samples in the order measured
-into `raw`.
+into `raw`. Imports numpy, no torch.
 """
 
 from __future__ import annotations
@@ -77,7 +75,7 @@ def assemble(
 
 
 def read_ranks(cell: Cell, run_dir: Path) -> list[Rank]:
-    """The rank files that are there, by rank (a lost worker has none)."""
+    """The rank files that are complete, by rank. A lost worker has left none."""
     complete = [rank for rank in range(cell.world_size) if rank_complete(run_dir, rank)]
     return [
         json.loads((run_dir / rank_file(rank)).read_text(encoding="utf-8")) for rank in complete

@@ -1,5 +1,6 @@
-"""The `cost` and `raw` sections of a run file: times, load, memory, bytes on the wire, samples
-as measured.
+"""The `cost` and `raw` sections of a run file.
+
+Times, load, memory, bytes on the wire, and samples in the order measured.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PUSH_LOG = ("worker", "tag", "version_read", "version_before", "version_next")
 def measured(
     cell: Cell, ranks: Sequence[Rank], result: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sections `cost` and `raw`."""
+    """The sections `cost` and `raw` of a run."""
     ranks = on_one_clock(ranks)
     workers = [rank for rank in ranks if rank["role"] == "worker"]
     server = next((rank["server"] for rank in ranks if rank["role"] == "server"), None)
@@ -112,10 +113,11 @@ def _raw_of_one_host(ranks: Sequence[Rank], server: Mapping[str, Any]) -> dict[s
 
 
 def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:
-    """Ranks of several hosts have several clocks: each is counted from its own start, right after a
-    common barrier.
+    """Ranks with times on one clock.
 
-    What compares two ranks' clocks finer than a barrier (the lock wait) is not claimed then.
+    Ranks of several hosts have several clocks: each is counted from its own start, right after a
+    common barrier. What compares two ranks' clocks finer than a barrier (the lock wait) is not
+    claimed then.
     """
     if len({rank["host"] for rank in ranks}) == 1:
         return list(ranks)
@@ -141,10 +143,12 @@ def on_one_clock(ranks: Sequence[Rank]) -> list[Rank]:
 
 
 def _edges(worker: Rank) -> tuple[list[int], list[int]]:
+    """Beginnings and ends of a worker's steps, in ns."""
     return worker["steps"]["start_ns"], worker["steps"]["end_ns"]
 
 
 def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Window | None:
+    """The window in which throughput is measured; None where a worker made fewer than 2 steps."""
     counts = [taken(worker) for worker in workers]
     if min(counts) < 2:
         return None
@@ -173,7 +177,7 @@ def _window(ranks: Sequence[Rank], workers: Sequence[Rank], begin: int) -> Windo
 def _split(rank: Rank, wall_s: float) -> dict[str, Any]:
     """Where a rank's time went.
 
-    A server's time without a ticket is idle, so is a worker's after its last step.
+    A server's time without a ticket is idle, and so is a worker's after its last step.
     """
     own_s = (rank["end_ns"] - rank["start_ns"]) * NS
     data_s = sum(rank["steps"]["data_ns"]) * NS
@@ -200,12 +204,12 @@ def _split(rank: Rank, wall_s: float) -> dict[str, Any]:
 
 
 def _most(values: Iterable[int | None]) -> int | None:
-    """The largest that is known."""
+    """The largest of the values that are known; None where none is."""
     return max((value for value in values if value is not None), default=None)
 
 
 def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]:
-    """Medians over the worker steps after the warm-up."""
+    """Medians of data, compute, blocked and update time over the worker steps after the warm-up."""
     dropped = measured.warmup_steps if measured else 0
     columns: dict[str, list[float]] = {"data": [], "compute": [], "blocked": [], "update": []}
 
@@ -234,9 +238,9 @@ def _medians(workers: Sequence[Rank], measured: Window | None) -> dict[str, Any]
 
 
 def _device(ranks: Sequence[Rank], samples_per_s: float | None) -> dict[str, Any]:
-    """What a run on devices also has: {} on the CPU.
+    """What a run on devices has besides; {} on the CPU.
 
-    The share of the ceiling is of all devices that were used.
+    mfu: the share of the ceiling of all devices that were used.
     """
     used = [rank["device"] for rank in ranks if rank.get("device")]
     if not used:
@@ -262,8 +266,9 @@ def _device(ranks: Sequence[Rank], samples_per_s: float | None) -> dict[str, Any
 
 
 def _lock_wait_share(cell: Cell, server: Mapping[str, Any] | None, worker_s: float) -> float | None:
-    """Share of the workers' time from a ticket's sending until its apply starts (asynchronous,
-    one lock).
+    """The share of the workers' time from a ticket's sending until its apply starts.
+
+    None where the servers do not take turns by one lock.
     """
     if server is None or cell.options.get(plugins.stem(cell.sync), {}).get("lock") != "exclusive":
         return None
@@ -274,6 +279,7 @@ def _lock_wait_share(cell: Cell, server: Mapping[str, Any] | None, worker_s: flo
 
 
 def _wire(ranks: Sequence[Rank]) -> dict[str, Any]:
+    """Bytes on the wire, summed over the hosts; the reason where they were not read."""
     read = [rank["wire"] for rank in ranks if rank["wire"]["bytes"] is not None]
 
     if not read:
@@ -293,7 +299,10 @@ def _wire(ranks: Sequence[Rank]) -> dict[str, Any]:
 
 
 def _evaluation_times(ranks: Sequence[Rank], curve: Mapping[str, Any]) -> list[int]:
-    """When the evaluated parameters were there: a mean over replicas, once the last of them was."""
+    """When the evaluated parameters were there, in ns.
+
+    A mean over replicas was there once the last of them was.
+    """
     owner = next(rank for rank in ranks if rank["evaluations"])
     times: list[int] = list(curve["time_ns"])
     if owner["snapshot_of"] != "mean":
@@ -310,7 +319,7 @@ def _evaluation_times(ranks: Sequence[Rank], curve: Mapping[str, Any]) -> list[i
 
 
 def _curve_costs(ranks: Sequence[Rank], result: Mapping[str, Any], begin: int) -> dict[str, Any]:
-    """Seconds and payload bytes at each evaluation.
+    """Seconds and payload bytes at each evaluation, and at each level of the target.
 
     Every strategy here sends evenly over its samples.
     """

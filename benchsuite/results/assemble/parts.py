@@ -1,5 +1,6 @@
-"""Divided replicas in a run file: whose samples count, one checksum of all parts, what each part
-holds and says.
+"""Model-parallel replicas in a run file.
+
+Whose samples count, one checksum of all parts, and what each part holds and sends.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ def counts(rank: Rank) -> bool:
 
 
 def num_parameters(ranks: Sequence[Rank]) -> int:
-    """Of the whole model: what the parts of the first replica own."""
+    """The parameters of the whole model: what the parts of the first replica own together."""
     parts = _first_replica(ranks)
     return sum(part["owned"] for part in parts) if parts else int(ranks[0]["num_parameters"])
 
 
 def checksum(ranks: Sequence[Rank]) -> str | None:
-    """sha256 of the last snapshot; of a divided replica of its parts' in their order."""
+    """The sha256 of the last snapshot; of a model-parallel replica that of its parts' checksums."""
     found = [rank["evaluations"]["checksum"] for rank in ranks if rank["evaluations"]]
     if len(found) < 2:
         return found[0] if found else None
@@ -41,11 +42,11 @@ def checksum(ranks: Sequence[Rank]) -> str | None:
 
 
 def section(cell: Cell, ranks: Sequence[Rank], payload: Traffic | None) -> dict[str, Any]:
-    """`{"parallel": ..}` of a cell with divided replicas, else {}.
+    """`{"parallel": ..}` of a cell with model-parallel replicas, else {}.
 
-    held, owned: elements of each part's vector, and those that no other part counts. facts: what a
-    part says of itself, times aside. The payload is told apart: from part to part of a replica, or
-    between replicas (servers included).
+    held, owned: elements of each part's vector, and those of them that no other part counts. facts:
+    what a part says of itself, times aside. The payload is told apart: from part to part of a
+    replica, or between replicas (servers included).
     """
     parts = _first_replica(ranks)
     if not parts:
@@ -80,8 +81,8 @@ def section(cell: Cell, ranks: Sequence[Rank], payload: Traffic | None) -> dict[
 
 
 def times(ranks: Sequence[Rank]) -> dict[str, Any]:
-    """`{"parts": ..}`: times that the parts of the first replica took themselves, where they
-    did; else {}.
+    """`{"parts": ..}`: times that the parts of the first replica took themselves; {} where they
+    took none.
     """
     told = []
     for part in _first_replica(ranks):
@@ -90,12 +91,16 @@ def times(ranks: Sequence[Rank]) -> dict[str, Any]:
 
 
 def _first_replica(ranks: Sequence[Rank]) -> list[Mapping[str, Any]]:
+    """What the parts of the first replica recorded, in their order; [] where a replica is one
+    rank.
+    """
     parts = [rank["model_parallel"] for rank in ranks if rank.get("model_parallel")]
     first = [part for part in parts if part["replica"] == 0]
     return sorted(first, key=lambda part: int(part["part"]))
 
 
 def _replica(cell: Cell, rank: int) -> int | None:
+    """The replica that a rank belongs to; None for a server."""
     if rank >= cell.num_workers:
         return None
 

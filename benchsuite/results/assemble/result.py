@@ -104,22 +104,25 @@ def _steps(ranks: Sequence[Rank], workers: Sequence[Rank], server: Any) -> int:
 
 
 def served(ranks: Sequence[Rank]) -> bool:
-    """The servers' parameters count: every push is an update."""
+    """Whether the servers' parameters count, so that every push is an update."""
     return bool(ranks[0]["snapshot_of"] == "servers")
 
 
 def apart(ranks: Sequence[Rank]) -> bool:
-    """Workers that do not step together."""
+    """Whether workers do not step together."""
     return served(ranks) or bool(ranks[0]["apart"])
 
 
 def taken(worker: Rank) -> int:
-    """Steps that consumed samples (a diverged step did not)."""
+    """The number of steps that consumed samples (a diverged step did not)."""
     return sum(1 for samples in worker["steps"]["samples"] if samples)
 
 
 def _diverged(worker: Rank) -> bool:
-    """Whether a loss was not finite; a gradient that was given up has none, and says nothing."""
+    """Whether a loss was not finite.
+
+    A gradient that was given up has no loss either, and says nothing.
+    """
     given_up = set(worker["steps"]["abandoned"])
     return any(
         loss is None and step not in given_up for step, loss in enumerate(worker["steps"]["loss"])
@@ -127,8 +130,9 @@ def _diverged(worker: Rank) -> bool:
 
 
 def _losses_together(workers: Sequence[Rank]) -> Losses:
-    """Per step the mean over workers; None from the first step on where one of them is not
-    finite.
+    """Losses of workers that step together: per step the mean over workers.
+
+    None where one of them is not finite.
     """
     losses: list[float | None] = []
     consumed = []
@@ -145,7 +149,7 @@ def _losses_together(workers: Sequence[Rank]) -> Losses:
 
 
 def _losses_handed_out(workers: Sequence[Rank]) -> Losses:
-    """Per batch in the order in which they were handed out."""
+    """Losses of workers that batches are handed out to, in the order of the batches."""
     rows = []
 
     for worker in workers:
@@ -164,11 +168,10 @@ def _losses_handed_out(workers: Sequence[Rank]) -> Losses:
 
 
 def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any] | None) -> Losses:
-    """Per push in the order the first server took them; a batch's loss is found by its number.
+    """Losses per push, in the order in which the first server took them.
 
-    Batches whose gradient was given up count as samples.
-
-    The losses of a lost worker went with it: its pushes count as samples and have no point on the
+    A batch's loss is found by its number. Batches whose gradient was given up count as samples. The
+    losses of a lost worker went with it: its pushes count as samples and have no point on the
     curve.
     """
     assert server is not None
@@ -202,6 +205,7 @@ def _losses_served(cell: Cell, workers: Sequence[Rank], server: Mapping[str, Any
 
 
 def _events(cell: Cell, ranks: Sequence[Rank]) -> dict[str, list[int]]:
+    """The events of all ranks: name -> one number per rank, 0 for a rank that was lost."""
     names = sorted({name for rank in ranks for name in rank["events"]})
     by_rank = {rank["rank"]: rank["events"] for rank in ranks}
     return {
@@ -211,6 +215,7 @@ def _events(cell: Cell, ranks: Sequence[Rank]) -> dict[str, list[int]]:
 
 
 def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Mean, maximum and histogram of the updates between a push's reading and its apply."""
     if server is None or not server["log"]["worker"]:
         return None
 
@@ -221,6 +226,9 @@ def _staleness(server: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _traffic(cell: Cell, ranks: Sequence[Rank], lost: Sequence[int]) -> dict[str, Any]:
+    """What the run sent, beside what was predicted; payload is None with the reason where it is
+    not known.
+    """
     counted = Traffic.total(Traffic.from_json(rank["traffic"]) for rank in ranks)
     source = ranks[0]["payload_source"]
     payload: Traffic | None = counted

@@ -1,11 +1,12 @@
-"""The records of a simulated cell become `result`, `cost` and `raw`: the same quantities, in
-virtual seconds.
+"""The records of a simulated cell become `result`, `cost` and `raw`, in virtual seconds.
 
-What a simulation cannot say (wall time, CPU time and memory of a strategy, bytes on a wire) is null
-with its reason; what the simulation itself took stands in `cost.simulation`. Virtual results
-repeat, and a thousand workers write much: long logs are left out of `raw`, the split of many ranks
-out of `cost`, and more than a thousand losses are means of groups. Whoever needs them whole runs
-the cell again.
+The quantities are those of a real run. What a simulation cannot say (wall time, CPU time and memory
+of a strategy, bytes on a wire) is null with its reason; what the simulation itself took stands in
+`cost.simulation`.
+
+Virtual results repeat, and a thousand workers write much: long logs are left out of `raw`, the
+split of many ranks out of `cost`, and more than a thousand losses are means of groups. Whoever
+needs them whole runs the cell again.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from benchsuite.results.assemble.result import Rank
 LONGEST_LOG = 2000  # numbers of a raw series that is kept
 MOST_LOSSES = 1000  # on the curve; else means of groups of equal size
 MOST_RANKS = 64  # whose times are kept apart
+# What a simulation cannot say of a strategy.
 NOT_SIMULATED = ("cpu_s", "cpu_s_per_sample", "peak_memory_bytes", "peak_model_bytes")
 
 
 def sections(
     cell: Cell, ranks: Sequence[Rank], facts: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """`result`, `cost`, `raw`. facts: what the simulation cost.
+    """The sections `result`, `cost` and `raw`. facts: what the simulation cost.
 
-    AssertionError where the books do not balance.
+    AssertionError where a server's versions do not add up (`tiling_residual`).
     """
     for rank in ranks:
         if rank["server"] is not None:
@@ -85,8 +87,9 @@ def sections(
 
 
 def busy_share(ranks: Sequence[Rank], start_s: float, stop_s: float) -> float:
-    """Share of the workers' time inside the window in which they compute: not the start, nor the
-    end of a budget.
+    """The share of the workers' time inside the window in which they compute.
+
+    Neither the start nor the end of a budget is in the window.
     """
     begin = min(rank["start_ns"] for rank in ranks)
     low = begin + start_s / NS
@@ -95,21 +98,20 @@ def busy_share(ranks: Sequence[Rank], start_s: float, stop_s: float) -> float:
     computed = 0.0
 
     for steps in workers:
-        # A gradient is the first thing of a step.
+        # A gradient is the first thing of a step: virtual data take no time to fetch.
         starts = np.array(steps["start_ns"], dtype=np.float64)
         ends = starts + np.array(steps["compute_ns"], dtype=np.float64)
-        computed += float(
-            np.clip(np.minimum(ends, high) - np.maximum(starts, low), 0.0, None).sum()
-        )
+        inside = np.minimum(ends, high) - np.maximum(starts, low)  # (steps,) below 0: outside
+        computed += float(np.clip(inside, 0.0, None).sum())
 
     return float(computed / (len(workers) * (high - low)))
 
 
 def thinned(losses: Sequence[float | None], samples: Sequence[int]) -> dict[str, list[Any]]:
-    """`loss` and `loss_samples`: as they are, or in at most `MOST_LOSSES` groups, each its mean and
-    its last sample.
+    """`loss` and `loss_samples` as they are, or in at most `MOST_LOSSES` groups.
 
-    A group with a loss that is not finite has none.
+    A group has the mean of its losses and its last number of samples. One with a loss that is not
+    finite has None.
     """
     size = -(-len(losses) // MOST_LOSSES)
     if size <= 1:
@@ -120,14 +122,23 @@ def thinned(losses: Sequence[float | None], samples: Sequence[int]) -> dict[str,
     for begin in range(0, len(losses), size):
         group = losses[begin : begin + size]
         finite = [loss for loss in group if loss is not None]
-        means.append(math.fsum(finite) / len(finite) if len(finite) == len(group) else None)
+        if len(finite) == len(group):
+            means.append(math.fsum(finite) / len(finite))
+        else:
+            means.append(None)
 
-    ends = [samples[min(begin + size, len(samples)) - 1] for begin in range(0, len(samples), size)]
+    last = len(samples)
+    ends = [samples[min(begin + size, last) - 1] for begin in range(0, last, size)]
     return {"loss": means, "loss_samples": ends}
 
 
 def tiling_residual(server: Mapping[str, Any]) -> int:
-    """Left minus right side of the tiling identity, in integers: 0 for any policy and timing."""
+    """Left minus right side of the tiling identity, in integers: 0 for any policy and timing.
+
+    Each worker's reads cut the versions into pieces. Those pieces, of all workers, cover every
+    version once per worker: what was read before the first version and after the last one is told
+    apart.
+    """
     log = server["log"]
     versions = server["versions"]
     tiles = 0
@@ -142,6 +153,7 @@ def tiling_residual(server: Mapping[str, Any]) -> int:
 
 
 def _length(series: Any) -> int:
+    """How many numbers a nested series holds."""
     if isinstance(series, Mapping):
         return sum(_length(each) for each in series.values())
     if isinstance(series, list):
