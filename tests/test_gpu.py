@@ -40,7 +40,7 @@ from benchsuite.worker.device_figures import HostEvent, matmul_ceiling, training
 from benchsuite.worker.loop import Loop
 from benchsuite.worker.rank_record import Measured
 from benchsuite.worker.snapshots import Snapshots
-from benchsuite.workload import Batch, DeviceLoss, Workload, mapped, micro_batches, to_device
+from benchsuite.workload import Batch, DeviceLoss, Part, Workload, mapped, micro_batches, to_device
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason=f"torch {torch.__version__} sees no CUDA device"
@@ -159,7 +159,7 @@ def test_a_divergence_on_a_device_is_noticed_without_asking_every_step() -> None
     stream = Stream()
     asked = []
 
-    class Part:
+    class NoModel(Part):
         module = None
         shapes = {}
         params = torch.full((3,), math.nan)
@@ -173,7 +173,7 @@ def test_a_divergence_on_a_device_is_noticed_without_asking_every_step() -> None
 
             return Loss(torch.tensor(math.nan))
 
-    part = TimedPart(Part(), timer=stream.timer())  # type: ignore[arg-type]
+    part = TimedPart(NoModel(), timer=stream.timer())  # type: ignore[arg-type]
     for _ in range(CHECK_EVERY - 1):
         part.gradient(None)  # type: ignore[arg-type]
     assert not asked
@@ -185,7 +185,7 @@ def test_a_divergence_on_a_device_is_noticed_without_asking_every_step() -> None
 def test_a_straggler_on_a_device_waits_for_its_work_and_then_as_long_again() -> None:
     stream = Stream()
 
-    class Part:
+    class NoModel(Part):
         module = None
         shapes = {}
         params = torch.zeros(3)
@@ -195,7 +195,7 @@ def test_a_straggler_on_a_device_waits_for_its_work_and_then_as_long_again() -> 
             stream.work(1.0)
             return 0.5
 
-    part = TimedPart(Part(), timer=stream.timer(), slow_down=2.0)  # type: ignore[arg-type]
+    part = TimedPart(NoModel(), timer=stream.timer(), slow_down=2.0)  # type: ignore[arg-type]
     assert part.gradient(None) == 0.5  # type: ignore[arg-type]
     assert stream.synchronised == 2, "before it begins, and when its work is done"
 

@@ -284,7 +284,7 @@ def _both(training: Training, *, first: Change, second: Change) -> Training:
     return second(first(training))
 
 
-class GivenGradient:
+class GivenGradient(Part):
     """A part whose gradient is not computed: `fill(grad, step)` writes it."""
 
     def __init__(self, part: Part, fill: Callable[[Tensor, int], None]) -> None:
@@ -294,13 +294,24 @@ class GivenGradient:
         self.module = part.module
         self.shapes = part.shapes
         self.params = part.params
-        self.infer = part.infer
-        self.wrap = part.wrap
-        self.backward = part.backward
 
     @property
     def grad(self) -> Tensor:
+        """The part's own gradient vector."""
         return self._part.grad
+
+    @grad.setter
+    def grad(self, value: Tensor) -> None:
+        self._part.grad = value
+
+    def infer(self, x: Tensor) -> Tensor:
+        return self._part.infer(x)
+
+    def wrap(self, wrapper: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+        self._part.wrap(wrapper)
+
+    def backward(self, batch: Batch) -> float:
+        return self._part.backward(batch)
 
     def gradient(
         self, batch: Batch, ready: Ready | None = None, until: Handle | None = None
