@@ -15,9 +15,11 @@ from typing import Protocol
 from benchsuite.comm import Comm
 from benchsuite.measure.beat import Phase
 from benchsuite.measure.device_time import DeviceTimer
+from benchsuite.sync import Work
 from benchsuite.worker.clock import Diverged
 from benchsuite.worker.rank_record import Measured
 from benchsuite.worker.setup import Training
+from benchsuite.workload import Batch
 
 
 class MeasuredPart(Protocol):
@@ -104,11 +106,7 @@ class Loop:
 
         while (work := strategy.next_index()) is not None:
             index, shard, num_shards = work
-            enter(Phase.DATA, self.step)
-            fetch = now()
-            # Step 2 of the article; where workers act they collect here.
-            batch = training.fetch(work)
-            data = now() - fetch
+            batch, data = self._fetch(work)
 
             enter(Phase.COMPUTE, self.step)
             try:
@@ -147,6 +145,16 @@ class Loop:
             self._snapshot(
                 measured, training.recipe.budget if strategy.apart else samples, last=True
             )
+
+    def _fetch(self, work: Work) -> tuple[Batch, int]:
+        """The batch of this work, and how long it took in ns.
+
+        Step 2 of the article; where workers act they collect here.
+        """
+        self.enter(Phase.DATA, self.step)
+        begin = self.comm.now_ns()
+        batch = self.training.fetch(work)
+        return batch, self.comm.now_ns() - begin
 
     def _consumed(self, number: int, num_shards: int) -> int:
         """Samples of the budget that all workers have used by this step, the `number`th shard's."""
