@@ -78,7 +78,8 @@ def _is_installed_for_editing(root: Path) -> bool:
     for finder in sys.meta_path:
         if finder is PathFinder:  # it looks through sys.path, which a fresh process has not
             continue
-        spec = finder.find_spec("benchsuite", None)
+        # All three arguments: asv's finder, which is there under `asv run`, has no default for one.
+        spec = finder.find_spec("benchsuite", None, None)
         if spec is not None and spec.origin == str(root / "benchsuite" / "__init__.py"):
             return True
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchsuite.analysis.costs import LARGEST_ERROR
 from benchsuite.measure.load import CONTENDED_ABOVE
+from benchsuite.plan import plugins
 from benchsuite.report import text
 
 SHOWN_WORKERS = (2, 8, 64)  # of the modelled table; the document has them all
@@ -32,9 +33,8 @@ def table(document: Document) -> str:
 
 
 def _measured(document: Document) -> Iterator[str]:
-    yield (
-        f"measured, one value per fresh launch: {document['workload']} {document['preset']}"
-    ).rstrip()
+    workload = plugins.stem(document["workload"])  # a path would not fit the line
+    yield f"measured, one value per fresh launch: {workload} {document['preset']}".rstrip()
     rows = [("", "median", "low .. high", "n", "")]
 
     for figure in document["quantities"]:
