@@ -122,7 +122,7 @@ def test_the_clone_comes_last_on_the_path_unless_another_benchsuite_is_there(
     path = [other.get(each, each) for each in given]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     place = str(ROOT / "benchsuite" / "__init__.py") if installed else "/elsewhere/__init__.py"
-    finder = SimpleNamespace(find_spec=lambda name, path: SimpleNamespace(origin=place))
+    finder = SimpleNamespace(find_spec=lambda name, path, target: SimpleNamespace(origin=place))
     monkeypatch.setattr(
         rank_imports, "sys", SimpleNamespace(meta_path=[rank_imports.PathFinder, finder])
     )
