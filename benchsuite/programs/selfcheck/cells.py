@@ -20,6 +20,7 @@ from benchsuite.measure.load import CpuMeter
 from benchsuite.plan.cell import Budget, Cell, resolve
 from benchsuite.programs.bars import Figure
 from benchsuite.programs.bench import Bench, Launch
+from benchsuite.programs.selfcheck.collectives import medians, ratios
 
 BASELINES = "benchsuite.programs.selfcheck.baseline_loops"
 RANKS = "benchsuite.programs.selfcheck.ranks"
@@ -248,7 +249,7 @@ def _beside(
         unit="",
         bar=bar,
         better="higher",
-        points=_ratios(theirs, ours),
+        points=ratios(theirs, ours),
         foreign=foreign,
         note=f"median step {statistics.median(theirs):.0f} us, ours "
         f"{statistics.median(ours):.0f} us",
@@ -259,7 +260,7 @@ def _beside(
         unit="",
         better="higher",
         foreign=foreign,
-        points=_ratios(their_cpu, our_cpu),
+        points=ratios(their_cpu, our_cpu),
     )
     yield Figure(
         item=item,
@@ -294,7 +295,7 @@ def ring(bench: Bench, effort: Effort) -> Iterator[Figure]:
 
     for size in effort.ring_repetitions:
         time_of = {
-            name: _medians(launches, f"{name} {size}") for name in ("ring", "native", "all_reduce")
+            name: medians(launches, f"{name} {size}") for name in ("ring", "native", "all_reduce")
         }
         where = f"2 ranks, {size / MIB:g} MiB"
 
@@ -309,7 +310,7 @@ def ring(bench: Bench, effort: Effort) -> Iterator[Figure]:
                 better="higher",
                 foreign=foreign,
                 bar=RING_BARS.get(size // MIB) if name == "all_reduce" else None,
-                points=_ratios(time_of[name], time_of["ring"]),
+                points=ratios(time_of[name], time_of["ring"]),
                 note=f"ring {statistics.median(time_of['ring']) / 1e6:.2f} ms",
             )
 
@@ -332,7 +333,7 @@ def server(bench: Bench, effort: Effort) -> Iterator[Figure]:
 
     for size in effort.server_updates:
         tickets, ordered = (
-            _medians(launches, f"{name} {size}") for name in ("tickets", "known order")
+            medians(launches, f"{name} {size}") for name in ("tickets", "known order")
         )
         yield Figure(
             item="server",
@@ -349,7 +350,7 @@ def server(bench: Bench, effort: Effort) -> Iterator[Figure]:
             better="higher",
             foreign=foreign,
             bar=SERVER_BARS.get(size),
-            points=_ratios(ordered, tickets),
+            points=ratios(ordered, tickets),
         )
 
 
@@ -363,18 +364,6 @@ def _launches(
     meter = CpuMeter()
     launches = [bench.launch(cell.with_seed(seed), entry, sizes) for seed in range(count)]
     return meter.read().foreign_share, launches
-
-
-def _medians(launches: Sequence[Launch], name: str) -> list[float]:
-    """Per launch the median over repetitions of the slowest rank's time."""
-    return [
-        float(np.median(np.array([rank[name] for rank in launch.ranks]).max(axis=0)))
-        for launch in launches
-    ]
-
-
-def _ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(numerator, denominator, strict=True)]
 
 
 CHECKS: Mapping[str, Callable[[Bench, Effort], Iterator[Figure]]] = {
